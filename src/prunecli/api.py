@@ -1,0 +1,125 @@
+"""The Python interface: prune a model, load a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from prunecli.checkpoint.manifest import Architecture, Manifest
+from prunecli.errors import MethodError, ModelError, unknown
+from prunecli.measure.forward import Inputs
+from prunecli.methods.registry import get_method
+from prunecli.models.foreign import recognise
+from prunecli.models.loading import restore
+from prunecli.pipeline.pruning import PruneReport, PruneResult, prune_model
+from prunecli.recipe.fields import fields_of
+
+_MANIFEST = "_prunecli_manifest"
+
+__all__ = ["PruneReport", "PruneResult", "load", "prune"]
+
+
+def prune(
+    model: nn.Module,
+    method: str = "l1",
+    *,
+    example_inputs: Inputs,
+    data: Iterable[Any] | None = None,
+    compensate: str = "none",
+    recalibrate: bool = False,
+    keep: Sequence[str] = (),
+    seed: int = 0,
+    **params: Any,
+) -> PruneResult:
+    """Removes channels from a copy of `model` and proves that the result is the masked original.
+
+    Args:
+        model: Any module; it is not changed.
+        method: "l1", "l2", "bn-scale", "random" or an installed method.
+        example_inputs: Inputs of a shape the model accepts: a tensor such as (1, 3, 224, 224), a tuple or a mapping.
+        data: Calibration batches: input tensors, or tuples that begin with one.
+        compensate: "none"; the weights that stay are left as they are.
+        recalibrate: Whether batch normalisation statistics are measured anew on `data`.
+        keep: Layer names or patterns whose output width stays.
+        seed: Seed of methods that draw random numbers.
+        **params: The method's parameters, for instance `ratio=0.5` and `scope="local"`.
+
+    Returns:
+        The pruned model with its manifest and report; `.save(path)` writes a checkpoint.
+
+    Raises:
+        MethodError: The method or a parameter is wrong, or nothing can be removed.
+        ModelError: The model cannot be traced.
+        VerificationError: The result is not the masked original.
+    """
+    if compensate != "none":
+        raise MethodError(unknown("compensation", compensate, ["none"]))
+    if recalibrate and data is None:
+        raise MethodError("recalibrate=True needs data: give calibration batches")
+    spec = get_method(method)
+    names = [field.name for field in fields_of(spec.params)]
+    for name in params:
+        if name not in names:
+            raise MethodError(unknown(f"parameter of {method}", name, names))
+    try:
+        checked = TypeAdapter(spec.params).validate_python(params)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise MethodError(
+            f"{place}: {first['msg'].replace('Input should be', 'has to be')} (got {first['input']!r})"
+        ) from error
+    manifest = getattr(model, _MANIFEST, None) or Manifest(architecture=recognise(model))
+    calibration = _inputs_of(data) if recalibrate and data is not None else None
+    result = prune_model(
+        model, manifest, method, checked, example_inputs, keep=keep, seed=seed, calibration=calibration
+    )
+    object.__setattr__(result.model, _MANIFEST, result.manifest)
+    return result
+
+
+def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Gives the network of a checkpoint back, bit by bit, in evaluation mode.
+
+    Args:
+        path: A file written by `PruneResult.save` or `prune ... -o`.
+        model: For a network of your own, not in the catalogue: a freshly built dense one. It is not changed.
+
+    Raises:
+        ModelError: The file is damaged, or belongs to another architecture.
+    """
+
+    def dense(architecture: Architecture) -> nn.Module:
+        if model is None:
+            raise ModelError(
+                f"{path}: holds a model of your own ({architecture.class_name}); give load() a freshly built one"
+            )
+        return copy.deepcopy(model)
+
+    file = Path(path)
+    if not file.is_file():
+        raise ModelError(f"{path}: no such file")
+    restored, manifest = restore(file, dense) if model is not None else _restore_catalogued(file, dense)
+    object.__setattr__(restored, _MANIFEST, manifest)
+    return restored
+
+
+def _restore_catalogued(file: Path, own: Any) -> tuple[nn.Module, Manifest]:
+    from prunecli.models.catalog import rebuild_dense
+
+    return restore(file, lambda architecture: rebuild_dense(architecture) if architecture.ref else own(architecture))
+
+
+def _inputs_of(data: Iterable[Any]) -> Iterator[Tensor]:
+    for batch in data:
+        if isinstance(batch, Tensor):
+            yield batch
+        elif isinstance(batch, Mapping) or not len(batch) or not isinstance(batch[0], Tensor):
+            raise MethodError("data: each batch has to be a tensor or a tuple that begins with one")
+        else:
+            yield batch[0]

@@ -1,0 +1,72 @@
+"""`prune compare`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prunecli.cli.lazy import make_command
+from prunecli.cli.method_command import option, overrides_from, shared_options, with_output
+from prunecli.cli.output import Output
+from prunecli.cli.stages import check_writable, reproducible_command
+
+OPTIONS = [
+    option("fail_if", str, "Exit with 3 if this holds, e.g. 'top1_drop > 1.0 or macs_ratio > 0.6'.", "--fail-if"),
+    option("markdown", bool, "Print a Markdown table.", "--markdown"),
+    option("csv", bool, "Print one line of plain numbers for each network.", "--csv"),
+    option("out", str, "File to write the comparison to (JSON).", "-o", "--out"),
+    option("force", bool, "Replace a file that exists.", "--force"),
+    option("rounds", int, "Paired timings of checkpoints.", default=30),
+    *shared_options(),
+]
+
+PathsArgument = Annotated[
+    list[Path], typer.Argument(metavar="BASELINE OTHER...", help="Reports of `prune eval`, or weights files.")
+]
+
+
+def run(output: Output, paths: PathsArgument, values: dict[str, Any]) -> None:
+    """Compares."""
+    from prunecli.recipe.loader import Document
+    from prunecli.recipe.resolve import resolve
+
+    plan = resolve(Document({}, "command line"), overrides_from(OPTIONS, values, 0))
+    if values["out"] is not None:
+        check_writable(Path(values["out"]), bool(values["force"]))
+    from prunecli.checkpoint.io import write_text_atomically
+    from prunecli.pipeline.comparing import compare_paths, judge
+    from prunecli.report.comparison import Gate
+    from prunecli.report.tables import comparison_table, plain_table
+
+    gate = Gate(values["fail_if"]) if values["fail_if"] is not None else None
+    comparison = compare_paths(
+        paths,
+        plan.recipe,
+        output,
+        rounds=values["rounds"] or 30,
+        command=reproducible_command(sys.argv[1:]),
+    )
+    document = comparison.model_dump_json(by_alias=True, indent=2) + "\n"
+    if values["out"] is not None:
+        write_text_atomically(Path(values["out"]), document)
+    output.document(comparison.model_dump(mode="json", by_alias=True))
+    if values["csv"]:
+        output.text(plain_table(comparison).to_csv())
+    elif values["markdown"]:
+        output.text(comparison_table(comparison).to_markdown())
+    else:
+        output.table(comparison_table(comparison))
+    for note in comparison.notes:
+        output.note(f"note: {note}")
+    judge(comparison, gate)
+
+
+def command() -> Any:
+    """The Typer command."""
+    summary = (
+        "Compare reports, or checkpoints, with the first one. Checkpoints are timed in turns, so their ratio is paired."
+    )
+    return make_command("compare", with_output(run, OPTIONS), summary)

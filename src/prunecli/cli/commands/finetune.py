@@ -1,0 +1,34 @@
+"""`prune finetune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prunecli.cli.lazy import make_command
+from prunecli.cli.method_command import options_of, with_output
+from prunecli.cli.output import Output
+from prunecli.cli.stages import ModelArgument, default_out, prepare, show_training, stage_options
+from prunecli.recipe.schema import FinetuneStage
+
+OPTIONS = [*options_of(FinetuneStage, ("stages", "STAGE"), skip=("stage",)), *stage_options("checkpoint")]
+
+
+def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
+    """Trains and saves."""
+    space = prepare(output, model, {"stage": "finetune"}, OPTIONS, values)
+    if space is None:
+        return
+    from prunecli.pipeline.stages import train_stage
+
+    force = bool(values["force"])
+    out = Path(values["out"]) if values["out"] else default_out(space, "finetuned", force)
+    stage = space.recipe.stages[0]
+    assert isinstance(stage, FinetuneStage)
+    show_training(output, train_stage(space, stage, out))
+
+
+def command() -> Any:
+    """The Typer command."""
+    summary = "Recover accuracy after pruning, optionally learning from the dense parent (--teacher parent)."
+    return make_command("finetune", with_output(run, OPTIONS), summary)

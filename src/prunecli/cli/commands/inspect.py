@@ -1,0 +1,107 @@
+"""`prune inspect`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prunecli.cli.lazy import make_command
+from prunecli.cli.method_command import option, plan_for_stage, with_output
+from prunecli.cli.output import Output
+from prunecli.recipe.fields import fields_of
+from prunecli.recipe.schema import DataSection, ModelSection
+
+if TYPE_CHECKING:
+    from prunecli.pipeline.inspecting import LayerInfo
+    from prunecli.pipeline.workspace import Workspace
+
+_DOCS = {field.name: field.doc for cls in (ModelSection, DataSection) for field in fields_of(cls)}
+OPTIONS = [
+    option("arch", str, _DOCS["ref"] + " Needed for foreign weights.", path=("model", "ref")),
+    option("image_size", int, _DOCS["image_size"], path=("data", "image_size")),
+    option("layers", bool, "List every layer, not only those that changed.", "--layers"),
+    option("manifest", bool, "Print the manifest as JSON and nothing else.", "--manifest"),
+]
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A weights file or a reference such as timm:resnet50.")
+]
+
+
+def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
+    """Shows what a file holds."""
+    from prunecli.pipeline.inspecting import layers_of
+    from prunecli.pipeline.workspace import Workspace
+
+    plan = plan_for_stage(model, {"stage": "eval"}, OPTIONS, values)
+    space = Workspace(plan.recipe, output)
+    loaded = space.model()
+    if values["manifest"]:
+        if output.mode == "json":
+            output.document(loaded.manifest.model_dump(mode="json", by_alias=True))
+        output.text(loaded.manifest.model_dump_json(by_alias=True, indent=2))
+        return
+    layers = layers_of(loaded, space.example())
+    output.document(
+        {
+            "model": loaded.manifest.architecture.model_dump(mode="json"),
+            "path": str(loaded.path) if loaded.path else None,
+            "sha256": loaded.sha256,
+            "input_shape": list(space.input_shape()),
+            "layers": [vars(layer) for layer in layers],
+            "manifest": loaded.manifest.model_dump(mode="json", by_alias=True),
+        }
+    )
+    _show(output, space, layers, bool(values["layers"]))
+
+
+def _show(output: Output, space: Workspace, layers: list[LayerInfo], everything: bool) -> None:
+    from prunecli.measure.counts import count_macs
+    from prunecli.report.tables import Table, count
+
+    loaded = space.model()
+    params, zeros = sum(layer.params for layer in layers), sum(layer.zeros for layer in layers)
+    changed = [layer for layer in layers if layer.shape != layer.dense_shape]
+    rows = [
+        ("architecture", loaded.manifest.architecture.ref),
+        ("input", "x".join(map(str, space.input_shape()))),
+        ("parameters", count(params)),
+        ("zeros", f"{100 * zeros / max(params, 1):.2f} %"),
+        ("MACs", count(count_macs(loaded.model, space.example()).total)),
+        ("layers changed", f"{len(changed)} of {len(layers)}"),
+        ("sha256", loaded.sha256 or "-"),
+    ]
+    output.table(Table(("figure", "value"), rows))
+    for number, step in enumerate(loaded.manifest.history, start=1):
+        data = f"{step.data['images']} images of {step.data['name']}" if step.data else "no data"
+        settings = step.settings if step.stage == "prune" else {}
+        method = f" {settings['method']} {settings['params']}" if settings else ""
+        rows = [("made with", step.command), ("seed", str(step.seed)), ("data", data)]
+        rows += [("parent", step.parent)] if step.parent else []
+        rows += [(key.replace("_", " "), _figure(value)) for key, value in step.figures.items()]
+        output.table(Table((f"{number}. {step.stage}", method.strip()), rows))
+    chosen = layers if everything else changed
+    if chosen:
+        body = [
+            (
+                layer.name,
+                layer.kind,
+                "x".join(map(str, layer.dense_shape)),
+                "x".join(map(str, layer.shape)),
+                count(layer.params),
+                f"{100 * layer.zeros / max(layer.params, 1):.1f} %",
+                count(layer.macs),
+            )
+            for layer in chosen
+        ]
+        output.table(Table(("layer", "kind", "dense", "now", "parameters", "zeros", "MACs"), body, numeric=(4, 5, 6)))
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def command() -> Any:
+    """The Typer command."""
+    return make_command("inspect", with_output(run, OPTIONS), "Show a network's layers, widths, sparsity and history.")

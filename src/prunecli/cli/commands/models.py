@@ -1,0 +1,34 @@
+"""`prune models`."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Annotated, Any
+
+import typer
+
+from prunecli.cli.lazy import make_command
+from prunecli.cli.method_command import with_output
+from prunecli.cli.output import Output
+from prunecli.errors import ModelError, unknown
+
+
+def run(
+    output: Output,
+    pattern: Annotated[str, typer.Argument(metavar="[PATTERN]", help="A part of the name, or a shell pattern.")] = "*",
+) -> None:
+    """Lists references."""
+    from prunecli.models.references import known_references
+
+    wanted = pattern if any(mark in pattern for mark in "*?[") else f"*{pattern}*"
+    known = known_references()
+    found = [ref for ref in known if fnmatchcase(ref, wanted)]
+    if not found:
+        raise ModelError(unknown("architecture", pattern, known, see="prune models"))
+    output.document(found)
+    output.text("\n".join(found))
+
+
+def command() -> Any:
+    """The Typer command."""
+    return make_command("models", with_output(run), "List the architectures that can be built, as source:name.")

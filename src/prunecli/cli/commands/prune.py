@@ -1,0 +1,55 @@
+"""`prune prune`, and one verb for each method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prunecli.cli.lazy import make_command
+from prunecli.cli.method_command import OptionSpec, options_of, with_output
+from prunecli.cli.output import Output
+from prunecli.cli.stages import ModelArgument, default_out, prepare, show_pruning, stage_options
+from prunecli.methods.registry import get_method
+from prunecli.methods.spec import MethodSpec
+from prunecli.recipe.schema import PruneStage
+
+
+def command() -> Any:
+    """`prune prune MODEL --method NAME`: the parameters are those that structural methods share."""
+    from prunecli.methods.params import StructuralParams
+
+    specs = _options(StructuralParams, skip=())
+    return make_command("prune", with_output(_runner(None, specs), specs), "Prune a network with any method.")
+
+
+def method_command(name: str) -> Any:
+    """`prune NAME MODEL`."""
+    spec = get_method(name)
+    options = _options(spec.params, skip=("method",))
+    epilog = f"Paper: {spec.paper}" if spec.paper else None
+    return make_command(name, with_output(_runner(spec, options), options), spec.summary, epilog)
+
+
+def _options(params: type[Any], skip: tuple[str, ...]) -> list[OptionSpec]:
+    return [
+        *options_of(params, ("stages", "STAGE", "params")),
+        *options_of(PruneStage, ("stages", "STAGE"), skip=("stage", "params", *skip)),
+        *stage_options("checkpoint"),
+    ]
+
+
+def _runner(spec: MethodSpec | None, options: list[OptionSpec]) -> Any:
+    def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
+        stage = {"stage": "prune"} if spec is None else {"stage": "prune", "method": spec.name}
+        space = prepare(output, model, stage, options, values)
+        if space is None:
+            return
+        from prunecli.pipeline.stages import prune_stage
+
+        chosen = space.recipe.stages[0]
+        assert isinstance(chosen, PruneStage)
+        force = bool(values["force"])
+        out = Path(values["out"]) if values["out"] else default_out(space, chosen.method, force)
+        show_pruning(output, prune_stage(space, chosen, out))
+
+    return run

@@ -1,0 +1,135 @@
+"""`prune recipe check|show|schema|new`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prunecli.cli.lazy import Verb, make_command, make_group
+from prunecli.cli.method_command import option, overrides_from, with_output
+from prunecli.cli.output import Output
+from prunecli.cli.stages import check_writable, show_plan
+
+SHOW_OPTIONS = [option("set_values", list[str], "Set a value first: KEY=VALUE.", "--set")]
+
+_TEMPLATE = """\
+# yaml-language-server: $schema={schema}
+# Check it with `prune recipe check`, see every value with `prune recipe show`, run it with `prune run`.
+version: 1
+model:
+  ref: {ref}
+data:
+  name: {data}
+seed: 0
+stages:
+  - {{stage: train, epochs: 10, lr: 0.05}}
+  - {{stage: eval}}
+  - {{stage: prune, method: {method}, params: {{ratio: 0.5}}}}
+  - {{stage: finetune, epochs: 5}}
+  - {{stage: eval}}
+  - {{stage: compare, fail_if: top1_drop > 2.0}}
+"""
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe.")]
+
+
+def check(
+    output: Output, recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="YAML recipes.")]
+) -> None:
+    """Reads each recipe and says whether it can be run."""
+    from prunecli.pipeline.run import check_plan
+    from prunecli.recipe.resolve import load_plan
+
+    for path in recipes:
+        check_plan(load_plan(path))
+        output.text(f"{path}: ok")
+    output.document({"ok": [str(path) for path in recipes]})
+
+
+def show(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None:
+    """Every value and where it comes from."""
+    from prunecli.recipe.resolve import load_plan
+
+    show_plan(output, load_plan(recipe, overrides_from(SHOW_OPTIONS, values, 0)))
+
+
+def schema(
+    output: Output, out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write it to.")] = None
+) -> None:
+    """The JSON schema of recipes."""
+    import json
+
+    from prunecli.recipe.resolve import recipe_json_schema
+
+    document = recipe_json_schema()
+    _deliver(output, json.dumps(document, indent=2) + "\n", document, out, force=True)
+
+
+def new(
+    output: Output,
+    out: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="File to write; default: standard output.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Architecture as source:name.")] = "cifar:resnet20",
+    data: Annotated[str, typer.Option(help="Data set.")] = "digits",
+    method: Annotated[str, typer.Option(help="Pruning method.")] = "l1",
+) -> None:
+    """Writes a recipe to start from."""
+    from prunecli.models.catalog import split_reference
+    from prunecli.recipe.loader import parse_yaml
+    from prunecli.recipe.resolve import resolve
+
+    split_reference(model)
+    text = _TEMPLATE.format(schema="prune.schema.json", ref=model, data=data, method=method)
+    document = parse_yaml(text, "new recipe")
+    resolve(document)
+    _deliver(output, text, document.data, out, force=False)
+
+
+def _deliver(output: Output, text: str, document: Any, out: Path | None, *, force: bool) -> None:
+    if out is None:
+        output.document(document)
+        output.text(text)
+        return
+    check_writable(out, force)
+    from prunecli.checkpoint.io import write_text_atomically
+
+    write_text_atomically(out, text)
+    output.document({"wrote": str(out)})
+    output.note(f"wrote {out}")
+
+
+VERBS = {
+    "check": Verb(
+        "Say whether recipes can be run.",
+        "Commands",
+        lambda: make_command("check", with_output(check), "Read recipes and say whether they can be run."),
+    ),
+    "show": Verb(
+        "Print every value and its origin.",
+        "Commands",
+        lambda: make_command("show", with_output(show, SHOW_OPTIONS), "Print every value of a recipe and its origin."),
+    ),
+    "schema": Verb(
+        "Print the JSON schema, for editors.",
+        "Commands",
+        lambda: make_command("schema", with_output(schema), "Print the JSON schema of recipes, for editors."),
+    ),
+    "new": Verb(
+        "Write a recipe to start from.",
+        "Commands",
+        lambda: make_command("new", with_output(new), "Write a recipe to start from."),
+    ),
+}
+
+
+def command() -> Any:
+    """The Typer group."""
+
+    def recipe(ctx: typer.Context) -> None:
+        if ctx.invoked_subcommand is None:
+            print(ctx.get_help())
+
+    return make_group("recipe", VERBS, recipe, "Check, show, describe or start a recipe.")

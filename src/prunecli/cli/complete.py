@@ -1,0 +1,262 @@
+"""Tab completion for bash, zsh and fish.
+
+The scripts ask `prune` itself, with `_PRUNE_COMPLETE` set and the words of the line in the environment, one to a line.
+Answering imports nothing heavier than Typer.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prunecli.recipe.schema import MEASUREMENTS
+
+Candidate = tuple[str, str]
+"""A word and what it means (or nothing)."""
+
+_BASH = """\
+# Tab completion of prune for bash. Made by `prune completion bash`.
+_prune_completion() {
+    local IFS=$'\\n'
+    COMPREPLY=( $(env _PRUNE_COMPLETE=complete_bash COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD="$COMP_CWORD" \\
+        prune 2>/dev/null) )
+    if [ "${#COMPREPLY[@]}" -eq 1 ]; then
+        case "${COMPREPLY[0]}" in */ | *:) compopt -o nospace 2>/dev/null ;; esac
+    fi
+}
+complete -F _prune_completion prune
+"""
+
+_ZSH = """\
+#compdef prune
+# Tab completion of prune for zsh. Made by `prune completion zsh`.
+_prune() {
+    local line word typed="${(pj:\\n:)words[1,CURRENT]}"
+    local -a whole open
+    for line in "${(@f)$(env _PRUNE_COMPLETE=complete_zsh _PRUNE_WORDS="$typed" prune 2>/dev/null)}"; do
+        [[ -z $line ]] && continue
+        word=${line%%$'\\t'*}
+        if [[ $word == */ || $word == *: ]]; then
+            open+=("$word")
+        else
+            whole+=("${word//:/\\\\:}${${line#$word}/$'\\t'/:}")
+        fi
+    done
+    (( $#open )) && compadd -S '' -- $open
+    (( $#whole )) && _describe -t values 'prune' whole
+}
+if [[ $funcstack[1] == _prune ]]; then
+    _prune "$@"
+else
+    compdef _prune prune
+fi
+"""
+
+_FISH = """\
+# Tab completion of prune for fish. Made by `prune completion fish`.
+function __prune_complete
+    set -lx _PRUNE_COMPLETE complete_fish
+    set -lx _PRUNE_WORDS (string join \\n -- (commandline -opc) (commandline -ct) | string collect -N)
+    prune 2>/dev/null
+end
+complete --command prune --no-files --arguments '(__prune_complete)'
+"""
+
+_SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
+_PLACES = {
+    "bash": "~/.local/share/bash-completion/completions/prune",
+    "zsh": "~/.zfunc/_prune",
+    "fish": "~/.config/fish/completions/prune.fish",
+}
+_WEIGHTS = (".safetensors", ".pt", ".pth", ".th", ".bin", ".ckpt")
+_RECIPES = (".yaml", ".yml")
+
+
+def script(shell: str) -> str:
+    """The completion script of a shell."""
+    return _SCRIPTS[shell]
+
+
+def install_path(shell: str) -> Path:
+    """Where a shell looks for a user's completions."""
+    return Path(_PLACES[shell]).expanduser()
+
+
+def answer(environment: Mapping[str, str]) -> int:
+    """Prints the candidates for the line in the environment, one to a line; never fails."""
+    shell = environment["_PRUNE_COMPLETE"].removeprefix("complete_")
+    try:
+        words, cut = _words(shell, environment)
+        for word, meaning in complete(words):
+            text = word[cut:]
+            print(text if shell == "bash" or not meaning else f"{text}\t{meaning}")
+        sys.stdout.flush()
+    except Exception:  # a broken file name or a half-typed line must not print into the prompt
+        return 1
+    return 0
+
+
+def complete(words: Sequence[str]) -> list[Candidate]:
+    """What may stand in place of the last word.
+
+    Args:
+        words: The line up to the cursor, beginning with "prune"; the last word may be empty or incomplete.
+    """
+    from prunecli.cli.app import root
+
+    *before, current = words[1:] if len(words) > 1 else [""]
+    group: Any = root()
+    while hasattr(group, "verbs"):
+        place = next((i for i, word in enumerate(before) if not word.startswith("-")), None)
+        if place is None:
+            verbs = [(name, verb.summary) for name, verb in group.verbs.items()]
+            return _matching([*verbs, ("--help", "Show help."), *_root_options(group)], current)
+        found = group.get_command(None, before[place])
+        if found is None:
+            return []
+        group, before = found, before[place + 1 :]
+    return _complete_command(group, before, current)
+
+
+def _root_options(group: Any) -> list[Candidate]:
+    return [("--version", "Print the version.")] if group.name == "prune" else []
+
+
+def _complete_command(command: Any, before: Sequence[str], current: str) -> list[Candidate]:
+    from prunecli.cli.lazy import option_choices, option_names
+
+    options = option_names(command)
+    name, equals, value = current.partition("=")
+    if equals and name in options:
+        return [(f"{name}={word}", text) for word, text in _values(options[name], value, option_choices)]
+    positional = 0
+    pending = None
+    for word in before:
+        if pending is not None:
+            pending = None
+        elif word in options:
+            pending = None if options[word].is_flag else options[word]
+        elif not word.startswith("-"):
+            positional += 1
+    if pending is not None:
+        return _values(pending, current, option_choices)
+    if current.startswith("-"):
+        listed = [(spelling, _first_sentence(option.help)) for spelling, option in options.items()]
+        return _matching([*listed, ("--help", "Show help.")], current)
+    arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
+    if not arguments or (positional >= len(arguments) and arguments[-1].nargs != -1):
+        return []
+    return _argument_values(command.name, arguments[min(positional, len(arguments) - 1)].name, current)
+
+
+def _argument_values(command: str, argument: str, current: str) -> list[Candidate]:
+    if argument in ("recipe", "recipes"):
+        return _files(current, _RECIPES)
+    if argument == "paths":
+        return _files(current, (*_WEIGHTS, ".json"))
+    if argument == "shell":
+        return _matching([(shell, "") for shell in _SCRIPTS], current)
+    if argument == "pattern":
+        return _references(current)
+    if argument == "model":
+        recipes = () if command == "inspect" else _RECIPES
+        return [*_files(current, (*_WEIGHTS, *recipes)), *_references(current)]
+    return _files(current, None)
+
+
+def _values(option: Any, current: str, choices: Callable[[Any], list[str]]) -> list[Candidate]:
+    few = choices(option)
+    if few:
+        return _matching([(choice, "") for choice in few], current)
+    name = option.name
+    if name in ("arch", "model"):
+        return _references(current)
+    if name == "method":
+        from prunecli.methods.registry import all_methods
+
+        return _matching([(spec.name, spec.summary) for spec in all_methods().values()], current)
+    if name == "data":
+        return _data_sets(current)
+    if name == "measure":
+        return _matching([(figure, "") for figure in MEASUREMENTS], current)
+    if name == "device":
+        return _matching([(device, "") for device in ("auto", "cpu", "cuda", "mps")], current)
+    if name == "teacher":
+        return [*_matching([("parent", "The network that was pruned.")], current), *_files(current, _WEIGHTS)]
+    if name in ("data_root", "output"):
+        return _files(current, ())
+    return _files(current, None) if name == "out" else []
+
+
+def _data_sets(current: str) -> list[Candidate]:
+    from prunecli.data.catalog import DATASETS, PREFIXES
+
+    prefix, colon, path = current.partition(":")
+    if colon and prefix in PREFIXES:
+        wanted = (".npz",) if prefix == "npz" else ()
+        return [(f"{prefix}:{file}", text) for file, text in _files(path, wanted)]
+    names = [(name, text) for name, (_, text) in DATASETS.items()]
+    return _matching([*names, *((f"{name}:", text) for name, (_, text) in PREFIXES.items())], current)
+
+
+def _references(current: str) -> list[Candidate]:
+    """Sources first; names once a source is typed, as there are more than a thousand."""
+    from prunecli.models.references import known_references
+
+    references = known_references()
+    if ":" not in current:
+        sources = dict.fromkeys(reference.partition(":")[0] + ":" for reference in references)
+        return _matching([(source, "") for source in sources], current)
+    return _matching([(reference, "") for reference in references], current)
+
+
+def _files(current: str, suffixes: tuple[str, ...] | None) -> list[Candidate]:
+    """Files with one of `suffixes` (None: any) and folders that begin with `current`."""
+    head, slash, start = current.rpartition("/")
+    folder = Path(head + slash).expanduser() if slash else Path()
+    found: list[Candidate] = []
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        return []
+    for entry in entries:
+        if not entry.name.startswith(start) or (entry.name.startswith(".") and not start.startswith(".")):
+            continue
+        if entry.is_dir():
+            found.append((f"{head}{slash}{entry.name}/", ""))
+        elif suffixes is None or entry.suffix in suffixes:
+            found.append((f"{head}{slash}{entry.name}", ""))
+    return found
+
+
+def _words(shell: str, environment: Mapping[str, str]) -> tuple[list[str], int]:
+    """The line's words up to the cursor, and how much of the last one the shell has already put aside."""
+    if shell != "bash":
+        return environment["_PRUNE_WORDS"].split("\n"), 0
+    raw = environment["COMP_WORDS"]
+    pieces = raw.split("\n") if "\n" in raw else raw.split(" ")
+    cursor = int(environment["COMP_CWORD"])
+    pieces = [*pieces[: cursor + 1], *[""] * (cursor + 1 - len(pieces))]
+    # bash breaks words at ":" and "="; put them together again, and give back only what follows the last break.
+    words: list[str] = []
+    cut = 0
+    glue = False
+    for place, piece in enumerate(pieces):
+        if words and place > 1 and (piece in (":", "=") or glue):
+            cut = len(words[-1]) + (1 if piece in (":", "=") else 0)
+            words[-1] += piece
+        else:
+            words.append(piece)
+            cut = 0
+        glue = piece in (":", "=")
+    return words, cut
+
+
+def _matching(candidates: Iterable[Candidate], current: str) -> list[Candidate]:
+    return [candidate for candidate in candidates if candidate[0].startswith(current)]
+
+
+def _first_sentence(text: str | None) -> str:
+    return " ".join((text or "").split()).split(". ")[0].rstrip(".")

@@ -1,0 +1,186 @@
+"""From dataclass fields to options, and from options back to a plan. Torch- and pydantic-free until a command runs."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+
+import typer
+
+from prunecli.cli.output import Output
+from prunecli.errors import RecipeError
+from prunecli.recipe.fields import FieldInfo, fields_of
+from prunecli.recipe.schema import DataSection, ModelSection, Recipe
+
+if TYPE_CHECKING:
+    from prunecli.recipe.resolve import Override, Plan
+
+RecipePath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class OptionSpec:
+    """One option: the parameter it becomes, and the place in a recipe that it sets (None: not a recipe value)."""
+
+    name: str
+    parameter: inspect.Parameter
+    path: RecipePath | None = None
+
+
+def option(
+    name: str, kind: Any, doc: str, *flags: str, default: Any = None, path: RecipePath | None = None
+) -> OptionSpec:
+    """An option that is None unless it is given.
+
+    Args:
+        name: Parameter name; the flag is the name with dashes unless `flags` say otherwise.
+        kind: Type of the value.
+        doc: Help.
+        *flags: Spellings.
+        default: What help says the default is.
+        path: Recipe value that it sets.
+    """
+    flag = "--" + name.replace("_", "-")
+    spellings = flags or ((f"{flag}/--no-{flag[2:]}",) if kind is bool else (flag,))
+    shown = doc if default is None or default in ("", ()) else f"{doc} [default: {_shown(default)}]"
+    annotation = Annotated[kind | None, typer.Option(*spellings, help=shown, show_default=False)]
+    parameter = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    return OptionSpec(name, parameter, path)
+
+
+def options_of(
+    cls: type[Any], path: RecipePath, *, only: Sequence[str] = (), skip: Sequence[str] = ()
+) -> list[OptionSpec]:
+    """One option for each field of a dataclass, setting the recipe values below `path`."""
+    return [
+        option(field.name, _option_type(field), field.doc, default=field.default, path=(*path, field.name))
+        for field in fields_of(cls)
+        if (not only or field.name in only) and field.name not in skip
+    ]
+
+
+def shared_options() -> list[OptionSpec]:
+    """Options of every stage that set the model, the data and the run."""
+    model = {field.name: field for field in fields_of(ModelSection)}
+    data = {field.name: field for field in fields_of(DataSection)}
+    return [
+        option("arch", str, model["ref"].doc + " Needed for foreign weights.", path=("model", "ref")),
+        *options_of(ModelSection, ("model",), only=("pretrained",)),
+        option("data", str, data["name"].doc, path=("data", "name")),
+        option("data_root", str, data["root"].doc, path=("data", "root")),
+        *options_of(DataSection, ("data",), skip=("name", "root")),
+        *options_of(Recipe, (), only=("seed", "device", "threads")),
+        option("set_values", list[str], "Set any recipe value: KEY=VALUE, for instance data.workers=2.", "--set"),
+    ]
+
+
+OUTPUT_OPTIONS = [
+    option("json", bool, "Print one JSON document.", "--json"),
+    option("quiet", bool, "Print results only.", "--quiet", "-q"),
+    option("debug", bool, "Show the traceback of an error.", "--debug"),
+]
+
+
+def with_output(function: Callable[..., None], specs: Sequence[OptionSpec] = ()) -> Callable[..., None]:
+    """Gives a command function its options and an `Output` made from --json, --quiet and --debug.
+
+    Args:
+        function: Called as function(output, **values). Its own annotated parameters after `output` become options.
+        specs: Options beyond those of its signature; their values come in as one dictionary, `values`.
+    """
+    signature = inspect.signature(function, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.name not in ("output", "values")]
+    parameters = [*own, *(spec.parameter for spec in specs), *(spec.parameter for spec in OUTPUT_OPTIONS)]
+    generated = {spec.name for spec in specs}
+
+    def command(**given: Any) -> None:
+        from prunecli.cli.app import use_output
+
+        mode = "json" if given.pop("json") else "human"
+        if given.pop("quiet") and mode == "human":
+            mode = "quiet"
+        output = Output(mode, debug=bool(given.pop("debug")))  # type: ignore[arg-type]
+        use_output(output)
+        values = {name: given.pop(name) for name in list(given) if name in generated}
+        if specs:
+            given["values"] = values
+        function(output, **given)
+
+    ordered = sorted(parameters, key=lambda p: p.kind)
+    command.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in ordered}
+    return command
+
+
+def overrides_from(specs: Sequence[OptionSpec], values: dict[str, Any], stage_index: int) -> list[Override]:
+    """What the given flags set, --set first, so that a flag of its own wins."""
+    from prunecli.recipe.resolve import Override, parse_set
+
+    overrides = [parse_set(text) for text in values.get("set_values") or ()]
+    for spec in specs:
+        value = values.get(spec.name)
+        if spec.path is None or value is None:
+            continue
+        path = tuple(stage_index if part == "STAGE" else part for part in spec.path)
+        overrides.append(Override(path, value, "--" + spec.name.replace("_", "-")))
+    return overrides
+
+
+def plan_for_stage(model: str, stage: dict[str, Any], specs: Sequence[OptionSpec], values: dict[str, Any]) -> Plan:
+    """The plan of one stage, from a recipe that contains it or from flags alone.
+
+    Args:
+        model: A weights file, a reference, or a recipe.
+        stage: At least {"stage": name}; what the verb itself fixes.
+        specs: The verb's options.
+        values: Their values.
+
+    Raises:
+        RecipeError: The recipe has no such stage, or several.
+    """
+    from dataclasses import replace
+
+    from prunecli.recipe.loader import Document, load_yaml
+    from prunecli.recipe.resolve import resolve
+
+    if Path(model).suffix not in (".yaml", ".yml"):
+        reference = ":" in model and not Path(model).exists()
+        section = {"ref" if reference else "weights": model}
+        if reference and values.get("arch") is not None:
+            raise RecipeError(f"--arch is for weights files; {model} already is an architecture")
+        document = Document({"model": section, "stages": [stage]}, "command line")
+        return resolve(document, overrides_from(specs, values, 0))
+    document = load_yaml(Path(model))
+    draft = resolve(document)
+    places = [
+        place
+        for place, found in enumerate(draft.recipe.stages)
+        if found.stage == stage["stage"]
+        and getattr(found, "method", None) == stage.get("method", getattr(found, "method", None))
+    ]
+    if len(places) != 1:
+        count = f"{len(places)} stages" if places else "no stage"
+        raise RecipeError(f"{model}: has {count} `{stage['stage']}`; use `prune run`, or a recipe with just one")
+    plan = resolve(document, overrides_from(specs, values, places[0]))
+    return replace(plan, recipe=replace(plan.recipe, stages=(plan.recipe.stages[places[0]],)))
+
+
+def _option_type(field: FieldInfo) -> Any:
+    kind = field.type
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = next(part for part in get_args(kind) if part is not type(None))
+    if get_origin(kind) is tuple:
+        kind = list[str]  # Typer takes no lists of choices; the plan checks them
+    return kind
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,125 @@
+"""The one place where anything is printed: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from prunecli.pipeline.sink import Advance
+    from prunecli.report.tables import Table
+
+Mode = Literal["human", "json", "quiet"]
+
+
+class Output:
+    """A sink with three modes: human, json (one document) and quiet (results only, no notes).
+
+    Args:
+        mode: What to print.
+        debug: Whether errors come with a traceback.
+    """
+
+    def __init__(self, mode: Mode = "human", *, debug: bool = False) -> None:
+        self.mode, self.debug = mode, debug
+        self._console: Console | None = None
+
+    def note(self, text: str) -> None:
+        """One line on stderr, human mode only."""
+        if self.mode == "human":
+            self._err(text)
+
+    def warn(self, text: str) -> None:
+        """One line on stderr, except in quiet mode."""
+        if self.mode != "quiet":
+            self._err(f"warning: {text}")
+
+    def table(self, table: Table) -> None:
+        """A table on stdout: drawn on a terminal, tab-separated elsewhere; nothing is cut off."""
+        if self.mode == "json":
+            return
+        if not sys.stdout.isatty():
+            rows = [table.columns, *table.rows]
+            print("\n".join("\t".join(" ".join(cell.split()) for cell in row) for row in rows))
+            return
+        from rich import box
+        from rich.table import Table as RichTable
+
+        drawn = RichTable(title=table.title or None, box=box.SIMPLE_HEAD, title_justify="left", show_edge=False)
+        for place, column in enumerate(table.columns):
+            drawn.add_column(column, justify="right" if place in table.numeric else "left", overflow="fold")
+        for row in table.rows:
+            drawn.add_row(*(_plain(cell) for cell in row))
+        _console(sys.stdout).print(drawn)
+
+    def text(self, text: str) -> None:
+        """Text on stdout as it is: what the user asked for in human and quiet mode."""
+        if self.mode != "json":
+            sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+    def document(self, document: Any) -> None:
+        """The one JSON document on stdout, json mode only."""
+        if self.mode == "json":
+            print(json.dumps(document, indent=2, allow_nan=False))
+
+    def error(self, message: str, code: int, kind: str) -> None:
+        """One line on stderr, or the JSON document of a failed command."""
+        if self.mode == "json":
+            self.document({"error": {"type": kind, "message": message, "exit_code": code}})
+        else:
+            print(f"error: {message}", file=sys.stderr)
+
+    @contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Advance]:
+        """A live bar on a terminal; elsewhere the notes are the progress."""
+        if self.mode != "human" or not _interactive(sys.stderr):
+            yield lambda done, text: None
+            return
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        with Progress(*columns, console=_console(sys.stderr), transient=True) as bar:
+            task = bar.add_task(title, total=total, text="")
+            self._console = bar.console
+            try:
+                yield lambda done, text: bar.update(task, completed=done, text=text)
+            finally:
+                self._console = None
+
+    def _err(self, text: str) -> None:
+        if self._console is not None:  # a bar is drawn: print above it
+            self._console.print(_plain(text), soft_wrap=True)
+        else:
+            print(text, file=sys.stderr)
+
+
+def _plain(text: str) -> Any:
+    from rich.text import Text
+
+    return Text(text)
+
+
+def _interactive(stream: IO[str]) -> bool:
+    """Whether escape codes may be written: a terminal, and nobody asked for none."""
+    return stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+def _console(stream: IO[str]) -> Console:
+    from rich.console import Console
+
+    live = _interactive(stream)
+    # Some environment variables make rich write escape codes into files; only a terminal decides here.
+    return Console(file=stream, force_terminal=live, color_system="auto" if live else None, highlight=False)

@@ -1,0 +1,181 @@
+"""What the stage verbs share: options, dry runs, where results go, what is shown."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prunecli.cli.method_command import OptionSpec, option, plan_for_stage, shared_options
+from prunecli.cli.output import Output
+from prunecli.errors import RecipeError
+
+if TYPE_CHECKING:
+    from prunecli.pipeline.stages import PruneOutcome, TrainOutcome
+    from prunecli.pipeline.workspace import Workspace
+    from prunecli.recipe.resolve import Plan
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A weights file, a reference such as timm:resnet50, or a recipe.")
+]
+
+
+def stage_options(result: str) -> list[OptionSpec]:
+    """Options of every stage verb; `result` says what -o names."""
+    return [
+        option("out", str, f"File to write the {result} to.", "-o", "--out"),
+        option("force", bool, "Replace a file that exists.", "--force"),
+        option("dry_run", bool, "Print the plan and where each value comes from; do nothing.", "--dry-run"),
+        *shared_options(),
+    ]
+
+
+def prepare(
+    output: Output, model: str, stage: dict[str, Any], specs: Sequence[OptionSpec], values: dict[str, Any]
+) -> Workspace | None:
+    """Resolves the plan and opens a workspace; None when it was a dry run."""
+    plan = plan_for_stage(model, stage, specs, values)
+    if values.get("dry_run"):
+        show_plan(output, plan)
+        return None
+    if values.get("out") is not None:
+        check_writable(Path(values["out"]), bool(values.get("force")))
+    from prunecli.pipeline.workspace import Workspace
+
+    return Workspace(plan.recipe, output, command=reproducible_command(sys.argv[1:]))
+
+
+def show_plan(output: Output, plan: Plan) -> None:
+    """Every value and its origin."""
+    from prunecli.report.tables import Table
+
+    rows = plan.rows()
+    output.document([{"key": key, "value": value, "origin": origin} for key, value, origin in rows])
+    output.table(Table(("key", "value", "from"), [(key, _shown(value), origin) for key, value, origin in rows]))
+
+
+def check_writable(path: Path, force: bool) -> None:
+    """Refuses to replace a file unasked, before any work is done.
+
+    Raises:
+        RecipeError: The file exists, or the path is a directory.
+    """
+    if path.is_dir():
+        raise RecipeError(f"{path}: is a directory; -o takes the name of a file")
+    if path.exists() and not force:
+        raise RecipeError(f"{path}: exists; add --force to replace it, or choose another name with -o")
+    parent = path.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise RecipeError(f"{path}: {parent} is not a directory; choose another name with -o")
+
+
+def default_out(space: Workspace, suffix: str, force: bool) -> Path:
+    """A file name beside nothing of the user's: the model's name and what was done to it."""
+    weights = space.recipe.model.weights
+    stem = Path(weights).stem if weights else (space.recipe.model.ref or "model").replace(":", "-")
+    path = Path(f"{stem}-{suffix}.safetensors")
+    check_writable(path, force)
+    return path
+
+
+def reproducible_command(argv: Sequence[str]) -> str:
+    """The command line without the options that only say where output goes."""
+    kept: list[str] = []
+    skip = False
+    for word in argv:
+        if skip:
+            skip = False
+        elif word in ("-o", "--out", "--output"):
+            skip = True
+        elif not word.startswith(("-o=", "--out=", "--output=")) and word not in ("--force", "--json", "-q", "--quiet"):
+            kept.append(word)
+    return shlex.join(["prune", *kept])
+
+
+def show_training(output: Output, outcome: TrainOutcome) -> None:
+    """What training came to."""
+    from dataclasses import asdict
+
+    from prunecli.report.tables import Table, fixed
+
+    chosen = outcome.chosen
+    validation = chosen.validation
+    output.document(
+        {
+            "checkpoint": str(outcome.path),
+            "metrics_log": str(outcome.metrics_path),
+            "chosen_epoch": outcome.result.chosen,
+            "epochs": [asdict(epoch) for epoch in outcome.result.epochs],
+        }
+    )
+    output.table(
+        Table(
+            ("figure", "value"),
+            [
+                ("epoch kept", f"{chosen.epoch} of {len(outcome.result.epochs)}"),
+                ("training loss", fixed(chosen.loss, 4)),
+                ("validation top-1", fixed(validation.top1 if validation else None, unit=" %")),
+                ("validation loss", fixed(validation.loss if validation else None, 4)),
+                ("checkpoint", str(outcome.path)),
+                ("metrics", str(outcome.metrics_path)),
+            ],
+        )
+    )
+
+
+def show_pruning(output: Output, outcome: PruneOutcome) -> None:
+    """What pruning removed, what it left and why."""
+    from prunecli.report.tables import Table, count, fixed
+
+    report, timing = outcome.report, outcome.timing
+    ratio, interval = timing.ratios[1], timing.ratio_intervals[1]
+    output.document(
+        {
+            "checkpoint": str(outcome.path),
+            **report.to_dict(),
+            "latency_ms_before": timing.timings[0].median,
+            "latency_ms_after": timing.timings[1].median,
+            "latency_ratio": ratio,
+            "latency_ratio_interval": list(interval),
+        }
+    )
+    before, after = report.params_before, report.params_after
+    macs_before, macs_after = report.macs_before.total, report.macs_after.total
+    rows = [
+        ("channels removed", fixed(100 * report.requested, 1, " % asked"), fixed(100 * report.achieved, 1, " %"), ""),
+        ("parameters", count(before), count(after), f"x{after / before:.3f}"),
+        ("MACs", count(macs_before), count(macs_after), f"x{macs_after / max(macs_before, 1):.3f}"),
+        (
+            "latency",
+            f"{timing.timings[0].median:.2f} ms",
+            f"{timing.timings[1].median:.2f} ms",
+            f"x{ratio:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]",
+        ),
+        ("difference to masked original", "", f"{report.verify_error:.1e}", "verified"),
+    ]
+    output.table(Table(("figure", "before", "after", "ratio"), rows))
+    if report.untouched:
+        reasons: dict[str, list[str]] = {}
+        for entry in report.untouched:
+            reasons.setdefault(entry.reason, []).append(entry.name)
+        output.table(
+            Table(
+                ("layers left alone", "why", "which"),
+                [(str(len(names)), reason, ", ".join(names)) for reason, names in reasons.items()],
+                title="",
+                numeric=(0,),
+            )
+        )
+    output.note(f"saved {outcome.path}")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

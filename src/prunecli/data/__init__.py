@@ -1,0 +1,1 @@
+"""Image data sets: one file per kind, found through `prunecli.data.catalog`."""

@@ -1,0 +1,55 @@
+"""All data sets by name. A new one is a file with a `load` function and one line here."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prunecli.errors import DataError, unknown
+
+if TYPE_CHECKING:
+    from prunecli.data.splits import ImageData
+
+DATASETS: dict[str, tuple[str, str]] = {
+    "digits": ("prunecli.data.digits", "1,797 digits of 8x8 pixels from scikit-learn; nothing to download"),
+    "cifar10": ("prunecli.data.cifar", "CIFAR-10, 32x32"),
+    "cifar100": ("prunecli.data.cifar", "CIFAR-100, 32x32"),
+    "mnist": ("prunecli.data.mnist", "MNIST digits, 28x28"),
+    "fashion-mnist": ("prunecli.data.mnist", "Fashion-MNIST, 28x28"),
+}
+PREFIXES: dict[str, tuple[str, str]] = {
+    "folder": ("prunecli.data.folder", "folder:PATH, one folder per class"),
+    "npz": ("prunecli.data.npz", "npz:FILE, arrays in one NumPy file"),
+}
+
+
+def default_root() -> Path:
+    """The data folder: PRUNE_DATA, else ~/.cache/prune/data."""
+    return Path(os.environ.get("PRUNE_DATA") or "~/.cache/prune/data").expanduser()
+
+
+def load_data(name: str, root: Path | None = None, *, download: bool = False) -> ImageData:
+    """Loads a data set by name, `folder:PATH`, `npz:FILE` or a path ending in .npz.
+
+    Args:
+        name: For instance "cifar10".
+        root: Where named sets lie; default `default_root()`.
+        download: Whether a missing set may be fetched, where torchvision knows how.
+
+    Raises:
+        DataError: There is no such set, or it is missing or damaged.
+    """
+    prefix, colon, rest = name.partition(":")
+    if not colon and name.endswith(".npz"):
+        prefix, rest = "npz", name
+    if name in DATASETS:
+        module, argument = DATASETS[name][0], name
+    elif prefix in PREFIXES and rest:
+        module, argument = PREFIXES[prefix][0], rest
+    else:
+        choices = [*DATASETS, *(f"{prefix}:..." for prefix in PREFIXES)]
+        raise DataError(unknown("data set", name, choices))
+    data: ImageData = import_module(module).load(argument, root or default_root(), download)
+    return data

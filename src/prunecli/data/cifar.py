@@ -1,0 +1,79 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009), in torchvision's layout or the official binary layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from prunecli.data.splits import ArraySplit, ImageData, concatenate
+from prunecli.errors import DataError
+
+_MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+def load(name: str, root: Path, download: bool) -> ImageData:
+    """Reads CIFAR from `root`.
+
+    The binary layout (`cifar-10-batches-bin/data_batch_*.bin`) may be a subset: any of the training files, and files
+    with fewer records.
+
+    Raises:
+        DataError: Neither layout is there.
+    """
+    fine = name == "cifar100"
+    binary = root / ("cifar-100-binary" if fine else "cifar-10-batches-bin")
+    if binary.is_dir():
+        return _from_binary(name, binary, fine)
+    return _from_torchvision(name, root, download)
+
+
+def _from_binary(name: str, folder: Path, fine: bool) -> ImageData:
+    train_files = sorted(folder.glob("train.bin" if fine else "data_batch_*.bin"))
+    test_file = folder / ("test.bin" if fine else "test_batch.bin")
+    names_file = folder / ("fine_label_names.txt" if fine else "batches.meta.txt")
+    for wanted, found in ((f"{folder}/data_batch_*.bin", train_files), (str(test_file), test_file.is_file())):
+        if not found:
+            raise DataError(f"{wanted}: not found; the binary layout of {name} has training files and a test file")
+    if names_file.is_file():
+        class_names = tuple(names_file.read_text(encoding="utf-8").split())
+    else:
+        class_names = tuple(str(label) for label in range(100 if fine else 10))
+    train = concatenate([_read_records(path, fine, len(class_names)) for path in train_files])
+    return _image_data(name, class_names, train, _read_records(test_file, fine, len(class_names)))
+
+
+def _read_records(path: Path, fine: bool, classes: int) -> ArraySplit:
+    head = 2 if fine else 1  # a coarse label comes before the fine one
+    raw = np.fromfile(path, dtype=np.uint8)
+    if raw.size == 0 or raw.size % (head + 3072):
+        raise DataError(f"{path}: {raw.size} bytes is not a whole number of {head + 3072}-byte records; fetch it again")
+    records = raw.reshape(-1, head + 3072)
+    labels = records[:, head - 1].astype(np.int64)
+    if labels.max() >= classes:
+        raise DataError(f"{path}: label {labels.max()} is outside the {classes} classes; fetch it again")
+    images = records[:, head:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return ArraySplit(np.ascontiguousarray(images), labels)
+
+
+def _from_torchvision(name: str, root: Path, download: bool) -> ImageData:
+    from torchvision import datasets
+
+    kind = datasets.CIFAR100 if name == "cifar100" else datasets.CIFAR10
+    parts = []
+    for training in (True, False):
+        try:
+            # torchvision compares checksums before it unpickles, so no altered file is opened.
+            part = kind(str(root), train=training, download=download)
+        except (RuntimeError, OSError) as error:
+            raise DataError(
+                f"{name} is not in {root} (looked for {kind.base_folder} and the official binary layout); "
+                "add --download, or name its folder with --data-root or PRUNE_DATA"
+            ) from error
+        parts.append(ArraySplit(np.asarray(part.data, dtype=np.uint8), np.asarray(part.targets, dtype=np.int64)))
+        class_names = tuple(part.classes)
+    return _image_data(name, class_names, *parts)
+
+
+def _image_data(name: str, class_names: tuple[str, ...], train: ArraySplit, test: ArraySplit) -> ImageData:
+    return ImageData(name, class_names, 3, (32, 32), _MEAN, _STD, True, train, test)

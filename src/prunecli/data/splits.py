@@ -1,0 +1,164 @@
+"""What a data set is: named splits of images and labels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from prunecli.errors import DataError
+
+SPLIT_SEED = 0
+"""Seed of every split made here. It is fixed, so a validation image of one stage is never trained on by another."""
+
+
+class Split(Protocol):
+    """Images with class labels."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class indices, shape (images,)."""
+        ...
+
+    def image(self, index: int) -> Image.Image:
+        """The image at `index`."""
+        ...
+
+    def subset(self, indices: NDArray[np.int64]) -> Split:
+        """The images at `indices`."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hash of the content, 16 hex digits."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySplit:
+    """Images in memory: uint8, shape (images, height, width) or (images, height, width, channels)."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def image(self, index: int) -> Image.Image:
+        """The image at `index`."""
+        return Image.fromarray(self.images[index])
+
+    def subset(self, indices: NDArray[np.int64]) -> ArraySplit:
+        """The images at `indices`."""
+        return ArraySplit(self.images[indices], self.labels[indices])
+
+    def fingerprint(self) -> str:
+        """Hash of pixels and labels."""
+        return _digest(np.ascontiguousarray(self.images).data, np.ascontiguousarray(self.labels).data)
+
+
+@dataclass(frozen=True, eq=False)
+class FileSplit:
+    """Images in files below `root`."""
+
+    root: Path
+    files: tuple[str, ...]
+    labels: NDArray[np.int64]
+
+    def image(self, index: int) -> Image.Image:
+        """Reads the image at `index`.
+
+        Raises:
+            DataError: The file is not a readable image.
+        """
+        path = self.root / self.files[index]
+        try:
+            with Image.open(path) as opened:
+                return opened.convert("RGB")
+        except Exception as error:  # decoders raise many types
+            raise DataError(f"{path}: not a readable image ({error}); replace or remove it") from error
+
+    def subset(self, indices: NDArray[np.int64]) -> FileSplit:
+        """The images at `indices`."""
+        return FileSplit(self.root, tuple(self.files[i] for i in indices), self.labels[indices])
+
+    def fingerprint(self) -> str:
+        """Hash of file names, sizes and labels; pixels are not read."""
+        sizes = [(self.root / name).stat().st_size for name in self.files]
+        return _digest("\n".join(f"{n} {s}" for n, s in zip(self.files, sizes, strict=True)).encode(), self.labels.data)
+
+
+def _digest(*parts: Any) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """A data set. Choices are made on `validation`, which comes from the training images; `test` is for eval alone.
+
+    Attributes:
+        name: As given on the command line.
+        class_names: One per class.
+        channels: 1 or 3.
+        image_size: Height and width where all images share one, else None.
+        mean: Per-channel mean of the pixels in 0..1.
+        std: Per-channel standard deviation.
+        flip: Whether a mirrored image is still an image of its class.
+        train: Images to learn from; None where the set has only a test split.
+        validation: Held out from the training images; None before `hold_out`.
+        test: Images that only evaluation touches.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    channels: int
+    image_size: tuple[int, int] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool
+    train: Split | None
+    test: Split
+    validation: Split | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def training_split(self) -> Split:
+        """The training images.
+
+        Raises:
+            DataError: The set has none.
+        """
+        if self.train is None:
+            raise DataError(
+                f"{self.name}: has no training images, only a test split; make it train/CLASS/... and val/CLASS/..."
+            )
+        return self.train
+
+
+def hold_out(data: ImageData, fraction: float) -> ImageData:
+    """Moves `fraction` of the training images, evenly over classes, to `validation`; the choice never varies."""
+    if data.train is None or data.validation is not None or fraction == 0:
+        return data
+    labels = data.train.labels
+    # scikit-learn has this too, but importing it takes longer than most runs of this tool.
+    shuffled = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    count = max(1, round(len(labels) * fraction))
+    held = by_class[np.linspace(0, len(labels) - 1, count).round().astype(np.int64)]
+    kept = np.setdiff1d(np.arange(len(labels)), held)
+    if len(kept) == 0:
+        raise DataError(f"{data.name}: its {len(labels)} training images are too few to hold {fraction:g} of them out")
+    return replace(data, train=data.train.subset(kept), validation=data.train.subset(np.sort(held)))
+
+
+def concatenate(parts: Sequence[ArraySplit]) -> ArraySplit:
+    """Joins in-memory splits."""
+    return ArraySplit(np.concatenate([p.images for p in parts]), np.concatenate([p.labels for p in parts]))

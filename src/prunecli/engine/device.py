@@ -1,0 +1,49 @@
+"""Where to compute, and how to compute the same thing twice."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from prunecli.errors import RecipeError
+
+
+def pick_device(name: str) -> torch.device:
+    """Turns "auto", "cpu", "cuda", "cuda:1" or "mps" into a device; "auto" takes the first accelerator.
+
+    Raises:
+        RecipeError: The name is unknown or the machine has no such device.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator if accelerator is not None else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RecipeError(f"device {name!r} is not to be had on this machine; use auto or cpu") from error
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds every generator that torch, NumPy and the image transforms draw from."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def channels_last(model: nn.Module) -> Iterator[torch.memory_format]:
+    """Lays a 2-d convolutional network's weights out channels last, which is faster, and puts them back afterwards."""
+    convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    layout = torch.channels_last if convolutional else torch.contiguous_format
+    model.to(memory_format=layout)
+    try:
+        yield layout
+    finally:
+        model.to(memory_format=torch.contiguous_format)

@@ -1,0 +1,128 @@
+"""Parameters and multiply-accumulate operations (MACs)."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from prunecli.measure.forward import Inputs, call, cast_inputs
+
+_UNCOUNTED_HEAVY = frozenset(
+    "_cdist_forward _cudnn_rnn _fft_c2c _fft_c2r _fft_r2c _native_multi_head_attention _pdist_forward "
+    "_thnn_fused_gru_cell _thnn_fused_lstm_cell _transformer_encoder_layer_fwd _trilinear dot gru lstm linalg_vector "
+    "mkldnn_rnn_layer mv rnn_relu rnn_tanh vdot".split()
+)
+"""ATen operators that multiply and accumulate but have no formula in torch's counter."""
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of one forward pass.
+
+    Attributes:
+        total: MACs for the whole batch given.
+        uncounted: Operators that were run but that nobody knows how to count; then `total` is a lower bound.
+    """
+
+    total: int
+    uncounted: tuple[str, ...] = ()
+
+    @property
+    def lower_bound(self) -> bool:
+        """Whether some operator was not counted."""
+        return bool(self.uncounted)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of parameters; tied ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def nonzero_count(model: nn.Module) -> int:
+    """Number of parameters that are not exactly zero; tied ones count once."""
+    return sum(int(torch.count_nonzero(parameter.detach())) for parameter in model.parameters())
+
+
+def count_macs(model: nn.Module, inputs: Inputs) -> Macs:
+    """Counts the MACs of one forward pass without computing anything: the pass runs on the meta device.
+
+    Convolutions, matrix products and attention are counted, biases and element-wise work are not, as is usual. The
+    figures are torch's FlopCounterMode divided by two, with the fused kernels that it cannot see switched off.
+
+    Args:
+        model: Any module; it is not changed.
+        inputs: Inputs the model accepts, with the batch size to count for.
+    """
+    try:
+        return _count(_meta_copy(model), cast_inputs(inputs, device="meta"))
+    except (NotImplementedError, RuntimeError):
+        # Some models make tensors on the CPU inside forward, or look at values: those have to be run for real.
+        return _count(copy.deepcopy(model).cpu().eval(), cast_inputs(inputs, device="cpu"))
+
+
+def module_macs(model: nn.Module, inputs: Inputs) -> dict[str, int]:
+    """MACs by module name (the empty name is the whole model), each including its children; no lower-bound check."""
+    counted = copy.deepcopy(model).cpu().eval()
+    counter = FlopCounterMode(counted, display=False)
+    with _countable_kernels(), torch.no_grad(), counter:
+        call(counted, cast_inputs(inputs, device="cpu"))
+    prefix = type(counted).__name__ + "."
+    return {
+        name.removeprefix(prefix) if name != "Global" else "": sum(flops.values()) // 2
+        for name, flops in counter.get_flop_counts().items()
+    }
+
+
+def _meta_copy(model: nn.Module) -> nn.Module:
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        meta = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta
+    return copy.deepcopy(model, memo).eval()
+
+
+def _count(model: nn.Module, inputs: Inputs) -> Macs:
+    counter = FlopCounterMode(display=False)
+    seen = _OperatorRecorder()
+    # The recorder is entered first, so it stands below the counter and sees the operators that decompose to nothing.
+    with _countable_kernels(), torch.no_grad(), seen, counter:
+        call(model, inputs)
+    return Macs(counter.get_total_flops() // 2, tuple(sorted(seen.uncounted)))
+
+
+@contextmanager
+def _countable_kernels() -> Iterator[None]:
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="TF32 acceleration")  # entering the flags warns on every CPU
+            flags = torch.backends.mkldnn.flags(enabled=False)
+            with flags:
+                yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+class _OperatorRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes every operator that may do arithmetic work and that has no counting formula."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.uncounted: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        packet = func.overloadpacket
+        namespace, _, name = packet._qualified_op_name.partition("::")
+        if packet not in flop_registry and (namespace not in ("aten", "prims", "prim") or name in _UNCOUNTED_HEAVY):
+            self.uncounted.add(f"{namespace}::{name}")
+        return func(*args, **(kwargs or {}))

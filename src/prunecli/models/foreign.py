@@ -1,0 +1,139 @@
+"""Other people's state dicts: which architecture they belong to and with which arguments it has to be built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from prunecli.checkpoint.manifest import Architecture
+from prunecli.errors import ModelError
+from prunecli.models.catalog import build, rebuild_dense
+from prunecli.models.fingerprints import nearest_references
+
+_CANDIDATES = 16
+_PREFERENCE = {source: place for place, source in enumerate(("cifar", "torchvision", "timm"))}
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Identified:
+    """An architecture whose tensors agree with the weights, and others that agree just as well."""
+
+    architecture: Architecture
+    also: tuple[str, ...] = ()
+
+
+def identify(tensors: Mapping[str, Tensor], path: Path) -> Identified:
+    """Finds the architecture of a state dict by its keys and shapes.
+
+    Raises:
+        ModelError: Nothing in the catalogue fits; the three nearest are named.
+    """
+    shapes = _shapes(tensors)
+    candidates = nearest_references(shapes, _CANDIDATES)
+    fitting: list[Architecture] = []
+    for ref, _ in candidates:
+        try:
+            fitting.append(architecture_for(ref, tensors, path))
+        except ModelError:
+            continue
+    if not fitting:
+        near = ", ".join(f"{ref} ({similarity:.0%} alike)" for ref, similarity in candidates[:3])
+        raise ModelError(f"{path}: no known architecture has these weights; nearest: {near}; name one with --arch")
+    fitting.sort(key=lambda a: (_PREFERENCE[a.ref.partition(":")[0]], len(a.ref), a.ref))
+    return Identified(fitting[0], tuple(architecture.ref for architecture in fitting[1:]))
+
+
+def architecture_for(ref: str, tensors: Mapping[str, Tensor], path: Path) -> Architecture:
+    """Reads class count and input channels from the weights and checks that everything else fits `ref`.
+
+    Raises:
+        ModelError: The weights do not fit; the message names the first tensor that differs.
+    """
+    found = _shapes(tensors)
+    dense = build(ref, meta=True)
+    wanted = _model_shapes(dense)
+    kwargs: dict[str, Any] = {}
+    first = next((name for name, shape in wanted.items() if len(shape) == 4), "")
+    for name in wanted.keys() & found.keys():
+        ours, theirs = wanted[name], found[name]
+        if ours == theirs or len(ours) != len(theirs):
+            continue
+        if name == first and ours[0] == theirs[0] and ours[2:] == theirs[2:]:
+            kwargs["in_chans"] = theirs[1]
+        elif ours[1:] == theirs[1:] and ours[0] == _class_count(dense):
+            kwargs["num_classes"] = theirs[0]
+    if "in_chans" in kwargs and ref.startswith("torchvision:"):
+        raise ModelError(f"{path}: {first!r} has {kwargs['in_chans']} input channels; {ref} is always built with 3")
+    if kwargs:
+        wanted = _model_shapes(build(ref, meta=True, **kwargs))
+    problem = _mismatch(wanted, found)
+    if problem:
+        near = ", ".join(r for r, _ in nearest_references(found, 3))
+        raise ModelError(f"{path}: the weights do not fit {ref}: {problem}; nearest by keys and shapes: {near}")
+    return Architecture(ref=ref, kwargs=kwargs)
+
+
+def recognise(model: nn.Module) -> Architecture:
+    """The architecture of a live, dense model; an empty reference when it is none of the catalogue's."""
+    shapes = _model_shapes(model)
+    if shapes:
+        for ref in _likely_references(model, shapes):
+            try:
+                architecture = architecture_for(ref, model.state_dict(), Path("model"))
+                fresh = rebuild_dense(architecture)
+            except ModelError:
+                continue
+            if _same_modules(fresh, model):
+                return architecture.model_copy(update={"class_name": type(model).__name__})
+    return Architecture(ref="", class_name=type(model).__name__)
+
+
+def _likely_references(model: nn.Module, shapes: Shapes) -> list[str]:
+    config = getattr(model, "pretrained_cfg", None)
+    name = config.get("architecture") if isinstance(config, dict) else None
+    near = [ref for ref, _ in nearest_references(shapes, _CANDIDATES)]
+    return [f"timm:{name}", *near] if name else near
+
+
+def _same_modules(first: nn.Module, second: nn.Module) -> bool:
+    return [(n, type(m)) for n, m in first.named_modules()] == [(n, type(m)) for n, m in second.named_modules()]
+
+
+def _class_count(model: nn.Module) -> int:
+    count = getattr(model, "num_classes", None)
+    if isinstance(count, int):
+        return count
+    linear = [module.out_features for module in model.modules() if isinstance(module, nn.Linear)]
+    if linear:
+        return linear[-1]
+    convolutions = [module.out_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
+    return convolutions[-1] if convolutions else 0
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _model_shapes(model: nn.Module) -> Shapes:
+    return _shapes(model.state_dict())
+
+
+def _mismatch(wanted: Shapes, found: Shapes) -> str | None:
+    missing = [name for name in wanted if name not in found]
+    surplus = [name for name in found if name not in wanted]
+    # Old checkpoints lack the batch counter, which plays no part in the result.
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    if missing:
+        return f"{len(missing)} of its {len(wanted)} tensors are missing, first {missing[0]!r}"
+    if surplus:
+        return f"{len(surplus)} tensors are unknown to it, first {surplus[0]!r}"
+    for name in wanted:
+        if name in found and wanted[name] != found[name]:
+            return f"tensor {name!r} is {list(found[name])}, the architecture has {list(wanted[name])}"
+    return None

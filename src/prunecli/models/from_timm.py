@@ -1,0 +1,34 @@
+"""`timm:...`: every model of the installed timm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from prunecli.checkpoint.manifest import InputNormalisation
+
+
+def names() -> list[str]:
+    """All names of this source."""
+    return list(timm.list_models())
+
+
+def build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    """Builds a model; keyword arguments go to timm.create_model. `pretrained` may download weights."""
+    model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
+    return model
+
+
+def input_spec(name: str, model: nn.Module) -> tuple[tuple[int, int] | None, InputNormalisation]:
+    """What the model's pretrained configuration says."""
+    config = resolve_model_data_config(model)
+    normalisation = InputNormalisation(
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+        crop_pct=config["crop_pct"],
+    )
+    return tuple(config["input_size"][1:]), normalisation

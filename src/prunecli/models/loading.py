@@ -1,0 +1,170 @@
+"""Getting a network ready to work with, from a reference, a checkpoint of ours or somebody else's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from prunecli.checkpoint.foreign import SUFFIXES, read_weights
+from prunecli.checkpoint.io import file_sha256, read_checkpoint, read_manifest, write_checkpoint
+from prunecli.checkpoint.manifest import Architecture, Manifest
+from prunecli.errors import ModelError
+from prunecli.models.catalog import build, build_dense, input_spec, rebuild_dense, split_reference
+from prunecli.models.foreign import architecture_for, identify
+from prunecli.surgery.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
+
+ANY_SIZE = (32, 32)
+"""Image size of architectures that accept any, where neither data nor manifest say more."""
+
+
+@dataclass
+class LoadedModel:
+    """A network with everything known about it.
+
+    Attributes:
+        model: The network, on the CPU, in evaluation mode.
+        manifest: Architecture, normalisation and history.
+        fixed_size: Image height and width the architecture asks for; None: any.
+        path: The file it came from, if it came from one.
+        sha256: Of that file.
+        notes: What the user should know about how it was loaded.
+    """
+
+    model: nn.Module
+    manifest: Manifest
+    fixed_size: tuple[int, int] | None = None
+    path: Path | None = None
+    sha256: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """How to call it in tables: the file, else the reference."""
+        return str(self.path) if self.path else self.manifest.architecture.ref
+
+
+def load_reference(ref: str, *, pretrained: bool = False, **kwargs: Any) -> LoadedModel:
+    """Builds a dense network from "source:name", with new or published weights."""
+    model = build(ref, pretrained=pretrained, **kwargs).eval()
+    manifest = Manifest(architecture=Architecture(ref=ref, kwargs=kwargs, class_name=type(model).__name__))
+    return _with_input_spec(LoadedModel(model, manifest))
+
+
+def load_file(path: Path, arch: str | None = None) -> LoadedModel:
+    """Loads a checkpoint of ours, or somebody else's weights.
+
+    Args:
+        path: `.safetensors`, `.pt`, `.pth`, `.th`, `.bin` or `.ckpt`.
+        arch: "source:name" of foreign weights; without it the catalogue is searched. A checkpoint of ours says itself.
+
+    Raises:
+        ModelError: The file is missing, unreadable, or does not fit.
+    """
+    if path.is_dir():
+        raise ModelError(f"{path}: is a directory; give a weights file ({', '.join(SUFFIXES)})")
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; give a weights file or a reference such as timm:resnet50")
+    if arch is not None:
+        split_reference(arch)
+    if path.suffix == ".safetensors" and read_manifest(path) is not None:
+        return _load_checkpoint(path, arch)
+    tensors = read_weights(path)
+    notes: list[str] = []
+    if arch is None:
+        found = identify(tensors, path)
+        architecture = found.architecture
+        others = f"; {', '.join(found.also)} would fit too: choose with --arch" if found.also else ""
+        notes.append(f"recognised as {architecture.ref} by its keys and shapes{others}")
+    else:
+        architecture = architecture_for(arch, tensors, path)
+    model = build_dense(architecture)
+    model.load_state_dict(tensors)
+    manifest = Manifest(architecture=architecture.model_copy(update={"class_name": type(model).__name__}))
+    loaded = LoadedModel(model.eval(), manifest, path=path, sha256=file_sha256(path), notes=notes)
+    return _with_input_spec(loaded)
+
+
+def restore(path: Path, dense: Callable[[Architecture], nn.Module] = rebuild_dense) -> tuple[nn.Module, Manifest]:
+    """Rebuilds the network of a checkpoint bit by bit.
+
+    Args:
+        path: A checkpoint of ours.
+        dense: Makes the dense network that the manifest's differences are applied to.
+
+    Raises:
+        ModelError: The checkpoint is damaged or belongs to another architecture.
+    """
+    manifest, tensors = read_checkpoint(path)
+    model = dense(manifest.architecture)
+    try:
+        apply_attributes(model, manifest.attributes)
+        assign_tensors(model, tensors, frozenset(manifest.frozen_parameters))
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    return model.eval(), manifest
+
+
+def save(path: Path, model: nn.Module, manifest: Manifest, dense: nn.Module | None = None) -> Manifest:
+    """Writes a checkpoint from which `restore` rebuilds `model`.
+
+    Args:
+        path: The file to write.
+        model: The network.
+        manifest: Architecture and history; attributes and frozen parameters are filled in.
+        dense: A freshly built dense network; needed when the architecture is the user's own.
+
+    Returns:
+        The manifest as it was completed.
+    """
+    fresh = dense if dense is not None else rebuild_dense(manifest.architecture)
+    complete = manifest.model_copy(
+        update={
+            "attributes": attribute_differences(fresh, model),
+            "frozen_parameters": [n for n, p in model.named_parameters() if not p.requires_grad],
+        }
+    )
+    write_checkpoint(path, state_tensors(model), complete)
+    return complete
+
+
+def _load_checkpoint(path: Path, arch: str | None) -> LoadedModel:
+    manifest = read_manifest(path)
+    assert manifest is not None
+    ref = manifest.architecture.ref
+    if not ref:
+        raise ModelError(
+            f"{path}: holds a model of your own ({manifest.architecture.class_name}); "
+            "load it in Python with prunecli.load(path, model=...)"
+        )
+    if arch is not None and arch != ref:
+        raise ModelError(f"{path}: its manifest names {ref}, not {arch}; leave --arch out")
+    model, manifest = restore(path)
+    loaded = LoadedModel(model, manifest, path=path, sha256=file_sha256(path))
+    if not manifest.architecture.input_shape:
+        return _with_input_spec(loaded)
+    loaded.fixed_size = tuple(manifest.architecture.input_shape[1:])  # type: ignore[assignment]
+    return loaded
+
+
+def _with_input_spec(loaded: LoadedModel) -> LoadedModel:
+    size, normalisation = input_spec(loaded.manifest.architecture.ref, loaded.model)
+    loaded.fixed_size = size
+    loaded.manifest.normalisation = normalisation
+    return loaded
+
+
+def input_channels(model: nn.Module) -> int:
+    """Channels the first convolution of a network reads; 3 for a network without one."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            return module.in_channels
+    return 3
+
+
+def is_reference(text: str) -> bool:
+    """Whether `text` looks like "source:name" rather than a path."""
+    return ":" in text and not Path(text).exists()

@@ -1,0 +1,103 @@
+"""Comparing reports, or networks that are measured side by side for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from prunecli.checkpoint.foreign import SUFFIXES
+from prunecli.checkpoint.io import read_manifest
+from prunecli.errors import GateFailed, RecipeError
+from prunecli.measure.latency import time_paired
+from prunecli.pipeline.sink import Sink
+from prunecli.pipeline.stages import eval_stage, latency_figures
+from prunecli.pipeline.workspace import Workspace
+from prunecli.recipe.schema import EvalStage, ModelSection, Recipe
+from prunecli.report.comparison import Comparison, Gate, compare_reports
+from prunecli.report.schema import Report, read_report
+
+
+def compare_paths(
+    paths: Sequence[Path], recipe: Recipe, sink: Sink, *, rounds: int = 30, command: str = ""
+) -> Comparison:
+    """Compares every report or checkpoint after the first with the first.
+
+    Checkpoints are measured here, and their latencies are taken in turns, so that the ratio is a paired one. With a
+    data set in `recipe` their accuracy is measured too.
+
+    Args:
+        paths: Reports (.json), or weights files.
+        recipe: Data, device, seed, and the architecture of foreign weights.
+        sink: Told what happens.
+        rounds: Paired timings.
+        command: How to run this again.
+
+    Raises:
+        RecipeError: There are fewer than two, or reports and weights are mixed.
+    """
+    if len(paths) < 2:
+        raise RecipeError("compare needs a baseline and at least one more report or checkpoint")
+    weights = [path for path in paths if path.suffix in SUFFIXES]
+    names = _short_names(paths)
+    if not weights:
+        return compare_reports(names, [read_report(path) for path in paths])
+    if len(weights) < len(paths):
+        other = next(path for path in paths if path not in weights)
+        raise RecipeError(
+            f"{other} is a report and {weights[0]} is not; compare reports with reports or checkpoints with checkpoints"
+        )
+    reports, networks, examples = _measure(paths, recipe, sink, command)
+    timing = time_paired(networks, examples, rounds=rounds, device=Workspace(recipe, sink).device)
+    reports = [
+        report.model_copy(
+            update={"metrics": report.metrics.model_copy(update={"latency_ms": latency_figures(timing.timings[place])})}
+        )
+        for place, report in enumerate(reports)
+    ]
+    return compare_reports(names, reports, list(zip(timing.ratios, timing.ratio_intervals, strict=True)))
+
+
+def judge(comparison: Comparison, gate: Gate | None) -> None:
+    """Fails when the condition is true of any candidate.
+
+    Raises:
+        GateFailed: It is; the message names the candidates.
+    """
+    if gate is None:
+        return
+    failed = [candidate.name for candidate in comparison.candidates if gate.holds(candidate)]
+    if failed:
+        raise GateFailed(f"gate: {gate.text} holds for {', '.join(failed)}")
+
+
+def _measure(
+    paths: Sequence[Path], recipe: Recipe, sink: Sink, command: str
+) -> tuple[list[Report], list[nn.Module], list[torch.Tensor]]:
+    reports, networks, examples = [], [], []
+    stage = EvalStage(measure=("accuracy", "params", "macs", "memory", "size"))
+    if recipe.data.name is None:
+        stage = EvalStage(measure=("params", "macs", "memory", "size"))
+    for path in paths:
+        section = ModelSection(weights=str(path), ref=_reference_for(path, recipe.model.ref))
+        space = Workspace(replace(recipe, model=section), sink, command)
+        reports.append(eval_stage(space, stage, None))
+        networks.append(space.model().model)
+        examples.append(space.example())
+    return reports, networks, examples
+
+
+def _reference_for(path: Path, ref: str | None) -> str | None:
+    """--arch is for foreign weights; a checkpoint of ours names its own architecture."""
+    if ref is not None and path.suffix == ".safetensors" and path.is_file() and read_manifest(path) is not None:
+        return None
+    return ref
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """File names, or whole paths where two files share a name."""
+    names = [path.name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]

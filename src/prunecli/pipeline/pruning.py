@@ -1,0 +1,150 @@
+"""Pruning one network: the flow shared by the Python interface and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from prunecli.checkpoint.manifest import Edit, Manifest, Step, Untouched, as_json
+from prunecli.measure.counts import Macs, count_macs, parameter_count
+from prunecli.measure.environment import library_versions
+from prunecli.measure.forward import Inputs
+from prunecli.methods.registry import get_method
+from prunecli.methods.structural import prune_structural
+from prunecli.models.loading import save
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What pruning did, in figures.
+
+    Attributes:
+        method: Name of the method.
+        requested: Share of the prunable channels that was to be removed.
+        achieved: Share that was removed.
+        params_before: Parameters of the network given.
+        params_after: Parameters of the pruned network.
+        macs_before: Multiply-accumulates for the example inputs.
+        macs_after: The same, pruned.
+        verify_error: Largest relative difference to the masked original, in float64.
+        recalibrated: Batch normalisations whose statistics were measured anew.
+        seconds: Wall time by phase.
+        edits: One entry per group that lost channels.
+        untouched: Every layer that kept its width or was held back, and why.
+    """
+
+    method: str
+    requested: float
+    achieved: float
+    params_before: int
+    params_after: int
+    macs_before: Macs
+    macs_after: Macs
+    verify_error: float
+    recalibrated: int
+    seconds: dict[str, float]
+    edits: tuple[Edit, ...]
+    untouched: tuple[Untouched, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data, edits without their indices."""
+        plain = {key: value for key, value in asdict(self).items() if key not in ("edits", "untouched")}
+        plain["edits"] = [edit.model_dump(exclude={"keep_indices", "kind"}) for edit in self.edits]
+        plain["untouched"] = [entry.model_dump() for entry in self.untouched]
+        for key in ("macs_before", "macs_after"):
+            plain[key] = plain[key]["total"]
+        return plain
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A pruned network, its manifest and its report."""
+
+    model: nn.Module
+    manifest: Manifest
+    report: PruneReport
+    dense: nn.Module | None = None
+
+    def save(self, path: str | Path) -> None:
+        """Writes the checkpoint that `prunecli.load` reads."""
+        save(Path(path), self.model, self.manifest, self.dense)
+
+
+def prune_model(
+    model: nn.Module,
+    manifest: Manifest,
+    method: str,
+    params: Any,
+    example_inputs: Inputs,
+    *,
+    keep: Sequence[str] = (),
+    seed: int = 0,
+    calibration: Iterable[Tensor] | None = None,
+    step: Step | None = None,
+) -> PruneResult:
+    """Prunes a copy of `model`.
+
+    Args:
+        model: The network; not changed.
+        manifest: What is known about it; the result's manifest continues it.
+        method: Name of a method.
+        params: An instance of that method's parameter dataclass.
+        example_inputs: Inputs the network accepts.
+        keep: Layer names or patterns whose width stays.
+        seed: Seed of methods that draw random numbers.
+        calibration: Input batches to measure batch normalisation statistics on; None leaves them.
+        step: Origin of the new entry in the history (parent, data, command).
+
+    Raises:
+        MethodError: The method cannot do what was asked.
+        VerificationError: The result is not the masked original.
+    """
+    outcome = prune_structural(
+        model,
+        example_inputs,
+        get_method(method).load(),
+        params,
+        keep_patterns=keep,
+        seed=seed,
+        calibration=calibration,
+    )
+    report = PruneReport(
+        method=method,
+        requested=outcome.requested,
+        achieved=round(outcome.achieved, 6),
+        params_before=parameter_count(model),
+        params_after=parameter_count(outcome.model),
+        macs_before=count_macs(model, example_inputs),
+        macs_after=count_macs(outcome.model, example_inputs),
+        verify_error=outcome.verify_error,
+        recalibrated=outcome.recalibrated,
+        seconds=outcome.seconds,
+        edits=tuple(outcome.edits),
+        untouched=tuple(outcome.untouched),
+    )
+    entry = (step or Step(stage="prune")).model_copy(
+        update={
+            "settings": as_json({"method": method, "params": asdict(params), "keep": list(keep)}),
+            "seed": seed,
+            "figures": {
+                "requested": report.requested,
+                "achieved": report.achieved,
+                "params_before": report.params_before,
+                "params_after": report.params_after,
+                "macs_before": report.macs_before.total,
+                "macs_after": report.macs_after.total,
+                "verify_error": report.verify_error,
+                "recalibrated": report.recalibrated,
+            },
+            "untouched": outcome.untouched,
+            "versions": library_versions(),
+        }
+    )
+    continued = manifest.model_copy(
+        update={"edits": [*manifest.edits, *outcome.edits], "history": [*manifest.history, entry]}
+    )
+    return PruneResult(outcome.model, continued, report, None if manifest.architecture.ref else model)

@@ -1,0 +1,41 @@
+"""What a stage tells its caller while it works; the command line shows it, tests collect it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+Advance = Callable[[int, str], None]
+"""Called with the work done so far and a short text."""
+
+
+class Sink(Protocol):
+    """Where notes and progress go; never results."""
+
+    def note(self, text: str) -> None:
+        """One line for a person."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """One line about something that may surprise."""
+        ...
+
+    def progress(self, title: str, total: int) -> AbstractContextManager[Advance]:
+        """A context in which work is counted up to `total`."""
+        ...
+
+
+class Silent:
+    """Swallows everything."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def warn(self, text: str) -> None:
+        """Nothing."""
+
+    @contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Advance]:
+        """Nothing."""
+        yield lambda done, text: None

@@ -1,0 +1,287 @@
+"""The stages: train, prune, finetune and eval, each from a workspace to a file."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from prunecli.checkpoint.io import file_sha256, write_text_atomically
+from prunecli.data.loader import Augmentation, calibration_batches, training_batches
+from prunecli.data.splits import ImageData
+from prunecli.engine.evaluate import evaluate
+from prunecli.engine.fit import Epoch, FitConfig, FitResult, fit
+from prunecli.engine.tracking import MetricsLog
+from prunecli.errors import ModelError, RecipeError
+from prunecli.measure.counts import count_macs, nonzero_count, parameter_count
+from prunecli.measure.environment import describe_environment
+from prunecli.measure.latency import PairedTiming, Timing, time_model, time_paired
+from prunecli.measure.memory import peak_memory_bytes
+from prunecli.methods.registry import get_method
+from prunecli.models.loading import LoadedModel, load_file
+from prunecli.pipeline.pruning import PruneReport, prune_model
+from prunecli.pipeline.sink import Advance
+from prunecli.pipeline.workspace import DEFAULT_DATA, Workspace
+from prunecli.recipe.schema import EvalStage, FinetuneStage, PruneStage, TrainStage
+from prunecli.report.schema import REPORT_SCHEMA, DataInfo, Latency, Metrics, ModelInfo, Report
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What a training stage left behind."""
+
+    path: Path
+    metrics_path: Path
+    result: FitResult
+
+    @property
+    def chosen(self) -> Epoch:
+        """The epoch whose weights were kept."""
+        return self.result.epochs[self.result.chosen - 1]
+
+
+@dataclass(frozen=True)
+class PruneOutcome:
+    """What a prune stage left behind; `timing` has the networks before and after, timed in turns."""
+
+    path: Path
+    report: PruneReport
+    timing: PairedTiming
+
+
+def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
+    """Trains the current network, or finetunes it, and saves it with its manifest.
+
+    Raises:
+        DataError: The data cannot be used with the network.
+        RecipeError: A setting is wrong.
+    """
+    finetuning = isinstance(stage, FinetuneStage)
+    if space.recipe.model.weights is None and space.loaded is None:
+        space.use_data(DEFAULT_DATA)
+    loaded = space.model()
+    data = space.data()
+    space.check_classes()
+    teacher = _teacher(space, stage.teacher) if isinstance(stage, FinetuneStage) and stage.teacher else None
+    split = data.training_split()
+    step = space.step(stage.stage, _settings(stage), split=split)
+    config = _fit_config(stage, space.recipe.seed)
+    section = space.recipe.data
+    train = training_batches(
+        split,
+        space.preprocessing(),
+        Augmentation(data.flip, stage.auto_augment, stage.color_jitter, stage.random_erasing),
+        section.batch_size,
+        seed=space.recipe.seed,
+        workers=section.workers,
+    )
+    validation = space.batches(data.validation) if data.validation is not None else None
+    log_path = out.with_suffix(".metrics.jsonl")
+    title = "finetune" if finetuning else "train"
+    space.sink.note(f"{title} {loaded.name} on {len(split.labels)} images of {data.name}, {space.device.type}")
+    with (
+        MetricsLog(log_path, tensorboard=stage.tensorboard) as log,
+        space.sink.progress(title, config.epochs * len(train)) as advance,
+    ):
+        progress = _FitProgress(space, log, advance, config.epochs)
+        result = fit(
+            loaded.model,
+            train,
+            validation,
+            config,
+            space.device,
+            num_classes=data.num_classes,
+            teacher=teacher,
+            progress=progress,
+        )
+    loaded.manifest.history.append(step.model_copy(update={"figures": _fit_figures(result)}))
+    space.finish(loaded, out)
+    return TrainOutcome(out, log_path, result)
+
+
+def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
+    """Prunes the current network, verifies it, and saves it with its manifest.
+
+    Raises:
+        MethodError: Nothing can be removed as asked.
+        VerificationError: The result is not the masked original; nothing is saved.
+    """
+    loaded = space.model()
+    if space.recipe.model.weights is None and not space.recipe.model.pretrained and not loaded.manifest.history:
+        space.sink.warn(f"{loaded.name} has random weights; give a weights file, or --pretrained")
+    method = get_method(stage.method)
+    data = space.data() if space.data_name() is not None else None
+    recalibrate = _recalibrate(space, stage, data)
+    calibration = None
+    step = space.step("prune", {})
+    if recalibrate:
+        assert data is not None
+        split = data.training_split()
+        step = space.step("prune", {}, split=split)
+        calibration = calibration_batches(
+            split,
+            space.preprocessing(),
+            stage.calibration_images,
+            space.recipe.data.batch_size,
+            seed=space.recipe.seed,
+        )
+    example = space.example()
+    result = prune_model(
+        loaded.model,
+        loaded.manifest,
+        stage.method,
+        method.params(**stage.params),
+        example,
+        keep=stage.keep,
+        seed=space.recipe.seed,
+        calibration=calibration,
+        step=step,
+    )
+    timing = time_paired(
+        [loaded.model, result.model], [example, example], rounds=stage.latency_rounds, device=space.device
+    )
+    space.parent = loaded
+    space.finish(LoadedModel(result.model, result.manifest, loaded.fixed_size), out)
+    return PruneOutcome(out, result.report, timing)
+
+
+def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
+    """Measures the current network and writes its report.
+
+    Raises:
+        DataError: Accuracy is asked for and the data cannot be used with the network.
+    """
+    loaded = space.model()
+    accuracy, info = None, None
+    if "accuracy" in stage.measure:
+        if space.data_name() is not None:
+            accuracy, info = _accuracy(space, stage)
+        else:
+            space.sink.warn("no data set, so no accuracy: name one with --data")
+    example = space.example()
+    model = loaded.model.cpu()
+    macs = count_macs(model, example) if "macs" in stage.measure else None
+    metrics = Metrics(
+        top1=accuracy.top1 if accuracy else None,
+        top5=accuracy.top5 if accuracy else None,
+        loss=accuracy.loss if accuracy else None,
+        images=accuracy.images if accuracy else None,
+        params=parameter_count(model) if "params" in stage.measure else None,
+        params_nonzero=nonzero_count(model) if "params" in stage.measure else None,
+        macs=macs.total if macs else None,
+        macs_uncounted=macs.uncounted if macs else (),
+        latency_ms=_latency(space, model, stage.latency_rounds) if "latency" in stage.measure else None,
+        peak_memory_bytes=peak_memory_bytes(model, example) if "memory" in stage.measure else None,
+        size_bytes=loaded.path.stat().st_size if loaded.path and "size" in stage.measure else None,
+    )
+    report = Report(
+        schema=REPORT_SCHEMA,
+        model=ModelInfo(
+            ref=loaded.manifest.architecture.ref,
+            path=str(loaded.path) if loaded.path else None,
+            sha256=loaded.sha256,
+            input_shape=space.input_shape(),
+        ),
+        data=info,
+        metrics=metrics,
+        environment=describe_environment(space.device),
+        seed=space.recipe.seed,
+        command=space.command,
+    )
+    if out is not None:
+        write_text_atomically(out, report.to_json())
+        space.reports.append(out)
+    return report
+
+
+def _accuracy(space: Workspace, stage: EvalStage) -> tuple[Any, DataInfo]:
+    data = space.data()
+    space.check_classes()
+    split = data.test if stage.split == "test" else data.validation
+    if split is None:
+        raise RecipeError(f"{data.name} has no validation split; use --split test or a --val-fraction over 0")
+    with space.sink.progress(f"eval {data.name}", len(split.labels)) as advance:
+        accuracy = evaluate(
+            space.model().model, space.batches(split), space.device, lambda done: advance(done, f"{done} images")
+        )
+    info = DataInfo(name=data.name, split=stage.split, images=accuracy.images, fingerprint=split.fingerprint())
+    return accuracy, info
+
+
+def _latency(space: Workspace, model: nn.Module, rounds: int) -> Latency:
+    return latency_figures(time_model(model, space.example(), rounds=rounds, device=space.device))
+
+
+def latency_figures(timing: Timing) -> Latency:
+    """A timing of one image as a report records it."""
+    return Latency(median=timing.median, interval=timing.interval, batch_size=1, runs=timing.runs)
+
+
+def _recalibrate(space: Workspace, stage: PruneStage, data: ImageData | None) -> bool:
+    if stage.recalibrate is None:
+        return data is not None and data.train is not None
+    if stage.recalibrate and data is None:
+        raise RecipeError("--recalibrate needs images: name a data set with --data")
+    return stage.recalibrate
+
+
+def _teacher(space: Workspace, name: str) -> nn.Module:
+    if name != "parent":
+        return load_file(Path(name).expanduser(), space.model().manifest.architecture.ref).model
+    if space.parent is not None:
+        return space.parent.model
+    step = space.model().manifest.last("prune")
+    if step is None or step.parent is None:
+        raise ModelError(f"{space.model().name}: names no parent it was pruned from; give --teacher a weights file")
+    path = Path(step.parent)
+    if not path.is_file() or file_sha256(path) != step.parent_sha256:
+        raise ModelError(f"{path}: the parent is gone or has changed; give --teacher the file it was pruned from")
+    return load_file(path, space.model().manifest.architecture.ref).model
+
+
+def _fit_config(stage: TrainStage, seed: int) -> FitConfig:
+    names = {field.name for field in dataclasses.fields(FitConfig)}
+    chosen = {key: value for key, value in dataclasses.asdict(stage).items() if key in names}
+    return FitConfig(**chosen, seed=seed)
+
+
+def _settings(stage: TrainStage) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(stage).items() if key not in ("stage", "tensorboard")}
+
+
+def _fit_figures(result: FitResult) -> dict[str, Any]:
+    chosen = result.epochs[result.chosen - 1]
+    figures: dict[str, Any] = {"epochs": len(result.epochs), "chosen_epoch": result.chosen, "train_loss": chosen.loss}
+    if chosen.validation is not None:
+        figures |= {"validation_top1": chosen.validation.top1, "validation_loss": chosen.validation.loss}
+    return figures
+
+
+class _FitProgress:
+    """Turns what `fit` reports into a log, a bar and lines."""
+
+    def __init__(self, space: Workspace, log: MetricsLog, advance: Advance, epochs: int) -> None:
+        self._space, self._log, self._advance, self._epochs = space, log, advance, epochs
+
+    def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        self._advance((epoch - 1) * steps + step, f"epoch {epoch}/{self._epochs} loss {loss:.4f}")
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        validation = epoch.validation
+        self._log.write(
+            {
+                "epoch": epoch.epoch,
+                "lr": epoch.lr,
+                "train_loss": epoch.loss,
+                "validation_top1": validation.top1 if validation else None,
+                "validation_loss": validation.loss if validation else None,
+                "seconds": round(epoch.seconds, 3),
+            }
+        )
+        shown = f", validation top-1 {validation.top1:.2f} %" if validation else ""
+        self._space.sink.note(
+            f"epoch {epoch.epoch}/{self._epochs}: loss {epoch.loss:.4f}{shown}, {epoch.seconds:.1f} s"
+        )

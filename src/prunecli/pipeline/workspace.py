@@ -1,0 +1,206 @@
+"""What the stages of one run share: the plan, the current network, its data and where results go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunecli.checkpoint.io import file_sha256
+from prunecli.checkpoint.manifest import Architecture, Manifest, Step, as_json
+from prunecli.data.catalog import default_root, load_data
+from prunecli.data.loader import Batches, Preprocessing, evaluation_batches
+from prunecli.data.splits import ImageData, Split, hold_out
+from prunecli.engine.device import pick_device
+from prunecli.errors import DataError, ModelError, RecipeError
+from prunecli.measure.environment import library_versions
+from prunecli.measure.forward import call, logits
+from prunecli.models.loading import ANY_SIZE, LoadedModel, input_channels, load_file, load_reference, save
+from prunecli.pipeline.sink import Sink
+from prunecli.recipe.schema import Recipe
+
+DEFAULT_DATA = "digits"
+
+
+@dataclass
+class Workspace:
+    """State of one run.
+
+    Attributes:
+        recipe: The resolved recipe.
+        sink: Told what happens.
+        command: How to run this again.
+        loaded: The current network; None until it is needed.
+        parent: The network that was pruned last, for distillation and paired timing.
+        reports: Reports written so far, in order.
+    """
+
+    recipe: Recipe
+    sink: Sink
+    command: str = ""
+    loaded: LoadedModel | None = None
+    parent: LoadedModel | None = None
+    reports: list[Path] = field(default_factory=list)
+    _data: ImageData | None = None
+
+    def __post_init__(self) -> None:
+        self.device = pick_device(self.recipe.device)
+        if self.recipe.threads is not None:
+            torch.set_num_threads(self.recipe.threads)
+
+    def data_name(self) -> str | None:
+        """The data set asked for, else the one the checkpoint was last used with."""
+        if self.recipe.data.name is not None:
+            return self.recipe.data.name
+        if self.loaded is not None:
+            for step in reversed(self.loaded.manifest.history):
+                if step.data is not None:
+                    return str(step.data["name"])
+        return None
+
+    def data(self, default: str | None = None) -> ImageData:
+        """The data set with its validation split held out.
+
+        Raises:
+            DataError: No data set is named and there is no default, or it cannot be read.
+        """
+        if self._data is None:
+            name = self.data_name() or default
+            if name is None:
+                raise DataError("no data set: name one with --data, for instance --data cifar10")
+            section = self.recipe.data
+            root = Path(section.root).expanduser() if section.root else default_root()
+            self._data = hold_out(load_data(name, root, download=section.download), section.val_fraction)
+        return self._data
+
+    def model(self) -> LoadedModel:
+        """The current network, loaded on first use.
+
+        Raises:
+            ModelError: It cannot be loaded.
+            RecipeError: None is named.
+        """
+        if self.loaded is None:
+            section = self.recipe.model
+            if section.weights is not None:
+                self.loaded = load_file(Path(section.weights).expanduser(), section.ref)
+            elif section.ref is not None:
+                self.loaded = load_reference(section.ref, pretrained=section.pretrained, **self._build_arguments())
+            else:
+                raise RecipeError("no model: give a weights file or a reference such as cifar:resnet20")
+            for note in self.loaded.notes:
+                self.sink.note(note)
+        return self.loaded
+
+    def _build_arguments(self) -> dict[str, Any]:
+        section = self.recipe.model
+        arguments: dict[str, Any] = {"num_classes": section.num_classes, "in_chans": section.in_chans}
+        if not section.pretrained and self.recipe.data.name is not None:
+            data = self.data()
+            arguments["num_classes"] = arguments["num_classes"] or data.num_classes
+            arguments["in_chans"] = arguments["in_chans"] or data.channels
+        if arguments["in_chans"] == 3 and section.in_chans is None:
+            del arguments["in_chans"]  # three is what every architecture has, and not every one takes the argument
+        return {key: value for key, value in arguments.items() if value is not None}
+
+    def use_data(self, name: str) -> None:
+        """Makes `name` the data set of this run where none was named."""
+        if self.recipe.data.name is None:
+            self.recipe = replace(self.recipe, data=replace(self.recipe.data, name=name))
+
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image for the current network."""
+        loaded = self.model()
+        section = self.recipe.data
+        if section.image_size is not None:
+            size = (section.image_size, section.image_size)
+        elif loaded.fixed_size is not None:
+            size = loaded.fixed_size
+        else:
+            size = (self.data().image_size if self.data_name() is not None else None) or ANY_SIZE
+        return (input_channels(loaded.model), *size)
+
+    def preprocessing(self) -> Preprocessing:
+        """How images are prepared for the current network."""
+        manifest = self.model().manifest
+        shape = self.input_shape()
+        normalisation = manifest.normalisation
+        if normalisation is None or len(normalisation.mean) != shape[0]:
+            data = self.data()
+            mean, std = (data.mean, data.std) if len(data.mean) == shape[0] else ((0.5,) * shape[0], (0.5,) * shape[0])
+            return Preprocessing(shape, mean, std)
+        return Preprocessing(
+            shape, normalisation.mean, normalisation.std, normalisation.interpolation, normalisation.crop_pct
+        )
+
+    def example(self) -> Tensor:
+        """One seeded random image, shape (1, C, H, W)."""
+        return torch.randn(1, *self.input_shape(), generator=torch.Generator().manual_seed(self.recipe.seed))
+
+    def batches(self, split: Split) -> Batches:
+        """Evaluation batches of a split."""
+        section = self.recipe.data
+        return evaluation_batches(split, self.preprocessing(), section.batch_size, section.workers)
+
+    def check_classes(self) -> None:
+        """Compares the network's outputs with the data's classes.
+
+        Raises:
+            DataError: They differ, or the network does not run on such images.
+        """
+        data, loaded = self.data(), self.model()
+        try:
+            with torch.no_grad():
+                outputs = logits(call(loaded.model.cpu().eval(), self.example())).shape[-1]
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+            shape = "x".join(map(str, self.input_shape()))
+            first = str(error).strip().splitlines()[0]
+            raise ModelError(f"{loaded.name} does not run on {shape} images: {first}; see --image-size") from error
+        if outputs != data.num_classes:
+            raise DataError(
+                f"{loaded.name} has {outputs} outputs and {data.name} has {data.num_classes} classes; "
+                "give the data set it was trained on with --data"
+            )
+
+    def step(self, stage: str, settings: Any, *, split: Split | None = None, split_name: str = "train") -> Step:
+        """A history entry for the current network."""
+        loaded = self.model()
+        data = None
+        if split is not None:
+            data = {
+                "name": self.data().name,
+                "split": split_name,
+                "images": len(split.labels),
+                "fingerprint": split.fingerprint(),
+            }
+        return Step(
+            stage=stage,
+            settings=as_json(settings),
+            seed=self.recipe.seed,
+            data=data,
+            parent=str(loaded.path) if loaded.path else None,
+            parent_sha256=loaded.sha256,
+            versions=library_versions(),
+            command=self.command,
+        )
+
+    def finish(self, loaded: LoadedModel, path: Path) -> None:
+        """Saves `loaded` as the run's current network."""
+        architecture: Architecture = loaded.manifest.architecture
+        shape = self.input_shape()
+        preprocessing = self.preprocessing()
+        normalisation = loaded.manifest.normalisation
+        manifest: Manifest = loaded.manifest.model_copy(
+            update={
+                "architecture": architecture.model_copy(update={"input_shape": shape}),
+                "normalisation": normalisation
+                if normalisation is not None and len(normalisation.mean) == shape[0]
+                else {"mean": preprocessing.mean, "std": preprocessing.std},
+            }
+        )
+        manifest = Manifest.model_validate(manifest.model_dump(by_alias=True))
+        complete = save(path, loaded.model.cpu(), manifest)
+        self.loaded = LoadedModel(loaded.model, complete, (shape[1], shape[2]), path, file_sha256(path))

@@ -1,0 +1,34 @@
+"""Reading annotated dataclass fields: one description serves options, recipes and the JSON schema."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+from typing import Annotated, Any, get_args, get_origin
+
+from annotated_doc import Doc
+
+
+@dataclass(frozen=True)
+class FieldInfo:
+    """One field: its type without annotations, its default, and its text."""
+
+    name: str
+    type: Any
+    default: Any
+    doc: str
+
+
+def fields_of(cls: type[Any]) -> tuple[FieldInfo, ...]:
+    """All fields of the dataclass `cls`, inherited ones included, in order."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    found = []
+    for field in dataclasses.fields(cls):
+        hint, doc = hints[field.name], ""
+        if get_origin(hint) is Annotated:
+            hint, *extras = get_args(hint)
+            doc = next((extra.documentation for extra in extras if isinstance(extra, Doc)), "")
+        default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        found.append(FieldInfo(field.name, hint, default, doc))
+    return tuple(found)

@@ -1,0 +1,258 @@
+"""From recipe, --set and flags to one complete plan that knows where each value comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from prunecli.errors import MethodError, RecipeError, nearest, unknown
+from prunecli.methods.registry import get_method
+from prunecli.recipe.fields import fields_of
+from prunecli.recipe.loader import Document, Path_, load_yaml, parse_value
+from prunecli.recipe.schema import STAGES, DataSection, ModelSection, Recipe, Stage
+
+MAX_EXTENDS = 8
+
+
+@dataclass(frozen=True)
+class Override:
+    """One value set from outside the recipe: where it goes, what it is, and who said so."""
+
+    path: Path_
+    value: Any
+    origin: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A complete recipe, and for every value that is not a default where it was written."""
+
+    recipe: Recipe
+    origins: Mapping[Path_, str]
+
+    def rows(self) -> list[tuple[str, Any, str]]:
+        """(dotted path, value, origin) of every value, in order."""
+        return [
+            (".".join(map(str, path)), value, self.origins.get(path, "default"))
+            for path, value in _leaves(dataclasses.asdict(self.recipe), ())
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data: itself a valid recipe."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self.recipe))
+        return plain
+
+
+def parse_set(text: str) -> Override:
+    """Parses one --set KEY=VALUE, for instance "stages.1.params.ratio=0.3".
+
+    Raises:
+        RecipeError: There is no "=".
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"--set {text}: write it as KEY=VALUE, for instance --set data.name=cifar10")
+    path = tuple(int(part) if part.isdigit() else part for part in key.strip().split("."))
+    return Override(path, parse_value(value, f"--set {key.strip()}"), f"--set {key.strip()}")
+
+
+def resolve(document: Document | None, overrides: Iterable[Override] = ()) -> Plan:
+    """Merges everything and checks it.
+
+    Precedence: later overrides, earlier overrides, the recipe, what it extends, defaults. Mappings merge, lists
+    replace.
+
+    Args:
+        document: The recipe file, if there is one.
+        overrides: Values of --set and then of flags.
+
+    Raises:
+        RecipeError: Something is wrong; the message has file, line and column, or the flag.
+    """
+    data, origins = _with_extended(document, ()) if document is not None else ({}, {})
+    for override in overrides:
+        _assign(data, origins, override)
+    return Plan(_Checker(origins).recipe(data), origins)
+
+
+def load_plan(path: Path, overrides: Iterable[Override] = ()) -> Plan:
+    """Reads a recipe file and resolves it; see `resolve`."""
+    return resolve(load_yaml(path), overrides)
+
+
+def recipe_json_schema() -> dict[str, Any]:
+    """JSON schema of recipe files, for editors."""
+    schema = TypeAdapter(Recipe).json_schema()
+    schema["title"] = "prune recipe"
+    schema["properties"]["extends"] = {"type": "string", "description": "A recipe that this one changes."}
+    _describe(schema, [Recipe, ModelSection, DataSection, *STAGES.values()])
+    for stage in STAGES.values():
+        schema["$defs"][stage.__name__].setdefault("required", []).append("stage")
+    return schema
+
+
+def _describe(schema: dict[str, Any], classes: Sequence[type[Any]]) -> None:
+    for cls in classes:
+        properties = (schema if cls is Recipe else schema["$defs"][cls.__name__])["properties"]
+        for field in fields_of(cls):
+            if field.doc:
+                properties[field.name]["description"] = field.doc
+
+
+def _with_extended(document: Document, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Path_, str]]:
+    own = {key: value for key, value in document.data.items() if key != "extends"}
+    origins = dict(document.positions)
+    if "extends" not in document.data:
+        return own, origins
+    where = document.positions[("extends",)]
+    base = document.data["extends"]
+    here = Path(document.source).resolve()
+    if not isinstance(base, str):
+        raise RecipeError(f"{where}: extends has to be the path of a recipe")
+    target = (here.parent / base).resolve()
+    if target in (*seen, here) or len(seen) >= MAX_EXTENDS:
+        raise RecipeError(f"{where}: {base} extends itself, directly or through others")
+    shown = Path(document.source).parent / base
+    data, merged = _with_extended(load_yaml(shown), (*seen, here))
+    _merge(data, merged, own, origins, ())
+    return data, merged
+
+
+def _merge(
+    into: dict[str, Any],
+    into_origins: dict[Path_, str],
+    data: Mapping[str, Any],
+    origins: Mapping[Path_, str],
+    path: Path_,
+) -> None:
+    for key, value in data.items():
+        here = (*path, key)
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], into_origins, value, origins, here)
+            continue
+        into[key] = value
+        for old in [place for place in into_origins if place[: len(here)] == here]:
+            del into_origins[old]
+        into_origins.update({place: where for place, where in origins.items() if place[: len(here)] == here})
+
+
+def _assign(data: dict[str, Any], origins: dict[Path_, str], override: Override) -> None:
+    target: Any = data
+    for place, part in enumerate(override.path[:-1]):
+        if isinstance(target, list):
+            target = _item(target, part, override, place)
+            continue
+        following = target.setdefault(part, {})
+        if following is None:
+            following = target[part] = {}
+        if not isinstance(following, (dict, list)):
+            raise RecipeError(
+                f"{override.origin}: {'.'.join(map(str, override.path[: place + 1]))} holds a single value"
+            )
+        target = following
+    last = override.path[-1]
+    if isinstance(target, list):
+        _item(target, last, override, len(override.path) - 1)
+    target[last] = override.value
+    for old in [path for path in origins if path[: len(override.path)] == override.path]:
+        del origins[old]
+    origins[override.path] = override.origin
+    for path, _ in _leaves(override.value, override.path):
+        origins[path] = override.origin
+
+
+def _item(target: list[Any], part: str | int, override: Override, place: int) -> Any:
+    if not isinstance(part, int) or part >= len(target):
+        where = ".".join(map(str, override.path[:place]))
+        raise RecipeError(f"{override.origin}: {where} has entries 0 to {len(target) - 1}, not {part!r}")
+    return target[part]
+
+
+class _Checker:
+    """Validates raw data piece by piece, so that an error has one cause and one place."""
+
+    def __init__(self, origins: Mapping[Path_, str]) -> None:
+        self._origins = origins
+
+    def recipe(self, data: dict[str, Any]) -> Recipe:
+        stages = data.get("stages", [])
+        if not isinstance(stages, list):
+            raise RecipeError(f"{self._where(('stages',))}: stages has to be a list")
+        top = {key: value for key, value in data.items() if key != "stages"}
+        recipe: Recipe = self._validated(Recipe, top, ())
+        checked = tuple(self._stage(raw, ("stages", index)) for index, raw in enumerate(stages))
+        return dataclasses.replace(recipe, stages=checked)
+
+    def _stage(self, raw: Any, path: Path_) -> Stage:
+        if not isinstance(raw, dict) or "stage" not in raw:
+            raise RecipeError(f"{self._where(path)}: every stage needs `stage:`, one of {', '.join(STAGES)}")
+        kind = raw["stage"]
+        if kind not in STAGES:
+            raise RecipeError(f"{self._where((*path, 'stage'))}: {unknown('stage', str(kind), STAGES)}")
+        stage: Any = self._validated(STAGES[kind], raw, path)
+        if kind == "prune":
+            try:
+                method = get_method(stage.method)
+            except MethodError as error:
+                raise MethodError(f"{self._where((*path, 'method'))}: {error}") from error
+            params = self._validated(method.params, stage.params, (*path, "params"), extra="forbid")
+            stage = dataclasses.replace(stage, params=dataclasses.asdict(params))
+        return stage  # type: ignore[no-any-return]
+
+    def _validated(self, cls: type[Any], raw: Any, path: Path_, extra: str | None = None) -> Any:
+        if extra == "forbid" and isinstance(raw, dict):  # a method's own dataclass says nothing about extra keys
+            for key in raw:
+                self._known(cls, key, (*path, key))
+        try:
+            return TypeAdapter(cls).validate_python(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            here = (*path, *first["loc"])
+            if first["type"] in ("unexpected_keyword_argument", "dataclass_type"):
+                self._known(cls, str(here[-1]), here)
+            given = "" if first["type"] == "missing" else f" (got {first['input']!r})"
+            message = first["msg"].replace("Input should be", "has to be")
+            name = ".".join(str(part) for part in here) or cls.__name__
+            raise RecipeError(f"{self._where(here)}: {name} {message}{given}") from error
+
+    def _known(self, cls: type[Any], key: str, path: Path_) -> None:
+        raw_owner: Any = cls
+        if raw_owner is Recipe and len(path) > 1:
+            raw_owner = {"model": ModelSection, "data": DataSection}.get(str(path[0]), Recipe)
+        names = [field.name for field in dataclasses.fields(raw_owner)]
+        if raw_owner is Recipe:
+            names.append("extends")
+        if key in names:
+            return
+        close = nearest(key, names, count=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(names)}"
+        raise RecipeError(f"{self._where((*path, '<key>'))}: unknown key {key!r}; {hint}")
+
+    def _where(self, path: Path_) -> str:
+        """The place of `path`, or of the nearest thing around it that was written down."""
+        if path and path[-1] == "<key>" and path not in self._origins:
+            path = path[:-1]
+        while path and path not in self._origins:
+            path = path[:-1]
+        return self._origins.get(path, "recipe")
+
+
+def _leaves(value: Any, path: Path_) -> list[tuple[Path_, Any]]:
+    if isinstance(value, dict) and value:
+        return [leaf for key, item in value.items() for leaf in _leaves(item, (*path, key))]
+    if isinstance(value, (list, tuple)) and value and any(isinstance(item, dict) for item in value):
+        return [leaf for index, item in enumerate(value) for leaf in _leaves(item, (*path, index))]
+    return [(path, value)]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,158 @@
+"""What a recipe can say. Plain dataclasses: pydantic checks them, the command line makes its options of them.
+
+This module imports nothing heavy, because help and completion read it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from annotated_doc import Doc
+from annotated_types import Ge, Gt, Le, Lt
+
+Measurement = Literal["accuracy", "params", "macs", "latency", "memory", "size"]
+MEASUREMENTS: tuple[Measurement, ...] = ("accuracy", "params", "macs", "latency", "memory", "size")
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """Which network to start from."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, never changed
+
+    ref: Annotated[str | None, Doc("Architecture as source:name, for instance timm:resnet50.")] = None
+    weights: Annotated[str | None, Doc("Weights file; a checkpoint of ours needs no ref.")] = None
+    pretrained: Annotated[bool, Doc("Fetch published weights of the architecture (timm, torchvision).")] = False
+    num_classes: Annotated[int | None, Ge(1), Doc("Classes of a new network; default: the data set's.")] = None
+    in_chans: Annotated[int | None, Ge(1), Doc("Input channels of a new network; default: the data set's.")] = None
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """Which images, and how they are read."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    name: Annotated[str | None, Doc("digits, cifar10, cifar100, mnist, fashion-mnist, folder:PATH or npz:FILE.")] = None
+    root: Annotated[
+        str | None, Doc("Folder that holds named data sets; default: PRUNE_DATA or ~/.cache/prune/data.")
+    ] = None
+    download: Annotated[bool, Doc("Fetch a data set that is missing.")] = False
+    image_size: Annotated[int | None, Ge(1), Doc("Height and width; default: the model's, else the images'.")] = None
+    batch_size: Annotated[int, Ge(1), Doc("Images per batch.")] = 128
+    workers: Annotated[int, Ge(0), Doc("Processes that load images.")] = 0
+    val_fraction: Annotated[
+        float, Ge(0), Lt(1), Doc("Share of the training images held out to choose epochs on; 0 holds none out.")
+    ] = 0.1
+
+
+@dataclass(frozen=True)
+class TrainStage:
+    """Train all weights."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    stage: Literal["train"] = "train"
+    epochs: Annotated[int, Ge(1), Doc("Passes over the training images.")] = 10
+    lr: Annotated[float, Gt(0), Doc("Peak learning rate.")] = 0.1
+    optimizer: Annotated[str, Doc("A timm optimizer: sgd, adamw, lamb ...")] = "sgd"
+    momentum: Annotated[float, Ge(0), Lt(1), Doc("Momentum of sgd.")] = 0.9
+    weight_decay: Annotated[float, Ge(0), Doc("Weight decay, not applied to biases and norms.")] = 5e-4
+    schedule: Annotated[str, Doc("A timm schedule: cosine, constant, step ...")] = "cosine"
+    warmup_epochs: Annotated[int, Ge(0), Doc("Epochs during which the learning rate rises.")] = 0
+    min_lr: Annotated[float, Ge(0), Doc("Learning rate at the end of the schedule.")] = 0.0
+    label_smoothing: Annotated[float, Ge(0), Lt(1), Doc("Share of each target spread over all classes.")] = 0.0
+    mixup: Annotated[float, Ge(0), Doc("Mixup alpha; 0 is off.")] = 0.0
+    cutmix: Annotated[float, Ge(0), Doc("CutMix alpha; 0 is off.")] = 0.0
+    auto_augment: Annotated[str | None, Doc("A timm policy such as rand-m9-mstd0.5.")] = None
+    color_jitter: Annotated[float, Ge(0), Doc("Strength of colour jitter.")] = 0.0
+    random_erasing: Annotated[float, Ge(0), Le(1), Doc("Probability of erasing a rectangle.")] = 0.0
+    clip_grad: Annotated[float | None, Gt(0), Doc("Largest gradient norm.")] = None
+    accumulate: Annotated[int, Ge(1), Doc("Batches whose gradients make one step.")] = 1
+    amp: Annotated[bool, Doc("Mixed precision on a GPU.")] = True
+    patience: Annotated[int | None, Ge(1), Doc("Stop after this many epochs without a better validation top-1.")] = None
+    tensorboard: Annotated[bool, Doc("Write TensorBoard files beside the metrics.")] = False
+
+
+@dataclass(frozen=True)
+class FinetuneStage(TrainStage):
+    """Recover accuracy after pruning: a tenth of the usual learning rate, optionally learning from the dense parent."""
+
+    stage: Literal["finetune"] = "finetune"  # type: ignore[assignment]
+    epochs: Annotated[int, Ge(1), Doc("Passes over the training images.")] = 5
+    lr: Annotated[float, Gt(0), Doc("Peak learning rate.")] = 0.01
+    teacher: Annotated[
+        str | None, Doc("Learn from this network too: a weights file, or `parent` for the one that was pruned.")
+    ] = None
+    distill_weight: Annotated[float, Ge(0), Le(1), Doc("Weight of the teacher's part of the loss.")] = 0.5
+    distill_temperature: Annotated[float, Gt(0), Doc("Temperature of the softened scores.")] = 4.0
+
+
+@dataclass(frozen=True)
+class PruneStage:
+    """Remove channels, prove the result, measure the statistics of batch normalisation anew."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    stage: Literal["prune"] = "prune"
+    method: Annotated[str, Doc("Pruning method (`prune methods` lists them).")] = "l1"
+    params: dict[str, Any] = field(default_factory=dict)
+    keep: Annotated[tuple[str, ...], Doc("Layer name or pattern whose width stays; may be given again.")] = ()
+    recalibrate: Annotated[
+        bool | None, Doc("Measure batch normalisation statistics anew; default: when there are training images.")
+    ] = None
+    calibration_images: Annotated[int, Ge(2), Doc("Training images used for that.")] = 1024
+    latency_rounds: Annotated[int, Ge(2), Doc("Paired timings of the networks before and after.")] = 30
+
+
+@dataclass(frozen=True)
+class EvalStage:
+    """Measure a network and write a report."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    stage: Literal["eval"] = "eval"
+    measure: Annotated[
+        tuple[Measurement, ...],
+        Doc("What to measure; may be given again. Default: everything."),
+    ] = MEASUREMENTS
+    split: Annotated[Literal["test", "validation"], Doc("Images to measure accuracy on.")] = "test"
+    latency_rounds: Annotated[int, Ge(2), Doc("Timings of one image.")] = 30
+    report: Annotated[str | None, Doc("File name of the report in the run's folder.")] = None
+
+
+@dataclass(frozen=True)
+class CompareStage:
+    """Compare the reports of the run with the first one."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    stage: Literal["compare"] = "compare"
+    fail_if: Annotated[str | None, Doc("Condition that fails the run (exit code 3), e.g. 'top1_drop > 1.0'.")] = None
+
+
+Stage = TrainStage | FinetuneStage | PruneStage | EvalStage | CompareStage
+STAGES: dict[str, type[Stage]] = {
+    "train": TrainStage,
+    "prune": PruneStage,
+    "finetune": FinetuneStage,
+    "eval": EvalStage,
+    "compare": CompareStage,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run: a model, its data and the stages it goes through."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    version: Literal[1] = 1
+    description: str = ""
+    model: ModelSection = field(default_factory=ModelSection)
+    data: DataSection = field(default_factory=DataSection)
+    seed: Annotated[int, Ge(0), Doc("Seed of everything random.")] = 0
+    device: Annotated[str, Doc("auto, cpu, cuda, cuda:1, mps.")] = "auto"
+    threads: Annotated[int | None, Ge(1), Doc("CPU threads; default: torch's choice.")] = None
+    stages: tuple[Stage, ...] = ()

@@ -1,0 +1,209 @@
+"""Comparing reports with a baseline, and gates on the result."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from prunecli.errors import RecipeError, unknown
+from prunecli.report.schema import Metrics, Report
+
+COMPARISON_SCHEMA: Literal["prunecli.comparison/1"] = "prunecli.comparison/1"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Candidate(_Strict):
+    """One network beside the baseline. A ratio is candidate / baseline; what cannot be compared is absent."""
+
+    name: str
+    metrics: Metrics
+    top1_drop: float | None = None
+    top5_drop: float | None = None
+    loss_rise: float | None = None
+    params_ratio: float | None = None
+    params_nonzero_ratio: float | None = None
+    macs_ratio: float | None = None
+    latency_ratio: float | None = None
+    latency_ratio_interval: tuple[float, float] | None = None
+    speedup: float | None = None
+    peak_memory_ratio: float | None = None
+    size_ratio: float | None = None
+
+
+class Comparison(_Strict):
+    """A baseline and its candidates."""
+
+    schema_name: Literal["prunecli.comparison/1"] = Field(COMPARISON_SCHEMA, alias="schema")
+    baseline: str
+    baseline_metrics: Metrics
+    candidates: tuple[Candidate, ...]
+    paired_latency: bool = False
+    notes: tuple[str, ...] = ()
+
+
+GATE_NAMES = tuple(name for name in Candidate.model_fields if name not in ("name", "metrics", "latency_ratio_interval"))
+
+
+def compare_reports(
+    names: list[str],
+    reports: list[Report],
+    paired: list[tuple[float, tuple[float, float]]] | None = None,
+) -> Comparison:
+    """Compares every report after the first with the first.
+
+    Args:
+        names: What to call each report.
+        reports: At least two.
+        paired: Latency ratio and its interval of each report to the first, where they were timed in turns; without it
+            the ratio is that of two medians taken at different times.
+    """
+    base = reports[0]
+    candidates = []
+    for index, (name, report) in enumerate(zip(names[1:], reports[1:], strict=True), start=1):
+        ratio, interval = paired[index] if paired else (_latency_ratio(base, report), None)
+        candidates.append(_candidate(name, base.metrics, report.metrics, ratio, interval))
+    return Comparison(
+        schema=COMPARISON_SCHEMA,
+        baseline=names[0],
+        baseline_metrics=base.metrics,
+        candidates=tuple(candidates),
+        paired_latency=paired is not None,
+        notes=tuple(_notes(names, reports, paired is not None)),
+    )
+
+
+def _candidate(
+    name: str, base: Metrics, other: Metrics, ratio: float | None, interval: tuple[float, float] | None
+) -> Candidate:
+    return Candidate(
+        name=name,
+        metrics=other,
+        top1_drop=_difference(base.top1, other.top1),
+        top5_drop=_difference(base.top5, other.top5),
+        loss_rise=_difference(other.loss, base.loss),
+        params_ratio=_ratio(base.params, other.params),
+        params_nonzero_ratio=_ratio(base.params_nonzero, other.params_nonzero),
+        macs_ratio=_ratio(base.macs, other.macs),
+        latency_ratio=ratio,
+        latency_ratio_interval=interval,
+        speedup=1 / ratio if ratio else None,
+        peak_memory_ratio=_ratio(base.peak_memory_bytes, other.peak_memory_bytes),
+        size_ratio=_ratio(base.size_bytes, other.size_bytes),
+    )
+
+
+def _latency_ratio(base: Report, other: Report) -> float | None:
+    first, second = base.metrics.latency_ms, other.metrics.latency_ms
+    if first is None or second is None or first.batch_size != second.batch_size:
+        return None
+    return second.median / first.median
+
+
+def _ratio(base: float | None, other: float | None) -> float | None:
+    return other / base if base and other is not None else None
+
+
+def _difference(first: float | None, second: float | None) -> float | None:
+    return first - second if first is not None and second is not None else None
+
+
+def _notes(names: list[str], reports: list[Report], paired: bool) -> list[str]:
+    notes = []
+    base = reports[0]
+    for name, report in zip(names[1:], reports[1:], strict=True):
+        if base.data and report.data and base.data.fingerprint != report.data.fingerprint:
+            notes.append(f"{name}: its accuracy was measured on other images than the baseline's")
+        if not paired and report.environment.get("device") != base.environment.get("device"):
+            notes.append(f"{name}: its latency was measured on another machine than the baseline's")
+        if report.model.input_shape != base.model.input_shape:
+            notes.append(f"{name}: its input shape is not the baseline's, so MACs and latency are not alike")
+    if not paired and any(r.metrics.latency_ms for r in reports):
+        notes.append(
+            "latencies were measured at different times; compare the checkpoints themselves for a paired ratio"
+        )
+    return notes
+
+
+_OPERATORS: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
+
+
+class Gate:
+    """A condition such as 'top1_drop > 1.0 or macs_ratio > 0.6' over the figures of a candidate.
+
+    Args:
+        text: Comparisons of names and numbers, joined by and, or, not and parentheses.
+
+    Raises:
+        RecipeError: It is not such a condition, or a name is unknown.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        try:
+            self._tree = ast.parse(text.strip(), mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise RecipeError(f"--fail-if {text!r}: not a condition; write for instance 'top1_drop > 1.0'") from error
+        self._check(self._tree, boolean=True)
+
+    def holds(self, candidate: Candidate) -> bool:
+        """Whether the condition is true of `candidate`.
+
+        Raises:
+            RecipeError: A figure it needs was not measured.
+        """
+        return self._evaluate(self._tree, candidate.model_dump())
+
+    def _check(self, node: ast.AST, *, boolean: bool) -> None:
+        if boolean and isinstance(node, ast.BoolOp):
+            for value in node.values:
+                self._check(value, boolean=True)
+        elif boolean and isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            self._check(node.operand, boolean=True)
+        elif boolean and isinstance(node, ast.Compare) and all(type(op) in _OPERATORS for op in node.ops):
+            for value in (node.left, *node.comparators):
+                self._check(value, boolean=False)
+        elif not boolean and isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
+            self._check(node.operand, boolean=False)
+        elif not boolean and isinstance(node, ast.Name):
+            if node.id not in GATE_NAMES:
+                raise RecipeError(f"--fail-if: {unknown('figure', node.id, GATE_NAMES)}")
+        elif boolean or not isinstance(node, ast.Constant) or type(node.value) not in (int, float):
+            raise RecipeError(f"--fail-if {self.text!r}: not a condition; write for instance 'top1_drop > 1.0'")
+
+    def _evaluate(self, node: ast.AST, figures: Mapping[str, Any]) -> bool:
+        if isinstance(node, ast.BoolOp):
+            values = [self._evaluate(value, figures) for value in node.values]
+            return all(values) if isinstance(node.op, ast.And) else any(values)
+        if isinstance(node, ast.UnaryOp):
+            return not self._evaluate(node.operand, figures)
+        assert isinstance(node, ast.Compare)
+        numbers = [self._number(value, figures) for value in (node.left, *node.comparators)]
+        pairs = zip(numbers[:-1], node.ops, numbers[1:], strict=True)
+        return all(_OPERATORS[type(op)](left, right) for left, op, right in pairs)
+
+    def _number(self, node: ast.AST, figures: Mapping[str, Any]) -> float:
+        if isinstance(node, ast.UnaryOp):
+            value = self._number(node.operand, figures)
+            return -value if isinstance(node.op, ast.USub) else value
+        if isinstance(node, ast.Constant):
+            return float(node.value)  # type: ignore[arg-type]
+        assert isinstance(node, ast.Name)
+        if figures[node.id] is None:
+            raise RecipeError(
+                f"--fail-if: {node.id} of {figures['name']} was not measured, so the gate cannot be judged"
+            )
+        return float(figures[node.id])

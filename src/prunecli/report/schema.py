@@ -1,0 +1,99 @@
+"""The report that `eval` writes and `compare` reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from prunecli.errors import RecipeError
+
+REPORT_SCHEMA: Literal["prunecli.report/1"] = "prunecli.report/1"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Latency(_Strict):
+    """Milliseconds of a forward pass: the median and its 95 % interval."""
+
+    median: float
+    interval: tuple[float, float]
+    batch_size: int
+    runs: int
+
+
+class Metrics(_Strict):
+    """Figures of one model. What was not measured is absent; accuracies are percentages."""
+
+    top1: float | None = None
+    top5: float | None = None
+    loss: float | None = None
+    images: int | None = None
+    params: int | None = None
+    params_nonzero: int | None = None
+    macs: int | None = None
+    macs_uncounted: tuple[str, ...] = ()
+    latency_ms: Latency | None = None
+    peak_memory_bytes: int | None = None
+    size_bytes: int | None = None
+
+
+class ModelInfo(_Strict):
+    """Which model the figures belong to."""
+
+    ref: str
+    path: str | None = None
+    sha256: str | None = None
+    input_shape: tuple[int, ...]
+
+
+class DataInfo(_Strict):
+    """Which images the accuracy was measured on."""
+
+    name: str
+    split: str
+    images: int
+    fingerprint: str
+
+
+class Report(_Strict):
+    """One evaluation: the figures, what they belong to, and how to make them again."""
+
+    schema_name: Literal["prunecli.report/1"] = Field(REPORT_SCHEMA, alias="schema")
+    model: ModelInfo
+    data: DataInfo | None = None
+    metrics: Metrics
+    environment: dict[str, str | int] = Field(default_factory=dict)
+    seed: int = 0
+    command: str = ""
+
+    def to_json(self) -> str:
+        """The report as indented JSON; figures that were not measured are left out."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True), indent=2) + "\n"
+
+
+def read_report(path: Path) -> Report:
+    """Reads a report written by `prune eval`.
+
+    Raises:
+        RecipeError: The file is missing, is not JSON, or has another schema.
+    """
+    try:
+        raw: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RecipeError(f"{path}: not a readable JSON report ({error}); write one with `prune eval -o`") from error
+    found = raw.get("schema") if isinstance(raw, dict) else None
+    if found != REPORT_SCHEMA:
+        raise RecipeError(
+            f"{path}: schema is {found!r}, expected {REPORT_SCHEMA!r}; write the report again with `prune eval -o`"
+        )
+    try:
+        return Report.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise RecipeError(f"{path}: {place}: {first['msg']}; write the report again with `prune eval -o`") from error

@@ -1,0 +1,172 @@
+"""Figures as tables: what a person reads, with no formatting of a particular terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from prunecli.report.comparison import Comparison
+from prunecli.report.schema import Metrics, Report
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a header; `numeric` columns are right-aligned."""
+
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    title: str = ""
+    numeric: tuple[int, ...] = field(default=())
+
+    def to_csv(self) -> str:
+        """Comma-separated, with a header."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerows([self.columns, *self.rows])
+        return buffer.getvalue()
+
+    def to_markdown(self) -> str:
+        """A GitHub table."""
+        marks = ["---:" if place in self.numeric else "---" for place in range(len(self.columns))]
+        lines = [[cell.replace("|", "\\|") for cell in row] for row in (self.columns, tuple(marks), *self.rows)]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def count(value: float | None) -> str:
+    """1,234,567 as 1.23M."""
+    if value is None:
+        return "-"
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.2f}{unit}"
+    return f"{value:.0f}"
+
+
+def size(value: float | None) -> str:
+    """Bytes in binary units."""
+    if value is None:
+        return "-"
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if value >= factor:
+            return f"{value / factor:.2f} {unit}"
+    return f"{value:.0f} B"
+
+
+def fixed(value: float | None, digits: int = 2, unit: str = "") -> str:
+    """A number with so many digits, or a dash."""
+    return "-" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def _latency(metrics: Metrics) -> str:
+    if metrics.latency_ms is None:
+        return "-"
+    low, high = metrics.latency_ms.interval
+    return f"{metrics.latency_ms.median:.2f} ms [{low:.2f}, {high:.2f}]"
+
+
+def _macs(metrics: Metrics) -> str:
+    return ("at least " if metrics.macs_uncounted else "") + count(metrics.macs)
+
+
+def report_table(report: Report) -> Table:
+    """One report as name and value."""
+    m = report.metrics
+    rows = [("model", report.model.ref), ("input", "x".join(map(str, report.model.input_shape)))]
+    if report.data is not None and m.top1 is not None:
+        rows += [
+            ("images", f"{report.data.images} of {report.data.name} ({report.data.split})"),
+            ("top-1", fixed(m.top1, unit=" %")),
+            ("top-5", fixed(m.top5, unit=" %")),
+            ("loss", fixed(m.loss, 4)),
+        ]
+    rows += [
+        (name, text)
+        for name, text, value in (
+            ("parameters", count(m.params), m.params),
+            ("non-zero", count(m.params_nonzero), m.params_nonzero),
+            ("MACs", _macs(m), m.macs),
+            ("latency", _latency(m), m.latency_ms),
+            ("peak memory", size(m.peak_memory_bytes), m.peak_memory_bytes),
+            ("file size", size(m.size_bytes), m.size_bytes),
+        )
+        if value is not None
+    ]
+    return Table(("figure", "value"), rows)
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Figures down, networks across, each candidate's ratio or drop beside its figure."""
+    base = comparison.baseline_metrics
+    rows: list[tuple[str, ...]] = []
+
+    def row(label: str, of_base: str, cells: Sequence[str]) -> None:
+        if any(cell != "-" for cell in (of_base, *cells)):
+            rows.append((label, of_base, *cells))
+
+    def beside(text: str, note: str) -> str:
+        return text if text == "-" or note == "-" else f"{text} ({note})"
+
+    each = comparison.candidates
+    drop = [beside(fixed(c.metrics.top1, unit=" %"), _signed(c.top1_drop)) for c in each]
+    row("top-1", fixed(base.top1, unit=" %"), drop)
+    row(
+        "top-5",
+        fixed(base.top5, unit=" %"),
+        [beside(fixed(c.metrics.top5, unit=" %"), _signed(c.top5_drop)) for c in each],
+    )
+    row("loss", fixed(base.loss, 4), [fixed(c.metrics.loss, 4) for c in each])
+    row("parameters", count(base.params), [beside(count(c.metrics.params), _times(c.params_ratio)) for c in each])
+    row(
+        "non-zero",
+        count(base.params_nonzero),
+        [beside(count(c.metrics.params_nonzero), _times(c.params_nonzero_ratio)) for c in each],
+    )
+    row("MACs", _macs(base), [beside(_macs(c.metrics), _times(c.macs_ratio)) for c in each])
+    row("latency", _latency(base), [beside(_latency(c.metrics), _times(c.latency_ratio)) for c in each])
+    row("speed-up", "1.00x", [_speedup(c.speedup, c.latency_ratio_interval) for c in each])
+    row(
+        "peak memory",
+        size(base.peak_memory_bytes),
+        [beside(size(c.metrics.peak_memory_bytes), _times(c.peak_memory_ratio)) for c in each],
+    )
+    row("file size", size(base.size_bytes), [beside(size(c.metrics.size_bytes), _times(c.size_ratio)) for c in each])
+    columns = ("figure", f"{comparison.baseline} (baseline)", *(c.name for c in each))
+    return Table(columns, rows)
+
+
+def plain_table(comparison: Comparison) -> Table:
+    """One row of unrounded numbers for each network, the baseline first; what was not measured is empty."""
+    figures = ("top1", "top5", "loss", "params", "params_nonzero", "macs", "peak_memory_bytes", "size_bytes")
+    names = [name for name in comparison.candidates[0].__class__.model_fields if name not in ("name", "metrics")]
+    ratios = [name for name in names if name != "latency_ratio_interval"]
+
+    def cells(metrics: Metrics) -> list[str]:
+        latency = metrics.latency_ms.median if metrics.latency_ms else None
+        return [_bare(value) for value in (*(getattr(metrics, figure) for figure in figures), latency)]
+
+    rows = [(comparison.baseline, *cells(comparison.baseline_metrics), *("" for _ in ratios))]
+    for candidate in comparison.candidates:
+        rows.append((candidate.name, *cells(candidate.metrics), *(_bare(getattr(candidate, r)) for r in ratios)))
+    return Table(("name", *figures, "latency_ms", *ratios), rows)
+
+
+def _bare(value: float | None) -> str:
+    return "" if value is None else str(value)
+
+
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"x{ratio:.3f}"
+
+
+def _signed(drop: float | None) -> str:
+    return "-" if drop is None else f"{-drop:+.2f}"
+
+
+def _speedup(speedup: float | None, interval: tuple[float, float] | None) -> str:
+    if speedup is None:
+        return "-"
+    if interval is None:
+        return f"{speedup:.2f}x"
+    return f"{speedup:.2f}x [{1 / interval[1]:.2f}, {1 / interval[0]:.2f}]"

@@ -1,0 +1,102 @@
+"""Restoring a pruned network from the differences to a freshly built one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor, nn
+
+from prunecli.checkpoint.manifest import as_json
+from prunecli.errors import ModelError
+
+Attributes = dict[str, dict[str, JsonValue]]
+
+
+def attribute_differences(fresh: nn.Module, changed: nn.Module) -> Attributes:
+    """Plain attributes (numbers, texts, tuples of them) of `changed` that differ from `fresh`, by module name.
+
+    Raises:
+        ModelError: The two do not have the same modules.
+    """
+    originals = dict(fresh.named_modules())
+    differences: Attributes = {}
+    for name, module in changed.named_modules():
+        if name not in originals:
+            raise ModelError(f"module {name!r} does not exist in the architecture the checkpoint would be rebuilt from")
+        if type(module) is not type(originals[name]):
+            raise ModelError(f"module {name!r} is a {type(module).__name__}, not what the architecture builds there")
+        before, after = _plain_attributes(originals[name]), _plain_attributes(module)
+        found = {key: as_json(value) for key, value in after.items() if key not in before or before[key] != value}
+        if found:
+            differences[name] = found
+    return differences
+
+
+def apply_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, JsonValue]]) -> None:
+    """Sets recorded attributes on a freshly built model.
+
+    Raises:
+        ModelError: A module or attribute does not exist, so the manifest belongs to another architecture.
+    """
+    modules = dict(model.named_modules())
+    for name, values in attributes.items():
+        if name not in modules:
+            raise ModelError(f"the manifest changes module {name!r}, which the architecture does not have")
+        plain = _plain_attributes(modules[name])
+        for key, value in values.items():
+            if key not in plain:
+                raise ModelError(f"the manifest sets {name}.{key}, which the architecture does not have")
+            object.__setattr__(modules[name], key, tuple(value) if isinstance(value, list) else value)
+
+
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by name, non-persistent buffers and tied names included."""
+    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    named.update(model.named_buffers(remove_duplicate=False))
+    return {name: tensor.detach() for name, tensor in named.items()}
+
+
+def assign_tensors(model: nn.Module, tensors: Mapping[str, Tensor], frozen: frozenset[str] = frozenset()) -> None:
+    """Puts `tensors` in place of the model's own, whatever their shapes were; the model may be on the meta device.
+
+    Args:
+        model: A model with the right modules.
+        tensors: A tensor for every name of `state_tensors(model)`. Names with one tensor object become tied.
+        frozen: Parameter names that must not require gradients.
+
+    Raises:
+        ModelError: A tensor is missing or left over.
+    """
+    expected = state_tensors(model)
+    missing, surplus = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    if missing or surplus:
+        kind, name = ("lacks", missing[0]) if missing else ("has a surplus", surplus[0])
+        raise ModelError(f"the checkpoint {kind} tensor {name!r}: it belongs to another architecture")
+    parameters: dict[int, nn.Parameter] = {}
+    for name, tensor in tensors.items():
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        if leaf in module._parameters:
+            trainable = name not in frozen and (tensor.is_floating_point() or tensor.is_complex())
+            module._parameters[leaf] = parameters.setdefault(id(tensor), nn.Parameter(tensor, requires_grad=trainable))
+        else:
+            module._buffers[leaf] = tensor
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in vars(module).items()
+        if not key.startswith("_") and key != "training" and _is_plain(value)
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, torch.Size):
+        return True
+    if isinstance(value, (tuple, list)):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str))
