@@ -44,7 +44,8 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], manifest: Manife
     )
 
     def save(temporary: Path) -> None:
-        save_file(stored, temporary, metadata={"format": "pt", MANIFEST_KEY: complete.to_json()})
+        # One entry alone: safetensors writes several in random order, and equal networks should be equal bytes.
+        save_file(stored, temporary, metadata={MANIFEST_KEY: complete.to_json()})
 
     write_atomically(path, save)
 

@@ -59,7 +59,7 @@ class LazyGroup(_HelpWithoutPydantic, TyperGroup):
         """Suggests among all verbs, not only those already imported."""
         name = args[0]
         if name not in self.verbs and not name.startswith("-"):
-            ctx.fail(unknown("command", name, self.verbs, see=f"{ctx.command_path} --help"))
+            ctx.fail(unknown("command", name, self.verbs, see=f"{ctx.command_path} --help").rstrip("?"))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -111,5 +111,6 @@ def option_choices(option: Any) -> list[str]:
 
 def error_text(error: BaseException) -> str:
     """What Typer's own error says, on one line."""
-    message = getattr(error, "format_message", lambda: str(error))()
-    return " ".join(str(message).split())
+    message = " ".join(str(getattr(error, "format_message", lambda: str(error))()).split())
+    context = getattr(error, "ctx", None)
+    return f"{message.rstrip('.')}; see `{context.command_path} --help`" if context is not None else message

@@ -75,12 +75,21 @@ def check_writable(path: Path, force: bool) -> None:
         raise RecipeError(f"{path}: {parent} is not a directory; choose another name with -o")
 
 
-def default_out(space: Workspace, suffix: str, force: bool) -> Path:
-    """A file name beside nothing of the user's: the model's name and what was done to it."""
+def checkpoint_path(space: Workspace, values: dict[str, Any], suffix: str) -> Path:
+    """What -o says, else the model's name and what was done to it, in this folder.
+
+    Raises:
+        RecipeError: The name does not end in .safetensors, or the file exists.
+    """
+    if values["out"] is not None:
+        path = Path(values["out"])
+        if path.suffix != ".safetensors":
+            raise RecipeError(f"-o {path}: checkpoints are safetensors; name it {path.with_suffix('.safetensors')}")
+        return path
     weights = space.recipe.model.weights
     stem = Path(weights).stem if weights else (space.recipe.model.ref or "model").replace(":", "-")
     path = Path(f"{stem}-{suffix}.safetensors")
-    check_writable(path, force)
+    check_writable(path, bool(values["force"]))
     return path
 
 

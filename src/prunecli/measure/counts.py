@@ -72,7 +72,7 @@ def count_macs(model: nn.Module, inputs: Inputs) -> Macs:
 def module_macs(model: nn.Module, inputs: Inputs) -> dict[str, int]:
     """MACs by module name (the empty name is the whole model), each including its children; no lower-bound check."""
     counted = copy.deepcopy(model).cpu().eval()
-    counter = FlopCounterMode(counted, display=False)
+    counter = FlopCounterMode(display=False)
     with _countable_kernels(), torch.no_grad(), counter:
         call(counted, cast_inputs(inputs, device="cpu"))
     prefix = type(counted).__name__ + "."

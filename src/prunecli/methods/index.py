@@ -14,13 +14,13 @@ _BUILT_IN = (
     _structural(
         "l1",
         "prunecli.criteria.magnitude:l1",
-        "Remove the channels whose filters have the smallest L1 norm.",
+        "Remove the channels whose weights have the smallest L1 norm.",
         "https://arxiv.org/abs/1608.08710",
     ),
     _structural(
         "l2",
         "prunecli.criteria.magnitude:l2",
-        "Remove the channels whose filters have the smallest L2 norm.",
+        "Remove the channels whose weights have the smallest L2 norm.",
         "https://arxiv.org/abs/1608.08710",
     ),
     _structural(

@@ -90,10 +90,10 @@ def prune_structural(
     allocation = allocate(groups, scores, params)
     edits = _edits(groups, allocation)
     if not edits:
-        reasons = list(allocation.held_back.values()) + [entry.reason for entry in untouched]
-        raise MethodError(
-            f"nothing would be removed at ratio {params.ratio:g}: {reasons[0] if reasons else 'no layers'}"
-        )
+        held = [f"{name}: {reason}" for name, reason in allocation.held_back.items()]
+        reasons = held + [f"{entry.name}: {entry.reason}" for entry in untouched]
+        first = reasons[0] if reasons else "the model has no convolution or linear layer"
+        raise MethodError(f"nothing would be removed at ratio {params.ratio:g}; {first}")
     clock.lap("score")
     pruned = copy.deepcopy(model)
     remove(pruned, groups, allocation.keep)

@@ -13,6 +13,7 @@ from prunecli.checkpoint.foreign import SUFFIXES
 from prunecli.checkpoint.io import read_manifest
 from prunecli.errors import GateFailed, RecipeError
 from prunecli.measure.latency import time_paired
+from prunecli.models.loading import load_file
 from prunecli.pipeline.sink import Sink
 from prunecli.pipeline.stages import eval_stage, latency_figures
 from prunecli.pipeline.workspace import Workspace
@@ -59,6 +60,28 @@ def compare_paths(
         for place, report in enumerate(reports)
     ]
     return compare_reports(names, reports, list(zip(timing.ratios, timing.ratio_intervals, strict=True)))
+
+
+def compare_run(reports: Sequence[Path], device: torch.device, *, rounds: int = 30) -> Comparison:
+    """Compares the reports of one run; where their checkpoints are at hand the latency ratio is a paired one.
+
+    Args:
+        reports: Files written by eval stages, the baseline first.
+        device: Where to time.
+        rounds: Paired timings.
+    """
+    read = [read_report(path) for path in reports]
+    names = [path.name for path in reports]
+    files = [Path(report.model.path) for report in read if report.model.path is not None]
+    if len(files) < len(read) or not all(path.is_file() for path in files):
+        return compare_reports(names, read)
+    networks = [
+        load_file(path, _reference_for(path, report.model.ref)).model for path, report in zip(files, read, strict=True)
+    ]
+    generator = torch.Generator().manual_seed(0)
+    examples = [torch.randn(1, *report.model.input_shape, generator=generator) for report in read]
+    timing = time_paired(networks, examples, rounds=rounds, device=device)
+    return compare_reports(names, read, list(zip(timing.ratios, timing.ratio_intervals, strict=True)))
 
 
 def judge(comparison: Comparison, gate: Gate | None) -> None:

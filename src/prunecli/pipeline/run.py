@@ -11,14 +11,13 @@ import yaml
 
 from prunecli.checkpoint.io import write_text_atomically
 from prunecli.errors import RecipeError
-from prunecli.pipeline.comparing import judge
+from prunecli.pipeline.comparing import compare_run, judge
 from prunecli.pipeline.sink import Sink
 from prunecli.pipeline.stages import eval_stage, prune_stage, train_stage
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.resolve import Plan
 from prunecli.recipe.schema import CompareStage, EvalStage, PruneStage, TrainStage
-from prunecli.report.comparison import Comparison, Gate, compare_reports
-from prunecli.report.schema import read_report
+from prunecli.report.comparison import Comparison, Gate
 
 _NAMES = {"train": "trained", "prune": "pruned", "finetune": "finetuned"}
 
@@ -93,7 +92,7 @@ def run_recipe(plan: Plan, folder: Path, sink: Sink, command: str = "") -> RunOu
         if isinstance(stage, EvalStage):
             figures = eval_stage(space, stage, path).metrics.model_dump(mode="json", exclude_none=True)
         elif isinstance(stage, CompareStage):
-            comparison = compare_reports([p.name for p in space.reports], [read_report(p) for p in space.reports])
+            comparison = compare_run(space.reports, space.device)
             write_text_atomically(path, comparison.model_dump_json(by_alias=True, indent=2) + "\n")
             gate = Gate(stage.fail_if) if stage.fail_if is not None else None
         elif isinstance(stage, PruneStage):

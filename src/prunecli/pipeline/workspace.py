@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunecli.checkpoint.io import file_sha256
-from prunecli.checkpoint.manifest import Architecture, Manifest, Step, as_json
+from prunecli.checkpoint.manifest import Architecture, InputNormalisation, Manifest, Step, as_json
 from prunecli.data.catalog import default_root, load_data
 from prunecli.data.loader import Batches, Preprocessing, evaluation_batches
 from prunecli.data.splits import ImageData, Split, hold_out
@@ -129,9 +129,10 @@ class Workspace:
         shape = self.input_shape()
         normalisation = manifest.normalisation
         if normalisation is None or len(normalisation.mean) != shape[0]:
-            data = self.data()
-            mean, std = (data.mean, data.std) if len(data.mean) == shape[0] else ((0.5,) * shape[0], (0.5,) * shape[0])
-            return Preprocessing(shape, mean, std)
+            data = self.data() if self.data_name() is not None else None
+            if data is not None and len(data.mean) == shape[0]:
+                return Preprocessing(shape, data.mean, data.std)
+            return Preprocessing(shape, (0.5,) * shape[0], (0.5,) * shape[0])
         return Preprocessing(
             shape, normalisation.mean, normalisation.std, normalisation.interpolation, normalisation.crop_pct
         )
@@ -159,6 +160,8 @@ class Workspace:
             shape = "x".join(map(str, self.input_shape()))
             first = str(error).strip().splitlines()[0]
             raise ModelError(f"{loaded.name} does not run on {shape} images: {first}; see --image-size") from error
+        if data.channels != self.input_shape()[0]:
+            self.sink.warn(f"{data.name} has {data.channels}-channel images; they are converted for {loaded.name}")
         if outputs != data.num_classes:
             raise DataError(
                 f"{loaded.name} has {outputs} outputs and {data.name} has {data.num_classes} classes; "
@@ -191,16 +194,14 @@ class Workspace:
         """Saves `loaded` as the run's current network."""
         architecture: Architecture = loaded.manifest.architecture
         shape = self.input_shape()
-        preprocessing = self.preprocessing()
-        normalisation = loaded.manifest.normalisation
+        used = self.preprocessing()
         manifest: Manifest = loaded.manifest.model_copy(
             update={
                 "architecture": architecture.model_copy(update={"input_shape": shape}),
-                "normalisation": normalisation
-                if normalisation is not None and len(normalisation.mean) == shape[0]
-                else {"mean": preprocessing.mean, "std": preprocessing.std},
+                "normalisation": InputNormalisation(
+                    mean=used.mean, std=used.std, interpolation=used.interpolation, crop_pct=used.crop_pct
+                ),
             }
         )
-        manifest = Manifest.model_validate(manifest.model_dump(by_alias=True))
         complete = save(path, loaded.model.cpu(), manifest)
         self.loaded = LoadedModel(loaded.model, complete, (shape[1], shape[2]), path, file_sha256(path))

@@ -217,8 +217,10 @@ class _Checker:
                 self._known(cls, str(here[-1]), here)
             given = "" if first["type"] == "missing" else f" (got {first['input']!r})"
             message = first["msg"].replace("Input should be", "has to be")
+            where = self._where(here)
             name = ".".join(str(part) for part in here) or cls.__name__
-            raise RecipeError(f"{self._where(here)}: {name} {message}{given}") from error
+            text = f"{where} {message}" if where.startswith("--") else f"{where}: {name} {message}"
+            raise RecipeError(f"{text}{given}") from error
 
     def _known(self, cls: type[Any], key: str, path: Path_) -> None:
         raw_owner: Any = cls

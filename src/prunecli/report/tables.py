@@ -161,7 +161,7 @@ def _times(ratio: float | None) -> str:
 
 
 def _signed(drop: float | None) -> str:
-    return "-" if drop is None else f"{-drop:+.2f}"
+    return "-" if drop is None else f"{0.0 - drop:+.2f}"
 
 
 def _speedup(speedup: float | None, interval: tuple[float, float] | None) -> str:

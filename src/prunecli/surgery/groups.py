@@ -109,16 +109,15 @@ def tie_units(channels: int, ties: Iterable[Tensor]) -> Tensor:
         The unit of every channel, shape (channels,), units numbered by their first channel.
     """
     unit = torch.arange(channels)
-    for labels in ties:
-        _, dense = torch.unique(labels, return_inverse=True)
-        while True:
-            lowest = torch.full((int(dense.max()) + 1,), channels).scatter_reduce(0, dense, unit, "amin")
-            joined = torch.minimum(unit, lowest[dense])
-            # A unit's representative may itself have moved: follow it, so chains close in a few rounds.
-            joined = torch.minimum(joined, joined[unit])
-            if torch.equal(joined, unit):
-                break
-            unit = joined
+    dense_labels = [torch.unique(labels, return_inverse=True)[1] for labels in ties]
+    changed = bool(dense_labels)
+    while changed:
+        before = unit
+        for labels in dense_labels:
+            lowest = torch.full((int(labels.max()) + 1,), channels).scatter_reduce(0, labels, unit, "amin")
+            unit = torch.minimum(unit, lowest[labels])
+            unit = torch.minimum(unit, unit[unit])  # follow a representative that has moved itself
+        changed = not torch.equal(unit, before)
     numbered: Tensor = torch.unique(unit, return_inverse=True)[1]
     return numbered
 

@@ -79,7 +79,7 @@ def trace(model: nn.Module, example_inputs: Inputs, *, prune_stem: bool = False,
         producers = list(dict.fromkeys(producers))
         reason = None
         try:
-            group = _channel_group(traced, names, items)
+            group = _channel_group(traced, names, order, items)
             if not group.modules("consumer"):
                 reason = OUTPUT
             elif stem in group.modules("producer") and not prune_stem:
@@ -138,7 +138,7 @@ class _Item:
 
 
 def _dependency_groups(model: nn.Module, inputs: Inputs, time_limit_s: float) -> list[list[_Item]]:
-    with warnings.catch_warnings(), _time_limit(time_limit_s):
+    with warnings.catch_warnings(), _time_limit(time_limit_s) as expired:
         warnings.simplefilter("ignore")
         try:
             # The graph takes a tuple or a dict; a bare tensor would be unpacked along its batch dimension.
@@ -151,13 +151,13 @@ def _dependency_groups(model: nn.Module, inputs: Inputs, time_limit_s: float) ->
                 ]
                 for group in graph.get_all_groups()
             ]
-        except TimeoutError as error:
-            raise ModelError(f"tracing took more than {time_limit_s:.0f} s and was given up") from error
         except Exception as error:
+            if expired.is_set():
+                raise ModelError(f"tracing took more than {time_limit_s:g} s and was given up") from error
             raise ModelError(f"the model's channels cannot be traced: {_one_line(error)}") from error
 
 
-def _channel_group(model: nn.Module, names: dict[nn.Module, str], items: list[_Item]) -> ChannelGroup:
+def _channel_group(model: nn.Module, names: dict[nn.Module, str], order: list[str], items: list[_Item]) -> ChannelGroup:
     root = items[0]
     channels = len(root.roots)
     slots: dict[tuple[str, str, int], _Slot] = {}
@@ -180,7 +180,9 @@ def _channel_group(model: nn.Module, names: dict[nn.Module, str], items: list[_I
     unit_of = tie_units(channels, ties)
     units = int(unit_of.max()) + 1
     members = [_member(model, module, slot, unit_of, units) for (module, _, _), slot in slots.items()]
-    return ChannelGroup(name=names[root.dep.target.module], units=units, channels=channels, members=tuple(members))
+    producers = {member.module for member in members if member.role == "producer"}
+    first = next((name for name in order if name in producers), names[root.dep.target.module])
+    return ChannelGroup(name=first, units=units, channels=channels, members=tuple(members))
 
 
 def _slots(
@@ -275,19 +277,22 @@ def _one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError after `seconds` in the main thread of a Unix process; elsewhere there is no limit."""
+def _time_limit(seconds: float) -> Iterator[threading.Event]:
+    """Sets the event and raises TimeoutError after `seconds`, in the main thread of a Unix process; else no limit."""
+    event = threading.Event()
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
+        yield event
         return
 
     def expired(signum: int, frame: FrameType | None) -> None:
+        event.set()
         raise TimeoutError
 
     previous = signal.signal(signal.SIGALRM, expired)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # Again and again: the library has bare excepts that may swallow the first.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.05)
     try:
-        yield
+        yield event
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from prunecli.cli.lazy import make_command
 from prunecli.cli.method_command import options_of, with_output
 from prunecli.cli.output import Output
-from prunecli.cli.stages import ModelArgument, default_out, prepare, show_training, stage_options
+from prunecli.cli.stages import ModelArgument, checkpoint_path, prepare, show_training, stage_options
 from prunecli.recipe.schema import FinetuneStage
 
 OPTIONS = [*options_of(FinetuneStage, ("stages", "STAGE"), skip=("stage",)), *stage_options("checkpoint")]
@@ -21,8 +20,7 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
         return
     from prunecli.pipeline.stages import train_stage
 
-    force = bool(values["force"])
-    out = Path(values["out"]) if values["out"] else default_out(space, "finetuned", force)
+    out = checkpoint_path(space, values, "finetuned")
     stage = space.recipe.stages[0]
     assert isinstance(stage, FinetuneStage)
     show_training(output, train_stage(space, stage, out))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from prunecli.cli.lazy import make_command
 from prunecli.cli.method_command import OptionSpec, options_of, with_output
 from prunecli.cli.output import Output
-from prunecli.cli.stages import ModelArgument, default_out, prepare, show_pruning, stage_options
+from prunecli.cli.stages import ModelArgument, checkpoint_path, prepare, show_pruning, stage_options
 from prunecli.methods.registry import get_method
 from prunecli.methods.spec import MethodSpec
 from prunecli.recipe.schema import PruneStage
@@ -48,8 +47,6 @@ def _runner(spec: MethodSpec | None, options: list[OptionSpec]) -> Any:
 
         chosen = space.recipe.stages[0]
         assert isinstance(chosen, PruneStage)
-        force = bool(values["force"])
-        out = Path(values["out"]) if values["out"] else default_out(space, chosen.method, force)
-        show_pruning(output, prune_stage(space, chosen, out))
+        show_pruning(output, prune_stage(space, chosen, checkpoint_path(space, values, chosen.method)))
 
     return run

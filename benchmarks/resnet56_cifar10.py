@@ -1,0 +1,134 @@
+"""ResNet-56 on CIFAR-10 at ratio 0.5, beside torch-pruning's MagnitudePruner with the same finetuning.
+
+    PRUNE_DATA=DATA python benchmarks/resnet56_cifar10.py DATA/weights/resnet56-4bfd9763.th -o resnet56.json
+
+Both remove the same share of every inner width (scope local), so the MACs are equal. Accuracy is top-1 on the test
+images: before, straight after pruning, and after 1 and 3 epochs of one 3-epoch finetuning on all training images. No
+choice is made on the test images: the last epoch counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import nn
+
+from prunecli.data.catalog import load_data
+from prunecli.data.loader import (
+    Augmentation,
+    Preprocessing,
+    calibration_batches,
+    evaluation_batches,
+    training_batches,
+)
+from prunecli.engine.evaluate import evaluate
+from prunecli.engine.fit import Epoch, FitConfig, fit
+from prunecli.measure.counts import count_macs, parameter_count
+from prunecli.measure.environment import describe_environment
+from prunecli.methods.params import StructuralParams
+from prunecli.methods.registry import get_method
+from prunecli.methods.structural import prune_structural
+from prunecli.models.loading import load_file
+
+CPU = torch.device("cpu")
+
+
+def prune_ours(model: nn.Module, example: torch.Tensor, calibration: Any, seed: int) -> nn.Module:
+    params = StructuralParams(ratio=0.5, scope="local")
+    return prune_structural(model, example, get_method("l1").load(), params, seed=seed, calibration=calibration).model
+
+
+def prune_torch_pruning(model: nn.Module, example: torch.Tensor) -> nn.Module:
+    pruned = copy.deepcopy(model)
+    pruner = tp.pruner.MagnitudePruner(
+        pruned,
+        example,
+        importance=tp.importance.MagnitudeImportance(p=1),
+        pruning_ratio=0.5,
+        ignored_layers=[pruned.conv1, pruned.linear],
+    )
+    pruner.step()
+    return pruned
+
+
+class TestAccuracy:
+    """Evaluates after the epochs of interest."""
+
+    def __init__(self, model: nn.Module, batches: Any) -> None:
+        self.model, self.batches = model, batches
+        self.by_epoch: dict[int, float] = {}
+
+    def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        pass
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        if epoch.epoch in (1, 3):
+            self.by_epoch[epoch.epoch] = evaluate(self.model, self.batches, CPU).top1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    dense = load_file(arguments.weights, "cifar:resnet56").model
+    data = load_data("cifar10")
+    preprocessing = Preprocessing((3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    test = list(evaluation_batches(data.test, preprocessing, 250))
+    example = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    config = FitConfig(epochs=3, lr=0.01)
+    document: dict[str, Any] = {
+        "environment": describe_environment(),
+        "test_images": len(data.test.labels),
+        "training_images": len(data.training_split().labels),
+        "finetuning": {"epochs": 3, "lr": 0.01, "schedule": "cosine", "batch_size": 128, "weight_decay": 5e-4},
+        "before": {
+            "top1": evaluate(dense, test, CPU).top1,
+            "params": parameter_count(dense),
+            "macs": count_macs(dense, example).total,
+        },
+        "runs": [],
+    }
+    for seed in arguments.seeds:
+        for name in ("prune", "torch-pruning"):
+            if name == "prune":
+                split = data.training_split()
+                calibration = calibration_batches(split, preprocessing, 1024, 128, seed=seed)
+                model = prune_ours(dense, example, calibration, seed)
+            else:
+                model = prune_torch_pruning(dense, example)
+            row = {
+                "method": name,
+                "seed": seed,
+                "params": parameter_count(model),
+                "macs": count_macs(model, example).total,
+                "straight_after": evaluate(model, test, CPU).top1,
+            }
+            train = training_batches(data.training_split(), preprocessing, Augmentation(), 128, seed=seed)
+            progress = TestAccuracy(model, test)
+            fit(model, train, None, replace(config, seed=seed), CPU, num_classes=10, progress=progress)
+            row |= {"after_1_epoch": progress.by_epoch[1], "after_3_epochs": progress.by_epoch[3]}
+            document["runs"].append(row)
+            print(json.dumps(row), flush=True)
+            arguments.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    for name in ("prune", "torch-pruning"):
+        rows = [row for row in document["runs"] if row["method"] == name]
+        for figure in ("straight_after", "after_1_epoch", "after_3_epochs"):
+            values = [row[figure] for row in rows]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            print(f"{name:14} {figure:15} {statistics.mean(values):6.2f} +- {spread:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""The command line as a person and a script meet it, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import prunecli
+from prunecli.models.loading import load_reference, save
+from tests.conftest import REPOSITORY, Prune
+
+ESCAPE = "\x1b"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ResNet-20 for digits, untrained, as a checkpoint of ours."""
+    torch.manual_seed(0)
+    loaded = load_reference("cifar:resnet20", num_classes=10, in_chans=1)
+    path = tmp_path_factory.mktemp("models") / "dense.safetensors"
+    loaded.manifest.architecture.input_shape = (1, 8, 8)
+    save(path, loaded.model, loaded.manifest)
+    return path
+
+
+def test_help_is_stable(prune: Prune) -> None:
+    done = prune("--help")
+    assert done.code == 0 and done.err == ""
+    assert done.out == (REPOSITORY / "tests" / "cli" / "help.txt").read_text()
+    assert prune().out == done.out
+
+
+def test_version(prune: Prune) -> None:
+    assert prune("--version").out == f"prune {prunecli.__version__}\n"
+
+
+def test_from_a_checkpoint_to_a_comparison(prune: Prune, checkpoint: Path) -> None:
+    done = prune("eval", checkpoint, "--data", "digits", "-o", "baseline.json")
+    assert done.code == 0, done.err
+    rows = dict(line.split("\t") for line in done.out.splitlines())
+    assert rows["images"] == "360 of digits (test)" and rows["parameters"] == "269.43k"
+    done = prune(
+        "l1", checkpoint, "--ratio", "0.5", "--scope", "local", "--data", "digits", "-o", "p.safetensors", "--json"
+    )
+    assert done.code == 0, done.err
+    pruned = done.json
+    assert pruned["verify_error"] < 1e-9 and pruned["achieved"] == 0.5 and pruned["recalibrated"] == 19
+    done = prune("finetune", "p.safetensors", "--epochs", "1", "--teacher", "parent", "-o", "f.safetensors", "--json")
+    assert done.code == 0, done.err
+    assert done.json["chosen_epoch"] == 1 and "epoch 1/1: loss" in done.err
+    assert prune("eval", "f.safetensors", "-o", "pruned.json", "-q").err == ""
+    done = prune("compare", "baseline.json", "pruned.json", "--json", "--fail-if", "macs_ratio > 0.6")
+    assert done.code == 0, done.err
+    candidate = done.json["candidates"][0]
+    assert 0.45 < candidate["params_ratio"] < 0.55 and 0.45 < candidate["macs_ratio"] < 0.55
+    assert {"latency_ratio", "speedup", "top1_drop"} <= set(candidate)
+    done = prune("inspect", "f.safetensors", "--json")
+    steps = [step["stage"] for step in done.json["manifest"]["history"]]
+    assert steps == ["prune", "finetune"]
+    changed = {layer["name"]: layer for layer in done.json["layers"] if layer["shape"] != layer["dense_shape"]}
+    assert changed["layer3.0.conv1"]["shape"] == [32, 32, 3, 3]
+    done = prune("compare", checkpoint, "p.safetensors", "f.safetensors", "--csv", "--rounds", "5")
+    assert done.code == 0, done.err
+    assert len(done.out.splitlines()) == 4 and "latency_ratio" in done.out
+
+
+def test_equal_seeds_give_equal_files(prune: Prune, checkpoint: Path, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        done = prune(
+            "random", checkpoint, "--seed", "5", "--data", "digits", "-o", "x.safetensors", cwd=tmp_path / folder
+        )
+        assert done.code == 0, done.err
+    assert (tmp_path / "a" / "x.safetensors").read_bytes() == (tmp_path / "b" / "x.safetensors").read_bytes()
+
+
+def test_a_gate_exits_with_3_and_one_document(prune: Prune, tmp_path: Path) -> None:
+    for name, top1 in (("a", 90.0), ("b", 80.0)):
+        report = {
+            "schema": "prunecli.report/1",
+            "model": {"ref": "cifar:resnet20", "input_shape": [3, 32, 32]},
+            "metrics": {"top1": top1},
+        }
+        (tmp_path / f"{name}.json").write_text(json.dumps(report))
+    done = prune("compare", "a.json", "b.json", "--fail-if", "top1_drop > 1.0", "--json")
+    assert done.code == 3 and done.json["candidates"][0]["top1_drop"] == 10.0
+    assert done.err == "error: gate: top1_drop > 1.0 holds for b.json\n"
+    done = prune("compare", "a.json", "b.json", "--markdown")
+    assert done.code == 0 and done.out.splitlines()[2] == "| top-1 | 90.00 % | 80.00 % (-10.00) |"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["l1", "{w}", "--ratio", "0"], "--ratio has to be greater than 0"),
+        (["l1", "{w}", "--ratio", "1"], "--ratio has to be less than 1"),
+        (["l1", "{w}", "--ratio", "nan"], "--ratio has to be"),
+        (["l1", "{w}", "--ratio", "x"], "--ratio"),
+        (["l1", "{w}", "--keep", "nolayer*"], "unknown layer pattern 'nolayer*'"),
+        (["l1", "{w}", "--round-to", "64", "--ratio", "0.1"], "cannot shrink"),
+        (["l1", "{w}", "--arch", "cifar:resnet56"], "its manifest names cifar:resnet20"),
+        (["l1", "missing.pt"], "missing.pt: no such file"),
+        (["l1", "."], "is a directory"),
+        (["l1", "{w}", "-o", "taken.json"], "taken.json: exists; add --force"),
+        (["l1", "{w}", "-o", "x.pt"], "name it x.safetensors"),
+        (["l1", "timm:resnet5"], "unknown architecture"),
+        (["l1"], "Missing argument 'MODEL'; see `prune l1 --help`"),
+        (["l1", "{w}", "--bogus"], "No such option: --bogus"),
+        (["lx"], "unknown command 'lx'"),
+        (["prune", "{w}", "--method", "l9"], "unknown method 'l9'"),
+        (["eval", "{w}", "--data", "cifar11"], "unknown data set 'cifar11': did you mean 'cifar10'"),
+        (["eval", "{w}", "--data", "folder:empty"], "empty: no images"),
+        (["eval", "{w}", "--data", "digits", "--measure", "speed"], "--measure"),
+        (["eval", "{w}", "--device", "cuda:9"], "device 'cuda:9' is not to be had"),
+        (["eval", "{w}", "--set", "data"], "KEY=VALUE"),
+        (["compare", "taken.json"], "at least one more"),
+        (["compare", "taken.json", "taken.json"], "schema is None, expected 'prunecli.report/1'"),
+        (["run", "missing.yaml"], "missing.yaml: no such recipe"),
+        (["run", "bad.yaml"], "bad.yaml:1:18: unknown stage 'trian'"),
+        (["train", "bad.yaml"], "bad.yaml:1:18: unknown stage 'trian'"),
+        (["inspect", "garbage.pth"], "not written by torch.save"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    prune: Prune, checkpoint: Path, tmp_path: Path, words: list[str], message: str
+) -> None:
+    (tmp_path / "taken.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.yaml").write_text("stages: [{stage: trian}]\n")
+    (tmp_path / "garbage.pth").write_bytes(b"<html></html>")
+    before = sorted(tmp_path.rglob("*"))
+    done = prune(*[word.replace("{w}", str(checkpoint)) for word in words])
+    assert done.code == 2, done.err
+    assert message in done.err and done.out == ""
+    assert len(done.err.strip().splitlines()) == 1 and done.err.startswith("error: "), done.err
+    assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "taken.json").read_text() == "{}"
+
+
+def test_an_error_in_json_is_a_document(prune: Prune) -> None:
+    done = prune("l1", "missing.pt", "--json")
+    assert done.code == 2 and done.err == ""
+    assert done.json["error"]["exit_code"] == 2 and "missing.pt" in done.json["error"]["message"]
+    assert "Traceback" in prune("l1", "missing.pt", "--debug").err
+
+
+def test_a_dry_run_shows_origins_and_does_nothing(prune: Prune, tmp_path: Path) -> None:
+    recipe = REPOSITORY / "recipes" / "quickstart.yaml"
+    done = prune("run", recipe, "--set", "stages.0.epochs=2", "--seed", "4", "--dry-run")
+    rows = {line.split("\t")[0]: line.split("\t")[1:] for line in done.out.splitlines()}
+    assert rows["stages.0.epochs"] == ["2", "--set stages.0.epochs"] and rows["seed"] == ["4", "--seed"]
+    assert rows["data.name"][1].endswith("quickstart.yaml:9:9") and rows["device"] == ["auto", "default"]
+    done = prune("l1", "nothing.pt", "--ratio", "0.3", "--dry-run", "--json")
+    found = {row["key"]: (row["value"], row["origin"]) for row in done.json}
+    assert found["stages.0.params.ratio"] == (0.3, "--ratio")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stage_of_a_recipe_runs_alone_with_flags_on_top(prune: Prune, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        "model: {ref: cifar:resnet20}\ndata: {name: digits}\n"
+        "stages:\n  - {stage: train, epochs: 9, lr: 0.05}\n  - {stage: eval}\n"
+    )
+    done = prune("train", "r.yaml", "--epochs", "1", "-o", "t.safetensors", "--json")
+    assert done.code == 0, done.err
+    assert len(done.json["epochs"]) == 1
+    log = [json.loads(line) for line in (tmp_path / "t.metrics.jsonl").read_text().splitlines()]
+    assert log[0]["epoch"] == 1 and "validation_top1" in log[0]
+
+
+def test_a_run_writes_everything_into_one_folder(prune: Prune, tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(
+        "model: {ref: cifar:resnet20}\ndata: {name: digits}\nstages:\n"
+        "  - {stage: train, epochs: 1, lr: 0.05}\n  - {stage: eval, latency_rounds: 3}\n"
+        "  - {stage: prune, method: l2, latency_rounds: 3}\n  - {stage: eval, latency_rounds: 3}\n"
+        "  - {stage: compare, fail_if: params_ratio > 0.9}\n"
+    )
+    done = prune("run", "small.yaml")
+    assert done.code == 0, done.err
+    written = sorted(path.name for path in (tmp_path / "runs" / "small").iterdir())
+    assert written == [
+        "comparison.json", "plan.yaml", "pruned.json", "pruned.safetensors", "trained.json", "trained.metrics.jsonl",
+        "trained.safetensors",
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "runs" / "small" / "comparison.json").read_text())["paired_latency"] is True
+    done = prune("run", "small.yaml", "--output", "runs/small")
+    assert done.code == 2 and "not empty; add --force" in done.err
+    assert prune("recipe", "check", "runs/small/plan.yaml").out == "runs/small/plan.yaml: ok\n"
+
+
+def test_lists(prune: Prune) -> None:
+    assert "cifar:resnet56" in prune("models", "cifar").out.splitlines()
+    assert prune("models", "timm:resnet1*", "--json").json[:1] == ["timm:resnet10t"]
+    assert prune("models", "nothinglikeit").code == 2
+    assert prune("methods").out.splitlines()[1].split("\t")[:2] == ["l1", "structural"]
+    assert prune("methods", "--json").json[0]["params"]["ratio"]["default"] == 0.5
+    done = prune("doctor", "--json")
+    assert done.code == 0 and done.json["problems"] == [] and "torch" in done.json["facts"]
+
+
+def test_recipe_verbs(prune: Prune, tmp_path: Path) -> None:
+    assert prune("recipe", "new", "n.yaml", "--model", "timm:resnet18").code == 0
+    assert prune("recipe", "check", "n.yaml").out == "n.yaml: ok\n"
+    assert prune("recipe", "new", "n.yaml").code == 2
+    assert "unknown method" in prune("recipe", "new", "--method", "zzz").err
+    assert prune("recipe", "show", "n.yaml", "--set", "seed=9").out.count("--set seed") == 1
+    assert json.loads(prune("recipe", "schema").out)["title"] == "prune recipe"
+
+
+def test_python_dash_m_is_the_same_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "prunecli", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("prune ")
+
+
+def test_a_closed_pipe_is_not_an_error() -> None:
+    command = f"{sys.executable} -m prunecli models | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1] == "0" and "Traceback" not in done.stderr
+
+
+def _terminal(words: list[str], width: int, env: dict[str, str], cwd: Path) -> str:
+    """Runs in a pseudo-terminal of a given width and returns everything that was written to it."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(cwd)
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": str(width), "OMP_NUM_THREADS": "1", **env}
+        environment = {key: value for key, value in environment.items() if value != "UNSET"}
+        os.execve(sys.executable, [sys.executable, "-m", "prunecli", *words], environment)
+    seen = b""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        ready, _, _ = select.select([terminal], [], [], 1)
+        if not ready:
+            continue
+        try:
+            piece = os.read(terminal, 65536)
+        except OSError:
+            break
+        if not piece:
+            break
+        seen += piece
+    os.waitpid(pid, 0)
+    return seen.decode()
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_tables_on_a_terminal_fit_and_are_whole(tmp_path: Path, width: int) -> None:
+    report = {
+        "schema": "prunecli.report/1",
+        "model": {"ref": "cifar:resnet20", "input_shape": [3, 32, 32]},
+        "metrics": {
+            "top1": 90.0,
+            "params": 1000,
+            "latency_ms": {"median": 1, "interval": [1, 2], "batch_size": 1, "runs": 3},
+        },
+    }
+    for name in ("baseline", "a-rather-long-name-of-a-report", "third"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(report))
+    words = ["compare", "baseline.json", "a-rather-long-name-of-a-report.json", "third.json"]
+    shown = _terminal(words, width, {"NO_COLOR": "1", "GITHUB_ACTIONS": "true"}, tmp_path)
+    assert ESCAPE not in shown
+    lines = shown.replace("\r", "").split("\n")
+    assert max(map(len, lines)) <= max(width, 110)  # the note below the table is a line of its own
+    table = "".join(line for line in lines if not line.startswith("note"))
+    assert max(len(line) for line in lines if not line.startswith("note")) <= width
+    assert "…" not in table and "..." not in table
+    assert re.sub(r"\s", "", "latency") in table and table.count("90.00 %") == 3
+
+
+def test_colours_only_where_they_are_wanted(tmp_path: Path) -> None:
+    assert ESCAPE in _terminal(["methods"], 100, {"NO_COLOR": "UNSET"}, tmp_path)
+    assert ESCAPE not in _terminal(["methods"], 100, {"NO_COLOR": "1"}, tmp_path)
+    assert ESCAPE not in _terminal(["methods"], 100, {"TERM": "dumb"}, tmp_path)
+
+
+def test_a_bar_on_a_terminal_and_plain_lines_without_colour(tmp_path: Path, checkpoint: Path) -> None:
+    words = ["train", str(checkpoint), "--data", "digits", "--epochs", "1", "-o", "t.safetensors", "--force"]
+    live = _terminal(words, 100, {"NO_COLOR": "UNSET"}, tmp_path)
+    assert "%" in live and ESCAPE in live and "epoch 1/1: loss" in live
+    plain = _terminal(words, 100, {"NO_COLOR": "1"}, tmp_path)
+    assert ESCAPE not in plain and "epoch 1/1: loss" in plain
+
+
+def test_an_interrupt_is_one_line_and_130(tmp_path: Path, checkpoint: Path) -> None:
+    command = [sys.executable, "-m", "prunecli", "train", str(checkpoint), "--data", "digits", "--epochs", "500"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while "epoch 1/" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(2)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "error: interrupted" in err and "Traceback" not in err
+    assert not list(tmp_path.glob("*.safetensors"))

@@ -1,0 +1,99 @@
+"""Every method on a tiny real network, from training to a verified smaller one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import prunecli
+from prunecli.data.catalog import load_data
+from prunecli.data.loader import Augmentation, Preprocessing, calibration_batches, evaluation_batches, training_batches
+from prunecli.data.splits import ImageData
+from prunecli.engine.evaluate import evaluate
+from prunecli.engine.fit import FitConfig, fit
+from prunecli.methods.index import METHODS
+from prunecli.models.catalog import build
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[ImageData, Preprocessing]:
+    data = load_data("digits")
+    return data, Preprocessing((1, 8, 8), data.mean, data.std)
+
+
+@pytest.fixture(scope="module")
+def trained(digits: tuple[ImageData, Preprocessing]) -> nn.Module:
+    data, preprocessing = digits
+    torch.manual_seed(0)
+    model = build("cifar:resnet20", in_chans=1)
+    augmentation = Augmentation(flip=False)
+    batches = training_batches(data.training_split(), preprocessing, augmentation, 64, seed=0)
+    fit(model, batches, None, FitConfig(epochs=6, lr=0.05), CPU, num_classes=10)
+    return model
+
+
+def _top1(model: nn.Module, digits: tuple[ImageData, Preprocessing]) -> float:
+    return evaluate(model, evaluation_batches(digits[0].test, digits[1], 128), CPU).top1
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_prune_verify_save_restore(
+    trained: nn.Module, digits: tuple[ImageData, Preprocessing], tmp_path: Path, method: str, scope: str
+) -> None:
+    data, preprocessing = digits
+    before = [parameter.clone() for parameter in trained.parameters()]
+    calibration = calibration_batches(data.training_split(), preprocessing, 256, 64, seed=0)
+    image = torch.randn(1, 1, 8, 8)
+    result = prunecli.prune(
+        trained, method, ratio=0.5, scope=scope, example_inputs=image, data=calibration, recalibrate=True
+    )
+    assert result.report.verify_error < 1e-9
+    assert result.report.achieved == pytest.approx(0.5, abs=0.06)
+    assert result.report.macs_after.total < 0.65 * result.report.macs_before.total
+    assert all(torch.equal(a, b) for a, b in zip(before, trained.parameters(), strict=True))
+    result.save(tmp_path / "x.safetensors")
+    restored = prunecli.load(tmp_path / "x.safetensors")
+    images = torch.randn(4, 1, 8, 8)
+    assert torch.equal(restored(images), result.model.eval()(images))
+    for edit in result.report.edits:
+        assert len(edit.keep_indices) == edit.width_after < edit.width_before
+
+
+def test_finetuning_brings_the_accuracy_back(trained: nn.Module, digits: tuple[ImageData, Preprocessing]) -> None:
+    data, preprocessing = digits
+    dense = _top1(trained, digits)
+    assert dense > 90
+    result = prunecli.prune(trained, "l1", ratio=0.5, example_inputs=torch.randn(1, 1, 8, 8))
+    straight = _top1(result.model, digits)
+    batches = training_batches(data.training_split(), preprocessing, Augmentation(flip=False), 64, seed=0)
+    fit(result.model, batches, None, FitConfig(epochs=4, lr=0.02), CPU, num_classes=10, teacher=trained)
+    recovered = _top1(result.model, digits)
+    assert recovered > straight and recovered > dense - 5
+
+
+def test_magnitude_beats_random_straight_after_pruning(
+    trained: nn.Module, digits: tuple[ImageData, Preprocessing]
+) -> None:
+    def after(method: str, seed: int = 0) -> float:
+        image = torch.randn(1, 1, 8, 8)
+        calibration = calibration_batches(digits[0].training_split(), digits[1], 256, 64, seed=0)
+        result = prunecli.prune(
+            trained,
+            method,
+            ratio=0.3,
+            scope="local",
+            example_inputs=image,
+            data=calibration,
+            recalibrate=True,
+            seed=seed,
+        )
+        return _top1(result.model, digits)
+
+    assert after("l1") > np.mean([after("random", seed) for seed in range(4)])

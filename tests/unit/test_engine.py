@@ -1,0 +1,161 @@
+"""Training and evaluation on tiny real networks."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from prunecli.engine.device import pick_device
+from prunecli.engine.evaluate import evaluate
+from prunecli.engine.fit import Epoch, FitConfig, fit
+from prunecli.engine.tracking import MetricsLog
+from prunecli.errors import PruneError, RecipeError
+from prunecli.surgery.rebuild import state_tensors
+
+CPU = torch.device("cpu")
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+def _batches(count: int = 4, size: int = 16, seed: int = 0) -> list[Batch]:
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(count):
+        labels = torch.randint(0, 4, (size,), generator=generator)
+        images = torch.randn(size, 1, 6, 6, generator=generator) * 0.3
+        images[torch.arange(size), 0, labels, labels] += 3
+        found.append((images, labels))
+    return found
+
+
+def _network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
+
+
+def _digest(model: nn.Module) -> str:
+    return hashlib.sha256(b"".join(t.numpy().tobytes() for t in state_tensors(model).values())).hexdigest()
+
+
+def test_it_learns_and_keeps_the_best_epoch() -> None:
+    model = _network()
+    result = fit(model, _batches(), _batches(2, seed=1), FitConfig(epochs=5, lr=0.05), CPU, num_classes=4)
+    best = max(result.epochs, key=lambda epoch: epoch.validation.top1)  # type: ignore[union-attr]
+    assert best.validation is not None and best.validation.top1 > 90
+    assert evaluate(model, _batches(2, seed=1), CPU).top1 == best.validation.top1
+    assert result.epochs[result.chosen - 1].validation == best.validation and not model.training
+
+
+@pytest.mark.parametrize("extra", [{}, {"mixup": 0.2, "cutmix": 1.0, "label_smoothing": 0.1}, {"clip_grad": 1.0}])
+def test_equal_seeds_give_equal_bytes(extra: dict[str, float]) -> None:
+    config = FitConfig(epochs=2, lr=0.05, seed=3, **extra)  # type: ignore[arg-type]
+    digests = []
+    for _ in range(2):
+        model = _network()
+        fit(model, _batches(), None, config, CPU, num_classes=4)
+        digests.append(_digest(model))
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("count", [4, 5])
+def test_accumulated_batches_make_the_step_of_one_large_batch(count: int) -> None:
+    # Without batch normalisation the mean gradient of equal batches is that of their union; 5 leaves a short last step.
+    small = _batches(count, 8)
+    groups = [small[i : i + 4] for i in range(0, count, 4)]
+    large = [(torch.cat([b[0] for b in g]), torch.cat([b[1] for b in g])) for g in groups]
+    weights = []
+    for batches, accumulate in ((small, 4), (large, 1)):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
+        config = FitConfig(epochs=1, lr=0.1, schedule="constant", accumulate=accumulate)
+        fit(model, batches, None, config, CPU, num_classes=4)
+        weights.append(model[1].weight)
+    assert torch.allclose(weights[0], weights[1], atol=1e-6)
+
+
+def test_early_stop() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))  # hardly changes at this learning rate
+    config = FitConfig(epochs=9, lr=1e-9, patience=2)
+    assert len(fit(model, _batches(), _batches(1, seed=1), config, CPU, num_classes=4).epochs) == 3
+
+
+def test_a_loss_that_is_not_a_number_stops_at_once() -> None:
+    batches = _batches()
+    batches[1][0][0, 0, 0, 0] = float("nan")
+    with pytest.raises(PruneError, match=r"loss is nan at epoch 1, batch 2; lower the learning rate"):
+        fit(_network(), batches, None, FitConfig(epochs=1, lr=0.1), CPU, num_classes=4)
+
+
+def test_distillation_moves_towards_the_teacher() -> None:
+    teacher = _network(1)
+    fit(teacher, _batches(), None, FitConfig(epochs=3, lr=0.05), CPU, num_classes=4)
+    before = _digest(teacher)
+    images = _batches(1, 64, seed=5)[0][0]
+
+    def distance(weight: float) -> float:
+        student = _network(2)
+        config = FitConfig(epochs=3, lr=0.05, distill_weight=weight)
+        misled = [(images, labels.flip(0)) for images, labels in _batches()]  # only the teacher knows better
+        fit(student, misled, None, config, CPU, num_classes=4, teacher=teacher)
+        with torch.no_grad():
+            return float((student.eval()(images).softmax(1) - teacher(images).softmax(1)).abs().mean())
+
+    assert distance(1.0) < 0.5 * distance(0.0)
+    assert _digest(teacher) == before
+
+
+@pytest.mark.parametrize(("field", "value"), [("optimizer", "sgdx"), ("schedule", "nothing")])
+def test_names_timm_does_not_know(field: str, value: str) -> None:
+    with pytest.raises(RecipeError, match=value):
+        fit(_network(), _batches(), None, FitConfig(epochs=1, lr=0.1, **{field: value}), CPU, num_classes=4)  # type: ignore[arg-type]
+
+
+def test_evaluation_counts_and_restores_the_mode() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.offset = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.eye(10)[torch.arange(len(x))] * 5 + torch.arange(10) * 0.1 + self.offset
+
+    model = Fixed().train()
+    labels = torch.tensor([0, 1, 9, 5, 8, 0])  # rows predict their own index; 5 is the fifth guess of row 3
+    found = evaluate(model, [(torch.zeros(6, 3, 2, 2), labels)], CPU)
+    assert found.images == 6 and model.training
+    assert found.top1 == pytest.approx(100 * 2 / 6)
+    assert found.top5 == pytest.approx(100 * 4 / 6)
+
+
+def test_metrics_go_to_a_file_and_to_tensorboard(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path / "run" / "m.jsonl", tensorboard=True) as log:
+        log.write({"epoch": 1, "train_loss": 0.5, "validation_top1": None})
+    assert (tmp_path / "run" / "m.jsonl").read_text() == '{"epoch": 1, "train_loss": 0.5}\n'
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_progress_is_told_everything() -> None:
+    class Recorder:
+        def __init__(self) -> None:
+            self.steps: list[tuple[int, int, int]] = []
+            self.epochs: list[int] = []
+
+        def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+            self.steps.append((epoch, step, steps))
+
+        def on_epoch(self, epoch: Epoch) -> None:
+            self.epochs.append(epoch.epoch)
+
+    recorder = Recorder()
+    fit(_network(), _batches(2), None, FitConfig(epochs=2, lr=0.1), CPU, num_classes=4, progress=recorder)
+    assert recorder.steps == [(1, 1, 2), (1, 2, 2), (2, 1, 2), (2, 2, 2)] and recorder.epochs == [1, 2]
+
+
+def test_devices() -> None:
+    assert pick_device("cpu").type == "cpu" and pick_device("auto")
+    for name in ("cuda:99", "nonsense"):
+        with pytest.raises(RecipeError, match=name):
+            pick_device(name)

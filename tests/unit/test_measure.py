@@ -1,0 +1,155 @@
+"""Counting, timing and memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from prunecli.measure.counts import count_macs, module_macs, nonzero_count, parameter_count
+from prunecli.measure.latency import time_paired
+from prunecli.measure.memory import peak_memory_bytes
+
+IMAGE = torch.zeros(1, 3, 224, 224)
+
+
+@pytest.mark.parametrize(
+    ("name", "gmacs"),
+    [
+        ("resnet50", 4.089),
+        ("vit_base_patch16_224", 17.564),
+        ("swin_tiny_patch4_window7_224", 4.491),
+        ("convnext_tiny", 4.456),
+    ],
+)
+def test_macs_of_reference_networks(name: str, gmacs: float) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    counted = count_macs(model, IMAGE)
+    assert counted.total / 1e9 == pytest.approx(gmacs, abs=5e-4)
+    assert not counted.lower_bound
+
+
+def test_macs_of_an_lstm() -> None:
+    assert count_macs(nn.LSTM(256, 512, 2), torch.zeros(32, 1, 256)).total / 1e9 == pytest.approx(0.1174, abs=5e-5)
+
+
+def test_macs_of_clips_vision_tower() -> None:
+    import open_clip
+
+    tower = open_clip.create_model("ViT-B-32").visual
+    assert count_macs(tower, IMAGE).total / 1e9 == pytest.approx(4.409, abs=5e-4)
+
+
+_SEGFORMER = """
+import sys
+sys.modules["torchaudio"] = None  # one built for another CUDA breaks every import of this model; it is not needed
+import torch, transformers
+from prunecli.measure.counts import count_macs
+model = transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(num_labels=150))
+print(count_macs(model, torch.zeros(1, 3, 512, 512)).total)
+"""
+
+
+def test_macs_of_segformer() -> None:
+    done = subprocess.run([sys.executable, "-c", _SEGFORMER], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) / 1e9 == pytest.approx(8.388, abs=5e-4)
+
+
+def test_fused_attention_is_counted() -> None:
+    layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True).eval()
+    tokens = 10
+    expected = tokens * (4 * 64 * 64 + 2 * 64 * 128) + 2 * tokens * tokens * 64
+    assert count_macs(layer, torch.zeros(1, tokens, 64)).total == expected
+
+
+def test_an_operator_nobody_counts_is_a_lower_bound() -> None:
+    class Spectral(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.fft.fft(x).real
+
+    counted = count_macs(Spectral(), torch.zeros(1, 8))
+    assert counted.lower_bound and any("fft" in name for name in counted.uncounted)
+
+
+def test_macs_agree_with_fvcore_on_a_convolutional_network() -> None:
+    from fvcore.nn import FlopCountAnalysis
+
+    model = timm.create_model("resnet18").eval()
+    by_operator = FlopCountAnalysis(model, IMAGE).unsupported_ops_warnings(False).by_operator()
+    assert by_operator["conv"] + by_operator["linear"] == count_macs(model, IMAGE).total
+
+
+def test_module_macs_add_up() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    counted = module_macs(model, torch.zeros(1, 3, 6, 6))
+    assert counted["0"] == 4 * 4 * 8 * 27 and counted["2"] == 4 * 4 * 4 * 8
+    assert counted[""] == counted["0"] + counted["2"]
+
+
+def test_models_that_look_at_values_are_counted_for_real() -> None:
+    class Looking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x) if float(x.sum()) >= 0 else x
+
+    assert count_macs(Looking(), torch.zeros(1, 4)).total == 16
+
+
+def test_tied_and_zero_parameters() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    model[1].weight = model[0].weight
+    nn.init.ones_(model[0].weight)
+    model[0].weight.data[0] = 0
+    assert (parameter_count(model), nonzero_count(model)) == (16, 12)
+
+
+def test_counting_leaves_the_model_alone() -> None:
+    model = nn.Conv2d(3, 4, 3).train()
+    count_macs(model, torch.zeros(1, 3, 8, 8))
+    assert model.training and model.weight.device.type == "cpu" and model.weight.requires_grad
+
+
+def test_peak_memory_repeats_and_covers_weights_and_activations() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 4, 1))
+    image = torch.zeros(1, 3, 32, 32)
+    first = peak_memory_bytes(model, image)
+    weights = 4 * parameter_count(model)
+    assert first == peak_memory_bytes(model, image)
+    assert first >= weights + 4 * (64 * 32 * 32)
+    assert peak_memory_bytes(model, torch.zeros(4, 3, 32, 32)) > first
+
+
+class _Sleeper(nn.Module):
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.seconds)
+        return x
+
+
+def test_paired_ratio_and_interval() -> None:
+    x = torch.zeros(1)
+    timing = time_paired([_Sleeper(0.004), _Sleeper(0.012), _Sleeper(0.004)], [x, x, x], rounds=10)
+    assert timing.ratios[0] == 1
+    assert 2 < timing.ratios[1] < 4
+    low, high = timing.ratio_intervals[1]
+    assert low <= timing.ratios[1] <= high and low > 1.5
+    assert timing.timings[0].runs == 10 and timing.timings[0].median >= 4
+
+
+def test_a_model_against_itself_is_about_one() -> None:
+    model = nn.Conv2d(3, 32, 3)
+    image = torch.zeros(1, 3, 64, 64)
+    low, high = time_paired([model, model], [image, image], rounds=40).ratio_intervals[1]
+    assert low < 1.15 and high > 0.87

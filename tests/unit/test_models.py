@@ -1,0 +1,167 @@
+"""Architectures: by name, by their weights, and back from a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+import prunecli
+from prunecli.errors import MethodError, ModelError
+from prunecli.models.catalog import SOURCES, build, input_spec, source_names, split_reference
+from prunecli.models.foreign import architecture_for, identify, recognise
+from prunecli.models.loading import load_file, load_reference, restore, save
+from prunecli.models.references import known_references
+from tests.unit.networks import Plain, example
+
+HERE = Path("weights.pth")
+
+
+def test_known_references_are_the_installed_models() -> None:
+    known = set(known_references())
+    installed = {f"{source}:{name}" for source in SOURCES for name in source_names(source)}
+    assert known <= installed, "write fingerprints.tsv again"
+    assert len(installed - known) < 0.05 * len(installed)
+
+
+def test_cifar_networks_have_the_published_sizes() -> None:
+    sizes = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}
+    for name, millions in sizes.items():
+        params = sum(p.numel() for p in build(f"cifar:{name}").parameters())
+        assert params / 1e6 == pytest.approx(millions, abs=0.05)
+    assert build("cifar:vgg16_bn")(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("ref", "hint"),
+    [
+        ("resnet50", "timm:resnet50 or torchvision:resnet50"),
+        ("tim:resnet50", "did you mean 'timm'"),
+        ("timm:resnet5", "did you mean"),
+        ("cifar:vgg16", "cifar:vgg16_bn"),
+        ("nonsense", "source:name"),
+    ],
+)
+def test_a_wrong_reference_gets_the_nearest(ref: str, hint: str) -> None:
+    with pytest.raises(ModelError, match=hint):
+        split_reference(ref)
+
+
+@pytest.mark.parametrize(
+    ("ref", "kwargs"),
+    [
+        ("cifar:resnet32", {"num_classes": 100}),
+        ("cifar:vgg16_bn", {"num_classes": 7, "in_chans": 1}),
+        ("timm:mobilenetv3_small_100", {"num_classes": 12}),
+        ("timm:vit_tiny_patch16_224", {"num_classes": 5}),
+        ("timm:convnext_atto", {}),
+        ("torchvision:resnet18", {"num_classes": 3}),
+        ("torchvision:squeezenet1_1", {"num_classes": 4}),
+    ],
+)
+def test_class_count_and_channels_are_read_from_the_weights(ref: str, kwargs: dict[str, int]) -> None:
+    state = build(ref, **kwargs).state_dict()
+    assert architecture_for(ref, state, HERE).kwargs == kwargs
+    found = identify(state, HERE)
+    assert ref in (found.architecture.ref, *found.also)
+    assert found.architecture.kwargs == kwargs
+
+
+def test_weights_of_nothing_known_name_the_three_nearest() -> None:
+    state = build("cifar:resnet20").state_dict()
+    del state["layer3.2.conv2.weight"]
+    with pytest.raises(ModelError, match=r"nearest: cifar:resnet20 .*, .*, .*--arch"):
+        identify(state, HERE)
+
+
+def test_weights_that_do_not_fit_name_the_tensor() -> None:
+    state = build("cifar:resnet20").state_dict()
+    state["layer1.0.conv1.weight"] = torch.zeros(8, 16, 3, 3)
+    with pytest.raises(ModelError, match=r"'layer1.0.conv1.weight' is \[8, 16, 3, 3\]"):
+        architecture_for("cifar:resnet20", state, HERE)
+
+
+def test_live_models_are_recognised() -> None:
+    assert recognise(timm.create_model("resnet18", num_classes=4)).ref == "timm:resnet18"
+    assert recognise(torchvision.models.resnet18(num_classes=4)).ref == "torchvision:resnet18"
+    assert recognise(build("cifar:resnet20", in_chans=1)).kwargs == {"in_chans": 1}
+    assert recognise(Plain()).ref == ""
+
+
+def test_input_specs_say_how_images_are_prepared() -> None:
+    for ref, size in (("timm:resnet18", (224, 224)), ("torchvision:resnet18", (224, 224)), ("cifar:resnet20", None)):
+        found, normalisation = input_spec(ref, build(ref))
+        assert found == size and normalisation.mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize(
+    "ref", ["cifar:resnet20", "timm:mobilenetv3_small_100", "timm:convnext_atto", "torchvision:squeezenet1_1"]
+)
+def test_restore_is_bit_exact(ref: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    size = 32 if ref.startswith("cifar") else 64
+    model = build(ref, num_classes=5).eval()
+    next(model.parameters()).requires_grad_(False)
+    image = torch.randn(2, 3, size, size)
+    result = prunecli.prune(model, "l1", ratio=0.5, example_inputs=image)
+    result.save(tmp_path / "x.safetensors")
+    back = prunecli.load(tmp_path / "x.safetensors")
+    assert torch.equal(back(image), result.model.eval()(image))
+    assert [(n, p.requires_grad) for n, p in back.named_parameters()] == [
+        (n, p.requires_grad) for n, p in result.model.named_parameters()
+    ]
+    again = prunecli.prune(back, "l2", ratio=0.3, example_inputs=image)
+    again.save(tmp_path / "y.safetensors")
+    assert torch.equal(prunecli.load(tmp_path / "y.safetensors")(image), again.model.eval()(image))
+    assert [step.settings["method"] for step in again.manifest.history] == ["l1", "l2"]
+
+
+def test_a_model_of_ones_own_is_saved_and_loaded(tmp_path: Path) -> None:
+    result = prunecli.prune(Plain(), example_inputs=example())
+    result.save(tmp_path / "x.safetensors")
+    assert torch.equal(
+        prunecli.load(tmp_path / "x.safetensors", model=Plain())(example()), result.model.eval()(example())
+    )
+    with pytest.raises(ModelError, match="model of your own"):
+        prunecli.load(tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match="architecture does not have"):
+        prunecli.load(tmp_path / "x.safetensors", model=nn.Linear(3, 4))
+    with pytest.raises(ModelError, match=r"prunecli\.load\(path, model="):
+        load_file(tmp_path / "x.safetensors")
+
+
+def test_the_interface_names_what_is_wrong() -> None:
+    model, x = Plain(), example()
+    with pytest.raises(MethodError, match="unknown method 'l3'"):
+        prunecli.prune(model, "l3", example_inputs=x)
+    with pytest.raises(MethodError, match=r"unknown parameter of l1 'ratoi': did you mean 'ratio'"):
+        prunecli.prune(model, "l1", example_inputs=x, ratoi=0.5)
+    for ratio in (0, 1, float("nan"), -0.1):
+        with pytest.raises(MethodError, match="ratio: has to be"):
+            prunecli.prune(model, "l1", example_inputs=x, ratio=ratio)
+    with pytest.raises(MethodError, match="needs data"):
+        prunecli.prune(model, "l1", example_inputs=x, recalibrate=True)
+    with pytest.raises(MethodError, match="unknown compensation"):
+        prunecli.prune(model, "l1", example_inputs=x, compensate="magic")
+    with pytest.raises(ModelError, match="no such file"):
+        prunecli.load("missing.safetensors")
+
+
+def test_recalibration_through_the_interface_uses_the_data() -> None:
+    model = Plain().eval()
+    batches = [(torch.randn(8, 3, 16, 16) + 3, torch.zeros(8))] * 2
+    plain = prunecli.prune(model, example_inputs=example())
+    measured = prunecli.prune(model, example_inputs=example(), data=batches, recalibrate=True)
+    assert measured.report.recalibrated == 3 and plain.report.recalibrated == 0
+    assert not torch.equal(measured.model.body[1].running_mean, plain.model.body[1].running_mean)
+
+
+def test_a_trained_reference_saves_without_edits(tmp_path: Path) -> None:
+    loaded = load_reference("cifar:resnet20", num_classes=4)
+    save(tmp_path / "x.safetensors", loaded.model, loaded.manifest)
+    model, manifest = restore(tmp_path / "x.safetensors")
+    assert manifest.attributes == {} and model.linear.out_features == 4

@@ -1,0 +1,113 @@
+"""Reports, comparisons, gates and tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prunecli.errors import RecipeError
+from prunecli.report.comparison import Gate, compare_reports
+from prunecli.report.schema import Latency, Metrics, ModelInfo, Report, read_report
+from prunecli.report.tables import comparison_table, count, plain_table, size
+
+
+def _report(**metrics: object) -> Report:
+    return Report(model=ModelInfo(ref="cifar:resnet20", input_shape=(3, 32, 32)), metrics=Metrics(**metrics))
+
+
+def _latency(median: float) -> Latency:
+    return Latency(median=median, interval=(median, median), batch_size=1, runs=30)
+
+
+BASE = _report(top1=90.0, loss=0.5, params=1000, macs=2000, latency_ms=_latency(10.0), size_bytes=4000)
+SMALL = _report(top1=88.5, loss=0.75, params=400, macs=1000, latency_ms=_latency(4.0), size_bytes=1600)
+
+
+def test_ratios_drops_and_speed_up() -> None:
+    candidate = compare_reports(["a", "b"], [BASE, SMALL]).candidates[0]
+    assert candidate.top1_drop == 1.5 and candidate.loss_rise == 0.25
+    assert (candidate.params_ratio, candidate.macs_ratio, candidate.latency_ratio) == (0.4, 0.5, 0.4)
+    assert candidate.speedup == 2.5 and candidate.size_ratio == 0.4
+    assert candidate.peak_memory_ratio is None
+
+
+def test_a_paired_ratio_wins_over_two_medians() -> None:
+    comparison = compare_reports(["a", "b"], [BASE, SMALL], [(1.0, (1.0, 1.0)), (0.8, (0.7, 0.9))])
+    assert comparison.candidates[0].speedup == 1.25 and comparison.paired_latency
+    assert "1.25x [1.11, 1.43]" in comparison_table(comparison).to_markdown()
+
+
+def test_a_report_round_trips(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(BASE.to_json())
+    assert read_report(path) == BASE
+    document = json.loads(path.read_text())
+    assert document["metrics"]["top1"] == 90.0 and document["metrics"]["latency_ms"]["median"] == 10.0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"schema": "other/2"}', "schema is 'other/2', expected 'prunecli.report/1'"),
+        ("[]", "schema is None"),
+        ("{", "not a readable JSON report"),
+        ('{"schema": "prunecli.report/1", "metrics": {}}', "model"),
+    ],
+)
+def test_another_schema_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(content)
+    with pytest.raises(RecipeError, match=message):
+        read_report(path)
+    with pytest.raises(RecipeError, match=r"missing\.json"):
+        read_report(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("top1_drop > 1.0", True),
+        ("top1_drop > 1.5", False),
+        ("top1_drop > 5 or macs_ratio >= 0.5", True),
+        ("top1_drop > 1 and not (macs_ratio < 0.6)", False),
+        ("0.3 < params_ratio < 0.5", True),
+        ("-top1_drop < -1", True),
+        ("speedup == 2.5", True),
+    ],
+)
+def test_gates(text: str, holds: bool) -> None:
+    assert Gate(text).holds(compare_reports(["a", "b"], [BASE, SMALL]).candidates[0]) is holds
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "top1_drop", "1", "top1_drop > 'a'", "f(1) > 2", "top1_drop + 1 > 2", "top1_drop.real > 1",
+     "(lambda: 1)() > 0", "top1_drop in (1,)", "True > 0", "[1] > 0", "top1_drop > 1;", "(" * 500],
+)  # fmt: skip
+def test_a_gate_is_nothing_but_comparisons(text: str) -> None:
+    with pytest.raises(RecipeError, match=r"not a condition|unknown figure"):
+        Gate(text)
+
+
+def test_a_gate_on_what_was_not_measured_is_an_error_not_a_pass() -> None:
+    candidate = compare_reports(["a", "b"], [BASE, _report(params=1)]).candidates[0]
+    with pytest.raises(RecipeError, match="top1_drop of b was not measured"):
+        Gate("top1_drop > 1").holds(candidate)
+    with pytest.raises(RecipeError, match="did you mean 'top5_drop' or 'top1_drop'"):
+        Gate("top_drop > 1")
+
+
+def test_tables_hold_what_was_measured() -> None:
+    comparison = compare_reports(["a", "b"], [BASE, SMALL])
+    rows = {row[0]: row[1:] for row in comparison_table(comparison).rows}
+    assert rows["top-1"] == ("90.00 %", "88.50 % (-1.50)")
+    assert "peak memory" not in rows
+    csv = plain_table(comparison).to_csv().splitlines()
+    assert len(csv) == 3 and csv[0].startswith("name,top1,") and csv[2].startswith("b,88.5,")
+
+
+def test_numbers_for_people() -> None:
+    assert [count(v) for v in (None, 12, 1234, 4.5e6, 2e9)] == ["-", "12", "1.23k", "4.50M", "2.00G"]
+    assert [size(v) for v in (10, 2048, 3 * 2**20)] == ["10 B", "2.00 KiB", "3.00 MiB"]

@@ -1,0 +1,136 @@
+"""Slicing, and the proof that it is right."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from prunecli.errors import VerificationError
+from prunecli.surgery.groups import tie_units
+from prunecli.surgery.recalibrate import recalibrate_batchnorm
+from prunecli.surgery.slice import remove
+from prunecli.surgery.trace import trace
+from prunecli.surgery.verify import TOLERANCE, faulty_groups, verify
+from tests.unit.networks import RIGHT, Plain, Residual, example
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_choice_of_units_equals_masking(data: st.DataObject) -> None:
+    torch.manual_seed(0)
+    model = data.draw(st.sampled_from(RIGHT))().eval()
+    groups = trace(model, example()).groups
+    keep = {}
+    for group in groups:
+        units = data.draw(st.sets(st.integers(0, group.units - 1), min_size=1), label=group.name)
+        keep[group.name] = torch.tensor(sorted(units))
+    pruned = copy.deepcopy(model)
+    remove(pruned, groups, keep)
+    assert verify(model, pruned, groups, keep, example()) <= TOLERANCE
+    for module in pruned.modules():
+        if isinstance(module, nn.Conv2d):
+            assert tuple(module.weight.shape[:2]) == (module.out_channels, module.in_channels // module.groups)
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.num_features == len(module.weight) == len(module.running_mean)
+
+
+def _pruned(model: nn.Module) -> tuple[nn.Module, tuple, dict]:
+    groups = trace(model, example()).groups
+    keep = {group.name: torch.arange(0, group.units, 2) for group in groups}
+    pruned = copy.deepcopy(model)
+    remove(pruned, groups, keep)
+    return pruned, groups, keep
+
+
+def _shift_filters(pruned: Plain, model: Plain) -> None:
+    pruned.body[3].weight.data = model.body[3].weight.data[1::2, : pruned.body[3].in_channels].clone()
+
+
+def _shift_columns(pruned: Plain, model: Plain) -> None:
+    pruned.body[6].weight.data = model.body[6].weight.data[::2, 1::2].clone()
+
+
+def _swap_statistics(pruned: Plain, model: Plain) -> None:
+    pruned.body[4].running_mean = pruned.body[4].running_mean.flip(0)
+
+
+def _scale_one_weight(pruned: Plain, model: Plain) -> None:
+    pruned.head.fc.weight.data[0, 0] *= 1.001
+
+
+@pytest.mark.parametrize("fault", [_shift_filters, _shift_columns, _swap_statistics, _scale_one_weight])
+def test_a_wrong_slice_is_caught(fault: object) -> None:
+    torch.manual_seed(0)
+    model = Plain().train()
+    model(example())  # gives batch normalisation statistics that differ by channel
+    model.eval()
+    pruned, groups, keep = _pruned(model)
+    assert verify(model, pruned, groups, keep, example()) <= TOLERANCE
+    fault(pruned, model)  # type: ignore[operator]
+    with pytest.raises(VerificationError, match="differs from the masked original"):
+        verify(model, pruned, groups, keep, example())
+
+
+def test_a_group_with_a_shifted_index_is_found_by_name() -> None:
+    torch.manual_seed(0)
+    model = Residual().eval()
+    groups = list(trace(model, example()).groups)
+    wrong = next(group for group in groups if group.name == "c")
+    member = next(m for m in wrong.members if m.role == "consumer")
+    object.__setattr__(member, "index", member.index.roll(1, 0))
+    assert set(faulty_groups(model, groups, example())) == {"c"}
+
+
+def test_bad_units_are_refused() -> None:
+    model = Plain()
+    groups = trace(model, example()).groups
+    for units in ([], [0, 0], [-1], [groups[0].units]):
+        with pytest.raises(ValueError, match=groups[0].name):
+            remove(copy.deepcopy(model), groups, {groups[0].name: torch.tensor(units, dtype=torch.int64)})
+
+
+def test_tied_parameters_stay_tied_and_frozen_ones_frozen() -> None:
+    model = Plain()
+    model.body[4].weight = model.body[4].bias  # one parameter under two names
+    model.body[4].weight.requires_grad_(False)
+    groups = trace(model, example()).groups
+    pruned = copy.deepcopy(model)
+    remove(pruned, groups, {"body.3": torch.arange(4)})
+    assert pruned.body[4].weight is pruned.body[4].bias
+    assert pruned.body[4].weight.shape == (4,) and not pruned.body[4].weight.requires_grad
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 5), min_size=12, max_size=12), max_size=3))
+def test_tied_units_are_the_connected_components(ties: list[list[int]]) -> None:
+    units = tie_units(12, [torch.tensor(labels) for labels in ties]).tolist()
+    parent = list(range(12))
+
+    def find(x: int) -> int:
+        return x if parent[x] == x else find(parent[x])
+
+    for labels in ties:
+        for i in range(12):
+            for j in range(i):
+                if labels[i] == labels[j]:
+                    parent[find(i)] = find(j)
+    assert all((units[i] == units[j]) == (find(i) == find(j)) for i in range(12) for j in range(12))
+    assert sorted(set(units)) == list(range(max(units) + 1))
+
+
+def test_recalibration_measures_the_mean_and_variance_of_what_arrives() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    weights = [parameter.clone() for parameter in model.parameters()]
+    batches = [torch.randn(8, 3, 5, 5) for _ in range(4)]
+    assert recalibrate_batchnorm(model, batches) == 1
+    seen = model[0](torch.cat(batches)).detach()
+    assert torch.allclose(model[1].running_mean, seen.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(model[1].running_var, seen.var((0, 2, 3)), rtol=0.05)
+    assert model[1].momentum == 0.1 and not model.training
+    assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
