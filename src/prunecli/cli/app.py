@@ -14,10 +14,12 @@ from typer.exceptions import TyperException
 
 from prunecli.cli.lazy import LazyGroup, Verb, error_text, make_group
 from prunecli.cli.output import Output
-from prunecli.errors import PruneError
+from prunecli.errors import GateFailed, PruneError
 from prunecli.methods.registry import all_methods
 
 SUMMARY = "Prune trained neural networks, with proof that the smaller network is the right one."
+
+INTERRUPTED = 130
 
 _current = Output()
 
@@ -95,13 +97,15 @@ def run(argv: Sequence[str]) -> int:
     try:
         code = root().main(args=list(argv), prog_name="prune", standalone_mode=False)
         sys.stdout.flush()
+        if code == INTERRUPTED:  # Typer has turned Ctrl-C into an exit
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except PruneError as error:
         return _fail(error, str(error), error.exit_code)
     except TyperException as error:
         return _fail(error, error_text(error), int(getattr(error, "exit_code", 2)))
     except KeyboardInterrupt as error:
-        return _fail(error, "interrupted; nothing was overwritten", 130)
+        return _fail(error, "interrupted; only stages that had finished were saved", INTERRUPTED)
     except BrokenPipeError:
         # The reader went away (`| head`): not an error, and nothing may be written at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -116,5 +120,8 @@ def run(argv: Sequence[str]) -> int:
 def _fail(error: BaseException, message: str, code: int) -> int:
     if _current.debug:
         traceback.print_exception(error)
-    _current.error(message, code, type(error).__name__)
+    if isinstance(error, GateFailed):
+        _current.complain(message)  # the document of the comparison is already out
+    else:
+        _current.error(message, code, type(error).__name__)
     return code

@@ -58,7 +58,8 @@ _FISH = """\
 # Tab completion of prune for fish. Made by `prune completion fish`.
 function __prune_complete
     set -lx _PRUNE_COMPLETE complete_fish
-    set -lx _PRUNE_WORDS (string join \\n -- (commandline -opc) (commandline -ct) | string collect -N)
+    set -lx _PRUNE_WORDS (commandline -opc | string collect)
+    set -lx _PRUNE_CURRENT (commandline -ct)
     prune 2>/dev/null
 end
 complete --command prune --no-files --arguments '(__prune_complete)'
@@ -234,7 +235,9 @@ def _files(current: str, suffixes: tuple[str, ...] | None) -> list[Candidate]:
 def _words(shell: str, environment: Mapping[str, str]) -> tuple[list[str], int]:
     """The line's words up to the cursor, and how much of the last one the shell has already put aside."""
     if shell != "bash":
-        return environment["_PRUNE_WORDS"].split("\n"), 0
+        typed = environment["_PRUNE_WORDS"].split("\n")
+        # fish drops an empty last word, so it sends the word under the cursor apart.
+        return [*typed, environment["_PRUNE_CURRENT"]] if "_PRUNE_CURRENT" in environment else typed, 0
     raw = environment["COMP_WORDS"]
     pieces = raw.split("\n") if "\n" in raw else raw.split(" ")
     cursor = int(environment["COMP_CWORD"])

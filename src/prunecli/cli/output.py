@@ -29,10 +29,11 @@ class Output:
     def __init__(self, mode: Mode = "human", *, debug: bool = False) -> None:
         self.mode, self.debug = mode, debug
         self._console: Console | None = None
+        self._tables = 0
 
     def note(self, text: str) -> None:
-        """One line on stderr, human mode only."""
-        if self.mode == "human":
+        """One line on stderr, except in quiet mode."""
+        if self.mode != "quiet":
             self._err(text)
 
     def warn(self, text: str) -> None:
@@ -44,6 +45,9 @@ class Output:
         """A table on stdout: drawn on a terminal, tab-separated elsewhere; nothing is cut off."""
         if self.mode == "json":
             return
+        if self._tables:
+            print()
+        self._tables += 1
         if not sys.stdout.isatty():
             rows = [table.columns, *table.rows]
             print("\n".join("\t".join(" ".join(cell.split()) for cell in row) for row in rows))
@@ -73,7 +77,11 @@ class Output:
         if self.mode == "json":
             self.document({"error": {"type": kind, "message": message, "exit_code": code}})
         else:
-            print(f"error: {message}", file=sys.stderr)
+            self.complain(message)
+
+    def complain(self, message: str) -> None:
+        """One line on stderr in every mode."""
+        print(f"error: {message}", file=sys.stderr)
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Advance]:

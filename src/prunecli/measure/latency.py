@@ -61,7 +61,7 @@ def time_paired(
         for row in range(rounds):
             for column in order if row % 2 == 0 else reversed(order):
                 samples[row, column] = _timed(ready[column], moved[column], device)
-    return _summarise(samples)
+    return summarise(samples)
 
 
 def time_model(model: nn.Module, inputs: Inputs, *, rounds: int = 30, device: torch.device | str = "cpu") -> Timing:
@@ -79,7 +79,8 @@ def _timed(model: nn.Module, inputs: Inputs, device: torch.device) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def _summarise(samples: NDArray[np.float64]) -> PairedTiming:
+def summarise(samples: NDArray[np.float64]) -> PairedTiming:
+    """Medians, ratios to the first column and bootstrap intervals of paired samples, shape (rounds, columns)."""
     rounds = len(samples)
     picks = np.random.default_rng(0).integers(0, rounds, size=(_RESAMPLES, rounds))
     resampled = np.median(samples[picks], axis=1)  # (resamples, models)
