@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from prunecli.models.foreign import recognise
 from prunecli.models.loading import restore
 from prunecli.pipeline.pruning import PruneReport, PruneResult, prune_model
 from prunecli.recipe.fields import fields_of
+from prunecli.surgery.compensate import Compensation
 
 _MANIFEST = "_prunecli_manifest"
 
@@ -30,7 +31,7 @@ def prune(
     *,
     example_inputs: Inputs,
     data: Iterable[Any] | None = None,
-    compensate: str = "none",
+    compensate: Compensation = "none",
     recalibrate: bool = False,
     keep: Sequence[str] = (),
     seed: int = 0,
@@ -43,7 +44,8 @@ def prune(
         method: "l1", "l2", "bn-scale", "random" or an installed method.
         example_inputs: Inputs of a shape the model accepts: a tensor such as (1, 3, 224, 224), a tuple or a mapping.
         data: Calibration batches: input tensors, or tuples that begin with one.
-        compensate: "none"; the weights that stay are left as they are.
+        compensate: "ls" folds removed channels into those that stay by regression on `data`, "bias" by their mean
+            alone, "none" leaves the weights as they are.
         recalibrate: Whether batch normalisation statistics are measured anew on `data`.
         keep: Layer names or patterns whose output width stays.
         seed: Seed of methods that draw random numbers.
@@ -57,10 +59,10 @@ def prune(
         ModelError: The model cannot be traced.
         VerificationError: The result is not the masked original.
     """
-    if compensate != "none":
-        raise MethodError(unknown("compensation", compensate, ["none"]))
-    if recalibrate and data is None:
-        raise MethodError("recalibrate=True needs data: give calibration batches")
+    if compensate not in get_args(Compensation):
+        raise MethodError(unknown("compensation", compensate, get_args(Compensation)))
+    if (recalibrate or compensate != "none") and data is None:
+        raise MethodError("recalibrate=True and compensate need data: give calibration batches")
     spec = get_method(method)
     names = [field.name for field in fields_of(spec.params)]
     for name in params:
@@ -75,9 +77,17 @@ def prune(
             f"{place}: {first['msg'].replace('Input should be', 'has to be')} (got {first['input']!r})"
         ) from error
     manifest = getattr(model, _MANIFEST, None) or Manifest(architecture=recognise(model))
-    calibration = _inputs_of(data) if recalibrate and data is not None else None
     result = prune_model(
-        model, manifest, method, checked, example_inputs, keep=keep, seed=seed, calibration=calibration
+        model,
+        manifest,
+        method,
+        checked,
+        example_inputs,
+        keep=keep,
+        seed=seed,
+        calibration=_Inputs(data) if data is not None else None,
+        compensation=compensate,
+        recalibrate=recalibrate,
     )
     object.__setattr__(result.model, _MANIFEST, result.manifest)
     return result
@@ -115,11 +125,18 @@ def _restore_catalogued(file: Path, own: Any) -> tuple[nn.Module, Manifest]:
     return restore(file, lambda architecture: rebuild_dense(architecture) if architecture.ref else own(architecture))
 
 
-def _inputs_of(data: Iterable[Any]) -> Iterator[Tensor]:
-    for batch in data:
-        if isinstance(batch, Tensor):
-            yield batch
-        elif isinstance(batch, Mapping) or not len(batch) or not isinstance(batch[0], Tensor):
-            raise MethodError("data: each batch has to be a tensor or a tuple that begins with one")
-        else:
-            yield batch[0]
+class _Inputs:
+    """The inputs in `data`, which can be gone through more than once."""
+
+    def __init__(self, data: Iterable[Any]) -> None:
+        # A generator is used up after one pass, so its batches have to be kept.
+        self._data = list(data) if isinstance(data, Iterator) else data
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self._data:
+            if isinstance(batch, Tensor):
+                yield batch
+            elif isinstance(batch, Mapping) or not len(batch) or not isinstance(batch[0], Tensor):
+                raise MethodError("data: each batch has to be a tensor or a tuple that begins with one")
+            else:
+                yield batch[0]

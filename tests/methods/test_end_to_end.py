@@ -11,7 +11,7 @@ from torch import nn
 
 import prunecli
 from prunecli.data.catalog import load_data
-from prunecli.data.loader import Augmentation, Preprocessing, calibration_batches, evaluation_batches, training_batches
+from prunecli.data.loader import Augmentation, CalibrationBatches, Preprocessing, evaluation_batches, training_batches
 from prunecli.data.splits import ImageData
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.fit import FitConfig, fit
@@ -49,7 +49,7 @@ def test_prune_verify_save_restore(
 ) -> None:
     data, preprocessing = digits
     before = [parameter.clone() for parameter in trained.parameters()]
-    calibration = calibration_batches(data.training_split(), preprocessing, 256, 64, seed=0)
+    calibration = CalibrationBatches(data.training_split(), preprocessing, 256, 64, seed=0)
     image = torch.randn(1, 1, 8, 8)
     result = prunecli.prune(
         trained, method, ratio=0.5, scope=scope, example_inputs=image, data=calibration, recalibrate=True
@@ -83,7 +83,7 @@ def test_magnitude_beats_random_straight_after_pruning(
 ) -> None:
     def after(method: str, seed: int = 0) -> float:
         image = torch.randn(1, 1, 8, 8)
-        calibration = calibration_batches(digits[0].training_split(), digits[1], 256, 64, seed=0)
+        calibration = CalibrationBatches(digits[0].training_split(), digits[1], 256, 64, seed=0)
         result = prunecli.prune(
             trained,
             method,

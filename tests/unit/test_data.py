@@ -13,8 +13,8 @@ from PIL import Image
 from prunecli.data.catalog import load_data
 from prunecli.data.loader import (
     Augmentation,
+    CalibrationBatches,
     Preprocessing,
-    calibration_batches,
     evaluation_batches,
     training_batches,
 )
@@ -182,7 +182,7 @@ def test_unknown_sets_get_the_nearest() -> None:
 def test_calibration_images_come_from_the_training_split_alone_and_repeat() -> None:
     data = load_data("digits")
     preprocessing = Preprocessing((1, 8, 8), data.mean, data.std)
-    first, again = (list(calibration_batches(data.training_split(), preprocessing, 40, 16, seed=3)) for _ in "ab")
+    first, again = (list(CalibrationBatches(data.training_split(), preprocessing, 40, 16, seed=3)) for _ in "ab")
     assert [len(batch) for batch in first] == [16, 16, 8]
     assert all(bool((a == b).all()) for a, b in zip(first, again, strict=True))
 

@@ -91,14 +91,28 @@ def training_batches(
     )
 
 
-def calibration_batches(
-    split: Split, preprocessing: Preprocessing, images: int, batch_size: int, *, seed: int
-) -> Iterator[Tensor]:
-    """Batches from a seeded choice of `images` training images without augmentation; labels are left out."""
-    total = len(split.labels)
-    chosen = np.random.default_rng(seed).permutation(total)[: min(images, total)]
-    for batch, _ in evaluation_batches(split.subset(np.sort(chosen)), preprocessing, batch_size):
-        yield batch
+class CalibrationBatches:
+    """Batches from a seeded choice of training images, without augmentation and without labels.
+
+    They can be gone through more than once and are the same each time.
+
+    Args:
+        split: Training images.
+        preprocessing: How the model wants them.
+        images: How many to choose; fewer where there are fewer.
+        batch_size: Images per batch.
+        seed: Seed of the choice.
+    """
+
+    def __init__(self, split: Split, preprocessing: Preprocessing, images: int, batch_size: int, *, seed: int) -> None:
+        total = len(split.labels)
+        chosen = np.random.default_rng(seed).permutation(total)[: min(images, total)]
+        self._batches = evaluation_batches(split.subset(np.sort(chosen)), preprocessing, batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yields images of shape (N, C, H, W)."""
+        for batch, _ in self._batches:
+            yield batch
 
 
 def _transform(preprocessing: Preprocessing, augmentation: Augmentation | None) -> Any:

@@ -1,4 +1,4 @@
-"""The flow of every method that removes channels: trace, score, allocate, remove, verify, recalibrate."""
+"""The flow of every method that removes channels: trace, score, allocate, remove, verify, compensate, recalibrate."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from prunecli.errors import MethodError, unknown
 from prunecli.measure.forward import Inputs
 from prunecli.methods.allocation import Allocation, allocate
 from prunecli.methods.params import StructuralParams
+from prunecli.surgery.compensate import Compensation, compensate
 from prunecli.surgery.groups import ChannelGroup, Trace
 from prunecli.surgery.recalibrate import recalibrate_batchnorm
 from prunecli.surgery.slice import remove
@@ -35,6 +36,7 @@ class StructuralOutcome:
         requested: Share of prunable channels that was to be removed.
         achieved: Share that was removed.
         verify_error: Largest relative difference to the masked original in float64.
+        compensated: Number of layers into which removed channels were folded.
         recalibrated: Number of batch normalisations whose statistics were measured anew.
         seconds: Wall time by phase.
     """
@@ -45,6 +47,7 @@ class StructuralOutcome:
     requested: float
     achieved: float
     verify_error: float
+    compensated: int
     recalibrated: int
     seconds: dict[str, float]
 
@@ -58,6 +61,8 @@ def prune_structural(
     keep_patterns: Sequence[str] = (),
     seed: int = 0,
     calibration: Iterable[Tensor] | None = None,
+    compensation: Compensation = "none",
+    recalibrate: bool = True,
 ) -> StructuralOutcome:
     """Removes the least important channels of a copy of `model`.
 
@@ -68,7 +73,9 @@ def prune_structural(
         params: How much to remove and where.
         keep_patterns: Layer names or shell patterns whose output width must stay.
         seed: Seeds criteria that draw random numbers.
-        calibration: Input batches for measuring batch normalisation statistics anew; None leaves them.
+        calibration: Input batches that can be gone through twice, for the two steps below; None leaves both out.
+        compensation: How removed channels are folded into those that stay, after verification.
+        recalibrate: Whether batch normalisation statistics are measured anew.
 
     Raises:
         MethodError: A pattern matches no layer, or nothing can be removed.
@@ -100,15 +107,30 @@ def prune_structural(
     clock.lap("remove")
     error = verify(model, pruned, groups, allocation.keep, example_inputs)
     clock.lap("verify")
-    recalibrated = recalibrate_batchnorm(pruned, calibration) if calibration is not None else 0
-    clock.lap("recalibrate")
+    compensated = recalibrated = 0
+    if calibration is not None:
+        # With new statistics to come, a constant shift before a normalisation does not matter.
+        compensated = compensate(
+            model, pruned, groups, allocation.keep, calibration, compensation, intercept=recalibrate
+        )
+        clock.lap("compensate")
+        recalibrated = recalibrate_batchnorm(pruned, calibration) if recalibrate else 0
+        clock.lap("recalibrate")
     untouched += [
         Untouched(name=group.name, channels=group.channels, reason=allocation.held_back[group.name])
         for group in groups
         if group.name in allocation.held_back
     ]
     return StructuralOutcome(
-        pruned, edits, untouched, allocation.requested, allocation.achieved, error, recalibrated, clock.laps
+        model=pruned,
+        edits=edits,
+        untouched=untouched,
+        requested=allocation.requested,
+        achieved=allocation.achieved,
+        verify_error=error,
+        compensated=compensated,
+        recalibrated=recalibrated,
+        seconds=clock.laps,
     )
 
 

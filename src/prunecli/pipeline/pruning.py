@@ -16,6 +16,7 @@ from prunecli.measure.forward import Inputs
 from prunecli.methods.registry import get_method
 from prunecli.methods.structural import prune_structural
 from prunecli.models.loading import save
+from prunecli.surgery.compensate import Compensation
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class PruneReport:
         macs_before: Multiply-accumulates for the example inputs.
         macs_after: The same, pruned.
         verify_error: Largest relative difference to the masked original, in float64.
+        compensated: Layers into which removed channels were folded.
         recalibrated: Batch normalisations whose statistics were measured anew.
         seconds: Wall time by phase.
         edits: One entry per group that lost channels.
@@ -45,6 +47,7 @@ class PruneReport:
     macs_before: Macs
     macs_after: Macs
     verify_error: float
+    compensated: int
     recalibrated: int
     seconds: dict[str, float]
     edits: tuple[Edit, ...]
@@ -84,6 +87,8 @@ def prune_model(
     keep: Sequence[str] = (),
     seed: int = 0,
     calibration: Iterable[Tensor] | None = None,
+    compensation: Compensation = "none",
+    recalibrate: bool = True,
     step: Step | None = None,
 ) -> PruneResult:
     """Prunes a copy of `model`.
@@ -96,7 +101,9 @@ def prune_model(
         example_inputs: Inputs the network accepts.
         keep: Layer names or patterns whose width stays.
         seed: Seed of methods that draw random numbers.
-        calibration: Input batches to measure batch normalisation statistics on; None leaves them.
+        calibration: Input batches that can be gone through twice; None leaves compensation and recalibration out.
+        compensation: How removed channels are folded into those that stay.
+        recalibrate: Whether batch normalisation statistics are measured anew.
         step: Origin of the new entry in the history (parent, data, command).
 
     Raises:
@@ -111,6 +118,8 @@ def prune_model(
         keep_patterns=keep,
         seed=seed,
         calibration=calibration,
+        compensation=compensation,
+        recalibrate=recalibrate,
     )
     report = PruneReport(
         method=method,
@@ -121,6 +130,7 @@ def prune_model(
         macs_before=count_macs(model, example_inputs),
         macs_after=count_macs(outcome.model, example_inputs),
         verify_error=outcome.verify_error,
+        compensated=outcome.compensated,
         recalibrated=outcome.recalibrated,
         seconds=outcome.seconds,
         edits=tuple(outcome.edits),
@@ -128,7 +138,9 @@ def prune_model(
     )
     entry = (step or Step(stage="prune")).model_copy(
         update={
-            "settings": as_json({"method": method, "params": asdict(params), "keep": list(keep)}),
+            "settings": as_json(
+                {"method": method, "params": asdict(params), "keep": list(keep), "compensate": compensation}
+            ),
             "seed": seed,
             "figures": {
                 "requested": report.requested,
@@ -138,6 +150,7 @@ def prune_model(
                 "macs_before": report.macs_before.total,
                 "macs_after": report.macs_after.total,
                 "verify_error": report.verify_error,
+                "compensated": report.compensated,
                 "recalibrated": report.recalibrated,
             },
             "untouched": outcome.untouched,

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from prunecli.checkpoint.io import file_sha256, write_text_atomically
-from prunecli.data.loader import Augmentation, calibration_batches, training_batches
+from prunecli.data.loader import Augmentation, CalibrationBatches, training_batches
 from prunecli.data.splits import ImageData
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.fit import Epoch, FitConfig, FitResult, fit
@@ -27,6 +27,7 @@ from prunecli.pipeline.sink import Advance
 from prunecli.pipeline.workspace import DEFAULT_DATA, Workspace
 from prunecli.recipe.schema import EvalStage, FinetuneStage, PruneStage, TrainStage
 from prunecli.report.schema import REPORT_SCHEMA, DataInfo, Latency, Metrics, ModelInfo, Report
+from prunecli.surgery.compensate import Compensation
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,14 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
         space.sink.warn(f"{loaded.name} has random weights; give a weights file, or --pretrained")
     method = get_method(stage.method)
     data = space.data() if space.data_name() is not None else None
-    recalibrate = _recalibrate(space, stage, data)
+    recalibrate, compensation = _repairs(stage, data)
     calibration = None
     step = space.step("prune", {})
-    if recalibrate:
+    if recalibrate or compensation != "none":
         assert data is not None
         split = data.training_split()
         step = space.step("prune", {}, split=split)
-        calibration = calibration_batches(
+        calibration = CalibrationBatches(
             split,
             space.preprocessing(),
             stage.calibration_images,
@@ -138,6 +139,8 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
         keep=stage.keep,
         seed=space.recipe.seed,
         calibration=calibration,
+        compensation=compensation,
+        recalibrate=recalibrate,
         step=step,
     )
     timing = time_paired(
@@ -220,12 +223,14 @@ def latency_figures(timing: Timing) -> Latency:
     return Latency(median=timing.median, interval=timing.interval, batch_size=1, runs=timing.runs)
 
 
-def _recalibrate(space: Workspace, stage: PruneStage, data: ImageData | None) -> bool:
-    if stage.recalibrate is None:
-        return data is not None and data.train is not None
-    if stage.recalibrate and data is None:
-        raise RecipeError("--recalibrate needs images: name a data set with --data")
-    return stage.recalibrate
+def _repairs(stage: PruneStage, data: ImageData | None) -> tuple[bool, Compensation]:
+    """Whether to recalibrate and how to compensate: both, where there are training images and nothing else is said."""
+    images = data is not None and data.train is not None
+    recalibrate = images if stage.recalibrate is None else stage.recalibrate
+    compensation: Compensation = ("ls" if images else "none") if stage.compensate is None else stage.compensate
+    if data is None and (recalibrate or compensation != "none"):
+        raise RecipeError("--recalibrate and --compensate need images: name a data set with --data")
+    return recalibrate, compensation
 
 
 def _teacher(space: Workspace, name: str) -> nn.Module:

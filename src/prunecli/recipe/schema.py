@@ -91,7 +91,7 @@ class FinetuneStage(TrainStage):
 
 @dataclass(frozen=True)
 class PruneStage:
-    """Remove channels, prove the result, measure the statistics of batch normalisation anew."""
+    """Remove channels, prove the result, and repair what can be repaired without labels."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
@@ -102,7 +102,11 @@ class PruneStage:
     recalibrate: Annotated[
         bool | None, Doc("Measure batch normalisation statistics anew; default: when there are training images.")
     ] = None
-    calibration_images: Annotated[int, Ge(2), Doc("Training images used for that.")] = 1024
+    compensate: Annotated[
+        Literal["none", "bias", "ls"] | None,
+        Doc("Fold removed channels into those that stay: ls by regression, bias by the mean; default: ls with images."),
+    ] = None
+    calibration_images: Annotated[int, Ge(2), Doc("Training images used for both.")] = 1024
     latency_rounds: Annotated[int, Ge(2), Doc("Paired timings of the networks before and after.")] = 30
 
 
