@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -292,11 +293,19 @@ def test_a_bar_on_a_terminal_and_plain_lines_without_colour(tmp_path: Path, chec
 
 def test_an_interrupt_is_one_line_and_130(tmp_path: Path, checkpoint: Path) -> None:
     command = [sys.executable, "-m", "prunecli", "train", str(checkpoint), "--data", "digits", "--epochs", "500"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A shell starts background jobs with interrupts ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stderr is not None
     while "epoch 1/" not in process.stderr.readline():
         assert process.poll() is None
-    process.send_signal(2)
+    process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "error: interrupted" in err and "Traceback" not in err
