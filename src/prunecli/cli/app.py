@@ -34,7 +34,7 @@ VERBS: dict[str, Verb] = {
     "run": Verb("Run all stages of a recipe.", _WORK, _command("run")),
     "train": Verb("Train a network.", _WORK, _command("train")),
     "prune": Verb("Prune a network with any method.", _WORK, _command("prune")),
-    "finetune": Verb("Recover accuracy after pruning.", _WORK, _command("finetune")),
+    "finetune": Verb("Recover accuracy after pruning.", _WORK, _command("train", "finetune_command")),
     "eval": Verb("Measure accuracy, size and speed; write a report.", _WORK, _command("eval")),
     "compare": Verb("Compare reports or checkpoints; gate on the result.", _LOOK, _command("compare")),
     "inspect": Verb("Show a network's layers, manifest and history.", _LOOK, _command("inspect")),

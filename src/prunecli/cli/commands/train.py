@@ -1,4 +1,4 @@
-"""`prune train`."""
+"""`prune train` and `prune finetune`: the same stage with other defaults."""
 
 from __future__ import annotations
 
@@ -8,25 +8,33 @@ from prunecli.cli.lazy import make_command
 from prunecli.cli.method_command import options_of, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import ModelArgument, checkpoint_path, prepare, show_training, stage_options
-from prunecli.recipe.schema import TrainStage
-
-OPTIONS = [*options_of(TrainStage, ("stages", "STAGE"), skip=("stage",)), *stage_options("checkpoint")]
-
-
-def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
-    """Trains and saves."""
-    space = prepare(output, model, {"stage": "train"}, OPTIONS, values)
-    if space is None:
-        return
-    from prunecli.pipeline.stages import train_stage
-
-    out = checkpoint_path(space, values, "trained")
-    stage = space.recipe.stages[0]
-    assert isinstance(stage, TrainStage)
-    show_training(output, train_stage(space, stage, out))
+from prunecli.recipe.schema import FinetuneStage, TrainStage
 
 
 def command() -> Any:
-    """The Typer command."""
+    """`prune train`."""
     summary = "Train a network, or go on training one. Without --data a new network learns scikit-learn's digits."
-    return make_command("train", with_output(run, OPTIONS), summary)
+    return _training_command("train", "trained", TrainStage, summary)
+
+
+def finetune_command() -> Any:
+    """`prune finetune`."""
+    summary = "Recover accuracy after pruning, optionally learning from the dense parent (--teacher parent)."
+    return _training_command("finetune", "finetuned", FinetuneStage, summary)
+
+
+def _training_command(verb: str, suffix: str, kind: type[TrainStage], summary: str) -> Any:
+    options = [*options_of(kind, ("stages", "STAGE"), skip=("stage",)), *stage_options("checkpoint")]
+
+    def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
+        space = prepare(output, model, {"stage": verb}, options, values)
+        if space is None:
+            return
+        from prunecli.pipeline.stages import train_stage
+
+        out = checkpoint_path(space, values, suffix)
+        stage = space.recipe.stages[0]
+        assert isinstance(stage, kind)
+        show_training(output, train_stage(space, stage, out))
+
+    return make_command(verb, with_output(run, options), summary)
