@@ -125,7 +125,9 @@ def test_tied_units_are_the_connected_components(ties: list[list[int]]) -> None:
 
 def test_recalibration_measures_the_mean_and_variance_of_what_arrives() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
+    model(torch.randn(8, 3, 5, 5) + 7)  # statistics of other data, to be forgotten
+    model.eval()
     weights = [parameter.clone() for parameter in model.parameters()]
     batches = [torch.randn(8, 3, 5, 5) for _ in range(4)]
     assert recalibrate_batchnorm(model, batches) == 1

@@ -131,7 +131,7 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
         )
     example = space.example()
     result = prune_model(
-        loaded.model,
+        loaded.model.to(space.device),
         loaded.manifest,
         stage.method,
         method.params(**stage.params),
@@ -143,9 +143,8 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
         recalibrate=recalibrate,
         step=step,
     )
-    timing = time_paired(
-        [loaded.model, result.model], [example, example], rounds=stage.latency_rounds, device=space.device
-    )
+    networks = [loaded.model.cpu(), result.model.cpu()]
+    timing = time_paired(networks, [example, example], rounds=stage.latency_rounds, device=space.device)
     space.parent = loaded
     space.finish(LoadedModel(result.model, result.manifest, loaded.fixed_size), out)
     return PruneOutcome(out, result.report, timing)
