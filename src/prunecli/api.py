@@ -20,7 +20,7 @@ from prunecli.pipeline.pruning import PruneReport, PruneResult, prune_model
 from prunecli.recipe.fields import fields_of
 from prunecli.surgery.compensate import Compensation
 
-_MANIFEST = "_prunecli_manifest"
+_MANIFEST, _DENSE = "_prunecli_manifest", "_prunecli_dense"
 
 __all__ = ["PruneReport", "PruneResult", "load", "prune"]
 
@@ -88,8 +88,9 @@ def prune(
         calibration=_Inputs(data) if data is not None else None,
         compensation=compensate,
         recalibrate=recalibrate,
+        dense=getattr(model, _DENSE, None),
     )
-    object.__setattr__(result.model, _MANIFEST, result.manifest)
+    _remember(result.model, result.manifest, result.dense)
     return result
 
 
@@ -115,8 +116,15 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     if not file.is_file():
         raise ModelError(f"{path}: no such file")
     restored, manifest = restore(file, dense) if model is not None else _restore_catalogued(file, dense)
-    object.__setattr__(restored, _MANIFEST, manifest)
+    _remember(restored, manifest, model)
     return restored
+
+
+def _remember(model: nn.Module, manifest: Manifest, dense: nn.Module | None) -> None:
+    """Notes on the object what pruning it again has to know; plain attributes, so that they survive a copy."""
+    object.__setattr__(model, _MANIFEST, manifest)
+    if dense is not None:
+        object.__setattr__(model, _DENSE, dense)
 
 
 def _restore_catalogued(file: Path, own: Any) -> tuple[nn.Module, Manifest]:
@@ -130,7 +138,7 @@ class _Inputs:
 
     def __init__(self, data: Iterable[Any]) -> None:
         # A generator is used up after one pass, so its batches have to be kept.
-        self._data = list(data) if isinstance(data, Iterator) else data
+        self._data = [data] if isinstance(data, Tensor) else list(data) if isinstance(data, Iterator) else data
 
     def __iter__(self) -> Iterator[Tensor]:
         for batch in self._data:

@@ -118,6 +118,8 @@ def test_writing_is_atomic_and_respects_the_umask(tmp_path: Path) -> None:
         lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}},
         lambda state: {f"_orig_mod.{k}": v for k, v in state.items()},
         lambda state: {"net": {"state_dict": state}},
+        lambda state: {f"_orig_mod.module.{k}": v for k, v in state.items()},
+        lambda state: {"model_ema": {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in state.items()}}},
     ],
 )
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".th"])

@@ -116,3 +116,36 @@ def test_nothing_is_done_without_need() -> None:
     whole = {group.name: torch.arange(group.units) for group in groups}
     assert compensate(model, model, groups, whole, [example()], "ls", intercept=True) == 0
     assert compensate(model, model, groups, {}, [example()], "none", intercept=True) == 0
+
+
+def test_a_constant_shift_is_left_to_the_normalisation_that_follows() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4, bias=False), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    model.eval()
+    batches = _batches(6, count=20)
+    groups = trace(model, batches[0], prune_stem=True).groups
+    keep = {"0": torch.arange(8)}
+    hidden = model[1](model[0](torch.cat(batches))).detach()
+
+    def spread(intercept: bool) -> float:
+        pruned = copy.deepcopy(model)
+        remove(pruned, groups, keep)
+        compensate(model, pruned, groups, keep, batches, "ls", intercept=intercept)
+        return float((pruned[2](hidden[:, :8]) - model[2](hidden)).detach().var(dim=0).sum())
+
+    assert spread(intercept=True) < 0.98 * spread(intercept=False)
+
+
+def test_without_a_normalisation_behind_it_a_layer_without_bias_gets_no_intercept() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4, bias=False)).eval()
+    batches = _batches(6, count=20)
+    groups = trace(model, batches[0], prune_stem=True).groups
+    keep = {"0": torch.arange(8)}
+    outputs = []
+    for intercept in (True, False):
+        pruned = copy.deepcopy(model)
+        remove(pruned, groups, keep)
+        compensate(model, pruned, groups, keep, batches, "ls", intercept=intercept)
+        outputs.append(pruned(batches[0]))
+    assert torch.equal(outputs[0], outputs[1])

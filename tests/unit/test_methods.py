@@ -129,6 +129,9 @@ def test_keep_patterns_hold_layers_and_a_pattern_without_a_match_is_an_error() -
     outcome = prune_structural(model, example(), l1, StructuralParams(), keep_patterns=["body.3"])
     assert [edit.group for edit in outcome.edits] == ["body.6"]
     assert any(entry.reason == "kept by pattern 'body.3'" for entry in outcome.untouched)
+    for everything in ("body", "*"):
+        with pytest.raises(MethodError, match="nothing would be removed"):
+            prune_structural(model, example(), l1, StructuralParams(), keep_patterns=[everything])
     with pytest.raises(MethodError, match=r"unknown layer pattern 'bodi.3'.*body.3"):
         prune_structural(model, example(), l1, StructuralParams(), keep_patterns=["bodi.3"])
 

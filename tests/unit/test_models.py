@@ -123,9 +123,12 @@ def test_restore_is_bit_exact(ref: str, tmp_path: Path) -> None:
 def test_a_model_of_ones_own_is_saved_and_loaded(tmp_path: Path) -> None:
     result = prunecli.prune(Plain(), example_inputs=example())
     result.save(tmp_path / "x.safetensors")
-    assert torch.equal(
-        prunecli.load(tmp_path / "x.safetensors", model=Plain())(example()), result.model.eval()(example())
-    )
+    back = prunecli.load(tmp_path / "x.safetensors", model=Plain())
+    assert torch.equal(back(example()), result.model.eval()(example()))
+    again = prunecli.prune(back, "l2", ratio=0.5, example_inputs=example())
+    again.save(tmp_path / "y.safetensors")
+    twice = prunecli.load(tmp_path / "y.safetensors", model=Plain())
+    assert torch.equal(twice(example()), again.model.eval()(example()))
     with pytest.raises(ModelError, match="model of your own"):
         prunecli.load(tmp_path / "x.safetensors")
     with pytest.raises(ModelError, match="architecture does not have"):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from prunecli.errors import VerificationError
+from prunecli.errors import MethodError, VerificationError
 from prunecli.surgery.groups import tie_units
 from prunecli.surgery.recalibrate import recalibrate_batchnorm
 from prunecli.surgery.slice import remove
@@ -94,15 +94,60 @@ def test_bad_units_are_refused() -> None:
             remove(copy.deepcopy(model), groups, {groups[0].name: torch.tensor(units, dtype=torch.int64)})
 
 
-def test_tied_parameters_stay_tied_and_frozen_ones_frozen() -> None:
+def test_tied_parameters_are_refused_and_frozen_ones_stay_frozen() -> None:
     model = Plain()
-    model.body[4].weight = model.body[4].bias  # one parameter under two names
+    model.body[7].weight = model.body[7].bias  # one parameter under two names
     model.body[4].weight.requires_grad_(False)
-    groups = trace(model, example()).groups
+    traced = trace(model, example())
+    assert any(f.name == "body.6" and "is shared with another layer" in f.reason for f in traced.frozen)
     pruned = copy.deepcopy(model)
-    remove(pruned, groups, {"body.3": torch.arange(4)})
-    assert pruned.body[4].weight is pruned.body[4].bias
+    remove(pruned, traced.groups, {"body.3": torch.arange(4)})
     assert pruned.body[4].weight.shape == (4,) and not pruned.body[4].weight.requires_grad
+    assert pruned.body[7].weight is pruned.body[7].bias
+
+
+def test_a_network_that_is_not_finite_is_not_verified() -> None:
+    torch.manual_seed(0)
+    model = Plain().eval()
+    model.head.fc.bias.data[0] = float("-inf")
+    pruned, groups, keep = _pruned(model)
+    assert verify(model, pruned, groups, keep, example()) <= TOLERANCE
+    _scale_one_weight(pruned, model)
+    pruned.head.fc.weight.data[3] *= 1.1
+    with pytest.raises(VerificationError, match="differs"):
+        verify(model, pruned, groups, keep, example())
+    with pytest.raises(VerificationError, match="not finite"):
+        verify(model, pruned, groups, keep, example() * float("nan"))
+
+
+def test_a_network_that_casts_inside_is_compared_in_single_precision() -> None:
+    class Casting(Plain):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.float())
+
+    torch.manual_seed(0)
+    model = Casting().eval()
+    pruned, groups, keep = _pruned(model)
+    assert len(groups) == 2 and verify(model, pruned, groups, keep, example()) <= TOLERANCE
+    _shift_columns(pruned, model)
+    with pytest.raises(VerificationError, match="differs"):
+        verify(model, pruned, groups, keep, example())
+
+
+def test_branches_that_only_training_uses_hold_their_channels() -> None:
+    class Auxiliary(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.aux = nn.Conv2d(24, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            middle = self.body[:6](x)
+            self.extra = self.aux(middle) if self.training else None
+            return self.head(self.body[6:](middle))
+
+    traced = trace(Auxiliary(), example())
+    assert {group.name for group in traced.groups} == {"body.6"}
+    assert any(f.name == "body.3" and "only training" in f.reason for f in traced.frozen)
 
 
 @settings(max_examples=100, deadline=None)
@@ -121,6 +166,27 @@ def test_tied_units_are_the_connected_components(ties: list[list[int]]) -> None:
                     parent[find(i)] = find(j)
     assert all((units[i] == units[j]) == (find(i) == find(j)) for i in range(12) for j in range(12))
     assert sorted(set(units)) == list(range(max(units) + 1))
+
+
+def test_recalibration_leaves_what_is_not_run_and_needs_data() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    model.spare = nn.BatchNorm2d(2)
+    model.spare.running_mean += 3
+    model.forward = lambda x: model[1](model[0](x))
+    assert recalibrate_batchnorm(model, [torch.randn(4, 3, 2, 2)]) == 1
+    assert model.spare.running_mean.tolist() == [3, 3]
+    before = model[1].running_mean.clone()
+    with pytest.raises(MethodError, match="no batches"):
+        recalibrate_batchnorm(model, [])
+    assert torch.equal(model[1].running_mean, before)
+
+
+def test_recalibration_counts_images_not_batches() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm2d(3)).eval()
+    batches = [torch.randn(30, 3, 4, 4), torch.randn(2, 3, 4, 4) + 9]
+    recalibrate_batchnorm(model, batches)
+    assert torch.allclose(model[0].running_mean, torch.cat(batches).mean((0, 2, 3)), atol=1e-5)
 
 
 def test_recalibration_measures_the_mean_and_variance_of_what_arrives() -> None:

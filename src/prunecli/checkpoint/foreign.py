@@ -16,7 +16,6 @@ from torch import Tensor
 from prunecli.checkpoint.io import read_tensors
 from prunecli.errors import ModelError
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
 _WRAPPERS = ("model_ema", "state_dict_ema", "state_dict", "model_state_dict", "model", "module", "net", "params")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
@@ -32,13 +31,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ModelError: The file holds no state dict, or something other than plain data.
     """
     tensors = read_tensors(path) if path.suffix == ".safetensors" else _unwrap(_read_pickle(path), path)
-    for prefix in _PREFIXES:
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    tensors = _without_prefixes(tensors)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"{path}: tensor {name!r} holds NaN or infinity; the weights are damaged")
     return tensors
+
+
+def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Takes off what every name begins with, however often, and the counter of torch's AveragedModel."""
+    while True:
+        named = {name: tensor for name, tensor in tensors.items() if name != "n_averaged"}
+        prefix = next((p for p in _PREFIXES if named and all(name.startswith(p) for name in named)), None)
+        if prefix is None:
+            return tensors
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
 
 
 def _read_pickle(path: Path) -> Any:
@@ -75,7 +82,7 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
             raise ModelError(f"{path}: holds a {type(content).__name__}, not a state dict of named tensors")
         tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
         inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None or (len(tensors) > 1 and not any(isinstance(v, Mapping) for v in content.values())):
+        if inner is None:
             break
         content = inner
     if not tensors:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prunecli.checkpoint import WEIGHT_SUFFIXES
 from prunecli.recipe.schema import MEASUREMENTS
 
 Candidate = tuple[str, str]
@@ -22,6 +23,8 @@ _prune_completion() {
     local IFS=$'\\n'
     COMPREPLY=( $(env _PRUNE_COMPLETE=complete_bash COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD="$COMP_CWORD" \\
         prune 2>/dev/null) )
+    # Names of files are escaped by the shell, so that spaces in them survive.
+    [ -e "${COMPREPLY[0]%/}" ] && compopt -o filenames 2>/dev/null
     if [ "${#COMPREPLY[@]}" -eq 1 ]; then
         case "${COMPREPLY[0]}" in */ | *:) compopt -o nospace 2>/dev/null ;; esac
     fi
@@ -71,7 +74,6 @@ _PLACES = {
     "zsh": "~/.zfunc/_prune",
     "fish": "~/.config/fish/completions/prune.fish",
 }
-_WEIGHTS = (".safetensors", ".pt", ".pth", ".th", ".bin", ".ckpt")
 _RECIPES = (".yaml", ".yml")
 
 
@@ -156,14 +158,14 @@ def _argument_values(command: str, argument: str, current: str) -> list[Candidat
     if argument in ("recipe", "recipes"):
         return _files(current, _RECIPES)
     if argument == "paths":
-        return _files(current, (*_WEIGHTS, ".json"))
+        return _files(current, (*WEIGHT_SUFFIXES, ".json"))
     if argument == "shell":
         return _matching([(shell, "") for shell in _SCRIPTS], current)
     if argument == "pattern":
         return _references(current)
     if argument == "model":
         recipes = () if command == "inspect" else _RECIPES
-        return [*_files(current, (*_WEIGHTS, *recipes)), *_references(current)]
+        return [*_files(current, (*WEIGHT_SUFFIXES, *recipes)), *_references(current)]
     return _files(current, None)
 
 
@@ -185,7 +187,7 @@ def _values(option: Any, current: str, choices: Callable[[Any], list[str]]) -> l
     if name == "device":
         return _matching([(device, "") for device in ("auto", "cpu", "cuda", "mps")], current)
     if name == "teacher":
-        return [*_matching([("parent", "The network that was pruned.")], current), *_files(current, _WEIGHTS)]
+        return [*_matching([("parent", "The network that was pruned.")], current), *_files(current, WEIGHT_SUFFIXES)]
     if name in ("data_root", "output"):
         return _files(current, ())
     return _files(current, None) if name == "out" else []

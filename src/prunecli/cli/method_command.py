@@ -164,7 +164,8 @@ def plan_for_stage(model: str, stage: dict[str, Any], specs: Sequence[OptionSpec
     ]
     if len(places) != 1:
         count = f"{len(places)} stages" if places else "no stage"
-        raise RecipeError(f"{model}: has {count} `{stage['stage']}`; use `prune run`, or a recipe with just one")
+        wanted = f"{stage['stage']}, method {stage['method']}" if "method" in stage else stage["stage"]
+        raise RecipeError(f"{model}: has {count} `{wanted}`; use `prune run`, or a recipe with just one")
     plan = resolve(document, overrides_from(specs, values, places[0]))
     return replace(plan, recipe=replace(plan.recipe, stages=(plan.recipe.stages[places[0]],)))
 

@@ -102,7 +102,7 @@ def reproducible_command(argv: Sequence[str]) -> str:
             skip = False
         elif word in ("-o", "--out", "--output"):
             skip = True
-        elif not word.startswith(("-o=", "--out=", "--output=")) and word not in ("--force", "--json", "-q", "--quiet"):
+        elif not word.startswith(("-o", "--out=", "--output=")) and word not in ("--force", "--json", "-q", "--quiet"):
             kept.append(word)
     return shlex.join(["prune", *kept])
 

@@ -41,15 +41,22 @@ def load_data(name: str, root: Path | None = None, *, download: bool = False) ->
     Raises:
         DataError: There is no such set, or it is missing or damaged.
     """
+    module, argument = find_data(name)
+    data: ImageData = import_module(module).load(argument, root or default_root(), download)
+    return data
+
+
+def find_data(name: str) -> tuple[str, str]:
+    """The module that reads a data set, and what it is given.
+
+    Raises:
+        DataError: There is no such set.
+    """
     prefix, colon, rest = name.partition(":")
     if not colon and name.endswith(".npz"):
         prefix, rest = "npz", name
     if name in DATASETS:
-        module, argument = DATASETS[name][0], name
-    elif prefix in PREFIXES and rest:
-        module, argument = PREFIXES[prefix][0], rest
-    else:
-        choices = [*DATASETS, *(f"{prefix}:..." for prefix in PREFIXES)]
-        raise DataError(unknown("data set", name, choices))
-    data: ImageData = import_module(module).load(argument, root or default_root(), download)
-    return data
+        return DATASETS[name][0], name
+    if prefix in PREFIXES and rest:
+        return PREFIXES[prefix][0], rest
+    raise DataError(unknown("data set", name, [*DATASETS, *(f"{known}:..." for known in PREFIXES)]))

@@ -106,7 +106,10 @@ class CalibrationBatches:
 
     def __init__(self, split: Split, preprocessing: Preprocessing, images: int, batch_size: int, *, seed: int) -> None:
         total = len(split.labels)
-        chosen = np.random.default_rng(seed).permutation(total)[: min(images, total)]
+        count = min(images, total)
+        if count % batch_size == 1 and count > 1:
+            count -= 1  # batch normalisation cannot measure a last batch of one image
+        chosen = np.random.default_rng(seed).permutation(total)[:count]
         self._batches = evaluation_batches(split.subset(np.sort(chosen)), preprocessing, batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:

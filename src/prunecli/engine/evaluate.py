@@ -40,7 +40,7 @@ def evaluate(
     """
     training = model.training
     model.to(device).eval()
-    totals = torch.zeros(3, dtype=torch.float64, device=device)
+    sums: list[Tensor] = []  # added up on the CPU in float64, which not every accelerator has
     images = 0
     with channels_last(model) as layout, torch.inference_mode():
         for batch, labels in batches:
@@ -49,10 +49,11 @@ def evaluate(
             top1, top5 = accuracy(scores, labels, topk=(1, 5))
             count = len(labels)
             loss = F.cross_entropy(scores, labels)
-            totals += torch.stack([top1.to(device), top5.to(device), loss]).double() * count
+            sums.append(torch.stack([top1.to(device), top5.to(device), loss]) * count)
             images += count
             if on_step is not None:
                 on_step(images)
     model.train(training)
+    totals = torch.stack(sums).cpu().double().sum(dim=0) if sums else torch.zeros(3)
     top1, top5, mean_loss = (totals / max(images, 1)).tolist()
     return Accuracy(top1, top5, mean_loss, images)

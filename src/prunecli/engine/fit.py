@@ -190,33 +190,35 @@ class _Run:
             self._amp_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._amp_dtype is torch.float16)
         self._updates = 0
+        self._lr = config.lr
 
     @property
     def lr(self) -> float:
         """Learning rate of the last step."""
-        return float(self._optimizer.param_groups[-1]["lr"])
+        return self._lr
 
     def epoch(self, number: int, batches: SizedBatches, progress: Progress | None) -> float:
         """Goes through the batches once; returns the mean loss."""
         self.model.train()
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        total = 0.0
         images_seen = 0
         last = len(batches) - 1
         for index, (images, labels) in enumerate(batches):
             count = len(labels)
             loss = self._loss(images, labels)
-            if not bool(torch.isfinite(loss)):
+            value = loss.item()
+            if not math.isfinite(value):
                 raise PruneError(
-                    f"the loss is {loss.item()} at epoch {number}, batch {index + 1}; lower the learning rate (--lr)"
+                    f"the loss is {value} at epoch {number}, batch {index + 1}; lower the learning rate (--lr)"
                 )
             self._scaler.scale(loss / self._batches_in_step(index, last)).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach().double() * count
+            total += value * count
             images_seen += count
             if (index + 1) % self.config.accumulate == 0 or index == last:
                 self._step()
                 if progress is not None:
-                    progress.on_step(number, index + 1, last + 1, float(total) / images_seen)
-        return float(total) / max(images_seen, 1)
+                    progress.on_step(number, index + 1, last + 1, total / images_seen)
+        return total / max(images_seen, 1)
 
     def _batches_in_step(self, index: int, last: int) -> int:
         """Batches whose gradients are averaged in the step that `index` belongs to; the last step may have fewer."""
@@ -227,6 +229,7 @@ class _Run:
         if self.config.clip_grad is not None:
             self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad)
+        self._lr = float(self._optimizer.param_groups[-1]["lr"])
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)

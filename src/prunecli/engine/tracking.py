@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from prunecli.errors import RecipeError
 
@@ -22,8 +23,8 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, *, tensorboard: bool = False) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", encoding="utf-8")
+        self._path = path
+        self._file: IO[str] | None = None  # opened with the first row, so a run that cannot start leaves nothing
         self._board = None
         if tensorboard:
             try:
@@ -34,6 +35,9 @@ class MetricsLog:
 
     def write(self, row: Mapping[str, float | int | None]) -> None:
         """Appends one row; its "epoch" is the step of the TensorBoard curves."""
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("w", encoding="utf-8")
         self._file.write(json.dumps({key: value for key, value in row.items() if value is not None}) + "\n")
         self._file.flush()
         if self._board is not None:
@@ -47,6 +51,7 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()

@@ -70,12 +70,12 @@ def time_model(model: nn.Module, inputs: Inputs, *, rounds: int = 30, device: to
 
 
 def _timed(model: nn.Module, inputs: Inputs, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     start = time.perf_counter()
     call(model, inputs)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return (time.perf_counter() - start) * 1e3
 
 

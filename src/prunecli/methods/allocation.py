@@ -35,6 +35,8 @@ def allocate(groups: Sequence[ChannelGroup], scores: dict[str, Tensor], params: 
         scores: For each group name, scores of shape (units,).
         params: Ratio, scope, rounding and bounds.
     """
+    if not groups:
+        return Allocation({}, {}, params.ratio, 0.0)
     limits = [_Limits.of(group, params) for group in groups]
     if params.scope == "local":
         counts = [limit.nearest(limit.units * (1 - params.ratio)) for limit in limits]

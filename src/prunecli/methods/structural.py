@@ -148,7 +148,7 @@ def _apply_patterns(
             (name, pattern)
             for name in group.modules("producer", "carrier")
             for pattern in patterns
-            if fnmatchcase(name, pattern)
+            if any(fnmatchcase(part, pattern) for part in _with_containers(name))
         ]
         if matched:
             name, pattern = matched[0]
@@ -156,6 +156,12 @@ def _apply_patterns(
         else:
             groups.append(group)
     return groups, kept
+
+
+def _with_containers(name: str) -> list[str]:
+    """A layer's name and those of the modules around it: "layer1.0.conv1", "layer1.0", "layer1"."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
 
 
 def _edits(groups: Sequence[ChannelGroup], allocation: Allocation) -> list[Edit]:

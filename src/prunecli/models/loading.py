@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from prunecli.checkpoint.foreign import SUFFIXES, read_weights
+from prunecli.checkpoint import WEIGHT_SUFFIXES
+from prunecli.checkpoint.foreign import read_weights
 from prunecli.checkpoint.io import file_sha256, read_checkpoint, read_manifest, write_checkpoint
 from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.errors import ModelError
@@ -65,7 +66,7 @@ def load_file(path: Path, arch: str | None = None) -> LoadedModel:
         ModelError: The file is missing, unreadable, or does not fit.
     """
     if path.is_dir():
-        raise ModelError(f"{path}: is a directory; give a weights file ({', '.join(SUFFIXES)})")
+        raise ModelError(f"{path}: is a directory; give a weights file ({', '.join(WEIGHT_SUFFIXES)})")
     if not path.is_file():
         raise ModelError(f"{path}: no such file; give a weights file or a reference such as timm:resnet50")
     if arch is not None:
@@ -86,6 +87,18 @@ def load_file(path: Path, arch: str | None = None) -> LoadedModel:
     manifest = Manifest(architecture=architecture.model_copy(update={"class_name": type(model).__name__}))
     loaded = LoadedModel(model.eval(), manifest, path=path, sha256=file_sha256(path), notes=notes)
     return _with_input_spec(loaded)
+
+
+def load_companion(path: Path, ref: str | None) -> LoadedModel:
+    """Loads a network that goes with another one: `ref` serves foreign weights only, where it fits them."""
+    if path.suffix == ".safetensors" and path.is_file() and read_manifest(path) is not None:
+        return load_file(path)
+    try:
+        return load_file(path, ref)
+    except ModelError:
+        if ref is None or not path.is_file():
+            raise
+        return load_file(path)
 
 
 def restore(path: Path, dense: Callable[[Architecture], nn.Module] = rebuild_dense) -> tuple[nn.Module, Manifest]:
@@ -163,8 +176,3 @@ def input_channels(model: nn.Module) -> int:
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             return module.in_channels
     return 3
-
-
-def is_reference(text: str) -> bool:
-    """Whether `text` looks like "source:name" rather than a path."""
-    return ":" in text and not Path(text).exists()

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from prunecli.checkpoint.foreign import SUFFIXES
+from prunecli.checkpoint import WEIGHT_SUFFIXES
 from prunecli.checkpoint.io import read_manifest
 from prunecli.errors import GateFailed, RecipeError
 from prunecli.measure.latency import time_paired
-from prunecli.models.loading import load_file
+from prunecli.models.loading import load_companion
 from prunecli.pipeline.sink import Sink
 from prunecli.pipeline.stages import eval_stage, latency_figures
 from prunecli.pipeline.workspace import Workspace
@@ -42,7 +42,7 @@ def compare_paths(
     """
     if len(paths) < 2:
         raise RecipeError("compare needs a baseline and at least one more report or checkpoint")
-    weights = [path for path in paths if path.suffix in SUFFIXES]
+    weights = [path for path in paths if path.suffix in WEIGHT_SUFFIXES]
     names = _short_names(paths)
     if not weights:
         return compare_reports(names, [read_report(path) for path in paths])
@@ -75,26 +75,21 @@ def compare_run(reports: Sequence[Path], device: torch.device, *, rounds: int = 
     files = [Path(report.model.path) for report in read if report.model.path is not None]
     if len(files) < len(read) or not all(path.is_file() for path in files):
         return compare_reports(names, read)
-    networks = [
-        load_file(path, _reference_for(path, report.model.ref)).model for path, report in zip(files, read, strict=True)
-    ]
+    networks = [load_companion(path, report.model.ref).model for path, report in zip(files, read, strict=True)]
     generator = torch.Generator().manual_seed(0)
     examples = [torch.randn(1, *report.model.input_shape, generator=generator) for report in read]
     timing = time_paired(networks, examples, rounds=rounds, device=device)
     return compare_reports(names, read, list(zip(timing.ratios, timing.ratio_intervals, strict=True)))
 
 
-def judge(comparison: Comparison, gate: Gate | None) -> None:
-    """Fails when the condition is true of any candidate.
+def judge(comparison: Comparison, gate: Gate | None) -> GateFailed | None:
+    """The failure to raise once the comparison is shown: the condition is true of some candidate.
 
     Raises:
-        GateFailed: It is; the message names the candidates.
+        RecipeError: The condition needs a figure that was not measured.
     """
-    if gate is None:
-        return
-    failed = [candidate.name for candidate in comparison.candidates if gate.holds(candidate)]
-    if failed:
-        raise GateFailed(f"gate: {gate.text} holds for {', '.join(failed)}")
+    failed = [c.name for c in comparison.candidates if gate.holds(c)] if gate is not None else []
+    return GateFailed(f"gate: {gate.text} holds for {', '.join(failed)}") if gate is not None and failed else None
 
 
 def _measure(
@@ -115,9 +110,8 @@ def _measure(
 
 def _reference_for(path: Path, ref: str | None) -> str | None:
     """--arch is for foreign weights; a checkpoint of ours names its own architecture."""
-    if ref is not None and path.suffix == ".safetensors" and path.is_file() and read_manifest(path) is not None:
-        return None
-    return ref
+    ours = path.suffix == ".safetensors" and path.is_file() and read_manifest(path) is not None
+    return None if ours else ref
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

@@ -90,6 +90,7 @@ def prune_model(
     compensation: Compensation = "none",
     recalibrate: bool = True,
     step: Step | None = None,
+    dense: nn.Module | None = None,
 ) -> PruneResult:
     """Prunes a copy of `model`.
 
@@ -105,6 +106,7 @@ def prune_model(
         compensation: How removed channels are folded into those that stay.
         recalibrate: Whether batch normalisation statistics are measured anew.
         step: Origin of the new entry in the history (parent, data, command).
+        dense: For a network outside the catalogue that was pruned before: what it was at first.
 
     Raises:
         MethodError: The method cannot do what was asked.
@@ -160,4 +162,5 @@ def prune_model(
     continued = manifest.model_copy(
         update={"edits": [*manifest.edits, *outcome.edits], "history": [*manifest.history, entry]}
     )
-    return PruneResult(outcome.model, continued, report, None if manifest.architecture.ref else model)
+    first = dense if dense is not None else model
+    return PruneResult(outcome.model, continued, report, None if manifest.architecture.ref else first)

@@ -10,7 +10,9 @@ from typing import Any
 import yaml
 
 from prunecli.checkpoint.io import write_text_atomically
-from prunecli.errors import RecipeError
+from prunecli.data.catalog import find_data
+from prunecli.errors import GateFailed, RecipeError
+from prunecli.models.catalog import split_reference
 from prunecli.pipeline.comparing import compare_run, judge
 from prunecli.pipeline.sink import Sink
 from prunecli.pipeline.stages import eval_stage, prune_stage, train_stage
@@ -33,20 +35,26 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What a run wrote, in order, and its last comparison."""
+    """What a run wrote, in order, its last comparison, and the gate that failed, to be raised when all is shown."""
 
     folder: Path
     stages: tuple[StageRecord, ...]
     comparison: Comparison | None
-    gate: Gate | None
+    failure: GateFailed | None
 
 
 def check_plan(plan: Plan) -> list[Path]:
     """The files each stage will write, relative to the run's folder.
 
     Raises:
-        RecipeError: There are no stages, a name is taken twice, or a comparison has too little to compare.
+        RecipeError: There are no stages, a report's name is not a plain one, or a comparison has too little to compare.
+        ModelError: The architecture does not exist.
+        DataError: The data set does not exist.
     """
+    if plan.recipe.model.ref is not None:
+        split_reference(plan.recipe.model.ref)
+    if plan.recipe.data.name is not None:
+        find_data(plan.recipe.data.name)
     if not plan.recipe.stages:
         raise RecipeError("the recipe has no stages; add for instance `stages: [{stage: train}]`")
     files: list[Path] = []
@@ -81,10 +89,11 @@ def run_recipe(plan: Plan, folder: Path, sink: Sink, command: str = "") -> RunOu
     """
     files = check_plan(plan)
     space = Workspace(plan.recipe, sink, command)
+    space.model()  # a network that cannot be loaded is noticed before anything is written
     write_text_atomically(folder / "plan.yaml", yaml.safe_dump(plan.to_dict(), sort_keys=False))
     records: list[StageRecord] = []
     comparison: Comparison | None = None
-    gate: Gate | None = None
+    failure: GateFailed | None = None
     for place, (stage, name) in enumerate(zip(plan.recipe.stages, files, strict=True), start=1):
         sink.note(f"stage {place}/{len(files)}: {stage.stage}")
         path = folder / name
@@ -94,7 +103,7 @@ def run_recipe(plan: Plan, folder: Path, sink: Sink, command: str = "") -> RunOu
         elif isinstance(stage, CompareStage):
             comparison = compare_run(space.reports, space.device)
             write_text_atomically(path, comparison.model_dump_json(by_alias=True, indent=2) + "\n")
-            gate = Gate(stage.fail_if) if stage.fail_if is not None else None
+            failure = judge(comparison, Gate(stage.fail_if) if stage.fail_if is not None else None)
         elif isinstance(stage, PruneStage):
             report = prune_stage(space, stage, path).report
             figures = {"achieved": report.achieved, "verify_error": report.verify_error}
@@ -102,14 +111,4 @@ def run_recipe(plan: Plan, folder: Path, sink: Sink, command: str = "") -> RunOu
             assert isinstance(stage, TrainStage)
             figures = asdict(train_stage(space, stage, path).chosen)
         records.append(StageRecord(stage.stage, path, figures))
-    return RunOutcome(folder, tuple(records), comparison, gate)
-
-
-def finish_run(outcome: RunOutcome) -> None:
-    """Applies the run's gate.
-
-    Raises:
-        GateFailed: Its condition holds.
-    """
-    if outcome.comparison is not None:
-        judge(outcome.comparison, outcome.gate)
+    return RunOutcome(folder, tuple(records), comparison, failure)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 Advance = Callable[[int, str], None]
@@ -24,18 +24,3 @@ class Sink(Protocol):
     def progress(self, title: str, total: int) -> AbstractContextManager[Advance]:
         """A context in which work is counted up to `total`."""
         ...
-
-
-class Silent:
-    """Swallows everything."""
-
-    def note(self, text: str) -> None:
-        """Nothing."""
-
-    def warn(self, text: str) -> None:
-        """Nothing."""
-
-    @contextmanager
-    def progress(self, title: str, total: int) -> Iterator[Advance]:
-        """Nothing."""
-        yield lambda done, text: None

@@ -21,7 +21,7 @@ from prunecli.measure.environment import describe_environment
 from prunecli.measure.latency import PairedTiming, Timing, time_model, time_paired
 from prunecli.measure.memory import peak_memory_bytes
 from prunecli.methods.registry import get_method
-from prunecli.models.loading import LoadedModel, load_file
+from prunecli.models.loading import LoadedModel, load_companion
 from prunecli.pipeline.pruning import PruneReport, prune_model
 from prunecli.pipeline.sink import Advance
 from prunecli.pipeline.workspace import DEFAULT_DATA, Workspace
@@ -80,6 +80,8 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
         workers=section.workers,
     )
     validation = space.batches(data.validation) if data.validation is not None else None
+    if stage.patience is not None and validation is None:
+        raise RecipeError("--patience needs validation images; use a --val-fraction over 0")
     log_path = out.with_suffix(".metrics.jsonl")
     title = "finetune" if finetuning else "train"
     space.sink.note(f"{title} {loaded.name} on {len(split.labels)} images of {data.name}, {space.device.type}")
@@ -234,7 +236,7 @@ def _repairs(stage: PruneStage, data: ImageData | None) -> tuple[bool, Compensat
 
 def _teacher(space: Workspace, name: str) -> nn.Module:
     if name != "parent":
-        return load_file(Path(name).expanduser(), space.model().manifest.architecture.ref).model
+        return load_companion(Path(name).expanduser(), space.model().manifest.architecture.ref).model
     if space.parent is not None:
         return space.parent.model
     step = space.model().manifest.last("prune")
@@ -243,7 +245,7 @@ def _teacher(space: Workspace, name: str) -> nn.Module:
     path = Path(step.parent)
     if not path.is_file() or file_sha256(path) != step.parent_sha256:
         raise ModelError(f"{path}: the parent is gone or has changed; give --teacher the file it was pruned from")
-    return load_file(path, space.model().manifest.architecture.ref).model
+    return load_companion(path, space.model().manifest.architecture.ref).model
 
 
 def _fit_config(stage: TrainStage, seed: int) -> FitConfig:

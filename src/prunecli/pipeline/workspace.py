@@ -14,7 +14,7 @@ from prunecli.checkpoint.manifest import Architecture, InputNormalisation, Manif
 from prunecli.data.catalog import default_root, load_data
 from prunecli.data.loader import Batches, Preprocessing, evaluation_batches
 from prunecli.data.splits import ImageData, Split, hold_out
-from prunecli.engine.device import pick_device
+from prunecli.engine.device import pick_device, seed_everything
 from prunecli.errors import DataError, ModelError, RecipeError
 from prunecli.measure.environment import library_versions
 from prunecli.measure.forward import call, logits
@@ -88,6 +88,7 @@ class Workspace:
             if section.weights is not None:
                 self.loaded = load_file(Path(section.weights).expanduser(), section.ref)
             elif section.ref is not None:
+                seed_everything(self.recipe.seed)  # new weights are drawn here
                 self.loaded = load_reference(section.ref, pretrained=section.pretrained, **self._build_arguments())
             else:
                 raise RecipeError("no model: give a weights file or a reference such as cifar:resnet20")

@@ -57,7 +57,7 @@ def parse_set(text: str) -> Override:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"--set {text}: write it as KEY=VALUE, for instance --set data.name=cifar10")
-    path = tuple(int(part) if part.isdigit() else part for part in key.strip().split("."))
+    path = tuple(int(part) if part.isascii() and part.isdigit() else part for part in key.strip().split("."))
     return Override(path, parse_value(value, f"--set {key.strip()}"), f"--set {key.strip()}")
 
 
@@ -143,22 +143,13 @@ def _merge(
 
 def _assign(data: dict[str, Any], origins: dict[Path_, str], override: Override) -> None:
     target: Any = data
-    for place, part in enumerate(override.path[:-1]):
-        if isinstance(target, list):
-            target = _item(target, part, override, place)
-            continue
-        following = target.setdefault(part, {})
-        if following is None:
-            following = target[part] = {}
-        if not isinstance(following, (dict, list)):
-            raise RecipeError(
-                f"{override.origin}: {'.'.join(map(str, override.path[: place + 1]))} holds a single value"
-            )
-        target = following
-    last = override.path[-1]
-    if isinstance(target, list):
-        _item(target, last, override, len(override.path) - 1)
-    target[last] = override.value
+    for place, part in enumerate(override.path[:-1], start=1):
+        target = _step(target, part, override, place - 1)
+        if not isinstance(target, (dict, list)):
+            where = ".".join(map(str, override.path[:place]))
+            raise RecipeError(f"{override.origin}: {where} holds a single value")
+    _check_index(target, override.path[-1], override, len(override.path) - 1)
+    target[override.path[-1]] = override.value
     for old in [path for path in origins if path[: len(override.path)] == override.path]:
         del origins[old]
     origins[override.path] = override.origin
@@ -166,11 +157,18 @@ def _assign(data: dict[str, Any], origins: dict[Path_, str], override: Override)
         origins[path] = override.origin
 
 
-def _item(target: list[Any], part: str | int, override: Override, place: int) -> Any:
-    if not isinstance(part, int) or part >= len(target):
+def _step(target: Any, part: str | int, override: Override, place: int) -> Any:
+    """What lies at `part` of a mapping or list; a mapping that is not there yet is made."""
+    _check_index(target, part, override, place)
+    if isinstance(target, dict) and target.get(part) is None:
+        target[part] = {}
+    return target[part]
+
+
+def _check_index(target: Any, part: str | int, override: Override, place: int) -> None:
+    if isinstance(target, list) and (not isinstance(part, int) or part >= len(target)):
         where = ".".join(map(str, override.path[:place]))
         raise RecipeError(f"{override.origin}: {where} has entries 0 to {len(target) - 1}, not {part!r}")
-    return target[part]
 
 
 class _Checker:

@@ -98,7 +98,7 @@ class PruneStage:
     stage: Literal["prune"] = "prune"
     method: Annotated[str, Doc("Pruning method (`prune methods` lists them).")] = "l1"
     params: dict[str, Any] = field(default_factory=dict)
-    keep: Annotated[tuple[str, ...], Doc("Layer name or pattern whose width stays; may be given again.")] = ()
+    keep: Annotated[tuple[str, ...], Doc("Layer, block or pattern whose widths stay; may be given again.")] = ()
     recalibrate: Annotated[
         bool | None, Doc("Measure batch normalisation statistics anew; default: when there are training images.")
     ] = None

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from prunecli.measure.forward import model_device
@@ -36,9 +37,9 @@ class _Moments:
 
     def add(self, rows: Tensor) -> None:
         self.count += len(rows)
-        self.total += rows.sum(dim=0, dtype=torch.float64)
+        self.total += rows.sum(dim=0).cpu().double()
         if self.products is not None:
-            self.products += (rows.T @ rows).double()
+            self.products += (rows.T @ rows).cpu().double()
 
     def __add__(self, other: _Moments) -> _Moments:
         products = None
@@ -74,8 +75,8 @@ def compensate(
         keep: Kept unit indices by group name.
         batches: Input batches.
         mode: "ls" regression with a ridge chosen by held-out error, "bias" mean shift only, "none" nothing.
-        intercept: Whether a constant shift can be made up for in layers without a bias, because batch normalisation
-            statistics are measured anew afterwards.
+        intercept: Whether batch normalisation statistics are measured anew afterwards, which makes up for a constant
+            shift in a layer without a bias whose output goes straight into a normalisation.
 
     Returns:
         How many layers were adjusted.
@@ -85,14 +86,15 @@ def compensate(
     removed, written = _removed(dense, groups, keep, "consumer", 1), _removed(dense, groups, keep, "producer", 0)
     if not removed:
         return 0
-    halves = _measure(dense, removed, batches, second=mode == "ls")
+    halves, normalised = _measure(dense, removed, batches, second=mode == "ls")
     adjusted = 0
     for name, columns in removed.items():
         before, after = _reader(dense, name), _reader(pruned, name)
         assert before is not None and after is not None
         weight = before.weight.detach()
         rows = ~written.get(name, torch.zeros(len(weight), dtype=torch.bool))
-        adjusted += _adjust(weight[rows.to(weight.device)], after, columns, halves[name], intercept)
+        absorbed = intercept and name in normalised
+        adjusted += _adjust(weight[rows.to(weight.device)], after, columns, halves[name], absorbed)
     return adjusted
 
 
@@ -122,8 +124,8 @@ def _reader(model: nn.Module, name: str) -> nn.Linear | _ConvNd | None:
 
 def _measure(
     dense: nn.Module, removed: dict[str, Tensor], batches: Iterable[Tensor], *, second: bool
-) -> dict[str, list[_Moments]]:
-    """Moments of every layer's input, over the even and over the odd batches."""
+) -> tuple[dict[str, list[_Moments]], set[str]]:
+    """Moments of every layer's input over even and odd batches, and the layers that feed a batch normalisation."""
     device = model_device(dense)
     moments: dict[str, list[_Moments]] = {}
     for name, mask in removed.items():
@@ -132,8 +134,8 @@ def _measure(
         moments[name] = [
             _Moments(
                 0,
-                torch.zeros(size, dtype=torch.float64, device=device),
-                None if wide else torch.zeros(size, size, dtype=torch.float64, device=device),
+                torch.zeros(size, dtype=torch.float64),
+                None if wide else torch.zeros(size, size, dtype=torch.float64),
             )
             for _ in range(2)
         ]
@@ -146,20 +148,34 @@ def _measure(
 
         return record
 
+    outputs: dict[int, tuple[str, Tensor]] = {}  # the tensors are kept, so that an id cannot be used again
+    normalised: set[str] = set()
+
+    def written(name: str) -> Callable[..., None]:
+        return lambda module, args, output: outputs.update({id(output): (name, output)})
+
+    def reads(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if id(args[0]) in outputs:
+            normalised.add(outputs[id(args[0])][0])
+
     hooks = [dense.get_submodule(name).register_forward_pre_hook(recorder(name)) for name in removed]
+    hooks += [dense.get_submodule(name).register_forward_hook(written(name)) for name in removed]
+    hooks += [module.register_forward_pre_hook(reads) for module in dense.modules() if isinstance(module, _BatchNorm)]
     training = {module: module.training for module in dense.modules()}
     dense.eval()
     try:
         with torch.no_grad():
             for index, batch in enumerate(batches):
                 half = index % 2
+                outputs.clear()
                 dense(batch.to(device))
     finally:
+        outputs.clear()
         for hook in hooks:
             hook.remove()
         for module, mode in training.items():
             module.training = mode
-    return moments
+    return moments, normalised
 
 
 def _adjust(
@@ -170,18 +186,18 @@ def _adjust(
     if both.count == 0:
         return False
     bias = after.bias
-    kept, gone = ((mask.nonzero().flatten().to(weight.device)) for mask in (~removed, removed))
-    lost = weight.index_select(1, gone).double()
+    kept, gone = (mask.nonzero().flatten() for mask in (~removed, removed))
+    lost = weight.cpu().index_select(1, gone).double()
     shift = (both.total / both.count)[gone]
     with torch.no_grad():
         if both.products is not None:
             centred = intercept or bias is not None
             fold = _regression(halves, both, kept, gone, centred=centred)
             shift = shift - fold @ (both.total / both.count)[kept]
-            after.weight += torch.tensordot(lost, fold, dims=([1], [0])).movedim(-1, 1).to(weight.dtype)
+            after.weight += torch.tensordot(lost, fold, dims=([1], [0])).movedim(-1, 1).to(weight)
         if bias is not None:
             # Each tap of a convolution reads the shift once; at zero-padded borders this is a little too much.
-            bias += (lost.flatten(2).sum(dim=2) if lost.dim() > 2 else lost).matmul(shift).to(bias.dtype)
+            bias += (lost.flatten(2).sum(dim=2) if lost.dim() > 2 else lost).matmul(shift).to(bias)
     return both.products is not None or bias is not None
 
 
@@ -201,6 +217,6 @@ def _regression(halves: list[_Moments], both: _Moments, kept: Tensor, gone: Tens
 def _solve(second: Tensor, kept: Tensor, gone: Tensor, ridge: float) -> Tensor:
     gram = second[kept][:, kept]
     strength = ridge * float(gram.diagonal().mean()) + torch.finfo(torch.float64).tiny
-    regular = gram + strength * torch.eye(len(kept), dtype=gram.dtype, device=gram.device)
+    regular = gram + strength * torch.eye(len(kept), dtype=gram.dtype)
     solution: Tensor = torch.linalg.solve(regular, second[kept][:, gone]).T
     return solution

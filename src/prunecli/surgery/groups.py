@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Role = Literal["producer", "consumer", "carrier"]
 
@@ -127,8 +127,3 @@ def dropped_units(group: ChannelGroup, keep: Tensor) -> Tensor:
     mask = torch.ones(group.units, dtype=torch.bool)
     mask[keep] = False
     return mask.nonzero().flatten()
-
-
-def owner(model: nn.Module, name: str) -> nn.Module:
-    """Returns the module called `name`; the empty name is the model itself."""
-    return model.get_submodule(name)

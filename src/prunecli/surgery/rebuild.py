@@ -29,7 +29,7 @@ def attribute_differences(fresh: nn.Module, changed: nn.Module) -> Attributes:
         if type(module) is not type(originals[name]):
             raise ModelError(f"module {name!r} is a {type(module).__name__}, not what the architecture builds there")
         before, after = _plain_attributes(originals[name]), _plain_attributes(module)
-        found = {key: as_json(value) for key, value in after.items() if key not in before or before[key] != value}
+        found = {key: as_json(value) for key, value in after.items() if key in before and before[key] != value}
         if found:
             differences[name] = found
     return differences
@@ -49,7 +49,8 @@ def apply_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Jso
         for key, value in values.items():
             if key not in plain:
                 raise ModelError(f"the manifest sets {name}.{key}, which the architecture does not have")
-            object.__setattr__(modules[name], key, tuple(value) if isinstance(value, list) else value)
+            sequence = list if isinstance(plain[key], list) else tuple
+            object.__setattr__(modules[name], key, sequence(value) if isinstance(value, list) else value)
 
 
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -35,9 +35,8 @@ def remove(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep) -> None
             masks = kept_positions.setdefault((member.module, member.tensor), {})
             mask = masks.setdefault(member.dim, torch.ones(size, dtype=torch.bool))
             mask[member.index[dropped].flatten()] = False
-    replaced: dict[int, nn.Parameter] = {}
     for (module_name, tensor_name), masks in kept_positions.items():
-        _slice_tensor(model.get_submodule(module_name), tensor_name, masks, replaced)
+        _slice_tensor(model.get_submodule(module_name), tensor_name, masks)
     for module_name in dict.fromkeys(name for name, _ in kept_positions):
         _sync_width(model.get_submodule(module_name))
 
@@ -49,17 +48,13 @@ def _check_units(group: ChannelGroup, units: Tensor) -> None:
         raise ValueError(f"{group.name}: kept units must be distinct and lie in 0..{group.units - 1}")
 
 
-def _slice_tensor(module: nn.Module, name: str, masks: dict[int, Tensor], replaced: dict[int, nn.Parameter]) -> None:
+def _slice_tensor(module: nn.Module, name: str, masks: dict[int, Tensor]) -> None:
     old = getattr(module, name)
-    if id(old) in replaced:
-        module._parameters[name] = replaced[id(old)]  # a tied parameter stays tied
-        return
     new = old.detach()
     for dim, mask in masks.items():
         new = new.index_select(dim, mask.nonzero().flatten().to(new.device))
     if isinstance(old, nn.Parameter):
-        replaced[id(old)] = nn.Parameter(new.clone(), requires_grad=old.requires_grad)
-        module._parameters[name] = replaced[id(old)]
+        module._parameters[name] = nn.Parameter(new.clone(), requires_grad=old.requires_grad)
     else:
         module._buffers[name] = new.clone()
 

@@ -69,18 +69,22 @@ def trace(model: nn.Module, example_inputs: Inputs, *, prune_stem: bool = False,
     names = {module: name for name, module in traced.named_modules()}
     groups: list[ChannelGroup] = []
     frozen: list[Frozen] = []
+    tied = _shared_parameters(traced)
     stem = next((name for name in order if isinstance(traced.get_submodule(name), _ConvNd)), order[0] if order else "")
     for items in _dependency_groups(traced, inputs, time_limit_s):
         producers = [
             (names[module], _width(module))
             for module, output in ((item.dep.target.module, item.output) for item in items)
-            if output and isinstance(module, (_ConvNd, nn.Linear)) and not _is_depthwise(module)
+            if output and isinstance(module, (_ConvNd, nn.Linear))
         ]
         producers = list(dict.fromkeys(producers))
         reason = None
         try:
             group = _channel_group(traced, names, order, items)
-            if not group.modules("consumer"):
+            shared = next((member.name for member in group.members if member.name in tied), None)
+            if shared is not None:
+                reason = f"{shared} is shared with another layer"
+            elif not group.modules("consumer"):
                 reason = OUTPUT
             elif stem in group.modules("producer") and not prune_stem:
                 reason = STEM
@@ -102,6 +106,14 @@ def trace(model: nn.Module, example_inputs: Inputs, *, prune_stem: bool = False,
     kept = tuple(group for group in groups if group.name not in faulty)
     frozen += _left_over(traced, order, kept, frozen)
     return Trace(groups=kept, frozen=tuple(frozen))
+
+
+def _shared_parameters(model: nn.Module) -> set[str]:
+    """Names of parameters that stand in the model more than once."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name for shared in names.values() if len(shared) > 1 for name in shared}
 
 
 def _call_order(model: nn.Module, inputs: Inputs) -> list[str]:
@@ -248,7 +260,7 @@ def _left_over(
     return [
         Frozen(name, _width(module), UNREACHED if name not in order else "its output is not followed by the tracer")
         for name, module in model.named_modules()
-        if isinstance(module, (_ConvNd, nn.Linear)) and name not in seen and not _is_depthwise(module)
+        if isinstance(module, (_ConvNd, nn.Linear)) and name not in seen
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from prunecli.surgery.slice import remove
 
 TOLERANCE = 1e-9
 """Largest accepted difference relative to the largest output; a correct removal in float64 stays below 1e-12."""
+_SINGLE_TOLERANCE = 1e-4
+"""The same for networks that only run in float32."""
 
 
 def verify(original: nn.Module, pruned: nn.Module, groups: Sequence[ChannelGroup], keep: Keep, inputs: Inputs) -> float:
@@ -64,7 +66,7 @@ def faulty_groups(model: nn.Module, groups: Sequence[ChannelGroup], inputs: Inpu
     try:
         trial = copy.deepcopy(probe)
         remove(trial, groups, keep)
-        if _difference(probe, trial, groups, keep, inputs) <= TOLERANCE:
+        if _difference(probe, trial, groups, keep, inputs) <= TOLERANCE and _trains(trial, probe, inputs):
             return {}
     except Exception:  # any failure of the joint trial is looked into group by group below
         pass
@@ -82,30 +84,75 @@ def _faults(model: nn.Module, groups: Sequence[ChannelGroup], inputs: Inputs, ke
             remove(trial, [group], alone)
             if (difference := _difference(model, trial, [group], alone, inputs)) > TOLERANCE:
                 faults[group.name] = f"removing its channels is not the same as masking them (off by {difference:.1e})"
+            elif not _trains(trial, model, inputs):
+                faults[group.name] = "a branch that only training uses reads its channels"
         except Exception as error:
             first = (str(error).strip().splitlines() or [""])[0][:120]
             faults[group.name] = f"the network does not run without its channels ({type(error).__name__}: {first})"
     return faults
 
 
+def _trains(trial: nn.Module, original: nn.Module, inputs: Inputs) -> bool:
+    """Whether a pruned copy runs in training mode, where auxiliary branches join in; true if the original does not."""
+
+    def runs(model: nn.Module) -> bool:
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                call(copy.deepcopy(model).train(), _doubled_batch(inputs))
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
+            return False
+        return True
+
+    return runs(trial) or not runs(original)
+
+
+def _doubled_batch(inputs: Inputs) -> Inputs:
+    """Every tensor twice along its first dimension: batch normalisation cannot train on one value."""
+    if isinstance(inputs, Tensor):
+        return torch.cat([inputs, inputs])
+    if isinstance(inputs, Mapping):
+        return {name: torch.cat([tensor, tensor]) for name, tensor in inputs.items()}
+    return tuple(torch.cat([tensor, tensor]) for tensor in inputs)
+
+
 def _difference(
     original: nn.Module, pruned: nn.Module, groups: Sequence[ChannelGroup], keep: Keep, inputs: Inputs
 ) -> float:
-    masked = _to_double(original)
+    """Largest difference relative to the largest output, scaled so that one bound serves both precisions."""
+    dtype = _precision(original, inputs)
+    masked = _evaluated(original, dtype)
     for group in groups:
         if group.name in keep:
             _mask_readers(masked, group, dropped_units(group, keep[group.name]))
-    exact = cast_inputs(inputs, device="cpu", dtype=torch.float64)
+    exact = cast_inputs(inputs, device="cpu", dtype=dtype)
     with torch.no_grad():
         references = output_tensors(call(masked, exact))
-        outputs = output_tensors(call(_to_double(pruned), exact))
-    if [tuple(t.shape) for t in references] != [tuple(t.shape) for t in outputs]:
+        outputs = output_tensors(call(_evaluated(pruned, dtype), exact))
+    if not references or [tuple(t.shape) for t in references] != [tuple(t.shape) for t in outputs]:
         raise VerificationError("the pruned network's output has another shape")
-    worst = 0.0
-    for reference, output in zip(references, outputs, strict=True):
-        scale = max(float(reference.abs().max()), torch.finfo(torch.float64).tiny)
-        worst = max(worst, float((reference - output).abs().nan_to_num(float("inf")).max()) / scale)
-    return worst
+    worst = max(_relative(reference, output) for reference, output in zip(references, outputs, strict=True))
+    return worst if dtype == torch.float64 else worst * (TOLERANCE / _SINGLE_TOLERANCE)
+
+
+def _relative(reference: Tensor, output: Tensor) -> float:
+    finite = torch.isfinite(reference)
+    if not bool(finite.any()):
+        raise VerificationError("the network's output is not finite, so nothing can be compared; check its weights")
+    # What is not finite has to be the same infinity, or not a number, in both.
+    if not torch.equal(reference[~finite].nan_to_num(0.0), output[~finite].nan_to_num(0.0)):
+        return float("inf")
+    scale = max(float(reference[finite].abs().max()), torch.finfo(reference.dtype).tiny)
+    return float((reference[finite] - output[finite]).abs().nan_to_num(float("inf")).max()) / scale
+
+
+def _precision(model: nn.Module, inputs: Inputs) -> torch.dtype:
+    """float64, except for networks that cast to float32 inside and so cannot run in it."""
+    try:
+        with torch.no_grad():
+            call(_evaluated(model, torch.float64), cast_inputs(inputs, device="cpu", dtype=torch.float64))
+    except RuntimeError:
+        return torch.float32
+    return torch.float64
 
 
 def _mask_readers(model: nn.Module, group: ChannelGroup, dropped: Tensor) -> None:
@@ -132,8 +179,8 @@ def _input_positions(module: nn.Module, positions: Tensor) -> Tensor:
     return (torch.arange(blocks)[:, None] * block + positions[None, :]).flatten()
 
 
-def _to_double(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).cpu().double().eval()
+def _evaluated(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return copy.deepcopy(model).cpu().to(dtype).eval()
 
 
 def _randomised(model: nn.Module) -> nn.Module:

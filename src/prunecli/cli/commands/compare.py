@@ -12,6 +12,7 @@ from prunecli.cli.lazy import make_command
 from prunecli.cli.method_command import option, overrides_from, shared_options, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import check_writable, reproducible_command
+from prunecli.errors import RecipeError
 
 OPTIONS = [
     option("fail_if", str, "Exit with 3 if this holds, e.g. 'top1_drop > 1.0 or macs_ratio > 0.6'.", "--fail-if"),
@@ -41,14 +42,18 @@ def run(output: Output, paths: PathsArgument, values: dict[str, Any]) -> None:
     from prunecli.report.comparison import Gate
     from prunecli.report.tables import comparison_table, plain_table
 
+    rounds = 30 if values["rounds"] is None else values["rounds"]
+    if rounds < 2:
+        raise RecipeError(f"--rounds has to be at least 2 (got {rounds})")
     gate = Gate(values["fail_if"]) if values["fail_if"] is not None else None
     comparison = compare_paths(
         paths,
         plan.recipe,
         output,
-        rounds=values["rounds"] or 30,
+        rounds=rounds,
         command=reproducible_command(sys.argv[1:]),
     )
+    failure = judge(comparison, gate)
     document = comparison.model_dump_json(by_alias=True, indent=2) + "\n"
     if values["out"] is not None:
         write_text_atomically(Path(values["out"]), document)
@@ -61,7 +66,8 @@ def run(output: Output, paths: PathsArgument, values: dict[str, Any]) -> None:
         output.table(comparison_table(comparison))
     for note in comparison.notes:
         output.note(f"note: {note}")
-    judge(comparison, gate)
+    if failure is not None:
+        raise failure
 
 
 def command() -> Any:

@@ -4,30 +4,43 @@ from __future__ import annotations
 
 from typing import Any
 
+import typer
+
 from prunecli.cli.lazy import make_command
 from prunecli.cli.method_command import with_output
 from prunecli.cli.output import Output
-from prunecli.errors import PruneError
 
 
 def run(output: Output) -> None:
     """Checks what pruning needs."""
-    from prunecli.data.catalog import DATASETS, default_root, load_data
-    from prunecli.errors import DataError
     from prunecli.measure.environment import describe_environment
     from prunecli.report.tables import Table
 
     problems: list[str] = []
-    facts = {name: str(value) for name, value in describe_environment().items()}
+    facts: dict[str, str] = {}
     try:
+        facts = {name: str(value) for name, value in describe_environment().items()}
         import torch
         import torchvision  # noqa: F401 - importing it is the check
 
-        facts["accelerator"] = "none"
-        if torch.accelerator.is_available():
-            facts["accelerator"] = str(torch.accelerator.current_accelerator())
-    except (ImportError, RuntimeError) as error:
-        problems.append(f"torch and torchvision do not fit each other ({error}); install both anew, together")
+        facts["accelerator"] = str(torch.accelerator.current_accelerator() or "none")
+        facts |= _data_sets()
+    except Exception as error:  # a mismatched pair fails in many ways
+        first = (str(error).strip().splitlines() or [""])[0]
+        problems.append(f"torch and torchvision do not fit each other ({first}); install both anew, together")
+    output.document({"facts": facts, "problems": problems})
+    output.table(Table(("what", "found"), list(facts.items())))
+    for problem in problems:
+        output.complain(problem)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _data_sets() -> dict[str, str]:
+    from prunecli.data.catalog import DATASETS, default_root, load_data
+    from prunecli.errors import DataError
+
+    facts = {}
     root = default_root()
     for name in DATASETS:
         try:
@@ -36,10 +49,7 @@ def run(output: Output) -> None:
             facts[f"data {name}"] = f"{train} training and {len(data.test.labels)} test images"
         except DataError:
             facts[f"data {name}"] = f"not in {root}"
-    output.document({"facts": facts, "problems": problems})
-    output.table(Table(("what", "found"), list(facts.items())))
-    if problems:
-        raise PruneError(problems[0])
+    return facts
 
 
 def command() -> Any:

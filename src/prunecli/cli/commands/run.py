@@ -36,7 +36,7 @@ def run(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None:
         show_plan(output, plan)
         return
     folder = _folder(recipe, values["output"], bool(values["force"]))
-    from prunecli.pipeline.run import finish_run, run_recipe
+    from prunecli.pipeline.run import run_recipe
     from prunecli.report.tables import Table, comparison_table
 
     outcome = run_recipe(plan, folder, output, reproducible_command(sys.argv[1:]))
@@ -50,7 +50,8 @@ def run(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None:
     if outcome.comparison is not None:
         output.table(comparison_table(outcome.comparison))
     output.table(Table(("stage", "wrote"), [(record.stage, str(record.path)) for record in outcome.stages]))
-    finish_run(outcome)
+    if outcome.failure is not None:
+        raise outcome.failure
 
 
 def _folder(recipe: Path, given: str | None, force: bool) -> Path:
