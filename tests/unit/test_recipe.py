@@ -142,7 +142,7 @@ def test_a_run_is_checked_before_it_starts(stages: str, message: str) -> None:
 
 def test_the_schema_in_the_repository_is_current() -> None:
     written = json.loads((REPOSITORY / "recipes" / "prune.schema.json").read_text())
-    assert written == recipe_json_schema(), "run `prune recipe schema -o recipes/prune.schema.json`"
+    assert written == recipe_json_schema(), "run `prune recipe schema -o recipes/prune.schema.json --force`"
     assert written["$defs"]["TrainStage"]["properties"]["epochs"]["description"]
 
 

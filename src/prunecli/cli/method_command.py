@@ -68,7 +68,12 @@ def shared_options() -> list[OptionSpec]:
     model = {field.name: field for field in fields_of(ModelSection)}
     data = {field.name: field for field in fields_of(DataSection)}
     return [
-        option("arch", str, model["ref"].doc + " Needed for foreign weights.", path=("model", "ref")),
+        option(
+            "arch",
+            str,
+            model["ref"].doc + " For foreign weights; without it they are recognised.",
+            path=("model", "ref"),
+        ),
         *options_of(ModelSection, ("model",), only=("pretrained",)),
         option("data", str, data["name"].doc, path=("data", "name")),
         option("data_root", str, data["root"].doc, path=("data", "root")),

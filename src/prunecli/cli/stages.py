@@ -67,7 +67,7 @@ def check_writable(path: Path, force: bool) -> None:
     if path.is_dir():
         raise RecipeError(f"{path}: is a directory; -o takes the name of a file")
     if path.exists() and not force:
-        raise RecipeError(f"{path}: exists; add --force to replace it, or choose another name with -o")
+        raise RecipeError(f"{path}: exists; add --force to replace it, or choose another name")
     parent = path.parent
     while not parent.exists():
         parent = parent.parent
@@ -167,6 +167,8 @@ def show_pruning(output: Output, outcome: PruneOutcome) -> None:
             f"x{ratio:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]",
         ),
         ("difference to masked original", "", f"{report.verify_error:.1e}", "verified"),
+        ("layers compensated", "", str(report.compensated), ""),
+        ("normalisations recalibrated", "", str(report.recalibrated), ""),
     ]
     output.table(Table(("figure", "before", "after", "ratio"), rows))
     if report.untouched:

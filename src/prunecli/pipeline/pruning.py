@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Edit, Manifest, Step, Untouched, as_json
+from prunecli.errors import ModelError
 from prunecli.measure.counts import Macs, count_macs, parameter_count
 from prunecli.measure.environment import library_versions
 from prunecli.measure.forward import Inputs
@@ -73,7 +74,13 @@ class PruneResult:
     dense: nn.Module | None = None
 
     def save(self, path: str | Path) -> None:
-        """Writes the checkpoint that `prunecli.load` reads."""
+        """Writes the checkpoint that `prunecli.load` reads.
+
+        Raises:
+            ModelError: The name does not end in .safetensors.
+        """
+        if Path(path).suffix != ".safetensors":
+            raise ModelError(f"{path}: checkpoints are safetensors; name it {Path(path).with_suffix('.safetensors')}")
         save(Path(path), self.model, self.manifest, self.dense)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from prunecli.checkpoint.io import file_sha256, write_text_atomically
@@ -18,6 +19,7 @@ from prunecli.engine.tracking import MetricsLog
 from prunecli.errors import ModelError, RecipeError
 from prunecli.measure.counts import count_macs, nonzero_count, parameter_count
 from prunecli.measure.environment import describe_environment
+from prunecli.measure.forward import logits
 from prunecli.measure.latency import PairedTiming, Timing, time_model, time_paired
 from prunecli.measure.memory import peak_memory_bytes
 from prunecli.methods.registry import get_method
@@ -67,6 +69,8 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
     data = space.data()
     space.check_classes()
     teacher = _teacher(space, stage.teacher) if isinstance(stage, FinetuneStage) and stage.teacher else None
+    if teacher is not None:
+        _check_teacher(space, teacher)
     split = data.training_split()
     step = space.step(stage.stage, _settings(stage), split=split)
     config = _fit_config(stage, space.recipe.seed)
@@ -118,6 +122,8 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
     method = get_method(stage.method)
     data = space.data() if space.data_name() is not None else None
     recalibrate, compensation = _repairs(stage, data)
+    if data is not None and data.train is None:
+        space.sink.warn(f"{data.name} has no training images, so nothing is compensated or recalibrated")
     calibration = None
     step = space.step("prune", {})
     if recalibrate or compensation != "none":
@@ -242,10 +248,26 @@ def _teacher(space: Workspace, name: str) -> nn.Module:
     step = space.model().manifest.last("prune")
     if step is None or step.parent is None:
         raise ModelError(f"{space.model().name}: names no parent it was pruned from; give --teacher a weights file")
-    path = Path(step.parent)
-    if not path.is_file() or file_sha256(path) != step.parent_sha256:
-        raise ModelError(f"{path}: the parent is gone or has changed; give --teacher the file it was pruned from")
+    # Its path was written down where pruning ran; it may also lie beside the checkpoint.
+    here = space.model().path
+    places = [Path(step.parent), *([here.with_name(Path(step.parent).name)] if here is not None else [])]
+    path = next((p for p in places if p.is_file() and file_sha256(p) == step.parent_sha256), None)
+    if path is None:
+        raise ModelError(
+            f"{step.parent}: the parent is gone or has changed; give --teacher the file it was pruned from"
+        )
     return load_companion(path, space.model().manifest.architecture.ref).model
+
+
+def _check_teacher(space: Workspace, teacher: nn.Module) -> None:
+    shape = "x".join(map(str, space.input_shape()))
+    try:
+        with torch.no_grad():
+            outputs = logits(teacher.cpu().eval()(space.example())).shape[-1]
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"--teacher does not run on {shape} images; give a network for the same data") from error
+    if outputs != space.data().num_classes:
+        raise ModelError(f"--teacher has {outputs} outputs, not {space.data().num_classes}; give one for the same data")
 
 
 def _fit_config(stage: TrainStage, seed: int) -> FitConfig:

@@ -6,7 +6,7 @@ import copy
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -61,6 +61,9 @@ def trace(model: nn.Module, example_inputs: Inputs, *, prune_stem: bool = False,
         ModelError: The model cannot be run or traced on these inputs.
     """
     # Tracing reads autograd's graph, so frozen parameters would be invisible: work on a copy that asks for gradients.
+    values = example_inputs.values() if isinstance(example_inputs, Mapping) else example_inputs
+    if not isinstance(example_inputs, Tensor) and not all(isinstance(value, Tensor) for value in values):
+        raise ModelError("example_inputs has to be a tensor, a tuple of tensors or a mapping of them")
     traced = copy.deepcopy(model).cpu().eval()
     for parameter in traced.parameters():
         parameter.requires_grad_(parameter.is_floating_point())

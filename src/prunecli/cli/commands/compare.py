@@ -62,6 +62,7 @@ def run(output: Output, paths: PathsArgument, values: dict[str, Any]) -> None:
         output.text(plain_table(comparison).to_csv())
     elif values["markdown"]:
         output.text(comparison_table(comparison).to_markdown())
+        output.text("".join(f"\n{note}\n" for note in comparison.notes) or "\n")
     else:
         output.table(comparison_table(comparison))
     for note in comparison.notes:

@@ -11,6 +11,7 @@ from prunecli.cli.lazy import Verb, make_command, make_group
 from prunecli.cli.method_command import option, overrides_from, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import check_writable, show_plan
+from prunecli.errors import PruneError
 
 SHOW_OPTIONS = [option("set_values", list[str], "Set a value first: KEY=VALUE.", "--set")]
 
@@ -43,7 +44,11 @@ def check(
     from prunecli.recipe.resolve import load_plan
 
     for path in recipes:
-        check_plan(load_plan(path))
+        try:
+            check_plan(load_plan(path))
+        except PruneError as error:
+            named = str(error) if str(path) in str(error) else f"{path}: {error}"
+            raise type(error)(named) from error
         output.text(f"{path}: ok")
     output.document({"ok": [str(path) for path in recipes]})
 
@@ -56,7 +61,9 @@ def show(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None
 
 
 def schema(
-    output: Output, out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write it to.")] = None
+    output: Output,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write it to.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
 ) -> None:
     """The JSON schema of recipes."""
     import json
@@ -64,7 +71,7 @@ def schema(
     from prunecli.recipe.resolve import recipe_json_schema
 
     document = recipe_json_schema()
-    _deliver(output, json.dumps(document, indent=2) + "\n", document, out, force=True)
+    _deliver(output, json.dumps(document, indent=2) + "\n", document, out, force=force)
 
 
 def new(
@@ -75,17 +82,20 @@ def new(
     model: Annotated[str, typer.Option(help="Architecture as source:name.")] = "cifar:resnet20",
     data: Annotated[str, typer.Option(help="Data set.")] = "digits",
     method: Annotated[str, typer.Option(help="Pruning method.")] = "l1",
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
 ) -> None:
     """Writes a recipe to start from."""
+    from prunecli.data.catalog import find_data
     from prunecli.models.catalog import split_reference
     from prunecli.recipe.loader import parse_yaml
     from prunecli.recipe.resolve import resolve
 
     split_reference(model)
+    find_data(data)
     text = _TEMPLATE.format(schema="prune.schema.json", ref=model, data=data, method=method)
     document = parse_yaml(text, "new recipe")
     resolve(document)
-    _deliver(output, text, document.data, out, force=False)
+    _deliver(output, text, document.data, out, force=force)
 
 
 def _deliver(output: Output, text: str, document: Any, out: Path | None, *, force: bool) -> None:
