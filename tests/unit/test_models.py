@@ -166,6 +166,7 @@ def test_recalibration_through_the_interface_uses_the_data() -> None:
     plain = prunecli.prune(model, example_inputs=example())
     measured = prunecli.prune(model, example_inputs=example(), data=batches, recalibrate=True)
     assert measured.report.recalibrated == 3 and plain.report.recalibrated == 0
+    assert len(repr(measured)) < 300 and "verify_error" in repr(measured)
     assert not torch.equal(measured.model.body[1].running_mean, plain.model.body[1].running_mean)
 
 

@@ -20,7 +20,7 @@ from prunecli.models.loading import save
 from prunecli.surgery.compensate import Compensation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruneReport:
     """What pruning did, in figures.
 
@@ -54,6 +54,14 @@ class PruneReport:
     edits: tuple[Edit, ...]
     untouched: tuple[Untouched, ...]
 
+    def __repr__(self) -> str:
+        return (
+            f"PruneReport(method={self.method!r}, requested={self.requested:g}, achieved={self.achieved:g}, "
+            f"params={self.params_before} -> {self.params_after}, macs={self.macs_before.total} -> "
+            f"{self.macs_after.total}, verify_error={self.verify_error:.1e}, edits={len(self.edits)}, "
+            f"untouched={len(self.untouched)})"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, edits without their indices."""
         plain = {key: value for key, value in asdict(self).items() if key not in ("edits", "untouched")}
@@ -64,7 +72,7 @@ class PruneReport:
         return plain
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruneResult:
     """A pruned network, its manifest and its report."""
 
@@ -72,6 +80,9 @@ class PruneResult:
     manifest: Manifest
     report: PruneReport
     dense: nn.Module | None = None
+
+    def __repr__(self) -> str:
+        return f"PruneResult(model={type(self.model).__name__}, report={self.report!r})"
 
     def save(self, path: str | Path) -> None:
         """Writes the checkpoint that `prunecli.load` reads.
