@@ -104,6 +104,7 @@ def test_tables_hold_what_was_measured() -> None:
     rows = {row[0]: row[1:] for row in comparison_table(comparison).rows}
     assert rows["top-1"] == ("90.00 %", "88.50 % (-1.50)")
     assert "peak memory" not in rows
+    assert rows["speed-up"] == ("1.00x", "2.50x, unpaired")
     csv = plain_table(comparison).to_csv().splitlines()
     assert len(csv) == 3 and csv[0].startswith("name,top1,") and csv[2].startswith("b,88.5,")
 

@@ -168,5 +168,5 @@ def _speedup(speedup: float | None, interval: tuple[float, float] | None) -> str
     if speedup is None:
         return "-"
     if interval is None:
-        return f"{speedup:.2f}x"
+        return f"{speedup:.2f}x, unpaired"
     return f"{speedup:.2f}x [{1 / interval[1]:.2f}, {1 / interval[0]:.2f}]"
