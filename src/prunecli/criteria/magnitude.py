@@ -1,7 +1,7 @@
 """Norms of a channel's weights, after Li et al. (Pruning Filters for Efficient ConvNets, ICLR 2017).
 
-The paper sums over the filters that write a channel. Summing over the columns that read it too is as cheap and keeps
-more accuracy: on ResNet-56 at 0.5 it gave 50.6 % against 41.6 % straight after pruning.
+The paper sums over the filters that write a channel. Here the columns that read it count too: a channel matters as much
+through what is made of it.
 """
 
 from __future__ import annotations
