@@ -13,16 +13,17 @@ from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Edit, Untouched
 from prunecli.criteria.base import Criterion
-from prunecli.errors import MethodError, unknown
+from prunecli.errors import MethodError, VerificationError, unknown
 from prunecli.measure.forward import Inputs
 from prunecli.methods.allocation import Allocation, allocate
 from prunecli.methods.params import StructuralParams
 from prunecli.surgery.compensate import Compensation, compensate
 from prunecli.surgery.groups import ChannelGroup, Trace
 from prunecli.surgery.recalibrate import recalibrate_batchnorm
+from prunecli.surgery.search import Assumptions
 from prunecli.surgery.slice import remove
-from prunecli.surgery.trace import trace
-from prunecli.surgery.verify import verify
+from prunecli.surgery.trace import trace, without
+from prunecli.surgery.verify import faulty_groups, verify
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def prune_structural(
     calibration: Iterable[Tensor] | None = None,
     compensation: Compensation = "none",
     recalibrate: bool = True,
+    assumptions: Assumptions | None = None,
 ) -> StructuralOutcome:
     """Removes the least important channels of a copy of `model`.
 
@@ -76,13 +78,14 @@ def prune_structural(
         calibration: Input batches that can be gone through twice, for the two steps below; None leaves both out.
         compensation: How removed channels are folded into those that stay, after verification.
         recalibrate: Whether batch normalisation statistics are measured anew.
+        assumptions: What an earlier trace of the same model found out, with groups that turned out faulty frozen.
 
     Raises:
         MethodError: A pattern matches no layer, or nothing can be removed.
         VerificationError: The result is not the masked original; nothing is returned.
     """
     clock = _Clock()
-    traced = trace(model, example_inputs, prune_stem=params.prune_stem)
+    traced = trace(model, example_inputs, prune_stem=params.prune_stem, heads=params.heads, assumptions=assumptions)
     untouched = [Untouched(name=f.name, channels=f.channels, reason=f.reason) for f in traced.frozen]
     groups, kept_by_pattern = _apply_patterns(model, traced, keep_patterns)
     untouched += kept_by_pattern
@@ -105,7 +108,24 @@ def prune_structural(
     pruned = copy.deepcopy(model)
     remove(pruned, groups, allocation.keep)
     clock.lap("remove")
-    error = verify(model, pruned, groups, allocation.keep, example_inputs)
+    try:
+        error = verify(model, pruned, traced, allocation.keep, example_inputs)
+    except VerificationError:
+        faulty = faulty_groups(model, traced, allocation.keep, example_inputs)
+        if not faulty:
+            raise
+        return prune_structural(
+            model,
+            example_inputs,
+            criterion,
+            params,
+            keep_patterns=keep_patterns,
+            seed=seed,
+            calibration=calibration,
+            compensation=compensation,
+            recalibrate=recalibrate,
+            assumptions=without(traced, faulty),
+        )
     clock.lap("verify")
     compensated = recalibrated = 0
     if calibration is not None:
