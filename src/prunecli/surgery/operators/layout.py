@@ -299,14 +299,12 @@ def _spatial_dims(call: Call, x: Tensor) -> int:
 
 
 _VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "view_copy")
-_IMAGE = (
-    "max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool2d", "mkldnn_max_pool2d", "avg_pool1d", "avg_pool2d",
-    "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool2d", "adaptive_avg_pool1d",
-    "adaptive_max_pool2d", "mkldnn_adaptive_avg_pool2d", "upsample_nearest1d", "upsample_nearest2d",
-    "upsample_nearest3d",     "upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "_upsample_bilinear2d_aa",
-    "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d", "reflection_pad1d", "reflection_pad2d", "replication_pad1d",
-    "replication_pad2d", "grid_sampler_2d", "fractional_max_pool2d",
-)  # fmt: skip
+_POOLS = ("avg_pool", "max_pool", "_adaptive_avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "mkldnn_max_pool",
+          "mkldnn_adaptive_avg_pool", "fractional_max_pool", "reflection_pad", "replication_pad")  # fmt: skip
+_RESIZES = ("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_linear1d",
+            "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+            "_upsample_nearest_exact2d", "grid_sampler_2d")  # fmt: skip
+_IMAGE = (*(f"{pool}{n}d{end}" for pool in _POOLS for n in (1, 2, 3) for end in ("", "_with_indices")), *_RESIZES)
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_VIEWS, view),
