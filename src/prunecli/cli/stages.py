@@ -158,6 +158,15 @@ def show_pruning(output: Output, outcome: PruneOutcome) -> None:
     macs_before, macs_after = report.macs_before.total, report.macs_after.total
     rows = [
         ("channels removed", fixed(100 * report.requested, 1, " % asked"), fixed(100 * report.achieved, 1, " %"), ""),
+    ]
+    if report.target is not None:
+        reached = fixed(report.target.achieved, 3)
+        rows = [
+            ("channels removed", "", fixed(100 * report.achieved, 1, " %"), ""),
+            (f"target: {report.target.name}", f"x{report.target.requested:.3f} asked", f"x{reached}", ""),
+        ]
+    rows += [
+        ("allocation", "", report.scope if report.steps == 1 else f"{report.scope}, {report.steps} steps", ""),
         ("parameters", count(before), count(after), f"x{after / before:.3f}"),
         ("MACs", count(macs_before), count(macs_after), f"x{macs_after / max(macs_before, 1):.3f}"),
         (

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Edit, Untouched
-from prunecli.criteria.base import Criterion
-from prunecli.errors import MethodError, unknown
+from prunecli.criteria.base import Calibration, Criterion, Loss, default_loss
+from prunecli.errors import MethodError
 from prunecli.measure.forward import Inputs
-from prunecli.methods.allocation import Allocation, allocate
+from prunecli.methods.allocation import Allocation, Demand, allocate
 from prunecli.methods.params import StructuralParams
+from prunecli.methods.renumber import Kept, kept_positions, renumbered
+from prunecli.methods.schedule import amounts
+from prunecli.methods.selection import apply_patterns, ratios_by_group, with_scope
+from prunecli.methods.targets import Ruler, Target, target_of
 from prunecli.surgery.compensate import Compensation, compensate
 from prunecli.surgery.groups import ChannelGroup, Trace
 from prunecli.surgery.recalibrate import recalibrate_batchnorm
@@ -26,19 +30,45 @@ from prunecli.surgery.verify import verify
 
 
 @dataclass(frozen=True)
+class Transition:
+    """What one step of a schedule did, for whoever trains between the steps.
+
+    Attributes:
+        before: The network before the step.
+        after: The network after it, to be trained in place.
+        kept: What `before`'s tensors kept; with it `prunecli.engine.optimizer.carry_over` slices an optimizer.
+        step: Number of the step, from 1.
+        steps: How many there are.
+    """
+
+    before: nn.Module
+    after: nn.Module
+    kept: Kept
+    step: int
+    steps: int
+
+
+Recover = Callable[[Transition], None]
+"""Trains `Transition.after` in place."""
+
+
+@dataclass(frozen=True)
 class StructuralOutcome:
     """A pruned model with everything that was decided on the way.
 
     Attributes:
         model: The smaller network; the original is unchanged.
-        edits: One entry per group that lost channels.
+        edits: One entry per step and group that lost channels.
         untouched: Every layer that kept its width or was held back, with the reason.
         requested: Share of prunable channels that was to be removed.
         achieved: Share that was removed.
-        verify_error: Largest relative difference to the masked original in float64.
-        compensated: Number of layers into which removed channels were folded.
-        recalibrated: Number of batch normalisations whose statistics were measured anew.
+        verify_error: Largest relative difference to the masked original in float64, over all steps.
+        compensated: Number of layers into which removed channels were folded, in the last step that removed any.
+        recalibrated: Number of batch normalisations whose statistics were measured anew in that step.
         seconds: Wall time by phase.
+        scope: How channels competed.
+        steps: Steps of the schedule.
+        target: The figure that was aimed at, if it was not the ratio, with what was reached.
     """
 
     model: nn.Module
@@ -50,6 +80,9 @@ class StructuralOutcome:
     compensated: int
     recalibrated: int
     seconds: dict[str, float]
+    scope: str = "global"
+    steps: int = 1
+    target: Target | None = None
 
 
 def prune_structural(
@@ -60,9 +93,11 @@ def prune_structural(
     *,
     keep_patterns: Sequence[str] = (),
     seed: int = 0,
-    calibration: Iterable[Tensor] | None = None,
+    calibration: Iterable[Any] | None = None,
     compensation: Compensation = "none",
     recalibrate: bool = True,
+    loss: Loss = default_loss,
+    recover: Recover | None = None,
 ) -> StructuralOutcome:
     """Removes the least important channels of a copy of `model`.
 
@@ -70,98 +105,192 @@ def prune_structural(
         model: Any module; not changed.
         example_inputs: Inputs the model accepts.
         criterion: Ranks units; see `prunecli.criteria.base`.
-        params: How much to remove and where.
+        params: How much to remove, where, and in how many steps.
         keep_patterns: Layer names or shell patterns whose output width must stay.
         seed: Seeds criteria that draw random numbers.
-        calibration: Input batches that can be gone through twice, for the two steps below; None leaves both out.
+        calibration: Batches that can be gone through more than once, each an input tensor or (inputs, labels), for
+            criteria that look at data and for the two steps below; None leaves those out.
         compensation: How removed channels are folded into those that stay, after verification.
         recalibrate: Whether batch normalisation statistics are measured anew.
+        loss: What criteria take gradients of.
+        recover: Called after every step, to train.
 
     Raises:
-        MethodError: A pattern matches no layer, or nothing can be removed.
+        MethodError: A pattern matches no layer, settings exclude each other, or nothing can be removed.
         VerificationError: The result is not the masked original; nothing is returned.
     """
+    target = target_of(params)
     clock = _Clock()
     traced = trace(model, example_inputs, prune_stem=params.prune_stem)
     untouched = [Untouched(name=f.name, channels=f.channels, reason=f.reason) for f in traced.frozen]
-    groups, kept_by_pattern = _apply_patterns(model, traced, keep_patterns)
-    untouched += kept_by_pattern
+    groups, kept_by_pattern = apply_patterns(model, traced, keep_patterns)
     clock.lap("trace")
-    scores: dict[str, Tensor] = {}
-    for name, value in criterion(model, groups, torch.Generator().manual_seed(seed)).items():
-        if isinstance(value, str):
-            untouched.append(Untouched(name=name, channels=traced.group(name).channels, reason=value))
-        else:
-            scores[name] = value
-    groups = [group for group in groups if group.name in scores]
-    allocation = allocate(groups, scores, params)
-    edits = _edits(groups, allocation)
-    if not edits:
-        held = [f"{name}: {reason}" for name, reason in allocation.held_back.items()]
-        reasons = held + [f"{entry.name}: {entry.reason}" for entry in untouched]
-        first = reasons[0] if reasons else "the model has no convolution or linear layer"
-        raise MethodError(f"nothing would be removed at ratio {params.ratio:g}; {first}")
-    clock.lap("score")
-    pruned = copy.deepcopy(model)
-    remove(pruned, groups, allocation.keep)
-    clock.lap("remove")
-    error = verify(model, pruned, groups, allocation.keep, example_inputs)
-    clock.lap("verify")
-    compensated = recalibrated = 0
-    if calibration is not None:
+    given = Calibration(torch.Generator().manual_seed(seed), calibration, loss, asdict(params))
+    run = _Run(
+        model,
+        example_inputs,
+        groups,
+        traced,
+        with_scope(model, params),
+        target,
+        lambda network, live: criterion(network, live, given),
+        clock,
+    )
+    repair = _Repair(_Inputs(calibration) if calibration is not None else None, compensation, recalibrate)
+    run.untouched += [*untouched, *kept_by_pattern]
+    final = 1 - target.requested if target is not None else params.ratio
+    plan = amounts(params.schedule, params.steps, final, params.initial_ratio)
+    for step, amount in enumerate(plan, start=1):
+        before = run.network
+        kept = run.step(amount, amount / final, repair) if amount > 0 else {}
+        if recover is not None:
+            if run.network is model:
+                run.network = copy.deepcopy(model)
+            recover(Transition(before, run.network, kept, step, len(plan)))
+            clock.lap("train")
+    return run.outcome(repair, len(plan))
+
+
+class _Run:
+    """One pruned network in the making, over the steps of a schedule."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        groups: list[ChannelGroup],
+        traced: Trace,
+        params: StructuralParams,
+        target: Target | None,
+        score: Callable[[nn.Module, list[ChannelGroup]], dict[str, Tensor | str]],
+        clock: _Clock,
+    ) -> None:
+        self.network, self.untouched = model, list[Untouched]()
+        self._inputs, self._groups, self._params, self._score = inputs, groups, params, score
+        self._clock, self._traced, self._target = clock, traced, target
+        self._dense = {group.name: group.channels for group in groups}
+        self._own = ratios_by_group(traced, groups, params.layer_ratio)
+        self._ruler = Ruler(target.kind, model, inputs) if target is not None else None
+        self._edits: list[Edit] = []
+        self._allocation = Allocation({}, {}, params.ratio, 0.0)
+        self._error = 0.0
+
+    def step(self, amount: float, part: float, repair: _Repair) -> Kept:
+        """Goes on until `amount` is gone; `part` is its share of the final amount. Returns what tensors kept."""
+        scores = self._scores()
+        allocation = self._allocate(scores, amount, part)
+        self._allocation = allocation
+        self._clock.lap("score")
+        groups, keep = self._groups, allocation.keep
+        edits = _edits(groups, allocation)
+        if not edits:
+            return {}
+        kept = kept_positions(self.network, groups, keep)
+        pruned = copy.deepcopy(self.network)
+        remove(pruned, groups, keep)
+        self._clock.lap("remove")
+        self._error = max(self._error, verify(self.network, pruned, groups, keep, self._inputs))
+        self._clock.lap("verify")
+        repair(self.network, pruned, groups, keep, self._clock)
+        self._groups = renumbered(self.network, groups, keep)
+        self.network = pruned
+        self._edits += edits
+        return kept
+
+    def outcome(self, repair: _Repair, steps: int) -> StructuralOutcome:
+        """The result.
+
+        Raises:
+            MethodError: Nothing was removed.
+        """
+        held = self._allocation.held_back
+        if not self._edits:
+            reasons = [f"{name}: {reason}" for name, reason in held.items()]
+            reasons += [f"{entry.name}: {entry.reason}" for entry in self.untouched]
+            first = reasons[0] if reasons else "the model has no convolution or linear layer"
+            raise MethodError(f"nothing would be removed at {self._asked()}; {first}")
+        self.untouched += [
+            Untouched(name=name, channels=self._dense[name], reason=reason) for name, reason in held.items()
+        ]
+        target = self._target
+        if target is not None and self._ruler is not None:
+            target = replace(target, achieved=self._ruler.measure(self.network))
+        achieved = self._allocation.achieved
+        return StructuralOutcome(
+            model=self.network,
+            edits=self._edits,
+            untouched=self.untouched,
+            requested=achieved if target is not None else self._allocation.requested,
+            achieved=achieved,
+            verify_error=self._error,
+            compensated=repair.compensated,
+            recalibrated=repair.recalibrated,
+            seconds=self._clock.laps,
+            scope="by name" if self._own else self._params.scope,
+            steps=steps,
+            target=target,
+        )
+
+    def _asked(self) -> str:
+        if self._target is not None:
+            return f"--{self._target.kind} {self._target.requested:g}"
+        return "the ratios given" if self._own else f"ratio {self._params.ratio:g}"
+
+    def _scores(self) -> dict[str, Tensor]:
+        """Scores of the groups that can be ranked; the others become untouched once."""
+        scores: dict[str, Tensor] = {}
+        for name, value in self._score(self.network, self._groups).items():
+            if isinstance(value, str):
+                self.untouched.append(Untouched(name=name, channels=self._dense[name], reason=value))
+            elif not bool(torch.isfinite(value).all()):
+                raise MethodError(f"{name}: its scores are not finite; check the weights and the data")
+            else:
+                scores[name] = value
+        self._groups = [group for group in self._groups if group.name in scores]
+        return scores
+
+    def _allocate(self, scores: dict[str, Tensor], amount: float, part: float) -> Allocation:
+        own = {name: ratio * part for name, ratio in self._own.items()} or None
+        dense = {name: self._dense[name] for name in scores}
+
+        def plan(ratio: float) -> Allocation:
+            return allocate(self._groups, scores, self._params, Demand(ratio, own, dense))
+
+        if self._ruler is None or not self._groups:
+            return plan(amount)
+        return self._ruler.reach(1 - amount, self.network, self._groups, plan)
+
+
+class _Repair:
+    """What makes up for a removal, without labels; counts what it did last."""
+
+    def __init__(self, calibration: Iterable[Tensor] | None, compensation: Compensation, recalibrate: bool) -> None:
+        self._calibration, self._compensation, self._recalibrate = calibration, compensation, recalibrate
+        self.compensated = self.recalibrated = 0
+
+    def __call__(
+        self, before: nn.Module, after: nn.Module, groups: list[ChannelGroup], keep: dict[str, Tensor], clock: _Clock
+    ) -> None:
+        if self._calibration is None:
+            return
         # With new statistics to come, a constant shift before a normalisation does not matter.
-        compensated = compensate(
-            model, pruned, groups, allocation.keep, calibration, compensation, intercept=recalibrate
+        self.compensated = compensate(
+            before, after, groups, keep, self._calibration, self._compensation, intercept=self._recalibrate
         )
         clock.lap("compensate")
-        recalibrated = recalibrate_batchnorm(pruned, calibration) if recalibrate else 0
+        self.recalibrated = recalibrate_batchnorm(after, self._calibration) if self._recalibrate else 0
         clock.lap("recalibrate")
-    untouched += [
-        Untouched(name=group.name, channels=group.channels, reason=allocation.held_back[group.name])
-        for group in groups
-        if group.name in allocation.held_back
-    ]
-    return StructuralOutcome(
-        model=pruned,
-        edits=edits,
-        untouched=untouched,
-        requested=allocation.requested,
-        achieved=allocation.achieved,
-        verify_error=error,
-        compensated=compensated,
-        recalibrated=recalibrated,
-        seconds=clock.laps,
-    )
 
 
-def _apply_patterns(
-    model: nn.Module, traced: Trace, patterns: Sequence[str]
-) -> tuple[list[ChannelGroup], list[Untouched]]:
-    names = [name for name, _ in model.named_modules() if name]
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise MethodError(unknown("layer pattern", pattern, names, see="prune inspect MODEL --layers"))
-    groups: list[ChannelGroup] = []
-    kept: list[Untouched] = []
-    for group in traced.groups:
-        matched = [
-            (name, pattern)
-            for name in group.modules("producer", "carrier")
-            for pattern in patterns
-            if any(fnmatchcase(part, pattern) for part in _with_containers(name))
-        ]
-        if matched:
-            name, pattern = matched[0]
-            kept.append(Untouched(name=name, channels=group.channels, reason=f"kept by pattern {pattern!r}"))
-        else:
-            groups.append(group)
-    return groups, kept
+class _Inputs:
+    """The inputs of batches that may have labels."""
 
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self._batches = batches
 
-def _with_containers(name: str) -> list[str]:
-    """A layer's name and those of the modules around it: "layer1.0.conv1", "layer1.0", "layer1"."""
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self._batches:
+            yield batch if isinstance(batch, Tensor) else batch[0]
 
 
 def _edits(groups: Sequence[ChannelGroup], allocation: Allocation) -> list[Edit]:
@@ -187,5 +316,5 @@ class _Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.laps[name] = round(now - self._last, 4)
+        self.laps[name] = round(self.laps.get(name, 0.0) + now - self._last, 4)
         self._last = now
