@@ -73,7 +73,8 @@ def ratios_by_group(traced: Trace, groups: Sequence[ChannelGroup], ratios: Mappi
     found: dict[str, float] = {}
     by: dict[str, str] = {}
     for pattern, ratio in ratios.items():
-        matched = [group.name for group in groups if _matches(group.name, pattern)]
+        exact = [group.name for group in groups if group.name == pattern]
+        matched = exact or [group.name for group in groups if _matches(group.name, pattern)]
         if not matched:
             raise MethodError(_why_nothing(traced, groups, pattern))
         for name in matched:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,12 +17,12 @@ from prunecli.measure.forward import Inputs
 from prunecli.methods.allocation import Allocation, Demand, allocate
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.renumber import Kept, kept_positions, renumbered
+from prunecli.methods.repair import Clock, Repair
 from prunecli.methods.schedule import amounts
 from prunecli.methods.selection import apply_patterns, ratios_by_group, with_scope
 from prunecli.methods.targets import Ruler, Target, target_of
-from prunecli.surgery.compensate import Compensation, compensate
+from prunecli.surgery.compensate import Compensation
 from prunecli.surgery.groups import ChannelGroup, Trace
-from prunecli.surgery.recalibrate import recalibrate_batchnorm
 from prunecli.surgery.slice import remove
 from prunecli.surgery.trace import trace
 from prunecli.surgery.verify import verify
@@ -120,7 +119,7 @@ def prune_structural(
         VerificationError: The result is not the masked original; nothing is returned.
     """
     target = target_of(params)
-    clock = _Clock()
+    clock = Clock()
     traced = trace(model, example_inputs, prune_stem=params.prune_stem)
     untouched = [Untouched(name=f.name, channels=f.channels, reason=f.reason) for f in traced.frozen]
     groups, kept_by_pattern = apply_patterns(model, traced, keep_patterns)
@@ -136,7 +135,7 @@ def prune_structural(
         lambda network, live: criterion(network, live, given),
         clock,
     )
-    repair = _Repair(_Inputs(calibration) if calibration is not None else None, compensation, recalibrate)
+    repair = Repair(calibration, compensation, recalibrate)
     run.untouched += [*untouched, *kept_by_pattern]
     final = 1 - target.requested if target is not None else params.ratio
     plan = amounts(params.schedule, params.steps, final, params.initial_ratio)
@@ -163,7 +162,7 @@ class _Run:
         params: StructuralParams,
         target: Target | None,
         score: Callable[[nn.Module, list[ChannelGroup]], dict[str, Tensor | str]],
-        clock: _Clock,
+        clock: Clock,
     ) -> None:
         self.network, self.untouched = model, list[Untouched]()
         self._inputs, self._groups, self._params, self._score = inputs, groups, params, score
@@ -175,7 +174,7 @@ class _Run:
         self._allocation = Allocation({}, {}, params.ratio, 0.0)
         self._error = 0.0
 
-    def step(self, amount: float, part: float, repair: _Repair) -> Kept:
+    def step(self, amount: float, part: float, repair: Repair) -> Kept:
         """Goes on until `amount` is gone; `part` is its share of the final amount. Returns what tensors kept."""
         scores = self._scores()
         allocation = self._allocate(scores, amount, part)
@@ -197,7 +196,7 @@ class _Run:
         self._edits += edits
         return kept
 
-    def outcome(self, repair: _Repair, steps: int) -> StructuralOutcome:
+    def outcome(self, repair: Repair, steps: int) -> StructuralOutcome:
         """The result.
 
         Raises:
@@ -261,38 +260,6 @@ class _Run:
         return self._ruler.reach(1 - amount, self.network, self._groups, plan)
 
 
-class _Repair:
-    """What makes up for a removal, without labels; counts what it did last."""
-
-    def __init__(self, calibration: Iterable[Tensor] | None, compensation: Compensation, recalibrate: bool) -> None:
-        self._calibration, self._compensation, self._recalibrate = calibration, compensation, recalibrate
-        self.compensated = self.recalibrated = 0
-
-    def __call__(
-        self, before: nn.Module, after: nn.Module, groups: list[ChannelGroup], keep: dict[str, Tensor], clock: _Clock
-    ) -> None:
-        if self._calibration is None:
-            return
-        # With new statistics to come, a constant shift before a normalisation does not matter.
-        self.compensated = compensate(
-            before, after, groups, keep, self._calibration, self._compensation, intercept=self._recalibrate
-        )
-        clock.lap("compensate")
-        self.recalibrated = recalibrate_batchnorm(after, self._calibration) if self._recalibrate else 0
-        clock.lap("recalibrate")
-
-
-class _Inputs:
-    """The inputs of batches that may have labels."""
-
-    def __init__(self, batches: Iterable[Any]) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for batch in self._batches:
-            yield batch if isinstance(batch, Tensor) else batch[0]
-
-
 def _edits(groups: Sequence[ChannelGroup], allocation: Allocation) -> list[Edit]:
     return [
         Edit(
@@ -305,16 +272,3 @@ def _edits(groups: Sequence[ChannelGroup], allocation: Allocation) -> list[Edit]
         for group in groups
         if len(allocation.keep[group.name]) < group.units
     ]
-
-
-class _Clock:
-    """Wall time by phase."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = round(self.laps.get(name, 0.0) + now - self._last, 4)
-        self._last = now

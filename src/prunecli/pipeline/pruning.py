@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
 from torch import nn
 
 from prunecli.checkpoint.manifest import Edit, Manifest, Step, Untouched, as_json
@@ -16,7 +17,7 @@ from prunecli.measure.counts import Macs, count_macs, parameter_count
 from prunecli.measure.environment import library_versions
 from prunecli.measure.forward import Inputs
 from prunecli.methods.registry import get_method
-from prunecli.methods.structural import Recover, prune_structural
+from prunecli.methods.structural import Recover, StructuralOutcome, prune_structural
 from prunecli.methods.targets import Target
 from prunecli.models.loading import save
 from prunecli.surgery.compensate import Compensation
@@ -156,7 +157,27 @@ def prune_model(
         loss=loss,
         recover=recover,
     )
-    report = PruneReport(
+    report = _report(method, model, outcome, example_inputs)
+    settings = {"method": method, "params": asdict(params), "keep": list(keep), "compensate": compensation}
+    base = step or Step(stage="prune")
+    entry = base.model_copy(
+        update={
+            "settings": as_json(base.settings | settings),
+            "seed": seed,
+            "figures": _figures(report),
+            "untouched": outcome.untouched,
+            "versions": library_versions(),
+        }
+    )
+    continued = manifest.model_copy(
+        update={"edits": [*manifest.edits, *outcome.edits], "history": [*manifest.history, entry]}
+    )
+    first = dense if dense is not None else model
+    return PruneResult(outcome.model, continued, report, None if manifest.architecture.ref else first)
+
+
+def _report(method: str, model: nn.Module, outcome: StructuralOutcome, example_inputs: Inputs) -> PruneReport:
+    return PruneReport(
         method=method,
         scope=outcome.scope,
         steps=outcome.steps,
@@ -174,33 +195,22 @@ def prune_model(
         edits=tuple(outcome.edits),
         untouched=tuple(outcome.untouched),
     )
-    entry = (step or Step(stage="prune")).model_copy(
-        update={
-            "settings": as_json(
-                (step.settings if step is not None else {})
-                | {"method": method, "params": asdict(params), "keep": list(keep), "compensate": compensation}
-            ),
-            "seed": seed,
-            "figures": {
-                "scope": report.scope,
-                "steps": report.steps,
-                **({f"{outcome.target.kind}_asked": outcome.target.requested} if outcome.target else {}),
-                "requested": report.requested,
-                "achieved": report.achieved,
-                "params_before": report.params_before,
-                "params_after": report.params_after,
-                "macs_before": report.macs_before.total,
-                "macs_after": report.macs_after.total,
-                "verify_error": report.verify_error,
-                "compensated": report.compensated,
-                "recalibrated": report.recalibrated,
-            },
-            "untouched": outcome.untouched,
-            "versions": library_versions(),
-        }
-    )
-    continued = manifest.model_copy(
-        update={"edits": [*manifest.edits, *outcome.edits], "history": [*manifest.history, entry]}
-    )
-    first = dense if dense is not None else model
-    return PruneResult(outcome.model, continued, report, None if manifest.architecture.ref else first)
+
+
+def _figures(report: PruneReport) -> dict[str, JsonValue]:
+    """What the manifest keeps; a time differs from run to run, so a latency reached stays out."""
+    aim = {f"{report.target.kind}_asked": report.target.requested} if report.target is not None else {}
+    return {
+        "scope": report.scope,
+        "steps": report.steps,
+        **aim,
+        "requested": report.requested,
+        "achieved": report.achieved,
+        "params_before": report.params_before,
+        "params_after": report.params_after,
+        "macs_before": report.macs_before.total,
+        "macs_after": report.macs_after.total,
+        "verify_error": report.verify_error,
+        "compensated": report.compensated,
+        "recalibrated": report.recalibrated,
+    }
