@@ -19,7 +19,7 @@ Judge = Callable[[nn.Module], float]
 Mend = Callable[[nn.Module, nn.Module, Sequence[ChannelGroup], Keep], Any]
 """Repairs the second network, which is the first without what `keep` leaves out."""
 
-_TRIALS = 7
+_TRIALS, _FILLED = 7, 12
 
 
 @dataclass(frozen=True)
@@ -127,22 +127,39 @@ class Sensitivity:
         Drops of single layers do not simply add up, so every candidate is pruned and judged as a whole.
         """
         best = Proposal({curve.group: 0.0 for curve in curves}, self.baseline, 0.0, 0.0)
+        beyond: Proposal | None = None
         low, high = 0.0, 2 * max_drop  # the first trial is the whole of it
         for _ in range(_TRIALS):
             budget = (low + high) / 2
-            _, keep = self._plan(self._groups, {curve.group: curve.ratio_within(budget) for curve in curves})
-            # What rounding makes of them; these lead to the same widths again.
-            ratios = {group.name: round(1 - len(keep[group.name]) / group.units, 4) for group in self._groups}
-            accuracy = self._accuracy(self._groups, keep)
-            drop = self.baseline - accuracy
-            if drop <= max_drop:
-                best = Proposal(ratios, accuracy, drop, budget)
+            trial = self._together({curve.group: curve.ratio_within(budget) for curve in curves}, budget)
+            if trial.drop <= max_drop:
+                best = trial
                 if budget >= max_drop:
-                    break
+                    return best
                 low = budget
             else:
-                high = budget
+                beyond, high = trial, budget
+        return self._filled(best, beyond, curves, max_drop) if beyond is not None else best
+
+    def _filled(self, best: Proposal, beyond: Proposal, curves: Sequence[Curve], max_drop: float) -> Proposal:
+        """Widths move in steps, so several layers at once may separate a good budget from a bad one: adds them singly.
+
+        The layers with the flattest curves come first.
+        """
+        open_ = [curve for curve in curves if beyond.ratios[curve.group] > best.ratios[curve.group]]
+        open_.sort(key=lambda curve: curve.ratio_within(max_drop), reverse=True)
+        for curve in open_[:_FILLED]:
+            trial = self._together(best.ratios | {curve.group: beyond.ratios[curve.group]}, best.budget)
+            if trial.drop <= max_drop:
+                best = trial
         return best
+
+    def _together(self, ratios: Mapping[str, float], budget: float) -> Proposal:
+        _, keep = self._plan(self._groups, ratios)
+        # What rounding makes of them; these lead to the same widths again.
+        rounded = {group.name: round(1 - len(keep[group.name]) / group.units, 4) for group in self._groups}
+        accuracy = self._accuracy(self._groups, keep) if any(rounded.values()) else self.baseline
+        return Proposal(rounded, accuracy, self.baseline - accuracy, budget)
 
     def _plan(self, groups: Sequence[ChannelGroup], ratios: Mapping[str, float]) -> tuple[float, dict[str, Tensor]]:
         allocation = allocate(groups, self._scores, self._params, Demand(0.0, ratios))
