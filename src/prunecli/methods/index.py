@@ -36,13 +36,13 @@ _BUILT_IN = (
     _structural(
         "group-norm",
         "magnitude:group_norm",
-        "Remove the channels with the smallest L2 norm over all they occupy.",
+        "Remove the channels with the smallest L2 norm over their group.",
         "https://arxiv.org/abs/2301.12900",
     ),
     _structural(
         "lamp",
         "lamp:lamp",
-        "Rank L2 norms by layer-adaptive scores that compare across layers.",
+        "Rank L2 norms by scores that compare across layers.",
         "https://arxiv.org/abs/2010.07611",
         params=LampParams,
     ),
@@ -75,7 +75,7 @@ _BUILT_IN = (
     _structural(
         "activation",
         "activation:activation",
-        "Remove the channels whose activations are smallest, or vary least.",
+        "Remove the channels whose activations are small or constant.",
         "https://arxiv.org/abs/1607.03250",
         params=ActivationParams,
         needs_data=True,
