@@ -167,3 +167,10 @@ def test_the_report_keeps_what_was_asked() -> None:
 def test_residual_groups_have_one_ratio() -> None:
     outcome = prune_structural(Residual().eval(), example(), l1, StructuralParams(scope="isomorphic", ratio=0.5))
     assert outcome.achieved == pytest.approx(0.5, abs=0.05) and outcome.scope == "isomorphic"
+
+
+def test_equal_scores_are_dealt_out_evenly() -> None:
+    groups = [_group("a", 64, "b"), _group("c", 64, "d"), _group("e", 64, "f")]
+    scores = {"a": torch.zeros(64).double(), "c": torch.zeros(64).double(), "e": torch.rand(64).double() + 1}
+    found = allocate(groups, scores, StructuralParams(ratio=1 / 3))
+    assert [len(found.keep[name]) for name in "ace"] == [32, 32, 64]

@@ -178,22 +178,36 @@ def _ranked_counts(
     scaled = [scores[group.name] for group in groups]
     if params.normalise == "mean":
         scaled = [values / values.mean().clamp_min(torch.finfo(torch.float64).tiny) for values in scaled]
-    ordered = [torch.sort(values).values for values in scaled]
-    thresholds = torch.unique(torch.cat(ordered))
+    places = _places(scaled)
     dense = sum(limit.dense_units * group.channels_per_unit for limit, group in zip(limits, groups, strict=True))
     target = (1 - ratio) * dense
 
-    def counts_at(place: int) -> list[int]:
-        if place == len(thresholds):  # everything ranks below; only the limits hold
+    def counts_at(weakest: int) -> list[int]:
+        if weakest > last:  # everything ranks below; only the limits hold
             return [limit.smallest for limit in limits]
-        below = [int(torch.searchsorted(values, thresholds[place])) for values in ordered]
+        below = [int(torch.searchsorted(found, weakest)) for found in places]
         return [limit.nearest(limit.units - b) for limit, b in zip(limits, below, strict=True)]
 
     def width(counts: list[int]) -> int:
         return sum(count * group.channels_per_unit for count, group in zip(counts, groups, strict=True))
 
-    low, high = 0, len(thresholds)
-    while high - low > 1:  # widths fall as the threshold rises
+    last = sum(group.units for group in groups)
+    low, high = 0, last + 1
+    while high - low > 1:  # widths fall as more of the ranking goes
         middle = (low + high) // 2
         low, high = (middle, high) if width(counts_at(middle)) >= target else (low, middle)
     return min((counts_at(low), counts_at(high)), key=lambda counts: abs(width(counts) - target))
+
+
+def _places(scores: Sequence[Tensor]) -> list[Tensor]:
+    """Where each group's units stand in the ranking of all, weakest first, sorted: one (units,) tensor per group.
+
+    Equal scores of several groups are dealt out evenly, so that a ranking full of zeros does not empty one group first.
+    """
+    ordered = [torch.sort(values).values for values in scores]
+    depth = torch.cat([torch.arange(len(values)) / len(values) for values in ordered])
+    by_depth = torch.sort(depth, stable=True).indices
+    by_score = torch.sort(torch.cat(ordered)[by_depth], stable=True).indices
+    place = torch.empty(len(depth), dtype=torch.int64)
+    place[by_depth[by_score]] = torch.arange(len(depth))
+    return [part.sort().values for part in torch.split(place, [len(values) for values in ordered])]
