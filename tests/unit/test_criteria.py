@@ -299,3 +299,14 @@ def test_a_criterion_without_data_names_the_flag() -> None:
     model = Plain()
     with pytest.raises(MethodError, match="--data"):
         taylor(model, trace(model, example()).groups, Calibration())
+
+
+@pytest.mark.parametrize("network", [Plain, Residual, Grouped, Flattened, Gated])
+def test_whole_batches_are_run_at_once_where_that_is_right(network: type[nn.Module]) -> None:
+    model = _trained_like(network())
+    runs: list[int] = []
+    model.register_forward_hook(lambda *_: runs.append(1))
+    groups = trace(model, example()).groups
+    runs.clear()
+    list(gate_gradients(model, groups, Calibration(batches=_data(4, 8))))
+    assert len(runs) == 3 + 4  # three to see that it is right, then one for each batch
