@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.criteria.base import Calibration
-from prunecli.criteria.readers import UNSEEN, by_unit, readers_of, watch_readers
+from prunecli.criteria.readers import UNSEEN, by_unit, exact, readers_of, watch_readers
 from prunecli.surgery.groups import ChannelGroup
 
 
@@ -25,9 +25,9 @@ class Moments:
     @classmethod
     def of(cls, rows: Tensor) -> Moments:
         """Moments of rows of shape (values, channels)."""
-        exact = rows.double() if rows.device.type != "mps" else rows.cpu().double()
-        mean = exact.mean(dim=0)
-        return cls(len(exact), mean.cpu(), exact.abs().mean(dim=0).cpu(), (exact - mean).square().sum(dim=0).cpu())
+        values = exact(rows)
+        mean = values.mean(dim=0)
+        return cls(len(values), mean.cpu(), values.abs().mean(dim=0).cpu(), (values - mean).square().sum(dim=0).cpu())
 
     def __add__(self, other: Moments) -> Moments:
         count = self.count + other.count

@@ -44,6 +44,11 @@ def by_unit(model: nn.Module, member: Member, values: Tensor) -> Tensor:
     return sum_by_unit(values, member)
 
 
+def exact(values: Tensor) -> Tensor:
+    """Values in float64, on the CPU where the device has none."""
+    return values.cpu().double() if values.device.type == "mps" else values.double()
+
+
 @contextmanager
 def plain_attention() -> Iterator[None]:
     """Switches off the fused transformer kernels, which call no submodules and so run no hooks."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from prunecli.criteria.base import Calibration, member_tensor, sum_by_unit
-from prunecli.criteria.readers import UNSEEN, readers_of, watch_readers
+from prunecli.criteria.readers import UNSEEN, exact, readers_of, watch_readers
 from prunecli.surgery.groups import ChannelGroup, Member
 
 
@@ -22,7 +22,7 @@ def wanda(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibra
     counts: dict[str, int] = {}
 
     def see(name: str, rows: Tensor) -> None:
-        total = rows.cpu().double().square().sum(dim=0)
+        total = exact(rows).square().sum(dim=0).cpu()
         squares[name] = squares[name] + total if name in squares else total
         counts[name] = counts.get(name, 0) + len(rows)
 

@@ -18,7 +18,7 @@ from prunecli.criteria.base import Calibration
 from prunecli.data.loader import CalibrationBatches
 from prunecli.engine.evaluate import evaluate
 from prunecli.errors import MethodError, RecipeError
-from prunecli.methods.params import StructuralParams
+from prunecli.methods.params import TARGETS, StructuralParams
 from prunecli.methods.registry import get_method
 from prunecli.methods.repair import Repair
 from prunecli.methods.selection import apply_patterns
@@ -131,7 +131,7 @@ def write_recipe(space: Workspace, stage: PruneStage, outcome: SensitivityOutcom
     if not any(proposal.ratios.values()):
         raise MethodError("no layer can lose channels within this drop, so no recipe was written; raise --max-drop")
     recipe = space.recipe
-    own = {key: value for key, value in stage.params.items() if key not in ("ratio", "layer_ratio", "scope")}
+    own = {key: value for key, value in stage.params.items() if key not in ("ratio", "layer_ratio", *TARGETS)}
     defaults = dataclasses.asdict(get_method(stage.method).params())
     params = {key: value for key, value in own.items() if value != defaults[key]}
     params["layer_ratio"] = proposal.ratios
