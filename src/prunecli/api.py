@@ -11,9 +11,11 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Architecture, Manifest
+from prunecli.criteria.base import Loss, default_loss
 from prunecli.errors import MethodError, ModelError, unknown
 from prunecli.measure.forward import Inputs
 from prunecli.methods.registry import get_method
+from prunecli.methods.structural import Recover, Transition
 from prunecli.models.foreign import recognise
 from prunecli.models.loading import restore
 from prunecli.pipeline.pruning import PruneReport, PruneResult, prune_model
@@ -22,7 +24,7 @@ from prunecli.surgery.compensate import Compensation
 
 _MANIFEST, _DENSE = "_prunecli_manifest", "_prunecli_dense"
 
-__all__ = ["PruneReport", "PruneResult", "load", "prune"]
+__all__ = ["PruneReport", "PruneResult", "Transition", "load", "prune"]
 
 
 def prune(
@@ -35,21 +37,28 @@ def prune(
     recalibrate: bool = False,
     keep: Sequence[str] = (),
     seed: int = 0,
+    loss: Loss = default_loss,
+    recover: Recover | None = None,
     **params: Any,
 ) -> PruneResult:
     """Removes channels from a copy of `model` and proves that the result is the masked original.
 
     Args:
         model: Any module; it is not changed.
-        method: "l1", "l2", "bn-scale", "random" or an installed method.
+        method: "l1", "taylor", "fisher" or any other that `prune methods` lists.
         example_inputs: Inputs of a shape the model accepts: a tensor such as (1, 3, 224, 224), a tuple or a mapping.
-        data: Calibration batches: input tensors, or tuples that begin with one.
+        data: Calibration batches: input tensors, or tuples of inputs and labels. Methods that take gradients use the
+            labels; without them the model's own predictions.
         compensate: "ls" folds removed channels into those that stay by regression on `data`, "bias" by their mean
             alone, "none" leaves the weights as they are.
         recalibrate: Whether batch normalisation statistics are measured anew on `data`.
         keep: Layer names or patterns whose output width stays.
         seed: Seed of methods that draw random numbers.
-        **params: The method's parameters, for instance `ratio=0.5` and `scope="local"`.
+        loss: From outputs and labels to the sum of the samples' losses, for methods that take gradients.
+        recover: Called with a `Transition` after every step of a schedule, to train its `after` in place; an optimizer
+            goes on with `prunecli.engine.optimizer.carry_over`.
+        **params: The method's parameters, for instance `ratio=0.5`, `params=0.5` (half the parameters),
+            `layer_ratio={"layer1.*": 0.3}`, `scope="local"`, `schedule="cubic"`.
 
     Returns:
         The pruned model with its manifest and report; `.save(path)` writes a checkpoint.
@@ -64,6 +73,8 @@ def prune(
     if (recalibrate or compensate != "none") and data is None:
         raise MethodError("recalibrate=True and compensate need data: give calibration batches")
     spec = get_method(method)
+    if spec.needs_data and data is None:
+        raise MethodError(f"{method} ranks channels by what they do on data: give calibration batches as data=")
     names = [field.name for field in fields_of(spec.params)]
     for name in params:
         if name not in names:
@@ -85,9 +96,11 @@ def prune(
         example_inputs,
         keep=keep,
         seed=seed,
-        calibration=_Inputs(data) if data is not None else None,
+        calibration=_Batches(data) if data is not None else None,
         compensation=compensate,
         recalibrate=recalibrate,
+        loss=loss,
+        recover=recover,
         dense=getattr(model, _DENSE, None),
     )
     _remember(result.model, result.manifest, result.dense)
@@ -133,18 +146,17 @@ def _restore_catalogued(file: Path, own: Any) -> tuple[nn.Module, Manifest]:
     return restore(file, lambda architecture: rebuild_dense(architecture) if architecture.ref else own(architecture))
 
 
-class _Inputs:
-    """The inputs in `data`, which can be gone through more than once."""
+class _Batches:
+    """The batches in `data`, which can be gone through more than once."""
 
     def __init__(self, data: Iterable[Any]) -> None:
         # A generator is used up after one pass, so its batches have to be kept.
         self._data = [data] if isinstance(data, Tensor) else list(data) if isinstance(data, Iterator) else data
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Any]:
         for batch in self._data:
-            if isinstance(batch, Tensor):
-                yield batch
-            elif isinstance(batch, Mapping) or not len(batch) or not isinstance(batch[0], Tensor):
+            if not isinstance(batch, Tensor) and (
+                isinstance(batch, Mapping) or not len(batch) or not isinstance(batch[0], Tensor)
+            ):
                 raise MethodError("data: each batch has to be a tensor or a tuple that begins with one")
-            else:
-                yield batch[0]
+            yield batch

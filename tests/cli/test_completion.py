@@ -34,14 +34,14 @@ def test_verbs_and_methods(folder: Path) -> None:
     assert _offered("comp") == ["compare", "completion"]
     assert _offered("--v") == ["--version"]
     assert _offered("recipe", "") == ["check", "show", "schema", "new", "--help"]
-    assert _offered("prune", "x.pt", "--method", "l") == ["l1", "l2"]
+    assert _offered("prune", "x.pt", "--method", "l") == ["l1", "l2", "lamp"]
     assert _offered("nonsense", "") == []
 
 
 def test_options_and_their_values(folder: Path) -> None:
     assert _offered("l1", "--rat") == ["--ratio"]
     assert {"--no-recalibrate", "--data", "-o"} <= set(_offered("l1", "-"))
-    assert _offered("l1", "--scope", "") == ["global", "local"]
+    assert _offered("l1", "--scope", "") == ["auto", "global", "local", "isomorphic"]
     assert _offered("l1", "--scope=g") == ["--scope=global"]
     assert _offered("l1", "--ratio", "") == []
     assert _offered("eval", "--measure", "l") == ["latency"]
@@ -96,7 +96,7 @@ def _shell(*command: str) -> list[str]:
 LINES = [
     ("prune comp", {"compare", "completion"}),
     ("prune l1 --sco", {"--scope"}),
-    ("prune l1 --scope ", {"global", "local"}),
+    ("prune l1 --scope ", {"auto", "global", "local", "isomorphic"}),
     ("prune run ", {"a.yaml", "sub dir/"}),
     ("prune inspect pru", {"pruned.safetensors"}),
 ]

@@ -66,5 +66,5 @@ def test_every_option_has_help_and_none_is_spelled_twice() -> None:
 
 def test_choices_are_readable() -> None:
     options = option_names(root().get_command(None, "l1"))
-    assert option_choices(options["--scope"]) == ["global", "local"]
+    assert option_choices(options["--scope"]) == ["auto", "global", "local", "isomorphic"]
     assert option_choices(options["--ratio"]) == []

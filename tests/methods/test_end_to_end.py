@@ -56,7 +56,7 @@ def test_prune_verify_save_restore(
     )
     assert result.report.verify_error < 1e-9
     assert result.report.achieved == pytest.approx(0.5, abs=0.06)
-    assert result.report.macs_after.total < 0.65 * result.report.macs_before.total
+    assert result.report.macs_after.total < 0.7 * result.report.macs_before.total
     assert all(torch.equal(a, b) for a, b in zip(before, trained.parameters(), strict=True))
     result.save(tmp_path / "x.safetensors")
     restored = prunecli.load(tmp_path / "x.safetensors")

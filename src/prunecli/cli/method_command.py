@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
@@ -24,11 +24,15 @@ RecipePath = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class OptionSpec:
-    """One option: the parameter it becomes, and the place in a recipe that it sets (None: not a recipe value)."""
+    """One option: the parameter it becomes, and the place in a recipe that it sets (None: not a recipe value).
+
+    A `mapping` is given entry by entry, as NAME=NUMBER.
+    """
 
     name: str
     parameter: inspect.Parameter
     path: RecipePath | None = None
+    mapping: bool = False
 
 
 def option(
@@ -46,7 +50,7 @@ def option(
     """
     flag = "--" + name.replace("_", "-")
     spellings = flags or ((f"{flag}/--no-{flag[2:]}",) if kind is bool else (flag,))
-    shown = doc if default is None or default in ("", ()) else f"{doc} [default: {_shown(default)}]"
+    shown = doc if default is None or default in ("", (), {}) else f"{doc} [default: {_shown(default)}]"
     annotation = Annotated[kind | None, typer.Option(*spellings, help=shown, show_default=False)]
     parameter = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
     return OptionSpec(name, parameter, path)
@@ -57,7 +61,10 @@ def options_of(
 ) -> list[OptionSpec]:
     """One option for each field of a dataclass, setting the recipe values below `path`."""
     return [
-        option(field.name, _option_type(field), field.doc, default=field.default, path=(*path, field.name))
+        replace(
+            option(field.name, _option_type(field), field.doc, default=field.default, path=(*path, field.name)),
+            mapping=get_origin(field.type) is Mapping,
+        )
         for field in fields_of(cls)
         if (not only or field.name in only) and field.name not in skip
     ]
@@ -131,8 +138,26 @@ def overrides_from(specs: Sequence[OptionSpec], values: dict[str, Any], stage_in
         if spec.path is None or value is None:
             continue
         path = tuple(stage_index if part == "STAGE" else part for part in spec.path)
-        overrides.append(Override(path, value, "--" + spec.name.replace("_", "-")))
+        flag = "--" + spec.name.replace("_", "-")
+        overrides.append(Override(path, _entries(value, flag) if spec.mapping else value, flag))
     return overrides
+
+
+def _entries(texts: Sequence[str], flag: str) -> dict[str, float]:
+    """Reads NAME=NUMBER entries; the plan checks the numbers' bounds."""
+    entries: dict[str, float] = {}
+    for text in texts:
+        name, equals, number = text.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise RecipeError(f"{flag} {text}: write it as PATTERN=RATIO, for instance {flag} 'layer1.*=0.3'")
+        if name in entries:
+            raise RecipeError(f"{flag} {text}: {name} stands here twice")
+        entries[name] = value
+    return entries
 
 
 def plan_for_stage(model: str, stage: dict[str, Any], specs: Sequence[OptionSpec], values: dict[str, Any]) -> Plan:
@@ -147,8 +172,6 @@ def plan_for_stage(model: str, stage: dict[str, Any], specs: Sequence[OptionSpec
     Raises:
         RecipeError: The recipe has no such stage, or several.
     """
-    from dataclasses import replace
-
     from prunecli.recipe.loader import Document, load_yaml
     from prunecli.recipe.resolve import resolve
 
@@ -179,7 +202,7 @@ def _option_type(field: FieldInfo) -> Any:
     kind = field.type
     if get_origin(kind) in (Union, types.UnionType):
         kind = next(part for part in get_args(kind) if part is not type(None))
-    if get_origin(kind) is tuple:
+    if get_origin(kind) in (tuple, Mapping):
         kind = list[str]  # Typer takes no lists of choices; the plan checks them
     return kind
 

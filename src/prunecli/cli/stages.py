@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -158,6 +158,15 @@ def show_pruning(output: Output, outcome: PruneOutcome) -> None:
     macs_before, macs_after = report.macs_before.total, report.macs_after.total
     rows = [
         ("channels removed", fixed(100 * report.requested, 1, " % asked"), fixed(100 * report.achieved, 1, " %"), ""),
+    ]
+    if report.target is not None:
+        reached = fixed(report.target.achieved, 3)
+        rows = [
+            ("channels removed", "", fixed(100 * report.achieved, 1, " %"), ""),
+            (f"target: {report.target.name}", f"x{report.target.requested:.3f} asked", f"x{reached}", ""),
+        ]
+    rows += [
+        ("allocation", "", report.scope if report.steps == 1 else f"{report.scope}, {report.steps} steps", ""),
         ("parameters", count(before), count(after), f"x{after / before:.3f}"),
         ("MACs", count(macs_before), count(macs_after), f"x{macs_after / max(macs_before, 1):.3f}"),
         (
@@ -171,19 +180,21 @@ def show_pruning(output: Output, outcome: PruneOutcome) -> None:
         ("normalisations recalibrated", "", str(report.recalibrated), ""),
     ]
     output.table(Table(("figure", "before", "after", "ratio"), rows))
-    if report.untouched:
-        reasons: dict[str, list[str]] = {}
-        for entry in report.untouched:
-            reasons.setdefault(entry.reason, []).append(entry.name)
-        output.table(
-            Table(
-                ("layers left alone", "why", "which"),
-                [(str(len(names)), reason, ", ".join(names)) for reason, names in reasons.items()],
-                title="",
-                numeric=(0,),
-            )
-        )
+    show_left_alone(output, {entry.name: entry.reason for entry in report.untouched})
     output.note(f"saved {outcome.path}")
+
+
+def show_left_alone(output: Output, reasons: Mapping[str, str]) -> None:
+    """Layers by the reason why they kept their width, or more of it than was asked."""
+    if not reasons:
+        return
+    from prunecli.report.tables import Table
+
+    layers: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        layers.setdefault(reason, []).append(name)
+    rows = [(str(len(names)), reason, ", ".join(names)) for reason, names in layers.items()]
+    output.table(Table(("layers left alone", "why", "which"), rows, numeric=(0,)))
 
 
 def _shown(value: Any) -> str:

@@ -2,36 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunecli.errors import MethodError
+from prunecli.measure.forward import logits
 from prunecli.surgery.groups import ChannelGroup, Member, Role
+
+Loss = Callable[[Any, Tensor | None], Tensor]
+"""From a model's output and the labels (None: there are none) to the sum of the samples' losses, a scalar."""
+_IGNORED_LABEL = 255
+
+
+def default_loss(output: Any, labels: Tensor | None) -> Tensor:
+    """Cross-entropy, summed over samples; over positions of a dense prediction it is averaged.
+
+    Without labels the model's own predictions stand in for them, so the question becomes which channels those hang on.
+    Where the output is no set of class scores, shape (samples, classes), half its sum of squares is taken.
+
+    Args:
+        output: The model's output; see `prunecli.measure.forward.logits`.
+        labels: Class indices of shape (samples,) or, for dense predictions, (samples, height, width), where 255 is
+            left out; or None.
+    """
+    scores = logits(output).float()
+    if labels is None:
+        if scores.dim() != 2 or scores.shape[1] < 2:
+            return scores.square().sum() / 2
+        labels = scores.detach().argmax(dim=1)
+    if scores.dim() == 2:
+        return F.cross_entropy(scores, labels, reduction="sum")
+    if scores.shape[2:] != labels.shape[1:]:
+        scores = F.interpolate(scores, size=tuple(labels.shape[1:]), mode="bilinear", align_corners=False)
+    each = F.cross_entropy(scores, labels, ignore_index=_IGNORED_LABEL, reduction="none")
+    return each.flatten(1).mean(dim=1).sum()
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a criterion may look at beside the weights.
+
+    Attributes:
+        generator: Source of every random number.
+        batches: Inputs, or (inputs, labels, ...), which can be gone through more than once; None where there are none.
+        loss: What gradients are taken of.
+        options: The method's own parameters by name.
+    """
+
+    generator: torch.Generator = field(default_factory=torch.Generator)
+    batches: Iterable[Any] | None = None
+    loss: Loss = default_loss
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yields (inputs, labels or None).
+
+        Raises:
+            MethodError: There is no data, or it holds no batches.
+        """
+        if self.batches is None:
+            raise MethodError("this method ranks channels by what they do on data: name a data set with --data")
+        empty = True
+        for batch in self.batches:
+            empty = False
+            if isinstance(batch, Tensor):
+                yield batch, None
+            else:
+                labels = batch[1] if len(batch) > 1 and isinstance(batch[1], Tensor) else None
+                yield batch[0], labels
+        if empty:
+            raise MethodError("the calibration data holds no batches; give at least one")
 
 
 class Criterion(Protocol):
     """Scores every unit of every group; units with low scores are removed first."""
 
     def __call__(
-        self, model: nn.Module, groups: Sequence[ChannelGroup], generator: torch.Generator
+        self, model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration
     ) -> dict[str, Tensor | str]:
         """Returns, by group name, scores of shape (units,), or the reason why the group cannot be ranked."""
         ...
 
 
 def sum_by_unit(per_position: Tensor, member: Member) -> Tensor:
-    """Adds values along a member's dimension up by unit: shape (size of that dimension,) to (units,)."""
-    return per_position[member.index].sum(dim=1)
+    """Adds values along a member's dimension up by unit: shape (..., size of that dimension) to (..., units)."""
+    return per_position[..., member.index].sum(dim=-1)
+
+
+def member_tensor(model: nn.Module, member: Member) -> Tensor:
+    """The parameter or buffer that a member lies in."""
+    tensor: Tensor = getattr(model.get_submodule(member.module), member.tensor)
+    return tensor
 
 
 def member_values(model: nn.Module, member: Member) -> Tensor:
     """A member's tensor in float64 with its channel dimension first, shape (size of that dimension, rest)."""
-    tensor: Tensor = getattr(model.get_submodule(member.module), member.tensor)
+    tensor = member_tensor(model, member)
     return tensor.detach().double().cpu().movedim(member.dim, 0).reshape(tensor.shape[member.dim], -1)
 
 
-def weights_of(group: ChannelGroup, *roles: Role) -> list[Member]:
-    """The group's weight tensors with one of `roles`; biases and statistics are left out."""
-    return [member for member in group.members if member.role in roles and member.tensor == "weight"]
+def matrices_of(model: nn.Module, group: ChannelGroup, *roles: Role) -> list[Member]:
+    """The group's weights with one of `roles`: parameters of two or more dimensions, so no biases or scales."""
+    return [
+        member
+        for member in group.members
+        if member.role in roles
+        and isinstance(tensor := member_tensor(model, member), nn.Parameter)
+        and tensor.dim() > 1
+    ]

@@ -11,23 +11,41 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from prunecli.criteria.base import member_values, sum_by_unit, weights_of
+from prunecli.criteria.base import Calibration, matrices_of, member_tensor, member_values, sum_by_unit
 from prunecli.surgery.groups import ChannelGroup
 
+NO_WEIGHTS = "no weights to rank it by"
 
-def l1(model: nn.Module, groups: Sequence[ChannelGroup], generator: torch.Generator) -> dict[str, Tensor | str]:
+
+def l1(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration) -> dict[str, Tensor | str]:
     """Sum of |w| over all filters that write a channel and all columns that read it."""
     return {group.name: _sum_of_norms(model, group, 1) for group in groups}
 
 
-def l2(model: nn.Module, groups: Sequence[ChannelGroup], generator: torch.Generator) -> dict[str, Tensor | str]:
+def l2(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration) -> dict[str, Tensor | str]:
     """Sum of the Euclidean norms of the filters that write a channel and of the columns that read it."""
     return {group.name: _sum_of_norms(model, group, 2) for group in groups}
 
 
-def _sum_of_norms(model: nn.Module, group: ChannelGroup, power: int) -> Tensor:
+def group_norm(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration) -> dict[str, Tensor | str]:
+    """Euclidean norm over every parameter a channel occupies, biases and scales included, taken jointly.
+
+    Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, without its sparse training.
+    """
+    scores: dict[str, Tensor | str] = {}
+    for group in groups:
+        squares = [
+            sum_by_unit(member_values(model, member).square().sum(dim=1), member)
+            for member in group.members
+            if isinstance(member_tensor(model, member), nn.Parameter)
+        ]
+        scores[group.name] = torch.stack(squares).sum(dim=0).sqrt() if squares else NO_WEIGHTS
+    return scores
+
+
+def _sum_of_norms(model: nn.Module, group: ChannelGroup, power: int) -> Tensor | str:
     norms = [
         sum_by_unit(member_values(model, member).abs().pow(power).sum(dim=1), member).pow(1 / power)
-        for member in weights_of(group, "producer", "consumer")
+        for member in matrices_of(model, group, "producer", "consumer")
     ]
-    return torch.stack(norms).sum(dim=0)
+    return torch.stack(norms).sum(dim=0) if norms else NO_WEIGHTS

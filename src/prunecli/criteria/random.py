@@ -7,9 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from prunecli.criteria.base import Calibration
 from prunecli.surgery.groups import ChannelGroup
 
 
-def random(model: nn.Module, groups: Sequence[ChannelGroup], generator: torch.Generator) -> dict[str, Tensor | str]:
+def random(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration) -> dict[str, Tensor | str]:
     """Draws scores from U(0, 1)."""
-    return {group.name: torch.rand(group.units, generator=generator, dtype=torch.float64) for group in groups}
+    return {
+        group.name: torch.rand(group.units, generator=calibration.generator, dtype=torch.float64) for group in groups
+    }

@@ -92,7 +92,7 @@ def training_batches(
 
 
 class CalibrationBatches:
-    """Batches from a seeded choice of training images, without augmentation and without labels.
+    """Batches from a seeded choice of training images, without augmentation; labels only if asked for.
 
     They can be gone through more than once and are the same each time.
 
@@ -111,6 +111,11 @@ class CalibrationBatches:
             count -= 1  # batch normalisation cannot measure a last batch of one image
         chosen = np.random.default_rng(seed).permutation(total)[:count]
         self._batches = evaluation_batches(split.subset(np.sort(chosen)), preprocessing, batch_size)
+
+    @property
+    def labelled(self) -> Batches:
+        """The same batches as (images, labels), for what looks at labels too."""
+        return self._batches
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yields images of shape (N, C, H, W)."""

@@ -97,6 +97,7 @@ def fit(
     num_classes: int,
     teacher: nn.Module | None = None,
     progress: Progress | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> FitResult:
     """Trains `model` in place and leaves it with the weights of the best validation epoch (the last without one).
 
@@ -111,6 +112,7 @@ def fit(
         num_classes: Number of classes, for soft targets.
         teacher: A network to learn from beside the labels; not changed.
         progress: Told about steps and epochs.
+        optimizer: One that goes on, moments and all, instead of a new one; its learning rate is set by the schedule.
 
     Raises:
         RecipeError: timm does not know the optimizer or schedule.
@@ -118,7 +120,7 @@ def fit(
     """
     seed_everything(config.seed)
     model.to(device)
-    run = _Run(model, train, config, device, num_classes, teacher)
+    run = _Run(model, train, config, device, num_classes, teacher, optimizer)
     history: list[Epoch] = []
     best: tuple[float, int, dict[str, Tensor]] | None = None
     with channels_last(model):
@@ -141,6 +143,22 @@ def fit(
     return FitResult(tuple(history), best[1] if best is not None else len(history))
 
 
+def make_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
+    """timm's optimizer of that name, without weight decay on biases and norms.
+
+    Raises:
+        RecipeError: timm does not know it.
+    """
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            model, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+        )
+    except (ValueError, AssertionError, KeyError) as error:
+        text = f"optimizer {config.optimizer!r} is unknown to timm; use for instance sgd or adamw"
+        raise RecipeError(text) from error
+    return optimizer
+
+
 class _Run:
     """Optimizer, schedule and loss of one call of `fit`."""
 
@@ -152,18 +170,12 @@ class _Run:
         device: torch.device,
         num_classes: int,
         teacher: nn.Module | None,
+        optimizer: torch.optim.Optimizer | None,
     ) -> None:
         self.model, self.config, self.device = model, config, device
         self.teacher = teacher.to(device).eval() if teacher is not None else None
         self._steps = math.ceil(len(train) / config.accumulate)
-        try:
-            self._optimizer = create_optimizer_v2(
-                model, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
-            )
-        except (ValueError, AssertionError, KeyError) as error:
-            raise RecipeError(
-                f"optimizer {config.optimizer!r} is unknown to timm; use for instance sgd or adamw"
-            ) from error
+        self._optimizer = optimizer if optimizer is not None else make_optimizer(model, config)
         try:
             self._schedule, _ = create_scheduler_v2(
                 self._optimizer,

@@ -63,7 +63,7 @@ def count_macs(model: nn.Module, inputs: Inputs) -> Macs:
         inputs: Inputs the model accepts, with the batch size to count for.
     """
     try:
-        return _count(_meta_copy(model), cast_inputs(inputs, device="meta"))
+        return _count(meta_copy(model), cast_inputs(inputs, device="meta"))
     except (NotImplementedError, RuntimeError):
         # Some models make tensors on the CPU inside forward, or look at values: those have to be run for real.
         return _count(copy.deepcopy(model).cpu().eval(), cast_inputs(inputs, device="cpu"))
@@ -82,7 +82,8 @@ def module_macs(model: nn.Module, inputs: Inputs) -> dict[str, int]:
     }
 
 
-def _meta_copy(model: nn.Module) -> nn.Module:
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose tensors have shapes and nothing else."""
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         meta = torch.empty_like(tensor, device="meta")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from prunecli.methods.params import StructuralParams
 from prunecli.surgery.groups import ChannelGroup
+
+Signature = tuple[tuple[str, str, int, str], ...]
 
 
 @dataclass(frozen=True)
@@ -23,64 +26,105 @@ class Allocation:
     achieved: float
 
 
-def allocate(groups: Sequence[ChannelGroup], scores: dict[str, Tensor], params: StructuralParams) -> Allocation:
+@dataclass(frozen=True)
+class Demand:
+    """How much is to go.
+
+    Attributes:
+        ratio: Share of the channels, counted against the dense network.
+        own: Ratios of single groups by name, in place of `ratio`; all other groups stay whole.
+        dense: Channels of each group before anything was removed; default: as they are now.
+    """
+
+    ratio: float
+    own: Mapping[str, float] | None = None
+    dense: Mapping[str, int] = field(default_factory=dict)
+
+
+def allocate(
+    groups: Sequence[ChannelGroup],
+    scores: Mapping[str, Tensor],
+    params: StructuralParams,
+    demand: Demand | None = None,
+) -> Allocation:
     """Decides which units stay.
 
     With scope "local" every group loses `ratio` of its channels. With "global" all units compete in one ranking after
-    each group's scores are divided by their mean, and the threshold is searched so that, with widths rounded and
-    clamped, the share of channels removed comes as close to `ratio` as it can.
+    each group's scores are divided by their mean (or as they are, `normalise="none"`), and the threshold is searched so
+    that, with widths rounded and clamped, the share of channels removed comes as close to `ratio` as it can. With
+    "isomorphic" the groups with the same signature compete among themselves (Fang et al., Isomorphic Pruning for Vision
+    Models, ECCV 2024). "auto" counts as global here.
 
     Args:
         groups: The groups that may shrink.
         scores: For each group name, scores of shape (units,).
-        params: Ratio, scope, rounding and bounds.
+        params: Scope, rounding and bounds.
+        demand: How much is to go; default: the ratio of `params`, of the channels there are.
     """
+    demand = demand or Demand(params.ratio)
     if not groups:
-        return Allocation({}, {}, params.ratio, 0.0)
-    limits = [_Limits.of(group, params) for group in groups]
-    if params.scope == "local":
-        counts = [limit.nearest(limit.units * (1 - params.ratio)) for limit in limits]
-    else:
-        counts = _global_counts(groups, scores, params, limits)
+        return Allocation({}, {}, demand.ratio, 0.0)
+    dense = {group.name: demand.dense.get(group.name, group.channels) for group in groups}
+    limits = {group.name: _Limits.of(group, params, dense[group.name]) for group in groups}
+    counts = _counts(groups, scores, params, demand, limits)
     keep: dict[str, Tensor] = {}
     held_back: dict[str, str] = {}
-    for group, limit, count in zip(groups, limits, counts, strict=True):
+    for group in groups:
+        count = counts[group.name]
         ranked = torch.sort(scores[group.name], descending=True, stable=True).indices
         keep[group.name] = ranked[:count].sort().values
-        reason = limit.reason(count, params)
+        reason = limits[group.name].reason(count, params)
+        if demand.own is not None and not demand.own.get(group.name):
+            reason = "its own ratio is 0" if group.name in demand.own else "not named in layer_ratio"
         if reason:
             held_back[group.name] = reason
-    total = sum(group.channels for group in groups)
-    kept = sum(count * group.channels_per_unit for group, count in zip(groups, counts, strict=True))
-    return Allocation(keep, held_back, params.ratio, 1 - kept / total if total else 0.0)
+    total = sum(dense.values())
+    kept = sum(counts[group.name] * group.channels_per_unit for group in groups)
+    requested = demand.ratio
+    if demand.own is not None:
+        requested = sum(demand.own.get(name, 0.0) * width for name, width in dense.items()) / total
+    return Allocation(keep, held_back, requested, 1 - kept / total if total else 0.0)
+
+
+def signature(group: ChannelGroup) -> Signature:
+    """What makes groups alike: their members' names without digits, tensors, dimensions and roles."""
+    return tuple(
+        sorted(
+            {(re.sub(r"\d+", "#", member.module), member.tensor, member.dim, member.role) for member in group.members}
+        )
+    )
 
 
 @dataclass(frozen=True)
 class _Limits:
     units: int
+    dense_units: int
     smallest: int
     step: int
     rounding: int
 
     @classmethod
-    def of(cls, group: ChannelGroup, params: StructuralParams) -> _Limits:
-        rounding = params.round_to or _rounding_for(group.channels)
-        step = rounding // math.gcd(rounding, group.channels_per_unit)
-        fewest = max(params.min_width, math.ceil((1 - params.max_ratio) * group.channels - 1e-9))
-        smallest = math.ceil(math.ceil(fewest / group.channels_per_unit) / step) * step
-        return cls(group.units, min(group.units, smallest), step, rounding)
+    def of(cls, group: ChannelGroup, params: StructuralParams, dense: int) -> _Limits:
+        rounding = params.round_to or _rounding_for(dense)
+        each = group.channels_per_unit
+        step = rounding // math.gcd(rounding, each)
+        fewest = max(params.min_width, math.ceil((1 - params.max_ratio) * dense - 1e-9))
+        smallest = math.ceil(math.ceil(fewest / each) / step) * step
+        return cls(group.units, dense // each, min(group.units, smallest), step, rounding)
 
     def nearest(self, units: float) -> int:
         rounded = math.floor(units / self.step + 0.5) * self.step
         return max(self.smallest, min(self.units, rounded))
 
     def reason(self, count: int, params: StructuralParams) -> str | None:
-        if self.smallest == self.units:
-            return f"its {self.units} units cannot shrink (rounding to {self.rounding}, minimum {params.min_width})"
-        if count == self.units:
+        if self.smallest == self.dense_units:
+            return (
+                f"its {self.dense_units} units cannot shrink (rounding to {self.rounding}, minimum {params.min_width})"
+            )
+        if count == self.dense_units:
             return (
                 f"rounding to multiples of {self.rounding} keeps its full width"
-                if params.scope == "local"
+                if params.scope == "local" or params.layer_ratio
                 else f"all its channels rank above the threshold (or rounding to {self.rounding} keeps them)"
             )
         if count == self.smallest:
@@ -95,23 +139,75 @@ def _rounding_for(width: int) -> int:
     return rounding
 
 
-def _global_counts(
-    groups: Sequence[ChannelGroup], scores: dict[str, Tensor], params: StructuralParams, limits: list[_Limits]
-) -> list[int]:
-    scaled = [scores[g.name] / scores[g.name].mean().clamp_min(torch.finfo(torch.float64).tiny) for g in groups]
-    ordered = [torch.sort(values).values for values in scaled]
-    thresholds = torch.unique(torch.cat(ordered))
-    target = (1 - params.ratio) * sum(group.channels for group in groups)
+def _counts(
+    groups: Sequence[ChannelGroup],
+    scores: Mapping[str, Tensor],
+    params: StructuralParams,
+    demand: Demand,
+    limits: Mapping[str, _Limits],
+) -> dict[str, int]:
+    """Units that every group keeps."""
+    if demand.own is not None or params.scope == "local":
+        ratios = {g.name: demand.ratio if demand.own is None else demand.own.get(g.name, 0.0) for g in groups}
+        return {
+            name: limits[name].nearest(limits[name].dense_units * (1 - ratio)) if ratio else limits[name].units
+            for name, ratio in ratios.items()
+        }
+    competing: dict[Signature, list[ChannelGroup]] = {}
+    for group in groups:
+        competing.setdefault(signature(group) if params.scope == "isomorphic" else (), []).append(group)
+    counts: dict[str, int] = {}
+    for rivals in competing.values():
+        chosen = [limits[group.name] for group in rivals]
+        counts |= zip(
+            (group.name for group in rivals),
+            _ranked_counts(rivals, scores, params, demand.ratio, chosen),
+            strict=True,
+        )
+    return counts
 
-    def counts_at(place: int) -> list[int]:
-        below = [int(torch.searchsorted(values, thresholds[place])) for values in ordered]
+
+def _ranked_counts(
+    groups: Sequence[ChannelGroup],
+    scores: Mapping[str, Tensor],
+    params: StructuralParams,
+    ratio: float,
+    limits: Sequence[_Limits],
+) -> list[int]:
+    """Counts of groups that compete in one ranking."""
+    scaled = [scores[group.name] for group in groups]
+    if params.normalise == "mean":
+        scaled = [values / values.mean().clamp_min(torch.finfo(torch.float64).tiny) for values in scaled]
+    places = _places(scaled)
+    dense = sum(limit.dense_units * group.channels_per_unit for limit, group in zip(limits, groups, strict=True))
+    target = (1 - ratio) * dense
+
+    def counts_at(weakest: int) -> list[int]:
+        if weakest > last:  # everything ranks below; only the limits hold
+            return [limit.smallest for limit in limits]
+        below = [int(torch.searchsorted(found, weakest)) for found in places]
         return [limit.nearest(limit.units - b) for limit, b in zip(limits, below, strict=True)]
 
     def width(counts: list[int]) -> int:
         return sum(count * group.channels_per_unit for count, group in zip(counts, groups, strict=True))
 
-    low, high = 0, len(thresholds) - 1
-    while high - low > 1:  # widths fall as the threshold rises
+    last = sum(group.units for group in groups)
+    low, high = 0, last + 1
+    while high - low > 1:  # widths fall as more of the ranking goes
         middle = (low + high) // 2
         low, high = (middle, high) if width(counts_at(middle)) >= target else (low, middle)
     return min((counts_at(low), counts_at(high)), key=lambda counts: abs(width(counts) - target))
+
+
+def _places(scores: Sequence[Tensor]) -> list[Tensor]:
+    """Where each group's units stand in the ranking of all, weakest first, sorted: one (units,) tensor per group.
+
+    Equal scores of several groups are dealt out evenly, so that a ranking full of zeros does not empty one group first.
+    """
+    ordered = [torch.sort(values).values for values in scores]
+    depth = torch.cat([torch.arange(len(values)) / len(values) for values in ordered])
+    by_depth = torch.sort(depth, stable=True).indices
+    by_score = torch.sort(torch.cat(ordered)[by_depth], stable=True).indices
+    place = torch.empty(len(depth), dtype=torch.int64)
+    place[by_depth[by_score]] = torch.arange(len(depth))
+    return [part.sort().values for part in torch.split(place, [len(values) for values in ordered])]

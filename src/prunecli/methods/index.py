@@ -2,36 +2,94 @@
 
 from __future__ import annotations
 
-from prunecli.methods.params import StructuralParams
+from typing import Any
+
+from prunecli.methods.params import ActivationParams, LampParams, StructuralParams
 from prunecli.methods.spec import MethodSpec
 
 
-def _structural(name: str, entry: str, summary: str, paper: str = "") -> MethodSpec:
-    return MethodSpec(name, summary, paper, "structural", StructuralParams, entry)
+def _structural(
+    name: str,
+    entry: str,
+    summary: str,
+    paper: str = "",
+    *,
+    params: type[Any] = StructuralParams,
+    needs_data: bool = False,
+) -> MethodSpec:
+    return MethodSpec(name, summary, paper, "structural", params, f"prunecli.criteria.{entry}", needs_data)
 
 
 _BUILT_IN = (
     _structural(
         "l1",
-        "prunecli.criteria.magnitude:l1",
+        "magnitude:l1",
         "Remove the channels whose weights have the smallest L1 norm.",
         "https://arxiv.org/abs/1608.08710",
     ),
     _structural(
         "l2",
-        "prunecli.criteria.magnitude:l2",
+        "magnitude:l2",
         "Remove the channels whose weights have the smallest L2 norm.",
         "https://arxiv.org/abs/1608.08710",
     ),
     _structural(
+        "group-norm",
+        "magnitude:group_norm",
+        "Remove the channels with the smallest L2 norm over their group.",
+        "https://arxiv.org/abs/2301.12900",
+    ),
+    _structural(
+        "lamp",
+        "lamp:lamp",
+        "Rank L2 norms by scores that compare across layers.",
+        "https://arxiv.org/abs/2010.07611",
+        params=LampParams,
+    ),
+    _structural(
+        "fpgm",
+        "fpgm:fpgm",
+        "Remove the filters nearest to all others of their layer.",
+        "https://arxiv.org/abs/1811.00250",
+    ),
+    _structural(
         "bn-scale",
-        "prunecli.criteria.bn_scale:bn_scale",
+        "bn_scale:bn_scale",
         "Remove the channels with the smallest batch normalisation scale.",
         "https://arxiv.org/abs/1708.06519",
     ),
     _structural(
+        "taylor",
+        "gradient:taylor",
+        "Remove the channels whose loss changes least to first order.",
+        "https://arxiv.org/abs/1611.06440",
+        needs_data=True,
+    ),
+    _structural(
+        "fisher",
+        "gradient:fisher",
+        "Remove the channels with the least empirical Fisher information.",
+        "https://arxiv.org/abs/1801.05787",
+        needs_data=True,
+    ),
+    _structural(
+        "activation",
+        "activation:activation",
+        "Remove the channels whose activations are small or constant.",
+        "https://arxiv.org/abs/1607.03250",
+        params=ActivationParams,
+        needs_data=True,
+    ),
+    _structural(
+        "wanda",
+        "wanda:wanda",
+        "Remove the channels with the smallest weights times activations.",
+        "https://arxiv.org/abs/2306.11695",
+        needs_data=True,
+    ),
+    _structural(
         "random",
-        "prunecli.criteria.random:random",
+        "random:random",
         "Remove channels at random: the baseline to beat.",
     ),
 )

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from annotated_doc import Doc
 from annotated_types import Ge, Gt, Le, Lt
+
+Share = Annotated[float, Ge(0), Lt(1)]
+Scope = Literal["auto", "global", "local", "isomorphic"]
+Schedule = Literal["once", "linear", "cubic", "ramp"]
+TARGETS = ("params", "macs", "latency")
+"""Figures that a target can be set for, by the name of their parameter."""
 
 
 @dataclass(frozen=True)
@@ -14,10 +21,29 @@ class StructuralParams:
     """What every method that removes whole channels understands."""
 
     ratio: Annotated[float, Gt(0), Lt(1), Doc("Share of the prunable channels to remove, between 0 and 1.")] = 0.5
+    params: Annotated[
+        float | None, Gt(0), Lt(1), Doc("Instead of a ratio: share of the parameters that the result has; 0.5 halves.")
+    ] = None
+    macs: Annotated[
+        float | None, Gt(0), Lt(1), Doc("Instead of a ratio: share of the multiply-accumulates that the result has.")
+    ] = None
+    latency: Annotated[
+        float | None, Gt(0), Lt(1), Doc("Instead of a ratio: share of the measured time that the result takes.")
+    ] = None
+    layer_ratio: Annotated[
+        Mapping[str, Share],
+        Doc("Instead of a ratio: PATTERN=RATIO for layers by name, may be given again; layers not named stay."),
+    ] = field(default_factory=dict)
     scope: Annotated[
-        Literal["global", "local"],
-        Doc("global: one ranking over all layers, each scaled by its mean; local: the same ratio in every layer."),
-    ] = "global"
+        Scope,
+        Doc(
+            "global: one ranking over all layers; local: the same ratio in every layer; isomorphic: one ranking for "
+            "each set of alike layers; auto: isomorphic with attention or layer normalisation, else global."
+        ),
+    ] = "auto"
+    normalise: Annotated[
+        Literal["mean", "none"], Doc("Before ranking divide each layer's scores by their mean, or take them raw.")
+    ] = "mean"
     round_to: Annotated[
         int, Ge(0), Doc("Widths become multiples of this; 0: 8, and less in layers under 64 channels.")
     ] = 0
@@ -27,3 +53,32 @@ class StructuralParams:
     heads: Annotated[bool, Doc("Shrink attention by whole heads, instead of by the same dimensions of every head.")] = (
         False
     )
+    schedule: Annotated[
+        Schedule,
+        Doc(
+            "once; linear or cubic: in steps up to the ratio; ramp: nothing for 30 % of the steps, a straight line "
+            "until 70 %, then hold."
+        ),
+    ] = "once"
+    steps: Annotated[int, Ge(1), Doc("Steps of a schedule.")] = 5
+    initial_ratio: Annotated[
+        float | None, Ge(0), Lt(1), Doc("Where a schedule begins; default: 0, and 0.1 for ramp.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class LampParams(StructuralParams):
+    """LAMP scores compare across layers as they are."""
+
+    normalise: Annotated[
+        Literal["mean", "none"], Doc("Before ranking divide each layer's scores by their mean, or take them raw.")
+    ] = "none"
+
+
+@dataclass(frozen=True)
+class ActivationParams(StructuralParams):
+    """What ranking by activations understands beside."""
+
+    statistic: Annotated[
+        Literal["mean", "std"], Doc("mean: of the absolute activation; std: its standard deviation.")
+    ] = "mean"

@@ -20,6 +20,7 @@ class MethodSpec:
         family: Decides the protocol that `load` returns; "structural" is `prunecli.criteria.base.Criterion`.
         params: A frozen dataclass with annotated fields.
         entry: "module:attribute" of the algorithm.
+        needs_data: Whether it looks at calibration images.
     """
 
     name: str
@@ -28,6 +29,7 @@ class MethodSpec:
     family: Family
     params: type[Any]
     entry: str
+    needs_data: bool = False
 
     def load(self) -> Any:
         """Imports the algorithm; this is the first moment that torch is needed."""

@@ -3,27 +3,52 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Edit, Untouched
-from prunecli.criteria.base import Criterion
-from prunecli.errors import MethodError, VerificationError, unknown
+from prunecli.criteria.base import Calibration, Criterion, Loss, default_loss
+from prunecli.errors import MethodError, VerificationError
 from prunecli.measure.forward import Inputs
-from prunecli.methods.allocation import Allocation, allocate
+from prunecli.methods.allocation import Allocation, Demand, allocate
 from prunecli.methods.params import StructuralParams
-from prunecli.surgery.compensate import Compensation, compensate
-from prunecli.surgery.groups import ChannelGroup, Trace
-from prunecli.surgery.recalibrate import recalibrate_batchnorm
+from prunecli.methods.repair import Clock, Repair
+from prunecli.methods.schedule import amounts
+from prunecli.methods.selection import apply_patterns, ratios_by_group, with_scope
+from prunecli.methods.targets import Ruler, Target, target_of
+from prunecli.surgery.compensate import Compensation
+from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.search import Assumptions
-from prunecli.surgery.slice import remove
+from prunecli.surgery.slice import Kept, kept_positions, remove
 from prunecli.surgery.trace import trace, without
 from prunecli.surgery.verify import faulty_groups, verify
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What one step of a schedule did, for whoever trains between the steps.
+
+    Attributes:
+        before: The network before the step.
+        after: The network after it, to be trained in place.
+        kept: What `before`'s tensors kept; with it `prunecli.engine.optimizer.carry_over` slices an optimizer.
+        step: Number of the step, from 1.
+        steps: How many there are.
+    """
+
+    before: nn.Module
+    after: nn.Module
+    kept: Kept
+    step: int
+    steps: int
+
+
+Recover = Callable[[Transition], None]
+"""Trains `Transition.after` in place."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +57,17 @@ class StructuralOutcome:
 
     Attributes:
         model: The smaller network; the original is unchanged.
-        edits: One entry per group that lost channels.
+        edits: One entry per step and group that lost channels.
         untouched: Every layer that kept its width or was held back, with the reason.
         requested: Share of prunable channels that was to be removed.
         achieved: Share that was removed.
-        verify_error: Largest relative difference to the masked original in float64.
-        compensated: Number of layers into which removed channels were folded.
-        recalibrated: Number of batch normalisations whose statistics were measured anew.
+        verify_error: Largest relative difference to the masked original in float64, over all steps.
+        compensated: Number of layers into which removed channels were folded, in the last step that removed any.
+        recalibrated: Number of batch normalisations whose statistics were measured anew in that step.
         seconds: Wall time by phase.
+        scope: How channels competed.
+        steps: Steps of the schedule.
+        target: The figure that was aimed at, if it was not the ratio, with what was reached.
     """
 
     model: nn.Module
@@ -51,6 +79,9 @@ class StructuralOutcome:
     compensated: int
     recalibrated: int
     seconds: dict[str, float]
+    scope: str = "global"
+    steps: int = 1
+    target: Target | None = None
 
 
 def prune_structural(
@@ -61,10 +92,11 @@ def prune_structural(
     *,
     keep_patterns: Sequence[str] = (),
     seed: int = 0,
-    calibration: Iterable[Tensor] | None = None,
+    calibration: Iterable[Any] | None = None,
     compensation: Compensation = "none",
     recalibrate: bool = True,
-    assumptions: Assumptions | None = None,
+    loss: Loss = default_loss,
+    recover: Recover | None = None,
 ) -> StructuralOutcome:
     """Removes the least important channels of a copy of `model`.
 
@@ -72,116 +104,174 @@ def prune_structural(
         model: Any module; not changed.
         example_inputs: Inputs the model accepts.
         criterion: Ranks units; see `prunecli.criteria.base`.
-        params: How much to remove and where.
+        params: How much to remove, where, and in how many steps.
         keep_patterns: Layer names or shell patterns whose output width must stay.
         seed: Seeds criteria that draw random numbers.
-        calibration: Input batches that can be gone through twice, for the two steps below; None leaves both out.
+        calibration: Batches that can be gone through more than once, each an input tensor or (inputs, labels), for
+            criteria that look at data and for the two steps below; None leaves those out.
         compensation: How removed channels are folded into those that stay, after verification.
         recalibrate: Whether batch normalisation statistics are measured anew.
-        assumptions: What an earlier trace of the same model found out, with groups that turned out faulty frozen.
+        loss: What criteria take gradients of.
+        recover: Called after every step, to train.
 
     Raises:
-        MethodError: A pattern matches no layer, or nothing can be removed.
+        MethodError: A pattern matches no layer, settings exclude each other, or nothing can be removed.
         VerificationError: The result is not the masked original; nothing is returned.
     """
-    clock = _Clock()
-    traced = trace(model, example_inputs, prune_stem=params.prune_stem, heads=params.heads, assumptions=assumptions)
-    untouched = [Untouched(name=f.name, channels=f.channels, reason=f.reason) for f in traced.frozen]
-    groups, kept_by_pattern = _apply_patterns(model, traced, keep_patterns)
-    untouched += kept_by_pattern
-    clock.lap("trace")
-    scores: dict[str, Tensor] = {}
-    for name, value in criterion(model, groups, torch.Generator().manual_seed(seed)).items():
-        if isinstance(value, str):
-            untouched.append(Untouched(name=name, channels=traced.group(name).channels, reason=value))
-        else:
-            scores[name] = value
-    groups = [group for group in groups if group.name in scores]
-    allocation = allocate(groups, scores, params)
-    edits = _edits(groups, allocation)
-    if not edits:
-        held = [f"{name}: {reason}" for name, reason in allocation.held_back.items()]
-        reasons = held + [f"{entry.name}: {entry.reason}" for entry in untouched]
-        first = reasons[0] if reasons else "the model has no convolution or linear layer"
-        raise MethodError(f"nothing would be removed at ratio {params.ratio:g}; {first}")
-    clock.lap("score")
-    pruned = copy.deepcopy(model)
-    remove(pruned, groups, allocation.keep)
-    clock.lap("remove")
-    try:
-        error = verify(model, pruned, traced, allocation.keep, example_inputs)
-    except VerificationError:
-        faulty = faulty_groups(model, traced, allocation.keep, example_inputs)
-        if not faulty:
-            raise
-        return prune_structural(
-            model,
-            example_inputs,
-            criterion,
-            params,
-            keep_patterns=keep_patterns,
-            seed=seed,
-            calibration=calibration,
-            compensation=compensation,
-            recalibrate=recalibrate,
-            assumptions=without(traced, faulty),
-        )
-    clock.lap("verify")
-    compensated = recalibrated = 0
-    if calibration is not None:
-        # With new statistics to come, a constant shift before a normalisation does not matter.
-        compensated = compensate(
-            model, pruned, groups, allocation.keep, calibration, compensation, intercept=recalibrate
-        )
-        clock.lap("compensate")
-        recalibrated = recalibrate_batchnorm(pruned, calibration) if recalibrate else 0
-        clock.lap("recalibrate")
-    untouched += [
-        Untouched(name=group.name, channels=group.channels, reason=allocation.held_back[group.name])
-        for group in groups
-        if group.name in allocation.held_back
-    ]
-    return StructuralOutcome(
-        model=pruned,
-        edits=edits,
-        untouched=untouched,
-        requested=allocation.requested,
-        achieved=allocation.achieved,
-        verify_error=error,
-        compensated=compensated,
-        recalibrated=recalibrated,
-        seconds=clock.laps,
+    target = target_of(params)
+    clock = Clock()
+    given = Calibration(torch.Generator().manual_seed(seed), calibration, loss, asdict(params))
+    run = _Run(
+        model,
+        example_inputs,
+        keep_patterns,
+        with_scope(model, params),
+        target,
+        lambda network, live: criterion(network, live, given),
+        clock,
     )
+    repair = Repair(calibration, compensation, recalibrate)
+    final = 1 - target.requested if target is not None else params.ratio
+    plan = amounts(params.schedule, params.steps, final, params.initial_ratio)
+    for step, amount in enumerate(plan, start=1):
+        before = run.network
+        kept = run.step(amount, amount / final, repair) if amount > 0 else {}
+        if recover is not None:
+            if run.network is model:
+                run.network = copy.deepcopy(model)
+            recover(Transition(before, run.network, kept, step, len(plan)))
+            clock.lap("train")
+    return run.outcome(repair, len(plan))
 
 
-def _apply_patterns(
-    model: nn.Module, traced: Trace, patterns: Sequence[str]
-) -> tuple[list[ChannelGroup], list[Untouched]]:
-    names = [name for name, _ in model.named_modules() if name]
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise MethodError(unknown("layer pattern", pattern, names, see="prune inspect MODEL --layers"))
-    groups: list[ChannelGroup] = []
-    kept: list[Untouched] = []
-    for group in traced.groups:
-        matched = [
-            (name, pattern)
-            for name in group.modules("producer", "carrier")
-            for pattern in patterns
-            if any(fnmatchcase(part, pattern) for part in _with_containers(name))
+class _Run:
+    """One pruned network in the making, over the steps of a schedule."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        keep_patterns: Sequence[str],
+        params: StructuralParams,
+        target: Target | None,
+        score: Callable[[nn.Module, list[ChannelGroup]], dict[str, Tensor | str]],
+        clock: Clock,
+    ) -> None:
+        self.network = model
+        self._inputs, self._patterns, self._params, self._score = inputs, keep_patterns, params, score
+        self._clock, self._target = clock, target
+        self._follow(None)
+        self._dense = {group.name: group.channels for group in self._groups}
+        self._own = ratios_by_group(self._traced, self._groups, params.layer_ratio)
+        self._ruler = Ruler(target.kind, model, inputs) if target is not None else None
+        self._edits: list[Edit] = []
+        self._allocation = Allocation({}, {}, params.ratio, 0.0)
+        self._error = 0.0
+
+    def _follow(self, assumptions: Assumptions | None) -> None:
+        """Traces the present network."""
+        params = self._params
+        self._traced_network = self.network
+        self._traced = trace(
+            self.network, self._inputs, prune_stem=params.prune_stem, heads=params.heads, assumptions=assumptions
+        )
+        self._groups, kept_by_pattern = apply_patterns(self.network, self._traced, self._patterns)
+        frozen = [Untouched(name=f.name, channels=f.channels, reason=f.reason) for f in self._traced.frozen]
+        self.untouched = [*frozen, *kept_by_pattern]
+        self._clock.lap("trace")
+
+    def step(self, amount: float, part: float, repair: Repair) -> Kept:
+        """Goes on until `amount` is gone; `part` is its share of the final amount. Returns what tensors kept."""
+        if self._edits and self._traced_network is not self.network:
+            self._follow(None)
+        scores = self._scores()
+        allocation = self._allocate(scores, amount, part)
+        self._allocation = allocation
+        self._clock.lap("score")
+        groups, keep = self._groups, allocation.keep
+        edits = _edits(groups, allocation)
+        if not edits:
+            return {}
+        kept = kept_positions(self.network, groups, keep)
+        pruned = copy.deepcopy(self.network)
+        remove(pruned, groups, keep)
+        self._clock.lap("remove")
+        try:
+            self._error = max(self._error, verify(self.network, pruned, self._traced, keep, self._inputs))
+        except VerificationError:
+            faulty = faulty_groups(self.network, self._traced, keep, self._inputs)
+            if not faulty:
+                raise
+            self._follow(without(self._traced, faulty))  # with the groups at fault left as they are
+            return self.step(amount, part, repair)
+        self._clock.lap("verify")
+        repair(self.network, pruned, groups, keep, self._clock)
+        self.network = pruned
+        self._edits += edits
+        return kept
+
+    def outcome(self, repair: Repair, steps: int) -> StructuralOutcome:
+        """The result.
+
+        Raises:
+            MethodError: Nothing was removed.
+        """
+        held = self._allocation.held_back
+        if not self._edits:
+            reasons = [f"{name}: {reason}" for name, reason in held.items()]
+            reasons += [f"{entry.name}: {entry.reason}" for entry in self.untouched]
+            first = reasons[0] if reasons else "the model has no convolution or linear layer"
+            raise MethodError(f"nothing would be removed at {self._asked()}; {first}")
+        self.untouched += [
+            Untouched(name=name, channels=self._dense[name], reason=reason) for name, reason in held.items()
         ]
-        if matched:
-            name, pattern = matched[0]
-            kept.append(Untouched(name=name, channels=group.channels, reason=f"kept by pattern {pattern!r}"))
-        else:
-            groups.append(group)
-    return groups, kept
+        target = self._target
+        if target is not None and self._ruler is not None:
+            target = replace(target, achieved=self._ruler.measure(self.network))
+        achieved = self._allocation.achieved
+        return StructuralOutcome(
+            model=self.network,
+            edits=self._edits,
+            untouched=self.untouched,
+            requested=achieved if target is not None else self._allocation.requested,
+            achieved=achieved,
+            verify_error=self._error,
+            compensated=repair.compensated,
+            recalibrated=repair.recalibrated,
+            seconds=self._clock.laps,
+            scope="by name" if self._own else self._params.scope,
+            steps=steps,
+            target=target,
+        )
 
+    def _asked(self) -> str:
+        if self._target is not None:
+            return f"--{self._target.kind} {self._target.requested:g}"
+        return "the ratios given" if self._own else f"ratio {self._params.ratio:g}"
 
-def _with_containers(name: str) -> list[str]:
-    """A layer's name and those of the modules around it: "layer1.0.conv1", "layer1.0", "layer1"."""
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+    def _scores(self) -> dict[str, Tensor]:
+        """Scores of the groups that can be ranked; the others become untouched once."""
+        scores: dict[str, Tensor] = {}
+        for name, value in self._score(self.network, self._groups).items():
+            if isinstance(value, str):
+                self.untouched.append(Untouched(name=name, channels=self._dense[name], reason=value))
+            elif not bool(torch.isfinite(value).all()):
+                raise MethodError(f"{name}: its scores are not finite; check the weights and the data")
+            else:
+                scores[name] = value
+        self._groups = [group for group in self._groups if group.name in scores]
+        return scores
+
+    def _allocate(self, scores: dict[str, Tensor], amount: float, part: float) -> Allocation:
+        own = {name: ratio * part for name, ratio in self._own.items()} or None
+        dense = {name: self._dense[name] for name in scores}
+
+        def plan(ratio: float) -> Allocation:
+            return allocate(self._groups, scores, self._params, Demand(ratio, own, dense))
+
+        if self._ruler is None or not self._groups:
+            return plan(amount)
+        return self._ruler.reach(1 - amount, self.network, self._groups, plan)
 
 
 def _edits(groups: Sequence[ChannelGroup], allocation: Allocation) -> list[Edit]:
@@ -196,16 +286,3 @@ def _edits(groups: Sequence[ChannelGroup], allocation: Allocation) -> list[Edit]
         for group in groups
         if len(allocation.keep[group.name]) < group.units
     ]
-
-
-class _Clock:
-    """Wall time by phase."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = round(now - self._last, 4)
-        self._last = now

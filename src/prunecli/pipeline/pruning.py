@@ -7,15 +7,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from pydantic import JsonValue
+from torch import nn
 
 from prunecli.checkpoint.manifest import Edit, Manifest, Step, Untouched, as_json
+from prunecli.criteria.base import Loss, default_loss
 from prunecli.errors import ModelError
 from prunecli.measure.counts import Macs, count_macs, parameter_count
 from prunecli.measure.environment import library_versions
 from prunecli.measure.forward import Inputs
 from prunecli.methods.registry import get_method
-from prunecli.methods.structural import prune_structural
+from prunecli.methods.structural import Recover, StructuralOutcome, prune_structural
+from prunecli.methods.targets import Target
 from prunecli.models.loading import save
 from prunecli.surgery.compensate import Compensation
 
@@ -26,7 +29,10 @@ class PruneReport:
 
     Attributes:
         method: Name of the method.
-        requested: Share of the prunable channels that was to be removed.
+        scope: How channels competed: global, local, isomorphic, or "by name".
+        steps: Steps of the schedule.
+        target: The figure that was aimed at instead of a ratio, with the share asked for and the share reached.
+        requested: Share of the prunable channels that was to be removed; with a target, that was removed.
         achieved: Share that was removed.
         params_before: Parameters of the network given.
         params_after: Parameters of the pruned network.
@@ -41,6 +47,9 @@ class PruneReport:
     """
 
     method: str
+    scope: str
+    steps: int
+    target: Target | None
     requested: float
     achieved: float
     params_before: int
@@ -104,9 +113,11 @@ def prune_model(
     *,
     keep: Sequence[str] = (),
     seed: int = 0,
-    calibration: Iterable[Tensor] | None = None,
+    calibration: Iterable[Any] | None = None,
     compensation: Compensation = "none",
     recalibrate: bool = True,
+    loss: Loss = default_loss,
+    recover: Recover | None = None,
     step: Step | None = None,
     dense: nn.Module | None = None,
 ) -> PruneResult:
@@ -120,9 +131,12 @@ def prune_model(
         example_inputs: Inputs the network accepts.
         keep: Layer names or patterns whose width stays.
         seed: Seed of methods that draw random numbers.
-        calibration: Input batches that can be gone through twice; None leaves compensation and recalibration out.
+        calibration: Batches that can be gone through more than once, inputs or (inputs, labels), for methods that look
+            at data; None leaves compensation and recalibration out too.
         compensation: How removed channels are folded into those that stay.
         recalibrate: Whether batch normalisation statistics are measured anew.
+        loss: What methods take gradients of.
+        recover: Called after every step of a schedule, to train.
         step: Origin of the new entry in the history (parent, data, command).
         dense: For a network outside the catalogue that was pruned before: what it was at first.
 
@@ -140,10 +154,35 @@ def prune_model(
         calibration=calibration,
         compensation=compensation,
         recalibrate=recalibrate,
+        loss=loss,
+        recover=recover,
     )
-    report = PruneReport(
+    report = _report(method, model, outcome, example_inputs)
+    settings = {"method": method, "params": asdict(params), "keep": list(keep), "compensate": compensation}
+    base = step or Step(stage="prune")
+    entry = base.model_copy(
+        update={
+            "settings": as_json(base.settings | settings),
+            "seed": seed,
+            "figures": _figures(report),
+            "untouched": outcome.untouched,
+            "versions": library_versions(),
+        }
+    )
+    continued = manifest.model_copy(
+        update={"edits": [*manifest.edits, *outcome.edits], "history": [*manifest.history, entry]}
+    )
+    first = dense if dense is not None else model
+    return PruneResult(outcome.model, continued, report, None if manifest.architecture.ref else first)
+
+
+def _report(method: str, model: nn.Module, outcome: StructuralOutcome, example_inputs: Inputs) -> PruneReport:
+    return PruneReport(
         method=method,
-        requested=outcome.requested,
+        scope=outcome.scope,
+        steps=outcome.steps,
+        target=outcome.target,
+        requested=round(outcome.requested, 6),
         achieved=round(outcome.achieved, 6),
         params_before=parameter_count(model),
         params_after=parameter_count(outcome.model),
@@ -156,29 +195,22 @@ def prune_model(
         edits=tuple(outcome.edits),
         untouched=tuple(outcome.untouched),
     )
-    entry = (step or Step(stage="prune")).model_copy(
-        update={
-            "settings": as_json(
-                {"method": method, "params": asdict(params), "keep": list(keep), "compensate": compensation}
-            ),
-            "seed": seed,
-            "figures": {
-                "requested": report.requested,
-                "achieved": report.achieved,
-                "params_before": report.params_before,
-                "params_after": report.params_after,
-                "macs_before": report.macs_before.total,
-                "macs_after": report.macs_after.total,
-                "verify_error": report.verify_error,
-                "compensated": report.compensated,
-                "recalibrated": report.recalibrated,
-            },
-            "untouched": outcome.untouched,
-            "versions": library_versions(),
-        }
-    )
-    continued = manifest.model_copy(
-        update={"edits": [*manifest.edits, *outcome.edits], "history": [*manifest.history, entry]}
-    )
-    first = dense if dense is not None else model
-    return PruneResult(outcome.model, continued, report, None if manifest.architecture.ref else first)
+
+
+def _figures(report: PruneReport) -> dict[str, JsonValue]:
+    """What the manifest keeps; a time differs from run to run, so a latency reached stays out."""
+    aim = {f"{report.target.kind}_asked": report.target.requested} if report.target is not None else {}
+    return {
+        "scope": report.scope,
+        "steps": report.steps,
+        **aim,
+        "requested": report.requested,
+        "achieved": report.achieved,
+        "params_before": report.params_before,
+        "params_after": report.params_after,
+        "macs_before": report.macs_before.total,
+        "macs_after": report.macs_after.total,
+        "verify_error": report.verify_error,
+        "compensated": report.compensated,
+        "recalibrated": report.recalibrated,
+    }

@@ -24,6 +24,7 @@ from prunecli.measure.latency import PairedTiming, Timing, time_model, time_pair
 from prunecli.measure.memory import peak_memory_bytes
 from prunecli.methods.registry import get_method
 from prunecli.models.loading import LoadedModel, load_companion
+from prunecli.pipeline.progressive import StepTraining
 from prunecli.pipeline.pruning import PruneReport, prune_model
 from prunecli.pipeline.sink import Advance
 from prunecli.pipeline.workspace import DEFAULT_DATA, Workspace
@@ -122,14 +123,18 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
     method = get_method(stage.method)
     data = space.data() if space.data_name() is not None else None
     recalibrate, compensation = _repairs(stage, data)
+    if data is None and (method.needs_data or stage.epochs):
+        what = f"method {stage.method}" if method.needs_data else "--epochs"
+        raise RecipeError(f"{what} needs images: name a data set with --data")
     if data is not None and data.train is None:
         space.sink.warn(f"{data.name} has no training images, so nothing is compensated or recalibrated")
     calibration = None
-    step = space.step("prune", {})
-    if recalibrate or compensation != "none":
+    training = {"epochs": stage.epochs, "lr": stage.lr, "optimizer": stage.optimizer} if stage.epochs else {}
+    step = space.step("prune", training)
+    if recalibrate or compensation != "none" or method.needs_data:
         assert data is not None
         split = data.training_split()
-        step = space.step("prune", {}, split=split)
+        step = space.step("prune", training, split=split)
         calibration = CalibrationBatches(
             split,
             space.preprocessing(),
@@ -146,9 +151,10 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
         example,
         keep=stage.keep,
         seed=space.recipe.seed,
-        calibration=calibration,
+        calibration=calibration.labelled if calibration is not None else None,
         compensation=compensation,
         recalibrate=recalibrate,
+        recover=StepTraining(space, stage) if stage.epochs else None,
         step=step,
     )
     networks = [loaded.model.cpu(), result.model.cpu()]

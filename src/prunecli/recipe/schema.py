@@ -106,7 +106,14 @@ class PruneStage:
         Literal["none", "bias", "ls"] | None,
         Doc("Fold removed channels into those that stay: ls by regression, bias by the mean; default: ls with images."),
     ] = None
-    calibration_images: Annotated[int, Ge(2), Doc("Training images used for both.")] = 1024
+    calibration_images: Annotated[
+        int, Ge(2), Doc("Training images used for both, and by methods that look at data.")
+    ] = 1024
+    epochs: Annotated[
+        int, Ge(0), Doc("Training epochs after each step of the schedule; the optimizer goes on, moments and all.")
+    ] = 0
+    lr: Annotated[float, Gt(0), Doc("Learning rate of those epochs, constant.")] = 0.01
+    optimizer: Annotated[str, Doc("Their optimizer, by its name in timm.")] = "sgd"
     latency_rounds: Annotated[int, Ge(2), Doc("Paired timings of the networks before and after.")] = 30
 
 

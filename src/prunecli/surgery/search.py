@@ -33,11 +33,18 @@ class Assumptions:
         choices: For (class, attribute, place): which of the possible widths.
         tied: Classes whose modules take one width from another tensor's shape.
         frozen: Why the channel at a place cannot be removed.
+        preferred: Of several ways to cut a dimension, which one an earlier trace took: (tensor, dimension, axis from the
+            left). Without it, a trace of an already smaller network might decide otherwise.
     """
 
     choices: Mapping[Choice, int] = field(default_factory=dict)
     tied: frozenset[str] = frozenset()
     frozen: Mapping[Place, str] = field(default_factory=dict)
+    preferred: frozenset[Place] = frozenset()
+
+    def after_removal(self) -> Assumptions:
+        """What still holds when positions have changed."""
+        return replace(self, frozen={})
 
 
 @dataclass(frozen=True)
@@ -49,12 +56,14 @@ class Description:
         groups: What can shrink.
         frozen: Protected layers, with the reason.
         questions: By module, attributes that could hold something else.
+        cuts: Where one of several ways to cut a dimension was taken.
     """
 
     followed: Followed
     groups: list[ChannelGroup]
     frozen: list[Frozen]
     questions: Mapping[str, Sequence[Question]]
+    cuts: frozenset[Place] = frozenset()
 
 
 Describe: TypeAlias = Callable[[Assumptions], Description]

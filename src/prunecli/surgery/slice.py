@@ -32,31 +32,44 @@ def remove(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep) -> None
         _check_units(group, keep[group.name])
     counts = {group.name: len(keep[group.name]) for group in chosen}
     _rescale(model, chosen, counts)
-    masks = kept_positions(model, chosen, keep)
+    kept = kept_positions(model, chosen, keep)
     made: dict[int, nn.Parameter | Tensor] = {}
-    for (module_name, tensor_name), by_dim in masks.items():
+    for name, by_dim in kept.items():
+        module_name, _, tensor_name = name.rpartition(".")
         _slice_tensor(model.get_submodule(module_name), tensor_name, by_dim, made)
     widths = dict.fromkeys(width for group in chosen for width in group.widths)
     old = {group.name: group.units for group in chosen}
     for width in widths:
         _set_width(model.get_submodule(width.module), width, old, counts)
-    for module_name in dict.fromkeys(name for name, _ in masks):
+    for module_name in dict.fromkeys(name.rpartition(".")[0] for name in kept):
         _sync_width(model.get_submodule(module_name))
 
 
-def kept_positions(
-    model: nn.Module, groups: Sequence[ChannelGroup], keep: Keep
-) -> dict[tuple[str, str], dict[int, Tensor]]:
-    """For each (module, tensor) and dimension that loses positions, a mask of those that stay."""
-    masks: dict[tuple[str, str], dict[int, Tensor]] = {}
+Kept = dict[str, dict[int, Tensor]]
+"""For each tensor name and dimension that loses positions, those that stay, sorted, dtype int64."""
+
+
+def kept_positions(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep) -> Kept:
+    """The positions that `remove` leaves in every tensor it shortens.
+
+    Args:
+        model: The model before the removal.
+        groups: The groups of its trace; those without an entry in `keep` stay whole.
+        keep: Kept units by group name.
+    """
+    masks: dict[tuple[str, int], Tensor] = {}
     for group in groups:
+        if group.name not in keep or len(keep[group.name]) == group.units:
+            continue
         dropped = dropped_units(group, keep[group.name])
         for member in group.members:
             size = getattr(model.get_submodule(member.module), member.tensor).shape[member.dim]
-            by_dim = masks.setdefault((member.module, member.tensor), {})
-            mask = by_dim.setdefault(member.dim, torch.ones(size, dtype=torch.bool))
+            mask = masks.setdefault((member.name, member.dim), torch.ones(size, dtype=torch.bool))
             mask[member.index[dropped].flatten()] = False
-    return masks
+    kept: Kept = {}
+    for (name, dim), mask in masks.items():
+        kept.setdefault(name, {})[dim] = mask.nonzero().flatten()
+    return kept
 
 
 def _check_units(group: ChannelGroup, units: Tensor) -> None:
@@ -77,14 +90,14 @@ def _rescale(model: nn.Module, groups: Sequence[ChannelGroup], counts: dict[str,
 
 
 def _slice_tensor(
-    module: nn.Module, name: str, masks: dict[int, Tensor], made: dict[int, nn.Parameter | Tensor]
+    module: nn.Module, name: str, kept: dict[int, Tensor], made: dict[int, nn.Parameter | Tensor]
 ) -> None:
     old = getattr(module, name)
     new: Any = made.get(id(old))
     if new is None:
         sliced = old.detach()
-        for dim, mask in masks.items():
-            sliced = sliced.index_select(dim, mask.nonzero().flatten().to(sliced.device))
+        for dim, positions in kept.items():
+            sliced = sliced.index_select(dim, positions.to(sliced.device))
         new = (
             nn.Parameter(sliced.clone(), requires_grad=old.requires_grad)
             if isinstance(old, nn.Parameter)

@@ -136,7 +136,7 @@ def _groups(
     chosen = _without_rivals(candidates, rivals, parallel)
     stem = _stem(model, followed)
     groups: list[ChannelGroup] = []
-    names: set[str] = set()
+    names: dict[str, int] = {}
     for axis in chosen:
         found = candidates[axis]
         writers = [place for place in found if place.role == "producer" and place.tensor != "bias"] or found
@@ -153,13 +153,13 @@ def _groups(
         first = min(writers, key=lambda place: (order.get(place.module, len(order)), place.module))
         members = tuple(_member(axis, place) for place in found)
         name = first.module or first.tensor
-        if name in names:
-            name = f"{name}[{int(members[found.index(first)].index.min())}:]"
-        names.add(name)
+        count = names[name] = names.get(name, 0) + 1
+        if count > 1:
+            name = f"{name}#{count}"  # a layer that writes several runs of channels
         kind: Kind = "head" if axis in parallel else "head_dim" if axis in contracted else "channel"
         width = axis.size * members[found.index(first)].index.shape[1]
         groups.append(ChannelGroup(name=name, units=axis.size, channels=width, members=members, kind=kind, axis=axis))
-    groups.sort(key=lambda group: order.get(group.name.partition("[")[0], len(order)))
+    groups.sort(key=lambda group: order.get(group.name.partition("#")[0], len(order)))
     return groups, frozen
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -76,11 +77,11 @@ def _show(output: Output, space: Workspace, layers: list[LayerInfo], everything:
     for number, step in enumerate(loaded.manifest.history, start=1):
         data = f"{step.data['images']} images of {step.data['name']}" if step.data else "no data"
         settings = step.settings if step.stage == "prune" else {}
-        method = f" {settings['method']} {settings['params']}" if settings else ""
+        method = _method(settings)
         rows = [("made with", step.command), ("seed", str(step.seed)), ("data", data)]
         rows += [("parent", step.parent)] if step.parent else []
         rows += [(key.replace("_", " "), _figure(value)) for key, value in step.figures.items()]
-        output.table(Table((f"{number}. {step.stage}", method.strip()), rows))
+        output.table(Table((f"{number}. {step.stage}", method), rows))
     chosen = layers if everything else changed
     if chosen:
         body = [
@@ -96,6 +97,20 @@ def _show(output: Output, space: Workspace, layers: list[LayerInfo], everything:
             for layer in chosen
         ]
         output.table(Table(("layer", "kind", "dense", "now", "parameters", "zeros", "MACs"), body, numeric=(4, 5, 6)))
+
+
+def _method(settings: Mapping[str, Any]) -> str:
+    """A method with the parameters that are not its defaults (all of them, if it is not installed here)."""
+    from dataclasses import asdict
+
+    from prunecli.methods.registry import all_methods
+
+    if not settings:
+        return ""
+    spec = all_methods().get(settings["method"])
+    defaults = asdict(spec.params()) if spec is not None else {}
+    chosen = [f"{k}={v}" for k, v in settings["params"].items() if k not in defaults or v != defaults[k]]
+    return " ".join([settings["method"], *chosen])
 
 
 def _figure(value: Any) -> str:

@@ -301,9 +301,9 @@ def _spatial_dims(call: Call, x: Tensor) -> int:
 _VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "view_copy")
 _POOLS = ("avg_pool", "max_pool", "_adaptive_avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "mkldnn_max_pool",
           "mkldnn_adaptive_avg_pool", "fractional_max_pool", "reflection_pad", "replication_pad")  # fmt: skip
-_RESIZES = ("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_linear1d",
-            "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
-            "_upsample_nearest_exact2d", "grid_sampler_2d")  # fmt: skip
+_RESIZES = ("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d",
+            "upsample_linear1d", "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa",
+            "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d", "grid_sampler_2d")  # fmt: skip
 _IMAGE = (*(f"{pool}{n}d{end}" for pool in _POOLS for n in (1, 2, 3) for end in ("", "_with_indices")), *_RESIZES)
 
 RULES: dict[str, Rule] = {

@@ -1,0 +1,70 @@
+"""Size or spread of a channel's activations, after Hu et al. (Network Trimming, 2016) and Luo and Wu (2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.criteria.base import Calibration
+from prunecli.criteria.readers import UNSEEN, by_unit, exact, readers_of, watch_readers
+from prunecli.surgery.groups import ChannelGroup
+
+
+@dataclass
+class Moments:
+    """Count, mean, mean absolute value and squared deviations of each channel, in float64 and one pass (Chan, 1979)."""
+
+    count: int
+    mean: Tensor
+    absolute: Tensor
+    deviations: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Moments:
+        """Moments of rows of shape (values, channels)."""
+        values = exact(rows)
+        mean = values.mean(dim=0)
+        return cls(len(values), mean.cpu(), values.abs().mean(dim=0).cpu(), (values - mean).square().sum(dim=0).cpu())
+
+    def __add__(self, other: Moments) -> Moments:
+        count = self.count + other.count
+        share = other.count / count
+        shift = other.mean - self.mean
+        return Moments(
+            count,
+            self.mean + shift * share,
+            self.absolute + (other.absolute - self.absolute) * share,
+            self.deviations + other.deviations + shift.square() * (self.count * share),
+        )
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of the population."""
+        return (self.deviations / self.count).sqrt()
+
+
+def activation(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration) -> dict[str, Tensor | str]:
+    """Mean absolute value, or standard deviation (option `statistic`), of a channel where its readers take it in.
+
+    Taken over samples and positions, and averaged over the readers.
+    """
+    moments: dict[str, Moments] = {}
+
+    def see(name: str, rows: Tensor) -> None:
+        new = Moments.of(rows)
+        moments[name] = moments[name] + new if name in moments else new
+
+    watch_readers(model, groups, calibration, see)
+    spread = calibration.options.get("statistic", "mean") == "std"
+    scores: dict[str, Tensor | str] = {}
+    for group in groups:
+        found = [
+            by_unit(model, member, moments[member.module].std if spread else moments[member.module].absolute)
+            for member in readers_of(model, group)
+            if member.module in moments
+        ]
+        scores[group.name] = torch.stack(found).mean(dim=0) if found else UNSEEN
+    return scores

@@ -1,0 +1,163 @@
+"""How the loss answers to a gate on each channel.
+
+A gate m = 1 multiplies a channel where its readers take it in; closing it is removing the channel. Its derivative for
+one sample is the sum of activation times gradient over positions and readers. It needs one backward pass.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.criteria.base import Calibration, Loss, member_tensor, sum_by_unit
+from prunecli.criteria.readers import by_unit, channels_last, plain_attention, readers_of
+from prunecli.measure.forward import model_device
+from prunecli.surgery.groups import ChannelGroup
+
+_AGREEMENT = 1e-2
+
+
+def taylor(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration) -> dict[str, Tensor | str]:
+    """Mean over samples of |dL/dm|: the loss change to first order (Molchanov et al., ICLR 2017), per channel."""
+    return _mean_over_samples(model, groups, calibration, torch.abs)
+
+
+def fisher(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration) -> dict[str, Tensor | str]:
+    """Mean over samples of (dL/dm)^2: the empirical Fisher information of the gate (Theis et al., 2018)."""
+    return _mean_over_samples(model, groups, calibration, torch.square)
+
+
+def _mean_over_samples(
+    model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration, size: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor | str]:
+    totals = {group.name: torch.zeros(group.units, dtype=torch.float64) for group in groups}
+    samples = 0
+    for gates in gate_gradients(model, groups, calibration):
+        for name, values in gates.items():
+            totals[name] += size(values).sum(dim=0)
+        samples += len(next(iter(gates.values()), ()))
+    return {name: total / max(samples, 1) for name, total in totals.items()}
+
+
+def gate_gradients(
+    model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration
+) -> Iterator[dict[str, Tensor]]:
+    """Yields for every batch, by group name, the gates' derivatives, shape (samples, units), in float64 on the CPU.
+
+    Readers that are layers are watched, and give all samples of a batch at once where the samples lie along the first
+    dimension (which is checked on the first batch). For every other group samples are run one by one, and the
+    derivative is the sum of w * dL/dw over the weights that read the unit, which is the same number.
+
+    Args:
+        model: Not changed; a copy in evaluation mode is run.
+        groups: The groups of the trace.
+        calibration: Data and loss.
+    """
+    probe = copy.deepcopy(model).eval()
+    for parameter in probe.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    watched: list[ChannelGroup] | None = None
+    with plain_attention(), torch.enable_grad():
+        for inputs, labels in calibration.pairs():
+            inputs = inputs.to(model_device(probe))
+            labels = labels.to(inputs.device) if labels is not None else None
+            if watched is None:
+                watched = _watchable(probe, groups, inputs, labels, calibration.loss)
+            gates = _at_readers(probe, watched, inputs, labels, calibration.loss)
+            others = [group for group in groups if group.name not in gates]
+            if others:
+                gates |= _at_weights(probe, others, inputs, labels, calibration.loss)
+            yield gates
+
+
+def _watchable(
+    probe: nn.Module, groups: Sequence[ChannelGroup], inputs: Tensor, labels: Tensor | None, loss: Loss
+) -> list[ChannelGroup]:
+    """Groups whose gates for the first sample come out the same alone and in its batch, with all readers in sight."""
+    alone = inputs[:1], labels[:1] if labels is not None else None
+    single = _at_readers(probe, groups, *alone, loss)
+    exact = _at_weights(probe, groups, *alone, loss)
+    batch = _at_readers(probe, groups, inputs, labels, loss)
+
+    def agrees(name: str) -> bool:
+        scale = float(exact[name].abs().max()) * _AGREEMENT + torch.finfo(torch.float32).tiny
+        return all(float((found[name][:1] - exact[name]).abs().max()) <= scale for found in (single, batch))
+
+    return [group for group in groups if group.name in single and group.name in batch and agrees(group.name)]
+
+
+def _at_readers(
+    probe: nn.Module, groups: Sequence[ChannelGroup], inputs: Tensor, labels: Tensor | None, loss: Loss
+) -> dict[str, Tensor]:
+    """Gates of the groups all of whose readers ran, with activations times gradients summed by sample."""
+    taken: list[tuple[str, Tensor]] = []
+
+    def taker(name: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            # A view of its own, so that the gradient is this reader's alone.
+            own = args[0].view_as(args[0])
+            taken.append((name, own))
+            return (own, *args[1:])
+
+        return hook
+
+    names = dict.fromkeys(member.module for group in groups for member in readers_of(probe, group))
+    hooks = [probe.get_submodule(name).register_forward_pre_hook(taker(name)) for name in names]
+    try:
+        total = loss(probe(inputs), labels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    seen = [(name, own) for name, own in taken if own.requires_grad and len(own) % len(inputs) == 0]
+    gradients = torch.autograd.grad(total, [own for _, own in seen], allow_unused=True) if seen else ()
+    products: dict[str, Tensor] = {}
+    for (name, own), gradient in zip(seen, gradients, strict=True):
+        if gradient is None:
+            continue
+        product = channels_last(probe.get_submodule(name), own.detach() * gradient)
+        by_sample = product.reshape(len(inputs), -1, product.shape[-1]).sum(dim=1).cpu().double()
+        products[name] = products[name] + by_sample if name in products else by_sample
+    gates: dict[str, Tensor] = {}
+    for group in groups:
+        readers = readers_of(probe, group)
+        if readers and all(member.module in products for member in readers):
+            found = [by_unit(probe, member, products[member.module]) for member in readers]
+            gates[group.name] = torch.stack(found).sum(dim=0)
+    return gates
+
+
+def _at_weights(
+    probe: nn.Module, groups: Sequence[ChannelGroup], inputs: Tensor, labels: Tensor | None, loss: Loss
+) -> dict[str, Tensor]:
+    """The same from the weights that read each unit, sample by sample."""
+    rows: dict[str, list[Tensor]] = {group.name: [] for group in groups}
+    members = {
+        group.name: [
+            member
+            for member in group.members
+            if member.role == "consumer" and isinstance(member_tensor(probe, member), nn.Parameter)
+        ]
+        for group in groups
+    }
+    tensors = {member.name: member_tensor(probe, member) for found in members.values() for member in found}
+    for place in range(len(inputs)):
+        one = slice(place, place + 1)
+        total = loss(probe(inputs[one]), labels[one] if labels is not None else None)
+        found = torch.autograd.grad(total, list(tensors.values()), allow_unused=True)
+        products = {
+            name: (tensor.detach() * gradient).cpu().double()
+            for (name, tensor), gradient in zip(tensors.items(), found, strict=True)
+            if gradient is not None
+        }
+        for group in groups:
+            gate = torch.zeros(group.units, dtype=torch.float64)
+            for member in members[group.name]:
+                if member.name in products:
+                    product = products[member.name].movedim(member.dim, 0)
+                    gate += sum_by_unit(product.reshape(len(product), -1).sum(dim=1), member)
+            rows[group.name].append(gate)
+    return {name: torch.stack(gates) for name, gates in rows.items()}

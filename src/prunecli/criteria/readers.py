@@ -1,0 +1,98 @@
+"""Watching what the readers of a channel take in, which is the channel after normalisation, activation and gating."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from prunecli.criteria.base import Calibration, sum_by_unit
+from prunecli.measure.forward import model_device
+from prunecli.surgery.groups import ChannelGroup, Member
+
+UNSEEN = "no layer that reads it can be watched"
+
+
+def readers_of(model: nn.Module, group: ChannelGroup) -> list[Member]:
+    """The consumers of `group` whose input can be watched: linear layers and convolutions."""
+    return [
+        member
+        for member in group.members
+        if member.role == "consumer"
+        and member.tensor == "weight"
+        and isinstance(model.get_submodule(member.module), (nn.Linear, _ConvNd))
+    ]
+
+
+def channels_last(module: nn.Module, values: Tensor) -> Tensor:
+    """A reader's input or its gradient with the channel dimension last."""
+    return values if isinstance(module, nn.Linear) else values.movedim(1, -1)
+
+
+def by_unit(model: nn.Module, member: Member, values: Tensor) -> Tensor:
+    """Adds values of a reader's input channels up by unit: shape (..., input channels) to (..., units).
+
+    Every block of a grouped convolution reads a channel of its own with the same column of the weight.
+    """
+    columns = int(getattr(model.get_submodule(member.module), member.tensor).shape[member.dim])
+    if values.shape[-1] != columns:
+        values = values.reshape(*values.shape[:-1], -1, columns).sum(dim=-2)
+    return sum_by_unit(values, member)
+
+
+def exact(values: Tensor) -> Tensor:
+    """Values in float64, on the CPU where the device has none."""
+    return values.cpu().double() if values.device.type == "mps" else values.double()
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Switches off the fused transformer kernels, which call no submodules and so run no hooks."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def watch_readers(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    calibration: Calibration,
+    see: Callable[[str, Tensor], None],
+) -> None:
+    """Runs all calibration batches in evaluation mode and shows `see` what each reader takes in.
+
+    Args:
+        model: Its mode is put back afterwards.
+        groups: Whose readers to watch.
+        calibration: The data.
+        see: Called with the reader's name and its input, shape (positions of all samples, input channels).
+    """
+
+    def watcher(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            seen = channels_last(module, args[0].detach())
+            see(name, seen.reshape(-1, seen.shape[-1]))
+
+        return hook
+
+    names = dict.fromkeys(member.module for group in groups for member in readers_of(model, group))
+    hooks = [model.get_submodule(name).register_forward_pre_hook(watcher(name)) for name in names]
+    training = {module: module.training for module in model.modules()}
+    device = model_device(model)
+    model.eval()
+    try:
+        with torch.no_grad(), plain_attention():
+            for inputs, _ in calibration.pairs():
+                model(inputs.to(device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in training.items():
+            module.training = mode

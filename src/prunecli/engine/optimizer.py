@@ -1,0 +1,59 @@
+"""An optimizer that goes on when the network it trains gets smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Kept = Mapping[str, Mapping[int, Tensor]]
+"""For each parameter name and dimension that lost positions, those that stayed, in order."""
+
+
+def carry_over(optimizer: torch.optim.Optimizer, before: nn.Module, after: nn.Module, kept: Kept) -> None:
+    """Makes `optimizer` train `after` instead of `before`, with its moments sliced like the parameters.
+
+    Every state tensor of a parameter's shape keeps the positions that the parameter kept, bit for bit; scalars such as
+    step counts stay. State of another shape (factored second moments) cannot be sliced and begins anew for that
+    parameter.
+
+    Args:
+        optimizer: Changed in place; parameter groups, learning rates and decay stay.
+        before: The network it was made for.
+        after: The same network with fewer channels, or a copy.
+        kept: What `before`'s tensors kept; a tensor that is not named kept everything.
+    """
+    names = {id(parameter): name for name, parameter in before.named_parameters()}
+    new = dict(after.named_parameters())
+    for group in optimizer.param_groups:
+        for place, old in enumerate(group["params"]):
+            name = names.get(id(old))
+            if name is None or name not in new:
+                continue
+            parameter = new[name]
+            state = optimizer.state.pop(old, None)
+            if state:
+                moved = _sliced(state, old, kept.get(name, {}))
+                if moved is not None:
+                    optimizer.state[parameter] = moved
+            group["params"][place] = parameter
+
+
+def _sliced(state: Mapping[str, Any], old: Tensor, dims: Mapping[int, Tensor]) -> dict[str, Any] | None:
+    """The state of one parameter after the removal; None when it cannot be sliced."""
+    moved: dict[str, Any] = {}
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.dim() > 0:
+            if value.shape != old.shape:
+                if value.numel() > 1 and dims:
+                    return None
+                moved[key] = value
+                continue
+            for dim, positions in dims.items():
+                value = value.index_select(dim, positions.to(value.device))
+            moved[key] = value.clone() if not dims else value
+        else:
+            moved[key] = value
+    return moved

@@ -1,0 +1,77 @@
+"""What makes up for a removal without labels, and the time that every phase takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from prunecli.surgery.compensate import Compensation, compensate
+from prunecli.surgery.groups import ChannelGroup, Keep
+from prunecli.surgery.recalibrate import recalibrate_batchnorm
+
+
+class Clock:
+    """Wall time by phase, in seconds."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Adds the time since the last lap to a phase."""
+        now = time.perf_counter()
+        self.laps[name] = round(self.laps.get(name, 0.0) + now - self._last, 4)
+        self._last = now
+
+
+class Repair:
+    """Compensation and recalibration of a pruned network.
+
+    Args:
+        calibration: Batches that can be gone through more than once, inputs or (inputs, labels); None: no repair.
+        compensation: How removed channels are folded into those that stay.
+        recalibrate: Whether batch normalisation statistics are measured anew.
+
+    Attributes:
+        compensated: Layers that were adjusted in the last repair.
+        recalibrated: Batch normalisations that were measured in it.
+    """
+
+    def __init__(self, calibration: Iterable[Any] | None, compensation: Compensation, recalibrate: bool) -> None:
+        self._calibration = _Inputs(calibration) if calibration is not None else None
+        self._compensation, self._recalibrate = compensation, recalibrate
+        self.compensated = self.recalibrated = 0
+
+    def __call__(
+        self,
+        before: nn.Module,
+        after: nn.Module,
+        groups: Sequence[ChannelGroup],
+        keep: Keep,
+        clock: Clock | None = None,
+    ) -> None:
+        """Repairs `after`, in place, which is `before` without what `keep` leaves out."""
+        clock = clock or Clock()
+        if self._calibration is None:
+            return
+        # With new statistics to come, a constant shift before a normalisation does not matter.
+        self.compensated = compensate(
+            before, after, groups, keep, self._calibration, self._compensation, intercept=self._recalibrate
+        )
+        clock.lap("compensate")
+        self.recalibrated = recalibrate_batchnorm(after, self._calibration) if self._recalibrate else 0
+        clock.lap("recalibrate")
+
+
+class _Inputs:
+    """The inputs of batches that may have labels."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self._batches:
+            yield batch if isinstance(batch, Tensor) else batch[0]

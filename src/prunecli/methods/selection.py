@@ -1,0 +1,106 @@
+"""Which groups take part: keep patterns, ratios by layer, and the scope that suits a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from prunecli.checkpoint.manifest import Untouched
+from prunecli.errors import MethodError, unknown
+from prunecli.methods.params import StructuralParams
+from prunecli.surgery.groups import ChannelGroup, Trace
+
+_ALIKE = ("LayerNorm", "RMSNorm", "Attention")
+"""Parts of class names that make a network's blocks worth ranking each with its like."""
+
+
+def with_scope(model: nn.Module, params: StructuralParams) -> StructuralParams:
+    """Replaces the scope "auto": isomorphic for networks with attention or layer normalisation, global for others."""
+    if params.scope != "auto":
+        return params
+    alike = any(part in type(module).__name__ for module in model.modules() for part in _ALIKE)
+    return replace(params, scope="isomorphic" if alike else "global")
+
+
+def apply_patterns(
+    model: nn.Module, traced: Trace, patterns: Sequence[str]
+) -> tuple[list[ChannelGroup], list[Untouched]]:
+    """Splits the groups into those that may shrink and those a pattern keeps.
+
+    Args:
+        model: The network.
+        traced: Its trace.
+        patterns: Names or shell patterns of layers, or of modules around them.
+
+    Raises:
+        MethodError: A pattern matches nothing.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise MethodError(unknown("layer pattern", pattern, names, see="prune inspect MODEL --layers"))
+    groups: list[ChannelGroup] = []
+    kept: list[Untouched] = []
+    for group in traced.groups:
+        matched = [
+            (name, pattern)
+            for name in group.modules("producer", "carrier")
+            for pattern in patterns
+            if _matches(name, pattern)
+        ]
+        if matched:
+            name, pattern = matched[0]
+            kept.append(Untouched(name=name, channels=group.channels, reason=f"kept by pattern {pattern!r}"))
+        else:
+            groups.append(group)
+    return groups, kept
+
+
+def ratios_by_group(traced: Trace, groups: Sequence[ChannelGroup], ratios: Mapping[str, float]) -> dict[str, float]:
+    """The ratio of every group that `ratios` names.
+
+    Args:
+        traced: The trace, which knows why other layers cannot shrink.
+        groups: The groups that may shrink.
+        ratios: From names or patterns (of groups, or of modules around them) to ratios.
+
+    Raises:
+        MethodError: A pattern matches no group that may shrink, or two patterns match the same one.
+    """
+    found: dict[str, float] = {}
+    by: dict[str, str] = {}
+    for pattern, ratio in ratios.items():
+        exact = [group.name for group in groups if group.name == pattern]
+        matched = exact or [group.name for group in groups if _matches(group.name, pattern)]
+        if not matched:
+            raise MethodError(_why_nothing(traced, groups, pattern))
+        for name in matched:
+            if name in by:
+                raise MethodError(
+                    f"layer_ratio: {by[name]!r} and {pattern!r} both match {name}; write patterns that do not overlap"
+                )
+            by[name] = pattern
+            found[name] = ratio
+    return found
+
+
+def _why_nothing(traced: Trace, groups: Sequence[ChannelGroup], pattern: str) -> str:
+    for group in groups:
+        if any(_matches(name, pattern) for name in group.modules("producer", "carrier")):
+            return f"layer_ratio: {pattern!r} shares its channels with {group.name}; use that name"
+    for frozen in traced.frozen:
+        if _matches(frozen.name, pattern):
+            return f"layer_ratio: {pattern!r} matches nothing that can shrink; {frozen.name}: {frozen.reason}"
+    if any(_matches(name, pattern) for group in traced.groups for name in group.modules("producer", "carrier")):
+        return f"layer_ratio: {pattern!r} matches only layers that --keep holds; leave out one of the two"
+    known = [group.name for group in groups]
+    return "layer_ratio: " + unknown("layer pattern", pattern, known, see="prune inspect MODEL --layers")
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a layer, or a module around it, matches: "layer1.0.conv1", "layer1.0" or "layer1"."""
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:end]), pattern) for end in range(len(parts), 0, -1))

@@ -1,0 +1,120 @@
+"""From a target (half the parameters, half the time) to a channel ratio: bisection on copies that are really pruned."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from prunecli.errors import MethodError
+from prunecli.measure.counts import count_macs, meta_copy, parameter_count
+from prunecli.measure.forward import Inputs, model_device
+from prunecli.measure.latency import time_paired
+from prunecli.methods.allocation import Allocation
+from prunecli.methods.params import TARGETS, StructuralParams
+from prunecli.surgery.groups import ChannelGroup
+from prunecli.surgery.slice import remove
+
+TargetKind = Literal["params", "macs", "latency"]
+Plan = Callable[[float], Allocation]
+"""From a channel ratio to what stays where."""
+
+_NAMES = {"params": "parameters", "macs": "MACs", "latency": "latency"}
+_TRIALS = {"params": 24, "macs": 24, "latency": 8}
+_ROUNDS = 15
+_SLACK = {"params": 0.01, "macs": 0.01, "latency": 0.05}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure of the result, as a share of the dense network's.
+
+    Attributes:
+        kind: Which figure.
+        requested: The share that is to remain.
+        achieved: The share that remains; None before anything was removed.
+    """
+
+    kind: TargetKind
+    requested: float
+    achieved: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The figure in words."""
+        return _NAMES[self.kind]
+
+
+def target_of(params: StructuralParams) -> Target | None:
+    """The target that was set, if any.
+
+    Raises:
+        MethodError: Two things were asked for that exclude each other.
+    """
+    given = {kind: getattr(params, kind) for kind in TARGETS if getattr(params, kind) is not None}
+    asked = [f"--{kind} {value:g}" for kind, value in given.items()]
+    if params.layer_ratio:
+        asked.append("--layer-ratio")
+    if asked and params.ratio != StructuralParams.ratio:
+        asked.insert(0, f"--ratio {params.ratio:g}")
+    if len(asked) > 1:
+        raise MethodError(f"{' and '.join(asked)} say how much to remove each in its own way; give one of them")
+    return next((Target(kind, value) for kind, value in given.items()), None)  # type: ignore[arg-type]
+
+
+class Ruler:
+    """Measures what a removal leaves of a figure, relative to the dense network.
+
+    Args:
+        kind: Which figure.
+        dense: The network before anything was removed.
+        inputs: Inputs it accepts.
+    """
+
+    def __init__(self, kind: TargetKind, dense: nn.Module, inputs: Inputs) -> None:
+        self.kind, self._dense, self._inputs = kind, dense, inputs
+        self._base = self._count(dense) if kind != "latency" else 0
+
+    def share(self, model: nn.Module, groups: list[ChannelGroup], allocation: Allocation) -> float:
+        """The share that would remain of the dense network's figure if `model` lost what `allocation` drops."""
+        # Widths decide parameters and MACs; only for the time do the tensors have to be there.
+        trial = copy.deepcopy(model) if self.kind == "latency" else meta_copy(model)
+        remove(trial, groups, allocation.keep)
+        return self.measure(trial)
+
+    def measure(self, model: nn.Module) -> float:
+        """A network's figure relative to the dense network's."""
+        if self.kind == "latency":
+            pair, inputs = [self._dense, model], [self._inputs, self._inputs]
+            return time_paired(pair, inputs, rounds=_ROUNDS, device=model_device(self._dense)).ratios[1]
+        return self._count(model) / max(self._base, 1)
+
+    def _count(self, model: nn.Module) -> int:
+        return parameter_count(model) if self.kind == "params" else count_macs(model, self._inputs).total
+
+    def reach(self, share: float, model: nn.Module, groups: list[ChannelGroup], plan: Plan) -> Allocation:
+        """The allocation that leaves nearest to `share`, by bisection on the channel ratio.
+
+        Raises:
+            MethodError: Even the most that the bounds allow leaves too much.
+        """
+        most = plan(1.0)
+        least_share = self.share(model, groups, most)
+        if least_share > share + _SLACK[self.kind]:
+            raise MethodError(
+                f"--{self.kind} {share:g} cannot be reached: {least_share:.3f} of the {_NAMES[self.kind]} is the least "
+                "that --max-ratio, --min-width and the protected layers leave; ask for that or loosen them"
+            )
+        best, best_share = most, least_share
+        low, high = 0.0, 1.0
+        for _ in range(_TRIALS[self.kind]):
+            middle = (low + high) / 2
+            allocation = plan(middle)
+            found = self.share(model, groups, allocation)
+            if abs(found - share) < abs(best_share - share):
+                best, best_share = allocation, found
+            low, high = (middle, high) if found > share else (low, middle)
+        return best

@@ -1,0 +1,176 @@
+"""Scopes, ratios by layer and targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import prunecli
+from prunecli.criteria.magnitude import l1
+from prunecli.errors import MethodError
+from prunecli.measure.counts import count_macs, parameter_count
+from prunecli.methods.allocation import Demand, allocate, signature
+from prunecli.methods.params import StructuralParams
+from prunecli.methods.selection import with_scope
+from prunecli.methods.structural import prune_structural
+from prunecli.surgery.groups import ChannelGroup, Member
+from tests.unit.networks import Plain, Residual, example
+
+WIDE = (32, 64, 96, 128)
+
+
+def _group(name: str, units: int, reader: str) -> ChannelGroup:
+    index = torch.arange(units)[:, None]
+    members = (Member(name, "weight", 0, index, "producer"), Member(reader, "weight", 1, index, "consumer"))
+    return ChannelGroup(name, units, units, members)
+
+
+def _blocks() -> list[ChannelGroup]:
+    return [
+        group
+        for block in range(3)
+        for group in (
+            _group(f"blocks.{block}.fc1", 256, f"blocks.{block}.fc2"),
+            _group(f"blocks.{block}.value", 64, f"blocks.{block}.proj"),
+        )
+    ]
+
+
+def _scores(groups: list[ChannelGroup]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        # Layers of one kind have quite another spread than those of the other.
+        g.name: torch.rand(g.units, generator=generator, dtype=torch.float64) ** (1 if "fc1" in g.name else 6)
+        for g in groups
+    }
+
+
+def test_isomorphic_is_one_independent_ranking_for_each_kind() -> None:
+    groups = _blocks()
+    scores, params = _scores(groups), StructuralParams(ratio=0.4, scope="isomorphic")
+    found = allocate(groups, scores, params)
+    for kind in ("fc1", "value"):
+        alike = [group for group in groups if group.name.endswith(kind)]
+        alone = allocate(alike, scores, StructuralParams(ratio=0.4, scope="global"))
+        assert all(torch.equal(found.keep[g.name], alone.keep[g.name]) for g in alike)
+        assert alone.achieved == pytest.approx(0.4, abs=0.02)
+    mixed = allocate(groups, scores, StructuralParams(ratio=0.4, scope="global"))
+    assert any(len(mixed.keep[g.name]) != len(found.keep[g.name]) for g in groups)
+
+
+def test_a_signature_ignores_the_block_and_the_width_but_not_the_place() -> None:
+    one, two = _group("blocks.0.fc1", 8, "blocks.0.fc2"), _group("blocks.11.fc1", 16, "blocks.11.fc2")
+    assert signature(one) == signature(two) != signature(_group("blocks.0.fc1", 8, "blocks.0.gate"))
+
+
+def test_raw_scores_are_ranked_as_they_are() -> None:
+    groups = [_group("a", 64, "b"), _group("c", 64, "d")]
+    scores = {"a": torch.rand(64, dtype=torch.float64) + 1, "c": torch.rand(64, dtype=torch.float64) + 5}
+    raw = allocate(groups, scores, StructuralParams(ratio=0.4, normalise="none", max_ratio=1.0))
+    assert len(raw.keep["c"]) == 64 and len(raw.keep["a"]) < 20
+    scaled = allocate(groups, scores, StructuralParams(ratio=0.4, max_ratio=1.0))
+    assert len(scaled.keep["c"]) < 64
+
+
+def test_auto_is_isomorphic_where_there_is_attention_or_layer_normalisation() -> None:
+    transformer = nn.TransformerEncoderLayer(16, 2)
+    assert with_scope(transformer, StructuralParams()).scope == "isomorphic"
+    assert with_scope(nn.Sequential(nn.LayerNorm(4)), StructuralParams()).scope == "isomorphic"
+    assert with_scope(Plain(), StructuralParams()).scope == "global"
+    assert with_scope(transformer, StructuralParams(scope="local")).scope == "local"
+
+
+def test_ratios_count_against_the_dense_width() -> None:
+    group = _group("a", 48, "b")  # 64 before
+    scores = {"a": torch.rand(48, dtype=torch.float64)}
+    for scope in ("local", "global"):
+        params = StructuralParams(scope=scope, max_ratio=0.75)  # type: ignore[arg-type]
+        found = allocate([group], scores, params, Demand(0.5, dense={"a": 64}))
+        assert len(found.keep["a"]) == 32 and found.achieved == 0.5
+        most = allocate([group], scores, params, Demand(1.0, dense={"a": 64}))
+        assert len(most.keep["a"]) == 16  # the bounds are those of the dense width too
+
+
+def test_ratios_by_layer() -> None:
+    model = Plain(WIDE).eval()
+    result = prunecli.prune(model, "l1", example_inputs=example(), layer_ratio={"body.3": 0.5, "body.[6]": 0.25})
+    widths = {edit.group: edit.width_after for edit in result.report.edits}
+    assert widths == {"body.3": 32, "body.6": 72}
+    assert result.report.scope == "by name"
+    reasons = {entry.name: entry.reason for entry in result.report.untouched}
+    assert reasons["body.9"] == "not named in layer_ratio"
+    assert result.report.requested == pytest.approx((32 + 24) / (64 + 96 + 128), abs=1e-6)
+    zero = prunecli.prune(model, "l1", example_inputs=example(), layer_ratio={"body.3": 0.5, "body.6": 0.0})
+    assert {entry.name: entry.reason for entry in zero.report.untouched}["body.6"] == "its own ratio is 0"
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"layer_ratio": {"bodi.3": 0.5}}, r"unknown layer pattern 'bodi.3': did you mean .*'body.3'"),
+        ({"layer_ratio": {"body.*": 0.5, "body.3": 0.1}}, r"'body.\*' and 'body.3' both match body.3"),
+        ({"layer_ratio": {"body.0": 0.5}}, r"'body.0' matches nothing that can shrink; body.0: first layer"),
+        ({"layer_ratio": {"head": 0.5}}, r"'head' matches nothing that can shrink; head.fc: output layer"),
+        ({"layer_ratio": {"body.4": 0.5}}, r"'body.4' shares its channels with body.3; use that name"),
+        ({"layer_ratio": {"body.3": 0.5}, "keep": ["body.3"]}, r"only layers that --keep holds"),
+        ({"layer_ratio": {"body.3": 1.5}}, r"layer_ratio.body.3: has to be less than 1 \(got 1.5\)"),
+        ({"params": 0.5, "macs": 0.5}, r"--params 0.5 and --macs 0.5 say how much"),
+        ({"ratio": 0.3, "latency": 0.5}, r"--ratio 0.3 and --latency 0.5"),
+        ({"params": 0.5, "layer_ratio": {"body.3": 0.5}}, r"--params 0.5 and --layer-ratio"),
+        ({"params": 0.01}, r"--params 0.01 cannot be reached: 0.\d+ of the parameters is the least"),
+        ({"macs": 1.0}, r"macs: has to be less than 1"),
+        ({"ratio": 1.0}, r"ratio: has to be less than 1"),
+        ({"ratio": -0.1}, r"ratio: has to be greater than 0"),
+    ],
+)
+def test_what_cannot_be_is_one_line(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(MethodError, match=message) as caught:
+        prunecli.prune(Plain(WIDE).eval(), "l1", example_inputs=example(), **asked)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.75, 0.5, 0.3])
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_targets_are_met(share: float, scope: str) -> None:
+    model = Plain((32, 128, 256, 128)).eval()
+    for kind, figure in (
+        ("params", parameter_count),
+        ("macs", lambda network: count_macs(network, example()).total),
+    ):
+        result = prunecli.prune(model, "l1", example_inputs=example(), scope=scope, **{kind: share})
+        reached = figure(result.model) / figure(model)
+        assert reached == pytest.approx(share, abs=0.025)
+        target = result.report.target
+        assert target is not None and target.achieved == pytest.approx(reached) and target.requested == share
+
+
+def test_a_latency_target_is_measured() -> None:
+    model = Plain((32, 64, 64, 64)).eval()
+    large = torch.randn(4, 3, 48, 48)
+    result = prunecli.prune(model, "l1", example_inputs=large, latency=0.6)
+    assert result.report.target is not None and result.report.target.kind == "latency"
+    assert 0.2 < result.report.achieved < 0.95
+    assert result.report.macs_after.total < 0.75 * result.report.macs_before.total
+
+
+def test_the_report_keeps_what_was_asked() -> None:
+    result = prunecli.prune(Plain(WIDE).eval(), "l1", example_inputs=example(), params=0.6)
+    plain = result.report.to_dict()
+    assert plain["target"]["kind"] == "params" and plain["target"]["requested"] == 0.6
+    assert result.manifest.history[-1].figures["params_asked"] == 0.6
+    assert result.manifest.history[-1].settings["params"]["params"] == 0.6  # type: ignore[index,call-overload]
+
+
+def test_residual_groups_have_one_ratio() -> None:
+    outcome = prune_structural(Residual().eval(), example(), l1, StructuralParams(scope="isomorphic", ratio=0.5))
+    assert outcome.achieved == pytest.approx(0.5, abs=0.05) and outcome.scope == "isomorphic"
+
+
+def test_equal_scores_are_dealt_out_evenly() -> None:
+    groups = [_group("a", 64, "b"), _group("c", 64, "d"), _group("e", 64, "f")]
+    scores = {"a": torch.zeros(64).double(), "c": torch.zeros(64).double(), "e": torch.rand(64).double() + 1}
+    found = allocate(groups, scores, StructuralParams(ratio=1 / 3))
+    assert [len(found.keep[name]) for name in "ace"] == [32, 32, 64]
