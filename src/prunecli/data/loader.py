@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from prunecli.data.masks import MaskDataset, MaskSplit, evaluation_transform, training_transform
 from prunecli.data.splits import Split
 
 Batches = DataLoader[tuple[Tensor, Tensor]]
@@ -39,7 +40,10 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of training images; the defaults shift and, where it makes sense, mirror."""
+    """Random changes of training images; the defaults shift and, where it makes sense, mirror.
+
+    Images with masks are scaled and cropped too; of the others they take `flip` and `color_jitter`.
+    """
 
     flip: bool = True
     auto_augment: str | None = None
@@ -63,8 +67,8 @@ class _SplitDataset(Dataset[tuple[Tensor, Tensor]]):
 
 
 def evaluation_batches(split: Split, preprocessing: Preprocessing, batch_size: int, workers: int = 0) -> Batches:
-    """All images of `split` in order, resized, centre-cropped and normalised."""
-    dataset = _SplitDataset(split, _transform(preprocessing, None), preprocessing.size[0])
+    """All images of `split` in order, resized, centre-cropped (not where there are masks) and normalised."""
+    dataset = _dataset(split, preprocessing, None)
     return DataLoader(dataset, batch_size=batch_size, num_workers=workers, pin_memory=torch.cuda.is_available())
 
 
@@ -78,7 +82,7 @@ def training_batches(
     workers: int = 0,
 ) -> Batches:
     """Shuffled, augmented batches; a last batch of one image is left out, as batch normalisation needs two."""
-    dataset = _SplitDataset(split, _transform(preprocessing, augmentation), preprocessing.size[0])
+    dataset = _dataset(split, preprocessing, augmentation)
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -116,6 +120,19 @@ class CalibrationBatches:
         """Yields images of shape (N, C, H, W)."""
         for batch, _ in self._batches:
             yield batch
+
+
+def _dataset(
+    split: Split, preprocessing: Preprocessing, augmentation: Augmentation | None
+) -> _SplitDataset | MaskDataset:
+    channels, height, width = preprocessing.size
+    if not isinstance(split, MaskSplit):
+        return _SplitDataset(split, _transform(preprocessing, augmentation), channels)
+    common = ((height, width), preprocessing.mean, preprocessing.std, preprocessing.interpolation)
+    if augmentation is None:
+        return MaskDataset(split, evaluation_transform(*common), channels)
+    jitter = augmentation.color_jitter
+    return MaskDataset(split, training_transform(*common, flip=augmentation.flip, color_jitter=jitter), channels)
 
 
 def _transform(preprocessing: Preprocessing, augmentation: Augmentation | None) -> Any:

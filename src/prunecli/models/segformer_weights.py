@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ _NVIDIA_HEAD = {
     "decode_head.linear_fuse.bn": "decode_head.batch_norm",
     "decode_head.linear_pred": "decode_head.classifier",
 }
-# Layers that play no part in segmentation: an ImageNet classifier, and one that NVIDIA's framework makes and never calls.
+# Layers that play no part in segmentation: an ImageNet classifier, and one that NVIDIA's framework never calls.
 _UNUSED = re.compile(r"(decode_head\.conv_seg|(backbone\.)?head|classifier)\.(weight|bias)")
 _BLOCK_NORMS = re.compile(r"segformer\.stages\.\d\.(blocks\.\d+\.layernorm_\w+|layer_norm)")
 
@@ -135,7 +136,7 @@ def reference_of(tensors: Mapping[str, Tensor], path: Path) -> str:
 def with_new_head(weights: SegFormerWeights, ref: str, num_classes: int | None) -> dict[str, Tensor]:
     """The encoder's tensors, and a new decoder for `num_classes` classes (None: as many as ADE20K has)."""
     first = weights.tensors["segformer.stages.0.patch_embeddings.proj.weight"]
-    classes = {} if num_classes is None else {"num_classes": num_classes}
+    classes: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     fresh = build(ref, in_chans=first.shape[1], **classes).state_dict()
     return {**{name: t for name, t in fresh.items() if name.startswith("decode_head.")}, **weights.tensors}
 
