@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prunecli.errors import ModelError
 from prunecli.measure.counts import count_macs, parameter_count
 from prunecli.models.catalog import build
-from prunecli.models.foreign import architecture_for
+from prunecli.models.foreign import architecture_for, recognise
 from prunecli.models.loading import load_file, restore, save
 
 pytest.importorskip("transformers")
@@ -201,12 +201,28 @@ def test_imagenet_weights_load_as_the_encoder_of_a_new_network(prefix: str, netw
     theirs = {n.replace("backbone.", prefix): t for n, t in _port(network.state_dict()).items() if "decode" not in n}
     theirs |= {"head.weight": torch.randn(1000, 256), "head.bias": torch.randn(1000)}
     torch.save(theirs, tmp_path / "mit_b0.pth")
-    loaded = load_file(tmp_path / "mit_b0.pth", num_classes=lambda: 7)
+    loaded = load_file(tmp_path / "mit_b0.pth", data_classes=lambda: 7)
     assert loaded.manifest.architecture.kwargs == {"num_classes": 7}
     assert any("encoder alone" in note for note in loaded.notes)
     for name, tensor in network.segformer.state_dict().items():  # type: ignore[union-attr]
         assert torch.equal(loaded.model.state_dict()[f"segformer.{name}"], tensor)
     assert loaded.model.decode_head.classifier.out_channels == 7  # type: ignore[union-attr]
+
+
+def test_a_new_classifier_is_made_for_other_classes(network: nn.Module, tmp_path: Path) -> None:
+    torch.save(_nvidia(network.state_dict()), tmp_path / "weights.pth")
+    loaded = load_file(tmp_path / "weights.pth", num_classes=9)
+    assert loaded.manifest.architecture.kwargs == {"num_classes": 9}
+    assert any("classifier for 5 classes gives way" in note for note in loaded.notes)
+    different = [n for n, t in loaded.model.state_dict().items() if not torch.equal(t, network.state_dict()[n])]
+    assert different == ["decode_head.classifier.weight", "decode_head.classifier.bias"]
+    same = load_file(tmp_path / "weights.pth", num_classes=5, data_classes=lambda: 9)
+    assert torch.equal(same.model.decode_head.classifier.weight, network.decode_head.classifier.weight)  # type: ignore
+
+
+def test_a_live_network_is_recognised(network: nn.Module) -> None:
+    architecture = recognise(network)
+    assert (architecture.ref, architecture.kwargs) == ("segformer:b0", {"num_classes": 5})
 
 
 def test_loaded_epsilons_survive_a_checkpoint(network: nn.Module, tmp_path: Path) -> None:

@@ -13,10 +13,21 @@ from torch.utils.data import DataLoader, Dataset
 
 from prunecli.data.masks import MaskDataset, MaskSplit, evaluation_transform, training_transform
 from prunecli.data.splits import Split
+from prunecli.errors import DataError
 
-Batches = DataLoader[tuple[Tensor, Tensor]]
 _SMALL = 64
 """Images up to this size are shifted rather than cropped and zoomed, as is usual on CIFAR."""
+
+
+class Batches(DataLoader[tuple[Tensor, Tensor]]):
+    """A loader whose workers' complaints about data stay one line: torch puts a traceback around them."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except DataError as error:
+            last = str(error).strip().splitlines()[-1]
+            raise DataError(last.removeprefix(f"{DataError.__module__}.{DataError.__name__}: ")) from error
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ class _SplitDataset(Dataset[tuple[Tensor, Tensor]]):
 def evaluation_batches(split: Split, preprocessing: Preprocessing, batch_size: int, workers: int = 0) -> Batches:
     """All images of `split` in order, resized, centre-cropped (not where there are masks) and normalised."""
     dataset = _dataset(split, preprocessing, None)
-    return DataLoader(dataset, batch_size=batch_size, num_workers=workers, pin_memory=torch.cuda.is_available())
+    return Batches(dataset, batch_size=batch_size, num_workers=workers, pin_memory=torch.cuda.is_available())
 
 
 def training_batches(
@@ -83,7 +94,7 @@ def training_batches(
 ) -> Batches:
     """Shuffled, augmented batches; a last batch of one image is left out, as batch normalisation needs two."""
     dataset = _dataset(split, preprocessing, augmentation)
-    return DataLoader(
+    return Batches(
         dataset,
         batch_size=batch_size,
         shuffle=True,

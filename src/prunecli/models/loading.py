@@ -56,13 +56,20 @@ def load_reference(ref: str, *, pretrained: bool = False, **kwargs: Any) -> Load
     return _with_input_spec(LoadedModel(model, manifest))
 
 
-def load_file(path: Path, arch: str | None = None, num_classes: Callable[[], int | None] = lambda: None) -> LoadedModel:
+def load_file(
+    path: Path,
+    arch: str | None = None,
+    *,
+    num_classes: int | None = None,
+    data_classes: Callable[[], int | None] = lambda: None,
+) -> LoadedModel:
     """Loads a checkpoint of ours, or somebody else's weights.
 
     Args:
         path: `.safetensors`, `.pt`, `.pth`, `.th`, `.bin` or `.ckpt`.
         arch: "source:name" of foreign weights; without it the catalogue is searched. A checkpoint of ours says itself.
-        num_classes: Asked for the width of a new classifier where the weights are an encoder alone.
+        num_classes: Classes wanted of foreign SegFormer weights; where they have others their classifier is made anew.
+        data_classes: Asked for the width of a new decoder where the weights are an encoder alone.
 
     Raises:
         ModelError: The file is missing, unreadable, or does not fit.
@@ -79,11 +86,10 @@ def load_file(path: Path, arch: str | None = None, num_classes: Callable[[], int
     notes: list[str] = []
     segformer = rename(tensors)
     if segformer is not None:
-        tensors = segformer.tensors
         notes.append(f"{segformer.origin}'s names of SegFormer's weights")
-        if not segformer.has_head:
-            tensors = with_new_head(segformer, arch or reference_of(tensors, path), num_classes())
-            notes.append(f"{path} holds an encoder alone; the decoder has new weights and has to be trained")
+        ref = arch or reference_of(segformer.tensors, path)
+        tensors, note = with_new_head(segformer, ref, num_classes, data_classes)
+        notes += [f"{path}: {note}"] if note else []
     if arch is None:
         found = identify(tensors, path)
         architecture = found.architecture

@@ -9,7 +9,7 @@ before version 5.23.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ _NVIDIA_HEAD = {
     "decode_head.linear_pred": "decode_head.classifier",
 }
 # Layers that play no part in segmentation: an ImageNet classifier, and one that NVIDIA's framework never calls.
+_CLASSIFIER = "decode_head.classifier.weight"
 _UNUSED = re.compile(r"(decode_head\.conv_seg|(backbone\.)?head|classifier)\.(weight|bias)")
 _BLOCK_NORMS = re.compile(r"segformer\.stages\.\d\.(blocks\.\d+\.layernorm_\w+|layer_norm)")
 
@@ -133,12 +134,30 @@ def reference_of(tensors: Mapping[str, Tensor], path: Path) -> str:
     return f"segformer:{fitting[0]}"
 
 
-def with_new_head(weights: SegFormerWeights, ref: str, num_classes: int | None) -> dict[str, Tensor]:
-    """The encoder's tensors, and a new decoder for `num_classes` classes (None: as many as ADE20K has)."""
-    first = weights.tensors["segformer.stages.0.patch_embeddings.proj.weight"]
-    classes: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+def with_new_head(
+    weights: SegFormerWeights, ref: str, num_classes: int | None, data_classes: Callable[[], int | None]
+) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors with what they lack, newly drawn, and a note where that was something.
+
+    Args:
+        weights: An encoder alone gets a new decoder, a whole network a new classifier where it has other classes.
+        ref: Which SegFormer they belong to.
+        num_classes: Classes wanted; None: what there are.
+        data_classes: Asked where the weights have no classifier and none is wanted; its None: as many as ADE20K has.
+    """
+    tensors = dict(weights.tensors)
+    classifier = tensors.get(_CLASSIFIER)
+    if classifier is not None and num_classes in (None, len(classifier)):
+        return tensors, None
+    first = tensors["segformer.stages.0.patch_embeddings.proj.weight"]
+    wanted = num_classes if num_classes is not None else data_classes()
+    classes: dict[str, Any] = {} if wanted is None else {"num_classes": wanted}
     fresh = build(ref, in_chans=first.shape[1], **classes).state_dict()
-    return {**{name: t for name, t in fresh.items() if name.startswith("decode_head.")}, **weights.tensors}
+    if classifier is not None:
+        tensors |= {name: t for name, t in fresh.items() if name.startswith("decode_head.classifier.")}
+        return tensors, f"its classifier for {len(classifier)} classes gives way to a new one, which has to be trained"
+    head = {name: tensor for name, tensor in fresh.items() if name.startswith("decode_head.")}
+    return {**head, **tensors}, "holds an encoder alone; the decoder has new weights and has to be trained"
 
 
 def _nvidia_name(name: str) -> str:

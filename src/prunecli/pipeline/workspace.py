@@ -105,7 +105,12 @@ class Workspace:
             seed_everything(self.recipe.seed)  # new weights are drawn here
             if section.weights is not None:
                 path = Path(section.weights).expanduser()
-                self.loaded = load_file(path, section.ref, lambda: self._build_arguments().get("num_classes"))
+                self.loaded = load_file(
+                    path,
+                    section.ref,
+                    num_classes=section.num_classes,
+                    data_classes=lambda: self._build_arguments().get("num_classes"),
+                )
             elif section.ref is not None:
                 self.loaded = load_reference(section.ref, pretrained=section.pretrained, **self._build_arguments())
             else:

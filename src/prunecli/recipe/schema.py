@@ -24,7 +24,11 @@ class ModelSection:
     ref: Annotated[str | None, Doc("Architecture as source:name, for instance timm:resnet50.")] = None
     weights: Annotated[str | None, Doc("Weights file; a checkpoint of ours needs no ref.")] = None
     pretrained: Annotated[bool, Doc("Fetch published weights of the architecture (timm, torchvision).")] = False
-    num_classes: Annotated[int | None, Ge(1), Doc("Classes of a new network; default: the data set's.")] = None
+    num_classes: Annotated[
+        int | None,
+        Ge(1),
+        Doc("Classes of a new network, or of a new classifier on SegFormer weights; default: the data set's."),
+    ] = None
     in_chans: Annotated[int | None, Ge(1), Doc("Input channels of a new network; default: the data set's.")] = None
 
 
