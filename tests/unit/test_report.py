@@ -33,6 +33,16 @@ def test_ratios_drops_and_speed_up() -> None:
     assert candidate.peak_memory_ratio is None
 
 
+def test_drops_of_a_segmenter() -> None:
+    dense, pruned = _report(miou=40.0, pixel_accuracy=80.0), _report(miou=37.5, pixel_accuracy=81.0)
+    comparison = compare_reports(["a", "b"], [dense, pruned])
+    assert (comparison.candidates[0].miou_drop, comparison.candidates[0].pixel_accuracy_drop) == (2.5, -1.0)
+    assert Gate("miou_drop > 2").holds(comparison.candidates[0])
+    assert "| mIoU | 40.00 % | 37.50 % (-2.50) |" in comparison_table(comparison).to_markdown()
+    plain = plain_table(comparison)
+    assert dict(zip(plain.columns, plain.rows[1], strict=True))["miou"] == "37.5"
+
+
 def test_a_paired_ratio_wins_over_two_medians() -> None:
     comparison = compare_reports(["a", "b"], [BASE, SMALL], [(1.0, (1.0, 1.0)), (0.8, (0.7, 0.9))])
     assert comparison.candidates[0].speedup == 1.25 and comparison.paired_latency

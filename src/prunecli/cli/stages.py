@@ -115,6 +115,7 @@ def show_training(output: Output, outcome: TrainOutcome) -> None:
 
     chosen = outcome.chosen
     validation = chosen.validation
+    label = validation.score_label if validation else "score"
     output.document(
         {
             "checkpoint": str(outcome.path),
@@ -129,7 +130,7 @@ def show_training(output: Output, outcome: TrainOutcome) -> None:
             [
                 ("epoch kept", f"{chosen.epoch} of {len(outcome.result.epochs)}"),
                 ("training loss", fixed(chosen.loss, 4)),
-                ("validation top-1", fixed(validation.top1 if validation else None, unit=" %")),
+                (f"validation {label}", fixed(validation.score if validation else None, unit=" %")),
                 ("validation loss", fixed(validation.loss if validation else None, 4)),
                 ("checkpoint", str(outcome.path)),
                 ("metrics", str(outcome.metrics_path)),

@@ -22,7 +22,10 @@ DATASETS: dict[str, tuple[str, str]] = {
 PREFIXES: dict[str, tuple[str, str]] = {
     "folder": ("prunecli.data.folder", "folder:PATH, one folder per class"),
     "npz": ("prunecli.data.npz", "npz:FILE, arrays in one NumPy file"),
+    "segmentation": ("prunecli.data.segmentation", "segmentation:PATH, images with masks (CamVid, ADE20K, VOC, plain)"),
 }
+FOLDERS = ("folder", "segmentation")
+"""Prefixes that may stand alone: the data folder itself is then the set."""
 
 
 def default_root() -> Path:
@@ -31,23 +34,24 @@ def default_root() -> Path:
 
 
 def load_data(name: str, root: Path | None = None, *, download: bool = False) -> ImageData:
-    """Loads a data set by name, `folder:PATH`, `npz:FILE` or a path ending in .npz.
+    """Loads a data set by name, `folder:PATH`, `segmentation:PATH`, `npz:FILE` or a path ending in .npz.
 
     Args:
         name: For instance "cifar10".
-        root: Where named sets lie; default `default_root()`.
+        root: Where named sets lie, or what `folder` and `segmentation` without a path read; default `default_root()`.
         download: Whether a missing set may be fetched, where torchvision knows how.
 
     Raises:
         DataError: There is no such set, or it is missing or damaged.
     """
     module, argument = find_data(name)
-    data: ImageData = import_module(module).load(argument, root or default_root(), download)
+    place = root or default_root()
+    data: ImageData = import_module(module).load(argument or str(place.absolute()), place, download)
     return data
 
 
 def find_data(name: str) -> tuple[str, str]:
-    """The module that reads a data set, and what it is given.
+    """The module that reads a data set, and what it is given (nothing: the data folder).
 
     Raises:
         DataError: There is no such set.
@@ -57,6 +61,6 @@ def find_data(name: str) -> tuple[str, str]:
         prefix, rest = "npz", name
     if name in DATASETS:
         return DATASETS[name][0], name
-    if prefix in PREFIXES and rest:
+    if (prefix in PREFIXES and rest) or (name in FOLDERS and not colon):
         return PREFIXES[prefix][0], rest
     raise DataError(unknown("data set", name, [*DATASETS, *(f"{known}:..." for known in PREFIXES)]))

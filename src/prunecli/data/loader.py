@@ -11,11 +11,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from prunecli.data.masks import MaskDataset, MaskSplit, evaluation_transform, training_transform
 from prunecli.data.splits import Split
+from prunecli.errors import DataError
 
-Batches = DataLoader[tuple[Tensor, Tensor]]
 _SMALL = 64
 """Images up to this size are shifted rather than cropped and zoomed, as is usual on CIFAR."""
+
+
+class Batches(DataLoader[tuple[Tensor, Tensor]]):
+    """A loader whose workers' complaints about data stay one line: torch puts a traceback around them."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except DataError as error:
+            last = str(error).strip().splitlines()[-1]
+            raise DataError(last.removeprefix(f"{DataError.__module__}.{DataError.__name__}: ")) from error
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,10 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of training images; the defaults shift and, where it makes sense, mirror."""
+    """Random changes of training images; the defaults shift and, where it makes sense, mirror.
+
+    Images with masks are scaled and cropped too; of the others they take `flip` and `color_jitter`.
+    """
 
     flip: bool = True
     auto_augment: str | None = None
@@ -63,9 +78,9 @@ class _SplitDataset(Dataset[tuple[Tensor, Tensor]]):
 
 
 def evaluation_batches(split: Split, preprocessing: Preprocessing, batch_size: int, workers: int = 0) -> Batches:
-    """All images of `split` in order, resized, centre-cropped and normalised."""
-    dataset = _SplitDataset(split, _transform(preprocessing, None), preprocessing.size[0])
-    return DataLoader(dataset, batch_size=batch_size, num_workers=workers, pin_memory=torch.cuda.is_available())
+    """All images of `split` in order, resized, centre-cropped (not where there are masks) and normalised."""
+    dataset = _dataset(split, preprocessing, None)
+    return Batches(dataset, batch_size=batch_size, num_workers=workers, pin_memory=torch.cuda.is_available())
 
 
 def training_batches(
@@ -78,8 +93,8 @@ def training_batches(
     workers: int = 0,
 ) -> Batches:
     """Shuffled, augmented batches; a last batch of one image is left out, as batch normalisation needs two."""
-    dataset = _SplitDataset(split, _transform(preprocessing, augmentation), preprocessing.size[0])
-    return DataLoader(
+    dataset = _dataset(split, preprocessing, augmentation)
+    return Batches(
         dataset,
         batch_size=batch_size,
         shuffle=True,
@@ -121,6 +136,19 @@ class CalibrationBatches:
         """Yields images of shape (N, C, H, W)."""
         for batch, _ in self._batches:
             yield batch
+
+
+def _dataset(
+    split: Split, preprocessing: Preprocessing, augmentation: Augmentation | None
+) -> _SplitDataset | MaskDataset:
+    channels, height, width = preprocessing.size
+    if not isinstance(split, MaskSplit):
+        return _SplitDataset(split, _transform(preprocessing, augmentation), channels)
+    common = ((height, width), preprocessing.mean, preprocessing.std, preprocessing.interpolation)
+    if augmentation is None:
+        return MaskDataset(split, evaluation_transform(*common), channels)
+    jitter = augmentation.color_jitter
+    return MaskDataset(split, training_transform(*common, flip=augmentation.flip, color_jitter=jitter), channels)
 
 
 def _transform(preprocessing: Preprocessing, augmentation: Augmentation | None) -> Any:

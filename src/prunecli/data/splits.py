@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +56,7 @@ class ArraySplit:
 
     def fingerprint(self) -> str:
         """Hash of pixels and labels."""
-        return _digest(np.ascontiguousarray(self.images).data, np.ascontiguousarray(self.labels).data)
+        return digest(np.ascontiguousarray(self.images).data, np.ascontiguousarray(self.labels).data)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +87,15 @@ class FileSplit:
     def fingerprint(self) -> str:
         """Hash of file names, sizes and labels; pixels are not read."""
         sizes = [(self.root / name).stat().st_size for name in self.files]
-        return _digest("\n".join(f"{n} {s}" for n, s in zip(self.files, sizes, strict=True)).encode(), self.labels.data)
+        return digest("\n".join(f"{n} {s}" for n, s in zip(self.files, sizes, strict=True)).encode(), self.labels.data)
 
 
-def _digest(*parts: Any) -> str:
-    digest = hashlib.sha256()
+def digest(*parts: Any) -> str:
+    """The first 16 hex digits of the SHA-256 of `parts`."""
+    hashed = hashlib.sha256()
     for part in parts:
-        digest.update(part)
-    return digest.hexdigest()[:16]
+        hashed.update(part)
+    return hashed.hexdigest()[:16]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +113,7 @@ class ImageData:
         train: Images to learn from; None where the set has only a test split.
         validation: Held out from the training images; None before `hold_out`.
         test: Images that only evaluation touches.
+        task: "classification", or "segmentation" where every pixel has a class.
     """
 
     name: str
@@ -124,6 +126,7 @@ class ImageData:
     train: Split | None
     test: Split
     validation: Split | None = None
+    task: Literal["classification", "segmentation"] = "classification"
 
     @property
     def num_classes(self) -> int:
@@ -138,7 +141,8 @@ class ImageData:
         """
         if self.train is None:
             raise DataError(
-                f"{self.name}: has no training images, only a test split; make it train/CLASS/... and val/CLASS/..."
+                f"{self.name}: has no training images, only a test split; "
+                "divide it into train/ and val/, each laid out as it is now"
             )
         return self.train
 

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
 from prunecli.engine.device import channels_last, seed_everything
-from prunecli.engine.evaluate import Accuracy, evaluate
+from prunecli.engine.evaluate import evaluate
+from prunecli.engine.freezing import FrozenBackbone
+from prunecli.engine.tasks import Classification, Figures, Task
 from prunecli.errors import PruneError, RecipeError
 from prunecli.measure.forward import logits
 
@@ -33,7 +34,10 @@ class SizedBatches(Sized, Protocol):
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How to train. Optimizers and schedules are timm's, by their names there."""
+    """How to train. Optimizers and schedules are timm's, by their names there.
+
+    The backbone is held still for the first `freeze_backbone_epochs` (see `FrozenBackbone`).
+    """
 
     epochs: int
     lr: float
@@ -49,6 +53,7 @@ class FitConfig:
     clip_grad: float | None = None
     accumulate: int = 1
     amp: bool = True
+    freeze_backbone_epochs: int = 0
     patience: int | None = None
     seed: int = 0
     distill_weight: float = 0.5
@@ -62,7 +67,7 @@ class Epoch:
     epoch: int
     lr: float
     loss: float
-    validation: Accuracy | None
+    validation: Figures | None
     best: bool
     seconds: float
 
@@ -98,13 +103,14 @@ def fit(
     teacher: nn.Module | None = None,
     progress: Progress | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    task: Task | None = None,
 ) -> FitResult:
     """Trains `model` in place and leaves it with the weights of the best validation epoch (the last without one).
 
     With a teacher the loss is (1 - w) CE + w T^2 KL(teacher || student) at temperature T (Hinton et al., 2015).
 
     Args:
-        model: Returns class scores of shape (N, classes).
+        model: Returns class scores as `task` wants them.
         train: Training batches.
         validation: Held-out batches that best epoch and early stop are chosen on.
         config: Hyper-parameters.
@@ -113,30 +119,38 @@ def fit(
         teacher: A network to learn from beside the labels; not changed.
         progress: Told about steps and epochs.
         optimizer: One that goes on, moments and all, instead of a new one; its learning rate is set by the schedule.
+        task: Loss and figures; default: classification.
 
     Raises:
-        RecipeError: timm does not know the optimizer or schedule.
+        RecipeError: timm does not know the optimizer or schedule, or there is no backbone to freeze.
         PruneError: The loss is no longer finite.
     """
     seed_everything(config.seed)
     model.to(device)
-    run = _Run(model, train, config, device, num_classes, teacher, optimizer)
+    task = task or Classification()
+    run = _Run(model, train, config, device, num_classes, teacher, optimizer, task)
+    frozen = FrozenBackbone(model, num_classes) if config.freeze_backbone_epochs else None
     history: list[Epoch] = []
     best: tuple[float, int, dict[str, Tensor]] | None = None
     with channels_last(model):
         for number in range(1, config.epochs + 1):
             start = time.perf_counter()
-            loss = run.epoch(number, train, progress)
-            figures = evaluate(model, validation, device) if validation is not None else None
-            improved = figures is not None and (best is None or figures.top1 > best[0])
+            if frozen is not None and number > config.freeze_backbone_epochs:
+                frozen.release()
+                frozen = None
+            loss = run.epoch(number, train, progress, frozen)
+            figures = evaluate(model, validation, device, task=task) if validation is not None else None
+            improved = figures is not None and (best is None or figures.score > best[0])
             if figures is not None and improved:
-                best = (figures.top1, number, copy.deepcopy(model.state_dict()))
+                best = (figures.score, number, copy.deepcopy(model.state_dict()))
             entry = Epoch(number, run.lr, loss, figures, improved or figures is None, time.perf_counter() - start)
             history.append(entry)
             if progress is not None:
                 progress.on_epoch(entry)
             if config.patience is not None and best is not None and number - best[1] >= config.patience:
                 break
+    if frozen is not None:
+        frozen.release()
     if best is not None:
         model.load_state_dict(best[2])
     model.eval()
@@ -171,8 +185,9 @@ class _Run:
         num_classes: int,
         teacher: nn.Module | None,
         optimizer: torch.optim.Optimizer | None,
+        task: Task,
     ) -> None:
-        self.model, self.config, self.device = model, config, device
+        self.model, self.config, self.device, self.task = model, config, device, task
         self.teacher = teacher.to(device).eval() if teacher is not None else None
         self._steps = math.ceil(len(train) / config.accumulate)
         self._optimizer = optimizer if optimizer is not None else make_optimizer(model, config)
@@ -184,6 +199,7 @@ class _Run:
                 warmup_epochs=config.warmup_epochs,
                 warmup_lr=config.lr / 100,
                 min_lr=config.min_lr,
+                decay_rate=1.0 if config.schedule == "poly" else 0.1,  # of poly it is the power, and 1 is usual
                 step_on_epochs=False,
                 updates_per_epoch=self._steps,
             )
@@ -209,9 +225,13 @@ class _Run:
         """Learning rate of the last step."""
         return self._lr
 
-    def epoch(self, number: int, batches: SizedBatches, progress: Progress | None) -> float:
-        """Goes through the batches once; returns the mean loss."""
+    def epoch(
+        self, number: int, batches: SizedBatches, progress: Progress | None, frozen: FrozenBackbone | None
+    ) -> float:
+        """Goes through the batches once, with `frozen` held still; returns the mean loss."""
         self.model.train()
+        if frozen is not None:
+            frozen.hold()
         total = 0.0
         images_seen = 0
         last = len(batches) - 1
@@ -261,18 +281,11 @@ class _Run:
             context = torch.autocast(self.device.type, dtype=self._amp_dtype)
         with context:
             scores = logits(self.model(images))
-            # Mixed labels are already smoothed by timm.
-            smoothing = 0.0 if labels.is_floating_point() else self.config.label_smoothing
-            loss = F.cross_entropy(scores, labels, label_smoothing=smoothing)
+            loss = self.task.loss(scores, labels, self.config.label_smoothing)
             if self.teacher is None or self.config.distill_weight == 0:
                 return loss
             with torch.no_grad():
                 wanted = logits(self.teacher(images))
             temperature, weight = self.config.distill_temperature, self.config.distill_weight
-            divergence = F.kl_div(
-                F.log_softmax(scores / temperature, dim=1),
-                F.log_softmax(wanted / temperature, dim=1),
-                reduction="batchmean",
-                log_target=True,
-            )
+            divergence = self.task.divergence(scores, wanted, temperature)
             return (1 - weight) * loss + weight * temperature**2 * divergence

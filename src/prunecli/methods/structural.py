@@ -183,7 +183,8 @@ class _Run:
     def step(self, amount: float, part: float, repair: Repair) -> Kept:
         """Goes on until `amount` is gone; `part` is its share of the final amount. Returns what tensors kept."""
         if self._edits and self._traced_network is not self.network:
-            self._follow(None)
+            found = self._traced.assumptions
+            self._follow(found.after_removal() if found is not None else None)
         scores = self._scores()
         allocation = self._allocate(scores, amount, part)
         self._allocation = allocation

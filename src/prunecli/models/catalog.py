@@ -17,6 +17,7 @@ from prunecli.errors import ModelError, unknown
 
 SOURCES: dict[str, str] = {
     "cifar": "prunecli.models.cifar",
+    "segformer": "prunecli.models.segformer",
     "timm": "prunecli.models.from_timm",
     "torchvision": "prunecli.models.from_torchvision",
 }
@@ -67,6 +68,8 @@ def build(ref: str, *, pretrained: bool = False, meta: bool = False, **kwargs: A
             with torch.device("meta") if meta else nullcontext():
                 model: nn.Module = module.build(name, pretrained and not meta, **kwargs)
             return model
+    except ModelError:
+        raise  # it already says what is wrong and what to do
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{ref} cannot be built with {kwargs or 'its defaults'}: {first}") from error

@@ -13,9 +13,11 @@ from prunecli.checkpoint.manifest import Architecture
 from prunecli.errors import ModelError
 from prunecli.models.catalog import build, rebuild_dense
 from prunecli.models.fingerprints import nearest_references
+from prunecli.models.segformer_weights import reference_of
 
 _CANDIDATES = 16
-_PREFERENCE = {source: place for place, source in enumerate(("cifar", "torchvision", "timm"))}
+_PREFERENCE = {source: place for place, source in enumerate(("cifar", "torchvision", "segformer", "timm"))}
+_SEGFORMER = "segformer.stages.0.layer_norm.weight"
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -34,6 +36,8 @@ def identify(tensors: Mapping[str, Tensor], path: Path) -> Identified:
     Raises:
         ModelError: Nothing in the catalogue fits; the three nearest are named.
     """
+    if _SEGFORMER in tensors:  # its depths and widths say which one it is, with no network to build
+        return Identified(architecture_for(reference_of(tensors, path), tensors, path))
     shapes = _shapes(tensors)
     candidates = nearest_references(shapes, _CANDIDATES)
     fitting: list[Architecture] = []

@@ -16,6 +16,7 @@ from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.errors import ModelError
 from prunecli.models.catalog import build, build_dense, input_spec, rebuild_dense, split_reference
 from prunecli.models.foreign import architecture_for, identify
+from prunecli.models.segformer_weights import reference_of, rename, with_new_head
 from prunecli.surgery.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
 
 ANY_SIZE = (32, 32)
@@ -55,12 +56,20 @@ def load_reference(ref: str, *, pretrained: bool = False, **kwargs: Any) -> Load
     return _with_input_spec(LoadedModel(model, manifest))
 
 
-def load_file(path: Path, arch: str | None = None) -> LoadedModel:
+def load_file(
+    path: Path,
+    arch: str | None = None,
+    *,
+    num_classes: int | None = None,
+    data_classes: Callable[[], int | None] = lambda: None,
+) -> LoadedModel:
     """Loads a checkpoint of ours, or somebody else's weights.
 
     Args:
         path: `.safetensors`, `.pt`, `.pth`, `.th`, `.bin` or `.ckpt`.
         arch: "source:name" of foreign weights; without it the catalogue is searched. A checkpoint of ours says itself.
+        num_classes: Classes wanted of foreign SegFormer weights; where they have others their classifier is made anew.
+        data_classes: Asked for the width of a new decoder where the weights are an encoder alone.
 
     Raises:
         ModelError: The file is missing, unreadable, or does not fit.
@@ -75,6 +84,12 @@ def load_file(path: Path, arch: str | None = None) -> LoadedModel:
         return _load_checkpoint(path, arch)
     tensors = read_weights(path)
     notes: list[str] = []
+    segformer = rename(tensors)
+    if segformer is not None:
+        notes.append(f"{segformer.origin}'s names of SegFormer's weights")
+        ref = arch or reference_of(segformer.tensors, path)
+        tensors, note = with_new_head(segformer, ref, num_classes, data_classes)
+        notes += [f"{path}: {note}"] if note else []
     if arch is None:
         found = identify(tensors, path)
         architecture = found.architecture
@@ -84,6 +99,8 @@ def load_file(path: Path, arch: str | None = None) -> LoadedModel:
         architecture = architecture_for(arch, tensors, path)
     model = build_dense(architecture)
     model.load_state_dict(tensors)
+    if segformer is not None:
+        segformer.adapt(model)
     manifest = Manifest(architecture=architecture.model_copy(update={"class_name": type(model).__name__}))
     loaded = LoadedModel(model.eval(), manifest, path=path, sha256=file_sha256(path), notes=notes)
     return _with_input_spec(loaded)

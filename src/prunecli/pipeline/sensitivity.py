@@ -103,7 +103,7 @@ def sensitivity_stage(
     repair = Repair(calibration, stage.compensate, bool(stage.recalibrate))
 
     def judge(network: nn.Module) -> float:
-        return evaluate(network, batches, space.device).top1
+        return evaluate(network, batches, space.device, task=space.task()).score
 
     params: StructuralParams = get_method(stage.method).params(**stage.params)
     study = Sensitivity(model, groups, scores, params, judge, repair)

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from prunecli.checkpoint.io import file_sha256, write_text_atomically
+from prunecli.checkpoint.manifest import Manifest
 from prunecli.data.loader import Augmentation, CalibrationBatches, training_batches
 from prunecli.data.splits import ImageData
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.fit import Epoch, FitConfig, FitResult, fit
+from prunecli.engine.tasks import Accuracy, Figures
 from prunecli.engine.tracking import MetricsLog
 from prunecli.errors import ModelError, RecipeError
 from prunecli.measure.counts import count_macs, nonzero_count, parameter_count
@@ -31,6 +33,8 @@ from prunecli.pipeline.workspace import DEFAULT_DATA, Workspace
 from prunecli.recipe.schema import EvalStage, FinetuneStage, PruneStage, TrainStage
 from prunecli.report.schema import REPORT_SCHEMA, DataInfo, Latency, Metrics, ModelInfo, Report
 from prunecli.surgery.compensate import Compensation
+
+_FINETUNE_LR = 0.01
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
     loaded = space.model()
     data = space.data()
     space.check_classes()
+    stage = dataclasses.replace(stage, lr=_learning_rate(stage, loaded.manifest))
+    _check_augmentation(stage, data)
     teacher = _teacher(space, stage.teacher) if isinstance(stage, FinetuneStage) and stage.teacher else None
     if teacher is not None:
         _check_teacher(space, teacher)
@@ -104,6 +110,7 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
             num_classes=data.num_classes,
             teacher=teacher,
             progress=progress,
+            task=space.task(),
         )
     loaded.manifest.history.append(step.model_copy(update={"figures": _fit_figures(result)}))
     space.finish(loaded, out)
@@ -171,7 +178,8 @@ def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
         DataError: Accuracy is asked for and the data cannot be used with the network.
     """
     loaded = space.model()
-    accuracy, info = None, None
+    accuracy: dict[str, Any] = {}
+    info = None
     if "accuracy" in stage.measure:
         if space.data_name() is not None:
             accuracy, info = _accuracy(space, stage)
@@ -181,10 +189,7 @@ def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
     model = loaded.model.cpu()
     macs = count_macs(model, example) if "macs" in stage.measure else None
     metrics = Metrics(
-        top1=accuracy.top1 if accuracy else None,
-        top5=accuracy.top5 if accuracy else None,
-        loss=accuracy.loss if accuracy else None,
-        images=accuracy.images if accuracy else None,
+        **accuracy,
         params=parameter_count(model) if "params" in stage.measure else None,
         params_nonzero=nonzero_count(model) if "params" in stage.measure else None,
         macs=macs.total if macs else None,
@@ -200,6 +205,7 @@ def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
             path=str(loaded.path) if loaded.path else None,
             sha256=loaded.sha256,
             input_shape=space.input_shape(),
+            arguments=loaded.manifest.architecture.kwargs,
         ),
         data=info,
         metrics=metrics,
@@ -213,18 +219,27 @@ def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
     return report
 
 
-def _accuracy(space: Workspace, stage: EvalStage) -> tuple[Any, DataInfo]:
+def _accuracy(space: Workspace, stage: EvalStage) -> tuple[dict[str, Any], DataInfo]:
+    """Figures of the data's task by their names in a report, and what they were measured on."""
     data = space.data()
     space.check_classes()
     split = data.test if stage.split == "test" else data.validation
     if split is None:
         raise RecipeError(f"{data.name} has no validation split; use --split test or a --val-fraction over 0")
     with space.sink.progress(f"eval {data.name}", len(split.labels)) as advance:
-        accuracy = evaluate(
-            space.model().model, space.batches(split), space.device, lambda done: advance(done, f"{done} images")
+        figures = evaluate(
+            space.model().model,
+            space.batches(split),
+            space.device,
+            lambda done: advance(done, f"{done} images"),
+            space.task(),
         )
-    info = DataInfo(name=data.name, split=stage.split, images=accuracy.images, fingerprint=split.fingerprint())
-    return accuracy, info
+    info = DataInfo(name=data.name, split=stage.split, images=figures.images, fingerprint=split.fingerprint())
+    named = dataclasses.asdict(figures)
+    if not isinstance(figures, Accuracy):
+        found = zip(data.class_names, figures.class_iou, strict=True)
+        named["class_iou"] = {name: value for name, value in found if value is not None}
+    return named, info
 
 
 def _latency(space: Workspace, model: nn.Module, rounds: int) -> Latency:
@@ -269,7 +284,7 @@ def _check_teacher(space: Workspace, teacher: nn.Module) -> None:
     shape = "x".join(map(str, space.input_shape()))
     try:
         with torch.no_grad():
-            outputs = logits(teacher.cpu().eval()(space.example())).shape[-1]
+            outputs = logits(teacher.cpu().eval()(space.example())).shape[1]
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"--teacher does not run on {shape} images; give a network for the same data") from error
     if outputs != space.data().num_classes:
@@ -282,6 +297,28 @@ def _fit_config(stage: TrainStage, seed: int) -> FitConfig:
     return FitConfig(**chosen, seed=seed)
 
 
+def _learning_rate(stage: TrainStage, manifest: Manifest) -> float:
+    """What the stage says, else a tenth of what the network was trained with, as is usual after pruning."""
+    if stage.lr is not None:
+        return stage.lr
+    trained = manifest.last("train")
+    if trained is not None and trained.settings.get("optimizer") == stage.optimizer:
+        return float(str(trained.settings["lr"])) / 10
+    return _FINETUNE_LR
+
+
+def _check_augmentation(stage: TrainStage, data: ImageData) -> None:
+    """Refuses what would change an image and leave its mask as it is."""
+    if data.task == "classification":
+        return
+    for name in ("mixup", "cutmix", "auto_augment", "random_erasing"):
+        if getattr(stage, name):
+            raise RecipeError(
+                f"--{name.replace('_', '-')} is for images with one class each; {data.name} has masks: leave it out "
+                "(they are scaled, cropped and mirrored; --color-jitter works)"
+            )
+
+
 def _settings(stage: TrainStage) -> dict[str, Any]:
     return {key: value for key, value in dataclasses.asdict(stage).items() if key not in ("stage", "tensorboard")}
 
@@ -290,8 +327,16 @@ def _fit_figures(result: FitResult) -> dict[str, Any]:
     chosen = result.epochs[result.chosen - 1]
     figures: dict[str, Any] = {"epochs": len(result.epochs), "chosen_epoch": result.chosen, "train_loss": chosen.loss}
     if chosen.validation is not None:
-        figures |= {"validation_top1": chosen.validation.top1, "validation_loss": chosen.validation.loss}
+        figures |= _validation_figures(chosen.validation)
     return figures
+
+
+def _validation_figures(figures: Figures) -> dict[str, float]:
+    """What a log and a manifest say of a validation split."""
+    named = {f"validation_{figures.score_name}": figures.score, "validation_loss": figures.loss}
+    if not isinstance(figures, Accuracy):
+        named["validation_pixel_accuracy"] = figures.pixel_accuracy
+    return named
 
 
 class _FitProgress:
@@ -310,12 +355,11 @@ class _FitProgress:
                 "epoch": epoch.epoch,
                 "lr": epoch.lr,
                 "train_loss": epoch.loss,
-                "validation_top1": validation.top1 if validation else None,
-                "validation_loss": validation.loss if validation else None,
+                **(_validation_figures(validation) if validation else {}),
                 "seconds": round(epoch.seconds, 3),
             }
         )
-        shown = f", validation top-1 {validation.top1:.2f} %" if validation else ""
+        shown = f", validation {validation.score_label} {validation.score:.2f} %" if validation else ""
         self._space.sink.note(
             f"epoch {epoch.epoch}/{self._epochs}: loss {epoch.loss:.4f}{shown}, {epoch.seconds:.1f} s"
         )

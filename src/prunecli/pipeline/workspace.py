@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from prunecli.data.catalog import default_root, load_data
 from prunecli.data.loader import Batches, Preprocessing, evaluation_batches
 from prunecli.data.splits import ImageData, Split, hold_out
 from prunecli.engine.device import pick_device, seed_everything
+from prunecli.engine.tasks import Classification, Segmentation, Task
 from prunecli.errors import DataError, ModelError, RecipeError
 from prunecli.measure.environment import library_versions
 from prunecli.measure.forward import call, logits
@@ -23,6 +25,19 @@ from prunecli.pipeline.sink import Sink
 from prunecli.recipe.schema import Recipe
 
 DEFAULT_DATA = "digits"
+_SIZE = re.compile(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?")
+
+
+def parse_size(text: str | int) -> tuple[int, int]:
+    """Height and width from "256" or "360x480".
+
+    Raises:
+        RecipeError: It is neither.
+    """
+    match = _SIZE.fullmatch(str(text))
+    if match is None:
+        raise RecipeError(f"image size {str(text)!r}: write height and width as 360x480, or one number for both")
+    return int(match[1]), int(match[2] or match[1])
 
 
 @dataclass
@@ -48,6 +63,8 @@ class Workspace:
 
     def __post_init__(self) -> None:
         self.device = pick_device(self.recipe.device)
+        if self.recipe.data.image_size is not None:
+            parse_size(self.recipe.data.image_size)  # a wrong one is noticed before any work
         if self.recipe.threads is not None:
             torch.set_num_threads(self.recipe.threads)
 
@@ -85,10 +102,16 @@ class Workspace:
         """
         if self.loaded is None:
             section = self.recipe.model
+            seed_everything(self.recipe.seed)  # new weights are drawn here
             if section.weights is not None:
-                self.loaded = load_file(Path(section.weights).expanduser(), section.ref)
+                path = Path(section.weights).expanduser()
+                self.loaded = load_file(
+                    path,
+                    section.ref,
+                    num_classes=section.num_classes,
+                    data_classes=lambda: self._build_arguments().get("num_classes"),
+                )
             elif section.ref is not None:
-                seed_everything(self.recipe.seed)  # new weights are drawn here
                 self.loaded = load_reference(section.ref, pretrained=section.pretrained, **self._build_arguments())
             else:
                 raise RecipeError("no model: give a weights file or a reference such as cifar:resnet20")
@@ -117,7 +140,7 @@ class Workspace:
         loaded = self.model()
         section = self.recipe.data
         if section.image_size is not None:
-            size = (section.image_size, section.image_size)
+            size = parse_size(section.image_size)
         elif loaded.fixed_size is not None:
             size = loaded.fixed_size
         else:
@@ -156,11 +179,17 @@ class Workspace:
         data, loaded = self.data(), self.model()
         try:
             with torch.no_grad():
-                outputs = logits(call(loaded.model.cpu().eval(), self.example())).shape[-1]
+                scores = logits(call(loaded.model.cpu().eval(), self.example()))
+            outputs = scores.shape[1]
         except (RuntimeError, ValueError, IndexError, AssertionError) as error:
             shape = "x".join(map(str, self.input_shape()))
             first = str(error).strip().splitlines()[0]
             raise ModelError(f"{loaded.name} does not run on {shape} images: {first}; see --image-size") from error
+        if (scores.dim() == 4) != (data.task == "segmentation"):
+            kinds = ("every pixel", "each image") if scores.dim() == 4 else ("each image", "every pixel")
+            raise DataError(
+                f"{loaded.name} finds a class for {kinds[0]}, {data.name} has one for {kinds[1]}; see --data"
+            )
         if data.channels != self.input_shape()[0]:
             self.sink.warn(f"{data.name} has {data.channels}-channel images; they are converted for {loaded.name}")
         if outputs != data.num_classes:
@@ -168,6 +197,11 @@ class Workspace:
                 f"{loaded.name} has {outputs} outputs and {data.name} has {data.num_classes} classes; "
                 "give the data set it was trained on with --data"
             )
+
+    def task(self) -> Task:
+        """What the data set's scores are compared with."""
+        data = self.data()
+        return Segmentation(data.num_classes) if data.task == "segmentation" else Classification()
 
     def step(self, stage: str, settings: Any, *, split: Split | None = None, split_name: str = "train") -> Step:
         """A history entry for the current network."""

@@ -24,7 +24,11 @@ class ModelSection:
     ref: Annotated[str | None, Doc("Architecture as source:name, for instance timm:resnet50.")] = None
     weights: Annotated[str | None, Doc("Weights file; a checkpoint of ours needs no ref.")] = None
     pretrained: Annotated[bool, Doc("Fetch published weights of the architecture (timm, torchvision).")] = False
-    num_classes: Annotated[int | None, Ge(1), Doc("Classes of a new network; default: the data set's.")] = None
+    num_classes: Annotated[
+        int | None,
+        Ge(1),
+        Doc("Classes of a new network, or of a new classifier on SegFormer weights; default: the data set's."),
+    ] = None
     in_chans: Annotated[int | None, Ge(1), Doc("Input channels of a new network; default: the data set's.")] = None
 
 
@@ -34,12 +38,16 @@ class DataSection:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
-    name: Annotated[str | None, Doc("digits, cifar10, cifar100, mnist, fashion-mnist, folder:PATH or npz:FILE.")] = None
+    name: Annotated[
+        str | None, Doc("digits, cifar10, cifar100, mnist, fashion-mnist, folder:PATH, npz:FILE or segmentation:PATH.")
+    ] = None
     root: Annotated[
         str | None, Doc("Folder that holds named data sets; default: PRUNE_DATA or ~/.cache/prune/data.")
     ] = None
     download: Annotated[bool, Doc("Fetch a data set that is missing.")] = False
-    image_size: Annotated[int | None, Ge(1), Doc("Height and width; default: the model's, else the images'.")] = None
+    image_size: Annotated[
+        str | int | None, Doc("Height and width, one number or 360x480; default: the model's, else the images'.")
+    ] = None
     batch_size: Annotated[int, Ge(1), Doc("Images per batch.")] = 128
     workers: Annotated[int, Ge(0), Doc("Processes that load images.")] = 0
     val_fraction: Annotated[
@@ -68,10 +76,13 @@ class TrainStage:
     auto_augment: Annotated[str | None, Doc("A timm policy such as rand-m9-mstd0.5.")] = None
     color_jitter: Annotated[float, Ge(0), Doc("Strength of colour jitter.")] = 0.0
     random_erasing: Annotated[float, Ge(0), Le(1), Doc("Probability of erasing a rectangle.")] = 0.0
+    freeze_backbone_epochs: Annotated[
+        int, Ge(0), Doc("Epochs at the start in which only the head (decoder, classifier) is trained.")
+    ] = 0
     clip_grad: Annotated[float | None, Gt(0), Doc("Largest gradient norm.")] = None
     accumulate: Annotated[int, Ge(1), Doc("Batches whose gradients make one step.")] = 1
     amp: Annotated[bool, Doc("Mixed precision on a GPU.")] = True
-    patience: Annotated[int | None, Ge(1), Doc("Stop after this many epochs without a better validation top-1.")] = None
+    patience: Annotated[int | None, Ge(1), Doc("Stop after this many epochs without a better validation score.")] = None
     tensorboard: Annotated[bool, Doc("Write TensorBoard files beside the metrics.")] = False
 
 
@@ -81,7 +92,11 @@ class FinetuneStage(TrainStage):
 
     stage: Literal["finetune"] = "finetune"  # type: ignore[assignment]
     epochs: Annotated[int, Ge(1), Doc("Passes over the training images.")] = 5
-    lr: Annotated[float, Gt(0), Doc("Peak learning rate.")] = 0.01
+    lr: Annotated[
+        float | None,
+        Gt(0),
+        Doc("Peak learning rate; default: a tenth of the one it was trained with by this optimizer, else 0.01."),
+    ] = None  # type: ignore[assignment]
     teacher: Annotated[
         str | None, Doc("Learn from this network too: a weights file, or `parent` for the one that was pruned.")
     ] = None

@@ -26,6 +26,8 @@ class Candidate(_Strict):
     metrics: Metrics
     top1_drop: float | None = None
     top5_drop: float | None = None
+    miou_drop: float | None = None
+    pixel_accuracy_drop: float | None = None
     loss_rise: float | None = None
     params_ratio: float | None = None
     params_nonzero_ratio: float | None = None
@@ -87,6 +89,8 @@ def _candidate(
         metrics=other,
         top1_drop=_difference(base.top1, other.top1),
         top5_drop=_difference(base.top5, other.top5),
+        miou_drop=_difference(base.miou, other.miou),
+        pixel_accuracy_drop=_difference(base.pixel_accuracy, other.pixel_accuracy),
         loss_rise=_difference(other.loss, base.loss),
         params_ratio=_ratio(base.params, other.params),
         params_nonzero_ratio=_ratio(base.params_nonzero, other.params_nonzero),

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from prunecli.errors import RecipeError
 
@@ -27,10 +27,16 @@ class Latency(_Strict):
 
 
 class Metrics(_Strict):
-    """Figures of one model. What was not measured is absent; accuracies are percentages."""
+    """Figures of one model. What was not measured is absent; accuracies are percentages.
+
+    `miou` is the mean over the classes that occur; `class_iou` has those by name.
+    """
 
     top1: float | None = None
     top5: float | None = None
+    miou: float | None = None
+    pixel_accuracy: float | None = None
+    class_iou: dict[str, float] | None = None
     loss: float | None = None
     images: int | None = None
     params: int | None = None
@@ -43,12 +49,13 @@ class Metrics(_Strict):
 
 
 class ModelInfo(_Strict):
-    """Which model the figures belong to."""
+    """Which model the figures belong to; `arguments` are those it is built with, such as num_classes."""
 
     ref: str
     path: str | None = None
     sha256: str | None = None
     input_shape: tuple[int, ...]
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
 
 
 class DataInfo(_Strict):

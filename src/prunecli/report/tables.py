@@ -34,6 +34,10 @@ class Table:
         return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+_SCORES = (("top1", "top-1"), ("top5", "top-5"), ("miou", "mIoU"), ("pixel_accuracy", "pixel accuracy"))
+"""Percentages of a report, and what tables call them."""
+
+
 def count(value: float | None) -> str:
     """1,234,567 as 1.23M."""
     if value is None:
@@ -74,13 +78,11 @@ def report_table(report: Report) -> Table:
     """One report as name and value."""
     m = report.metrics
     rows = [("model", report.model.ref), ("input", "x".join(map(str, report.model.input_shape)))]
-    if report.data is not None and m.top1 is not None:
-        rows += [
-            ("images", f"{report.data.images} of {report.data.name} ({report.data.split})"),
-            ("top-1", fixed(m.top1, unit=" %")),
-            ("top-5", fixed(m.top5, unit=" %")),
-            ("loss", fixed(m.loss, 4)),
-        ]
+    if report.data is not None and m.loss is not None:
+        rows.append(("images", f"{report.data.images} of {report.data.name} ({report.data.split})"))
+    rows += [(label, fixed(getattr(m, name), unit=" %")) for name, label in _SCORES if getattr(m, name) is not None]
+    rows += [(f"IoU of {name}", fixed(value, unit=" %")) for name, value in (m.class_iou or {}).items()]
+    rows += [("loss", fixed(m.loss, 4))] if m.loss is not None else []
     rows += [
         (name, text)
         for name, text, value in (
@@ -109,13 +111,9 @@ def comparison_table(comparison: Comparison) -> Table:
         return text if text == "-" or note == "-" else f"{text} ({note})"
 
     each = comparison.candidates
-    drop = [beside(fixed(c.metrics.top1, unit=" %"), _signed(c.top1_drop)) for c in each]
-    row("top-1", fixed(base.top1, unit=" %"), drop)
-    row(
-        "top-5",
-        fixed(base.top5, unit=" %"),
-        [beside(fixed(c.metrics.top5, unit=" %"), _signed(c.top5_drop)) for c in each],
-    )
+    for name, label in _SCORES:
+        cells = [beside(fixed(getattr(c.metrics, name), unit=" %"), _signed(getattr(c, f"{name}_drop"))) for c in each]
+        row(label, fixed(getattr(base, name), unit=" %"), cells)
     row("loss", fixed(base.loss, 4), [fixed(c.metrics.loss, 4) for c in each])
     row("parameters", count(base.params), [beside(count(c.metrics.params), _times(c.params_ratio)) for c in each])
     row(
@@ -138,7 +136,8 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def plain_table(comparison: Comparison) -> Table:
     """One row of unrounded numbers for each network, the baseline first; what was not measured is empty."""
-    figures = ("top1", "top5", "loss", "params", "params_nonzero", "macs", "peak_memory_bytes", "size_bytes")
+    scores = [name for name, _ in _SCORES]
+    figures = (*scores, "loss", "params", "params_nonzero", "macs", "peak_memory_bytes", "size_bytes")
     names = [name for name in comparison.candidates[0].__class__.model_fields if name not in ("name", "metrics")]
     ratios = [name for name in names if name != "latency_ratio_interval"]
 

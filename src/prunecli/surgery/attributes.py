@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
@@ -73,6 +73,8 @@ def width_attributes(
             continue  # their widths follow from their own tensors
         seen = _sizes(followed.modules.get(name, []), by_axis)
         for attribute, place, sizes in _candidates(module, seen, kinds):
+            if attribute == "normalized_shape" and isinstance(module.weight, Tensor):
+                continue
             questions.setdefault(name, []).append((attribute, place, len(sizes)))
             chosen = sizes[min(choices.get((type(module).__name__, attribute, place), 0), len(sizes) - 1)]
             if chosen is not None:
@@ -130,7 +132,7 @@ def _matches(attribute: str, sizes: list[Size], kinds: Mapping[str, str]) -> lis
     if _HEAD_DIM.search(lowered) and lowered != "all_head_size":
         exact = [size for size in found if kind(size) == "head_dim"]
         return [*exact, *(size for size in found if kind(size) not in ("head", "head_dim")), None]
-    if _NOT_A_WIDTH.search(lowered) and lowered not in _SIZES_OF_HEADS and lowered != "normalized_shape":
+    if _NOT_A_WIDTH.search(lowered) and lowered not in _SIZES_OF_HEADS:
         return []
     unlikely = len(sizes) > len(found) and not _WIDTH.search(lowered)  # as likely the size of something that stays
     # A number of heads or of dimensions in one head is hardly ever stored under another name than the above.

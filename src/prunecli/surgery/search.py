@@ -33,8 +33,8 @@ class Assumptions:
         choices: For (class, attribute, place): which of the possible widths.
         tied: Classes whose modules take one width from another tensor's shape.
         frozen: Why the channel at a place cannot be removed.
-        preferred: Of several ways to cut a dimension, which one an earlier trace took: (tensor, dimension, axis from the
-            left). Without it, a trace of an already smaller network might decide otherwise.
+        preferred: Of several ways to cut a dimension, which one an earlier trace took: (tensor, dimension, axis from
+            the left). Without it, a trace of an already smaller network might decide otherwise.
     """
 
     choices: Mapping[Choice, int] = field(default_factory=dict)
@@ -128,27 +128,25 @@ def _problem(
 
 def _options(model: nn.Module, current: Assumptions, description: Description, module: str) -> Iterator[Assumptions]:
     """Other answers for the failing module and the two around it, all modules of their classes alike."""
-    names = [module, *_around(module)][:3]
-    ties = [replace(current, tied=current.tied | {kind}) for kind in _kinds(model, names) if kind not in current.tied]
-    others: list[Assumptions] = []
-    for name in names:
-        kind = type(model.get_submodule(name)).__name__
-        for attribute, place, alternatives in description.questions.get(name, ()):
-            for other in range(alternatives):
-                if other != current.choices.get((kind, attribute, place), 0):
-                    others.append(replace(current, choices={**current.choices, (kind, attribute, place): other}))
-    # Attention written as reshape(B, N, C) is by far the most common case.
-    of_heads = any(
-        group.kind != "channel" and member.module.startswith(module)
-        for group in description.groups
-        for member in group.members
-    )
-    yield from [*ties[:1], *others, *ties[1:]] if of_heads else [*others, *ties]
-
-
-def _kinds(model: nn.Module, names: Sequence[str]) -> list[str]:
-    modules = [model.get_submodule(name) for name in names if name]
-    return [type(m).__name__ for m in modules if not isinstance(m, (nn.Sequential, nn.Linear, nn.ModuleList))]
+    for name in [module, *_around(module)][:3]:
+        inner = model.get_submodule(name)
+        kind = type(inner).__name__
+        others = [
+            replace(current, choices={**current.choices, (kind, attribute, place): other})
+            for attribute, place, alternatives in description.questions.get(name, ())
+            for other in range(alternatives)
+            if other != current.choices.get((kind, attribute, place), 0)
+        ]
+        tied = [replace(current, tied=current.tied | {kind})]
+        if not name or kind in current.tied or isinstance(inner, (nn.Sequential, nn.Linear, nn.ModuleList)):
+            tied = []
+        # In attention, reshape(B, N, C) with the input's C is by far the most common case.
+        of_heads = any(
+            group.kind != "channel" and member.module.startswith(name)
+            for group in description.groups
+            for member in group.members
+        )
+        yield from (*tied, *others) if of_heads else (*others, *tied)
 
 
 def _around(module: str) -> list[str]:

@@ -149,5 +149,7 @@ def _sync_width(module: nn.Module) -> None:
         module.num_features = statistic.shape[0]
     elif isinstance(module, nn.GroupNorm) and module.weight is not None:
         module.num_channels = module.weight.shape[0]
+    elif isinstance(getattr(module, "normalized_shape", None), tuple) and isinstance(module.weight, Tensor):
+        object.__setattr__(module, "normalized_shape", tuple(module.weight.shape))  # layer normalisation and its kin
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.shape[0]

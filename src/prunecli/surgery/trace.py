@@ -25,7 +25,7 @@ from prunecli.surgery.attributes import width_attributes
 from prunecli.surgery.axes import Axis, Prod, Seq, Term, channel_of_position, freeze_position, leaves, resolve
 from prunecli.surgery.follow import Followed, follow
 from prunecli.surgery.groups import ChannelGroup, Frozen, Kind, Member, Role, Trace
-from prunecli.surgery.search import Assumptions, Description, frozen_too, workable
+from prunecli.surgery.search import Assumptions, Description, Place, frozen_too, workable
 
 STEM = "first layer (protected; --prune-stem to include it)"
 UNREACHED = "not reached by the forward pass"
@@ -73,7 +73,7 @@ def trace(
         dtype = torch.float32
         final = described(traced.float(), inputs, found)
     frozen = [*final.frozen, *_left_over(traced, final.followed, final.groups, final.frozen)]
-    return Trace(tuple(final.groups), tuple(frozen), final.followed, dtype, found)
+    return Trace(tuple(final.groups), tuple(frozen), final.followed, dtype, replace(found, preferred=final.cuts))
 
 
 def without(traced: Trace, faulty: Mapping[str, str]) -> Assumptions:
@@ -92,7 +92,7 @@ def _describe(
             tie_equal_widths(followed, name)
     for (tensor, dim, position), reason in assumptions.frozen.items():
         freeze_position(followed.parameters[tensor].dims[dim], position, reason)
-    groups, frozen = _groups(model, followed, prune_stem=prune_stem, heads=heads)
+    groups, frozen, cuts = _groups(model, followed, assumptions.preferred, prune_stem=prune_stem, heads=heads)
     by_axis = {group.axis: group for group in groups if group.axis is not None}
     scales, roots = temperatures(model, followed, by_axis)
     widths, questions = width_attributes(model, followed, by_axis, assumptions.choices)
@@ -104,7 +104,7 @@ def _describe(
         )
         for group in groups
     ]
-    return Description(followed, complete, frozen, questions)
+    return Description(followed, complete, frozen, questions, cuts)
 
 
 @dataclass
@@ -119,8 +119,8 @@ class _Place:
 
 
 def _groups(
-    model: nn.Module, followed: Followed, *, prune_stem: bool, heads: bool
-) -> tuple[list[ChannelGroup], list[Frozen]]:
+    model: nn.Module, followed: Followed, preferred: frozenset[Place], *, prune_stem: bool, heads: bool
+) -> tuple[list[ChannelGroup], list[Frozen], frozenset[Place]]:
     places, rivals = _places(model, followed)
     order = {name: place for place, name in enumerate(followed.order)}
     parallel = {leaf for term in followed.heads for leaf in leaves(term) if leaf.reason is None}
@@ -133,7 +133,9 @@ def _groups(
     frozen: list[Frozen] = []
     for axis in [axis for axis in candidates if axis in parallel and not heads]:
         del candidates[axis]
-    chosen = _without_rivals(candidates, rivals, parallel)
+    liked = {axis for axis, found in candidates.items() if _cut(axis, found[0]) in preferred}
+    chosen = _without_rivals(candidates, rivals, parallel, liked)
+    cuts = frozenset(_cut(axis, candidates[axis][0]) for axis in chosen if rivals.get(axis))
     stem = _stem(model, followed)
     groups: list[ChannelGroup] = []
     names: dict[str, int] = {}
@@ -160,7 +162,7 @@ def _groups(
         width = axis.size * members[found.index(first)].index.shape[1]
         groups.append(ChannelGroup(name=name, units=axis.size, channels=width, members=members, kind=kind, axis=axis))
     groups.sort(key=lambda group: order.get(group.name.partition("#")[0], len(order)))
-    return groups, frozen
+    return groups, frozen, cuts
 
 
 def _places(model: nn.Module, followed: Followed) -> tuple[dict[Axis, list[_Place]], dict[Axis, set[Axis]]]:
@@ -192,15 +194,23 @@ def _note_rivals(term: Term, rivals: dict[Axis, set[Axis]]) -> None:
                 rivals.setdefault(leaf, set()).update(others)
 
 
-def _without_rivals(candidates: Iterable[Axis], rivals: Mapping[Axis, set[Axis]], parallel: set[Axis]) -> list[Axis]:
-    """Of axes that share a product, heads where asked for, else the one with the most units."""
+def _without_rivals(
+    candidates: Iterable[Axis], rivals: Mapping[Axis, set[Axis]], parallel: set[Axis], liked: set[Axis]
+) -> list[Axis]:
+    """Of axes that share a product, heads where asked for, else the preferred one, else the one with most units."""
     listed = list(candidates)
     chosen: dict[Axis, None] = {}
-    for axis in sorted(listed, key=lambda axis: (axis not in parallel, -axis.size)):
+    for axis in sorted(listed, key=lambda axis: (axis not in parallel, axis not in liked, -axis.size)):
         against = rivals.get(axis, set())
         if axis not in against and not any(other in chosen for other in against):
             chosen[axis] = None
     return [axis for axis in listed if axis in chosen]
+
+
+def _cut(axis: Axis, place: _Place) -> Place:
+    """Which axis from the left this is in the dimension at `place`."""
+    name = f"{place.module}.{place.tensor}" if place.module else place.tensor
+    return name, place.dim, list(leaves(place.term)).index(axis)
 
 
 def _stem(model: nn.Module, followed: Followed) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _DOCS = {field.name: field.doc for cls in (ModelSection, DataSection) for field in fields_of(cls)}
 OPTIONS = [
     option("arch", str, _DOCS["ref"] + " For foreign weights; without it they are recognised.", path=("model", "ref")),
-    option("image_size", int, _DOCS["image_size"], path=("data", "image_size")),
+    option("image_size", str, _DOCS["image_size"], path=("data", "image_size")),
     option("layers", bool, "List every layer, not only those that changed.", "--layers"),
     option("manifest", bool, "Print the manifest as JSON and nothing else.", "--manifest"),
 ]

@@ -15,7 +15,7 @@ from prunecli.surgery.follow import OUTPUT, Followed
 
 ADAPTERS = {
     "MultiheadAttention": "multihead_attention",
-    "SegformerEfficientSelfAttention": "segformer",
+    "SegformerSequenceReduction": "segformer",
 }
 
 

@@ -1,4 +1,4 @@
-"""SegFormer's attention (transformers) reshapes what its reducing convolution writes to the width of its input."""
+"""SegFormer (transformers) reshapes what the convolution that shortens keys and values writes to its input's width."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prunecli.surgery.follow import Followed
 
 
 def tie(name: str, module: nn.Module, followed: Followed) -> None:
-    """The reducing convolution keeps as many channels as come in."""
-    label = followed.parameters.get(f"{name}.sr.weight")
+    """The convolution keeps as many channels as come in."""
+    label = followed.parameters.get(f"{name}.sequence_reduction.weight")
     if label is not None:
         unify(label.dims[0], label.dims[1])

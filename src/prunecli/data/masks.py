@@ -1,0 +1,175 @@
+"""Images with a mask each: reading the pairs, and transforming both alike with torchvision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+
+from prunecli.data.splits import digest
+from prunecli.errors import DataError
+
+VOID = 255
+"""Class index of pixels that no loss and no figure counts."""
+SCALES = (0.5, 2.0)
+"""Training images are enlarged or shrunk by a factor between these before they are cropped, as is usual."""
+
+
+@dataclass(frozen=True, eq=False)
+class MaskSplit:
+    """Image files and, for each, a mask file whose pixels are class numbers.
+
+    Attributes:
+        images: Image files.
+        masks: Their masks, in the same order.
+        classes: For each of the 256 numbers a mask can hold the class index, `VOID`, or -1 where it may not occur.
+    """
+
+    images: tuple[Path, ...]
+    masks: tuple[Path, ...]
+    classes: NDArray[np.int16]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Zeros of shape (images,): an image with a mask has no class of its own."""
+        return np.zeros(len(self.images), dtype=np.int64)
+
+    def image(self, index: int) -> Image.Image:
+        """Reads the image at `index`.
+
+        Raises:
+            DataError: The file is not a readable image.
+        """
+        return _opened(self.images[index]).convert("RGB")
+
+    def mask(self, index: int) -> NDArray[np.uint8]:
+        """Reads the mask at `index`: class indices and `VOID`, shape (height, width).
+
+        Raises:
+            DataError: The file is no mask, or holds a number that is no class.
+        """
+        path = self.masks[index]
+        numbers = mask_numbers(path)
+        highest = int(numbers.max(initial=0))
+        mapped = self.classes[np.minimum(numbers, 255)]
+        if highest > 255 or (mapped < 0).any():
+            wrong = highest if highest > 255 else int(numbers[mapped < 0].min())
+            count = len(np.unique(self.classes[(self.classes >= 0) & (self.classes != VOID)]))
+            raise DataError(f"{path}: holds the number {wrong}, which is none of the {count} classes; correct the mask")
+        mask: NDArray[np.uint8] = mapped.astype(np.uint8)
+        return mask
+
+    def pair(self, index: int) -> tuple[Image.Image, NDArray[np.uint8]]:
+        """Image and mask at `index`.
+
+        Raises:
+            DataError: They differ in size, or one cannot be read.
+        """
+        image, mask = self.image(index), self.mask(index)
+        if image.size != mask.shape[::-1]:
+            first, second = (f"{width}x{height}" for width, height in (image.size, mask.shape[::-1]))
+            files = self.images[index], self.masks[index]
+            raise DataError(f"{files[0]}: is {first} and its mask {files[1]} is {second}; make them one size")
+        return image, mask
+
+    def subset(self, indices: NDArray[np.int64]) -> MaskSplit:
+        """The pairs at `indices`."""
+        return MaskSplit(
+            tuple(self.images[i] for i in indices), tuple(self.masks[i] for i in indices), classes=self.classes
+        )
+
+    def fingerprint(self) -> str:
+        """Hash of file names, sizes and the numbers' meaning; pixels are not read."""
+        files = [f"{path.name} {path.stat().st_size}" for path in (*self.images, *self.masks)]
+        return digest("\n".join(files).encode(), self.classes.tobytes())
+
+
+def mask_numbers(path: Path) -> NDArray[Any]:
+    """The numbers in a mask file, shape (height, width).
+
+    Raises:
+        DataError: It is no image of one channel.
+    """
+    opened = _opened(path)
+    numbers = np.asarray(opened)  # of a palette image the indices, not the colours
+    if opened.mode == "1":
+        return numbers.astype(np.uint8)
+    if numbers.ndim != 2 or not np.issubdtype(numbers.dtype, np.integer):
+        raise DataError(f"{path}: is a {opened.mode} image; a mask has one channel with a class number for each pixel")
+    return numbers
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            return opened
+    except Exception as error:  # decoders raise many types
+        raise DataError(f"{path}: not a readable image ({error}); replace or remove it") from error
+
+
+class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Pairs of a normalised image (C, H, W) and class indices (H, W) of one size.
+
+    Args:
+        split: Images and masks.
+        transform: What `evaluation_transform` or `training_transform` makes.
+        channels: 1 or 3.
+    """
+
+    def __init__(self, split: MaskSplit, transform: v2.Transform, channels: int) -> None:
+        self._split, self._transform, self._mode = split, transform, "L" if channels == 1 else "RGB"
+
+    def __len__(self) -> int:
+        return len(self._split.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, mask = self._split.pair(index)
+        if image.mode != self._mode:
+            image = image.convert(self._mode)
+        both = self._transform(tv_tensors.Image(image), tv_tensors.Mask(torch.from_numpy(mask)))
+        return both[0].as_subclass(Tensor), both[1].as_subclass(Tensor).long()
+
+
+def evaluation_transform(
+    size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...], interpolation: str
+) -> v2.Transform:
+    """Resizes to `size` (height, width), masks by their nearest pixel, and normalises."""
+    resize = v2.Resize(list(size), interpolation=InterpolationMode(interpolation), antialias=True)
+    return v2.Compose([resize, *_normalised(mean, std)])
+
+
+def training_transform(
+    size: tuple[int, int],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    interpolation: str,
+    *,
+    flip: bool,
+    color_jitter: float,
+) -> v2.Transform:
+    """Scales and crops at random to `size` (height, width), mirrors, changes colours; beyond the edge all is void."""
+    grey = [255 * value for value in mean]
+    steps: list[v2.Transform] = [
+        v2.ScaleJitter(size, scale_range=SCALES, interpolation=InterpolationMode(interpolation), antialias=True),
+        v2.RandomCrop(list(size), pad_if_needed=True, fill={tv_tensors.Image: grey, tv_tensors.Mask: VOID}),
+    ]
+    if flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if color_jitter:
+        steps.append(v2.ColorJitter(brightness=color_jitter, contrast=color_jitter, saturation=color_jitter))
+    return v2.Compose([*steps, *_normalised(mean, std)])
+
+
+def _normalised(mean: tuple[float, ...], std: tuple[float, ...]) -> list[v2.Transform]:
+    to_float = v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)
+    return [to_float, v2.Normalize(list(mean), list(std))]

@@ -1,0 +1,216 @@
+"""`segmentation:PATH`: images with masks in the layouts of CamVid, ADE20K and Pascal VOC, or in plain folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunecli.data.masks import VOID, MaskSplit, mask_numbers
+from prunecli.data.splits import SPLIT_SEED, ImageData
+from prunecli.errors import DataError
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CAMVID = "sky building pole road pavement tree sign-symbol fence car pedestrian bicyclist".split()
+_VOC = (
+    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
+    "pottedplant sheep sofa train tvmonitor"
+).split()
+_ADE20K_CLASSES = 150
+_CLASSES_FILE = "classes.txt"
+_IMAGE_FOLDERS = ("images", "image", "imgs", "img")
+_MASK_FOLDERS = ("masks", "mask", "annotations", "labels", "annots")
+_PARTS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "val": ("val", "validation", "valid"),
+}
+_MASK_ENDINGS = ("", "_mask", "_label", "_labels", "_L")
+_TEST_SHARE = 0.2
+
+Pairs = tuple[tuple[Path, ...], tuple[Path, ...]]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What was found on disk: pairs by part ("all" where nothing divides them), and what the numbers mean."""
+
+    name: str
+    parts: dict[str, Pairs]
+    class_names: tuple[str, ...] | None = None
+    void: int | None = None
+    first: int = 0
+
+
+def load(path: str, root: Path, download: bool) -> ImageData:
+    """Reads a folder of images and masks; the layout is recognised.
+
+    - CamVid: `train/` and `trainannot/`, likewise `val` and `test`; 11 is void.
+    - ADE20K: `images/training/` and `annotations/training/`, likewise `validation`; 0 is void and 1 the first class.
+    - Pascal VOC: `JPEGImages/`, `SegmentationClass/` and the lists in `ImageSets/Segmentation/`.
+    - Otherwise `images/` and `masks/`, with `train/`, `val/` and `test/` inside or around them. Without those a fixed
+      fifth of the images is the test split.
+
+    255 is void everywhere. A file `classes.txt` with one name per line says what the classes are; without it those of
+    plain folders are counted in the masks. A relative PATH is looked for here first and then in the data folder.
+
+    Raises:
+        DataError: The folder does not exist, has no such layout, or an image has no mask.
+    """
+    given = Path(path).expanduser()
+    folder = next((p for p in (given, root / given) if p.is_dir()), None)
+    if folder is None:
+        raise DataError(f"segmentation:{path}: no such folder; give one with images/ and masks/ in it")
+    layout = _camvid(folder) or _voc(folder) or _ade20k(folder) or _plain(folder)
+    if layout is None or not layout.parts:
+        raise DataError(
+            f"{folder}: no images with masks; expected images/ and masks/, or the layout of CamVid "
+            "(train/, trainannot/), ADE20K (images/training/, annotations/training/) or Pascal VOC "
+            "(JPEGImages/, SegmentationClass/)"
+        )
+    names = _class_names(folder, layout)
+    table = _table(len(names), layout)
+    splits = {part: MaskSplit(images, masks, table) for part, (images, masks) in layout.parts.items()}
+    return _image_data(path, folder, names, splits)
+
+
+def _image_data(path: str, folder: Path, names: tuple[str, ...], splits: dict[str, MaskSplit]) -> ImageData:
+    train, test, validation = splits.get("train"), splits.get("test"), splits.get("val")
+    if "all" in splits:
+        order = np.random.default_rng(SPLIT_SEED).permutation(len(splits["all"].images))
+        cut = round(len(order) * _TEST_SHARE)
+        if cut == 0:
+            raise DataError(
+                f"{folder}: {len(order)} images are too few to hold some out for evaluation; add val/ folders"
+            )
+        train, test = splits["all"].subset(np.sort(order[cut:])), splits["all"].subset(np.sort(order[:cut]))
+    elif test is None:
+        test, validation = validation, None
+    if test is None:
+        raise DataError(f"{folder}: has training images but neither val nor test; add the images to evaluate on")
+    first = test.image(0)
+    return ImageData(
+        name=f"segmentation:{path}",
+        class_names=names,
+        channels=3,
+        image_size=(first.height, first.width),
+        mean=_MEAN,
+        std=_STD,
+        flip=True,
+        train=train,
+        test=test,
+        validation=validation,
+        task="segmentation",
+    )
+
+
+def _camvid(folder: Path) -> _Layout | None:
+    parts = {
+        part: _pairs(folder / part, folder / f"{part}annot")
+        for part in _PARTS
+        if (folder / part).is_dir() and (folder / f"{part}annot").is_dir()
+    }
+    return _Layout("CamVid", parts, tuple(_CAMVID), void=len(_CAMVID)) if parts else None
+
+
+def _voc(folder: Path) -> _Layout | None:
+    images, masks = folder / "JPEGImages", folder / "SegmentationClass"
+    lists = folder / "ImageSets" / "Segmentation"
+    if not (images.is_dir() and masks.is_dir() and lists.is_dir()):
+        return None
+    parts: dict[str, Pairs] = {}
+    for part in _PARTS:
+        file = lists / f"{part}.txt"
+        stems = file.read_text(encoding="utf-8").split() if file.is_file() else []
+        files = [images / f"{stem}.jpg" for stem in stems]
+        # The official test lists name images whose masks were never published.
+        if files and (part != "test" or (masks / f"{stems[0]}.png").is_file()):
+            parts[part] = _matched(files, masks)
+    return _Layout("Pascal VOC", parts, tuple(_VOC)) if parts else None
+
+
+def _ade20k(folder: Path) -> _Layout | None:
+    images, masks = folder / "images", folder / "annotations"
+    if not ((images / "training").is_dir() and (masks / "training").is_dir()):
+        return None
+    found = {"train": "training", "val": "validation"}
+    parts = {part: _pairs(images / name, masks / name) for part, name in found.items() if (masks / name).is_dir()}
+    listed = folder / "objectInfo150.txt"
+    lines = listed.read_text(encoding="utf-8").splitlines()[1:] if listed.is_file() else []
+    names = tuple(line.split("\t")[-1].strip() for line in lines if line.strip())
+    if len(names) != _ADE20K_CLASSES:
+        names = tuple(str(number) for number in range(1, _ADE20K_CLASSES + 1))
+    return _Layout("ADE20K", parts, names, void=0, first=1)
+
+
+def _plain(folder: Path) -> _Layout | None:
+    parts: dict[str, Pairs] = {}
+    for part, spellings in _PARTS.items():
+        for spelling in spellings:
+            inside = _image_and_mask_folder(folder, spelling)
+            around = _image_and_mask_folder(folder / spelling, "")
+            if part not in parts and (inside or around):
+                parts[part] = _pairs(*(inside or around or (folder, folder)))
+    if not parts and (whole := _image_and_mask_folder(folder, "")):
+        parts["all"] = _pairs(*whole)
+    return _Layout("plain", parts) if parts else None
+
+
+def _image_and_mask_folder(folder: Path, inside: str) -> tuple[Path, Path] | None:
+    images = next((folder / name / inside for name in _IMAGE_FOLDERS if (folder / name / inside).is_dir()), None)
+    masks = next((folder / name / inside for name in _MASK_FOLDERS if (folder / name / inside).is_dir()), None)
+    return (images, masks) if images is not None and masks is not None else None
+
+
+def _pairs(images: Path, masks: Path) -> Pairs:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    files = [path for path in sorted(images.iterdir()) if path.suffix.lower() in IMG_EXTENSIONS]
+    if not files:
+        raise DataError(f"{images}: no images ({', '.join(IMG_EXTENSIONS)}); put them there, with masks in {masks}")
+    return _matched(files, masks)
+
+
+def _matched(files: Sequence[Path], folder: Path) -> Pairs:
+    by_stem = {path.stem: path for path in sorted(folder.iterdir()) if path.is_file()}
+    masks = []
+    for file in files:
+        mask = next((by_stem[file.stem + end] for end in _MASK_ENDINGS if file.stem + end in by_stem), None)
+        if mask is None:
+            raise DataError(f"{file}: has no mask; expected {folder / file.stem}.png")
+        masks.append(mask)
+    return tuple(files), tuple(masks)
+
+
+def _class_names(folder: Path, layout: _Layout) -> tuple[str, ...]:
+    file = folder / _CLASSES_FILE
+    if file.is_file():
+        names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+        if not 2 <= len(names) <= VOID:
+            raise DataError(f"{file}: names {len(names)} classes; write 2 to {VOID} names, one on each line")
+        return names
+    if layout.class_names is not None:
+        return layout.class_names
+    highest = 0
+    for _, masks in layout.parts.values():
+        for mask in masks:
+            numbers = mask_numbers(mask)
+            highest = max(highest, int(numbers[numbers != VOID].max(initial=0)))
+    if not 1 <= highest < VOID:
+        raise DataError(
+            f"{folder}: its masks hold {highest + 1} classes; a mask holds class numbers from 0 (not 0 and 255), "
+            f"or name the classes in {_CLASSES_FILE}"
+        )
+    return tuple(str(number) for number in range(highest + 1))
+
+
+def _table(classes: int, layout: _Layout) -> NDArray[np.int16]:
+    table = np.full(256, -1, dtype=np.int16)
+    table[layout.first : layout.first + classes] = np.arange(classes)
+    table[VOID] = VOID
+    if layout.void is not None and table[layout.void] < 0:  # a classes.txt may make a class of it
+        table[layout.void] = VOID
+    return table

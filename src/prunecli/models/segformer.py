@@ -1,0 +1,153 @@
+"""`segformer:b0` ... `segformer:b5`: SegFormer (Xie et al., 2021, arXiv 2105.15203) as transformers builds it.
+
+The modules and their names are those of `SegformerForSemanticSegmentation`; only its forward pass is replaced, so that
+the network takes images and returns a tensor. transformers is imported when a network is built, not before.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from prunecli.checkpoint.manifest import InputNormalisation
+from prunecli.errors import ModelError
+
+IMAGE_SIZE = (512, 512)
+"""Height and width that the published networks were made for; any other size works too."""
+ADE20K_CLASSES = 150
+
+
+@dataclass(frozen=True)
+class Size:
+    """What tells b0 to b5 apart: blocks and channels of the four stages, and the decoder's width."""
+
+    depths: tuple[int, int, int, int]
+    hidden_sizes: tuple[int, int, int, int]
+    decoder_hidden_size: int
+
+
+_WIDE = (64, 128, 320, 512)
+SIZES: dict[str, Size] = {
+    "b0": Size((2, 2, 2, 2), (32, 64, 160, 256), 256),
+    "b1": Size((2, 2, 2, 2), _WIDE, 256),
+    "b2": Size((3, 4, 6, 3), _WIDE, 768),
+    "b3": Size((3, 4, 18, 3), _WIDE, 768),
+    "b4": Size((3, 8, 27, 3), _WIDE, 768),
+    "b5": Size((3, 6, 40, 3), _WIDE, 768),
+}
+
+
+def names() -> list[str]:
+    """All names of this source."""
+    return list(SIZES)
+
+
+def build(name: str, pretrained: bool, *, num_classes: int = ADE20K_CLASSES, in_chans: int = 3) -> nn.Module:
+    """Builds one of `names()` with new weights.
+
+    Raises:
+        ModelError: transformers is missing or too old, or published weights are asked for.
+    """
+    if pretrained:
+        raise ModelError(
+            "nothing is downloaded for SegFormer; give a weights file (NVIDIA's or Hugging Face's) instead"
+        )
+    return SegFormer(SIZES[name], num_classes, in_chans)
+
+
+def input_spec(name: str, model: nn.Module) -> tuple[tuple[int, int] | None, InputNormalisation]:
+    """512x512 pixels with ImageNet's statistics, as all published weights had."""
+    statistics = InputNormalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    return IMAGE_SIZE, statistics
+
+
+class SegFormer(nn.Module):
+    """Encoder `segformer` and `decode_head` of transformers, called with images alone.
+
+    Args:
+        size: Depths and widths.
+        num_classes: Classes a pixel can have.
+        in_chans: Channels of an image.
+    """
+
+    def __init__(self, size: Size, num_classes: int, in_chans: int) -> None:
+        super().__init__()
+        library = _transformers()
+        config = library.SegformerConfig(
+            num_channels=in_chans,
+            num_labels=num_classes,
+            depths=list(size.depths),
+            hidden_sizes=list(size.hidden_sizes),
+            decoder_hidden_size=size.decoder_hidden_size,
+        )
+        whole = library.SegformerForSemanticSegmentation(config)
+        if not hasattr(whole.segformer, "stages"):
+            raise ModelError(
+                "this transformers names SegFormer's layers otherwise; pip install -U 'transformers>=5.23'"
+            )
+        self.num_classes = num_classes
+        self.segformer = whole.segformer
+        self.decode_head = whole.decode_head
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The encoder, which `freeze_backbone_epochs` holds still."""
+        encoder: nn.Module = self.segformer
+        return encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, in_chans, H, W) to class scores of shape (N, num_classes, H / 4, W / 4), as in transformers."""
+        features = []
+        for stage in self.segformer.stages:
+            images = stage(images)
+            features.append(images)
+        scores: Tensor = self.decode_head(features)
+        return scores
+
+
+def _transformers() -> Any:
+    """The library's SegFormer.
+
+    Raises:
+        ModelError: It is not installed.
+    """
+    try:
+        return _import()
+    except Exception:  # of many types: a torchaudio that was built for another torch stops the import
+        pass
+    try:
+        with _no_torchaudio():
+            return _import()
+    except ImportError as error:
+        raise ModelError("SegFormer needs the library transformers; pip install 'prunecli[segmentation]'") from error
+
+
+def _import() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return import_module("transformers.models.segformer.modeling_segformer")
+
+
+@contextmanager
+def _no_torchaudio() -> Iterator[None]:
+    """Lets `import torchaudio` find an empty module: nothing here reads sound."""
+    before = sys.modules.get("torchaudio")
+    empty = ModuleType("torchaudio")
+    empty.__spec__ = ModuleSpec("torchaudio", None)  # transformers looks whether there is one
+    sys.modules["torchaudio"] = empty
+    try:
+        yield
+    finally:
+        if before is None:
+            del sys.modules["torchaudio"]
+        else:
+            sys.modules["torchaudio"] = before
