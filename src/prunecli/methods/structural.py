@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from prunecli.methods.schedule import amounts
 from prunecli.methods.selection import apply_patterns, ratios_by_group, with_scope
 from prunecli.methods.targets import Ruler, Target, target_of
 from prunecli.surgery.compensate import Compensation
-from prunecli.surgery.groups import ChannelGroup
+from prunecli.surgery.groups import ChannelGroup, Trace
 from prunecli.surgery.search import Assumptions
 from prunecli.surgery.slice import Kept, kept_positions, remove
 from prunecli.surgery.trace import trace, without
@@ -68,6 +68,7 @@ class StructuralOutcome:
         scope: How channels competed.
         steps: Steps of the schedule.
         target: The figure that was aimed at, if it was not the ratio, with what was reached.
+        trace: Groups and frozen layers of the last step.
     """
 
     model: nn.Module
@@ -82,6 +83,7 @@ class StructuralOutcome:
     scope: str = "global"
     steps: int = 1
     target: Target | None = None
+    trace: Trace = field(default_factory=lambda: Trace(groups=()))
 
 
 def prune_structural(
@@ -243,6 +245,7 @@ class _Run:
             scope="by name" if self._own else self._params.scope,
             steps=steps,
             target=target,
+            trace=self._traced,
         )
 
     def _asked(self) -> str:

@@ -21,6 +21,7 @@ from prunecli.methods.structural import Recover, StructuralOutcome, prune_struct
 from prunecli.methods.targets import Target
 from prunecli.models.loading import save
 from prunecli.surgery.compensate import Compensation
+from prunecli.surgery.groups import Trace
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,11 +84,12 @@ class PruneReport:
 
 @dataclass(frozen=True, repr=False)
 class PruneResult:
-    """A pruned network, its manifest and its report."""
+    """A pruned network, its manifest, its report, and the trace that led to it."""
 
     model: nn.Module
     manifest: Manifest
     report: PruneReport
+    trace: Trace
     dense: nn.Module | None = None
 
     def __repr__(self) -> str:
@@ -173,7 +175,7 @@ def prune_model(
         update={"edits": [*manifest.edits, *outcome.edits], "history": [*manifest.history, entry]}
     )
     first = dense if dense is not None else model
-    return PruneResult(outcome.model, continued, report, None if manifest.architecture.ref else first)
+    return PruneResult(outcome.model, continued, report, outcome.trace, None if manifest.architecture.ref else first)
 
 
 def _report(method: str, model: nn.Module, outcome: StructuralOutcome, example_inputs: Inputs) -> PruneReport:

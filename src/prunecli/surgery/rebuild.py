@@ -100,4 +100,6 @@ def _is_plain(value: Any) -> bool:
         return True
     if isinstance(value, (tuple, list)):
         return all(_is_plain(item) for item in value)
+    if isinstance(value, dict):  # timm's feature_info is a list of them
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
     return value is None or isinstance(value, (bool, int, float, str))

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from prunecli.cli.lazy import make_command
 from prunecli.cli.method_command import with_output
 from prunecli.cli.output import Output
+from prunecli.errors import RecipeError
 
 
-def run(output: Output) -> None:
-    """Checks what pruning needs."""
+def run(
+    output: Output,
+    coverage: Annotated[
+        str | None,
+        typer.Option(metavar="PATTERN", help="Prune half of every architecture that matches, and say which are right."),
+    ] = None,
+    max_params: Annotated[
+        float | None, typer.Option(metavar="MILLIONS", help="With --coverage: pass larger architectures over.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("-o", "--out", metavar="FILE", help="With --coverage: write the figures as JSON.")
+    ] = None,
+) -> None:
+    """Checks what pruning needs, or tries architectures."""
+    if coverage is not None:
+        _cover(output, coverage, max_params, out)
+        return
+    if max_params is not None or out is not None:
+        raise RecipeError("--max-params and --out belong to --coverage PATTERN; give that too")
     from prunecli.measure.environment import describe_environment
     from prunecli.report.tables import Table
 
@@ -33,6 +51,41 @@ def run(output: Output) -> None:
     for problem in problems:
         output.complain(problem)
     if problems:
+        raise typer.Exit(1)
+
+
+def _cover(output: Output, pattern: str, max_params: float | None, out: str | None) -> None:
+    import json
+    from collections import Counter
+    from pathlib import Path
+
+    from prunecli.measure.environment import library_versions
+    from prunecli.pipeline.coverage import cover, matching
+    from prunecli.report.tables import Table
+
+    refs = matching(pattern)
+    found = []
+    with output.progress("architectures", len(refs)) as advance:
+        for entry in cover(refs, max_params=max_params):
+            found.append(entry)
+            advance(len(found), entry.ref)
+            if out is not None:  # after each, so that an interrupted run keeps what it has
+                document = {"versions": library_versions(), "architectures": [e.to_dict() for e in found]}
+                Path(out).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    counts = Counter(entry.status for entry in found)
+    output.document({"counts": dict(counts), "architectures": [entry.to_dict() for entry in found]})
+    rows = [
+        (
+            entry.ref,
+            entry.status,
+            *((f"{entry.kept:.1%}", f"{entry.implied:.1%}", f"{entry.error:.0e}") if entry.groups else ("", "", "")),
+            entry.reason,
+        )
+        for entry in found
+    ]
+    output.table(Table(("architecture", "result", "parameters kept", "implied", "difference", "why"), rows))
+    output.note(", ".join(f"{count} {status}" for status, count in counts.items()))
+    if counts["wrong"]:
         raise typer.Exit(1)
 
 
