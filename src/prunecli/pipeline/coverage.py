@@ -14,10 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from prunecli.checkpoint.manifest import Architecture
 from prunecli.errors import MethodError, ModelError, PruneError, VerificationError, unknown
+from prunecli.measure.counts import parameter_count
 from prunecli.measure.forward import call, doubled_batch, output_tensors
 from prunecli.methods.params import StructuralParams
-from prunecli.models.catalog import input_spec
+from prunecli.models.catalog import input_spec, rebuild_dense
 from prunecli.models.loading import LoadedModel, input_channels, load_reference, restore
 from prunecli.models.references import known_references
 from prunecli.pipeline.pruning import PruneResult, prune_model
@@ -37,8 +39,8 @@ class Coverage:
 
     Attributes:
         ref: "source:name".
-        status: "right": verified, restored bit by bit, trains and runs. "refused": nothing was pruned, `reason` says why.
-            "wrong": something failed that should not have.
+        status: "right": verified, restored bit by bit, trains and runs. "refused": nothing was pruned, `reason` says
+            why. "wrong": something failed that should not have. "too large": not tried.
         kept: Share of the parameters that is left.
         implied: The share that ratio 0.5 implies, if every group found loses exactly half its channels.
         groups: Groups of channels found.
@@ -93,12 +95,13 @@ def cover(refs: Iterable[str], *, max_params: float | None = None, seed: int = 0
 def _cover(ref: str, max_params: float | None, seed: int) -> Coverage:
     start = time.perf_counter()
     try:
+        if max_params is not None:
+            count = parameter_count(rebuild_dense(Architecture(ref=ref)))
+            if count > max_params * 1e6:
+                return Coverage(ref, "too large", reason=f"{count / 1e6:.0f}M parameters")
         loaded = load_reference(ref)
     except Exception as error:  # timm lists models that it cannot build without more packages
         return Coverage(ref, "refused", reason=f"cannot be built: {_first(error)}")
-    count = sum(parameter.numel() for parameter in loaded.model.parameters())
-    if max_params is not None and count > max_params * 1e6:
-        return Coverage(ref, "too large", reason=f"{count / 1e6:.0f}M parameters")
     size = input_spec(ref, loaded.model)[0] or loaded.fixed_size or _ANY_SIZE
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(1, input_channels(loaded.model), *size, generator=generator)
@@ -139,10 +142,8 @@ def _check(loaded: LoadedModel, result: PruneResult, inputs: Tensor) -> str:
             return f"{changed[0]} is not restored bit by bit"
         batch = doubled_batch(inputs)
         with torch.no_grad():
-            pairs = zip(
-                output_tensors(call(result.model.eval(), batch)), output_tensors(call(again, batch)), strict=True
-            )
-            if not all(torch.equal(one, two) for one, two in pairs):
+            pruned, restored = (output_tensors(call(network.eval(), batch)) for network in (result.model, again))
+            if not all(torch.equal(one, two) for one, two in zip(pruned, restored, strict=True)):
                 return "the restored network computes something else"
         if not _trains(again, batch) and _trains(loaded.model, batch):
             return "it cannot be trained"
