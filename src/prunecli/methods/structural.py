@@ -119,6 +119,8 @@ def prune_structural(
         VerificationError: The result is not the masked original; nothing is returned.
     """
     target = target_of(params)
+    if params.schedule == "once" and (params.steps != StructuralParams.steps or params.initial_ratio is not None):
+        raise MethodError("--steps and --initial-ratio belong to a schedule; add --schedule linear, cubic or ramp")
     clock = Clock()
     traced = trace(model, example_inputs, prune_stem=params.prune_stem)
     untouched = [Untouched(name=f.name, channels=f.channels, reason=f.reason) for f in traced.frozen]
