@@ -167,6 +167,8 @@ def _ranked(
     method = get_method(stage.method)
     traced = trace(model, space.example(), prune_stem=bool(stage.params.get("prune_stem")))
     groups, kept = apply_patterns(model, traced, stage.keep)
+    order = {name: place for place, (name, _) in enumerate(model.named_modules())}
+    groups.sort(key=lambda group: order.get(group.name, -1))
     left_out = {frozen.name: frozen.reason for frozen in traced.frozen} | {entry.name: entry.reason for entry in kept}
     generator = torch.Generator().manual_seed(space.recipe.seed)
     given = Calibration(generator, calibration.labelled, options=stage.params)
