@@ -130,4 +130,17 @@ class Averaged(nn.Module):
         return self.head(self.b(x) + x.mean(dim=1, keepdim=True))
 
 
+class SplitByAttribute(nn.Module):
+    """Keeps half its width in an attribute that could be several widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.pre, self.a, self.half = conv(3, 8), conv(8, 32), conv(32, 32), 16
+        self.b, self.c, self.head = conv(16, 16), conv(32, 16), Head(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = F.relu(self.a(F.relu(self.pre(F.relu(self.stem(x)))))).split(self.half, dim=1)
+        return self.head(self.c(torch.cat([self.b(first), second], 1)))
+
+
 RIGHT = [Plain, Residual, Concatenated, Grouped, Depthwise, Gated, Flattened, Transposed]

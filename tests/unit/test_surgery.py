@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunecli.errors import MethodError, VerificationError
-from prunecli.surgery.groups import tie_units
+from prunecli.surgery.groups import Trace, tie_units
 from prunecli.surgery.recalibrate import recalibrate_batchnorm
 from prunecli.surgery.slice import remove
 from prunecli.surgery.trace import trace
-from prunecli.surgery.verify import TOLERANCE, faulty_groups, verify
+from prunecli.surgery.verify import SINGLE_TOLERANCE, TOLERANCE, faulty_groups, verify
 from tests.unit.networks import RIGHT, Plain, Residual, example
 
 
@@ -24,14 +24,15 @@ from tests.unit.networks import RIGHT, Plain, Residual, example
 def test_any_choice_of_units_equals_masking(data: st.DataObject) -> None:
     torch.manual_seed(0)
     model = data.draw(st.sampled_from(RIGHT))().eval()
-    groups = trace(model, example()).groups
+    traced = trace(model, example())
+    groups = traced.groups
     keep = {}
     for group in groups:
         units = data.draw(st.sets(st.integers(0, group.units - 1), min_size=1), label=group.name)
         keep[group.name] = torch.tensor(sorted(units))
     pruned = copy.deepcopy(model)
     remove(pruned, groups, keep)
-    assert verify(model, pruned, groups, keep, example()) <= TOLERANCE
+    assert verify(model, pruned, traced, keep, example()) <= TOLERANCE
     for module in pruned.modules():
         if isinstance(module, nn.Conv2d):
             assert tuple(module.weight.shape[:2]) == (module.out_channels, module.in_channels // module.groups)
@@ -39,12 +40,12 @@ def test_any_choice_of_units_equals_masking(data: st.DataObject) -> None:
             assert module.num_features == len(module.weight) == len(module.running_mean)
 
 
-def _pruned(model: nn.Module) -> tuple[nn.Module, tuple, dict]:
-    groups = trace(model, example()).groups
-    keep = {group.name: torch.arange(0, group.units, 2) for group in groups}
+def _pruned(model: nn.Module) -> tuple[nn.Module, Trace, dict[str, torch.Tensor]]:
+    traced = trace(model, example())
+    keep = {group.name: torch.arange(0, group.units, 2) for group in traced.groups}
     pruned = copy.deepcopy(model)
-    remove(pruned, groups, keep)
-    return pruned, groups, keep
+    remove(pruned, traced.groups, keep)
+    return pruned, traced, keep
 
 
 def _shift_filters(pruned: Plain, model: Plain) -> None:
@@ -69,21 +70,22 @@ def test_a_wrong_slice_is_caught(fault: object) -> None:
     model = Plain().train()
     model(example())  # gives batch normalisation statistics that differ by channel
     model.eval()
-    pruned, groups, keep = _pruned(model)
-    assert verify(model, pruned, groups, keep, example()) <= TOLERANCE
+    pruned, traced, keep = _pruned(model)
+    assert verify(model, pruned, traced, keep, example()) <= TOLERANCE
     fault(pruned, model)  # type: ignore[operator]
-    with pytest.raises(VerificationError, match="differs from the masked original"):
-        verify(model, pruned, groups, keep, example())
+    with pytest.raises(VerificationError, match=r"is not made of|differs from the masked original"):
+        verify(model, pruned, traced, keep, example())
 
 
 def test_a_group_with_a_shifted_index_is_found_by_name() -> None:
     torch.manual_seed(0)
     model = Residual().eval()
-    groups = list(trace(model, example()).groups)
-    wrong = next(group for group in groups if group.name == "c")
+    traced = trace(model, example())
+    wrong = traced.group("c")
     member = next(m for m in wrong.members if m.role == "consumer")
     object.__setattr__(member, "index", member.index.roll(1, 0))
-    assert set(faulty_groups(model, groups, example())) == {"c"}
+    keep = {group.name: torch.arange(0, group.units, 2) for group in traced.groups}
+    assert set(faulty_groups(model, traced, keep, example())) == {"c"}
 
 
 def test_bad_units_are_refused() -> None:
@@ -94,14 +96,15 @@ def test_bad_units_are_refused() -> None:
             remove(copy.deepcopy(model), groups, {groups[0].name: torch.tensor(units, dtype=torch.int64)})
 
 
-def test_tied_parameters_are_refused_and_frozen_ones_stay_frozen() -> None:
+def test_tied_parameters_stay_tied_and_frozen_ones_frozen() -> None:
     model = Plain()
     model.body[7].weight = model.body[7].bias  # one parameter under two names
     model.body[4].weight.requires_grad_(False)
     traced = trace(model, example())
-    assert any(f.name == "body.6" and "is shared with another layer" in f.reason for f in traced.frozen)
     pruned = copy.deepcopy(model)
-    remove(pruned, traced.groups, {"body.3": torch.arange(4)})
+    keep = {"body.3": torch.arange(4), "body.6": torch.arange(5)}
+    remove(pruned, traced.groups, keep)
+    assert verify(model, pruned, traced, keep, example()) <= TOLERANCE
     assert pruned.body[4].weight.shape == (4,) and not pruned.body[4].weight.requires_grad
     assert pruned.body[7].weight is pruned.body[7].bias
 
@@ -110,14 +113,15 @@ def test_a_network_that_is_not_finite_is_not_verified() -> None:
     torch.manual_seed(0)
     model = Plain().eval()
     model.head.fc.bias.data[0] = float("-inf")
-    pruned, groups, keep = _pruned(model)
-    assert verify(model, pruned, groups, keep, example()) <= TOLERANCE
+    pruned, traced, keep = _pruned(model)
+    assert verify(model, pruned, traced, keep, example()) <= TOLERANCE
     _scale_one_weight(pruned, model)
     pruned.head.fc.weight.data[3] *= 1.1
-    with pytest.raises(VerificationError, match="differs"):
-        verify(model, pruned, groups, keep, example())
+    with pytest.raises(VerificationError, match="not made of"):
+        verify(model, pruned, traced, keep, example())
+    pruned, traced, keep = _pruned(model)
     with pytest.raises(VerificationError, match="not finite"):
-        verify(model, pruned, groups, keep, example() * float("nan"))
+        verify(model, pruned, traced, keep, example() * float("nan"))
 
 
 def test_a_network_that_casts_inside_is_compared_in_single_precision() -> None:
@@ -127,11 +131,12 @@ def test_a_network_that_casts_inside_is_compared_in_single_precision() -> None:
 
     torch.manual_seed(0)
     model = Casting().eval()
-    pruned, groups, keep = _pruned(model)
-    assert len(groups) == 2 and verify(model, pruned, groups, keep, example()) <= TOLERANCE
+    pruned, traced, keep = _pruned(model)
+    assert traced.dtype == torch.float32 and len(traced.groups) == 2
+    assert 0 < verify(model, pruned, traced, keep, example()) <= SINGLE_TOLERANCE
     _shift_columns(pruned, model)
-    with pytest.raises(VerificationError, match="differs"):
-        verify(model, pruned, groups, keep, example())
+    with pytest.raises(VerificationError, match="is not made of"):
+        verify(model, pruned, traced, keep, example())
 
 
 def test_branches_that_only_training_uses_hold_their_channels() -> None:

@@ -60,3 +60,12 @@ def model_device(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def doubled_batch(inputs: Inputs) -> Inputs:
+    """Every tensor twice along its first dimension: batch normalisation cannot train on one value."""
+    if isinstance(inputs, Tensor):
+        return torch.cat([inputs, inputs])
+    if isinstance(inputs, Mapping):
+        return {name: torch.cat([tensor, tensor]) for name, tensor in inputs.items()}
+    return tuple(torch.cat([tensor, tensor]) for tensor in inputs)

@@ -12,20 +12,20 @@ from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Edit, Untouched
 from prunecli.criteria.base import Calibration, Criterion, Loss, default_loss
-from prunecli.errors import MethodError
+from prunecli.errors import MethodError, VerificationError
 from prunecli.measure.forward import Inputs
 from prunecli.methods.allocation import Allocation, Demand, allocate
 from prunecli.methods.params import StructuralParams
-from prunecli.methods.renumber import Kept, kept_positions, renumbered
 from prunecli.methods.repair import Clock, Repair
 from prunecli.methods.schedule import amounts
 from prunecli.methods.selection import apply_patterns, ratios_by_group, with_scope
 from prunecli.methods.targets import Ruler, Target, target_of
 from prunecli.surgery.compensate import Compensation
-from prunecli.surgery.groups import ChannelGroup, Trace
-from prunecli.surgery.slice import remove
-from prunecli.surgery.trace import trace
-from prunecli.surgery.verify import verify
+from prunecli.surgery.groups import ChannelGroup
+from prunecli.surgery.search import Assumptions
+from prunecli.surgery.slice import Kept, kept_positions, remove
+from prunecli.surgery.trace import trace, without
+from prunecli.surgery.verify import faulty_groups, verify
 
 
 @dataclass(frozen=True)
@@ -122,23 +122,17 @@ def prune_structural(
     if params.schedule == "once" and (params.steps != StructuralParams.steps or params.initial_ratio is not None):
         raise MethodError("--steps and --initial-ratio belong to a schedule; add --schedule linear, cubic or ramp")
     clock = Clock()
-    traced = trace(model, example_inputs, prune_stem=params.prune_stem)
-    untouched = [Untouched(name=f.name, channels=f.channels, reason=f.reason) for f in traced.frozen]
-    groups, kept_by_pattern = apply_patterns(model, traced, keep_patterns)
-    clock.lap("trace")
     given = Calibration(torch.Generator().manual_seed(seed), calibration, loss, asdict(params))
     run = _Run(
         model,
         example_inputs,
-        groups,
-        traced,
+        keep_patterns,
         with_scope(model, params),
         target,
         lambda network, live: criterion(network, live, given),
         clock,
     )
     repair = Repair(calibration, compensation, recalibrate)
-    run.untouched += [*untouched, *kept_by_pattern]
     final = 1 - target.requested if target is not None else params.ratio
     plan = amounts(params.schedule, params.steps, final, params.initial_ratio)
     for step, amount in enumerate(plan, start=1):
@@ -159,25 +153,39 @@ class _Run:
         self,
         model: nn.Module,
         inputs: Inputs,
-        groups: list[ChannelGroup],
-        traced: Trace,
+        keep_patterns: Sequence[str],
         params: StructuralParams,
         target: Target | None,
         score: Callable[[nn.Module, list[ChannelGroup]], dict[str, Tensor | str]],
         clock: Clock,
     ) -> None:
-        self.network, self.untouched = model, list[Untouched]()
-        self._inputs, self._groups, self._params, self._score = inputs, groups, params, score
-        self._clock, self._traced, self._target = clock, traced, target
-        self._dense = {group.name: group.channels for group in groups}
-        self._own = ratios_by_group(traced, groups, params.layer_ratio)
+        self.network = model
+        self._inputs, self._patterns, self._params, self._score = inputs, keep_patterns, params, score
+        self._clock, self._target = clock, target
+        self._follow(None)
+        self._dense = {group.name: group.channels for group in self._groups}
+        self._own = ratios_by_group(self._traced, self._groups, params.layer_ratio)
         self._ruler = Ruler(target.kind, model, inputs) if target is not None else None
         self._edits: list[Edit] = []
         self._allocation = Allocation({}, {}, params.ratio, 0.0)
         self._error = 0.0
 
+    def _follow(self, assumptions: Assumptions | None) -> None:
+        """Traces the present network."""
+        params = self._params
+        self._traced_network = self.network
+        self._traced = trace(
+            self.network, self._inputs, prune_stem=params.prune_stem, heads=params.heads, assumptions=assumptions
+        )
+        self._groups, kept_by_pattern = apply_patterns(self.network, self._traced, self._patterns)
+        frozen = [Untouched(name=f.name, channels=f.channels, reason=f.reason) for f in self._traced.frozen]
+        self.untouched = [*frozen, *kept_by_pattern]
+        self._clock.lap("trace")
+
     def step(self, amount: float, part: float, repair: Repair) -> Kept:
         """Goes on until `amount` is gone; `part` is its share of the final amount. Returns what tensors kept."""
+        if self._edits and self._traced_network is not self.network:
+            self._follow(None)
         scores = self._scores()
         allocation = self._allocate(scores, amount, part)
         self._allocation = allocation
@@ -190,10 +198,16 @@ class _Run:
         pruned = copy.deepcopy(self.network)
         remove(pruned, groups, keep)
         self._clock.lap("remove")
-        self._error = max(self._error, verify(self.network, pruned, groups, keep, self._inputs))
+        try:
+            self._error = max(self._error, verify(self.network, pruned, self._traced, keep, self._inputs))
+        except VerificationError:
+            faulty = faulty_groups(self.network, self._traced, keep, self._inputs)
+            if not faulty:
+                raise
+            self._follow(without(self._traced, faulty))  # with the groups at fault left as they are
+            return self.step(amount, part, repair)
         self._clock.lap("verify")
         repair(self.network, pruned, groups, keep, self._clock)
-        self._groups = renumbered(self.network, groups, keep)
         self.network = pruned
         self._edits += edits
         return kept

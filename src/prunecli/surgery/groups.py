@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from prunecli.surgery.axes import Axis
+    from prunecli.surgery.follow import Followed
+    from prunecli.surgery.search import Assumptions
+
 Role = Literal["producer", "consumer", "carrier"]
+Kind = Literal["channel", "head_dim", "head"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +44,81 @@ class Member:
         return f"{self.module}.{self.tensor}" if self.module else self.tensor
 
 
+@dataclass(frozen=True)
+class Size:
+    """A width as a function of how many units of each group stay.
+
+    Attributes:
+        kind: "number", "group", "sum" or "product".
+        number: The value, for a number.
+        group: The group's name, for a group.
+        parts: What is added or multiplied.
+    """
+
+    kind: Literal["number", "group", "sum", "product"]
+    number: int = 0
+    group: str = ""
+    parts: tuple[Size, ...] = ()
+
+    def value(self, units: Mapping[str, int]) -> int:
+        """The width when `units` of each group are left."""
+        if self.kind == "group":
+            return units.get(self.group, self.number)
+        if self.kind == "number":
+            return self.number
+        values = [part.value(units) for part in self.parts]
+        return sum(values) if self.kind == "sum" else math.prod(values)
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """Names of the groups it depends on."""
+        own = frozenset((self.group,)) if self.kind == "group" else frozenset()
+        return own.union(*(part.groups for part in self.parts))
+
+
+@dataclass(frozen=True)
+class Width:
+    """A module attribute, or one entry of a sequence, that holds a width.
+
+    Attributes:
+        module: Dotted name of the module.
+        attribute: Name of the attribute.
+        place: Index path into a sequence, empty for a plain number.
+        size: What it has to be.
+        root: For a scale such as head_dim ** -0.5: the attribute is multiplied by (old / new) ** 0.5 instead of set.
+    """
+
+    module: str
+    attribute: str
+    place: tuple[int | str, ...]
+    size: Size
+    root: bool = False
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """Names of the groups it depends on."""
+        return self.size.groups
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """Positions of a parameter that are multiplied by sqrt(new / old) when the group's units shrink from old to new.
+
+    Attributes:
+        group: The group of head dimensions.
+        module: Dotted name of the layer that writes the queries.
+        tensor: Its weight or bias.
+        dim: Dimension that holds the rows.
+        positions: Rows to multiply, indices before removal.
+    """
+
+    group: str
+    module: str
+    tensor: str
+    dim: int
+    positions: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
     """All (tensor, dimension, index) that stand or fall together.
@@ -49,12 +131,20 @@ class ChannelGroup:
         units: How many units there are.
         channels: Width in channels; `channels // units` channels make one unit.
         members: Everything the channels occupy.
+        kind: "head_dim" for the same dimension of every attention head, "head" for whole heads, else "channel".
+        widths: Module attributes that hold a width which depends on this group.
+        scales: Parameters to rescale so that attention keeps its temperature.
+        axis: Where the group came from; only the tracer and `verify` look at it.
     """
 
     name: str
     units: int
     channels: int
     members: tuple[Member, ...]
+    kind: Kind = "channel"
+    widths: tuple[Width, ...] = ()
+    scales: tuple[Scale, ...] = ()
+    axis: Axis | None = None
 
     @property
     def channels_per_unit(self) -> int:
@@ -77,10 +167,21 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Trace:
-    """What `trace` found: groups that can shrink and layers that cannot."""
+    """What `trace` found: groups that can shrink and layers that cannot.
+
+    Attributes:
+        groups: What can shrink.
+        frozen: What cannot, with the reason.
+        followed: Labels of all tensors and operators, in `dtype`.
+        dtype: float64, or float32 for a model that does not run in float64.
+        assumptions: What was found out by trying.
+    """
 
     groups: tuple[ChannelGroup, ...]
     frozen: tuple[Frozen, ...] = field(default=())
+    followed: Followed | None = field(default=None, repr=False, compare=False)
+    dtype: torch.dtype = torch.float64
+    assumptions: Assumptions | None = field(default=None, repr=False, compare=False)
 
     def group(self, name: str) -> ChannelGroup:
         """Returns the group called `name`.

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from prunecli.surgery.groups import ChannelGroup, Keep, dropped_units
+from prunecli.surgery.groups import ChannelGroup, Keep, Width, dropped_units
 
 
 def remove(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep) -> None:
     """Keeps the units in `keep` and removes all others, in place.
+
+    Tensors are sliced, module attributes that hold widths follow, and query rows are rescaled where head dimensions
+    go, so that attention keeps its temperature.
 
     Args:
         model: The model the groups were traced on, or a copy of it.
@@ -23,22 +27,49 @@ def remove(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep) -> None
     Raises:
         ValueError: An entry of `keep` is empty, out of range or repeated.
     """
-    kept_positions: dict[tuple[str, str], dict[int, Tensor]] = {}
+    chosen = [group for group in groups if group.name in keep]
+    for group in chosen:
+        _check_units(group, keep[group.name])
+    counts = {group.name: len(keep[group.name]) for group in chosen}
+    _rescale(model, chosen, counts)
+    kept = kept_positions(model, chosen, keep)
+    made: dict[int, nn.Parameter | Tensor] = {}
+    for name, by_dim in kept.items():
+        module_name, _, tensor_name = name.rpartition(".")
+        _slice_tensor(model.get_submodule(module_name), tensor_name, by_dim, made)
+    widths = dict.fromkeys(width for group in chosen for width in group.widths)
+    old = {group.name: group.units for group in chosen}
+    for width in widths:
+        _set_width(model.get_submodule(width.module), width, old, counts)
+    for module_name in dict.fromkeys(name.rpartition(".")[0] for name in kept):
+        _sync_width(model.get_submodule(module_name))
+
+
+Kept = dict[str, dict[int, Tensor]]
+"""For each tensor name and dimension that loses positions, those that stay, sorted, dtype int64."""
+
+
+def kept_positions(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep) -> Kept:
+    """The positions that `remove` leaves in every tensor it shortens.
+
+    Args:
+        model: The model before the removal.
+        groups: The groups of its trace; those without an entry in `keep` stay whole.
+        keep: Kept units by group name.
+    """
+    masks: dict[tuple[str, int], Tensor] = {}
     for group in groups:
-        if group.name not in keep:
+        if group.name not in keep or len(keep[group.name]) == group.units:
             continue
-        units = keep[group.name]
-        _check_units(group, units)
-        dropped = dropped_units(group, units)
+        dropped = dropped_units(group, keep[group.name])
         for member in group.members:
             size = getattr(model.get_submodule(member.module), member.tensor).shape[member.dim]
-            masks = kept_positions.setdefault((member.module, member.tensor), {})
-            mask = masks.setdefault(member.dim, torch.ones(size, dtype=torch.bool))
+            mask = masks.setdefault((member.name, member.dim), torch.ones(size, dtype=torch.bool))
             mask[member.index[dropped].flatten()] = False
-    for (module_name, tensor_name), masks in kept_positions.items():
-        _slice_tensor(model.get_submodule(module_name), tensor_name, masks)
-    for module_name in dict.fromkeys(name for name, _ in kept_positions):
-        _sync_width(model.get_submodule(module_name))
+    kept: Kept = {}
+    for (name, dim), mask in masks.items():
+        kept.setdefault(name, {})[dim] = mask.nonzero().flatten()
+    return kept
 
 
 def _check_units(group: ChannelGroup, units: Tensor) -> None:
@@ -48,26 +79,66 @@ def _check_units(group: ChannelGroup, units: Tensor) -> None:
         raise ValueError(f"{group.name}: kept units must be distinct and lie in 0..{group.units - 1}")
 
 
-def _slice_tensor(module: nn.Module, name: str, masks: dict[int, Tensor]) -> None:
+def _rescale(model: nn.Module, groups: Sequence[ChannelGroup], counts: dict[str, int]) -> None:
+    for group in groups:
+        ratio = (counts[group.name] / group.units) ** 0.5
+        for scale in group.scales if ratio != 1 else ():
+            tensor = getattr(model.get_submodule(scale.module), scale.tensor)
+            with torch.no_grad():
+                rows = tensor.detach().movedim(scale.dim, 0)
+                rows[scale.positions.to(rows.device)] *= ratio
+
+
+def _slice_tensor(
+    module: nn.Module, name: str, kept: dict[int, Tensor], made: dict[int, nn.Parameter | Tensor]
+) -> None:
     old = getattr(module, name)
-    new = old.detach()
-    for dim, mask in masks.items():
-        new = new.index_select(dim, mask.nonzero().flatten().to(new.device))
+    new: Any = made.get(id(old))
+    if new is None:
+        sliced = old.detach()
+        for dim, positions in kept.items():
+            sliced = sliced.index_select(dim, positions.to(sliced.device))
+        new = (
+            nn.Parameter(sliced.clone(), requires_grad=old.requires_grad)
+            if isinstance(old, nn.Parameter)
+            else sliced.clone()
+        )
+        made[id(old)] = new  # a tensor that stands in two places stays tied
     if isinstance(old, nn.Parameter):
-        module._parameters[name] = nn.Parameter(new.clone(), requires_grad=old.requires_grad)
+        module._parameters[name] = new
     else:
-        module._buffers[name] = new.clone()
+        module._buffers[name] = new
+
+
+def _set_width(module: nn.Module, width: Width, old: dict[str, int], counts: dict[str, int]) -> None:
+    new = width.size.value(counts)
+    value: Any = getattr(module, width.attribute)
+    if width.root:
+        changed: Any = value * (width.size.value(old) / new) ** 0.5
+    else:
+        changed = _replaced(value, width.place, new)
+    object.__setattr__(module, width.attribute, changed)
+
+
+def _replaced(value: Any, place: tuple[int | str, ...], new: int) -> Any:
+    """A copy of a nested sequence or mapping with one entry replaced."""
+    if not place:
+        return new
+    if isinstance(value, dict):
+        return {**value, place[0]: _replaced(value[place[0]], place[1:], new)}
+    items = list(value)
+    at = place[0]
+    assert isinstance(at, int)
+    items[at] = _replaced(items[at], place[1:], new)
+    return items if isinstance(value, list) else tuple(items)
 
 
 def _sync_width(module: nn.Module) -> None:
     """Makes the width attributes of a sliced module agree with its tensors."""
     if isinstance(module, _ConvNd):
-        depthwise = module.groups > 1 and module.groups == module.in_channels == module.out_channels
         rows, columns = module.weight.shape[:2]
         if isinstance(module, _ConvTransposeNd):
             module.in_channels, module.out_channels = rows, columns * module.groups
-        elif depthwise:
-            module.groups = module.in_channels = module.out_channels = rows
         else:
             module.in_channels, module.out_channels = columns * module.groups, rows
     elif isinstance(module, nn.Linear):
@@ -76,5 +147,7 @@ def _sync_width(module: nn.Module) -> None:
         statistic = module.weight if module.weight is not None else module.running_mean
         assert statistic is not None
         module.num_features = statistic.shape[0]
+    elif isinstance(module, nn.GroupNorm) and module.weight is not None:
+        module.num_channels = module.weight.shape[0]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.shape[0]

@@ -1,313 +1,264 @@
-"""Which parameters are one channel: groups from torch-pruning's dependency graph, each checked by a trial removal."""
+"""Which parameters are one channel: groups from following every channel through the model's operators.
+
+`follow` labels every dimension of every tensor with terms over axes. An axis that no rule has frozen, and that some
+layer writes, is a group: its members are all parameter and buffer dimensions whose terms contain it. Half of all
+groups is then removed from a trial copy, which has to run, in training mode too; `verify` compares numbers on every
+actual removal.
+"""
 
 from __future__ import annotations
 
 import copy
-import signal
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 
 from prunecli.errors import ModelError
-from prunecli.measure.forward import Inputs, call, cast_inputs
-from prunecli.surgery.groups import ChannelGroup, Frozen, Member, Role, Trace, tie_units
-from prunecli.surgery.verify import faulty_groups
+from prunecli.measure.forward import Inputs, cast_inputs
+from prunecli.surgery.adapters import tie_equal_widths, tie_known_modules
+from prunecli.surgery.attention import temperatures
+from prunecli.surgery.attributes import width_attributes
+from prunecli.surgery.axes import Axis, Prod, Seq, Term, channel_of_position, freeze_position, leaves, resolve
+from prunecli.surgery.follow import Followed, follow
+from prunecli.surgery.groups import ChannelGroup, Frozen, Kind, Member, Role, Trace
+from prunecli.surgery.search import Assumptions, Description, frozen_too, workable
 
 STEM = "first layer (protected; --prune-stem to include it)"
-OUTPUT = "output layer: its width is the model's output"
 UNREACHED = "not reached by the forward pass"
-UNEVEN = "tied to layers of another width (padded or sliced shortcut)"
-SINGLE = "its channels can only be removed all together"
+HEADS = "attention heads (--heads removes whole heads)"
+UNWRITTEN = "no layer writes its channels alone"
 
 
-class _RefusedError(Exception):
-    """A group cannot be described by members; the text says why."""
-
-
-@dataclass
-class _Slot:
-    """Collects (root channel, position) pairs of one tensor dimension."""
-
-    tensor: str
-    dim: int
-    role: Role
-    roots: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-
-
-def trace(model: nn.Module, example_inputs: Inputs, *, prune_stem: bool = False, time_limit_s: float = 120.0) -> Trace:
+def trace(
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    prune_stem: bool = False,
+    heads: bool = False,
+    time_limit_s: float = 120.0,
+    assumptions: Assumptions | None = None,
+) -> Trace:
     """Finds the channel groups of `model`.
 
-    Every group returned has been removed on a trial copy and compared with masking, so it can be sliced safely; what
-    fails that trial is returned as frozen, with the reason. The model is not changed.
-
     Args:
-        model: Any module; frozen parameters are included.
+        model: Any module; frozen parameters are included. It is not changed.
         example_inputs: Inputs of a shape the model accepts, for instance (1, 3, 224, 224).
-        prune_stem: Whether the first layer's width may change.
-        time_limit_s: Seconds after which the graph is given up (main thread only).
+        prune_stem: Whether the first convolution's width may change. A patch embedding, whose channels linear layers
+            write too, is not protected.
+        heads: Whether attention shrinks by whole heads, instead of by the same dimensions of every head.
+        time_limit_s: Seconds after which whatever makes the model stop is frozen without looking for the cause.
+        assumptions: Where the trial begins, from an earlier trace of the same model.
 
     Raises:
-        ModelError: The model cannot be run or traced on these inputs.
+        ModelError: The model cannot be run on these inputs, or what it computes depends on their values.
     """
-    # Tracing reads autograd's graph, so frozen parameters would be invisible: work on a copy that asks for gradients.
     values = example_inputs.values() if isinstance(example_inputs, Mapping) else example_inputs
     if not isinstance(example_inputs, Tensor) and not all(isinstance(value, Tensor) for value in values):
         raise ModelError("example_inputs has to be a tensor, a tuple of tensors or a mapping of them")
-    traced = copy.deepcopy(model).cpu().eval()
-    for parameter in traced.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    inputs = cast_inputs(example_inputs, device="cpu")
-    order = _call_order(traced, inputs)
-    names = {module: name for name, module in traced.named_modules()}
-    groups: list[ChannelGroup] = []
-    frozen: list[Frozen] = []
-    tied = _shared_parameters(traced)
-    stem = next((name for name in order if isinstance(traced.get_submodule(name), _ConvNd)), order[0] if order else "")
-    for items in _dependency_groups(traced, inputs, time_limit_s):
-        producers = [
-            (names[module], _width(module))
-            for module, output in ((item.dep.target.module, item.output) for item in items)
-            if output and isinstance(module, (_ConvNd, nn.Linear))
-        ]
-        producers = list(dict.fromkeys(producers))
-        reason = None
-        try:
-            group = _channel_group(traced, names, order, items)
-            shared = next((member.name for member in group.members if member.name in tied), None)
-            if shared is not None:
-                reason = f"{shared} is shared with another layer"
-            elif not group.modules("consumer"):
-                reason = OUTPUT
-            elif stem in group.modules("producer") and not prune_stem:
-                reason = STEM
-            elif group.units == 1:
-                reason = SINGLE
-            else:
-                groups.append(group)
-        except _RefusedError as error:
-            reason = str(error)
-        if reason is not None:
-            frozen += [Frozen(name, width, reason) for name, width in producers]
-    faulty = faulty_groups(traced, groups, inputs)
-    for group in groups:
-        if group.name in faulty:
-            frozen += [
-                Frozen(name, _width(traced.get_submodule(name)), faulty[group.name])
-                for name in group.modules("producer")
-            ]
-    kept = tuple(group for group in groups if group.name not in faulty)
-    frozen += _left_over(traced, order, kept, frozen)
-    return Trace(groups=kept, frozen=tuple(frozen))
+    traced = copy.deepcopy(model).cpu().float().eval()
+    inputs = cast_inputs(example_inputs, device="cpu", dtype=torch.float32)
 
+    def described(network: nn.Module, given: Inputs, assumptions: Assumptions) -> Description:
+        return _describe(network, given, assumptions, prune_stem=prune_stem, heads=heads)
 
-def _shared_parameters(model: nn.Module) -> set[str]:
-    """Names of parameters that stand in the model more than once."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return {name for shared in names.values() if len(shared) > 1 for name in shared}
-
-
-def _call_order(model: nn.Module, inputs: Inputs) -> list[str]:
-    """Runs the model once; names of its convolutions and linear layers in the order they are called."""
-    order: list[str] = []
-
-    def recorder(name: str) -> Callable[..., None]:
-        return lambda *_: order.append(name)
-
-    hooks = [
-        module.register_forward_pre_hook(recorder(name))
-        for name, module in model.named_modules()
-        if isinstance(module, (_ConvNd, nn.Linear))
-    ]
+    found = workable(traced, lambda given: described(traced, inputs, given), inputs, time_limit_s, assumptions)
+    dtype = torch.float64
     try:
-        with torch.no_grad():
-            call(model, inputs)
-    except Exception as error:
-        raise ModelError(f"the model does not run on the example inputs: {_one_line(error)}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return list(dict.fromkeys(order))
+        final = described(traced.double(), cast_inputs(inputs, dtype=dtype), found)
+    except ModelError:  # the model casts to float32 inside
+        dtype = torch.float32
+        final = described(traced.float(), inputs, found)
+    frozen = [*final.frozen, *_left_over(traced, final.followed, final.groups, final.frozen)]
+    return Trace(tuple(final.groups), tuple(frozen), final.followed, dtype, found)
+
+
+def without(traced: Trace, faulty: Mapping[str, str]) -> Assumptions:
+    """Assumptions for tracing again with some groups frozen, each for its reason."""
+    assert traced.assumptions is not None
+    return frozen_too(traced.assumptions, [(traced.group(name), reason) for name, reason in faulty.items()])
+
+
+def _describe(
+    model: nn.Module, inputs: Inputs, assumptions: Assumptions, *, prune_stem: bool, heads: bool
+) -> Description:
+    followed = follow(model, inputs)
+    tie_known_modules(model, followed)
+    for name, module in model.named_modules():
+        if type(module).__name__ in assumptions.tied:
+            tie_equal_widths(followed, name)
+    for (tensor, dim, position), reason in assumptions.frozen.items():
+        freeze_position(followed.parameters[tensor].dims[dim], position, reason)
+    groups, frozen = _groups(model, followed, prune_stem=prune_stem, heads=heads)
+    by_axis = {group.axis: group for group in groups if group.axis is not None}
+    scales, roots = temperatures(model, followed, by_axis)
+    widths, questions = width_attributes(model, followed, by_axis, assumptions.choices)
+    complete = [
+        replace(
+            group,
+            widths=tuple(width for width in (*widths, *roots) if group.name in width.groups),
+            scales=tuple(scale for scale in scales if scale.group == group.name),
+        )
+        for group in groups
+    ]
+    return Description(followed, complete, frozen, questions)
 
 
 @dataclass
-class _Item:
-    """One entry of a dependency group: what is touched, at which positions, for which root channels."""
+class _Place:
+    """One dimension of one parameter or buffer in which an axis occurs."""
 
-    dep: Any
-    positions: list[int]
-    roots: list[int]
-    output: bool
+    module: str
+    tensor: str
+    dim: int
+    term: Term
+    role: Role
 
 
-def _dependency_groups(model: nn.Module, inputs: Inputs, time_limit_s: float) -> list[list[_Item]]:
-    with warnings.catch_warnings(), _time_limit(time_limit_s) as expired:
-        warnings.simplefilter("ignore")
-        try:
-            # The graph takes a tuple or a dict; a bare tensor would be unpacked along its batch dimension.
-            example = (inputs,) if isinstance(inputs, Tensor) else inputs
-            graph = tp.DependencyGraph().build_dependency(model, example, verbose=False)
-            return [
-                [
-                    _Item(item.dep, list(item.idxs), list(item.root_idxs), graph.is_out_channel_pruning_fn(handler))
-                    for item, handler in ((item, item.dep.handler) for item in group.items)
-                ]
-                for group in graph.get_all_groups()
+def _groups(
+    model: nn.Module, followed: Followed, *, prune_stem: bool, heads: bool
+) -> tuple[list[ChannelGroup], list[Frozen]]:
+    places, rivals = _places(model, followed)
+    order = {name: place for place, name in enumerate(followed.order)}
+    parallel = {leaf for term in followed.heads for leaf in leaves(term) if leaf.reason is None}
+    contracted = {leaf for term in followed.contracted for leaf in leaves(term)} - parallel
+    candidates = {
+        axis: found
+        for axis, found in places.items()
+        if axis.reason is None and axis.size > 1 and any(place.role == "producer" for place in found)
+    }
+    frozen: list[Frozen] = []
+    for axis in [axis for axis in candidates if axis in parallel and not heads]:
+        del candidates[axis]
+    chosen = _without_rivals(candidates, rivals, parallel)
+    stem = _stem(model, followed)
+    groups: list[ChannelGroup] = []
+    names: dict[str, int] = {}
+    for axis in chosen:
+        found = candidates[axis]
+        writers = [place for place in found if place.role == "producer" and place.tensor != "bias"] or found
+        if (
+            not prune_stem
+            and any(p.module == stem for p in writers)
+            and not _is_residual_stream(model, stem, axis, writers)
+        ):
+            frozen += [
+                Frozen(name, _width(model.get_submodule(name)), STEM)
+                for name in dict.fromkeys(p.module for p in writers)
             ]
-        except Exception as error:
-            if expired.is_set():
-                raise ModelError(f"tracing took more than {time_limit_s:g} s and was given up") from error
-            raise ModelError(f"the model's channels cannot be traced: {_one_line(error)}") from error
+            continue
+        first = min(writers, key=lambda place: (order.get(place.module, len(order)), place.module))
+        members = tuple(_member(axis, place) for place in found)
+        name = first.module or first.tensor
+        count = names[name] = names.get(name, 0) + 1
+        if count > 1:
+            name = f"{name}#{count}"  # a layer that writes several runs of channels
+        kind: Kind = "head" if axis in parallel else "head_dim" if axis in contracted else "channel"
+        width = axis.size * members[found.index(first)].index.shape[1]
+        groups.append(ChannelGroup(name=name, units=axis.size, channels=width, members=members, kind=kind, axis=axis))
+    groups.sort(key=lambda group: order.get(group.name.partition("#")[0], len(order)))
+    return groups, frozen
 
 
-def _channel_group(model: nn.Module, names: dict[nn.Module, str], order: list[str], items: list[_Item]) -> ChannelGroup:
-    root = items[0]
-    channels = len(root.roots)
-    slots: dict[tuple[str, str, int], _Slot] = {}
-    ties: list[Tensor] = []
-    parameters = {id(parameter): name for name, parameter in model.named_parameters()}
-    for item in items:
-        target = item.dep.target.module
-        if isinstance(target, nn.Parameter):
-            module, _, leaf = parameters[id(target)].rpartition(".")
-            found = [(_Slot(leaf, _only_dim(target, len(item.positions), leaf), "carrier"), item.positions)]
-        elif target in names:
-            module = names[target]
-            found = _slots(target, module, item, channels, ties)
-        else:
-            continue  # torch-pruning's own nodes for reshapes, additions and the like hold no tensors
-        for slot, positions in found:
-            slot = slots.setdefault((module, slot.tensor, slot.dim), slot)
-            slot.roots += item.roots
-            slot.positions += positions
-    unit_of = tie_units(channels, ties)
-    units = int(unit_of.max()) + 1
-    members = [_member(model, module, slot, unit_of, units) for (module, _, _), slot in slots.items()]
-    producers = {member.module for member in members if member.role == "producer"}
-    first = next((name for name in order if name in producers), names[root.dep.target.module])
-    return ChannelGroup(name=first, units=units, channels=channels, members=tuple(members))
+def _places(model: nn.Module, followed: Followed) -> tuple[dict[Axis, list[_Place]], dict[Axis, set[Axis]]]:
+    """Where each axis occurs, and which axes share a product with it: only one of those is removed."""
+    places: dict[Axis, list[_Place]] = {}
+    rivals: dict[Axis, set[Axis]] = {}
+    for name, label in followed.parameters.items():
+        module, _, tensor = name.rpartition(".")
+        source = label.source[0] if label.source else name
+        for dim, term in enumerate(label.dims):
+            found = [leaf for leaf in leaves(term) if leaf.reason is None]
+            role: Role = followed.roles.get((source, dim), "carrier")  # type: ignore[assignment]
+            for axis in dict.fromkeys(found):
+                places.setdefault(axis, []).append(_Place(module, tensor, dim, term, role))
+            _note_rivals(resolve(term), rivals)
+    return places, rivals
 
 
-def _slots(
-    target: nn.Module, name: str, item: _Item, channels: int, ties: list[Tensor]
-) -> list[tuple[_Slot, list[int]]]:
-    """The tensor dimensions of `target` that the item occupies; appends ties that a grouped convolution needs."""
-    if isinstance(target, _BatchNorm):
-        tensors = ("weight", "bias", "running_mean", "running_var")
-        return [(_Slot(t, 0, "carrier"), item.positions) for t in tensors if getattr(target, t) is not None]
-    if isinstance(target, nn.PReLU):
-        return [] if target.num_parameters == 1 else [(_Slot("weight", 0, "carrier"), item.positions)]
-    if isinstance(target, nn.Linear):
-        if not item.output:
-            return [(_Slot("weight", 1, "consumer"), item.positions)]
-        return [(_Slot(t, 0, "producer"), item.positions) for t in ("weight", "bias") if getattr(target, t) is not None]
-    if isinstance(target, _ConvNd):
-        return _conv_slots(target, name, item, channels, ties)
-    if any(True for _ in target.parameters(recurse=False)) or any(True for _ in target.buffers(recurse=False)):
-        raise _RefusedError(f"coupled to {name} ({type(target).__name__}), which has no removal rule")
-    return []
+def _note_rivals(term: Term, rivals: dict[Axis, set[Axis]]) -> None:
+    if isinstance(term, Seq):
+        for part in term.parts:
+            _note_rivals(resolve(part), rivals)
+    elif isinstance(term, Prod):
+        factors = [[leaf for leaf in leaves(item) if leaf.reason is None] for item in term.factors]
+        for place, own in enumerate(factors):
+            _note_rivals(resolve(term.factors[place]), rivals)
+            others = {leaf for other, found in enumerate(factors) if other != place for leaf in found}
+            for leaf in own:
+                rivals.setdefault(leaf, set()).update(others)
 
 
-def _conv_slots(
-    conv: _ConvNd, name: str, item: _Item, channels: int, ties: list[Tensor]
-) -> list[tuple[_Slot, list[int]]]:
-    written = [t for t in ("weight", "bias") if getattr(conv, t) is not None]
-    if _is_depthwise(conv):
-        return [(_Slot(t, 0, "carrier"), item.positions) for t in written]
-    transposed = isinstance(conv, _ConvTransposeNd)
-    if conv.groups > 1:
-        if transposed:
-            raise _RefusedError(f"coupled to {name}, a grouped transposed convolution, which has no removal rule")
-        # Every block must keep equally many channels: tie the channels at the same place of each block.
-        block = (conv.out_channels if item.output else conv.in_channels) // conv.groups
-        labels = torch.arange(channels) + block
-        labels[torch.tensor(item.roots)] = torch.tensor(item.positions) % block
-        ties.append(labels)
-        if not item.output:
-            return [(_Slot("weight", 1, "consumer"), [position % block for position in item.positions])]
-    if not item.output:
-        return [(_Slot("weight", 0 if transposed else 1, "consumer"), item.positions)]
-    return [(_Slot(t, 1 if transposed and t == "weight" else 0, "producer"), item.positions) for t in written]
+def _without_rivals(candidates: Iterable[Axis], rivals: Mapping[Axis, set[Axis]], parallel: set[Axis]) -> list[Axis]:
+    """Of axes that share a product, heads where asked for, else the one with the most units."""
+    listed = list(candidates)
+    chosen: dict[Axis, None] = {}
+    for axis in sorted(listed, key=lambda axis: (axis not in parallel, -axis.size)):
+        against = rivals.get(axis, set())
+        if axis not in against and not any(other in chosen for other in against):
+            chosen[axis] = None
+    return [axis for axis in listed if axis in chosen]
 
 
-def _member(model: nn.Module, module: str, slot: _Slot, unit_of: Tensor, units: int) -> Member:
-    pairs = torch.stack([unit_of[torch.tensor(slot.roots)], torch.tensor(slot.positions)], dim=1)
-    pairs = torch.unique(pairs, dim=0)
-    counts = torch.bincount(pairs[:, 0], minlength=units)
-    size = getattr(model.get_submodule(module), slot.tensor).shape[slot.dim]
-    covered = torch.unique(pairs[:, 1]).numel()
-    if int(counts.min()) != int(counts.max()) or (slot.role == "producer" and covered != size):
-        raise _RefusedError(UNEVEN)
-    return Member(module, slot.tensor, slot.dim, pairs[:, 1].reshape(units, -1), slot.role)
+def _stem(model: nn.Module, followed: Followed) -> str:
+    layers = [name for name in followed.order if isinstance(model.get_submodule(name), (_ConvNd, nn.Linear))]
+    return next(
+        (name for name in layers if isinstance(model.get_submodule(name), _ConvNd)), layers[0] if layers else ""
+    )
+
+
+def _is_residual_stream(model: nn.Module, stem: str, axis: Axis, writers: Sequence[_Place]) -> bool:
+    """Whether the stem's channels run on: linear layers write them too, or much of the network does."""
+    others = [place for place in writers if place.module != stem]
+    if any(isinstance(model.get_submodule(place.module), nn.Linear) for place in others):
+        return True
+    written = sum(_elements(model, place, axis) for place in others)
+    return len(others) >= 8 and written > 0.25 * sum(p.numel() for p in model.parameters())
+
+
+def _elements(model: nn.Module, place: _Place, axis: Axis) -> int:
+    tensor: Tensor = getattr(model.get_submodule(place.module), place.tensor)
+    return int((channel_of_position(place.term, axis) >= 0).sum()) * tensor.numel() // tensor.shape[place.dim]
+
+
+def _member(axis: Axis, place: _Place) -> Member:
+    channel = channel_of_position(place.term, axis)
+    positions = np.flatnonzero(channel >= 0)
+    order = np.argsort(channel[positions], kind="stable")
+    index = torch.from_numpy(positions[order]).reshape(axis.size, -1)
+    return Member(place.module, place.tensor, place.dim, index, place.role)
 
 
 def _left_over(
-    model: nn.Module, order: list[str], groups: tuple[ChannelGroup, ...], frozen: list[Frozen]
+    model: nn.Module, followed: Followed, groups: Sequence[ChannelGroup], frozen: Sequence[Frozen]
 ) -> list[Frozen]:
     """Layers that stand in no group and no refusal yet: nothing may be left out in silence."""
     seen = {entry.name for entry in frozen}
     for group in groups:
-        seen.update(group.modules("producer", "carrier"))
-    return [
-        Frozen(name, _width(module), UNREACHED if name not in order else "its output is not followed by the tracer")
-        for name, module in model.named_modules()
-        if isinstance(module, (_ConvNd, nn.Linear)) and name not in seen
-    ]
+        seen.update(member.module for member in group.members if member.role != "consumer")
+    used = {name.rpartition(".")[0] for name, _ in followed.roles}
+    found: list[Frozen] = []
+    for name, module in model.named_modules():
+        if name in seen or not isinstance(module, (_ConvNd, nn.Linear)):
+            continue
+        reason = UNREACHED if name not in used else _reason(followed, name)
+        found.append(Frozen(name, _width(module), reason))
+    return found
 
 
-def _is_depthwise(module: nn.Module) -> bool:
-    return (
-        isinstance(module, _ConvNd) and module.groups > 1 and module.groups == module.in_channels == module.out_channels
-    )
+def _reason(followed: Followed, module: str) -> str:
+    label = followed.parameters.get(f"{module}.weight")
+    if label is None:
+        return UNWRITTEN
+    written = [dim for dim in range(len(label.dims)) if followed.roles.get((f"{module}.weight", dim)) == "producer"]
+    for leaf in (leaf for dim in written or [0] for leaf in leaves(label.dims[dim])):
+        if leaf.reason is not None:
+            return leaf.reason
+    return HEADS if written else UNREACHED
 
 
 def _width(module: nn.Module) -> int:
     return int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)  # type: ignore[arg-type]
-
-
-def _only_dim(parameter: nn.Parameter, size: int, name: str) -> int:
-    dims = [dim for dim, length in enumerate(parameter.shape) if length > 1]
-    if len(dims) != 1 or parameter.shape[dims[0]] != size:
-        raise _RefusedError(
-            f"coupled to parameter {name!r} of shape {tuple(parameter.shape)}, which has no removal rule"
-        )
-    return dims[0]
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
-
-
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[threading.Event]:
-    """Sets the event and raises TimeoutError after `seconds`, in the main thread of a Unix process; else no limit."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield event
-        return
-
-    def expired(signum: int, frame: FrameType | None) -> None:
-        event.set()
-        raise TimeoutError
-
-    previous = signal.signal(signal.SIGALRM, expired)
-    # Again and again: the library has bare excepts that may swallow the first.
-    signal.setitimer(signal.ITIMER_REAL, seconds, 0.05)
-    try:
-        yield event
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)

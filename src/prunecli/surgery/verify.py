@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,25 +12,31 @@ from torch import Tensor, nn
 
 from prunecli.errors import VerificationError
 from prunecli.measure.forward import Inputs, call, cast_inputs, output_tensors
-from prunecli.surgery.groups import ChannelGroup, Keep, dropped_units
+from prunecli.surgery.axes import kept_mask
+from prunecli.surgery.follow import Label, plain_attention
+from prunecli.surgery.groups import Keep, Trace
+from prunecli.surgery.masked import kept_positions_of, run_masked
+from prunecli.surgery.rebuild import state_tensors
 from prunecli.surgery.slice import remove
 
 TOLERANCE = 1e-9
 """Largest accepted difference relative to the largest output; a correct removal in float64 stays below 1e-12."""
-_SINGLE_TOLERANCE = 1e-4
+SINGLE_TOLERANCE = 1e-4
 """The same for networks that only run in float32."""
 
 
-def verify(original: nn.Module, pruned: nn.Module, groups: Sequence[ChannelGroup], keep: Keep, inputs: Inputs) -> float:
+def verify(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> float:
     """Checks that `pruned` computes what `original` computes with the removed units masked.
 
-    The mask is applied where every reader of a removed channel takes it in, which is after normalisation,
-    activation and gating; so a unit that is removed contributes exactly nothing to the reference.
+    The mask is applied where a removed channel is emitted, after every operator that writes to it; normalisations and
+    other means over channels see the kept channels alone. Tensors whose entries are all equal (fresh scales, shifts and
+    statistics) are replaced by random ones in both networks, for a branch that ends in a zero scale would hide any
+    mistake.
 
     Args:
         original: The model before removal.
         pruned: The model after removal and before compensation.
-        groups: The groups of `trace`.
+        traced: The trace of `original`.
         keep: Kept unit indices by group name.
         inputs: Inputs both models accept.
 
@@ -37,158 +44,162 @@ def verify(original: nn.Module, pruned: nn.Module, groups: Sequence[ChannelGroup
         Largest absolute difference divided by the largest absolute reference output.
 
     Raises:
-        VerificationError: They differ by more than `TOLERANCE`; the message names the first group at fault.
+        VerificationError: They differ by more than `TOLERANCE`, or by `SINGLE_TOLERANCE` for a network that runs in
+            float32 only; the message names the first layer that differs.
     """
-    difference = _difference(original, pruned, groups, keep, inputs)
-    if difference <= TOLERANCE:
-        return difference
-    name = next(iter(_faults(original, groups, inputs, keep)), None)
-    where = f"at {name}" if name else "though each layer alone is right: the sliced weights are not the original's"
-    raise VerificationError(
-        f"the pruned network differs from the masked original by {difference:.2e} (relative) {where}; nothing was saved"
-    )
+    probe, sliced = _probes(original, pruned, traced, keep)
+    exact = cast_inputs(inputs, device="cpu", dtype=traced.dtype)
+    difference = _difference(probe, sliced, traced, keep, exact)
+    if difference > _tolerance(traced):
+        where = _first_difference(probe, sliced, traced, keep, exact)
+        raise VerificationError(
+            f"the pruned network differs from the masked original by {difference:.2e} (relative) at {where}; "
+            "nothing was saved"
+        )
+    return difference
 
 
-def faulty_groups(model: nn.Module, groups: Sequence[ChannelGroup], inputs: Inputs) -> dict[str, str]:
-    """Tries a seeded half of every group's units on a copy whose degenerate weights are replaced by random ones.
+def faulty_groups(original: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> dict[str, str]:
+    """Groups whose removal is not the same as masking, found by halving: by name, the reason."""
+    exact = cast_inputs(inputs, device="cpu", dtype=traced.dtype)
+    faulty: dict[str, str] = {}
 
-    Random weights matter: a residual branch that ends in a zero-initialised scale hides any mistake before it.
+    def search(names: Sequence[str]) -> None:
+        part = {name: keep[name] for name in names}
+        try:
+            pruned = copy.deepcopy(original)
+            remove(pruned, traced.groups, part)
+            difference = _difference(*_probes(original, pruned, traced, part), traced, part, exact)
+            reason = f"removing its channels is not the same as masking them (off by {difference:.1e})"
+        except VerificationError as error:
+            difference, reason = float("inf"), str(error)
+        if difference <= _tolerance(traced):
+            return
+        if len(names) == 1:
+            faulty[names[0]] = reason
+            return
+        before = len(faulty)
+        search(names[: len(names) // 2])
+        search(names[len(names) // 2 :])
+        if len(faulty) == before:  # only wrong together
+            faulty.update(dict.fromkeys(names, reason))
 
-    Returns:
-        The reason by group name, for groups whose removal is not the same as masking. Empty when all are right.
+    search(list(keep))
+    return faulty
+
+
+def _tolerance(traced: Trace) -> float:
+    return TOLERANCE if traced.dtype == torch.float64 else SINGLE_TOLERANCE
+
+
+def _probes(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep) -> tuple[nn.Module, nn.Module]:
+    """The two networks to compare, in the precision of the trace and without constant tensors.
+
+    Raises:
+        VerificationError: A tensor of `pruned` is not the slice of the original's it has to be.
     """
-    probe = _randomised(model)
-    generator = torch.Generator().manual_seed(0)
-    keep = {
-        group.name: torch.randperm(group.units, generator=generator)[: max(1, group.units // 2)].sort().values
-        for group in groups
-    }
-    try:
-        trial = copy.deepcopy(probe)
-        remove(trial, groups, keep)
-        if _difference(probe, trial, groups, keep, inputs) <= TOLERANCE and _trains(trial, probe, inputs):
-            return {}
-    except Exception:  # any failure of the joint trial is looked into group by group below
-        pass
-    return _faults(probe, groups, inputs, keep)
-
-
-def _faults(model: nn.Module, groups: Sequence[ChannelGroup], inputs: Inputs, keep: Keep) -> dict[str, str]:
-    faults: dict[str, str] = {}
-    for group in groups:
-        if group.name not in keep:
-            continue
-        alone = {group.name: keep[group.name]}
-        try:
-            trial = copy.deepcopy(model)
-            remove(trial, [group], alone)
-            if (difference := _difference(model, trial, [group], alone, inputs)) > TOLERANCE:
-                faults[group.name] = f"removing its channels is not the same as masking them (off by {difference:.1e})"
-            elif not _trains(trial, model, inputs):
-                faults[group.name] = "a branch that only training uses reads its channels"
-        except Exception as error:
-            first = (str(error).strip().splitlines() or [""])[0][:120]
-            faults[group.name] = f"the network does not run without its channels ({type(error).__name__}: {first})"
-    return faults
-
-
-def _trains(trial: nn.Module, original: nn.Module, inputs: Inputs) -> bool:
-    """Whether a pruned copy runs in training mode, where auxiliary branches join in; true if the original does not."""
-
-    def runs(model: nn.Module) -> bool:
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                call(copy.deepcopy(model).train(), _doubled_batch(inputs))
-        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
-            return False
-        return True
-
-    return runs(trial) or not runs(original)
-
-
-def _doubled_batch(inputs: Inputs) -> Inputs:
-    """Every tensor twice along its first dimension: batch normalisation cannot train on one value."""
-    if isinstance(inputs, Tensor):
-        return torch.cat([inputs, inputs])
-    if isinstance(inputs, Mapping):
-        return {name: torch.cat([tensor, tensor]) for name, tensor in inputs.items()}
-    return tuple(torch.cat([tensor, tensor]) for tensor in inputs)
-
-
-def _difference(
-    original: nn.Module, pruned: nn.Module, groups: Sequence[ChannelGroup], keep: Keep, inputs: Inputs
-) -> float:
-    """Largest difference relative to the largest output, scaled so that one bound serves both precisions."""
-    dtype = _precision(original, inputs)
-    masked = _evaluated(original, dtype)
-    for group in groups:
-        if group.name in keep:
-            _mask_readers(masked, group, dropped_units(group, keep[group.name]))
-    exact = cast_inputs(inputs, device="cpu", dtype=dtype)
-    with torch.no_grad():
-        references = output_tensors(call(masked, exact))
-        outputs = output_tensors(call(_evaluated(pruned, dtype), exact))
-    if not references or [tuple(t.shape) for t in references] != [tuple(t.shape) for t in outputs]:
-        raise VerificationError("the pruned network's output has another shape")
-    worst = max(_relative(reference, output) for reference, output in zip(references, outputs, strict=True))
-    return worst if dtype == torch.float64 else worst * (TOLERANCE / _SINGLE_TOLERANCE)
-
-
-def _relative(reference: Tensor, output: Tensor) -> float:
-    finite = torch.isfinite(reference)
-    if not bool(finite.any()):
-        raise VerificationError("the network's output is not finite, so nothing can be compared; check its weights")
-    # What is not finite has to be the same infinity, or not a number, in both.
-    if not torch.equal(reference[~finite].nan_to_num(0.0), output[~finite].nan_to_num(0.0)):
-        return float("inf")
-    scale = max(float(reference[finite].abs().max()), torch.finfo(reference.dtype).tiny)
-    return float((reference[finite] - output[finite]).abs().nan_to_num(float("inf")).max()) / scale
-
-
-def _precision(model: nn.Module, inputs: Inputs) -> torch.dtype:
-    """float64, except for networks that cast to float32 inside and so cannot run in it."""
-    try:
+    probe = _evaluated(original, traced.dtype)
+    random = _randomise(probe)
+    sliced = copy.deepcopy(probe)
+    remove(sliced, traced.groups, keep)
+    wanted = state_tensors(sliced)
+    result = _evaluated(pruned, traced.dtype)
+    for name, tensor in state_tensors(result).items():
+        expected = wanted.get(name)
+        if expected is None or expected.shape != tensor.shape:
+            raise VerificationError(f"{name} of the pruned network has another shape than the original's kept channels")
+        if name not in random and not torch.allclose(tensor, expected, rtol=1e-5, atol=1e-7, equal_nan=True):
+            raise VerificationError(f"{name} of the pruned network is not made of the original's kept channels")
         with torch.no_grad():
-            call(_evaluated(model, torch.float64), cast_inputs(inputs, device="cpu", dtype=torch.float64))
-    except RuntimeError:
-        return torch.float32
-    return torch.float64
-
-
-def _mask_readers(model: nn.Module, group: ChannelGroup, dropped: Tensor) -> None:
-    for member in group.members:
-        if member.role != "consumer":
-            continue
-        module = model.get_submodule(member.module)
-        positions = _input_positions(module, member.index[dropped].flatten())
-
-        def silence(_: nn.Module, args: tuple[Any, ...], positions: Tensor = positions) -> tuple[Any, ...]:
-            channels = args[0].movedim(-1 if isinstance(_, nn.Linear) else 1, 0).clone()
-            channels[positions] = 0
-            return (channels.movedim(0, -1 if isinstance(_, nn.Linear) else 1), *args[1:])
-
-        module.register_forward_pre_hook(silence)
-
-
-def _input_positions(module: nn.Module, positions: Tensor) -> Tensor:
-    """Input channels behind weight columns: a grouped convolution reads one channel of every block per column."""
-    blocks = getattr(module, "groups", 1)
-    if blocks == 1 or isinstance(module, nn.Linear):
-        return positions
-    block = int(module.in_channels) // blocks  # type: ignore[arg-type]
-    return (torch.arange(blocks)[:, None] * block + positions[None, :]).flatten()
+            tensor.copy_(expected)
+    return probe, result
 
 
 def _evaluated(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return copy.deepcopy(model).cpu().to(dtype).eval()
 
 
-def _randomised(model: nn.Module) -> nn.Module:
-    """A copy whose constant tensors (fresh scales, shifts and statistics) are drawn from U(0.5, 1.5)."""
-    probe = copy.deepcopy(model).cpu()
+def _randomise(model: nn.Module) -> set[str]:
+    """Draws floating tensors whose entries are all equal from U(0.5, 1.5), in place; their names."""
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for tensor in (*probe.parameters(), *probe.buffers()):
-            if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-    return probe
+    changed: set[str] = set()
+    for name, tensor in state_tensors(model).items():
+        if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+            changed.add(name)
+    return changed
+
+
+def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> float:
+    assert traced.followed is not None
+    with torch.no_grad(), plain_attention():
+        outputs = output_tensors(call(sliced, inputs))
+    references = output_tensors(run_masked(copy.deepcopy(probe), traced.followed, traced.groups, keep, inputs))
+    if not references or [tuple(t.shape) for t in references] != [tuple(t.shape) for t in outputs]:
+        raise VerificationError("the pruned network's output has another shape")
+    return max(relative_difference(a, b) for a, b in zip(references, outputs, strict=True))
+
+
+def relative_difference(reference: Tensor, output: Tensor) -> float:
+    """Largest absolute difference divided by the largest finite absolute reference.
+
+    Raises:
+        VerificationError: The reference holds no finite number.
+    """
+    finite = torch.isfinite(reference)
+    if not bool(finite.any()):
+        raise VerificationError("the network's output is not finite, so nothing can be compared; check its weights")
+    # What is not finite has to be the same infinity, or not a number, in both.
+    if not torch.equal(reference[~finite].nan_to_num(0.0), output[~finite].nan_to_num(0.0)):
+        return float("inf")
+    scale = max(float(reference[finite].abs().max()), torch.finfo(torch.float64).tiny)
+    return float((reference[finite] - output[finite]).abs().nan_to_num(float("inf")).max()) / scale
+
+
+def _first_difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> str:
+    """Name of the first module that gives back something else than its masked counterpart."""
+    assert traced.followed is not None
+    labels = traced.followed.outputs
+    found: dict[str, Tensor] = {}
+    with torch.no_grad(), plain_attention(), _recorded(sliced, found):
+        call(sliced, inputs)
+    masked: dict[str, Tensor] = {}
+    copied = copy.deepcopy(probe)
+    with _recorded(copied, masked):
+        run_masked(copied, traced.followed, traced.groups, keep, inputs)
+    kept = kept_positions_of(traced.groups, keep)
+    rescaled = {scale.module for group in traced.groups for scale in group.scales}
+    for name, reference in masked.items():
+        if name in found and name not in rescaled and not _same(reference, found[name], labels.get(name), kept):
+            return name
+    return "the output"
+
+
+def _same(reference: Tensor, output: Tensor, label: Label | None, kept: Mapping[Any, Any]) -> bool:
+    if label is None or len(label.dims) != reference.dim() or not reference.is_floating_point():
+        return True
+    for dim, term in enumerate(label.dims):
+        mask = torch.from_numpy(kept_mask(term, kept))
+        if len(mask) == reference.shape[dim]:
+            reference = reference.index_select(dim, mask.nonzero().flatten())
+    if reference.shape != output.shape:
+        return False
+    return relative_difference(reference, output) <= SINGLE_TOLERANCE
+
+
+@contextmanager
+def _recorded(model: nn.Module, outputs: dict[str, Tensor]) -> Iterator[None]:
+    """Notes the last tensor each module gives back, children before the modules around them."""
+
+    def noted(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            for tensor in output_tensors(output)[-1:]:
+                outputs[name] = tensor  # not a copy: operators are counted while this runs
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if name:
+                hooks.callback(module.register_forward_hook(noted(name)).remove)
+        yield
