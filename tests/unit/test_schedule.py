@@ -275,3 +275,20 @@ def test_a_stage_trains_after_every_step_with_one_optimizer(tmp_path: Path, monk
     assert outcome.report.achieved == pytest.approx(0.5, abs=0.03) and outcome.report.steps == 2
     step = prunecli.load(tmp_path / "p.safetensors")._prunecli_manifest.history[-1]
     assert (step.settings["epochs"], step.settings["lr"], step.settings["optimizer"]) == (1, 1e-3, "adamw")
+
+
+@pytest.mark.parametrize("network", RIGHT)
+@pytest.mark.parametrize("scope", ["global", "isomorphic"])
+def test_figures_of_several_steps_are_those_of_the_network(network: type[nn.Module], scope: str) -> None:
+    """Also where a group can shrink no further after a step: what is asked for and reached counts all of them."""
+    model = network().eval()
+    dense = {group.name: group.channels for group in trace(model, example()).groups}
+    result = prunecli.prune(
+        model, "l1", example_inputs=example(), ratio=0.5, schedule="linear", steps=3, scope=scope, min_width=2
+    )
+    left = dict(dense)
+    for edit in result.report.edits:
+        left[edit.group] = edit.width_after
+    assert result.report.requested == 0.5
+    assert result.report.achieved == pytest.approx(1 - sum(left.values()) / sum(dense.values()), abs=1e-6)
+    assert result.report.achieved == pytest.approx(0.5, abs=0.13)
