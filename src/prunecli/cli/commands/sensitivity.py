@@ -31,7 +31,7 @@ OPTIONS = [
     option("dry_run", bool, "Print the plan and where each value comes from; do nothing.", "--dry-run"),
     *options_of(PruneStage, ("stages", "STAGE"), only=("method", "keep")),
     *options_of(StructuralParams, ("stages", "STAGE", "params"), only=("round_to", "max_ratio", "min_width")),
-    *options_of(StructuralParams, ("stages", "STAGE", "params"), only=("prune_stem",)),
+    *options_of(StructuralParams, ("stages", "STAGE", "params"), only=("prune_stem", "heads")),
     *options_of(PruneStage, ("stages", "STAGE"), only=("recalibrate", "compensate", "calibration_images")),
     *shared_options(),
 ]
