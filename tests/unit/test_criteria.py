@@ -240,11 +240,11 @@ def test_wanda_of_grouped_and_transposed_readers() -> None:
 def test_fpgm_is_the_double_loop() -> None:
     model = Grouped()
     group = _group(model, "a")
-    filters = model.a.weight.double().flatten(1)
+    filters = model.a.weight.detach().double().flatten(1)
     units = [torch.cat([filters[unit + 8 * block] for block in range(4)]) for unit in range(8)]
     expected = [sum(float((a - b).norm()) for b in units) for a in units]
     # The grouped convolution writes the same channels: its filters count too.
-    second = model.g.weight.double().flatten(1)
+    second = model.g.weight.detach().double().flatten(1)
     others = [torch.cat([second[unit + 8 * block] for block in range(4)]) for unit in range(8)]
     if "g" in group.modules("producer"):
         expected = [

@@ -75,7 +75,7 @@ def _groups(widths: list[int], per_unit: int = 1) -> list[ChannelGroup]:
 @given(
     widths=st.lists(st.sampled_from([8, 16, 24, 48, 64, 100, 256]), min_size=1, max_size=6),
     ratio=st.floats(0.01, 0.95),
-    scope=st.sampled_from(["local", "global"]),
+    scope=st.sampled_from(["local", "global", "isomorphic"]),
     round_to=st.sampled_from([0, 1, 4, 8, 16]),
     max_ratio=st.floats(0.1, 1.0),
     seed=st.integers(0, 99),

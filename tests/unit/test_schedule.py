@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +19,13 @@ from prunecli.api import Transition
 from prunecli.criteria.magnitude import l1
 from prunecli.engine.fit import FitConfig, fit, make_optimizer
 from prunecli.engine.optimizer import carry_over
+from prunecli.errors import MethodError
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.schedule import amounts
 from prunecli.methods.structural import prune_structural
+from prunecli.pipeline.stages import prune_stage
+from prunecli.pipeline.workspace import Workspace
+from prunecli.recipe.schema import DataSection, ModelSection, PruneStage, Recipe
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.slice import kept_positions, remove
 from prunecli.surgery.trace import trace
@@ -220,3 +229,69 @@ def test_targets_hold_at_the_end_of_a_schedule() -> None:
     ratios = {"body.3": 0.5}
     named = prunecli.prune(model, "l1", example_inputs=example(), layer_ratio=ratios, schedule="linear", steps=2)
     assert [edit.width_after for edit in named.report.edits] == [96, 64]
+
+
+def test_steps_without_a_schedule_are_not_ignored() -> None:
+    for asked in ({"steps": 3}, {"initial_ratio": 0.2}):
+        with pytest.raises(MethodError, match=r"belong to a schedule; add --schedule linear, cubic or ramp"):
+            prunecli.prune(Plain(), "l1", example_inputs=example(), **asked)
+
+
+class _Silent:
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    warn = note
+
+    @contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Any]:
+        yield lambda done, text: None
+
+
+def test_a_stage_trains_after_every_step_with_one_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[torch.optim.Optimizer] = []
+    steps_done: list[int] = []
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        result = fit(*arguments, **named)
+        used.append(named["optimizer"])
+        steps_done.append(int(next(iter(used[-1].state.values()))["step"]))
+        return result
+
+    monkeypatch.setattr("prunecli.pipeline.progressive.fit", watched)
+    stage = PruneStage(
+        method="taylor",
+        params=asdict(StructuralParams(ratio=0.5, schedule="linear", steps=2)),
+        epochs=1,
+        lr=1e-3,
+        optimizer="adamw",
+        calibration_images=64,
+        latency_rounds=2,
+    )
+    recipe = Recipe(model=ModelSection(ref="cifar:resnet20"), data=DataSection(name="digits"), device="cpu")
+    space = Workspace(recipe, _Silent())  # type: ignore[arg-type]
+    outcome = prune_stage(space, stage, tmp_path / "p.safetensors")
+    assert used[0] is used[1] and steps_done == [11, 22]  # Adam counts on: 1293 images in batches of 128
+    assert outcome.report.achieved == pytest.approx(0.5, abs=0.03) and outcome.report.steps == 2
+    step = prunecli.load(tmp_path / "p.safetensors")._prunecli_manifest.history[-1]
+    assert (step.settings["epochs"], step.settings["lr"], step.settings["optimizer"]) == (1, 1e-3, "adamw")
+
+
+@pytest.mark.parametrize("network", RIGHT)
+@pytest.mark.parametrize("scope", ["global", "isomorphic"])
+def test_figures_of_several_steps_are_those_of_the_network(network: type[nn.Module], scope: str) -> None:
+    """Also where a group can shrink no further after a step: what is asked for and reached counts all of them."""
+    model = network().eval()
+    dense = {group.name: group.channels for group in trace(model, example()).groups}
+    result = prunecli.prune(
+        model, "l1", example_inputs=example(), ratio=0.5, schedule="linear", steps=3, scope=scope, min_width=2
+    )
+    left = dict(dense)
+    for edit in result.report.edits:
+        left[edit.group] = edit.width_after
+    assert result.report.requested == 0.5
+    assert result.report.achieved == pytest.approx(1 - sum(left.values()) / sum(dense.values()), abs=1e-6)
+    assert result.report.achieved == pytest.approx(0.5, abs=0.13)

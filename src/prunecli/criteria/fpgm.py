@@ -29,4 +29,6 @@ def fpgm(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibrat
 
 def _distances(filters: Tensor) -> Tensor:
     """Sum of distances of every row, shape (units, values), to all others."""
-    return torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(dim=1)
+    # By matrix products: many times faster, and exact enough in float64. A row's distance to itself is rounding alone.
+    distances = torch.cdist(filters, filters, compute_mode="use_mm_for_euclid_dist")
+    return distances.fill_diagonal_(0).sum(dim=1)

@@ -121,6 +121,8 @@ def prune_structural(
         VerificationError: The result is not the masked original; nothing is returned.
     """
     target = target_of(params)
+    if params.schedule == "once" and (params.steps != StructuralParams.steps or params.initial_ratio is not None):
+        raise MethodError("--steps and --initial-ratio belong to a schedule; add --schedule linear, cubic or ramp")
     clock = Clock()
     given = Calibration(torch.Generator().manual_seed(seed), calibration, loss, asdict(params))
     run = _Run(
@@ -162,8 +164,9 @@ class _Run:
         self.network = model
         self._inputs, self._patterns, self._params, self._score = inputs, keep_patterns, params, score
         self._clock, self._target = clock, target
+        self._dense: dict[str, int] = {}
+        self._left: dict[str, int] = {}  # channels after the last removal
         self._follow(None)
-        self._dense = {group.name: group.channels for group in self._groups}
         self._own = ratios_by_group(self._traced, self._groups, params.layer_ratio)
         self._ruler = Ruler(target.kind, model, inputs) if target is not None else None
         self._edits: list[Edit] = []
@@ -180,6 +183,8 @@ class _Run:
         self._groups, kept_by_pattern = apply_patterns(self.network, self._traced, self._patterns)
         frozen = [Untouched(name=f.name, channels=f.channels, reason=f.reason) for f in self._traced.frozen]
         self.untouched = [*frozen, *kept_by_pattern]
+        for group in self._groups:
+            self._dense.setdefault(group.name, group.channels)
         self._clock.lap("trace")
 
     def step(self, amount: float, part: float, repair: Repair) -> Kept:
@@ -211,6 +216,7 @@ class _Run:
         repair(self.network, pruned, groups, keep, self._clock)
         self.network = pruned
         self._edits += edits
+        self._left |= {group.name: len(keep[group.name]) * group.channels_per_unit for group in groups}
         return kept
 
     def outcome(self, repair: Repair, steps: int) -> StructuralOutcome:
@@ -231,12 +237,14 @@ class _Run:
         target = self._target
         if target is not None and self._ruler is not None:
             target = replace(target, achieved=self._ruler.measure(self.network))
-        achieved = self._allocation.achieved
+        total = sum(self._dense[name] for name in self._left)
+        achieved = 1 - sum(self._left.values()) / total
+        wanted = sum(self._own.get(name, 0.0) * self._dense[name] for name in self._left) / total
         return StructuralOutcome(
             model=self.network,
             edits=self._edits,
             untouched=self.untouched,
-            requested=achieved if target is not None else self._allocation.requested,
+            requested=achieved if target is not None else wanted if self._own else self._params.ratio,
             achieved=achieved,
             verify_error=self._error,
             compensated=repair.compensated,
@@ -269,8 +277,14 @@ class _Run:
     def _allocate(self, scores: dict[str, Tensor], amount: float, part: float) -> Allocation:
         own = {name: ratio * part for name, ratio in self._own.items()} or None
         dense = {name: self._dense[name] for name in scores}
+        # Groups that can shrink no further count as earlier steps left them; the others make up for it.
+        done = {name: width for name, width in self._left.items() if name not in dense}
+        total, open_ = sum(self._dense[name] for name in done) + sum(dense.values()), sum(dense.values())
 
         def plan(ratio: float) -> Allocation:
+            if done and open_ and self._params.scope != "local":
+                rest = (1 - ratio) * total - sum(done.values())
+                ratio = min(1.0, max(0.0, 1 - rest / open_))
             return allocate(self._groups, scores, self._params, Demand(ratio, own, dense))
 
         if self._ruler is None or not self._groups:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,11 +113,11 @@ def sensitivity_stage(
         f"as it is: {study.baseline:.2f} %"
     )
     curves = []
+    done = itertools.count(1)
     with space.sink.progress("sensitivity", len(scores) * len(ratios)) as advance:
         for number, name in enumerate(scores):
-            curves.append(study.curve(name, ratios))
+            curves.append(study.curve(name, ratios, lambda point: advance(next(done), f"{100 * point.ratio:g} %")))
             worst = max(point.drop for point in curves[-1].points)
-            advance((number + 1) * len(ratios), name)
             space.sink.note(f"{number + 1}/{len(scores)} {name}: at most {worst:.2f} points lost")
     return SensitivityOutcome(tuple(curves), study.baseline, study.propose(curves, max_drop), left_out, len(chosen))
 
@@ -164,8 +165,11 @@ def _ranked(
 ) -> tuple[list[ChannelGroup], dict[str, Tensor], dict[str, str]]:
     """The groups that can shrink, their scores, and why other layers cannot."""
     method = get_method(stage.method)
-    traced = trace(model, space.example(), prune_stem=bool(stage.params.get("prune_stem")))
+    stem, heads = (bool(stage.params.get(name)) for name in ("prune_stem", "heads"))
+    traced = trace(model, space.example(), prune_stem=stem, heads=heads)
     groups, kept = apply_patterns(model, traced, stage.keep)
+    order = {name: place for place, (name, _) in enumerate(model.named_modules())}
+    groups.sort(key=lambda group: order.get(group.name, -1))
     left_out = {frozen.name: frozen.reason for frozen in traced.frozen} | {entry.name: entry.reason for entry in kept}
     generator = torch.Generator().manual_seed(space.recipe.seed)
     given = Calibration(generator, calibration.labelled, options=stage.params)

@@ -31,7 +31,7 @@ OPTIONS = [
     option("dry_run", bool, "Print the plan and where each value comes from; do nothing.", "--dry-run"),
     *options_of(PruneStage, ("stages", "STAGE"), only=("method", "keep")),
     *options_of(StructuralParams, ("stages", "STAGE", "params"), only=("round_to", "max_ratio", "min_width")),
-    *options_of(StructuralParams, ("stages", "STAGE", "params"), only=("prune_stem",)),
+    *options_of(StructuralParams, ("stages", "STAGE", "params"), only=("prune_stem", "heads")),
     *options_of(PruneStage, ("stages", "STAGE"), only=("recalibrate", "compensate", "calibration_images")),
     *shared_options(),
 ]
@@ -58,7 +58,8 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     stage = space.recipe.stages[0]
     assert isinstance(stage, PruneStage)
     outcome = sensitivity_stage(space, stage, ratios, max_drop, images)
-    _show(output, outcome, ratios, out, picture)
+    if output.mode != "json" or any(outcome.proposal.ratios.values()):  # an error is the one document of its command
+        _show(output, outcome, ratios, out, picture)
     write_plot(outcome, max_drop, _title(space, stage, outcome), picture)
     output.note(f"wrote {picture}")
     write_recipe(space, stage, outcome, out)
