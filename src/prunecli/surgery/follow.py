@@ -38,11 +38,13 @@ class Label:
         from_input: Whether its values depend on the model's input.
         source: For a parameter seen through transpositions: its name and the parameter's dimension behind each of its
         own.
+        origins: Names of the parameters and buffers it was computed from, if nothing else went in.
     """
 
     dims: tuple[Term, ...]
     from_input: bool = False
     source: tuple[str, tuple[int, ...]] | None = None
+    origins: frozenset[str] = frozenset()
 
 
 @dataclass(eq=False)
@@ -131,7 +133,7 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ):
             if tensor not in self.labels:
                 dims = tuple(Axis(size) for size in tensor.shape)
-                self.labels[tensor] = Label(dims, source=(name, tuple(range(tensor.dim()))))
+                self.labels[tensor] = Label(dims, source=(name, tuple(range(tensor.dim()))), origins=frozenset((name,)))
             parameters[name] = self.labels[tensor]
         self.followed = Followed(parameters, order=self.order)
 
@@ -148,8 +150,10 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         apply_rule(current)
         outputs = tuple(self.of(result) for result in results)
         from_input = any(label.from_input for label in labels)
+        origins = frozenset().union(*(label.origins for label in labels)) if not from_input else frozenset()
         for label in outputs:
             label.from_input = label.from_input or from_input
+            label.origins = label.origins or origins
         place = self.stack[-1]
         # Tensors are not kept: only their labels are.
         plain_args, plain_kwargs = _without_tensors(args), {k: _without_tensors(v) for k, v in kwargs.items()}

@@ -51,9 +51,14 @@ class Call:
 
     def role(self, weight: Tensor, dim: int, role: str) -> None:
         """Notes that a dimension of a parameter writes ("producer") or reads ("consumer") channels."""
-        source = self.follower.of(weight).source
-        if source is not None:
-            self.follower.followed.roles.setdefault((source[0], source[1][dim]), role)
+        label, followed = self.follower.of(weight), self.follower.followed
+        if label.source is not None:
+            followed.roles.setdefault((label.source[0], label.source[1][dim]), role)
+            return
+        for name in label.origins:  # a weight that is standardised or put together first
+            sizes = [term.size for term in followed.parameters[name].dims]
+            if sizes == list(weight.shape):
+                followed.roles.setdefault((name, dim), role)
 
 
 Rule = Callable[[Call], None]
