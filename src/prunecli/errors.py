@@ -3,6 +3,7 @@
 PruneError (1)
 |-- RecipeError (2)        a recipe, flag or report is wrong
 |-- ModelError (2)         a model, checkpoint or weights file is wrong
+|   `-- DataDependentError a model takes another course for other inputs
 |-- MethodError (2)        a method cannot do what was asked
 |-- DataError (2)          a data set is missing or wrong
 |-- VerificationError (1)  the pruned network is not the masked one
@@ -35,6 +36,10 @@ class ModelError(PruneError):
     """A model reference, checkpoint or weights file is invalid."""
 
     exit_code = 2
+
+
+class DataDependentError(ModelError):
+    """What a model computes depends on the values of its input, so no single trace holds."""
 
 
 class MethodError(PruneError):

@@ -50,6 +50,7 @@ class StructuralParams:
     max_ratio: Annotated[float, Gt(0), Le(1), Doc("The most that one layer may lose.")] = 0.9
     min_width: Annotated[int, Ge(1), Doc("The fewest channels that a layer keeps.")] = 4
     prune_stem: Annotated[bool, Doc("Whether the first layer may shrink too.")] = False
+    only: Annotated[str, Doc("Prune this module alone, for instance backbone; the rest stays as it is.")] = ""
     heads: Annotated[bool, Doc("Shrink attention by whole heads, instead of by the same dimensions of every head.")] = (
         False
     )

@@ -178,7 +178,12 @@ class _Run:
         params = self._params
         self._traced_network = self.network
         self._traced = trace(
-            self.network, self._inputs, prune_stem=params.prune_stem, heads=params.heads, assumptions=assumptions
+            self.network,
+            self._inputs,
+            prune_stem=params.prune_stem,
+            heads=params.heads,
+            only=params.only,
+            assumptions=assumptions,
         )
         self._groups, kept_by_pattern = apply_patterns(self.network, self._traced, self._patterns)
         frozen = [Untouched(name=f.name, channels=f.channels, reason=f.reason) for f in self._traced.frozen]

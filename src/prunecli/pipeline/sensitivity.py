@@ -165,8 +165,8 @@ def _ranked(
 ) -> tuple[list[ChannelGroup], dict[str, Tensor], dict[str, str]]:
     """The groups that can shrink, their scores, and why other layers cannot."""
     method = get_method(stage.method)
-    stem, heads = (bool(stage.params.get(name)) for name in ("prune_stem", "heads"))
-    traced = trace(model, space.example(), prune_stem=stem, heads=heads)
+    params: StructuralParams = method.params(**stage.params)
+    traced = trace(model, space.example(), prune_stem=params.prune_stem, heads=params.heads, only=params.only)
     groups, kept = apply_patterns(model, traced, stage.keep)
     order = {name: place for place, (name, _) in enumerate(model.named_modules())}
     groups.sort(key=lambda group: order.get(group.name, -1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -175,6 +175,7 @@ class Trace:
         followed: Labels of all tensors and operators, in `dtype`.
         dtype: float64, or float32 for a model that does not run in float64.
         assumptions: What was found out by trying.
+        part: For a trace of one module alone: that module, its own trace and what it was given.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -182,6 +183,7 @@ class Trace:
     followed: Followed | None = field(default=None, repr=False, compare=False)
     dtype: torch.dtype = torch.float64
     assumptions: Assumptions | None = field(default=None, repr=False, compare=False)
+    part: Part | None = field(default=None, repr=False, compare=False)
 
     def group(self, name: str) -> ChannelGroup:
         """Returns the group called `name`.
@@ -193,6 +195,25 @@ class Trace:
             if group.name == name:
                 return group
         raise KeyError(name)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One module of a network, traced alone.
+
+    Attributes:
+        module: Its dotted name; names in the network's trace begin with it.
+        trace: The trace of the module itself.
+        inputs: What the network gives it.
+    """
+
+    module: str
+    trace: Trace
+    inputs: tuple[Tensor, ...]
+
+    def own(self, names: Mapping[str, Any]) -> dict[str, Any]:
+        """What belongs to the network's group names, by the module's group names."""
+        return {name.removeprefix(f"{self.module}."): value for name, value in names.items()}
 
 
 Keep = Mapping[str, Tensor]

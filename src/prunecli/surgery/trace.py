@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from prunecli.errors import ModelError
+from prunecli.errors import DataDependentError, ModelError
 from prunecli.measure.forward import Inputs, cast_inputs
 from prunecli.surgery.adapters import tie_equal_widths, tie_known_modules
 from prunecli.surgery.attention import temperatures
@@ -25,6 +25,7 @@ from prunecli.surgery.attributes import width_attributes
 from prunecli.surgery.axes import Axis, Prod, Seq, Term, channel_of_position, freeze_position, leaves, resolve
 from prunecli.surgery.follow import Followed, follow
 from prunecli.surgery.groups import ChannelGroup, Frozen, Kind, Member, Role, Trace
+from prunecli.surgery.part import parts_that_can_be_followed, trace_part
 from prunecli.surgery.search import Assumptions, Description, Place, frozen_too, workable
 
 STEM = "first layer (protected; --prune-stem to include it)"
@@ -39,6 +40,7 @@ def trace(
     *,
     prune_stem: bool = False,
     heads: bool = False,
+    only: str = "",
     time_limit_s: float = 120.0,
     assumptions: Assumptions | None = None,
 ) -> Trace:
@@ -50,6 +52,7 @@ def trace(
         prune_stem: Whether the first convolution's width may change. A patch embedding, whose channels linear layers
             write too, is not protected.
         heads: Whether attention shrinks by whole heads, instead of by the same dimensions of every head.
+        only: Name of a module to trace alone, on what the model gives it.
         time_limit_s: Seconds after which whatever makes the model stop is frozen without looking for the cause.
         assumptions: Where the trial begins, from an earlier trace of the same model.
 
@@ -59,13 +62,25 @@ def trace(
     values = example_inputs.values() if isinstance(example_inputs, Mapping) else example_inputs
     if not isinstance(example_inputs, Tensor) and not all(isinstance(value, Tensor) for value in values):
         raise ModelError("example_inputs has to be a tensor, a tuple of tensors or a mapping of them")
+    if only:
+
+        def alone(module: nn.Module, given: Inputs) -> Trace:
+            return trace(
+                module, given, prune_stem=True, heads=heads, time_limit_s=time_limit_s, assumptions=assumptions
+            )
+
+        return trace_part(model, example_inputs, only, alone)
     traced = copy.deepcopy(model).cpu().float().eval()
     inputs = cast_inputs(example_inputs, device="cpu", dtype=torch.float32)
 
     def described(network: nn.Module, given: Inputs, assumptions: Assumptions) -> Description:
         return _describe(network, given, assumptions, prune_stem=prune_stem, heads=heads)
 
-    found = workable(traced, lambda given: described(traced, inputs, given), inputs, time_limit_s, assumptions)
+    try:
+        found = workable(traced, lambda given: described(traced, inputs, given), inputs, time_limit_s, assumptions)
+    except DataDependentError as error:
+        parts = [f"--only {name}" for name in parts_that_can_be_followed(traced, inputs)[:3]]
+        raise DataDependentError(f"{error}; what can be pruned: {' or '.join(parts) or 'nothing'}") from error
     dtype = torch.float64
     try:
         final = described(traced.double(), cast_inputs(inputs, dtype=dtype), found)
@@ -79,6 +94,8 @@ def trace(
 def without(traced: Trace, faulty: Mapping[str, str]) -> Assumptions:
     """Assumptions for tracing again with some groups frozen, each for its reason."""
     assert traced.assumptions is not None
+    if traced.part is not None:
+        return without(traced.part.trace, traced.part.own(faulty))
     return frozen_too(traced.assumptions, [(traced.group(name), reason) for name, reason in faulty.items()])
 
 
@@ -260,10 +277,11 @@ def _left_over(
 
 
 def _reason(followed: Followed, module: str) -> str:
-    label = followed.parameters.get(f"{module}.weight")
+    weight = f"{module}.weight" if module else "weight"
+    label = followed.parameters.get(weight)
     if label is None:
         return UNWRITTEN
-    written = [dim for dim in range(len(label.dims)) if followed.roles.get((f"{module}.weight", dim)) == "producer"]
+    written = [dim for dim in range(len(label.dims)) if followed.roles.get((weight, dim)) == "producer"]
     for leaf in (leaf for dim in written or [0] for leaf in leaves(label.dims[dim])):
         if leaf.reason is not None:
             return leaf.reason

@@ -47,6 +47,10 @@ def verify(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep, in
         VerificationError: They differ by more than `TOLERANCE`, or by `SINGLE_TOLERANCE` for a network that runs in
             float32 only; the message names the first layer that differs.
     """
+    if traced.part is not None:
+        name, inner = traced.part.module, traced.part.trace
+        own = traced.part.own(keep)
+        return verify(original.get_submodule(name), pruned.get_submodule(name), inner, own, traced.part.inputs)
     probe, sliced = _probes(original, pruned, traced, keep)
     exact = cast_inputs(inputs, device="cpu", dtype=traced.dtype)
     difference = _difference(probe, sliced, traced, keep, exact)
@@ -61,6 +65,10 @@ def verify(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep, in
 
 def faulty_groups(original: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> dict[str, str]:
     """Groups whose removal is not the same as masking, found by halving: by name, the reason."""
+    if traced.part is not None:
+        part = traced.part
+        found = faulty_groups(original.get_submodule(part.module), part.trace, part.own(keep), part.inputs)
+        return {f"{part.module}.{name}": reason for name, reason in found.items()}
     exact = cast_inputs(inputs, device="cpu", dtype=traced.dtype)
     faulty: dict[str, str] = {}
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunecli.errors import ModelError
+from prunecli.errors import DataDependentError
 from prunecli.surgery.axes import Term, fixed, freeze, is_fixed, unify
 from prunecli.surgery.follow import Follower, Label
 
@@ -76,7 +76,7 @@ def apply_rule(call: Call) -> None:
     """Labels the results of `call`.
 
     Raises:
-        ModelError: What the model computes next depends on the values in a tensor.
+        DataDependentError: What the model computes next depends on the values in a tensor.
     """
     rule = _rules().get(call.name) or _rules().get(call.name.removesuffix("_"))
     if rule is None and torch.Tag.pointwise in call.func.tags:
@@ -104,9 +104,8 @@ def data_dependent(call: Call) -> None:
     """Refuses a model whose course depends on its input's values."""
     if any(label.from_input for label in call.labels):
         where = call.follower.place or "the model itself"
-        raise ModelError(
-            f"what {where} computes depends on the values of its input (operator {call.name}), so no trace holds; "
-            "prune a part that does not with --only MODULE"
+        raise DataDependentError(
+            f"what {where} computes depends on the values of its input (operator {call.name}), so no trace holds"
         )
     for result in call.results:
         call.set(result, [fixed(size) for size in result.shape])

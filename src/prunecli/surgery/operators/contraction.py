@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunecli.surgery.axes import Term, factor, fixed, product, unify
+from prunecli.surgery.axes import NOT_A_CHANNEL, Term, factor, fixed, freeze, product, unify
 from prunecli.surgery.operators import Call, Rule, broadcast
 
 
@@ -33,6 +33,8 @@ def convolution(call: Call) -> None:
         unify(call.dims(bias)[0], written)
         call.role(bias, 0, "producer")
     result = call.results[0]
+    for term in inputs[channels_at + 1 :]:
+        freeze(term, NOT_A_CHANNEL)
     dims = [*inputs[:channels_at], written]
     call.set(result, [*dims, *(fixed(size) for size in result.shape[len(dims) :])])
 

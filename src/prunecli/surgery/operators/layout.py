@@ -6,7 +6,22 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from prunecli.surgery.axes import Term, cut, factor, fixed, freeze, is_fixed, product, reshape, sequence, strided, unify
+from prunecli.surgery.axes import (
+    NOT_A_CHANNEL,
+    Axis,
+    Term,
+    cut,
+    factor,
+    fixed,
+    freeze,
+    is_fixed,
+    product,
+    reshape,
+    resolve,
+    sequence,
+    strided,
+    unify,
+)
 from prunecli.surgery.operators import Call, Rule
 
 REORDERED = "its channels are reordered by position"
@@ -69,8 +84,6 @@ def expand(call: Call) -> None:
 
 
 def _grown(size: int) -> Term:
-    from prunecli.surgery.axes import Axis
-
     return Axis(size)  # copies of one position adapt to what they meet
 
 
@@ -137,8 +150,6 @@ def split(call: Call) -> None:
 
 def _halves(term: Term, size: int) -> tuple[Term | None, Term | None]:
     """Equal pieces of an unsplit dimension have to stay equally wide: the same channels go from each of them."""
-    from prunecli.surgery.axes import Axis, resolve
-
     found = resolve(term)
     if isinstance(found, Axis) and found.reason is None:
         return factor(found, size)
@@ -241,10 +252,17 @@ def windows(call: Call) -> None:
     call.set(result, [*dims, fixed(result.shape[-1])])
 
 
+def _hold(terms: Sequence[Term]) -> None:
+    """Image dimensions do not shrink, whatever they were before."""
+    for term in terms:
+        freeze(term, NOT_A_CHANNEL)
+
+
 def im2col(call: Call) -> None:
     """Patches of an image: (N, C, H, W) to (N, C x kernel, patches)."""
     x, result = call.args[0], call.results[0]
     dims = call.dims(x)
+    _hold(dims[-2:])
     taps = result.shape[-2] // x.shape[-3]
     call.set(result, [*dims[:-3], product((dims[-3], fixed(taps))), fixed(result.shape[-1])])
 
@@ -253,6 +271,7 @@ def col2im(call: Call) -> None:
     """Patches back to an image: (N, C x kernel, patches) to (N, C, H, W)."""
     x, result = call.args[0], call.results[0]
     dims = call.dims(x)
+    _hold(dims[-1:])
     outer, _ = factor(dims[-2], x.shape[-2] // result.shape[-3])
     call.set(result, [*dims[:-2], outer, fixed(result.shape[-2]), fixed(result.shape[-1])])
 
@@ -261,6 +280,7 @@ def pixel_shuffle(call: Call) -> None:
     """(C r r, H, W) to (C, H r, W r)."""
     x, result = call.args[0], call.results[0]
     dims = call.dims(x)
+    _hold(dims[-2:])
     outer, _ = factor(dims[-3], x.shape[-3] // result.shape[-3])
     call.set(result, [*dims[:-3], outer, fixed(result.shape[-2]), fixed(result.shape[-1])])
 
@@ -269,6 +289,7 @@ def pixel_unshuffle(call: Call) -> None:
     """(C, H r, W r) to (C r r, H, W)."""
     x, result = call.args[0], call.results[0]
     dims = call.dims(x)
+    _hold(dims[-2:])
     widened = product((dims[-3], fixed(result.shape[-3] // x.shape[-3])))
     call.set(result, [*dims[:-3], widened, fixed(result.shape[-2]), fixed(result.shape[-1])])
 
@@ -288,6 +309,7 @@ def image(call: Call) -> None:
     for result in call.results:
         spatial = _spatial_dims(call, x)
         kept = dims[: x.dim() - spatial]
+        _hold(dims[len(kept) :])
         call.set(result, [*kept, *(fixed(size) for size in result.shape[len(kept) :])])
 
 
