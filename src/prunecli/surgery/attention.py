@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from prunecli.surgery.axes import Axis, resolve
+from prunecli.surgery.axes import Axis, Seq, Term, leaves, resolve
 from prunecli.surgery.follow import Followed, Label, Record
 from prunecli.surgery.groups import ChannelGroup, Scale, Size, Width
 
@@ -41,17 +41,22 @@ def temperatures(
     scales: dict[tuple[str, str, str], Scale] = {}
     widths: list[Width] = []
     for record in followed.records:
-        if record.operator not in ("bmm", "baddbmm") or not all(label.from_input for label in record.inputs[-2:]):
+        if record.operator not in ("bmm", "baddbmm") or any(label.source is not None for label in record.inputs[-2:]):
             continue
         queries, keys = record.inputs[-2:]
-        axis = resolve(queries.dims[2])
-        group = groups.get(axis) if isinstance(axis, Axis) else None
-        if group is None or not _is_scaled(record, axis.size, made, readers):
+        group = _group_in(queries.dims[2], groups)
+        head_dim = queries.dims[2].size
+        if group is None or not _is_scaled(record, head_dim, made, readers):
             continue
         paths = [path for path in (_path(queries, made), _path(keys, made)) if path]
-        for module, tensor, dim, positions in _written(_best(paths, readers), made) if paths else ():
+        try:
+            found = _written(_best(paths, readers), made) if paths else []
+        except (RuntimeError, ValueError):  # written in a way that is not understood: verify decides
+            found = []
+        for module, tensor, dim, positions in found:
             scales.setdefault((group.name, module, tensor), Scale(group.name, module, tensor, dim, positions))
-        widths += _scale_attributes(model, record.module, group)
+        if found:  # else a constant stays what it is, and with it the temperature
+            widths += _scale_attributes(model, record.module, group, head_dim)
     return list(scales.values()), list({(w.module, w.attribute): w for w in widths}.values())
 
 
@@ -73,7 +78,8 @@ def _readers(followed: Followed) -> dict[Label, list[Record]]:
 
 
 def _main_input(record: Record) -> Label | None:
-    return next((label for label in record.inputs if label.from_input), None)
+    computed = [label for label in record.inputs if label.source is None]
+    return next((label for label in computed if label.from_input), computed[0] if computed else None)
 
 
 def _is_scaled(
@@ -144,7 +150,19 @@ def _written(path: list[tuple[Record, Label]], made: Mapping[Label, Record]) -> 
         elif record.operator in _MOVES:
             out = record.func(moved, *record.args[1:], **record.kwargs)
             moved = out if isinstance(out, Tensor) else out[place]
+        else:
+            moved = _as_wide(moved, [term.size for term in record.outputs[place].dims])
     return list(_parameters(writer, torch.unique(moved), made))
+
+
+def _as_wide(index: Tensor, shape: list[int]) -> Tensor:
+    """Positions after an operator that changes other dimensions, such as a concatenation of tokens."""
+    if index.dim() != len(shape):
+        raise ValueError(f"{index.dim()} dimensions became {len(shape)}")
+    for dim, size in enumerate(shape):
+        if index.shape[dim] != size:
+            index = index.narrow(dim, 0, 1)
+    return index.expand(shape)
 
 
 def _parameters(
@@ -170,10 +188,19 @@ def _parameters(
                 yield module, tensor, dim, inside
 
 
-def _scale_attributes(model: nn.Module, place: str, group: ChannelGroup) -> Iterator[Width]:
+def _group_in(term: Term, groups: Mapping[Axis, ChannelGroup]) -> ChannelGroup | None:
+    """The one group that the size of a dimension is proportional to, if there is just one."""
+    found = resolve(term)
+    if isinstance(found, Seq):
+        return None
+    inside = [groups[leaf] for leaf in leaves(found) if leaf in groups]
+    return inside[0] if len(inside) == 1 else None
+
+
+def _scale_attributes(model: nn.Module, place: str, group: ChannelGroup, head_dim: int) -> Iterator[Width]:
     """Numbers equal to head_dim ** -0.5 in the module that multiplies queries and keys."""
     module = model.get_submodule(place)
     for attribute, value in vars(module).items():
         if isinstance(value, float) and not attribute.startswith("_"):
-            if math.isclose(value, group.units**-0.5, rel_tol=1e-6):
+            if math.isclose(value, head_dim**-0.5, rel_tol=1e-6):
                 yield Width(place, attribute, (), Size("group", group.units, group.name), root=True)

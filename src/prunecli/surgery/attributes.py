@@ -9,7 +9,7 @@ network.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -65,15 +65,19 @@ def width_attributes(
     widths: list[Width] = []
     questions: dict[str, list[Question]] = {}
     for name, module in model.named_modules():
-        if name in followed.blocks:
+        counted = "num_groups" if isinstance(module, nn.GroupNorm) else "groups"
+        if name in followed.blocks and hasattr(module, counted):
             size = size_of(followed.blocks[name], by_axis)
             if size.groups:
-                widths.append(Width(name, "num_groups" if isinstance(module, nn.GroupNorm) else "groups", (), size))
+                widths.append(Width(name, counted, (), size))
         if isinstance(module, (_ConvNd, nn.Linear, _BatchNorm, nn.PReLU)):
             continue  # their widths follow from their own tensors
+        splits = list(_splits(name, module, followed, by_axis))
+        widths += splits
+        settled = {width.attribute for width in splits}
         seen = _sizes(followed.modules.get(name, []), by_axis)
         for attribute, place, sizes in _candidates(module, seen, kinds):
-            if attribute == "normalized_shape" and isinstance(module.weight, Tensor):
+            if attribute in settled or (attribute == "normalized_shape" and isinstance(module.weight, Tensor)):
                 continue
             questions.setdefault(name, []).append((attribute, place, len(sizes)))
             chosen = sizes[min(choices.get((type(module).__name__, attribute, place), 0), len(sizes) - 1)]
@@ -81,6 +85,21 @@ def width_attributes(
                 widths.append(Width(name, attribute, place, chosen))
         widths += _feature_info(name, module, followed, by_axis)
     return widths, questions
+
+
+def _splits(name: str, module: nn.Module, followed: Followed, by_axis: Mapping[Axis, str]) -> Iterator[Width]:
+    """Sequences that hold the sizes of a split, entry by entry."""
+    known = followed.splits.get(name, {})
+    for attribute, value in vars(module).items():
+        pieces = known.get(tuple(value)) if isinstance(value, (list, tuple)) and _all_integers(value) else None
+        for place, term in enumerate(pieces or ()):
+            size = size_of(term, by_axis)
+            if size.groups and not attribute.startswith("_"):
+                yield Width(name, attribute, (place,), size)
+
+
+def _all_integers(value: Sequence[object]) -> bool:
+    return bool(value) and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
 
 
 def _sizes(terms: list[Term], by_axis: Mapping[Axis, str]) -> dict[int, list[Size]]:

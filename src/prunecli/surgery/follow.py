@@ -26,6 +26,7 @@ from prunecli.surgery.axes import Axis, Term, fixed, freeze
 
 INPUT = "tied to the size of the model's input"
 OUTPUT = "output layer: its width is the model's output"
+_SHORT = (torch.float32, torch.float16, torch.bfloat16)
 CONSTANT = "tied to a tensor that is neither a parameter nor a buffer"
 
 
@@ -76,6 +77,8 @@ class Followed:
             gives back, and in what its children give back.
         outputs: For each module the label of the last tensor it gave back.
         blocks: For each grouped convolution or normalisation the term of its groups.
+        splits: For each module the sizes it splits dimensions into, with the terms of the pieces.
+        single: Whether something that depends on the input is computed in less than float64.
         order: Names of modules that own tensors, in the order they were first called.
     """
 
@@ -88,6 +91,8 @@ class Followed:
     modules: dict[str, list[Term]] = field(default_factory=dict)
     outputs: dict[str, Label] = field(default_factory=dict)
     blocks: dict[str, Term] = field(default_factory=dict)
+    splits: dict[str, dict[tuple[int, ...], tuple[Term, ...]]] = field(default_factory=dict)
+    single: bool = False
     order: list[str] = field(default_factory=list)
 
 
@@ -154,6 +159,8 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for label in outputs:
             label.from_input = label.from_input or from_input
             label.origins = label.origins or origins
+        if from_input and any(result.dtype in _SHORT for result in results):
+            self.followed.single = True
         place = self.stack[-1]
         # Tensors are not kept: only their labels are.
         plain_args, plain_kwargs = _without_tensors(args), {k: _without_tensors(v) for k, v in kwargs.items()}

@@ -39,7 +39,26 @@ def run_masked(model: nn.Module, followed: Followed, groups: Sequence[ChannelGro
     Raises:
         VerificationError: The model does not call the same operators as when it was followed.
     """
-    mode = _MaskedMode(followed, kept_positions_of(groups, keep))
+    kept = kept_positions_of(groups, keep)
+    try:
+        return _run(model, followed, kept, inputs)
+    except _OtherOperatorsError:  # a network may compute something once and keep it
+        with torch.no_grad(), plain_attention():
+            call(model, inputs)
+    try:
+        return _run(model, followed, kept, inputs)
+    except _OtherOperatorsError:
+        raise VerificationError(
+            "the model calls other operators than when it was traced, so it cannot be verified; nothing was saved"
+        ) from None
+
+
+class _OtherOperatorsError(Exception):
+    """An operator is not the one that was recorded at its place."""
+
+
+def _run(model: nn.Module, followed: Followed, kept: Mapping[Axis, NDArray[np.bool_]], inputs: Inputs) -> Any:
+    mode = _MaskedMode(followed, kept)
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     with torch.no_grad(), plain_attention():
         for name, tensor in tensors.items():
@@ -47,7 +66,7 @@ def run_masked(model: nn.Module, followed: Followed, groups: Sequence[ChannelGro
         with mode:
             output = call(model, inputs)
     if mode.place != len(followed.records):
-        raise VerificationError("the model calls other operators than when it was traced, so it cannot be verified")
+        raise _OtherOperatorsError
     return output
 
 
@@ -74,7 +93,7 @@ class _MaskedMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         record = self.records[self.place] if self.place < len(self.records) else None
         if record is None or record.operator != func.overloadpacket.__name__:
-            raise VerificationError("the model calls other operators than when it was traced, so it cannot be verified")
+            raise _OtherOperatorsError
         self.place += 1
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         concerned = [self._removed(label) for label in record.inputs]

@@ -186,12 +186,13 @@ def _places(model: nn.Module, followed: Followed) -> tuple[dict[Axis, list[_Plac
     """Where each axis occurs, and which axes share a product with it: only one of those is removed."""
     places: dict[Axis, list[_Place]] = {}
     rivals: dict[Axis, set[Axis]] = {}
+    learned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, label in followed.parameters.items():
         module, _, tensor = name.rpartition(".")
         source = label.source[0] if label.source else name
         for dim, term in enumerate(label.dims):
             found = [leaf for leaf in leaves(term) if leaf.reason is None]
-            role: Role = followed.roles.get((source, dim), "carrier")  # type: ignore[assignment]
+            role: Role = followed.roles.get((source, dim), "carrier") if source in learned else "carrier"  # type: ignore[assignment]
             for axis in dict.fromkeys(found):
                 places.setdefault(axis, []).append(_Place(module, tensor, dim, term, role))
             _note_rivals(resolve(term), rivals)

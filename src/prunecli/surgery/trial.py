@@ -14,7 +14,7 @@ from prunecli.surgery.follow import one_line, stack_names
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.slice import remove
 
-_RUNTIME_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError, ZeroDivisionError, AttributeError)
+RUNTIME_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError, ZeroDivisionError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ def first_problem(model: nn.Module, groups: Sequence[ChannelGroup], keep: Keep, 
         remove(trial, groups, keep)
         with torch.no_grad(), stack_names(trial, stack):
             call(trial, inputs)
-    except _RUNTIME_ERRORS as error:
+    except RUNTIME_ERRORS as error:
         return Problem(stack[-1], f"the network does not run without its channels: {_where(stack)} ({one_line(error)})")
     stack = [""]
     try:
         _train(trial, inputs, stack)
-    except _RUNTIME_ERRORS as error:
+    except RUNTIME_ERRORS as error:
         if _trains(model, inputs):
             reason = f"a branch that only training uses reads its channels: {_where(stack)} ({one_line(error)})"
             return Problem(stack[-1], reason)
@@ -80,6 +80,6 @@ def _train(model: nn.Module, inputs: Inputs, stack: list[str]) -> None:
 def _trains(model: nn.Module, inputs: Inputs) -> bool:
     try:
         _train(copy.deepcopy(model), inputs, [""])
-    except _RUNTIME_ERRORS:
+    except RUNTIME_ERRORS:
         return False
     return True

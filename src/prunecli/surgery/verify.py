@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from prunecli.errors import VerificationError
 from prunecli.measure.forward import Inputs, call, cast_inputs, output_tensors
 from prunecli.surgery.axes import kept_mask
-from prunecli.surgery.follow import Label, plain_attention
+from prunecli.surgery.follow import Label, one_line, plain_attention
 from prunecli.surgery.groups import Keep, Trace
 from prunecli.surgery.masked import kept_positions_of, run_masked
 from prunecli.surgery.rebuild import state_tensors
 from prunecli.surgery.slice import remove
+from prunecli.surgery.trial import RUNTIME_ERRORS
 
 TOLERANCE = 1e-9
 """Largest accepted difference relative to the largest output; a correct removal in float64 stays below 1e-12."""
 SINGLE_TOLERANCE = 1e-4
-"""The same for networks that only run in float32."""
+"""The same for networks that only run in float32, or cast to it inside."""
 
 
 def verify(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> float:
@@ -44,8 +45,8 @@ def verify(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep, in
         Largest absolute difference divided by the largest absolute reference output.
 
     Raises:
-        VerificationError: They differ by more than `TOLERANCE`, or by `SINGLE_TOLERANCE` for a network that runs in
-            float32 only; the message names the first layer that differs.
+        VerificationError: They differ by more than `TOLERANCE`, or by `SINGLE_TOLERANCE` for a network that computes in
+            float32; the message names the first layer that differs.
     """
     if traced.part is not None:
         name, inner = traced.part.module, traced.part.trace
@@ -97,7 +98,8 @@ def faulty_groups(original: nn.Module, traced: Trace, keep: Keep, inputs: Inputs
 
 
 def _tolerance(traced: Trace) -> float:
-    return TOLERANCE if traced.dtype == torch.float64 else SINGLE_TOLERANCE
+    exact = traced.dtype == torch.float64 and traced.followed is not None and not traced.followed.single
+    return TOLERANCE if exact else SINGLE_TOLERANCE
 
 
 def _probes(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep) -> tuple[nn.Module, nn.Module]:
@@ -140,8 +142,11 @@ def _randomise(model: nn.Module) -> set[str]:
 
 def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> float:
     assert traced.followed is not None
-    with torch.no_grad(), plain_attention():
-        outputs = output_tensors(call(sliced, inputs))
+    try:
+        with torch.no_grad(), plain_attention():
+            outputs = output_tensors(call(sliced, inputs))
+    except RUNTIME_ERRORS as error:
+        raise VerificationError(f"the pruned network does not run: {one_line(error)}; nothing was saved") from error
     references = output_tensors(run_masked(copy.deepcopy(probe), traced.followed, traced.groups, keep, inputs))
     if not references or [tuple(t.shape) for t in references] != [tuple(t.shape) for t in outputs]:
         raise VerificationError("the pruned network's output has another shape")

@@ -52,7 +52,7 @@ def matrix_product(call: Call) -> None:
     if batched:
         unify(left[0], right[0])
         dims.append(left[0])
-        if call.follower.of(a).from_input and call.follower.of(b).from_input:
+        if call.follower.of(a).source is None and call.follower.of(b).source is None:
             call.follower.followed.heads.append(left[0])
             call.follower.followed.contracted.append(inner_left)
     dims += [left[-2]] if a.dim() > 1 else []

@@ -144,6 +144,8 @@ def split(call: Call) -> None:
         for result in call.results:
             head, rest = cut(rest, result.shape[dim])
             pieces.append(head)
+    sizes = tuple(piece.size for piece in pieces)
+    call.follower.followed.splits.setdefault(call.follower.place, {})[sizes] = tuple(pieces)
     for result, piece in zip(call.results, pieces, strict=True):
         call.set(result, [*dims[:dim], piece, *dims[dim + 1 :]])
 

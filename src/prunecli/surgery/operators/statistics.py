@@ -97,12 +97,13 @@ def group_norm(call: Call) -> None:
     for tensor in (weight, bias):
         if isinstance(tensor, Tensor):
             unify(call.dims(tensor)[0], dims[1])
+    outer: Term = fixed(groups)
     if groups > 1:
         outer, _ = factor(dims[1], x.shape[1] // groups)
         call.follower.followed.blocks[call.follower.place] = outer
     call.set(call.results[0], dims)
     for other in call.results[1:]:
-        call.set(other, [fixed(size) for size in other.shape])
+        call.set(other, [fixed(other.shape[0]), outer])
 
 
 def weight_norm(call: Call) -> None:
