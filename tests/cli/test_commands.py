@@ -213,6 +213,17 @@ def test_a_run_writes_everything_into_one_folder(prune: Prune, tmp_path: Path) -
     assert prune("recipe", "check", "runs/small/plan.yaml").out == "runs/small/plan.yaml: ok\n"
 
 
+def test_doctor_tries_architectures(prune: Prune, tmp_path: Path) -> None:
+    done = prune("doctor", "--coverage", "test_vi*", "--max-params", "1", "-o", "coverage.json")
+    assert done.code == 0 and "right" in done.out and "timm:test_vit" in done.out, done.err
+    entries = json.loads((tmp_path / "coverage.json").read_text())["architectures"]
+    found = {entry["ref"]: entry for entry in entries}
+    assert found["timm:test_vit"]["status"] == "right" and 0.2 < found["timm:test_vit"]["kept"] < 0.4
+    assert prune("doctor", "--coverage", "test_vitt").code == 2
+    done = prune("doctor", "--max-params", "1")
+    assert done.code == 2 and "belong to --coverage" in done.err
+
+
 def test_lists(prune: Prune) -> None:
     assert "cifar:resnet56" in prune("models", "cifar").out.splitlines()
     assert prune("models", "timm:resnet1*", "--json").json[:1] == ["timm:resnet101"]

@@ -45,3 +45,15 @@ def test_the_recipes_training_learns_more_than_the_commonest_class(camvid: Path,
     # "Everything is road" scores 29 % of the pixels and 2.7 % mIoU.
     assert metrics["images"] == 34 and metrics["pixel_accuracy"] > 45 and metrics["miou"] > 10
     assert metrics["class_iou"]["road"] > 40
+    done = prune("l1", "trained.safetensors", *common, "--ratio", "0.5", "-o", "pruned.safetensors", "--json")
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert report["params_after"] < 0.35 * report["params_before"] and report["verify_error"] < 1e-9
+    done = prune(
+        "finetune", "pruned.safetensors", *common, "--epochs", "2", "--teacher", "parent", "-o", "f.safetensors"
+    )
+    assert done.code == 0, done.err
+    done = prune("eval", "f.safetensors", *common, "--measure", "accuracy", "-o", "finetuned.json")
+    assert done.code == 0, done.err
+    after = json.loads((tmp_path / "finetuned.json").read_text())["metrics"]
+    assert after["miou"] > 8 and after["pixel_accuracy"] > 40
