@@ -63,10 +63,11 @@ def _half(model: nn.Module, inputs: torch.Tensor, *, heads: bool = False) -> tup
     return pruned, traced
 
 
-def test_multihead_attention_shrinks_with_the_stream_it_reads() -> None:
+@pytest.mark.parametrize("batch", [1, 2])  # with two a linear layer becomes a product and an addition
+def test_multihead_attention_shrinks_with_the_stream_it_reads(batch: int) -> None:
     torch.manual_seed(0)
     model = VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=10).eval()
-    pruned, traced = _half(model, torch.randn(1, 3, 32, 32))
+    pruned, traced = _half(model, torch.randn(batch, 3, 32, 32))
     attention = pruned.encoder.layers[0].self_attention
     assert attention.embed_dim < 32 and attention.embed_dim == attention.num_heads * attention.head_dim
     assert pruned.hidden_dim == attention.embed_dim and {g.kind for g in traced.groups} == {"channel", "head_dim"}

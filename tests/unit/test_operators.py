@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import prunecli
 from prunecli.errors import DataDependentError, ModelError
 from prunecli.surgery.slice import remove
 from prunecli.surgery.trace import trace
@@ -66,6 +67,7 @@ FOLLOWED = {
     "gram": (lambda a, b: image((tokens(a) @ tokens(b).transpose(1, 2)).softmax(-1) @ tokens(b)), 24),
     "cross covariance": (lambda a, b: image(tokens(b) @ (a.flatten(2) @ tokens(b)).softmax(-1)), 24),
     "einsum": (lambda a, b: torch.einsum("bchw,bdhw->bcd", a, b).softmax(-1)[..., None] + a[..., :1].mean(2, True), 24),
+    "gated halves": (lambda a, b: F.glu(a, 1) + b.chunk(2, 1)[0], 12),
     "roll of the image": (lambda a, b: a.roll((2, 2), (2, 3)) + b, 24),
     "windows": (lambda a, b: F.fold(F.unfold(a, 2, stride=2), (8, 8), 2, stride=2) + b, 24),
     "repeat": (lambda a, b: a.repeat(1, 2, 1, 1), 48),
@@ -91,6 +93,7 @@ def test_what_is_between_two_layers_is_followed(name: str) -> None:
 
 REFUSED = {
     "sorted channels": lambda a, b: a.sort(1).values,
+    "where the maximum is": lambda a, b: b + a.max(1, keepdim=True).indices,
     "cumulative sum": lambda a, b: a.cumsum(1),
     "flipped": lambda a, b: a.flip(1) + b,
     "picked by index": lambda a, b: a[:, torch.randperm(24, generator=torch.Generator().manual_seed(0))],
@@ -141,3 +144,53 @@ def test_a_model_that_looks_at_values_is_refused_and_its_parts_offered() -> None
         verify(model, pruned, traced, keep, X)
     with pytest.raises(ModelError, match="did you mean 'body'"):
         trace(model, X, only="boddy")
+
+
+def test_a_part_that_is_used_by_another_way_too_is_refused() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 3, 1))
+            self.out = nn.Conv2d(3, 4, 1)
+            self.way = "layer"
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.out(self.body(x))
+            if self.way == "layer":
+                return y * self.body[0](x).mean()
+            return self.out(self.body(x) + self.body(x)) if self.way == "twice" else y
+
+    model = Both().eval()
+    with pytest.raises(ModelError, match=r"body.0 also runs outside it"):
+        trace(model, X, only="body")
+    model.way = "twice"
+    with pytest.raises(ModelError, match="runs it 3 times"):
+        trace(model, X, only="body")
+    model.way = "once"
+    assert trace(model, X, only="body").groups
+    model.extra = nn.Conv2d(3, 16, 1)
+    model.extra.weight = model.body[0].weight
+    with pytest.raises(ModelError, match="shared with a layer outside"):
+        trace(model, X, only="body")
+
+
+def test_silent_channels_and_closed_gates_hide_no_mistake() -> None:
+    """A slice of constant width behind a rectifier: on one sample the difference may not show."""
+
+    class Sliced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.i, self.b = nn.Linear(8, 32), nn.Linear(32, 24)
+            self.d, self.o, self.gate = nn.Linear(24, 32), nn.Linear(32, 4), nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.i(x)
+            h = self.b(F.relu(x))
+            h = torch.cat([h[:, :4] * 9, h[:, 4:]], 1)
+            return self.o(x + self.gate * self.d(F.relu(h)))
+
+    for seed in range(6):
+        torch.manual_seed(seed)
+        model = Sliced().eval()
+        result = prunecli.prune(model, ratio=0.5, example_inputs=torch.randn(1, 8), scope="local", round_to=1)
+        assert result.model.b.out_features == 14  # the four that are sliced by number stay, of the others half

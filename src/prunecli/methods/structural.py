@@ -166,10 +166,10 @@ class _Run:
         self._clock, self._target = clock, target
         self._dense: dict[str, int] = {}
         self._left: dict[str, int] = {}  # channels after the last removal
+        self._edits: list[Edit] = []
         self._follow(None)
         self._own = ratios_by_group(self._traced, self._groups, params.layer_ratio)
         self._ruler = Ruler(target.kind, model, inputs) if target is not None else None
-        self._edits: list[Edit] = []
         self._allocation = Allocation({}, {}, params.ratio, 0.0)
         self._error = 0.0
 
@@ -188,6 +188,8 @@ class _Run:
         self._groups, kept_by_pattern = apply_patterns(self.network, self._traced, self._patterns)
         frozen = [Untouched(name=f.name, channels=f.channels, reason=f.reason) for f in self._traced.frozen]
         self.untouched = [*frozen, *kept_by_pattern]
+        if not self._edits:
+            self._dense = {}  # names may have moved on to other groups since an earlier trace
         for group in self._groups:
             self._dense.setdefault(group.name, group.channels)
         self._clock.lap("trace")

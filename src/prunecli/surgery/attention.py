@@ -152,7 +152,14 @@ def _written(path: list[tuple[Record, Label]], made: Mapping[Label, Record]) -> 
             moved = out if isinstance(out, Tensor) else out[place]
         else:
             moved = _as_wide(moved, [term.size for term in record.outputs[place].dims])
-    return list(_parameters(writer, torch.unique(moved), made))
+    positions = torch.unique(moved)
+    found = list(_parameters(writer, positions, made))
+    for record, _ in path[:-1]:  # for some layouts a linear layer is a product and an addition
+        for given in record.inputs if record.operator.startswith("add") else ():
+            if given.source is not None and [term.size for term in given.dims] == [shape[dim]]:
+                module, _, tensor = given.source[0].rpartition(".")
+                found.append((module, tensor, 0, positions))
+    return found
 
 
 def _as_wide(index: Tensor, shape: list[int]) -> Tensor:

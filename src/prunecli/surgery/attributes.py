@@ -21,7 +21,7 @@ from prunecli.surgery.follow import Followed
 from prunecli.surgery.groups import ChannelGroup, Size, Width
 
 _NOT_A_WIDTH = re.compile(
-    r"size|stride|kernel|pad|dilation|resolution|window|patch|grid|depth|shift|length|seq|pool|area|class|reduction|stage|"
+    r"size|stride|max|min|limit|num_embeddings|position|vocab|kernel|pad|dilation|resolution|window|patch|grid|depth|shift|length|seq|pool|area|class|reduction|stage|"
     r"index|prefix|token|level|scale|expansion|radix|groups"
 )
 _HEADS = re.compile(r"^(n|num|total|global|total_num)?_?(attention_)?(num_|n_)?heads?$|^nhead$")

@@ -23,6 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from prunecli.errors import ModelError
 from prunecli.measure.forward import Inputs, call, output_tensors
 from prunecli.surgery.axes import Axis, Term, fixed, freeze
+from prunecli.surgery.groups import Role
 
 INPUT = "tied to the size of the model's input"
 OUTPUT = "output layer: its width is the model's output"
@@ -72,7 +73,6 @@ class Followed:
         roles: (name, dimension) of weights to "producer" or "consumer".
         heads: Terms of dimensions that run in parallel in a product of activations: attention heads.
         contracted: Terms of dimensions over which such a product sums: head dimensions, or tokens.
-        unknown: Operators without a rule, with the module that called them.
         modules: For each module the terms of dimensions it sees: in operators it calls itself, in what it is given and
             gives back, and in what its children give back.
         outputs: For each module the label of the last tensor it gave back.
@@ -84,10 +84,9 @@ class Followed:
 
     parameters: dict[str, Label]
     records: list[Record] = field(default_factory=list)
-    roles: dict[tuple[str, int], str] = field(default_factory=dict)
+    roles: dict[tuple[str, int], Role] = field(default_factory=dict)
     heads: list[Term] = field(default_factory=list)
     contracted: list[Term] = field(default_factory=list)
-    unknown: dict[str, str] = field(default_factory=dict)
     modules: dict[str, list[Term]] = field(default_factory=dict)
     outputs: dict[str, Label] = field(default_factory=dict)
     blocks: dict[str, Term] = field(default_factory=dict)

@@ -33,6 +33,7 @@ def trace_part(
     names = [found for found, module in model.named_modules() if found and any(True for _ in module.parameters())]
     if name not in names:
         raise ModelError(unknown("module", name, names, see="prune inspect MODEL --layers"))
+    _refuse_use_outside(model, inputs, name)
     given = _given(model, inputs, [name]).get(name)
     if given is None:
         raise ModelError(f"--only {name}: the network does not run it, or gives it more than tensors; name another")
@@ -44,6 +45,45 @@ def trace_part(
         assumptions=inner.assumptions,
         part=Part(name, inner, given),
     )
+
+
+def _refuse_use_outside(model: nn.Module, inputs: Inputs, name: str) -> None:
+    """Refuses a module whose layers the network also uses by another way, which the trace of the module cannot see.
+
+    Raises:
+        ModelError: It runs more than once, its layers run outside it, or its parameters stand elsewhere too.
+    """
+    prefix = f"{name}."
+    names: dict[int, set[bool]] = {}
+    for tensor, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), set()).add(tensor.startswith(prefix))
+    if any(len(inside) > 1 for inside in names.values()):
+        raise ModelError(f"--only {name}: a parameter of it is shared with a layer outside; name a module with both")
+    running = copy.deepcopy(model).cpu().eval()
+    depth, calls, outside = [0], [0], set[str]()
+    part = running.get_submodule(name)
+
+    def entered(module: nn.Module, args: Any) -> None:
+        depth[0] += 1
+        calls[0] += 1
+
+    def left(module: nn.Module, args: Any, output: Any) -> None:
+        depth[0] -= 1
+
+    def checked(inner: str) -> Callable[..., None]:
+        return lambda *_: outside.add(inner) if depth[0] == 0 else None
+
+    part.register_forward_pre_hook(entered)
+    part.register_forward_hook(left)
+    for inner, module in part.named_modules():
+        if inner:
+            module.register_forward_pre_hook(checked(inner))
+    with torch.no_grad():
+        call(running, cast_inputs(inputs, device="cpu"))
+    if calls[0] > 1:
+        raise ModelError(f"--only {name}: the network runs it {calls[0]} times; name the module around it")
+    if outside:
+        raise ModelError(f"--only {name}: {name}.{min(outside)} also runs outside it; name the module around both")
 
 
 def parts_that_can_be_followed(model: nn.Module, inputs: Inputs) -> list[str]:
@@ -73,7 +113,8 @@ def _given(model: nn.Module, inputs: Inputs, names: list[str]) -> dict[str, tupl
 
     def noted(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if args and not kwargs and all(isinstance(value, Tensor) for value in args):
+            extra = [value for value in kwargs.values() if value is not None]
+            if args and not extra and all(isinstance(value, Tensor) for value in args):
                 given.setdefault(name, tuple(value.detach().clone() for value in args))
 
         return hook

@@ -23,7 +23,7 @@ from prunecli.surgery.adapters import tie_equal_widths, tie_known_modules
 from prunecli.surgery.attention import temperatures
 from prunecli.surgery.attributes import width_attributes
 from prunecli.surgery.axes import Axis, Prod, Seq, Term, channel_of_position, freeze_position, leaves, resolve
-from prunecli.surgery.follow import Followed, follow
+from prunecli.surgery.follow import Followed, follow, one_line
 from prunecli.surgery.groups import ChannelGroup, Frozen, Kind, Member, Role, Trace
 from prunecli.surgery.part import parts_that_can_be_followed, trace_part
 from prunecli.surgery.search import Assumptions, Description, Place, frozen_too, workable
@@ -70,7 +70,11 @@ def trace(
             )
 
         return trace_part(model, example_inputs, only, alone)
-    traced = copy.deepcopy(model).cpu().float().eval()
+    _refuse_what_cannot_run(model)
+    try:
+        traced = copy.deepcopy(model).cpu().float().eval()
+    except RuntimeError as error:
+        raise ModelError(f"the model cannot be copied: {one_line(error)}") from error
     inputs = cast_inputs(example_inputs, device="cpu", dtype=torch.float32)
 
     def described(network: nn.Module, given: Inputs, assumptions: Assumptions) -> Description:
@@ -89,6 +93,15 @@ def trace(
         final = described(traced.float(), inputs, found)
     frozen = [*final.frozen, *_left_over(traced, final.followed, final.groups, final.frozen)]
     return Trace(tuple(final.groups), tuple(frozen), final.followed, dtype, replace(found, preferred=final.cuts))
+
+
+def _refuse_what_cannot_run(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(f"{name or 'the model'} is compiled by TorchScript; give the module it was made from")
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta or isinstance(parameter, nn.UninitializedParameter):
+            raise ModelError(f"{name} has no values yet; load weights or run the model once")
 
 
 def without(traced: Trace, faulty: Mapping[str, str]) -> Assumptions:
@@ -192,7 +205,8 @@ def _places(model: nn.Module, followed: Followed) -> tuple[dict[Axis, list[_Plac
         source = label.source[0] if label.source else name
         for dim, term in enumerate(label.dims):
             found = [leaf for leaf in leaves(term) if leaf.reason is None]
-            role: Role = followed.roles.get((source, dim), "carrier") if source in learned else "carrier"  # type: ignore[assignment]
+            noted = followed.roles.get((source, dim)) if source in learned else None
+            role: Role = noted or "carrier"
             for axis in dict.fromkeys(found):
                 places.setdefault(axis, []).append(_Place(module, tensor, dim, term, role))
             _note_rivals(resolve(term), rivals)
@@ -290,4 +304,6 @@ def _reason(followed: Followed, module: str) -> str:
 
 
 def _width(module: nn.Module) -> int:
-    return int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)  # type: ignore[arg-type]
+    if isinstance(module, (nn.Linear, _ConvNd)):
+        return int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)
+    return max((parameter.shape[0] for parameter in module.parameters() if parameter.dim() > 0), default=0)

@@ -26,6 +26,10 @@ SINGLE_TOLERANCE = 1e-4
 """The same for networks that only run in float32, or cast to it inside."""
 
 
+_LARGE = 20_000
+"""Numbers in an input from which on one more trial is enough."""
+
+
 def verify(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> float:
     """Checks that `pruned` computes what `original` computes with the removed units masked.
 
@@ -130,17 +134,70 @@ def _evaluated(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _randomise(model: nn.Module) -> set[str]:
-    """Draws floating tensors whose entries are all equal from U(0.5, 1.5), in place; their names."""
+    """Draws floating tensors whose entries are all equal from U(0.5, 1.5), in place; their names.
+
+    Numbers on their own are drawn too where they are zero, as gates of a branch are at first.
+    """
+    gates = {name for name, parameter in model.named_parameters() if parameter.numel() == 1}
     generator = torch.Generator().manual_seed(0)
     changed: set[str] = set()
     for name, tensor in state_tensors(model).items():
-        if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
+        if not tensor.is_floating_point() or tensor.numel() == 0 or not bool((tensor == tensor.flatten()[0]).all()):
+            continue
+        if tensor.numel() > 1 or (name in gates and not tensor.any()):
             tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
             changed.add(name)
     return changed
 
 
+def _trials(inputs: Inputs) -> list[Inputs]:
+    """The inputs given and others drawn like them: on a few numbers a channel may happen to be silent.
+
+    Integers stay as they are. Small inputs are cheap and show little, so there are more of them.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        spread = tensor.std() if tensor.numel() > 1 and bool(tensor.std() > 0) else tensor.new_ones(())
+        return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * spread + tensor.mean()
+
+    values = inputs.values() if isinstance(inputs, Mapping) else inputs
+    size = inputs.numel() if isinstance(inputs, Tensor) else sum(tensor.numel() for tensor in values)
+    trials: list[Inputs] = [inputs]
+    for _ in range(8 if size < _LARGE else 1):
+        if isinstance(inputs, Tensor):
+            trials.append(drawn(inputs))
+        elif isinstance(inputs, Mapping):
+            trials.append({name: drawn(tensor) for name, tensor in inputs.items()})
+        else:
+            trials.append(tuple(drawn(tensor) for tensor in inputs))
+    return trials
+
+
 def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> float:
+    """The largest difference over all trials, for outputs that are not all zero.
+
+    Raises:
+        VerificationError: Nothing can be compared.
+    """
+    found: list[float] = []
+    for trial in _trials(inputs):
+        references, outputs = _both(probe, sliced, traced, keep, trial)
+        if any(bool(reference.any()) for reference in references):
+            found.append(max(relative_difference(a, b) for a, b in zip(references, outputs, strict=True)))
+        elif any(bool(output.any()) for output in outputs):
+            return float("inf")
+    if not found:
+        raise VerificationError("the network's output is zero whatever goes in, so nothing can be compared")
+    return max(found)
+
+
+def _both(
+    probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, inputs: Inputs
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs of the masked original and of the pruned network."""
     assert traced.followed is not None
     try:
         with torch.no_grad(), plain_attention():
@@ -150,7 +207,7 @@ def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, 
     references = output_tensors(run_masked(copy.deepcopy(probe), traced.followed, traced.groups, keep, inputs))
     if not references or [tuple(t.shape) for t in references] != [tuple(t.shape) for t in outputs]:
         raise VerificationError("the pruned network's output has another shape")
-    return max(relative_difference(a, b) for a, b in zip(references, outputs, strict=True))
+    return references, outputs
 
 
 def relative_difference(reference: Tensor, output: Tensor) -> float:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from prunecli.errors import DataDependentError
-from prunecli.surgery.axes import Term, fixed, freeze, is_fixed, unify
+from prunecli.surgery.axes import Term, fixed, freeze, unify
 from prunecli.surgery.follow import Follower, Label
+from prunecli.surgery.groups import Role
 
 MODULES = ("layout", "contraction", "statistics", "pointwise", "indexing")
 """One module for each kind of operator, in this package."""
@@ -49,7 +50,7 @@ class Call:
         """An argument by place or name."""
         return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
 
-    def role(self, weight: Tensor, dim: int, role: str) -> None:
+    def role(self, weight: Tensor, dim: int, role: Role) -> None:
         """Notes that a dimension of a parameter writes ("producer") or reads ("consumer") channels."""
         label, followed = self.follower.of(weight), self.follower.followed
         if label.source is not None:
@@ -89,8 +90,6 @@ def apply_rule(call: Call) -> None:
 
 def _unknown(call: Call) -> None:
     where = call.follower.place or "the model itself"
-    if any(not is_fixed(term) for label in call.labels for term in label.dims):
-        call.follower.followed.unknown.setdefault(call.name, where)
     reason = f"passes through operator {call.name} in {where}, which has no rule"
     for label in call.labels:
         for term in label.dims:

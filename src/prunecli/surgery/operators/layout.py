@@ -51,7 +51,7 @@ def transpose(call: Call) -> None:
     """Two dimensions swapped; `t` swaps the only two."""
     count = call.args[0].dim()
     order = list(range(count))
-    if call.name == "t":
+    if call.name in ("t", "t_"):
         _permuted(call, order[::-1])
         return
     a, b = call.arg(1, "dim0") % count, call.arg(2, "dim1") % count
@@ -156,6 +156,16 @@ def _halves(term: Term, size: int) -> tuple[Term | None, Term | None]:
     if isinstance(found, Axis) and found.reason is None:
         return factor(found, size)
     return None, None
+
+
+def glu(call: Call) -> None:
+    """The first half of a dimension times the sigmoid of the second."""
+    x = call.args[0]
+    dim = call.arg(1, "dim", -1) % x.dim()
+    dims = call.dims(x)
+    outer, dims[dim] = factor(dims[dim], x.shape[dim] // 2)
+    freeze(outer, "single positions of it are picked out")
+    call.set(call.results[0], dims)
 
 
 def unbind(call: Call) -> None:
@@ -342,6 +352,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(
         ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk"), split
     ),
+    "glu": glu,
     "unbind": unbind,
     **dict.fromkeys(("cat", "concat"), cat),
     "stack": stack,

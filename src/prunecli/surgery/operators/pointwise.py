@@ -64,7 +64,6 @@ RULES: dict[str, Rule] = {
             "mish",
             "celu",
             "logit",
-            "glu_jvp",
             "rrelu_with_noise",
             "prelu",
             "_prelu_kernel",

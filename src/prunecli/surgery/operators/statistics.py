@@ -15,6 +15,9 @@ def reduction(call: Call) -> None:
     x = call.args[0]
     dims = call.dims(x)
     gone = _reduced(call, x)
+    if call.name in ("max", "min") and len(call.results) == 2:  # the second is where it was found
+        for place in gone:
+            freeze(dims[place], ORDERED)
     for result in call.results:
         if result.dim() == x.dim():
             call.set(result, [fixed(1) if place in gone else term for place, term in enumerate(dims)])
@@ -144,5 +147,5 @@ RULES: dict[str, Rule] = {
     "_weight_norm_interface": weight_norm,
 }
 
-NEEDS_KEPT_ALONE = frozenset(RULES) - {"weight_norm"}
+NEEDS_KEPT_ALONE = frozenset(RULES)
 """Operators that mix channels: with some of them removed they have to see the kept ones alone, zeros would count."""
