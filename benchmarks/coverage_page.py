@@ -16,9 +16,8 @@ from typing import Any
 PAGE = Path(__file__).parents[1] / "docs" / "coverage.md"
 HEAD = """# Coverage
 
-Written by `benchmarks/coverage_page.py` from `benchmarks/results/coverage_*.json`, which `prune doctor --coverage
-PATTERN
---max-params MILLIONS -o FILE` measured on new weights (seed 0), batch 1, each architecture's own input size.
+Written by `benchmarks/coverage_page.py` from `benchmarks/results/coverage_*.json`, which
+`prune doctor --coverage PATTERN --max-params 30 -o FILE` measured on new weights (seed 0), batch 1, each architecture's own input size.
 
 For each architecture half of the channels of every group are removed with `l1`, scope local, without rounding.
 **right** means: the result equals the masked original in float64 (relative difference at most 1e-9, or 1e-4 for
@@ -33,14 +32,17 @@ layers were left alone, and the commonest reason is given.
 def main(paths: list[str]) -> None:
     """Joins the files and writes the page."""
     versions: dict[str, str] = {}
+    notes: list[str] = []
     entries: dict[str, dict[str, Any]] = {}
     for path in paths:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
         versions = document["versions"]
+        if "note" in document:
+            notes.append(f"`{Path(path).name}`: {document['note']}.\n")
         entries.update({entry["ref"]: entry for entry in document["architectures"]})
+    lines = [HEAD, *notes]
     counts = Counter(entry["status"] for entry in entries.values())
     tried = [entry for entry in entries.values() if entry["status"] != "too large"]
-    lines = [HEAD]
     lines.append("Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) + ".\n")
     lines.append(
         f"**{len(tried)} architectures tried: {counts['right']} right, {counts['refused']} refused, "
