@@ -47,7 +47,6 @@ OURS: dict[str, tuple[Compensation, bool]] = {
     "prune, no repair": ("none", False),
     "prune, recalibration alone": ("none", True),
     "prune, bias": ("bias", False),
-    "prune, bias and recalibration": ("bias", True),
     "prune, regression": ("ls", False),
     "prune, regression and recalibration": ("ls", True),
 }
