@@ -129,14 +129,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", type=Path)
     parser.add_argument("-o", "--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.3, 0.5])
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--finetune-seeds", type=int, nargs="*", default=[0, 1])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     images = load_data("folder:imagenet_sample").test
-    config = FitConfig(epochs=arguments.epochs, lr=0.01, distill_weight=1.0, weight_decay=4e-5)
+    config = FitConfig(epochs=arguments.epochs, lr=arguments.lr, distill_weight=1.0, weight_decay=4e-5)
     document: dict[str, Any] = {
         "environment": describe_environment(),
         "images": len(images.labels),
