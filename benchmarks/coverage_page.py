@@ -17,7 +17,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "coverage.md"
 HEAD = """# Coverage
 
 Written by `benchmarks/coverage_page.py` from `benchmarks/results/coverage_*.json`, which
-`prune doctor --coverage PATTERN --max-params 30 -o FILE` measured on new weights (seed 0), batch 1, each architecture's own input size.
+`prune doctor --coverage PATTERN --max-params 30 -o FILE` measured on new weights (seed 0), batch 1, each
+architecture's own input size.
 
 For each architecture half of the channels of every group are removed with `l1`, scope local, without rounding.
 **right** means: the result equals the masked original in float64 (relative difference at most 1e-9, or 1e-4 for
