@@ -152,9 +152,9 @@ def test_every_layout_loads_the_same_weights(
     state = loaded.model.state_dict()
     assert state.keys() == network.state_dict().keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
-    assert loaded.model.segformer.stages[0].blocks[0].layernorm_before.eps == block_eps  # type: ignore
-    assert loaded.model.segformer.stages[0].patch_embeddings.layer_norm.eps == 1e-5  # type: ignore
-    assert loaded.model.decode_head.batch_norm.eps == head_eps  # type: ignore
+    assert loaded.model.segformer.stages[0].blocks[0].layernorm_before.eps == block_eps
+    assert loaded.model.segformer.stages[0].patch_embeddings.layer_norm.eps == 1e-5
+    assert loaded.model.decode_head.batch_norm.eps == head_eps
 
 
 def test_fused_keys_and_values_are_split_as_they_were_read(network: nn.Module, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_new_classifier_is_made_for_other_classes(network: nn.Module, tmp_path
     different = [n for n, t in loaded.model.state_dict().items() if not torch.equal(t, network.state_dict()[n])]
     assert different == ["decode_head.classifier.weight", "decode_head.classifier.bias"]
     same = load_file(tmp_path / "weights.pth", num_classes=5, data_classes=lambda: 9)
-    assert torch.equal(same.model.decode_head.classifier.weight, network.decode_head.classifier.weight)  # type: ignore
+    assert torch.equal(same.model.decode_head.classifier.weight, network.decode_head.classifier.weight)
 
 
 def test_a_live_network_is_recognised(network: nn.Module) -> None:

@@ -247,7 +247,7 @@ def _classes_of(images: Tensor) -> Tensor:
 def test_image_and_mask_are_transformed_alike(inside: ImageData) -> None:
     augmented = 0
     batches = training_batches(inside.training_split(), PREPROCESSING, Augmentation(), 5, seed=0)
-    original = torch.stack([torch.from_numpy(inside.training_split().mask(i)).long() for i in range(5)])  # type: ignore
+    original = torch.stack([torch.from_numpy(inside.training_split().mask(i)).long() for i in range(5)])
     for seed in range(4):
         torch.manual_seed(seed)
         images, masks = next(iter(batches))
@@ -286,7 +286,7 @@ def test_evaluation_resizes_masks_without_new_classes(inside: ImageData) -> None
     preprocessing = Preprocessing((3, 48, 96), (0.5,) * 3, (0.25,) * 3)
     images, masks = next(iter(evaluation_batches(inside.test, preprocessing, 3)))
     assert images.shape == (3, 3, 48, 96)
-    assert torch.equal(masks[0], torch.from_numpy(np.repeat(np.repeat(inside.test.mask(0), 2, 0), 3, 1)).long())  # type: ignore
+    assert torch.equal(masks[0], torch.from_numpy(np.repeat(np.repeat(inside.test.mask(0), 2, 0), 3, 1)).long())
     calibration = list(CalibrationBatches(inside.training_split(), preprocessing, 4, 2, seed=0))
     assert [tuple(batch.shape) for batch in calibration] == [(2, 3, 48, 96)] * 2
 

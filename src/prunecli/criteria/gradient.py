@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.criteria.base import Calibration, Loss, member_tensor, sum_by_unit
-from prunecli.criteria.readers import by_unit, channels_last, plain_attention, readers_of
+from prunecli.criteria.readers import by_unit, channels_last, readers_of
 from prunecli.measure.forward import model_device
+from prunecli.surgery.follow import without_fastpath
 from prunecli.surgery.groups import ChannelGroup
 
 _AGREEMENT = 1e-2
@@ -61,7 +62,7 @@ def gate_gradients(
     for parameter in probe.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     watched: list[ChannelGroup] | None = None
-    with plain_attention(), torch.enable_grad():
+    with without_fastpath(), torch.enable_grad():
         for inputs, labels in calibration.pairs():
             inputs = inputs.to(model_device(probe))
             labels = labels.to(inputs.device) if labels is not None else None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from prunecli.criteria.base import Calibration, sum_by_unit
 from prunecli.measure.forward import model_device
+from prunecli.surgery.follow import without_fastpath
 from prunecli.surgery.groups import ChannelGroup, Member
 
 UNSEEN = "no layer that reads it can be watched"
@@ -49,17 +49,6 @@ def exact(values: Tensor) -> Tensor:
     return values.cpu().double() if values.device.type == "mps" else values.double()
 
 
-@contextmanager
-def plain_attention() -> Iterator[None]:
-    """Switches off the fused transformer kernels, which call no submodules and so run no hooks."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
 def watch_readers(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
@@ -88,7 +77,7 @@ def watch_readers(
     device = model_device(model)
     model.eval()
     try:
-        with torch.no_grad(), plain_attention():
+        with torch.no_grad(), without_fastpath():
             for inputs, _ in calibration.pairs():
                 model(inputs.to(device))
     finally:

@@ -25,7 +25,7 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # each backend says no in its own way
         raise RecipeError(f"device {name!r} is not to be had on this machine; use auto or cpu") from error
     return device
 

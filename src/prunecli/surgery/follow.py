@@ -142,7 +142,7 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.followed = Followed(parameters, order=self.order)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        from prunecli.surgery.operators import Call, apply_rule
+        from prunecli.surgery.operators import Call, apply_rule  # here, because rules name this class
 
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
@@ -234,11 +234,17 @@ def _without_tensors(value: Any) -> Any:
 @contextmanager
 def plain_attention() -> Iterator[None]:
     """Attention as matrix products and a softmax instead of fused kernels whose insides cannot be seen."""
+    with without_fastpath(), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def without_fastpath() -> Iterator[None]:
+    """Switches off the fused transformer kernels, which call no submodules and so run no hooks."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
