@@ -7,6 +7,8 @@ PruneError (1)
 |-- MethodError (2)        a method cannot do what was asked
 |-- DataError (2)          a data set is missing or wrong
 |-- VerificationError (1)  the pruned network is not the masked one
+|-- ResourceError (1)      the disk, the memory or a helper process failed
+|-- Interrupted (130, 143) Ctrl-C or SIGTERM
 `-- GateFailed (3)         a --fail-if condition holds
 """
 
@@ -56,6 +58,23 @@ class DataError(PruneError):
 
 class VerificationError(PruneError):
     """The pruned network does not compute what the masked original computes."""
+
+
+class ResourceError(PruneError):
+    """The disk is full, memory ran out, or a process that loads data has died."""
+
+
+class Interrupted(PruneError):
+    """A signal asked for the end; what was done is saved.
+
+    Args:
+        message: What was saved and how to go on.
+        signal: Number of the signal: 2 (Ctrl-C) or 15 (SIGTERM).
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal
 
 
 class GateFailed(PruneError):

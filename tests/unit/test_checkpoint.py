@@ -14,16 +14,16 @@ from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save_file
 from torch import nn
 
+from prunecli.checkpoint.durable import write_atomically
 from prunecli.checkpoint.foreign import read_weights
 from prunecli.checkpoint.io import (
     MANIFEST_KEY,
     read_checkpoint,
     read_manifest,
-    write_atomically,
     write_checkpoint,
 )
 from prunecli.checkpoint.manifest import Architecture, Edit, Manifest
-from prunecli.errors import ModelError
+from prunecli.errors import ModelError, ResourceError
 
 MANIFEST = Manifest(
     architecture=Architecture(ref="cifar:resnet20", kwargs={"num_classes": 7}),
@@ -97,7 +97,7 @@ def test_writing_is_atomic_and_respects_the_umask(tmp_path: Path) -> None:
         temporary.write_text("half")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ResourceError, match="disk full"):
         write_atomically(path, fails)
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["x.bin"]
     previous = os.umask(0o027)

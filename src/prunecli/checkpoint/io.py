@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
@@ -14,6 +12,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from prunecli.checkpoint.durable import write_atomically
 from prunecli.checkpoint.manifest import Manifest
 from prunecli.errors import ModelError
 
@@ -110,34 +109,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name).clone() for name in file.keys()}
     except Exception as error:
         raise ModelError(f"{path}: not a readable safetensors file ({_first_line(error)})") from error
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file so that `path` holds either its old content or the complete new one.
-
-    Args:
-        path: The file to replace or create, with the mode the umask allows.
-        write: Called with a temporary path in the same folder.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Writes UTF-8 text; see `write_atomically`."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def tensor_sha256(tensor: Tensor) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from prunecli.checkpoint.io import write_text_atomically
+from prunecli.checkpoint.durable import write_text_atomically
 from prunecli.data.catalog import find_data
 from prunecli.errors import GateFailed, RecipeError
 from prunecli.models.catalog import split_reference

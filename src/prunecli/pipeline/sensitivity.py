@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from prunecli.checkpoint.io import write_atomically, write_text_atomically
+from prunecli.checkpoint.durable import write_atomically, write_text_atomically
 from prunecli.criteria.base import Calibration
 from prunecli.data.loader import CalibrationBatches
 from prunecli.engine.evaluate import evaluate

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunecli.checkpoint.io import file_sha256, write_text_atomically
+from prunecli.checkpoint.durable import write_text_atomically
+from prunecli.checkpoint.io import file_sha256
 from prunecli.checkpoint.manifest import Manifest
 from prunecli.data.loader import Augmentation, CalibrationBatches, training_batches
 from prunecli.data.splits import ImageData

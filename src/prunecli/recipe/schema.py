@@ -30,6 +30,7 @@ class ModelSection:
         Doc("Classes of a new network, or of a new classifier on SegFormer weights; default: the data set's."),
     ] = None
     in_chans: Annotated[int | None, Ge(1), Doc("Input channels of a new network; default: the data set's.")] = None
+    allow_nonfinite: Annotated[bool, Doc("Load weights that hold NaN or infinity.")] = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class DataSection:
     ] = None
     batch_size: Annotated[int, Ge(1), Doc("Images per batch.")] = 128
     workers: Annotated[int, Ge(0), Doc("Processes that load images.")] = 0
+    skip_bad: Annotated[int, Ge(0), Doc("Unreadable images to leave out, with a count, before stopping.")] = 0
     val_fraction: Annotated[
         float, Ge(0), Lt(1), Doc("Share of the training images held out to choose epochs on; 0 holds none out.")
     ] = 0.1
@@ -181,4 +183,8 @@ class Recipe:
     seed: Annotated[int, Ge(0), Doc("Seed of everything random.")] = 0
     device: Annotated[str, Doc("auto, cpu, cuda, cuda:1, mps.")] = "auto"
     threads: Annotated[int | None, Ge(1), Doc("CPU threads; default: torch's choice.")] = None
+    save_every: Annotated[
+        float, Ge(0), Doc("Seconds of training between saved states to resume from; 0 saves after every step.")
+    ] = 60.0
+    keep_states: Annotated[int, Ge(1), Doc("Saved states of a run to keep, the newest ones.")] = 2
     stages: tuple[Stage, ...] = ()

@@ -37,7 +37,7 @@ def run(output: Output, paths: PathsArgument, values: dict[str, Any]) -> None:
     plan = resolve(Document({}, "command line"), overrides_from(OPTIONS, values, 0))
     if values["out"] is not None:
         check_writable(Path(values["out"]), bool(values["force"]))
-    from prunecli.checkpoint.io import write_text_atomically
+    from prunecli.checkpoint.durable import write_text_atomically
     from prunecli.pipeline.comparing import compare_paths, judge
     from prunecli.report.comparison import Gate
     from prunecli.report.tables import comparison_table, plain_table

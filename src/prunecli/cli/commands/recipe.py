@@ -104,7 +104,7 @@ def _deliver(output: Output, text: str, document: Any, out: Path | None, *, forc
         output.text(text)
         return
     check_writable(out, force)
-    from prunecli.checkpoint.io import write_text_atomically
+    from prunecli.checkpoint.durable import write_text_atomically
 
     write_text_atomically(out, text)
     output.document({"wrote": str(out)})

@@ -1,0 +1,91 @@
+"""Writing files so that a crash, a full disk or a power cut leaves the old content or the new, never a part."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from prunecli.errors import ResourceError
+
+FAULT_VARIABLE = "PRUNE_FAULT"
+"""Names a point of `reach` at which the process kills itself: NAME, or NAME@3 for the third time it gets there."""
+
+_reached: dict[str, int] = {}
+
+
+def reach(point: str) -> None:
+    """Marks a place where a crash matters. It does nothing, except for tests that name it in `PRUNE_FAULT`.
+
+    Args:
+        point: For instance "file:synced".
+    """
+    wanted = os.environ.get(FAULT_VARIABLE)
+    if wanted is None:
+        return
+    name, _, time = wanted.partition("@")
+    if name == point:
+        _reached[point] = _reached.get(point, 0) + 1
+        if _reached[point] == int(time or 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file so that `path` holds either its old content or the complete new one.
+
+    Args:
+        path: The file to replace or create, with the mode the umask allows.
+        write: Called with a temporary path in the same folder.
+
+    Raises:
+        ResourceError: The disk is full, or the folder cannot be written; `path` is as it was.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise unwritable(path, error) from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o666 & ~current_umask())
+        reach("file:staged")
+        sync(temporary)
+        reach("file:synced")
+        temporary.replace(path)
+        reach("file:renamed")
+        sync(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Writes UTF-8 text; see `write_atomically`."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def current_umask() -> int:
+    """The mode bits that new files do not get."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def unwritable(path: Path, error: OSError) -> ResourceError:
+    """The error of a file that could not be written."""
+    cause = error.strerror or str(error) or type(error).__name__
+    return ResourceError(f"{path}: could not be written ({cause}); free some space or choose another place with -o")
