@@ -81,7 +81,7 @@ def shared_options() -> list[OptionSpec]:
             model["ref"].doc + " For foreign weights; without it they are recognised.",
             path=("model", "ref"),
         ),
-        *options_of(ModelSection, ("model",), only=("pretrained", "num_classes")),
+        *options_of(ModelSection, ("model",), only=("pretrained", "num_classes", "allow_nonfinite")),
         option("data", str, data["name"].doc, path=("data", "name")),
         option("data_root", str, data["root"].doc, path=("data", "root")),
         *options_of(DataSection, ("data",), skip=("name", "root")),
