@@ -28,7 +28,8 @@ from prunecli.measure.counts import count_macs, parameter_count
 from prunecli.measure.environment import describe_environment
 from prunecli.models.loading import LoadedModel
 from prunecli.pipeline.sink import Advance
-from prunecli.pipeline.stages import prune_stage, train_stage
+from prunecli.pipeline.stages import prune_stage
+from prunecli.pipeline.training import train_stage
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.resolve import load_plan
 from prunecli.recipe.schema import FinetuneStage, ModelSection, PruneStage, Recipe, TrainStage

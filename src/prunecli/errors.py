@@ -70,11 +70,12 @@ class Interrupted(PruneError):
     Args:
         message: What was saved and how to go on.
         signal: Number of the signal: 2 (Ctrl-C) or 15 (SIGTERM).
+        answered: Whether the message says how to go on.
     """
 
-    def __init__(self, message: str, signal: int) -> None:
+    def __init__(self, message: str, signal: int, *, answered: bool = False) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal
+        self.signal, self.answered, self.exit_code = signal, answered, 128 + signal
 
 
 class GateFailed(PruneError):

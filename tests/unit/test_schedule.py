@@ -17,8 +17,8 @@ from torch import Tensor, nn
 import prunecli
 from prunecli.api import Transition
 from prunecli.criteria.magnitude import l1
-from prunecli.engine.fit import FitConfig, fit, make_optimizer
-from prunecli.engine.optimizer import carry_over
+from prunecli.engine.fit import FitConfig, fit
+from prunecli.engine.optimizer import carry_over, make_optimizer
 from prunecli.errors import MethodError
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.schedule import amounts

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from prunecli.errors import ResourceError
+from prunecli.errors import RecipeError, ResourceError
 
 FAULT_VARIABLE = "PRUNE_FAULT"
 """Names a point of `reach` at which the process kills itself: NAME, or NAME@3 for the third time it gets there."""
@@ -32,14 +33,16 @@ def reach(point: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object], *, replace: bool = True) -> None:
     """Writes a file so that `path` holds either its old content or the complete new one.
 
     Args:
         path: The file to replace or create, with the mode the umask allows.
         write: Called with a temporary path in the same folder.
+        replace: Whether a file that is there by the end may be replaced.
 
     Raises:
+        RecipeError: There is one and it may not.
         ResourceError: The disk is full, or the folder cannot be written; `path` is as it was.
     """
     try:
@@ -55,18 +58,29 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         reach("file:staged")
         sync(temporary)
         reach("file:synced")
-        temporary.replace(path)
+        if replace:
+            temporary.replace(path)
+        else:
+            os.link(temporary, path)
         reach("file:renamed")
         sync(path.parent)
+    except FileExistsError as error:
+        raise RecipeError(f"{path}: exists by now; add --force to replace it, or choose another name") from error
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_text_atomically(path: Path, text: str) -> None:
+def write_text_atomically(path: Path, text: str, *, replace: bool = True) -> None:
     """Writes UTF-8 text; see `write_atomically`."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), replace=replace)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what a killed process left of an unfinished `write_atomically`; nobody else may be writing `path`."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        leftover.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +17,7 @@ from typer.exceptions import TyperException
 
 from prunecli.cli.lazy import LazyGroup, Verb, error_text, make_group
 from prunecli.cli.output import Output
-from prunecli.errors import GateFailed, PruneError
+from prunecli.errors import GateFailed, Interrupted, PruneError
 from prunecli.methods.registry import all_methods
 
 SUMMARY = "Prune trained neural networks, with proof that the smaller network is the right one."
@@ -95,6 +98,8 @@ def run(argv: Sequence[str]) -> int:
 
         return answer(os.environ)
     use_output(Output("json" if "--json" in argv else "human", debug="--debug" in argv))
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         code = root().main(args=list(argv), prog_name="prune", standalone_mode=False)
         sys.stdout.flush()
@@ -116,6 +121,11 @@ def run(argv: Sequence[str]) -> int:
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         return _fail(error, f"{type(error).__name__}: {first} (this is a bug; --debug shows where)", 1)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """SIGTERM outside training ends the command like Ctrl-C does, so temporary files go."""
+    raise Interrupted("stopped by SIGTERM; only stages that had finished were saved", number)
 
 
 def _fail(error: BaseException, message: str, code: int) -> int:

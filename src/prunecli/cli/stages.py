@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunecli.cli.method_command import OptionSpec, option, plan_for_stage, shared_options
+from prunecli.cli.method_command import OptionSpec, option, options_of, plan_for_stage, shared_options
 from prunecli.cli.output import Output
 from prunecli.errors import RecipeError
+from prunecli.recipe.schema import Recipe
 
 if TYPE_CHECKING:
-    from prunecli.pipeline.stages import PruneOutcome, TrainOutcome
+    from prunecli.pipeline.stages import PruneOutcome
+    from prunecli.pipeline.training import TrainOutcome
     from prunecli.pipeline.workspace import Workspace
     from prunecli.recipe.resolve import Plan
 
@@ -24,11 +26,18 @@ ModelArgument = Annotated[
 ]
 
 
-def stage_options(result: str) -> list[OptionSpec]:
-    """Options of every stage verb; `result` says what -o names."""
+RESUME_OPTIONS = [
+    option("resume", bool, "Go on where an earlier run was interrupted, bit by bit.", "--resume"),
+    *options_of(Recipe, (), only=("save_every", "keep_states")),
+]
+
+
+def stage_options(result: str, *, resumable: bool = False) -> list[OptionSpec]:
+    """Options of every stage verb; `result` says what -o names, a `resumable` stage keeps states."""
     return [
         option("out", str, f"File to write the {result} to.", "-o", "--out"),
         option("force", bool, "Replace a file that exists.", "--force"),
+        *(RESUME_OPTIONS if resumable else []),
         option("dry_run", bool, "Print the plan and where each value comes from; do nothing.", "--dry-run"),
         *shared_options(),
     ]
@@ -42,11 +51,13 @@ def prepare(
     if values.get("dry_run"):
         show_plan(output, plan)
         return None
+    resume, force = resume_or_force(values)
     if values.get("out") is not None:
-        check_writable(Path(values["out"]), bool(values.get("force")))
+        check_writable(Path(values["out"]), force or resume)
     from prunecli.pipeline.workspace import Workspace
 
-    return Workspace(plan.recipe, output, command=reproducible_command(sys.argv[1:]))
+    command = reproducible_command(sys.argv[1:])
+    return Workspace(plan.recipe, output, command, resume_command(sys.argv[1:]), resume, force)
 
 
 def show_plan(output: Output, plan: Plan) -> None:
@@ -89,20 +100,53 @@ def checkpoint_path(space: Workspace, values: dict[str, Any], suffix: str) -> Pa
     weights = space.recipe.model.weights
     stem = Path(weights).stem if weights else (space.recipe.model.ref or "model").replace(":", "-")
     path = Path(f"{stem}-{suffix}.safetensors")
-    check_writable(path, bool(values["force"]))
+    check_writable(path, space.force or space.resume)
     return path
 
 
+def nothing_left(output: Output, space: Workspace, path: Path) -> bool:
+    """Whether --resume finds the stage finished: its file is there and no saved state."""
+    from prunecli.pipeline.resumption import is_unfinished
+
+    if not space.resume or not path.exists() or is_unfinished(path):
+        return False
+    output.note(f"{path}: finished already, nothing to go on with")
+    output.document({"checkpoint": str(path), "finished": True})
+    return True
+
+
+def resume_or_force(values: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether to go on with an earlier run, and whether to replace what is there.
+
+    Raises:
+        RecipeError: Both are asked for.
+    """
+    resume, force = bool(values.get("resume")), bool(values.get("force"))
+    if resume and force:
+        raise RecipeError("--resume goes on with a run and --force begins it anew; give one of them")
+    return resume, force
+
+
+def resume_command(argv: Sequence[str]) -> str:
+    """The command line that goes on with this one."""
+    words = [word for word in argv if word not in ("--resume", "--force")]
+    return shlex.join(["prune", *words, "--resume"])
+
+
+_LEFT_OUT = ("--force", "--resume", "--json", "-q", "--quiet")
+_LEFT_OUT_WITH_VALUE = ("-o", "--out", "--output", "--save-every", "--keep-states")
+
+
 def reproducible_command(argv: Sequence[str]) -> str:
-    """The command line without the options that only say where output goes."""
+    """The command line without the options that only say where output goes and how the run is kept safe."""
     kept: list[str] = []
     skip = False
     for word in argv:
         if skip:
             skip = False
-        elif word in ("-o", "--out", "--output"):
+        elif word in _LEFT_OUT_WITH_VALUE:
             skip = True
-        elif not word.startswith(("-o", "--out=", "--output=")) and word not in ("--force", "--json", "-q", "--quiet"):
+        elif word not in _LEFT_OUT and not word.startswith(("-o", *(f"{flag}=" for flag in _LEFT_OUT_WITH_VALUE[1:]))):
             kept.append(word)
     return shlex.join(["prune", *kept])
 

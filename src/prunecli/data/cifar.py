@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prunecli.data.splits import ArraySplit, ImageData, concatenate
+from prunecli.data.splits import ArraySplit, ImageData, concatenate, read_lines
 from prunecli.errors import DataError
 
 _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -29,14 +29,14 @@ def load(name: str, root: Path, download: bool) -> ImageData:
 
 
 def _from_binary(name: str, folder: Path, fine: bool) -> ImageData:
-    train_files = sorted(folder.glob("train.bin" if fine else "data_batch_*.bin"))
+    train_files = [p for p in sorted(folder.glob("train.bin" if fine else "data_batch_*.bin")) if p.is_file()]
     test_file = folder / ("test.bin" if fine else "test_batch.bin")
     names_file = folder / ("fine_label_names.txt" if fine else "batches.meta.txt")
     for wanted, found in ((f"{folder}/data_batch_*.bin", train_files), (str(test_file), test_file.is_file())):
         if not found:
             raise DataError(f"{wanted}: not found; the binary layout of {name} has training files and a test file")
     if names_file.is_file():
-        class_names = tuple(names_file.read_text(encoding="utf-8").split())
+        class_names = tuple(read_lines(names_file))
     else:
         class_names = tuple(str(label) for label in range(100 if fine else 10))
     train = concatenate([_read_records(path, fine, len(class_names)) for path in train_files])

@@ -46,7 +46,9 @@ def load(path: str, root: Path, download: bool) -> ImageData:
 def _scan(folder: Path, class_names: tuple[str, ...] | None) -> tuple[FileSplit, tuple[str, ...]]:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    found = [path for path in sorted(folder.glob("*/**/*")) if path.suffix.lower() in IMG_EXTENSIONS and path.is_file()]
+    found = [
+        path for path in sorted(folder.glob("*/**/*")) if path.suffix.lower() in IMG_EXTENSIONS and not path.is_dir()
+    ]
     if not found:
         raise DataError(f"{folder}: no images; expected CLASS/*.jpg (or {', '.join(IMG_EXTENSIONS[1:])}) below it")
     files = [path.relative_to(folder) for path in found]

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from prunecli.data.epochs import BatchPlan, InOrder, Shuffled, seeded
+from prunecli.data.images import BadImages, UnreadableImage
 from prunecli.data.masks import MaskDataset, MaskSplit, evaluation_transform, training_transform
 from prunecli.data.splits import Split
+from prunecli.engine.resources import as_loader_error
 from prunecli.errors import DataError
 
 _SMALL = 64
 """Images up to this size are shifted rather than cropped and zoomed, as is usual on CIFAR."""
-
-
-class Batches(DataLoader[tuple[Tensor, Tensor]]):
-    """A loader whose workers' complaints about data stay one line: torch puts a traceback around them."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
-        try:
-            yield from super().__iter__()
-        except DataError as error:
-            last = str(error).strip().splitlines()[-1]
-            raise DataError(last.removeprefix(f"{DataError.__module__}.{DataError.__name__}: ")) from error
 
 
 @dataclass(frozen=True)
@@ -77,10 +72,169 @@ class _SplitDataset(Dataset[tuple[Tensor, Tensor]]):
         return self._transform(image), torch.tensor(self._split.labels[index])
 
 
-def evaluation_batches(split: Split, preprocessing: Preprocessing, batch_size: int, workers: int = 0) -> Batches:
+class _PlannedDataset(Dataset[Any]):
+    """Loads a batch as planned: what can be read of it, and the files that cannot with the reasons."""
+
+    def __init__(self, images: _SplitDataset | MaskDataset) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitems__(self, plan: BatchPlan) -> _Loaded:
+        samples, unreadable = [], []
+        with seeded(plan.seed):
+            for index in plan.indices:
+                try:
+                    samples.append(self._images[index])
+                except UnreadableImage as error:
+                    unreadable.append((str(error.path), error.reason))
+        return samples, unreadable
+
+
+_Loaded = tuple[list[tuple[Tensor, Tensor]], list[tuple[str, str]]]
+
+
+def _collate(loaded: Any) -> tuple[Any, list[tuple[str, str]]]:
+    samples, unreadable = loaded
+    return (default_collate(samples) if samples else None), unreadable
+
+
+@contextmanager
+def _no_signals() -> Iterator[None]:
+    """Keeps torch from raising an error, wherever the program then is, when a process that loads has died.
+
+    It is noticed all the same, within five seconds of waiting for a batch of that process.
+    """
+    before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    yield
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
+
+
+class Batches:
+    """Batches of images (N, C, H, W) and labels, the same ones each time.
+
+    Unreadable images are left out as far as `bad` allows; a batch that nothing is left of is passed over. The global
+    random generators are left as they are.
+
+    Attributes:
+        batch_size: Images in a full batch.
+
+    Args:
+        dataset: Images and labels.
+        order: The batches to be.
+        workers: Processes that load; 0 loads in this one.
+        bad: Counts what cannot be read; without it the first one is an error.
+        keep_workers: Whether the processes live on when all batches have been given.
+    """
+
+    def __init__(
+        self,
+        dataset: _SplitDataset | MaskDataset,
+        order: InOrder | Shuffled,
+        workers: int,
+        bad: BadImages | None,
+        *,
+        keep_workers: bool = False,
+    ) -> None:
+        self._bad = bad if bad is not None else BadImages()
+        self._order, self.batch_size = order, order.batch_size
+        self._loader: DataLoader[Any] = DataLoader(
+            _PlannedDataset(dataset),
+            batch_sampler=order,  # type: ignore[arg-type]
+            collate_fn=_collate,
+            num_workers=workers,
+            generator=torch.Generator(),  # each iteration draws a number, else from the global generator
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=keep_workers and workers > 0,
+        )
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields images and labels.
+
+        Raises:
+            DataError: A file or mask is wrong, or more images cannot be read than may be left out.
+            ResourceError: A process that loads has died, or memory ran out.
+        """
+        for batch in self._load():
+            if batch is not None:
+                yield batch
+
+    def _load(self) -> Iterator[tuple[Tensor, Tensor] | None]:
+        """Batches as they are planned, None for one that nothing could be read of."""
+        with _no_signals():
+            batches = iter(self._loader)
+        while True:
+            try:
+                batch, unreadable = next(batches)
+            except StopIteration:
+                return
+            except DataError as error:
+                last = str(error).strip().splitlines()[-1]  # a worker puts a traceback before it
+                raise DataError(last.removeprefix(f"{DataError.__module__}.{DataError.__name__}: ")) from error
+            except (RuntimeError, OSError, EOFError, MemoryError) as error:
+                found = as_loader_error(error, self.batch_size)
+                if found is None:
+                    raise
+                raise found from error
+            for path, reason in unreadable:
+                self._bad.add(path, reason)
+            yield (batch[0], batch[1]) if batch is not None else None
+
+
+class TrainingBatches(Batches):
+    """Shuffled, augmented batches: an epoch's order and augmentation follow from the seed and its number alone.
+
+    So they do not depend on the number of workers or on what was loaded before, and an epoch can be entered anywhere.
+    Iterating gives the epoch after the one that was given last.
+
+    Attributes:
+        position: Index in its epoch of the batch after the one that was given last.
+    """
+
+    def __init__(
+        self, dataset: _SplitDataset | MaskDataset, order: Shuffled, workers: int, bad: BadImages | None
+    ) -> None:
+        super().__init__(dataset, order, workers, bad, keep_workers=True)
+        self._shuffled = order
+        self._next = 1
+        self.position = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the batches of the next epoch."""
+        return self.epoch(self._next)
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the batches of epoch `number`, counted from 1, from that with index `first` on; none before is loaded.
+
+        Where unreadable images are left out there may be fewer than `len` says; `position` counts those as well.
+
+        Raises:
+            DataError: A file or mask is wrong, or more images cannot be read than may be left out.
+            ResourceError: A process that loads has died, or memory ran out.
+        """
+        self._next = number + 1
+        return self._from(number, first)
+
+    def _from(self, number: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        self._shuffled.epoch, self._shuffled.first, self.position = number, first, first
+        fewest = min(2, self.batch_size)
+        for index, batch in enumerate(self._load(), start=first):
+            if batch is not None and len(batch[1]) >= fewest:
+                self.position = index + 1
+                yield batch
+
+
+def evaluation_batches(
+    split: Split, preprocessing: Preprocessing, batch_size: int, workers: int = 0, *, bad: BadImages | None = None
+) -> Batches:
     """All images of `split` in order, resized, centre-cropped (not where there are masks) and normalised."""
     dataset = _dataset(split, preprocessing, None)
-    return Batches(dataset, batch_size=batch_size, num_workers=workers, pin_memory=torch.cuda.is_available())
+    return Batches(dataset, InOrder(len(dataset), batch_size), workers, bad)
 
 
 def training_batches(
@@ -91,19 +245,11 @@ def training_batches(
     *,
     seed: int,
     workers: int = 0,
-) -> Batches:
-    """Shuffled, augmented batches; a last batch of one image is left out, as batch normalisation needs two."""
+    bad: BadImages | None = None,
+) -> TrainingBatches:
+    """Shuffled, augmented batches; one of a single image is left out, as batch normalisation needs two."""
     dataset = _dataset(split, preprocessing, augmentation)
-    return Batches(
-        dataset,
-        batch_size=batch_size,
-        shuffle=True,
-        num_workers=workers,
-        generator=torch.Generator().manual_seed(seed),
-        drop_last=len(dataset) % batch_size == 1 and len(dataset) > 1,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0,
-    )
+    return TrainingBatches(dataset, Shuffled(len(dataset), batch_size, seed), workers, bad)
 
 
 class CalibrationBatches:
@@ -117,15 +263,25 @@ class CalibrationBatches:
         images: How many to choose; fewer where there are fewer.
         batch_size: Images per batch.
         seed: Seed of the choice.
+        bad: Counts images that cannot be read, which are left out; without it one is an error.
     """
 
-    def __init__(self, split: Split, preprocessing: Preprocessing, images: int, batch_size: int, *, seed: int) -> None:
+    def __init__(
+        self,
+        split: Split,
+        preprocessing: Preprocessing,
+        images: int,
+        batch_size: int,
+        *,
+        seed: int,
+        bad: BadImages | None = None,
+    ) -> None:
         total = len(split.labels)
         count = min(images, total)
         if count % batch_size == 1 and count > 1:
             count -= 1  # batch normalisation cannot measure a last batch of one image
         chosen = np.random.default_rng(seed).permutation(total)[:count]
-        self._batches = evaluation_batches(split.subset(np.sort(chosen)), preprocessing, batch_size)
+        self._batches = evaluation_batches(split.subset(np.sort(chosen)), preprocessing, batch_size, bad=bad)
 
     @property
     def labelled(self) -> Batches:

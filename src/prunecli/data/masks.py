@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
+from prunecli.data.images import image_bytes, read_image
 from prunecli.data.splits import digest
 from prunecli.errors import DataError
 
@@ -49,7 +50,7 @@ class MaskSplit:
         Raises:
             DataError: The file is not a readable image.
         """
-        return _opened(self.images[index]).convert("RGB")
+        return read_image(self.images[index], "RGB")
 
     def mask(self, index: int) -> NDArray[np.uint8]:
         """Reads the mask at `index`: class indices and `VOID`, shape (height, width).
@@ -89,7 +90,7 @@ class MaskSplit:
 
     def fingerprint(self) -> str:
         """Hash of file names, sizes and the numbers' meaning; pixels are not read."""
-        files = [f"{path.name} {path.stat().st_size}" for path in (*self.images, *self.masks)]
+        files = [f"{path.name} {image_bytes(path)}" for path in (*self.images, *self.masks)]
         return digest("\n".join(files).encode(), self.classes.tobytes())
 
 
@@ -99,22 +100,13 @@ def mask_numbers(path: Path) -> NDArray[Any]:
     Raises:
         DataError: It is no image of one channel.
     """
-    opened = _opened(path)
+    opened = read_image(path)
     numbers = np.asarray(opened)  # of a palette image the indices, not the colours
     if opened.mode == "1":
         return numbers.astype(np.uint8)
     if numbers.ndim != 2 or not np.issubdtype(numbers.dtype, np.integer):
         raise DataError(f"{path}: is a {opened.mode} image; a mask has one channel with a class number for each pixel")
     return numbers
-
-
-def _opened(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as opened:
-            opened.load()
-            return opened
-    except Exception as error:  # decoders raise many types
-        raise DataError(f"{path}: not a readable image ({error}); replace or remove it") from error
 
 
 class MaskDataset(Dataset[tuple[Tensor, Tensor]]):

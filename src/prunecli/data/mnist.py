@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
+import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prunecli.data.splits import ArraySplit, ImageData
+from prunecli.data.splits import ArraySplit, ImageData, too_large
 from prunecli.errors import DataError
+from prunecli.measure.environment import memory_bytes
 
 _FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
 _STATISTICS = {"mnist": (0.1307, 0.3081), "fashion-mnist": (0.2860, 0.3530)}
@@ -56,20 +60,31 @@ def _read_split(folder: Path, prefix: str, name: str) -> ArraySplit:
 
 def _read_idx(path: Path, name: str) -> NDArray[np.uint8]:
     packed = path.with_name(path.name + ".gz")
-    try:
-        content = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
-    except FileNotFoundError as error:
+    file = path if path.is_file() else packed
+    if not file.is_file():
         raise DataError(
             f"{name}: neither {path} nor {packed.name} exists; add --download, or name the folder above "
             f"{_FOLDERS[name]} with --data-root or PRUNE_DATA"
-        ) from error
-    except (OSError, EOFError) as error:
-        raise DataError(f"{packed}: damaged ({error}); fetch it again") from error
-    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise DataError(f"{path}: not an idx file of unsigned bytes; fetch it again")
-    rank = content[3]
-    shape = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank]) if len(content) >= 4 + 4 * rank else (-1,)
-    body = np.frombuffer(content, dtype=np.uint8, offset=min(len(content), 4 + 4 * rank))
-    if body.size != int(np.prod(shape)):
-        raise DataError(f"{path}: {body.size} bytes of data where its header announces {shape}; fetch it again")
-    return body.reshape(shape)
+        )
+    try:
+        with file.open("rb") as raw:
+            return _read_array(gzip.GzipFile(fileobj=raw) if file == packed else raw, file)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{file}: damaged ({error}); fetch it again") from error
+
+
+def _read_array(stream: BinaryIO | gzip.GzipFile, file: Path) -> NDArray[np.uint8]:
+    """Reads what the header announces and looks whether there is more, so that no file can unpack to any size."""
+    head = stream.read(4)
+    if len(head) < 4 or head[:3] != b"\x00\x00\x08":
+        raise DataError(f"{file}: not an idx file of unsigned bytes; fetch it again")
+    sizes = stream.read(4 * head[3])
+    shape = struct.unpack(f">{len(sizes) // 4}I", sizes[: len(sizes) // 4 * 4])
+    announced = math.prod(shape)
+    if announced > memory_bytes():
+        raise DataError(f"{file}: {too_large(announced)}; fetch it again")
+    content = stream.read(announced)
+    if len(sizes) < 4 * head[3] or len(content) < announced or stream.read(1):
+        some = "more" if len(content) == announced else f"{len(content)}"
+        raise DataError(f"{file}: {some} bytes of data where its header announces {shape}; fetch it again")
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape)

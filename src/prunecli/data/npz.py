@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from prunecli.data.splits import ArraySplit, ImageData
+from prunecli.data.splits import ArraySplit, ImageData, too_large
 from prunecli.errors import DataError
+from prunecli.measure.environment import memory_bytes
+
+_AT_ONCE = 2**20
+"""Pixels counted at a time."""
 
 _KEYS = (
     ("x_{}", "y_{}"),
@@ -27,15 +35,11 @@ def load(path: str, root: Path, download: bool) -> ImageData:
     file = next((p for p in (given, root / given) if p.is_file()), None)
     if file is None:
         raise DataError(f"{path}: no such file; give a .npz file with x_train, y_train, x_test and y_test")
-    try:
-        with np.load(file, allow_pickle=False) as opened:
-            arrays = {key: opened[key] for key in opened.files}
-    except Exception as error:  # zip, header and pickle errors each have a type of their own
-        raise DataError(f"{file}: not a readable .npz of plain arrays ({error})") from error
+    arrays, found = _read(file)
     train, test, validation = (_split(arrays, part, file) for part in ("train", "test", "val"))
     if test is None:
         raise DataError(
-            f"{file}: holds {', '.join(arrays) or 'nothing'}; expected x_test and y_test (and x_train, y_train)"
+            f"{file}: holds {', '.join(found) or 'nothing'}; expected x_test and y_test (and x_train, y_train)"
         )
     parts = [part for part in (train, test, validation) if part is not None]
     shapes = {part.images.shape[1:] for part in parts}
@@ -43,20 +47,71 @@ def load(path: str, root: Path, download: bool) -> ImageData:
         raise DataError(f"{file}: its splits have images of different shapes {sorted(shapes)}")
     shape = shapes.pop()
     channels = 1 if len(shape) == 2 else 3
+    mean, std = _statistics((train or test).images.reshape(-1, channels))
     classes = 1 + max(int(part.labels.max()) for part in parts)
-    pixels = (train or test).images.reshape(-1, channels) / 255.0
     return ImageData(
         name=f"npz:{path}",
         class_names=tuple(str(label) for label in range(classes)),
         channels=channels,
         image_size=(shape[0], shape[1]),
-        mean=tuple(float(value) for value in pixels.mean(axis=0)),
-        std=tuple(float(max(value, 1e-3)) for value in pixels.std(axis=0)),
+        mean=mean,
+        std=std,
         flip=False,
         train=train,
         test=test,
         validation=validation,
     )
+
+
+def _read(file: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    """The arrays that make up splits, and the names of all there are."""
+    wanted = {key.format(part) for pair in _KEYS for key in pair for part in ("train", "test", "val")}
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            claimed = sum(_claimed_bytes(archive, members[key]) for key in wanted & set(members))
+            if claimed > memory_bytes():
+                raise DataError(f"{file}: {too_large(claimed)}; divide it, or use a folder of image files")
+            arrays = {}
+            for key in wanted & set(members):
+                with archive.open(members[key]) as stream:
+                    arrays[key] = np.lib.format.read_array(stream, allow_pickle=False)
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # zip, header and pickle errors each have a type of their own
+        raise DataError(f"{file}: not a readable .npz of plain arrays ({error})") from error
+    return arrays, list(members)
+
+
+def _claimed_bytes(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
+    """What an array will take, by its header; NumPy would make room for that much before it reads.
+
+    Raises:
+        ValueError: It is more than the file says it unpacks to, or no array.
+    """
+    with archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        else:
+            shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+    size = math.prod(shape) * dtype.itemsize
+    if size > member.file_size:
+        raise ValueError(f"{member.filename} announces {size:,} bytes and has {member.file_size:,}")
+    return size
+
+
+def _statistics(pixels: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each column in 0..1, from counts: floats would take eight times the memory."""
+    counts = np.zeros((pixels.shape[1], 256))
+    for start in range(0, len(pixels), _AT_ONCE):
+        for channel, values in enumerate(pixels[start : start + _AT_ONCE].T):
+            counts[channel] += np.bincount(values, minlength=256)
+    levels = np.arange(256) / 255.0
+    shares = counts / len(pixels)
+    mean = shares @ levels
+    std = np.sqrt((shares * (levels - mean[:, None]) ** 2).sum(axis=1))
+    return tuple(mean.tolist()), tuple(np.maximum(std, 1e-3).tolist())
 
 
 def _split(arrays: dict[str, np.ndarray], part: str, file: Path) -> ArraySplit | None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from prunecli.data.images import UnreadableImage
 from prunecli.data.masks import VOID, MaskSplit, mask_numbers
-from prunecli.data.splits import SPLIT_SEED, ImageData
+from prunecli.data.splits import SPLIT_SEED, ImageData, read_lines
 from prunecli.errors import DataError
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -91,12 +92,11 @@ def _image_data(path: str, folder: Path, names: tuple[str, ...], splits: dict[st
         test, validation = validation, None
     if test is None:
         raise DataError(f"{folder}: has training images but neither val nor test; add the images to evaluate on")
-    first = test.image(0)
     return ImageData(
         name=f"segmentation:{path}",
         class_names=names,
         channels=3,
-        image_size=(first.height, first.width),
+        image_size=_size(test),
         mean=_MEAN,
         std=_STD,
         flip=True,
@@ -105,6 +105,20 @@ def _image_data(path: str, folder: Path, names: tuple[str, ...], splits: dict[st
         validation=validation,
         task="segmentation",
     )
+
+
+def _size(split: MaskSplit) -> tuple[int, int]:
+    """Height and width of the first image that can be read."""
+    failed: UnreadableImage | None = None
+    for index in range(len(split.images)):
+        try:
+            first = split.image(index)
+        except UnreadableImage as error:
+            failed = failed or error
+        else:
+            return first.height, first.width
+    assert failed is not None, "a split has images"
+    raise failed
 
 
 def _camvid(folder: Path) -> _Layout | None:
@@ -124,7 +138,7 @@ def _voc(folder: Path) -> _Layout | None:
     parts: dict[str, Pairs] = {}
     for part in _PARTS:
         file = lists / f"{part}.txt"
-        stems = file.read_text(encoding="utf-8").split() if file.is_file() else []
+        stems = read_lines(file) if file.is_file() else []
         files = [images / f"{stem}.jpg" for stem in stems]
         # The official test lists name images whose masks were never published.
         if files and (part != "test" or (masks / f"{stems[0]}.png").is_file()):
@@ -139,8 +153,8 @@ def _ade20k(folder: Path) -> _Layout | None:
     found = {"train": "training", "val": "validation"}
     parts = {part: _pairs(images / name, masks / name) for part, name in found.items() if (masks / name).is_dir()}
     listed = folder / "objectInfo150.txt"
-    lines = listed.read_text(encoding="utf-8").splitlines()[1:] if listed.is_file() else []
-    names = tuple(line.split("\t")[-1].strip() for line in lines if line.strip())
+    lines = read_lines(listed)[1:] if listed.is_file() else []
+    names = tuple(line.split("\t")[-1].strip() for line in lines)
     if len(names) != _ADE20K_CLASSES:
         names = tuple(str(number) for number in range(1, _ADE20K_CLASSES + 1))
     return _Layout("ADE20K", parts, names, void=0, first=1)
@@ -188,7 +202,7 @@ def _matched(files: Sequence[Path], folder: Path) -> Pairs:
 def _class_names(folder: Path, layout: _Layout) -> tuple[str, ...]:
     file = folder / _CLASSES_FILE
     if file.is_file():
-        names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+        names = tuple(read_lines(file))
         if not 2 <= len(names) <= VOID:
             raise DataError(f"{file}: names {len(names)} classes; write 2 to {VOID} names, one on each line")
         return names
@@ -197,7 +211,10 @@ def _class_names(folder: Path, layout: _Layout) -> tuple[str, ...]:
     highest = 0
     for _, masks in layout.parts.values():
         for mask in masks:
-            numbers = mask_numbers(mask)
+            try:
+                numbers = mask_numbers(mask)
+            except UnreadableImage:
+                continue  # whether it may be left out is decided where the image is loaded
             highest = max(highest, int(numbers[numbers != VOID].max(initial=0)))
     if not 1 <= highest < VOID:
         raise DataError(

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from prunecli.data.images import image_bytes, read_image
 from prunecli.errors import DataError
+from prunecli.measure.environment import memory_bytes
 
 SPLIT_SEED = 0
 """Seed of every split made here. It is fixed, so a validation image of one stage is never trained on by another."""
@@ -71,14 +73,9 @@ class FileSplit:
         """Reads the image at `index`.
 
         Raises:
-            DataError: The file is not a readable image.
+            UnreadableImage: The file is not a readable image.
         """
-        path = self.root / self.files[index]
-        try:
-            with Image.open(path) as opened:
-                return opened.convert("RGB")
-        except Exception as error:  # decoders raise many types
-            raise DataError(f"{path}: not a readable image ({error}); replace or remove it") from error
+        return read_image(self.root / self.files[index], "RGB")
 
     def subset(self, indices: NDArray[np.int64]) -> FileSplit:
         """The images at `indices`."""
@@ -86,8 +83,26 @@ class FileSplit:
 
     def fingerprint(self) -> str:
         """Hash of file names, sizes and labels; pixels are not read."""
-        sizes = [(self.root / name).stat().st_size for name in self.files]
+        sizes = [image_bytes(self.root / name) for name in self.files]
         return digest("\n".join(f"{n} {s}" for n, s in zip(self.files, sizes, strict=True)).encode(), self.labels.data)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, without blank ones and without space around them.
+
+    Raises:
+        DataError: It is no text, or cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable text file ({error}); write one name on each line") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def too_large(claimed: int) -> str:
+    """Words for data that do not fit into this machine's memory."""
+    return f"its data would take {claimed / 2**30:,.1f} GiB, and this machine has {memory_bytes() / 2**30:,.1f} GiB"
 
 
 def digest(*parts: Any) -> str:

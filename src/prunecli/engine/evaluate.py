@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.engine.device import channels_last
+from prunecli.engine.resources import resource_errors
 from prunecli.engine.tasks import Accuracy, Classification, Figures, SegmentationAccuracy, Task
+from prunecli.errors import DataError
 from prunecli.measure.forward import logits
 
 __all__ = ["Accuracy", "Figures", "SegmentationAccuracy", "evaluate"]
@@ -29,12 +31,19 @@ def evaluate(
         device: Where to run.
         on_step: Called after each batch with the number of images done so far.
         task: How scores and labels are compared; default: classification.
+
+    Returns:
+        Figures of the images that the batches gave.
+
+    Raises:
+        DataError: No image could be read.
+        ResourceError: Memory ran out, or a process that loads images died.
     """
     training = model.training
     model.to(device).eval()
     meter = (task or Classification()).meter(device)
     images = 0
-    with channels_last(model) as layout, torch.inference_mode():
+    with resource_errors(getattr(batches, "batch_size", None)), channels_last(model) as layout, torch.inference_mode():
         for batch, labels in batches:
             labels = labels.to(device, non_blocking=True)
             meter.update(logits(model(batch.to(device, non_blocking=True, memory_format=layout))).float(), labels)
@@ -42,4 +51,6 @@ def evaluate(
             if on_step is not None:
                 on_step(images)
     model.train(training)
+    if images == 0:
+        raise DataError("there is no image to measure accuracy on: none could be read; check the data set's files")
     return meter.compute()

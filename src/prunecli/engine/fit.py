@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import time
-from collections.abc import Sized
+from collections.abc import Callable, Iterator, Sized
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
 from timm.data import Mixup
-from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
+from prunecli.checkpoint.durable import reach
 from prunecli.engine.device import channels_last, seed_everything
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.freezing import FrozenBackbone
+from prunecli.engine.optimizer import make_optimizer
+from prunecli.engine.resuming import (
+    Checkpoint,
+    Keeper,
+    Position,
+    State,
+    StopRequest,
+    figures_from_state,
+    figures_to_state,
+    random_state,
+    set_random_state,
+    stop_requests,
+)
 from prunecli.engine.tasks import Classification, Figures, Task
 from prunecli.errors import PruneError, RecipeError
 from prunecli.measure.forward import logits
@@ -104,6 +118,8 @@ def fit(
     progress: Progress | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     task: Task | None = None,
+    keeper: Keeper | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> FitResult:
     """Trains `model` in place and leaves it with the weights of the best validation epoch (the last without one).
 
@@ -120,57 +136,40 @@ def fit(
         progress: Told about steps and epochs.
         optimizer: One that goes on, moments and all, instead of a new one; its learning rate is set by the schedule.
         task: Loss and figures; default: classification.
+        keeper: Keeps states of the run, from which it goes on bit by bit if `train` has `epoch(number, first)`. With
+            one, Ctrl-C and SIGTERM end the run after the step.
+        tell: Told when such a signal was heard.
 
     Raises:
         RecipeError: timm does not know the optimizer or schedule, or there is no backbone to freeze.
-        PruneError: The loss is no longer finite.
+        PruneError: The loss or the weights are no longer finite.
+        ModelError: A saved state does not fit.
+        Interrupted: A signal came; the state is saved.
     """
     seed_everything(config.seed)
     model.to(device)
-    task = task or Classification()
-    run = _Run(model, train, config, device, num_classes, teacher, optimizer, task)
+    run = _Run(model, train, config, device, num_classes, teacher, optimizer, task or Classification())
     frozen = FrozenBackbone(model, num_classes) if config.freeze_backbone_epochs else None
-    history: list[Epoch] = []
-    best: tuple[float, int, dict[str, Tensor]] | None = None
-    with channels_last(model):
-        for number in range(1, config.epochs + 1):
-            start = time.perf_counter()
-            if frozen is not None and number > config.freeze_backbone_epochs:
+    listening = stop_requests(tell) if keeper is not None else nullcontext(StopRequest())
+    with channels_last(model), listening as stop:
+        checkpoint = Checkpoint(run, keeper, stop)
+        checkpoint.restore()
+        while not run.finished():
+            if frozen is not None and run.position.epoch > config.freeze_backbone_epochs:
                 frozen.release()
                 frozen = None
-            loss = run.epoch(number, train, progress, frozen)
-            figures = evaluate(model, validation, device, task=task) if validation is not None else None
-            improved = figures is not None and (best is None or figures.score > best[0])
-            if figures is not None and improved:
-                best = (figures.score, number, copy.deepcopy(model.state_dict()))
-            entry = Epoch(number, run.lr, loss, figures, improved or figures is None, time.perf_counter() - start)
-            history.append(entry)
+            loss = run.epoch(train, progress, frozen, checkpoint)
+            figures = None
+            if validation is not None:
+                figures = evaluate(model, validation, device, on_step=lambda done: checkpoint.stop(), task=run.task)
+            entry = run.close_epoch(loss, figures)
+            reach("fit:epoch")
             if progress is not None:
                 progress.on_epoch(entry)
-            if config.patience is not None and best is not None and number - best[1] >= config.patience:
-                break
+            checkpoint()
     if frozen is not None:
         frozen.release()
-    if best is not None:
-        model.load_state_dict(best[2])
-    model.eval()
-    return FitResult(tuple(history), best[1] if best is not None else len(history))
-
-
-def make_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
-    """timm's optimizer of that name, without weight decay on biases and norms.
-
-    Raises:
-        RecipeError: timm does not know it.
-    """
-    try:
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            model, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
-        )
-    except (ValueError, AssertionError, KeyError) as error:
-        text = f"optimizer {config.optimizer!r} is unknown to timm; use for instance sgd or adamw"
-        raise RecipeError(text) from error
-    return optimizer
+    return run.result()
 
 
 class _Run:
@@ -219,38 +218,107 @@ class _Run:
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._amp_dtype is torch.float16)
         self._updates = 0
         self._lr = config.lr
-
-    @property
-    def lr(self) -> float:
-        """Learning rate of the last step."""
-        return self._lr
+        self.position = Position()
+        self._history: list[Epoch] = []
+        self._best: tuple[float, int, dict[str, Tensor]] | None = None
 
     def epoch(
-        self, number: int, batches: SizedBatches, progress: Progress | None, frozen: FrozenBackbone | None
+        self, batches: SizedBatches, progress: Progress | None, frozen: FrozenBackbone | None, checkpoint: Checkpoint
     ) -> float:
-        """Goes through the batches once, with `frozen` held still; returns the mean loss."""
+        """Goes through the batches that are left of the epoch, with `frozen` held still; returns the mean loss."""
         self.model.train()
         if frozen is not None:
             frozen.hold()
-        total = 0.0
-        images_seen = 0
+        here = self.position
+        start = time.perf_counter() - here.seconds
         last = len(batches) - 1
-        for index, (images, labels) in enumerate(batches):
-            count = len(labels)
+        for index, (images, labels) in enumerate(_batches_of(batches, here.epoch, here.batch), start=here.batch):
             loss = self._loss(images, labels)
             value = loss.item()
             if not math.isfinite(value):
                 raise PruneError(
-                    f"the loss is {value} at epoch {number}, batch {index + 1}; lower the learning rate (--lr)"
+                    f"the loss is {value} at epoch {here.epoch}, batch {index + 1}; lower the learning rate (--lr)"
                 )
             self._scaler.scale(loss / self._batches_in_step(index, last)).backward()  # type: ignore[no-untyped-call]
-            total += value * count
-            images_seen += count
+            here.loss += value * len(labels)
+            here.images += len(labels)
             if (index + 1) % self.config.accumulate == 0 or index == last:
                 self._step()
+                # Batches of which no image could be read are passed over, but have their place.
+                here.batch, here.seconds = getattr(batches, "position", index + 1), time.perf_counter() - start
+                reach("fit:step")
                 if progress is not None:
-                    progress.on_step(number, index + 1, last + 1, total / images_seen)
-        return total / max(images_seen, 1)
+                    progress.on_step(here.epoch, index + 1, last + 1, here.loss / here.images)
+                checkpoint()
+        self.require_finite()
+        return here.loss / max(here.images, 1)
+
+    def close_epoch(self, loss: float, figures: Figures | None) -> Epoch:
+        """Notes what the epoch came to and goes on to the next."""
+        here = self.position
+        improved = figures is not None and (self._best is None or figures.score > self._best[0])
+        if figures is not None and improved:
+            self._best = (figures.score, here.epoch, copy.deepcopy(self.model.state_dict()))
+        entry = Epoch(here.epoch, self._lr, loss, figures, improved or figures is None, here.seconds)
+        self._history.append(entry)
+        self.position = Position(epoch=here.epoch + 1)
+        return entry
+
+    def finished(self) -> bool:
+        """Whether all epochs are done, or validation has not improved for too long."""
+        done = len(self._history)
+        patience = self.config.patience
+        waited = done - self._best[1] if self._best is not None else 0
+        return done >= self.config.epochs or (patience is not None and self._best is not None and waited >= patience)
+
+    def result(self) -> FitResult:
+        """Leaves the model with the weights of the best epoch."""
+        if self._best is not None:
+            self.model.load_state_dict(self._best[2])
+        self.model.eval()
+        return FitResult(tuple(self._history), self._best[1] if self._best is not None else len(self._history))
+
+    def require_finite(self) -> None:
+        """Stops before weights that are not numbers are saved or judged."""
+        for name, parameter in self.model.named_parameters():
+            if not bool(torch.isfinite(parameter.detach()).all()):
+                raise PruneError(
+                    f"{name} holds NaN or infinity at {self.position}; lower the learning rate (--lr), or limit the "
+                    "gradients (--clip-grad)"
+                )
+
+    def state(self) -> State:
+        """All that decides how training goes on; see `prunecli.engine.resuming`."""
+        return {
+            "position": asdict(self.position),
+            "history": [vars(entry) | {"validation": figures_to_state(entry.validation)} for entry in self._history],
+            "best": self._best,
+            "model": _tensors(self.model),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict() if self._schedule is not None else None,
+            "scaler": self._scaler.state_dict(),
+            "updates": self._updates,
+            "lr": self._lr,
+            "random": random_state(),
+        }
+
+    def restore(self, state: State) -> None:
+        """Puts `state()` back."""
+        with torch.no_grad():
+            for name, tensor in _tensors(self.model).items():
+                tensor.copy_(state["model"][name])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self._schedule is not None:
+            self._schedule.load_state_dict(state["schedule"])
+        if state["scaler"]:
+            self._scaler.load_state_dict(state["scaler"])
+        self._updates, self._lr = state["updates"], state["lr"]
+        self.position = Position(**state["position"])
+        self._history = [
+            Epoch(**(entry | {"validation": figures_from_state(entry["validation"])})) for entry in state["history"]
+        ]
+        self._best = tuple(state["best"]) if state["best"] is not None else None
+        set_random_state(state["random"])
 
     def _batches_in_step(self, index: int, last: int) -> int:
         """Batches whose gradients are averaged in the step that `index` belongs to; the last step may have fewer."""
@@ -289,3 +357,14 @@ class _Run:
             temperature, weight = self.config.distill_temperature, self.config.distill_weight
             divergence = self.task.divergence(scores, wanted, temperature)
             return (1 - weight) * loss + weight * temperature**2 * divergence
+
+
+def _batches_of(batches: SizedBatches, epoch: int, first: int) -> Iterator[Any]:
+    """The batches of an epoch from `first` on; what has no epochs of its own gives the same ones each time."""
+    of_epoch = getattr(batches, "epoch", None)
+    return of_epoch(epoch, first) if of_epoch is not None else itertools.islice(batches, first, None)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, also those that are in no state dict."""
+    return {name: tensor.detach() for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers())}

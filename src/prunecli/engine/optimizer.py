@@ -1,15 +1,37 @@
-"""An optimizer that goes on when the network it trains gets smaller."""
+"""Making an optimizer, and one that goes on when the network it trains gets smaller."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
+
+from prunecli.errors import RecipeError
+
+if TYPE_CHECKING:
+    from prunecli.engine.fit import FitConfig
 
 Kept = Mapping[str, Mapping[int, Tensor]]
 """For each parameter name and dimension that lost positions, those that stayed, in order."""
+
+
+def make_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
+    """timm's optimizer of that name, without weight decay on biases and norms.
+
+    Raises:
+        RecipeError: timm does not know it.
+    """
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            model, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+        )
+    except (ValueError, AssertionError, KeyError) as error:
+        text = f"optimizer {config.optimizer!r} is unknown to timm; use for instance sgd or adamw"
+        raise RecipeError(text) from error
+    return optimizer
 
 
 def carry_over(optimizer: torch.optim.Optimizer, before: nn.Module, after: nn.Module, kept: Kept) -> None:

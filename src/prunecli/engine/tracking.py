@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from prunecli.errors import RecipeError
 
@@ -17,33 +17,43 @@ class MetricsLog:
     Args:
         path: The .jsonl file; it is started anew.
         tensorboard: Whether to write event files into a folder called tensorboard.
+        continued: Keep the rows of the epochs before the first one that is written now.
 
     Raises:
         RecipeError: TensorBoard is asked for but not installed.
     """
 
-    def __init__(self, path: Path, *, tensorboard: bool = False) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, tensorboard: bool = False, continued: bool = False) -> None:
+        self._path, self._continued = path, continued
         self._file: IO[str] | None = None  # opened with the first row, so a run that cannot start leaves nothing
-        self._board = None
+        self._writer: Any = None
+        self._board: Any = None
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise RecipeError("TensorBoard is not installed; pip install 'prunecli[tracking]'") from error
-            self._board = SummaryWriter(str(path.parent / "tensorboard"))
+            self._writer = SummaryWriter
 
     def write(self, row: Mapping[str, float | int | None]) -> None:
         """Appends one row; its "epoch" is the step of the TensorBoard curves."""
         if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("w", encoding="utf-8")
+            self._file = self._open(int(row["epoch"] or 0))
         self._file.write(json.dumps({key: value for key, value in row.items() if value is not None}) + "\n")
         self._file.flush()
         if self._board is not None:
             for key, value in row.items():
                 if key != "epoch" and value is not None:
                     self._board.add_scalar(key, value, int(row["epoch"] or 0))
+
+    def _open(self, epoch: int) -> IO[str]:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        kept = _rows_before(self._path, epoch) if self._continued else ""
+        if self._writer is not None:
+            self._board = self._writer(str(self._path.parent / "tensorboard"), purge_step=epoch)
+        file = self._path.open("w", encoding="utf-8")
+        file.write(kept)
+        return file
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -55,3 +65,17 @@ class MetricsLog:
             self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def _rows_before(path: Path, epoch: int) -> str:
+    """The whole lines of earlier epochs; a line that a crash cut off is left out."""
+    kept = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(row, dict) and line.endswith("\n") and row.get("epoch", epoch) < epoch:
+                kept.append(line)
+    return "".join(kept)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,10 +23,14 @@ from prunecli.methods.selection import apply_patterns, ratios_by_group, with_sco
 from prunecli.methods.targets import Ruler, Target, target_of
 from prunecli.surgery.compensate import Compensation
 from prunecli.surgery.groups import ChannelGroup, Trace
+from prunecli.surgery.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
 from prunecli.surgery.search import Assumptions
 from prunecli.surgery.slice import Kept, kept_positions, remove
 from prunecli.surgery.trace import trace, without
 from prunecli.surgery.verify import faulty_groups, verify
+
+State = dict[str, Any]
+"""Plain data and tensors, from which a schedule goes on after a step."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Transition:
         kept: What `before`'s tensors kept; with it `prunecli.engine.optimizer.carry_over` slices an optimizer.
         step: Number of the step, from 1.
         steps: How many there are.
+        state: Gives what pruning has to remember to go on from here, as plain data and tensors; `prune_structural`
+            takes it as `resume`, together with `step`.
     """
 
     before: nn.Module
@@ -45,6 +52,7 @@ class Transition:
     kept: Kept
     step: int
     steps: int
+    state: Callable[[], State] = dict
 
 
 Recover = Callable[[Transition], None]
@@ -99,6 +107,7 @@ def prune_structural(
     recalibrate: bool = True,
     loss: Loss = default_loss,
     recover: Recover | None = None,
+    resume: tuple[int, State] | None = None,
 ) -> StructuralOutcome:
     """Removes the least important channels of a copy of `model`.
 
@@ -115,6 +124,7 @@ def prune_structural(
         recalibrate: Whether batch normalisation statistics are measured anew.
         loss: What criteria take gradients of.
         recover: Called after every step, to train.
+        resume: A step and the `Transition.state` of it: steps before it are not done again, its own removal neither.
 
     Raises:
         MethodError: A pattern matches no layer, settings exclude each other, or nothing can be removed.
@@ -137,13 +147,21 @@ def prune_structural(
     repair = Repair(calibration, compensation, recalibrate)
     final = 1 - target.requested if target is not None else params.ratio
     plan = amounts(params.schedule, params.steps, final, params.initial_ratio)
+    first, saved = resume or (0, None)
+    if saved is not None:
+        run.restore(saved, repair)
+        given.generator.set_state(saved["generator"])
     for step, amount in enumerate(plan, start=1):
+        if step < first:
+            continue
         before = run.network
-        kept = run.step(amount, amount / final, repair) if amount > 0 else {}
+        kept = run.step(amount, amount / final, repair) if amount > 0 and step != first else {}
         if recover is not None:
             if run.network is model:
                 run.network = copy.deepcopy(model)
-            recover(Transition(before, run.network, kept, step, len(plan)))
+            drawn = {"generator": given.generator.get_state()}
+            state = partial(lambda extra: run.state(repair) | extra, drawn)
+            recover(Transition(before, run.network, kept, step, len(plan), state))
             clock.lap("train")
     return run.outcome(repair, len(plan))
 
@@ -161,7 +179,7 @@ class _Run:
         score: Callable[[nn.Module, list[ChannelGroup]], dict[str, Tensor | str]],
         clock: Clock,
     ) -> None:
-        self.network = model
+        self.network = self._given = model
         self._inputs, self._patterns, self._params, self._score = inputs, keep_patterns, params, score
         self._clock, self._target = clock, target
         self._dense: dict[str, int] = {}
@@ -263,6 +281,40 @@ class _Run:
             trace=self._traced,
         )
 
+    def state(self, repair: Repair) -> State:
+        """What the steps so far came to; the network is in it as what differs from the one given."""
+        found = self._traced.assumptions or Assumptions()
+        return {
+            "attributes": attribute_differences(self._given, self.network),
+            "tensors": state_tensors(self.network),
+            "frozen": [name for name, parameter in self.network.named_parameters() if not parameter.requires_grad],
+            "dense": self._dense,
+            "left": self._left,
+            "own": self._own,
+            "held_back": self._allocation.held_back,
+            "error": self._error,
+            "edits": [edit.model_dump() for edit in self._edits],
+            "untouched": [entry.model_dump() for entry in self.untouched],
+            "choices": dict(found.choices),
+            "tied": sorted(found.tied),
+            "preferred": sorted(found.preferred),
+            "repaired": (repair.compensated, repair.recalibrated),
+        }
+
+    def restore(self, state: State, repair: Repair) -> None:
+        """Puts `state()` back; the network that was given is traced already."""
+        self.network = copy.deepcopy(self._given)
+        apply_attributes(self.network, state["attributes"])
+        assign_tensors(self.network, _tied(state["tensors"]), frozenset(state["frozen"]))
+        self._dense, self._left, self._own = state["dense"], state["left"], state["own"]
+        self._allocation = replace(self._allocation, held_back=state["held_back"])
+        self._error = state["error"]
+        self._edits = [Edit(**edit) for edit in state["edits"]]
+        self.untouched = [Untouched(**entry) for entry in state["untouched"]]
+        known = Assumptions(state["choices"], frozenset(state["tied"]), {}, frozenset(state["preferred"]))
+        self._traced = replace(self._traced, assumptions=known)
+        repair.compensated, repair.recalibrated = state["repaired"]
+
     def _asked(self) -> str:
         if self._target is not None:
             return f"--{self._target.kind} {self._target.requested:g}"
@@ -311,3 +363,12 @@ def _edits(groups: Sequence[ChannelGroup], allocation: Allocation) -> list[Edit]
         for group in groups
         if len(allocation.keep[group.name]) < group.units
     ]
+
+
+def _tied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, with one object for those that lie at one place in memory."""
+    seen: dict[tuple[int, torch.Size], Tensor] = {}
+    return {
+        name: seen.setdefault((tensor.data_ptr(), tensor.shape), tensor) if tensor.numel() else tensor
+        for name, tensor in tensors.items()
+    }

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from prunecli.checkpoint.io import TensorState, verify_checkpoint
+from prunecli.checkpoint.records import shown
+from prunecli.errors import ModelError
 from prunecli.measure.counts import module_macs
 from prunecli.models.catalog import rebuild_dense
 from prunecli.models.loading import LoadedModel
+
+_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,39 @@ def layers_of(loaded: LoadedModel, example: torch.Tensor) -> list[LayerInfo]:
             )
         )
     return layers
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What has become of a checkpoint's bytes.
+
+    Attributes:
+        tensors: Every tensor, with whether it is what was written.
+        sealed: Whether the header has a hash, which then is right; versions before there was one wrote none.
+        problem: What is wrong in one line; None if nothing is.
+    """
+
+    tensors: tuple[TensorState, ...]
+    sealed: bool
+    problem: str | None
+
+
+def verify_file(path: Path) -> Verified:
+    """Compares every tensor of a checkpoint, and its header, with the recorded hashes.
+
+    Raises:
+        ModelError: The file is missing or no checkpoint of ours, or its header itself is damaged.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; give a checkpoint that prune wrote")
+    manifest, tensors = verify_checkpoint(path)
+    damaged = [tensor.name for tensor in tensors if not tensor.intact]
+    problem = None
+    if damaged:
+        named = ", ".join(map(shown, damaged[:_NAMED]))
+        more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
+        problem = f"{path}: damaged: {named}{more} ({len(damaged)} of {len(tensors)} tensors); get the file again"
+    return Verified(tuple(tensors), bool(manifest.sha256), problem)
 
 
 def _main_shape(module: nn.Module) -> tuple[int, ...]:

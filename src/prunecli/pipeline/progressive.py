@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator
 
-from prunecli.data.loader import Augmentation, training_batches
-from prunecli.engine.fit import Epoch, FitConfig, fit, make_optimizer
-from prunecli.engine.optimizer import carry_over
-from prunecli.methods.structural import Transition
+import torch
+from torch import Tensor
+
+from prunecli.checkpoint.runstate import StateStore
+from prunecli.data.loader import Augmentation, TrainingBatches, training_batches
+from prunecli.engine.fit import Epoch, FitConfig, fit
+from prunecli.engine.optimizer import carry_over, make_optimizer
+from prunecli.errors import Interrupted
+from prunecli.methods.structural import State, Transition
 from prunecli.pipeline.sink import Advance
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import PruneStage
@@ -19,13 +24,17 @@ class StepTraining:
     Args:
         space: Data, device, seed and sink.
         stage: Epochs, learning rate and optimizer.
+        states: Keeps the state of pruning and training together.
+
+    Attributes:
+        resume: The step to go on from, and what pruning had come to by then; None at the beginning.
 
     Raises:
         DataError: The data cannot be used with the network.
     """
 
-    def __init__(self, space: Workspace, stage: PruneStage) -> None:
-        self._space, self._stage = space, stage
+    def __init__(self, space: Workspace, stage: PruneStage, states: StateStore) -> None:
+        self._space, self._stage, self._states = space, stage, states
         data, section = space.data(), space.recipe.data
         space.check_classes()
         self._classes = data.num_classes
@@ -38,6 +47,9 @@ class StepTraining:
             workers=section.workers,
         )
         self._optimizer: torch.optim.Optimizer | None = None
+        saved = states.load()
+        self._training: State | None = saved["training"] if saved is not None else None
+        self.resume: tuple[int, State] | None = (saved["step"], saved["pruning"]) if saved is not None else None
 
     def __call__(self, transition: Transition) -> None:
         """Trains the network of one step in place."""
@@ -53,17 +65,67 @@ class StepTraining:
         else:
             carry_over(self._optimizer, transition.before, transition.after, transition.kept)
         title = f"step {transition.step}/{transition.steps}"
+        keeper = _StepKeeper(self._states, transition, self._training)
+        self._training = None
+        epochs_before = (transition.step - 1) * config.epochs
         with self._space.sink.progress(title, config.epochs * len(self._batches)) as advance:
             fit(
                 transition.after,
-                self._batches,
+                _Later(self._batches, epochs_before),
                 None,
                 config,
                 self._space.device,
                 num_classes=self._classes,
                 progress=_Progress(self._space, advance, title),
                 optimizer=self._optimizer,
+                keeper=keeper,
+                tell=self._space.sink.note,
             )
+
+
+class _StepKeeper:
+    """Adds to the state of training what pruning has come to."""
+
+    def __init__(self, states: StateStore, transition: Transition, training: State | None) -> None:
+        self._states, self._transition, self._training = states, transition, training
+
+    def load(self) -> State | None:
+        return self._training
+
+    def due(self) -> bool:
+        return self._states.due()
+
+    def save(self, content: State, place: str) -> bool:
+        return self._states.save(self._whole(content), self._place(place))
+
+    def interrupted(self, signal: int, content: State, place: str) -> Interrupted:
+        return self._states.interrupted(signal, self._whole(content), self._place(place))
+
+    def _whole(self, training: State) -> State:
+        return {"step": self._transition.step, "pruning": self._transition.state(), "training": training}
+
+    def _place(self, place: str) -> str:
+        return f"step {self._transition.step}, {place}"
+
+
+class _Later:
+    """The epochs of training batches after the first `before` ones, so that no two steps see the same order."""
+
+    def __init__(self, batches: TrainingBatches, before: int) -> None:
+        self._batches, self._before = batches, before
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self._batches)
+
+    @property
+    def position(self) -> int:
+        return self._batches.position
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._batches.epoch(self._before + number, first)
 
 
 class _Progress:

@@ -17,7 +17,7 @@ from prunecli.measure.counts import Macs, count_macs, parameter_count
 from prunecli.measure.environment import library_versions
 from prunecli.measure.forward import Inputs
 from prunecli.methods.registry import get_method
-from prunecli.methods.structural import Recover, StructuralOutcome, prune_structural
+from prunecli.methods.structural import Recover, State, StructuralOutcome, prune_structural
 from prunecli.methods.targets import Target
 from prunecli.models.loading import save
 from prunecli.surgery.compensate import Compensation
@@ -120,6 +120,7 @@ def prune_model(
     recalibrate: bool = True,
     loss: Loss = default_loss,
     recover: Recover | None = None,
+    resume: tuple[int, State] | None = None,
     step: Step | None = None,
     dense: nn.Module | None = None,
 ) -> PruneResult:
@@ -139,6 +140,7 @@ def prune_model(
         recalibrate: Whether batch normalisation statistics are measured anew.
         loss: What methods take gradients of.
         recover: Called after every step of a schedule, to train.
+        resume: The step to go on from, and the `Transition.state` of it.
         step: Origin of the new entry in the history (parent, data, command).
         dense: For a network outside the catalogue that was pruned before: what it was at first.
 
@@ -158,6 +160,7 @@ def prune_model(
         recalibrate=recalibrate,
         loss=loss,
         recover=recover,
+        resume=resume,
     )
     report = _report(method, model, outcome, example_inputs)
     settings = {"method": method, "params": asdict(params), "keep": list(keep), "compensate": compensation}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,18 +10,23 @@ from typing import Any
 
 import yaml
 
-from prunecli.checkpoint.durable import write_text_atomically
+from prunecli.checkpoint.durable import reach, write_text_atomically
+from prunecli.checkpoint.locking import locked
 from prunecli.data.catalog import find_data
 from prunecli.errors import GateFailed, RecipeError
 from prunecli.models.catalog import split_reference
+from prunecli.models.loading import load_file
 from prunecli.pipeline.comparing import compare_run, judge
-from prunecli.pipeline.sink import Sink
-from prunecli.pipeline.stages import eval_stage, prune_stage, train_stage
+from prunecli.pipeline.resumption import discard_states
+from prunecli.pipeline.stages import eval_stage, prune_stage
+from prunecli.pipeline.training import train_stage
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.resolve import Plan
-from prunecli.recipe.schema import CompareStage, EvalStage, PruneStage, TrainStage
+from prunecli.recipe.schema import CompareStage, EvalStage, PruneStage, Stage, TrainStage
 from prunecli.report.comparison import Comparison, Gate
 
+PLAN_NAME, RUN_NAME = "plan.yaml", "run.json"
+RUN_SCHEMA = "prunecli.run/1"
 _NAMES = {"train": "trained", "prune": "pruned", "finetune": "finetuned"}
 
 
@@ -81,34 +87,112 @@ def check_plan(plan: Plan) -> list[Path]:
     return files
 
 
-def run_recipe(plan: Plan, folder: Path, sink: Sink, command: str = "") -> RunOutcome:
+def run_recipe(plan: Plan, folder: Path, space: Workspace) -> RunOutcome:
     """Runs all stages; `folder` receives the plan, every checkpoint, report and metrics log.
 
+    What is done is noted in `run.json` after every stage. With `space.resume` noted stages are not run again, and the
+    one after them goes on from its saved state.
+
     Raises:
+        RecipeError: Another process runs there, or the run to go on with was another one.
         PruneError: A stage fails; what earlier stages wrote stays.
     """
-    files = check_plan(plan)
-    space = Workspace(plan.recipe, sink, command)
-    space.model()  # a network that cannot be loaded is noticed before anything is written
-    write_text_atomically(folder / "plan.yaml", yaml.safe_dump(plan.to_dict(), sort_keys=False))
-    records: list[StageRecord] = []
-    comparison: Comparison | None = None
-    failure: GateFailed | None = None
-    for place, (stage, name) in enumerate(zip(plan.recipe.stages, files, strict=True), start=1):
-        sink.note(f"stage {place}/{len(files)}: {stage.stage}")
-        path = folder / name
-        figures: dict[str, Any] = {}
-        if isinstance(stage, EvalStage):
-            figures = eval_stage(space, stage, path).metrics.model_dump(mode="json", exclude_none=True)
-        elif isinstance(stage, CompareStage):
-            comparison = compare_run(space.reports, space.device)
-            write_text_atomically(path, comparison.model_dump_json(by_alias=True, indent=2) + "\n")
-            failure = judge(comparison, Gate(stage.fail_if) if stage.fail_if is not None else None)
-        elif isinstance(stage, PruneStage):
-            report = prune_stage(space, stage, path).report
-            figures = {"achieved": report.achieved, "verify_error": report.verify_error}
-        else:
-            assert isinstance(stage, TrainStage)
-            figures = asdict(train_stage(space, stage, path).chosen)
-        records.append(StageRecord(stage.stage, path, figures))
-    return RunOutcome(folder, tuple(records), comparison, failure)
+    files = [folder / name for name in check_plan(plan)]
+    with locked(folder, space.command):
+        progress = _progress(plan, folder, space)
+        resumed = space.resume
+        space.model()  # a network that cannot be loaded is noticed before anything is written
+        if not resumed:
+            write_text_atomically(folder / PLAN_NAME, _plan_text(plan))
+            progress.save()
+        space.in_run = True
+        comparison: Comparison | None = None
+        for place, (stage, path) in enumerate(zip(plan.recipe.stages, files, strict=True)):
+            if place < len(progress.done):
+                comparison = _pass_over(space, stage, path) or comparison
+                continue
+            space.sink.note(f"stage {place + 1}/{len(files)}: {stage.stage}")
+            figures, found = _run_stage(space, stage, path)
+            comparison = found or comparison
+            progress.done.append(StageRecord(stage.stage, path, figures))
+            progress.save()
+            reach("run:noted")
+            discard_states(path)
+            space.resume = False  # what comes now has not been begun
+    gates = [stage.fail_if for stage in plan.recipe.stages if isinstance(stage, CompareStage)]
+    gate = Gate(gates[-1]) if gates and gates[-1] is not None else None
+    failure = judge(comparison, gate) if comparison is not None else None
+    return RunOutcome(folder, tuple(progress.done), comparison, failure)
+
+
+def _run_stage(space: Workspace, stage: Stage, path: Path) -> tuple[dict[str, Any], Comparison | None]:
+    """Figures of one stage, and the comparison if it was one."""
+    if isinstance(stage, EvalStage):
+        return eval_stage(space, stage, path).metrics.model_dump(mode="json", exclude_none=True), None
+    if isinstance(stage, CompareStage):
+        comparison = compare_run(space.reports, space.device)
+        write_text_atomically(path, comparison.model_dump_json(by_alias=True, indent=2) + "\n")
+        return {}, comparison
+    if isinstance(stage, PruneStage):
+        report = prune_stage(space, stage, path).report
+        return {"achieved": report.achieved, "verify_error": report.verify_error}, None
+    assert isinstance(stage, TrainStage)
+    return asdict(train_stage(space, stage, path).chosen), None
+
+
+def _pass_over(space: Workspace, stage: Stage, path: Path) -> Comparison | None:
+    """Brings the workspace to where a finished stage left it."""
+    if not path.is_file():
+        raise RecipeError(f"{path}: is gone, so the run cannot be gone on with; begin it anew with --force")
+    discard_states(path)
+    if isinstance(stage, EvalStage):
+        space.reports.append(path)
+    elif isinstance(stage, CompareStage):
+        return Comparison.model_validate_json(path.read_bytes())
+    else:
+        if isinstance(stage, PruneStage):
+            space.parent = space.model()
+        space.loaded = load_file(path)
+    return None
+
+
+@dataclass
+class _Progress:
+    """The stages of a run that are finished, as `run.json` has them."""
+
+    path: Path
+    done: list[StageRecord]
+
+    def save(self) -> None:
+        stages = [{"stage": r.stage, "path": r.path.name, "figures": dict(r.figures)} for r in self.done]
+        text = json.dumps({"schema": RUN_SCHEMA, "stages": stages}, indent=2)
+        write_text_atomically(self.path, text + "\n")
+
+
+def _progress(plan: Plan, folder: Path, space: Workspace) -> _Progress:
+    """What an earlier run in `folder` finished, if that is to be gone on with; turns `space.resume` off if not."""
+    path = folder / RUN_NAME
+    if not space.resume or not path.is_file():
+        if space.resume:
+            space.sink.note(f"{folder}: no run to go on with; from the beginning")
+        space.resume = False
+        return _Progress(path, [])
+    written = (folder / PLAN_NAME).read_text(encoding="utf-8") if (folder / PLAN_NAME).is_file() else ""
+    if written != _plan_text(plan):
+        raise RecipeError(f"{folder / PLAN_NAME}: is another plan than this one; go on with the same recipe and values")
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        assert noted["schema"] == RUN_SCHEMA
+        kinds = [stage.stage for stage in plan.recipe.stages]
+        done = [
+            StageRecord(entry["stage"], folder / Path(entry["path"]).name, entry["figures"])
+            for entry in noted["stages"]
+        ]
+        assert [record.stage for record in done] == kinds[: len(done)]
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise RecipeError(f"{path}: is damaged; begin the run anew with --force") from error
+    return _Progress(path, done)
+
+
+def _plan_text(plan: Plan) -> str:
+    return yaml.safe_dump(plan.to_dict(), sort_keys=False)

@@ -1,4 +1,4 @@
-"""The stages: train, prune, finetune and eval, each from a workspace to a file."""
+"""The stages prune and eval, each from a workspace to a file."""
 
 from __future__ import annotations
 
@@ -7,49 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from prunecli.checkpoint.durable import write_text_atomically
-from prunecli.checkpoint.io import file_sha256
-from prunecli.checkpoint.manifest import Manifest
-from prunecli.data.loader import Augmentation, CalibrationBatches, training_batches
-from prunecli.data.splits import ImageData
+from prunecli.checkpoint.durable import reach, write_text_atomically
+from prunecli.data.loader import Batches, CalibrationBatches
+from prunecli.data.splits import ImageData, Split
 from prunecli.engine.evaluate import evaluate
-from prunecli.engine.fit import Epoch, FitConfig, FitResult, fit
-from prunecli.engine.tasks import Accuracy, Figures
-from prunecli.engine.tracking import MetricsLog
-from prunecli.errors import ModelError, RecipeError
+from prunecli.engine.tasks import Accuracy
+from prunecli.errors import RecipeError
 from prunecli.measure.counts import count_macs, nonzero_count, parameter_count
 from prunecli.measure.environment import describe_environment
-from prunecli.measure.forward import logits
 from prunecli.measure.latency import PairedTiming, Timing, time_model, time_paired
 from prunecli.measure.memory import peak_memory_bytes
 from prunecli.methods.registry import get_method
-from prunecli.models.loading import LoadedModel, load_companion
+from prunecli.models.loading import LoadedModel
 from prunecli.pipeline.progressive import StepTraining
 from prunecli.pipeline.pruning import PruneReport, prune_model
-from prunecli.pipeline.sink import Advance
-from prunecli.pipeline.workspace import DEFAULT_DATA, Workspace
-from prunecli.recipe.schema import EvalStage, FinetuneStage, PruneStage, TrainStage
+from prunecli.pipeline.resumption import identity_of, room_for, saved_states
+from prunecli.pipeline.workspace import Workspace
+from prunecli.recipe.schema import EvalStage, PruneStage
 from prunecli.report.schema import REPORT_SCHEMA, DataInfo, Latency, Metrics, ModelInfo, Report
 from prunecli.surgery.compensate import Compensation
-
-_FINETUNE_LR = 0.01
-
-
-@dataclass(frozen=True)
-class TrainOutcome:
-    """What a training stage left behind."""
-
-    path: Path
-    metrics_path: Path
-    result: FitResult
-
-    @property
-    def chosen(self) -> Epoch:
-        """The epoch whose weights were kept."""
-        return self.result.epochs[self.result.chosen - 1]
 
 
 @dataclass(frozen=True)
@@ -59,63 +37,6 @@ class PruneOutcome:
     path: Path
     report: PruneReport
     timing: PairedTiming
-
-
-def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
-    """Trains the current network, or finetunes it, and saves it with its manifest.
-
-    Raises:
-        DataError: The data cannot be used with the network.
-        RecipeError: A setting is wrong.
-    """
-    finetuning = isinstance(stage, FinetuneStage)
-    if space.recipe.model.weights is None and space.loaded is None:
-        space.use_data(DEFAULT_DATA)
-    loaded = space.model()
-    data = space.data()
-    space.check_classes()
-    stage = dataclasses.replace(stage, lr=_learning_rate(stage, loaded.manifest))
-    _check_augmentation(stage, data)
-    teacher = _teacher(space, stage.teacher) if isinstance(stage, FinetuneStage) and stage.teacher else None
-    if teacher is not None:
-        _check_teacher(space, teacher)
-    split = data.training_split()
-    step = space.step(stage.stage, _settings(stage), split=split)
-    config = _fit_config(stage, space.recipe.seed)
-    section = space.recipe.data
-    train = training_batches(
-        split,
-        space.preprocessing(),
-        Augmentation(data.flip, stage.auto_augment, stage.color_jitter, stage.random_erasing),
-        section.batch_size,
-        seed=space.recipe.seed,
-        workers=section.workers,
-    )
-    validation = space.batches(data.validation) if data.validation is not None else None
-    if stage.patience is not None and validation is None:
-        raise RecipeError("--patience needs validation images; use a --val-fraction over 0")
-    log_path = out.with_suffix(".metrics.jsonl")
-    title = "finetune" if finetuning else "train"
-    space.sink.note(f"{title} {loaded.name} on {len(split.labels)} images of {data.name}, {space.device.type}")
-    with (
-        MetricsLog(log_path, tensorboard=stage.tensorboard) as log,
-        space.sink.progress(title, config.epochs * len(train)) as advance,
-    ):
-        progress = _FitProgress(space, log, advance, config.epochs)
-        result = fit(
-            loaded.model,
-            train,
-            validation,
-            config,
-            space.device,
-            num_classes=data.num_classes,
-            teacher=teacher,
-            progress=progress,
-            task=space.task(),
-        )
-    loaded.manifest.history.append(step.model_copy(update={"figures": _fit_figures(result)}))
-    space.finish(loaded, out)
-    return TrainOutcome(out, log_path, result)
 
 
 def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
@@ -136,40 +57,42 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
         raise RecipeError(f"{what} needs images: name a data set with --data")
     if data is not None and data.train is None:
         space.sink.warn(f"{data.name} has no training images, so nothing is compensated or recalibrated")
-    calibration = None
+    looks = recalibrate or compensation != "none" or method.needs_data
+    split = data.training_split() if data is not None and looks else None
     training = {"epochs": stage.epochs, "lr": stage.lr, "optimizer": stage.optimizer} if stage.epochs else {}
-    step = space.step("prune", training)
-    if recalibrate or compensation != "none" or method.needs_data:
-        assert data is not None
-        split = data.training_split()
-        step = space.step("prune", training, split=split)
-        calibration = CalibrationBatches(
-            split,
-            space.preprocessing(),
-            stage.calibration_images,
-            space.recipe.data.batch_size,
-            seed=space.recipe.seed,
-        )
     example = space.example()
-    result = prune_model(
-        loaded.model.to(space.device),
-        loaded.manifest,
-        stage.method,
-        method.params(**stage.params),
-        example,
-        keep=stage.keep,
-        seed=space.recipe.seed,
-        calibration=calibration.labelled if calibration is not None else None,
-        compensation=compensation,
-        recalibrate=recalibrate,
-        recover=StepTraining(space, stage) if stage.epochs else None,
-        step=step,
-    )
-    networks = [loaded.model.cpu(), result.model.cpu()]
-    timing = time_paired(networks, [example, example], rounds=stage.latency_rounds, device=space.device)
-    space.parent = loaded
-    space.finish(LoadedModel(result.model, result.manifest, loaded.fixed_size), out)
+    room_for(space, out)
+    with saved_states(space, out, identity_of(space, stage, split)) as states:
+        recover = StepTraining(space, stage, states) if stage.epochs else None
+        result = prune_model(
+            loaded.model.to(space.device),
+            loaded.manifest,
+            stage.method,
+            method.params(**stage.params),
+            example,
+            keep=stage.keep,
+            seed=space.recipe.seed,
+            calibration=_calibration(space, stage, split),
+            compensation=compensation,
+            recalibrate=recalibrate,
+            recover=recover,
+            resume=recover.resume if recover is not None else None,
+            step=space.step("prune", training, split=split),
+        )
+        reach("stage:pruned")
+        networks = [loaded.model.cpu(), result.model.cpu()]
+        timing = time_paired(networks, [example, example], rounds=stage.latency_rounds, device=space.device)
+        space.parent = loaded
+        space.finish(LoadedModel(result.model, result.manifest, loaded.fixed_size), out)
     return PruneOutcome(out, result.report, timing)
+
+
+def _calibration(space: Workspace, stage: PruneStage, split: Split | None) -> Batches | None:
+    """Batches of images and labels from `split`."""
+    if split is None:
+        return None
+    size, seed = space.recipe.data.batch_size, space.recipe.seed
+    return CalibrationBatches(split, space.preprocessing(), stage.calibration_images, size, seed=seed).labelled
 
 
 def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
@@ -215,7 +138,7 @@ def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
         command=space.command,
     )
     if out is not None:
-        write_text_atomically(out, report.to_json())
+        write_text_atomically(out, report.to_json(), replace=space.force or space.resume)
         space.reports.append(out)
     return report
 
@@ -260,107 +183,3 @@ def _repairs(stage: PruneStage, data: ImageData | None) -> tuple[bool, Compensat
     if data is None and (recalibrate or compensation != "none"):
         raise RecipeError("--recalibrate and --compensate need images: name a data set with --data")
     return recalibrate, compensation
-
-
-def _teacher(space: Workspace, name: str) -> nn.Module:
-    if name != "parent":
-        return load_companion(Path(name).expanduser(), space.model().manifest.architecture.ref).model
-    if space.parent is not None:
-        return space.parent.model
-    step = space.model().manifest.last("prune")
-    if step is None or step.parent is None:
-        raise ModelError(f"{space.model().name}: names no parent it was pruned from; give --teacher a weights file")
-    # Its path was written down where pruning ran; it may also lie beside the checkpoint.
-    here = space.model().path
-    places = [Path(step.parent), *([here.with_name(Path(step.parent).name)] if here is not None else [])]
-    path = next((p for p in places if p.is_file() and file_sha256(p) == step.parent_sha256), None)
-    if path is None:
-        raise ModelError(
-            f"{step.parent}: the parent is gone or has changed; give --teacher the file it was pruned from"
-        )
-    return load_companion(path, space.model().manifest.architecture.ref).model
-
-
-def _check_teacher(space: Workspace, teacher: nn.Module) -> None:
-    shape = "x".join(map(str, space.input_shape()))
-    try:
-        with torch.no_grad():
-            outputs = logits(teacher.cpu().eval()(space.example())).shape[1]
-    except (RuntimeError, ValueError) as error:
-        raise ModelError(f"--teacher does not run on {shape} images; give a network for the same data") from error
-    if outputs != space.data().num_classes:
-        raise ModelError(f"--teacher has {outputs} outputs, not {space.data().num_classes}; give one for the same data")
-
-
-def _fit_config(stage: TrainStage, seed: int) -> FitConfig:
-    names = {field.name for field in dataclasses.fields(FitConfig)}
-    chosen = {key: value for key, value in dataclasses.asdict(stage).items() if key in names}
-    return FitConfig(**chosen, seed=seed)
-
-
-def _learning_rate(stage: TrainStage, manifest: Manifest) -> float:
-    """What the stage says, else a tenth of what the network was trained with, as is usual after pruning."""
-    if stage.lr is not None:
-        return stage.lr
-    trained = manifest.last("train")
-    if trained is not None and trained.settings.get("optimizer") == stage.optimizer:
-        return float(str(trained.settings["lr"])) / 10
-    return _FINETUNE_LR
-
-
-def _check_augmentation(stage: TrainStage, data: ImageData) -> None:
-    """Refuses what would change an image and leave its mask as it is."""
-    if data.task == "classification":
-        return
-    for name in ("mixup", "cutmix", "auto_augment", "random_erasing"):
-        if getattr(stage, name):
-            raise RecipeError(
-                f"--{name.replace('_', '-')} is for images with one class each; {data.name} has masks: leave it out "
-                "(they are scaled, cropped and mirrored; --color-jitter works)"
-            )
-
-
-def _settings(stage: TrainStage) -> dict[str, Any]:
-    return {key: value for key, value in dataclasses.asdict(stage).items() if key not in ("stage", "tensorboard")}
-
-
-def _fit_figures(result: FitResult) -> dict[str, Any]:
-    chosen = result.epochs[result.chosen - 1]
-    figures: dict[str, Any] = {"epochs": len(result.epochs), "chosen_epoch": result.chosen, "train_loss": chosen.loss}
-    if chosen.validation is not None:
-        figures |= _validation_figures(chosen.validation)
-    return figures
-
-
-def _validation_figures(figures: Figures) -> dict[str, float]:
-    """What a log and a manifest say of a validation split."""
-    named = {f"validation_{figures.score_name}": figures.score, "validation_loss": figures.loss}
-    if not isinstance(figures, Accuracy):
-        named["validation_pixel_accuracy"] = figures.pixel_accuracy
-    return named
-
-
-class _FitProgress:
-    """Turns what `fit` reports into a log, a bar and lines."""
-
-    def __init__(self, space: Workspace, log: MetricsLog, advance: Advance, epochs: int) -> None:
-        self._space, self._log, self._advance, self._epochs = space, log, advance, epochs
-
-    def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
-        self._advance((epoch - 1) * steps + step, f"epoch {epoch}/{self._epochs} loss {loss:.4f}")
-
-    def on_epoch(self, epoch: Epoch) -> None:
-        validation = epoch.validation
-        self._log.write(
-            {
-                "epoch": epoch.epoch,
-                "lr": epoch.lr,
-                "train_loss": epoch.loss,
-                **(_validation_figures(validation) if validation else {}),
-                "seconds": round(epoch.seconds, 3),
-            }
-        )
-        shown = f", validation {validation.score_label} {validation.score:.2f} %" if validation else ""
-        self._space.sink.note(
-            f"epoch {epoch.epoch}/{self._epochs}: loss {epoch.loss:.4f}{shown}, {epoch.seconds:.1f} s"
-        )

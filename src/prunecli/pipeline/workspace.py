@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunecli.checkpoint.io import file_sha256
 from prunecli.checkpoint.manifest import Architecture, InputNormalisation, Manifest, Step, as_json
 from prunecli.data.catalog import default_root, load_data
 from prunecli.data.loader import Batches, Preprocessing, evaluation_batches
@@ -48,6 +47,10 @@ class Workspace:
         recipe: The resolved recipe.
         sink: Told what happens.
         command: How to run this again.
+        resume_command: How to go on after an interrupt.
+        resume: Go on from saved states.
+        force: Replace what is there, saved states too.
+        in_run: A run follows the stages, and removes their states once it has noted that they are done.
         loaded: The current network; None until it is needed.
         parent: The network that was pruned last, for distillation and paired timing.
         reports: Reports written so far, in order.
@@ -56,6 +59,10 @@ class Workspace:
     recipe: Recipe
     sink: Sink
     command: str = ""
+    resume_command: str = ""
+    resume: bool = False
+    force: bool = False
+    in_run: bool = False
     loaded: LoadedModel | None = None
     parent: LoadedModel | None = None
     reports: list[Path] = field(default_factory=list)
@@ -238,5 +245,6 @@ class Workspace:
                 ),
             }
         )
-        complete = save(path, loaded.model.cpu(), manifest)
-        self.loaded = LoadedModel(loaded.model, complete, (shape[1], shape[2]), path, file_sha256(path))
+        save(path, loaded.model.cpu(), manifest)
+        # The next stage starts from what lies on the disk, so that it computes the same when it is resumed from there.
+        self.loaded = load_file(path)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunecli.cli.lazy import make_command
-from prunecli.cli.method_command import option, plan_for_stage, with_output
+from prunecli.cli.method_command import option, options_of, plan_for_stage, with_output
 from prunecli.cli.output import Output
+from prunecli.errors import ModelError
 from prunecli.recipe.fields import fields_of
 from prunecli.recipe.schema import DataSection, ModelSection
 
@@ -23,6 +24,8 @@ OPTIONS = [
     option("image_size", str, _DOCS["image_size"], path=("data", "image_size")),
     option("layers", bool, "List every layer, not only those that changed.", "--layers"),
     option("manifest", bool, "Print the manifest as JSON and nothing else.", "--manifest"),
+    option("verify", bool, "Only compare every tensor of a checkpoint with its recorded hash.", "--verify"),
+    *options_of(ModelSection, ("model",), only=("allow_nonfinite",)),
 ]
 
 ModelArgument = Annotated[
@@ -32,6 +35,9 @@ ModelArgument = Annotated[
 
 def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     """Shows what a file holds."""
+    if values["verify"]:
+        _verify(output, model)
+        return
     from prunecli.pipeline.inspecting import layers_of
     from prunecli.pipeline.workspace import Workspace
 
@@ -55,6 +61,30 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
         }
     )
     _show(output, space, layers, bool(values["layers"]))
+
+
+def _verify(output: Output, model: str) -> None:
+    from pathlib import Path
+
+    from prunecli.pipeline.inspecting import verify_file
+    from prunecli.report.tables import Table, count
+
+    verified = verify_file(Path(model).expanduser())
+    output.document(
+        {
+            "path": model,
+            "header": "ok" if verified.sealed else "without a hash",
+            "tensors": [vars(tensor) for tensor in verified.tensors],
+            "error": verified.problem,
+        }
+    )
+    rows = [(tensor.name, count(tensor.size), "ok" if tensor.intact else "damaged") for tensor in verified.tensors]
+    output.table(Table(("tensor", "bytes", "state"), rows, numeric=(1,)))
+    if verified.problem is not None:
+        output.complain(verified.problem)
+        raise typer.Exit(ModelError.exit_code)
+    header = "and its header are" if verified.sealed else "are (its header has no hash; an earlier version wrote it)"
+    output.note(f"{model}: all {len(rows)} tensors {header} as they were written")
 
 
 def _show(output: Output, space: Workspace, layers: list[LayerInfo], everything: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from prunecli.cli.lazy import make_command
 from prunecli.cli.method_command import OptionSpec, options_of, with_output
 from prunecli.cli.output import Output
-from prunecli.cli.stages import ModelArgument, checkpoint_path, prepare, show_pruning, stage_options
+from prunecli.cli.stages import ModelArgument, checkpoint_path, nothing_left, prepare, show_pruning, stage_options
 from prunecli.methods.registry import get_method
 from prunecli.methods.spec import MethodSpec
 from prunecli.recipe.schema import PruneStage
@@ -33,7 +33,7 @@ def _options(params: type[Any], skip: tuple[str, ...]) -> list[OptionSpec]:
     return [
         *options_of(params, ("stages", "STAGE", "params")),
         *options_of(PruneStage, ("stages", "STAGE"), skip=("stage", "params", *skip)),
-        *stage_options("checkpoint"),
+        *stage_options("checkpoint", resumable=True),
     ]
 
 
@@ -47,6 +47,8 @@ def _runner(spec: MethodSpec | None, options: list[OptionSpec]) -> Any:
 
         chosen = space.recipe.stages[0]
         assert isinstance(chosen, PruneStage)
-        show_pruning(output, prune_stage(space, chosen, checkpoint_path(space, values, chosen.method)))
+        out = checkpoint_path(space, values, chosen.method)
+        if not nothing_left(output, space, out):
+            show_pruning(output, prune_stage(space, chosen, out))
 
     return run

@@ -11,13 +11,14 @@ import typer
 from prunecli.cli.lazy import make_command
 from prunecli.cli.method_command import option, options_of, overrides_from, with_output
 from prunecli.cli.output import Output
-from prunecli.cli.stages import reproducible_command, show_plan
+from prunecli.cli.stages import RESUME_OPTIONS, reproducible_command, resume_command, resume_or_force, show_plan
 from prunecli.errors import RecipeError
 from prunecli.recipe.schema import Recipe
 
 OPTIONS = [
     option("output", str, "Folder for everything the run writes; default: the next free runs/NAME.", "--output"),
     option("force", bool, "Write into a folder that exists.", "--force"),
+    *RESUME_OPTIONS,
     option("dry_run", bool, "Print the plan and where each value comes from; do nothing.", "--dry-run"),
     option("data_root", str, "Folder that holds named data sets.", path=("data", "root")),
     *options_of(Recipe, (), only=("seed", "device", "threads")),
@@ -35,11 +36,17 @@ def run(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None:
     if values["dry_run"]:
         show_plan(output, plan)
         return
-    folder = _folder(recipe, values["output"], bool(values["force"]))
+    resume, force = resume_or_force(values)
+    folder = _folder(recipe, values["output"], force, resume)
     from prunecli.pipeline.run import run_recipe
+    from prunecli.pipeline.workspace import Workspace
     from prunecli.report.tables import Table, comparison_table
 
-    outcome = run_recipe(plan, folder, output, reproducible_command(sys.argv[1:]))
+    words = sys.argv[1:] if values["output"] is not None else [*sys.argv[1:], "--output", str(folder)]
+    space = Workspace(
+        plan.recipe, output, reproducible_command(sys.argv[1:]), resume_command(words), resume=resume, force=force
+    )
+    outcome = run_recipe(plan, folder, space)
     output.document(
         {
             "folder": str(outcome.folder),
@@ -54,20 +61,23 @@ def run(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None:
         raise outcome.failure
 
 
-def _folder(recipe: Path, given: str | None, force: bool) -> Path:
+def _folder(recipe: Path, given: str | None, force: bool, resume: bool) -> Path:
     if given is not None:
         folder = Path(given)
         if folder.exists() and not folder.is_dir():
             raise RecipeError(f"{folder}: is a file; --output takes a folder")
-        if folder.is_dir() and any(folder.iterdir()) and not force:
-            raise RecipeError(f"{folder}: exists and is not empty; add --force to write into it, or choose another")
+        if folder.is_dir() and any(folder.iterdir()) and not (force or resume):
+            raise RecipeError(
+                f"{folder}: exists and is not empty; add --resume to go on with the run there, --force to write into "
+                "it, or choose another"
+            )
         return folder
     folder = Path("runs") / recipe.stem
-    number = 1
+    number, last = 1, folder
     while folder.exists():
         number += 1
-        folder = Path("runs") / f"{recipe.stem}-{number}"
-    return folder
+        last, folder = folder, Path("runs") / f"{recipe.stem}-{number}"
+    return last if resume else folder
 
 
 def command() -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 from prunecli.cli.lazy import make_command
 from prunecli.cli.method_command import options_of, with_output
 from prunecli.cli.output import Output
-from prunecli.cli.stages import ModelArgument, checkpoint_path, prepare, show_training, stage_options
+from prunecli.cli.stages import ModelArgument, checkpoint_path, nothing_left, prepare, show_training, stage_options
 from prunecli.recipe.schema import FinetuneStage, TrainStage
 
 
@@ -24,15 +24,17 @@ def finetune_command() -> Any:
 
 
 def _training_command(verb: str, suffix: str, kind: type[TrainStage], summary: str) -> Any:
-    options = [*options_of(kind, ("stages", "STAGE"), skip=("stage",)), *stage_options("checkpoint")]
+    options = [*options_of(kind, ("stages", "STAGE"), skip=("stage",)), *stage_options("checkpoint", resumable=True)]
 
     def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
         space = prepare(output, model, {"stage": verb}, options, values)
         if space is None:
             return
-        from prunecli.pipeline.stages import train_stage
+        from prunecli.pipeline.training import train_stage
 
         out = checkpoint_path(space, values, suffix)
+        if nothing_left(output, space, out):
+            return
         stage = space.recipe.stages[0]
         assert isinstance(stage, kind)
         show_training(output, train_stage(space, stage, out))

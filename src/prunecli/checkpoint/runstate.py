@@ -1,0 +1,259 @@
+"""Saved states of a stage that is not finished: atomic, checked by hash, the newest few kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from prunecli.checkpoint.durable import current_umask, reach, sync, unwritable
+from prunecli.errors import Interrupted, RecipeError, ResourceError
+
+STATE_SCHEMA = "prunecli.state/1"
+State = dict[str, Any]
+"""Numbers, texts, tensors, and lists, tuples and dictionaries of them."""
+
+_PREFIX, _STAGED, _DAMAGED = "state-", ".staged-", "damaged-"
+_TENSORS, _MANIFEST = "state.pt", "manifest.json"
+_SHARE = 20
+"""Saving takes no more than about one part in this many of the time."""
+_SIGNALS = {2: "Ctrl-C", 15: "SIGTERM"}
+
+
+class StateManifest(BaseModel):
+    """What a saved state belongs to, and the hash of its content."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_name: str = Field(STATE_SCHEMA, alias="schema", pattern=f"^{STATE_SCHEMA}$")
+    identity: dict[str, JsonValue]
+    environment: dict[str, JsonValue]
+    place: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """What a run is, so that a state is never resumed by another one.
+
+    Attributes:
+        identity: Everything that decides what is computed; a state with another identity is refused.
+        environment: Versions, device and threads; where they differ the last bits may, which is said.
+    """
+
+    identity: Mapping[str, JsonValue]
+    environment: Mapping[str, JsonValue]
+
+
+class StateStore:
+    """The saved states of one stage, in a folder of their own.
+
+    A state is staged under another name, synced, given its manifest last, and renamed, so that whatever is called
+    `state-...` was complete. A damaged one is set aside as `damaged-state-...` and the one before it is used.
+
+    Args:
+        folder: Where they lie; it exists and nobody else writes to it.
+        owner: Whose states they are.
+        keep: How many to keep.
+        every: Seconds between states; 0: `due` is always true.
+        warn: Told what was set aside, what differs, and when a state could not be saved.
+        command: How to go on, for the message of an interrupt.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        owner: Ownership,
+        *,
+        keep: int = 2,
+        every: float = 60.0,
+        warn: Callable[[str], None] = lambda text: None,
+        command: str = "",
+    ) -> None:
+        self.folder = folder
+        self._owner, self._keep, self._every, self._warn, self._command = owner, keep, every, warn, command
+        self._last = time.monotonic()
+        self._took = 0.0
+        for leftover in folder.glob(f"{_STAGED}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def exists(self) -> bool:
+        """Whether there is a state to go on from, good or not."""
+        return bool(self._folders())
+
+    def load(self) -> State | None:
+        """The newest state that is whole; None when there is none.
+
+        Raises:
+            RecipeError: It belongs to another run; the message names a setting that differs.
+        """
+        for folder in reversed(self._folders()):
+            try:
+                manifest = _read_manifest(folder)
+                content = _read_content(folder, manifest.sha256)
+            except Exception as error:  # whatever is wrong with it, the one before may be right
+                aside = folder.with_name(f"{_DAMAGED}{folder.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                self._warn(f"{folder} is damaged ({first}); set aside as {aside.name}, going back to the one before")
+                continue
+            self._compare(folder, manifest)
+            self._last = time.monotonic()
+            return content
+        return None
+
+    def due(self) -> bool:
+        """Whether it is time to save again."""
+        return time.monotonic() - self._last >= max(self._every, _SHARE * self._took if self._every else 0)
+
+    def save(self, content: State, place: str) -> bool:
+        """Saves a state; what was saved before stays until it is on the disk.
+
+        Args:
+            content: The state.
+            place: Where the run is, for instance "epoch 3, batch 20".
+
+        Returns:
+            Whether it was saved: a full disk costs the state, with a warning, but not the run.
+        """
+        start = time.monotonic()
+        try:
+            self._write(content, place)
+        except (OSError, RuntimeError) as error:  # torch.save has RuntimeError for a failed write
+            cause = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+            self._warn(f"{self.folder}: the state at {place} could not be saved ({cause}); the run goes on without it")
+            return False
+        finally:
+            self._last = time.monotonic()
+            self._took = self._last - start
+        return True
+
+    def interrupted(self, signal: int, content: State, place: str) -> Interrupted:
+        """Saves a state because of a signal, and words what to do next."""
+        name = _SIGNALS.get(signal, f"signal {signal}")
+        saved = self.save(content, place)
+        return self.aborted(signal, f" at {place}" if saved else f" at {place}, which could not be saved")
+
+    def aborted(self, signal: int, place: str = "") -> Interrupted:
+        """Words what to do next after a signal, without saving anything more."""
+        name = _SIGNALS.get(signal, f"signal {signal}")
+        folders = self._folders()
+        if not folders:
+            return Interrupted(f"stopped by {name}{place}; no state was saved yet", signal, answered=True)
+        there = f"the last state is {folders[-1]}"
+        return Interrupted(f"stopped by {name}{place}; {there}. Go on with: {self._command}", signal, answered=True)
+
+    def discard(self) -> None:
+        """Removes all states, also damaged ones: the stage is finished, or begins anew."""
+        for folder in (*self._folders(), *self.folder.glob(f"{_DAMAGED}*")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _write(self, content: State, place: str) -> None:
+        folders = self._folders()
+        number = int(folders[-1].name.removeprefix(_PREFIX)) + 1 if folders else 1
+        reach("state:begin")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(dir=self.folder, prefix=_STAGED))
+        try:
+            staged.chmod(0o777 & ~current_umask())
+            with (staged / _TENSORS).open("wb") as file:
+                torch.save(content, file)
+            sync(staged / _TENSORS)
+            reach("state:tensors")
+            manifest = StateManifest(
+                schema=STATE_SCHEMA,
+                identity=dict(self._owner.identity),
+                environment=dict(self._owner.environment),
+                place=place,
+                sha256=_sha256(staged / _TENSORS),
+            )
+            (staged / _MANIFEST).write_text(manifest.model_dump_json(by_alias=True), encoding="utf-8")
+            sync(staged / _MANIFEST)
+            sync(staged)
+            reach("state:manifest")
+            staged.rename(self.folder / f"{_PREFIX}{number:08d}")
+            sync(self.folder)
+            reach("state:renamed")
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+        for old in folders[: len(folders) + 1 - self._keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        reach("state:pruned")
+
+    def _folders(self) -> list[Path]:
+        return sorted(p for p in self.folder.glob(f"{_PREFIX}*") if p.name.removeprefix(_PREFIX).isdigit())
+
+    def _compare(self, folder: Path, manifest: StateManifest) -> None:
+        ours = dict(self._owner.identity)
+        for key in sorted(ours.keys() | manifest.identity.keys()):
+            here, there = ours.get(key), manifest.identity.get(key)
+            if here != there:
+                raise RecipeError(
+                    f"{folder}: was saved with {key} {_short(there)}, not {_short(here)}; give the same settings to "
+                    "--resume, or begin anew with --force"
+                )
+        environment = dict(self._owner.environment)
+        for key in sorted(environment.keys() | manifest.environment.keys()):
+            if environment.get(key) != manifest.environment.get(key):
+                here, there = environment.get(key), manifest.environment.get(key)
+                self._warn(f"{folder}: was saved with {key} {there}, now {here}; the last bits may differ")
+
+
+def _read_manifest(folder: Path) -> StateManifest:
+    try:
+        return StateManifest.model_validate_json((folder / _MANIFEST).read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{_MANIFEST}: {error.errors()[0]['msg']}") from error
+
+
+def _read_content(folder: Path, sha256: str) -> State:
+    path = folder / _TENSORS
+    if _sha256(path) != sha256:
+        raise ValueError(f"{_TENSORS} has another sha256 than its manifest says")
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict):
+        raise ValueError(f"{_TENSORS} holds no state")
+    return content
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def require_space(path: Path, needed: int) -> None:
+    """Makes sure that a file of `needed` bytes could be written beside `path`, before hours of work.
+
+    Raises:
+        ResourceError: The folder cannot be written, or has too little space.
+    """
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise unwritable(path, error) from error
+    if free < needed:
+        raise ResourceError(
+            f"{folder}: has {free / 1e6:,.0f} MB free and this run writes up to {needed / 1e6:,.0f} MB (checkpoint and "
+            "saved states); free some, or choose another place with -o"
+        )

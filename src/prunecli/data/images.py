@@ -1,0 +1,128 @@
+"""Reading image files that others have made: what cannot be read is named, and may be left out up to a number."""
+
+from __future__ import annotations
+
+import errno
+import stat
+import warnings
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from prunecli.errors import DataError, ResourceError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
+"""What is opened. Pillow knows more, and starts another program for one of them."""
+_OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+class UnreadableImage(DataError):
+    """A file is no image that can be read.
+
+    Attributes:
+        path: The file.
+        reason: Why, in a few words.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"{path}: not a readable image ({reason}); replace or remove it, or leave it out: --skip-bad 1"
+        )
+        self.path, self.reason = path, reason
+
+
+def read_image(path: Path, mode: str | None = None) -> Image.Image:
+    """Reads and decodes an image file.
+
+    Args:
+        path: The file.
+        mode: One of Pillow's modes to convert it to, such as "RGB".
+
+    Raises:
+        UnreadableImage: It is no regular file, no image, damaged, or has more than Pillow's `MAX_IMAGE_PIXELS` pixels,
+            which its header says before anything is decoded.
+        ResourceError: The process may not open any more files.
+    """
+    try:
+        _require_regular(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as opened:
+                opened.load()
+                return opened.convert(mode) if mode is not None else opened
+    except (UnreadableImage, MemoryError):
+        raise
+    except Exception as error:  # decoders raise many types
+        if isinstance(error, OSError) and error.errno in _OUT_OF_FILES:
+            raise ResourceError(f"{path}: cannot be opened ({error.strerror}); load with fewer --workers") from error
+        raise UnreadableImage(path, _reason(path, error)) from error
+
+
+def _require_regular(path: Path) -> None:
+    mode = path.stat().st_mode  # opening a pipe would wait for a writer for ever
+    if not stat.S_ISREG(mode):
+        raise UnreadableImage(path, "a folder" if stat.S_ISDIR(mode) else "no regular file")
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "a link to a file that does not exist" if path.is_symlink() else "it does not exist"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels"
+    if isinstance(error, UnidentifiedImageError):
+        known = ", ".join(FORMATS[:-1])
+        return "the file is empty" if path.stat().st_size == 0 else f"its content is not {known} or {FORMATS[-1]}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def image_bytes(path: Path) -> int:
+    """Size of a file; -1 where there is none, as behind a dead link."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+class BadImages:
+    """Unreadable images met in one run, over all splits and loaders; each counts once.
+
+    Args:
+        allowed: How many may be left out before it is an error.
+    """
+
+    def __init__(self, allowed: int = 0) -> None:
+        self.allowed = allowed
+        self._reasons: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """For each file why it could not be read, in the order in which they were met."""
+        return dict(self._reasons)
+
+    def add(self, path: str, reason: str) -> None:
+        """Counts an unreadable image.
+
+        Raises:
+            DataError: It is one more than is allowed.
+        """
+        if path in self._reasons:
+            return
+        if len(self._reasons) >= self.allowed:
+            count = len(self._reasons) + 1
+            if self.allowed == 0:
+                raise UnreadableImage(Path(path), reason)
+            raise DataError(
+                f"{path}: not a readable image ({reason}), the {_ordinal(count)} of them where --skip-bad allows "
+                f"{self.allowed}; replace or remove it, or allow more"
+            )
+        self._reasons[path] = reason
+
+
+def _ordinal(number: int) -> str:
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"

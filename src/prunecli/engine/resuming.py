@@ -1,0 +1,183 @@
+"""What training has to remember to go on as if nothing had happened, and how a signal asks it to stop."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from prunecli.engine.tasks import Accuracy, Figures, SegmentationAccuracy
+from prunecli.errors import Interrupted, ModelError
+
+_FIGURES: dict[str, type[Figures]] = {cls.__name__: cls for cls in (Accuracy, SegmentationAccuracy)}
+State = dict[str, Any]
+
+
+class Keeper(Protocol):
+    """Where the states of a training run are kept; see `prunecli.checkpoint.runstate.StateStore`."""
+
+    def load(self) -> State | None:
+        """The state to go on from, if there is one."""
+        ...
+
+    def due(self) -> bool:
+        """Whether it is time to save one."""
+        ...
+
+    def save(self, content: State, place: str) -> bool:
+        """Saves one."""
+        ...
+
+    def interrupted(self, signal: int, content: State, place: str) -> Interrupted:
+        """Saves one because of a signal, and says how to go on."""
+        ...
+
+
+@dataclass
+class Position:
+    """How far training has come.
+
+    Attributes:
+        epoch: The epoch it is in, from 1.
+        batch: Batches of it that are done.
+        images: Their images.
+        loss: Sum of the loss over these images.
+        seconds: Time spent in it.
+    """
+
+    epoch: int = 1
+    batch: int = 0
+    images: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}, batch {self.batch}"
+
+
+class StopRequest:
+    """Which signal asked for the end, if one did."""
+
+    signal: int | None = None
+
+
+@contextmanager
+def stop_requests(tell: Callable[[str], None]) -> Iterator[StopRequest]:
+    """Makes the first Ctrl-C or SIGTERM a request that is answered after the step; the second aborts at once.
+
+    Args:
+        tell: Told that the request was heard.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
+        yield request
+        return
+    before: dict[int, Any] = {}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if request.signal is None:
+            request.signal = number
+            tell("finishing the step, then saving; once more aborts without saving")
+            return
+        restore()
+        signal.raise_signal(number)
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, handle)
+    try:
+        yield request
+    finally:
+        restore()
+
+
+def random_state() -> State:
+    """The state of every generator that training draws from."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: State) -> None:
+    """Puts `random_state()` back."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    random.setstate(state["python"])
+
+
+def figures_to_state(figures: Figures | None) -> State | None:
+    """Figures of a split as plain data."""
+    return None if figures is None else {"kind": type(figures).__name__, **asdict(figures)}
+
+
+def figures_from_state(state: State | None) -> Figures | None:
+    """The inverse of `figures_to_state`."""
+    if state is None:
+        return None
+    return _FIGURES[state["kind"]](**{key: value for key, value in state.items() if key != "kind"})
+
+
+class Resumable(Protocol):
+    """A run whose state can be saved between any two steps."""
+
+    position: Position
+
+    def state(self) -> State:
+        """All that decides how it goes on."""
+        ...
+
+    def restore(self, state: State) -> None:
+        """Puts `state()` back."""
+        ...
+
+    def require_finite(self) -> None:
+        """Raises a PruneError where the weights are not numbers."""
+        ...
+
+
+class Checkpoint:
+    """Saves the state of a run where it is due, and ends the run where a signal asked for it."""
+
+    def __init__(self, run: Resumable, keeper: Keeper | None, stop: StopRequest) -> None:
+        self._run, self._keeper, self._stop = run, keeper, stop
+
+    def __call__(self) -> None:
+        """To be called between steps."""
+        self.stop()
+        if self._keeper is not None and self._keeper.due():
+            self._run.require_finite()
+            self._keeper.save(self._run.state(), str(self._run.position))
+
+    def stop(self) -> None:
+        """To be called where nothing but the steps so far would be saved, such as during validation."""
+        if self._keeper is not None and self._stop.signal is not None:
+            self._run.require_finite()
+            raise self._keeper.interrupted(self._stop.signal, self._run.state(), str(self._run.position))
+
+    def restore(self) -> None:
+        """Goes on from the newest state, if there is one."""
+        state = self._keeper.load() if self._keeper is not None else None
+        if state is None:
+            return
+        try:
+            self._run.restore(state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(f"the saved state does not fit this network ({error}); begin anew with --force") from error

@@ -1,0 +1,116 @@
+"""Where an unfinished stage keeps its states, whose they are, and when one is gone on from."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import JsonValue
+
+from prunecli.checkpoint.durable import reach, remove_leftovers
+from prunecli.checkpoint.locking import locked
+from prunecli.checkpoint.manifest import as_json
+from prunecli.checkpoint.runstate import Ownership, StateStore, require_space
+from prunecli.data.splits import Split
+from prunecli.errors import Interrupted, RecipeError
+from prunecli.measure.environment import library_versions
+from prunecli.pipeline.workspace import Workspace
+
+_COPIES_IN_A_STATE = 4
+"""Weights, the best weights so far, and up to two moments of the optimizer."""
+_NOT_IDENTITY = frozenset(("root", "download", "workers"))
+"""Data settings that change nothing about what is computed."""
+
+
+def state_folder(out: Path) -> Path:
+    """The folder of the states of the stage that will write `out`."""
+    return out.with_suffix(".state")
+
+
+def is_unfinished(out: Path) -> bool:
+    """Whether a stage that was to write `out` left states behind."""
+    return any(state_folder(out).glob("*"))
+
+
+@contextmanager
+def saved_states(space: Workspace, out: Path, identity: Mapping[str, JsonValue]) -> Iterator[StateStore]:
+    """Holds the lock on `out` and keeps the states of the stage that writes it; they go when the stage is done.
+
+    Args:
+        space: Says whether to go on, and how often to save.
+        out: The checkpoint that the stage will write.
+        identity: See `identity_of`.
+
+    Raises:
+        RecipeError: Another process writes `out`, or an unfinished run is there and nobody said what to do with it.
+    """
+    folder = state_folder(out)
+    with locked(folder, space.command):
+        remove_leftovers(out)
+        store = StateStore(
+            folder,
+            Ownership(identity, _environment(space)),
+            keep=space.recipe.keep_states,
+            every=space.recipe.save_every,
+            warn=space.sink.warn,
+            command=space.resume_command,
+        )
+        if store.exists() and not space.resume:
+            if not space.force:
+                raise RecipeError(
+                    f"{folder}: holds the state of an unfinished run; add --resume to go on, or --force to begin anew"
+                )
+            store.discard()
+        elif space.resume and not store.exists():
+            space.sink.note(f"{folder}: no saved state; from the beginning")
+        try:
+            yield store
+        except KeyboardInterrupt as error:
+            raise store.aborted(signal.SIGINT) from error
+        except Interrupted as error:
+            if error.answered:
+                raise
+            raise store.aborted(error.signal) from error
+        reach("stage:saved")
+        if not space.in_run:
+            store.discard()
+
+
+def discard_states(out: Path) -> None:
+    """Removes what the stage that wrote `out` kept to go on from."""
+    shutil.rmtree(state_folder(out), ignore_errors=True)
+
+
+def identity_of(space: Workspace, stage: Any, split: Split | None) -> dict[str, JsonValue]:
+    """Everything that decides what a stage computes, by names that a message can use."""
+    loaded = space.model()
+    recipe = space.recipe
+    data = {key: value for key, value in dataclasses.asdict(recipe.data).items() if key not in _NOT_IDENTITY}
+    found: dict[str, Any] = {f"data.{key}": value for key, value in data.items()}
+    found |= dataclasses.asdict(stage)
+    found |= {"seed": recipe.seed, "model": loaded.sha256 or loaded.manifest.architecture.ref}
+    if split is not None:
+        found |= {"images": split.fingerprint()}
+    return {key: as_json(value) for key, value in found.items()}
+
+
+def room_for(space: Workspace, out: Path) -> None:
+    """Checks before any work that checkpoint and states can be written.
+
+    Raises:
+        ResourceError: The folder cannot be written, or has too little space.
+    """
+    model = space.model().model
+    size = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+    require_space(out, size * (2 + _COPIES_IN_A_STATE * (space.recipe.keep_states + 1)))
+
+
+def _environment(space: Workspace) -> dict[str, JsonValue]:
+    versions = library_versions()
+    return {"device": str(space.device), "threads": torch.get_num_threads(), **versions}

@@ -1,0 +1,209 @@
+"""The stages train and finetune, from a workspace to a file."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunecli.checkpoint.durable import reach
+from prunecli.checkpoint.io import file_sha256
+from prunecli.checkpoint.manifest import Manifest
+from prunecli.data.loader import Augmentation, training_batches
+from prunecli.data.splits import ImageData
+from prunecli.engine.fit import Epoch, FitConfig, FitResult, fit
+from prunecli.engine.tasks import Accuracy, Figures
+from prunecli.engine.tracking import MetricsLog
+from prunecli.errors import ModelError, RecipeError
+from prunecli.measure.forward import logits
+from prunecli.models.loading import load_companion
+from prunecli.pipeline.resumption import identity_of, room_for, saved_states
+from prunecli.pipeline.sink import Advance
+from prunecli.pipeline.workspace import DEFAULT_DATA, Workspace
+from prunecli.recipe.schema import FinetuneStage, TrainStage
+
+_FINETUNE_LR = 0.01
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What a training stage left behind."""
+
+    path: Path
+    metrics_path: Path
+    result: FitResult
+
+    @property
+    def chosen(self) -> Epoch:
+        """The epoch whose weights were kept."""
+        return self.result.epochs[self.result.chosen - 1]
+
+
+def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
+    """Trains the current network, or finetunes it, and saves it with its manifest.
+
+    Raises:
+        DataError: The data cannot be used with the network.
+        RecipeError: A setting is wrong.
+    """
+    finetuning = isinstance(stage, FinetuneStage)
+    if space.recipe.model.weights is None and space.loaded is None:
+        space.use_data(DEFAULT_DATA)
+    loaded = space.model()
+    data = space.data()
+    space.check_classes()
+    stage = dataclasses.replace(stage, lr=_learning_rate(stage, loaded.manifest))
+    _check_augmentation(stage, data)
+    teacher = _teacher(space, stage.teacher) if isinstance(stage, FinetuneStage) and stage.teacher else None
+    if teacher is not None:
+        _check_teacher(space, teacher)
+    split = data.training_split()
+    step = space.step(stage.stage, _settings(stage), split=split)
+    config = _fit_config(stage, space.recipe.seed)
+    section = space.recipe.data
+    train = training_batches(
+        split,
+        space.preprocessing(),
+        Augmentation(data.flip, stage.auto_augment, stage.color_jitter, stage.random_erasing),
+        section.batch_size,
+        seed=space.recipe.seed,
+        workers=section.workers,
+    )
+    validation = space.batches(data.validation) if data.validation is not None else None
+    if stage.patience is not None and validation is None:
+        raise RecipeError("--patience needs validation images; use a --val-fraction over 0")
+    log_path = out.with_suffix(".metrics.jsonl")
+    title = "finetune" if finetuning else "train"
+    room_for(space, out)
+    space.sink.note(f"{title} {loaded.name} on {len(split.labels)} images of {data.name}, {space.device.type}")
+    with (
+        saved_states(space, out, identity_of(space, stage, split)) as states,
+        MetricsLog(log_path, tensorboard=stage.tensorboard, continued=states.exists()) as log,
+        space.sink.progress(title, config.epochs * len(train)) as advance,
+    ):
+        progress = _FitProgress(space, log, advance, config.epochs)
+        result = fit(
+            loaded.model,
+            train,
+            validation,
+            config,
+            space.device,
+            num_classes=data.num_classes,
+            teacher=teacher,
+            progress=progress,
+            task=space.task(),
+            keeper=states,
+            tell=space.sink.note,
+        )
+        reach("stage:trained")
+        loaded.manifest.history.append(step.model_copy(update={"figures": _fit_figures(result)}))
+        space.finish(loaded, out)
+    return TrainOutcome(out, log_path, result)
+
+
+def _teacher(space: Workspace, name: str) -> nn.Module:
+    if name != "parent":
+        return load_companion(Path(name).expanduser(), space.model().manifest.architecture.ref).model
+    if space.parent is not None:
+        return space.parent.model
+    step = space.model().manifest.last("prune")
+    if step is None or step.parent is None:
+        raise ModelError(f"{space.model().name}: names no parent it was pruned from; give --teacher a weights file")
+    # Its path was written down where pruning ran; it may also lie beside the checkpoint.
+    here = space.model().path
+    places = [Path(step.parent), *([here.with_name(Path(step.parent).name)] if here is not None else [])]
+    path = next((p for p in places if p.is_file() and file_sha256(p) == step.parent_sha256), None)
+    if path is None:
+        raise ModelError(
+            f"{step.parent}: the parent is gone or has changed; give --teacher the file it was pruned from"
+        )
+    return load_companion(path, space.model().manifest.architecture.ref).model
+
+
+def _check_teacher(space: Workspace, teacher: nn.Module) -> None:
+    shape = "x".join(map(str, space.input_shape()))
+    try:
+        with torch.no_grad():
+            outputs = logits(teacher.cpu().eval()(space.example())).shape[1]
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"--teacher does not run on {shape} images; give a network for the same data") from error
+    if outputs != space.data().num_classes:
+        raise ModelError(f"--teacher has {outputs} outputs, not {space.data().num_classes}; give one for the same data")
+
+
+def _fit_config(stage: TrainStage, seed: int) -> FitConfig:
+    names = {field.name for field in dataclasses.fields(FitConfig)}
+    chosen = {key: value for key, value in dataclasses.asdict(stage).items() if key in names}
+    return FitConfig(**chosen, seed=seed)
+
+
+def _learning_rate(stage: TrainStage, manifest: Manifest) -> float:
+    """What the stage says, else a tenth of what the network was trained with, as is usual after pruning."""
+    if stage.lr is not None:
+        return stage.lr
+    trained = manifest.last("train")
+    if trained is not None and trained.settings.get("optimizer") == stage.optimizer:
+        return float(str(trained.settings["lr"])) / 10
+    return _FINETUNE_LR
+
+
+def _check_augmentation(stage: TrainStage, data: ImageData) -> None:
+    """Refuses what would change an image and leave its mask as it is."""
+    if data.task == "classification":
+        return
+    for name in ("mixup", "cutmix", "auto_augment", "random_erasing"):
+        if getattr(stage, name):
+            raise RecipeError(
+                f"--{name.replace('_', '-')} is for images with one class each; {data.name} has masks: leave it out "
+                "(they are scaled, cropped and mirrored; --color-jitter works)"
+            )
+
+
+def _settings(stage: TrainStage) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(stage).items() if key not in ("stage", "tensorboard")}
+
+
+def _fit_figures(result: FitResult) -> dict[str, Any]:
+    chosen = result.epochs[result.chosen - 1]
+    figures: dict[str, Any] = {"epochs": len(result.epochs), "chosen_epoch": result.chosen, "train_loss": chosen.loss}
+    if chosen.validation is not None:
+        figures |= _validation_figures(chosen.validation)
+    return figures
+
+
+def _validation_figures(figures: Figures) -> dict[str, float]:
+    """What a log and a manifest say of a validation split."""
+    named = {f"validation_{figures.score_name}": figures.score, "validation_loss": figures.loss}
+    if not isinstance(figures, Accuracy):
+        named["validation_pixel_accuracy"] = figures.pixel_accuracy
+    return named
+
+
+class _FitProgress:
+    """Turns what `fit` reports into a log, a bar and lines."""
+
+    def __init__(self, space: Workspace, log: MetricsLog, advance: Advance, epochs: int) -> None:
+        self._space, self._log, self._advance, self._epochs = space, log, advance, epochs
+
+    def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        self._advance((epoch - 1) * steps + step, f"epoch {epoch}/{self._epochs} loss {loss:.4f}")
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        validation = epoch.validation
+        self._log.write(
+            {
+                "epoch": epoch.epoch,
+                "lr": epoch.lr,
+                "train_loss": epoch.loss,
+                **(_validation_figures(validation) if validation else {}),
+                "seconds": round(epoch.seconds, 3),
+            }
+        )
+        shown = f", validation {validation.score_label} {validation.score:.2f} %" if validation else ""
+        self._space.sink.note(
+            f"epoch {epoch.epoch}/{self._epochs}: loss {epoch.loss:.4f}{shown}, {epoch.seconds:.1f} s"
+        )

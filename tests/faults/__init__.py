@@ -1,0 +1,1 @@
+"""Files that are hostile, damaged or cut short, and processes that are killed."""

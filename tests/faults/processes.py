@@ -1,0 +1,197 @@
+"""`prune` in real processes that are killed or signalled at a chosen moment.
+
+Importing torch takes longer than the small runs here, so one process imports everything and forks for every run. Before a
+fork it has computed nothing, so the children start as a new interpreter would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunecli.checkpoint.durable import FAULT_VARIABLE
+
+_SERVER = """
+import json, os, signal, sys, threading, time
+import torch
+torch.set_num_threads(1)
+import prunecli.cli.app, prunecli.pipeline.run, prunecli.pipeline.sensitivity, prunecli.report.tables
+import sklearn.datasets, sklearn.model_selection, timm.data, torchvision.transforms
+
+def child(job):
+    os.setsid()
+    os.chdir(job["cwd"])
+    os.environ.update(job["env"])
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    if job["limit"]:
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job["limit"], job["limit"]))
+    if job["user"]:
+        os.setgroups([]); os.setgid(job["user"]); os.setuid(job["user"])
+    sys.argv = ["prune", *job["argv"]]
+    code = 70
+    try:
+        code = prunecli.cli.app.run(job["argv"])
+    finally:
+        sys.stdout.flush(); sys.stderr.flush()
+        os._exit(code)
+
+for line in sys.stdin:
+    job = json.loads(line)
+    start = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        child(job)
+    waiting = list(job["signals"])
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            break
+        if waiting:
+            moment, number, text = waiting[0]
+            heard = not text or text in open(job["err"]).read()
+            if heard and time.monotonic() - start >= moment:
+                os.killpg(pid, number) if number == signal.SIGKILL else os.kill(pid, number)
+                waiting.pop(0)
+        time.sleep(0.002)
+    print(json.dumps([os.waitstatus_to_exitcode(status), time.monotonic() - start]), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that has ended: its exit code (negative: the signal that killed it), its streams, its time."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A signal to send `after` seconds, once `text` stands on stderr."""
+
+    number: int
+    after: float = 0.0
+    text: str = ""
+
+
+class Processes:
+    """Runs command lines, one after the other."""
+
+    def __init__(self) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", _SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        )
+
+    def run(
+        self,
+        words: Sequence[object],
+        cwd: Path,
+        *,
+        fault: str | None = None,
+        signals: Sequence[Sent] = (),
+        file_limit: int = 0,
+        user: int = 0,
+        env: Mapping[str, str] | None = None,
+    ) -> Ended:
+        """Runs `prune WORDS`.
+
+        Args:
+            words: The command line.
+            cwd: Where to run.
+            fault: A point of `prunecli.checkpoint.durable.reach` to die at.
+            signals: What to send, in order.
+            file_limit: Bytes that a file may have (RLIMIT_FSIZE); 0: any.
+            user: Whom to run as; 0: as now.
+            env: More of the environment.
+        """
+        out, err = cwd / ".out", cwd / ".err"
+        for stream in (out, err):
+            stream.write_text("")
+            stream.chmod(0o666)
+        job = {
+            "argv": [str(word) for word in words],
+            "cwd": str(cwd),
+            "env": {**(env or {}), **({FAULT_VARIABLE: fault} if fault else {})},
+            "out": str(out),
+            "err": str(err),
+            "signals": [(sent.after, sent.number, sent.text) for sent in signals],
+            "limit": file_limit,
+            "user": user,
+        }
+        assert self._server.stdin is not None and self._server.stdout is not None
+        self._server.stdin.write(json.dumps(job) + "\n")
+        self._server.stdin.flush()
+        code, seconds = json.loads(self._server.stdout.readline())
+        return Ended(code, out.read_text(), err.read_text(), seconds)
+
+    def close(self) -> None:
+        """Ends the server."""
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait(timeout=60)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+TRAIN = "train cifar:resnet20 --data digits --epochs 3 --lr 0.05 --batch-size 256 -o x.safetensors --save-every 0".split()
+PROGRESSIVE = (
+    "l1 dense.safetensors --data digits --ratio 0.4 --schedule linear --steps 2 --epochs 1 --calibration-images 64 "
+    "--latency-rounds 2 -o x.safetensors --save-every 0"
+).split()
+RECIPE = """\
+version: 1
+model: {ref: "cifar:resnet20"}
+data: {name: digits, batch_size: 256}
+save_every: 0
+stages:
+  - {stage: train, epochs: 2, lr: 0.05}
+  - {stage: eval, measure: [accuracy, params]}
+  - {stage: prune, method: taylor, params: {ratio: 0.4}, calibration_images: 64, latency_rounds: 2}
+  - {stage: finetune, epochs: 2, lr: 0.01, teacher: parent}
+  - {stage: eval, measure: [accuracy, params]}
+"""
+RUN = "run recipe.yaml --output out".split()
+FAULTS = (
+    "fit:step fit:epoch state:begin state:tensors state:manifest state:renamed state:pruned stage:trained file:staged "
+    "file:synced file:renamed stage:saved"
+).split()
+"""Every point in a training stage; pruning has "stage:pruned" in place of "stage:trained"."""
+
+
+def killed_and_resumed(
+    processes: Processes, words: Sequence[str], cwd: Path, *, fault: str | None = None, after: float | None = None
+) -> dict[str, Any]:
+    """Kills a run at a point or a moment, resumes it until it is done, and says what came of it.
+
+    Returns:
+        "killed": whether the kill came before the end; "tries": how often it was resumed; "code", "err": of the last
+        try; "seconds": of the first.
+    """
+    signals = [Sent(signal.SIGKILL, after)] if after is not None else []
+    first = processes.run(words, cwd, fault=fault, signals=signals)
+    last = processes.run([*words, "--resume"], cwd)
+    return {
+        "killed": first.code == -signal.SIGKILL,
+        "code": last.code,
+        "err": last.err,
+        "seconds": first.seconds,
+    }
