@@ -1,7 +1,7 @@
 """`prune` in real processes that are killed or signalled at a chosen moment.
 
-Importing torch takes longer than the small runs here, so one process imports everything and forks for every run. Before a
-fork it has computed nothing, so the children start as a new interpreter would.
+Importing torch takes longer than the small runs here, so one process imports everything and forks for every run. Before
+a fork it has computed nothing, so the children start as a new interpreter would.
 """
 
 from __future__ import annotations
@@ -152,7 +152,9 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-TRAIN = "train cifar:resnet20 --data digits --epochs 3 --lr 0.05 --batch-size 256 -o x.safetensors --save-every 0".split()
+TRAIN = (
+    "train cifar:resnet20 --data digits --epochs 3 --lr 0.05 --batch-size 256 -o x.safetensors --save-every 0".split()
+)
 PROGRESSIVE = (
     "l1 dense.safetensors --data digits --ratio 0.4 --schedule linear --steps 2 --epochs 1 --calibration-images 64 "
     "--latency-rounds 2 -o x.safetensors --save-every 0"

@@ -140,7 +140,6 @@ class StateStore:
 
     def interrupted(self, signal: int, content: State, place: str) -> Interrupted:
         """Saves a state because of a signal, and words what to do next."""
-        name = _SIGNALS.get(signal, f"signal {signal}")
         saved = self.save(content, place)
         return self.aborted(signal, f" at {place}" if saved else f" at {place}, which could not be saved")
 

@@ -167,6 +167,7 @@ def fit(
             if progress is not None:
                 progress.on_epoch(entry)
             checkpoint()
+        checkpoint.stop()
     if frozen is not None:
         frozen.release()
     return run.result()

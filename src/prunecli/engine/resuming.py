@@ -100,6 +100,8 @@ def stop_requests(tell: Callable[[str], None]) -> Iterator[StopRequest]:
         yield request
     finally:
         restore()
+    if request.signal is not None:  # it came when there was no more step to wait for
+        signal.raise_signal(request.signal)
 
 
 def random_state() -> State:

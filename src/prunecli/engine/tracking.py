@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -18,13 +19,21 @@ class MetricsLog:
         path: The .jsonl file; it is started anew.
         tensorboard: Whether to write event files into a folder called tensorboard.
         continued: Keep the rows of the epochs before the first one that is written now.
+        warn: Told when a row cannot be written: a full disk costs the log, not the training.
 
     Raises:
         RecipeError: TensorBoard is asked for but not installed.
     """
 
-    def __init__(self, path: Path, *, tensorboard: bool = False, continued: bool = False) -> None:
-        self._path, self._continued = path, continued
+    def __init__(
+        self,
+        path: Path,
+        *,
+        tensorboard: bool = False,
+        continued: bool = False,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._path, self._continued, self._warn, self._failed = path, continued, warn, False
         self._file: IO[str] | None = None  # opened with the first row, so a run that cannot start leaves nothing
         self._writer: Any = None
         self._board: Any = None
@@ -37,10 +46,17 @@ class MetricsLog:
 
     def write(self, row: Mapping[str, float | int | None]) -> None:
         """Appends one row; its "epoch" is the step of the TensorBoard curves."""
-        if self._file is None:
-            self._file = self._open(int(row["epoch"] or 0))
-        self._file.write(json.dumps({key: value for key, value in row.items() if value is not None}) + "\n")
-        self._file.flush()
+        if self._failed:
+            return
+        try:
+            if self._file is None:
+                self._file = self._open(int(row["epoch"] or 0))
+            self._file.write(json.dumps({key: value for key, value in row.items() if value is not None}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            self._failed = True
+            self._warn(f"{self._path}: could not be written ({error.strerror or error}); training goes on without it")
+            return
         if self._board is not None:
             for key, value in row.items():
                 if key != "epoch" and value is not None:
@@ -62,7 +78,8 @@ class MetricsLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # what could not be flushed has been warned about
+                self._file.close()
         if self._board is not None:
             self._board.close()
 

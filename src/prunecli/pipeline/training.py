@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunecli.checkpoint.confinement import stays_inside
 from prunecli.checkpoint.durable import reach
 from prunecli.checkpoint.io import file_sha256
 from prunecli.checkpoint.manifest import Manifest
@@ -79,12 +80,12 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
     log_path = out.with_suffix(".metrics.jsonl")
     title = "finetune" if finetuning else "train"
     room_for(space, out)
-    space.sink.note(f"{title} {loaded.name} on {len(split.labels)} images of {data.name}, {space.device.type}")
     with (
         saved_states(space, out, identity_of(space, stage, split)) as states,
-        MetricsLog(log_path, tensorboard=stage.tensorboard, continued=states.exists()) as log,
+        MetricsLog(log_path, tensorboard=stage.tensorboard, continued=states.exists(), warn=space.sink.warn) as log,
         space.sink.progress(title, config.epochs * len(train)) as advance,
     ):
+        space.sink.note(f"{title} {loaded.name} on {len(split.labels)} images of {data.name}, {space.device.type}")
         progress = _FitProgress(space, log, advance, config.epochs)
         result = fit(
             loaded.model,
@@ -113,13 +114,16 @@ def _teacher(space: Workspace, name: str) -> nn.Module:
     step = space.model().manifest.last("prune")
     if step is None or step.parent is None:
         raise ModelError(f"{space.model().name}: names no parent it was pruned from; give --teacher a weights file")
-    # Its path was written down where pruning ran; it may also lie beside the checkpoint.
-    here = space.model().path
-    places = [Path(step.parent), *([here.with_name(Path(step.parent).name)] if here is not None else [])]
+    # Its path was written down where pruning ran, perhaps by somebody else; it may also lie beside the checkpoint.
+    here = space.model().path or Path()
+    places = [
+        p for p in (Path(step.parent), here.with_name(Path(step.parent).name)) if stays_inside(p, here.parent, Path())
+    ]
     path = next((p for p in places if p.is_file() and file_sha256(p) == step.parent_sha256), None)
     if path is None:
         raise ModelError(
-            f"{step.parent}: the parent is gone or has changed; give --teacher the file it was pruned from"
+            f"{step.parent}: the parent is not in this folder or the checkpoint's, or has changed; give --teacher the "
+            "file it was pruned from"
         )
     return load_companion(path, space.model().manifest.architecture.ref).model
 

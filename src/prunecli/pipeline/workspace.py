@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunecli.checkpoint.confinement import stays_inside
 from prunecli.checkpoint.manifest import Architecture, InputNormalisation, Manifest, Step, as_json
 from prunecli.data.catalog import default_root, load_data
 from prunecli.data.loader import Batches, Preprocessing, evaluation_batches
@@ -82,8 +83,21 @@ class Workspace:
         if self.loaded is not None:
             for step in reversed(self.loaded.manifest.history):
                 if step.data is not None:
-                    return str(step.data["name"])
+                    return self._trusted(str(step.data["name"]))
         return None
+
+    def _trusted(self, name: str) -> str:
+        """A data set that a manifest names, perhaps somebody else's: no path out of this folder or the data folder."""
+        path = name.partition(":")[2] or (name if name.endswith(".npz") else "")
+        if path and not stays_inside(path, Path(), self._data_root()):
+            raise DataError(
+                f"the checkpoint was last used with {name}, outside this folder: name it with --data {name}"
+            )
+        return name
+
+    def _data_root(self) -> Path:
+        section = self.recipe.data
+        return Path(section.root).expanduser() if section.root else default_root()
 
     def data(self, default: str | None = None) -> ImageData:
         """The data set with its validation split held out.
@@ -96,8 +110,7 @@ class Workspace:
             if name is None:
                 raise DataError("no data set: name one with --data, for instance --data cifar10")
             section = self.recipe.data
-            root = Path(section.root).expanduser() if section.root else default_root()
-            self._data = hold_out(load_data(name, root, download=section.download), section.val_fraction)
+            self._data = hold_out(load_data(name, self._data_root(), download=section.download), section.val_fraction)
         return self._data
 
     def model(self) -> LoadedModel:

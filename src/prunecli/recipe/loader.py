@@ -15,6 +15,7 @@ from prunecli.errors import RecipeError
 Path_ = tuple[str | int, ...]
 MAX_DEPTH = 32
 MAX_BYTES = 1_000_000
+_MAX_DIGITS = 1_000
 
 _NULL = re.compile(r"~|null|Null|NULL|")
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
@@ -22,6 +23,10 @@ _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _SPECIAL_FLOAT = re.compile(r"[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN")
 _ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+ENVIRONMENT = "<environment>"
+"""Added to the path of a value, it has a position if the value comes from the user's environment."""
 
 
 @dataclass
@@ -114,7 +119,14 @@ def _construct(node: yaml.Node, path: Path_, document: Document) -> Any:
         return mapping
     if isinstance(node, yaml.SequenceNode):
         return [_construct(item, (*path, index), document) for index, item in enumerate(node.value)]
+    if _from_environment(node.value):
+        document.positions[(*path, ENVIRONMENT)] = document.positions[path]
     return _scalar(node, document.source)
+
+
+def _from_environment(text: str) -> bool:
+    """Whether a variable that the user has set takes part in a value."""
+    return any(os.environ.get(match[1]) for match in _ENV.finditer(text))
 
 
 def _scalar(node: yaml.Node, source: str) -> Any:
@@ -126,6 +138,8 @@ def _scalar(node: yaml.Node, source: str) -> Any:
     if _BOOL.fullmatch(text):
         return text.lower() == "true"
     if _INT.fullmatch(text):
+        if len(text) > _MAX_DIGITS:
+            raise RecipeError(f"{_place(source, node)}: a number of {len(text):,} digits")
         return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
     if _FLOAT.fullmatch(text):
         return float(text)

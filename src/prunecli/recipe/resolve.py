@@ -10,10 +10,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from prunecli.checkpoint.confinement import stays_inside
 from prunecli.errors import MethodError, RecipeError, nearest, unknown
 from prunecli.methods.registry import get_method
 from prunecli.recipe.fields import fields_of
-from prunecli.recipe.loader import Document, Path_, load_yaml, parse_value
+from prunecli.recipe.loader import ENVIRONMENT, Document, Path_, load_yaml, parse_value
 from prunecli.recipe.schema import STAGES, DataSection, ModelSection, Recipe, Stage
 
 MAX_EXTENDS = 8
@@ -75,6 +76,8 @@ def resolve(document: Document | None, overrides: Iterable[Override] = ()) -> Pl
         RecipeError: Something is wrong; the message has file, line and column, or the flag.
     """
     data, origins = _with_extended(document, ()) if document is not None else ({}, {})
+    if document is not None:
+        _confine(data, origins, Path(document.source).parent)
     for override in overrides:
         _assign(data, origins, override)
     return Plan(_Checker(origins).recipe(data), origins)
@@ -115,12 +118,37 @@ def _with_extended(document: Document, seen: tuple[Path, ...]) -> tuple[dict[str
     if not isinstance(base, str):
         raise RecipeError(f"{where}: extends has to be the path of a recipe")
     target = (here.parent / base).resolve()
+    top = seen[0] if seen else here
+    if not stays_inside(target, top.parent):
+        raise RecipeError(f"{where}: extends {base} leads out of {top.parent}; copy that recipe into the folder")
     if target in (*seen, here) or len(seen) >= MAX_EXTENDS:
         raise RecipeError(f"{where}: {base} extends itself, directly or through others")
     shown = Path(document.source).parent / base
     data, merged = _with_extended(load_yaml(shown), (*seen, here))
     _merge(data, merged, own, origins, ())
     return data, merged
+
+
+def _confine(data: Mapping[str, Any], origins: Mapping[Path_, str], folder: Path) -> None:
+    """Refuses network files outside the recipe's folder and the current one, unless the user's environment names them.
+
+    Flags and --set come later: they are the user's own words.
+    """
+    places: list[tuple[Path_, Any]] = []
+    if isinstance(data.get("model"), dict):
+        places.append((("model", "weights"), data["model"].get("weights")))
+    for index, stage in enumerate(data["stages"] if isinstance(data.get("stages"), list) else []):
+        if isinstance(stage, dict) and stage.get("teacher") != "parent":
+            places.append((("stages", index, "teacher"), stage.get("teacher")))
+    for path, value in places:
+        if not isinstance(value, str) or path not in origins or (*path, ENVIRONMENT) in origins:
+            continue
+        if not stays_inside(value, folder, Path()) or value.startswith("~"):
+            name = ".".join(map(str, path))
+            raise RecipeError(
+                f"{origins[path]}: {name} {value} leads out of the recipe's folder and this one; if you trust it, give "
+                f"--set {name}={value}"
+            )
 
 
 def _merge(

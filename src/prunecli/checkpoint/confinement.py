@@ -1,0 +1,19 @@
+"""Paths that come out of files: a manifest or recipe from somebody else may not lead out of the folders at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def stays_inside(path: str | Path, *folders: Path) -> bool:
+    """Whether `path` lies in one of `folders`, with `..` and symbolic links followed.
+
+    Args:
+        path: Absolute, or relative to the current folder; `~` is nobody's folder.
+        folders: Folders that may be read from.
+    """
+    try:
+        target = Path(path).resolve()
+        return any(target.is_relative_to(folder.resolve()) for folder in folders)
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a null byte
+        return False

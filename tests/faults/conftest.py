@@ -1,0 +1,63 @@
+"""Processes to kill, and the results of undisturbed runs to compare with."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.processes import PROGRESSIVE, RECIPE, RUN, TRAIN, Processes, sha256
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[Processes]:
+    """One server for all tests of a worker."""
+    server = Processes()
+    yield server
+    server.close()
+
+
+class Undisturbed:
+    """Results of runs that nobody stopped, by name of the run; each is made once."""
+
+    def __init__(self, processes: Processes, root: Path) -> None:
+        self._processes, self._root = processes, root
+
+    def folder(self, name: str, place: Path) -> list[str]:
+        """Puts what the run `name` needs into `place`; returns its command line."""
+        if name == "progressive":
+            shutil.copy(self.result("train") / "x.safetensors", place / "dense.safetensors")
+        if name == "run":
+            (place / "recipe.yaml").write_text(RECIPE)
+        return {"train": TRAIN, "progressive": PROGRESSIVE, "run": RUN}[name]
+
+    def result(self, name: str) -> Path:
+        """The folder of the finished run."""
+        folder = self._root / name
+        if not folder.exists():
+            folder.mkdir()
+            done = self._processes.run(self.folder(name, folder), folder)
+            assert done.code == 0, done.err
+        return folder
+
+    def hashes(self, name: str) -> dict[str, str]:
+        """What `checkpoints` should give."""
+        return checkpoints(self.result(name))
+
+    def seconds(self, name: str, place: Path) -> float:
+        """How long the run takes."""
+        return self._processes.run(self.folder(name, place), place).seconds
+
+
+def checkpoints(folder: Path) -> dict[str, str]:
+    """Hashes of all checkpoints that a run in `folder` wrote."""
+    found = [*folder.glob("x.safetensors"), *folder.glob("out/*.safetensors")]
+    return {path.name: sha256(path) for path in found}
+
+
+@pytest.fixture(scope="session")
+def undisturbed(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """See `Undisturbed`."""
+    return Undisturbed(processes, tmp_path_factory.mktemp("undisturbed"))

@@ -1,0 +1,217 @@
+"""Killed at any moment and resumed, a run writes the same bytes as one that nobody stopped."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.faults.conftest import Undisturbed, checkpoints
+from tests.faults.processes import FAULTS, PROGRESSIVE, TRAIN, Processes, Sent, killed_and_resumed
+
+_QUICK = [
+    ("train", "fit:step@4"), ("train", "state:tensors@5"), ("train", "state:renamed@9"), ("train", "stage:saved"),
+    ("progressive", "fit:step@3"), ("progressive", "fit:step@14"), ("progressive", "stage:pruned"),
+    ("run", "run:noted@3"), ("run", "fit:step@14"),
+]  # fmt: skip
+_PRUNING = [fault.replace("stage:trained", "stage:pruned") for fault in FAULTS]
+_ALL = [
+    *((name, f"{fault}@{time}") for name, faults in (("train", FAULTS), ("progressive", _PRUNING)) for fault in faults
+      for time in (1, 2, 7)),
+    *(("run", f"{fault}@{time}") for fault in [*FAULTS, "stage:pruned", "run:noted"] for time in (1, 2, 4)),
+]  # fmt: skip
+
+
+def _check(processes: Processes, undisturbed: Undisturbed, place: Path, name: str, **when: object) -> bool:
+    wanted = undisturbed.hashes(name)
+    words = undisturbed.folder(name, place)
+    came = killed_and_resumed(processes, words, place, **when)  # type: ignore[arg-type]
+    assert came["code"] == 0, came["err"]
+    assert checkpoints(place) == wanted
+    assert not list(place.glob("**/*.state")) and not list(place.glob("**/.x.*"))
+    return bool(came["killed"])
+
+
+@pytest.mark.parametrize(("name", "fault"), _QUICK)
+def test_killed_at_a_point(
+    processes: Processes, undisturbed: Undisturbed, tmp_path: Path, name: str, fault: str
+) -> None:
+    assert _check(processes, undisturbed, tmp_path, name, fault=fault)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "fault"), _ALL)
+def test_killed_at_every_point(
+    processes: Processes, undisturbed: Undisturbed, tmp_path: Path, name: str, fault: str
+) -> None:
+    killed = _check(processes, undisturbed, tmp_path, name, fault=fault)
+    assert killed or not fault.endswith("@1"), "the point was never reached"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train", "progressive", "run"])
+def test_killed_at_twenty_random_moments(
+    processes: Processes, undisturbed: Undisturbed, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "timed").mkdir()
+    seconds = undisturbed.seconds(name, tmp_path / "timed")
+    generator = random.Random(0)
+    killed = 0
+    for moment in range(20):
+        place = tmp_path / str(moment)
+        place.mkdir()
+        killed += _check(processes, undisturbed, place, name, after=generator.uniform(0, seconds))
+    assert killed >= 15
+
+
+def test_metrics_are_those_of_one_run(processes: Processes, undisturbed: Undisturbed, tmp_path: Path) -> None:
+    def rows(folder: Path) -> list[dict[str, float]]:
+        lines = (folder / "x.metrics.jsonl").read_text().splitlines()
+        return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+    wanted = rows(undisturbed.result("train"))
+    assert processes.run(TRAIN, tmp_path, fault="fit:epoch@2").code == -signal.SIGKILL
+    with (tmp_path / "x.metrics.jsonl").open("a") as log:
+        log.write('{"epoch": 2, "cut o')  # as a crash in the middle of a write leaves it
+    assert processes.run([*TRAIN, "--resume"], tmp_path).code == 0
+    assert rows(tmp_path) == wanted and len(wanted) == 3
+
+
+@pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
+    processes: Processes, undisturbed: Undisturbed, tmp_path: Path, number: int, code: int, name: str
+) -> None:
+    words = [word if word != "0" else "1000" for word in TRAIN]  # nothing is saved but for the signal
+    stopped = processes.run(words, tmp_path, signals=[Sent(number, text="epoch 1/3")])
+    assert stopped.code == code
+    lines = stopped.err.splitlines()
+    assert lines[-2] == "finishing the step, then saving; once more aborts without saving"
+    assert lines[-1].startswith(f"error: stopped by {name} at epoch ")
+    assert lines[-1].endswith(f"Go on with: prune {' '.join(words)} --resume")
+    assert len(list(tmp_path.glob("x.state/state-*"))) == 1 and not (tmp_path / "x.safetensors").exists()
+    resumed = processes.run([*words, "--resume"], tmp_path)
+    assert resumed.code == 0 and checkpoints(tmp_path) == undisturbed.hashes("train"), resumed.err
+
+
+def test_a_second_signal_aborts_at_once(processes: Processes, tmp_path: Path) -> None:
+    # Two long steps an epoch, so that the second signal comes while the first waits for its step.
+    words = "train cifar:resnet110 --data digits --epochs 3 --batch-size 1000 -o x.safetensors".split()
+    signals = [Sent(signal.SIGINT, text="epoch 1/3"), Sent(signal.SIGINT, text="finishing the step")]
+    stopped = processes.run(words, tmp_path, signals=signals)
+    assert stopped.code == 130
+    assert stopped.err.splitlines()[-1] == "error: stopped by Ctrl-C; no state was saved yet"
+    assert not list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob("*.state"))
+
+
+def test_a_damaged_state_is_set_aside_and_the_one_before_is_used(
+    processes: Processes, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    assert processes.run(TRAIN, tmp_path, fault="fit:step@9").code == -signal.SIGKILL
+    older, newest = sorted(tmp_path.glob("x.state/state-*"))
+    content = bytearray((newest / "state.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / "state.pt").write_bytes(bytes(content))
+    resumed = processes.run([*TRAIN, "--resume"], tmp_path)
+    assert resumed.code == 0 and checkpoints(tmp_path) == undisturbed.hashes("train")
+    warning = next(line for line in resumed.err.splitlines() if line.startswith("warning"))
+    assert newest.name in warning and "set aside as damaged-state-" in warning and older.name not in warning
+
+
+def test_all_states_damaged_begins_anew(processes: Processes, undisturbed: Undisturbed, tmp_path: Path) -> None:
+    assert processes.run(TRAIN, tmp_path, fault="fit:step@9").code == -signal.SIGKILL
+    for state in tmp_path.glob("x.state/state-*"):
+        (state / "manifest.json").write_text("{")
+    resumed = processes.run([*TRAIN, "--resume"], tmp_path)
+    assert resumed.code == 0 and resumed.err.count("set aside as") == 2
+    assert checkpoints(tmp_path) == undisturbed.hashes("train")
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--lr", "0.01"], "was saved with lr 0.05, not 0.01; give the same settings to --resume"),
+        (["--seed", "3"], "was saved with seed 0, not 3"),
+        (["--batch-size", "64"], "was saved with data.batch_size 256, not 64"),
+    ],
+)
+def test_a_state_of_another_run_is_refused(
+    processes: Processes, tmp_path_factory: pytest.TempPathFactory, extra: list[str], message: str
+) -> None:
+    place = tmp_path_factory.getbasetemp() / "half_done"
+    if not place.exists():
+        place.mkdir()
+        assert processes.run(TRAIN, place, fault="fit:step@2").code == -signal.SIGKILL
+    before = sorted(place.glob("x.state/state-*/*"))
+    refused = processes.run([*TRAIN, *extra, "--resume"], place)
+    assert refused.code == 2 and message in refused.err and len(refused.err.splitlines()) <= 2, refused.err
+    assert sorted(place.glob("x.state/state-*/*")) == before and before
+
+
+def test_what_to_do_with_an_unfinished_run_has_to_be_said(
+    processes: Processes, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    assert processes.run(TRAIN, tmp_path, fault="fit:step@2").code == -signal.SIGKILL
+    asked = processes.run(TRAIN, tmp_path)
+    assert asked.code == 2 and "add --resume to go on, or --force to begin anew" in asked.err
+    both = processes.run([*TRAIN, "--resume", "--force"], tmp_path)
+    assert both.code == 2 and "give one of them" in both.err
+    anew = processes.run([*TRAIN, "--force"], tmp_path)
+    assert anew.code == 0 and checkpoints(tmp_path) == undisturbed.hashes("train")
+    done = processes.run([*TRAIN, "--resume"], tmp_path)
+    assert done.code == 0 and "finished already" in done.err
+
+
+def test_the_newest_states_are_kept(processes: Processes, tmp_path: Path) -> None:
+    processes.run([*TRAIN, "--keep-states", "3"], tmp_path, fault="fit:step@8")
+    names = [path.name for path in sorted(tmp_path.glob("x.state/state-*"))]
+    assert names == ["state-00000006", "state-00000007", "state-00000008"][: len(names)] and len(names) == 3
+
+
+def test_a_resumed_run_finds_its_plan_changed(processes: Processes, undisturbed: Undisturbed, tmp_path: Path) -> None:
+    words = undisturbed.folder("run", tmp_path)
+    assert processes.run(words, tmp_path, fault="run:noted@2").code == -signal.SIGKILL
+    changed = processes.run([*words, "--resume", "--set", "stages.3.epochs=5"], tmp_path)
+    assert changed.code == 2 and "is another plan than this one" in changed.err
+    (tmp_path / "out" / "trained.safetensors").unlink()
+    gone = processes.run([*words, "--resume"], tmp_path)
+    assert gone.code == 2 and "trained.safetensors: is gone" in gone.err
+
+
+def test_a_state_says_what_it_is_and_runs_nothing(processes: Processes, tmp_path: Path) -> None:
+    assert processes.run(TRAIN, tmp_path, fault="fit:step@2").code == -signal.SIGKILL
+    state = sorted(tmp_path.glob("x.state/state-*"))[-1]
+    manifest = json.loads((state / "manifest.json").read_text())
+    assert manifest["place"] == "epoch 1, batch 1" and manifest["identity"]["lr"] == 0.05
+    content = torch.load(state / "state.pt", weights_only=True)
+    assert {"model", "optimizer", "schedule", "scaler", "random", "position"} <= set(content)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_not_change_what_is_resumed(
+    processes: Processes, undisturbed: Undisturbed, tmp_path: Path, workers: int
+) -> None:
+    words = [*TRAIN, "--workers", str(workers)]
+    assert processes.run(words, tmp_path, fault="fit:step@8").code == -signal.SIGKILL
+    shutil.copytree(tmp_path / "x.state", tmp_path / "copy.state")
+    assert processes.run([*TRAIN, "--resume"], tmp_path).code == 0  # none now
+    model = torch.load(sorted(tmp_path.glob("copy.state/state-*"))[-1] / "state.pt", weights_only=True)["model"]
+    assert all(torch.isfinite(tensor.float()).all() for tensor in model.values())
+    # The command in the manifest names the workers of the process that finished, which had none.
+    assert checkpoints(tmp_path) == undisturbed.hashes("train")
+
+
+def test_a_progressive_run_can_be_stopped_in_its_last_step(
+    processes: Processes, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    wanted = undisturbed.hashes("progressive")
+    words = undisturbed.folder("progressive", tmp_path)
+    stopped = processes.run(words, tmp_path, signals=[Sent(signal.SIGTERM, text="step 1/2")])
+    assert stopped.code == 143 and "Go on with: prune l1" in stopped.err, stopped.err
+    resumed = processes.run([*PROGRESSIVE, "--resume"], tmp_path)
+    assert resumed.code == 0 and checkpoints(tmp_path) == wanted, resumed.err
