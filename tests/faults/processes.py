@@ -12,7 +12,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,9 @@ def child(job):
     if job["limit"]:
         import resource
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["limit"], job["limit"]))
+    os.umask(job["umask"])
+    if job["warm"]:  # what another user may not read has to be imported before
+        prunecli.cli.app.run(job["warm"])
     if job["user"]:
         os.setgroups([]); os.setgid(job["user"]); os.setuid(job["user"])
     sys.argv = ["prune", *job["argv"]]
@@ -107,6 +112,8 @@ class Processes:
         signals: Sequence[Sent] = (),
         file_limit: int = 0,
         user: int = 0,
+        warm: Sequence[object] = (),
+        umask: int = 0o022,
         env: Mapping[str, str] | None = None,
     ) -> Ended:
         """Runs `prune WORDS`.
@@ -118,6 +125,8 @@ class Processes:
             signals: What to send, in order.
             file_limit: Bytes that a file may have (RLIMIT_FSIZE); 0: any.
             user: Whom to run as; 0: as now.
+            warm: A command line to run before that, as now.
+            umask: Bits that new files do not get.
             env: More of the environment.
         """
         out, err = cwd / ".out", cwd / ".err"
@@ -133,6 +142,8 @@ class Processes:
             "signals": [(sent.after, sent.number, sent.text) for sent in signals],
             "limit": file_limit,
             "user": user,
+            "warm": [str(word) for word in warm],
+            "umask": umask,
         }
         assert self._server.stdin is not None and self._server.stdout is not None
         self._server.stdin.write(json.dumps(job) + "\n")
@@ -177,6 +188,21 @@ FAULTS = (
     "file:synced file:renamed stage:saved"
 ).split()
 """Every point in a training stage; pruning has "stage:pruned" in place of "stage:trained"."""
+
+
+def when(file: Path, text: str, action: Callable[[], object]) -> threading.Thread:
+    """Does something as soon as `text` stands in a file."""
+
+    def wait() -> None:
+        for _ in range(30_000):
+            if file.exists() and text in file.read_text():
+                action()
+                return
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
 
 
 def killed_and_resumed(

@@ -83,6 +83,7 @@ class StateStore:
         self._owner, self._keep, self._every, self._warn, self._command = owner, keep, every, warn, command
         self._last = time.monotonic()
         self._took = 0.0
+        self._failing = False
         for leftover in folder.glob(f"{_STAGED}*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -131,11 +132,14 @@ class StateStore:
             self._write(content, place)
         except (OSError, RuntimeError) as error:  # torch.save has RuntimeError for a failed write
             cause = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
-            self._warn(f"{self.folder}: the state at {place} could not be saved ({cause}); the run goes on without it")
+            if not self._failing:  # once is enough, until it works again
+                self._warn(f"{self.folder}: the state at {place} could not be saved ({cause}); the run goes on without")
+            self._failing = True
             return False
         finally:
             self._last = time.monotonic()
             self._took = self._last - start
+        self._failing = False
         return True
 
     def interrupted(self, signal: int, content: State, place: str) -> Interrupted:

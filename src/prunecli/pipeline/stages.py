@@ -83,8 +83,8 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
         networks = [loaded.model.cpu(), result.model.cpu()]
         timing = time_paired(networks, [example, example], rounds=stage.latency_rounds, device=space.device)
         space.parent = loaded
-        space.finish(LoadedModel(result.model, result.manifest, loaded.fixed_size), out)
-    return PruneOutcome(out, result.report, timing)
+        path = space.finish(LoadedModel(result.model, result.manifest, loaded.fixed_size), out)
+    return PruneOutcome(path, result.report, timing)
 
 
 def _calibration(space: Workspace, stage: PruneStage, split: Split | None) -> Batches | None:

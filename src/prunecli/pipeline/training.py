@@ -102,8 +102,8 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
         )
         reach("stage:trained")
         loaded.manifest.history.append(step.model_copy(update={"figures": _fit_figures(result)}))
-        space.finish(loaded, out)
-    return TrainOutcome(out, log_path, result)
+        path = space.finish(loaded, out)
+    return TrainOutcome(path, log_path, result)
 
 
 def _teacher(space: Workspace, name: str) -> nn.Module:

@@ -245,8 +245,18 @@ class Workspace:
             command=self.command,
         )
 
-    def finish(self, loaded: LoadedModel, path: Path) -> None:
-        """Saves `loaded` as the run's current network."""
+    def finish(self, loaded: LoadedModel, path: Path) -> Path:
+        """Saves `loaded` as the run's current network.
+
+        Returns:
+            Where it was saved: beside `path` if somebody made a file of that name since the run began.
+        """
+        wanted, number = path, 1
+        while path.exists() and not (self.force or self.resume):
+            number += 1
+            path = wanted.with_stem(f"{wanted.stem}-{number}")
+        if path != wanted:
+            self.sink.warn(f"{wanted}: was made by somebody else meanwhile; saved as {path}")
         architecture: Architecture = loaded.manifest.architecture
         shape = self.input_shape()
         used = self.preprocessing()
@@ -261,3 +271,4 @@ class Workspace:
         save(path, loaded.model.cpu(), manifest)
         # The next stage starts from what lies on the disk, so that it computes the same when it is resumed from there.
         self.loaded = load_file(path)
+        return path
