@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import shutil
 import tempfile
 import time
@@ -130,7 +131,7 @@ class StateStore:
         start = time.monotonic()
         try:
             self._write(content, place)
-        except (OSError, RuntimeError) as error:  # torch.save has RuntimeError for a failed write
+        except (OSError, RuntimeError, pickle.PickleError) as error:  # torch.save has RuntimeError for a failed write
             cause = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
             if not self._failing:  # once is enough, until it works again
                 self._warn(f"{self.folder}: the state at {place} could not be saved ({cause}); the run goes on without")
@@ -171,6 +172,8 @@ class StateStore:
             staged.chmod(0o777 & ~current_umask())
             with (staged / _TENSORS).open("wb") as file:
                 torch.save(content, file)
+            # What is saved has to be readable later; mapped, so that only the outline is read.
+            torch.load(staged / _TENSORS, map_location="cpu", weights_only=True, mmap=True)
             sync(staged / _TENSORS)
             reach("state:tensors")
             manifest = StateManifest(
