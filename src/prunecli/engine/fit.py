@@ -21,6 +21,7 @@ from prunecli.engine.device import channels_last, seed_everything
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.freezing import FrozenBackbone
 from prunecli.engine.optimizer import make_optimizer
+from prunecli.engine.resources import resource_errors
 from prunecli.engine.resuming import (
     Checkpoint,
     Keeper,
@@ -145,6 +146,7 @@ def fit(
         PruneError: The loss or the weights are no longer finite.
         ModelError: A saved state does not fit.
         Interrupted: A signal came; the state is saved.
+        ResourceError: Memory ran out, or a process that loads images died.
     """
     seed_everything(config.seed)
     model.to(device)
@@ -158,7 +160,8 @@ def fit(
             if frozen is not None and run.position.epoch > config.freeze_backbone_epochs:
                 frozen.release()
                 frozen = None
-            loss = run.epoch(train, progress, frozen, checkpoint)
+            with resource_errors(getattr(train, "batch_size", None)):
+                loss = run.epoch(train, progress, frozen, checkpoint)
             figures = None
             if validation is not None:
                 figures = evaluate(model, validation, device, on_step=lambda done: checkpoint.stop(), task=run.task)

@@ -75,7 +75,11 @@ def compare_run(reports: Sequence[Path], device: torch.device, *, rounds: int = 
     files = [Path(report.model.path) for report in read if report.model.path is not None]
     if len(files) < len(read) or not all(path.is_file() for path in files):
         return compare_reports(names, read)
-    networks = [load_companion(path, report.model.ref).model for path, report in zip(files, read, strict=True)]
+    # What was evaluated was loaded once already, with whatever numbers it holds.
+    networks = [
+        load_companion(path, report.model.ref, allow_nonfinite=True).model
+        for path, report in zip(files, read, strict=True)
+    ]
     generator = torch.Generator().manual_seed(0)
     examples = [torch.randn(1, *report.model.input_shape, generator=generator) for report in read]
     timing = time_paired(networks, examples, rounds=rounds, device=device)

@@ -45,6 +45,7 @@ class StepTraining:
             section.batch_size,
             seed=space.recipe.seed,
             workers=section.workers,
+            bad=space.bad,
         )
         self._optimizer: torch.optim.Optimizer | None = None
         saved = states.load()

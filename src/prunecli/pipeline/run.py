@@ -152,7 +152,7 @@ def _pass_over(space: Workspace, stage: Stage, path: Path) -> Comparison | None:
     else:
         if isinstance(stage, PruneStage):
             space.parent = space.model()
-        space.loaded = load_file(path)
+        space.loaded = load_file(path, allow_nonfinite=space.recipe.model.allow_nonfinite)
     return None
 
 

@@ -96,6 +96,7 @@ def sensitivity_stage(
         stage.calibration_images,
         space.recipe.data.batch_size,
         seed=space.recipe.seed,
+        bad=space.bad,
     )
     model = loaded.model.to(space.device).eval()
     groups, scores, left_out = _ranked(space, stage, model, calibration)
@@ -119,6 +120,7 @@ def sensitivity_stage(
             curves.append(study.curve(name, ratios, lambda point: advance(next(done), f"{100 * point.ratio:g} %")))
             worst = max(point.drop for point in curves[-1].points)
             space.sink.note(f"{number + 1}/{len(scores)} {name}: at most {worst:.2f} points lost")
+    space.tell_bad()
     return SensitivityOutcome(tuple(curves), study.baseline, study.propose(curves, max_drop), left_out, len(chosen))
 
 
@@ -150,14 +152,15 @@ def write_recipe(space: Workspace, stage: PruneStage, outcome: SensitivityOutcom
         ],
     }
     head = "# Written by `prune sensitivity`; use it with `prune run` or `prune prune`.\n"
-    write_text_atomically(path, head + yaml.safe_dump(written, sort_keys=False, width=110))
+    text = head + yaml.safe_dump(written, sort_keys=False, width=110)
+    write_text_atomically(path, text, replace=space.force)
 
 
-def write_plot(outcome: SensitivityOutcome, max_drop: float, title: str, path: Path) -> None:
+def write_plot(outcome: SensitivityOutcome, max_drop: float, title: str, path: Path, *, replace: bool) -> None:
     """Draws the curves to a .png, .svg or .pdf file."""
     curves = {curve.group: [(point.removed, point.drop) for point in curve.points] for curve in outcome.curves}
     picture = sensitivity_plot(curves, max_drop, title, path.suffix.removeprefix("."))
-    write_atomically(path, lambda temporary: temporary.write_bytes(picture))
+    write_atomically(path, lambda temporary: temporary.write_bytes(picture), replace=replace)
 
 
 def _ranked(

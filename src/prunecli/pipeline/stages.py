@@ -13,6 +13,7 @@ from prunecli.checkpoint.durable import reach, write_text_atomically
 from prunecli.data.loader import Batches, CalibrationBatches
 from prunecli.data.splits import ImageData, Split
 from prunecli.engine.evaluate import evaluate
+from prunecli.engine.resources import resource_errors
 from prunecli.engine.tasks import Accuracy
 from prunecli.errors import RecipeError
 from prunecli.measure.counts import count_macs, nonzero_count, parameter_count
@@ -62,7 +63,10 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
     training = {"epochs": stage.epochs, "lr": stage.lr, "optimizer": stage.optimizer} if stage.epochs else {}
     example = space.example()
     room_for(space, out)
-    with saved_states(space, out, identity_of(space, stage, split)) as states:
+    with (
+        resource_errors(space.recipe.data.batch_size),
+        saved_states(space, out, identity_of(space, stage, split)) as states,
+    ):
         recover = StepTraining(space, stage, states) if stage.epochs else None
         result = prune_model(
             loaded.model.to(space.device),
@@ -79,6 +83,7 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
             resume=recover.resume if recover is not None else None,
             step=space.step("prune", training, split=split),
         )
+        space.tell_bad()
         reach("stage:pruned")
         networks = [loaded.model.cpu(), result.model.cpu()]
         timing = time_paired(networks, [example, example], rounds=stage.latency_rounds, device=space.device)
@@ -91,8 +96,14 @@ def _calibration(space: Workspace, stage: PruneStage, split: Split | None) -> Ba
     """Batches of images and labels from `split`."""
     if split is None:
         return None
-    size, seed = space.recipe.data.batch_size, space.recipe.seed
-    return CalibrationBatches(split, space.preprocessing(), stage.calibration_images, size, seed=seed).labelled
+    return CalibrationBatches(
+        split,
+        space.preprocessing(),
+        stage.calibration_images,
+        space.recipe.data.batch_size,
+        seed=space.recipe.seed,
+        bad=space.bad,
+    ).labelled
 
 
 def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
@@ -158,7 +169,14 @@ def _accuracy(space: Workspace, stage: EvalStage) -> tuple[dict[str, Any], DataI
             lambda done: advance(done, f"{done} images"),
             space.task(),
         )
-    info = DataInfo(name=data.name, split=stage.split, images=figures.images, fingerprint=split.fingerprint())
+    space.tell_bad()
+    info = DataInfo(
+        name=data.name,
+        split=stage.split,
+        images=figures.images,
+        fingerprint=split.fingerprint(),
+        skipped=len(split.labels) - figures.images,
+    )
     named = dataclasses.asdict(figures)
     if not isinstance(figures, Accuracy):
         found = zip(data.class_names, figures.class_iou, strict=True)

@@ -73,6 +73,7 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
         section.batch_size,
         seed=space.recipe.seed,
         workers=section.workers,
+        bad=space.bad,
     )
     validation = space.batches(data.validation) if data.validation is not None else None
     if stage.patience is not None and validation is None:
@@ -100,6 +101,7 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
             keeper=states,
             tell=space.sink.note,
         )
+        space.tell_bad()
         reach("stage:trained")
         loaded.manifest.history.append(step.model_copy(update={"figures": _fit_figures(result)}))
         path = space.finish(loaded, out)

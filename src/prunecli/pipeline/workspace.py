@@ -13,6 +13,7 @@ from torch import Tensor
 from prunecli.checkpoint.confinement import stays_inside
 from prunecli.checkpoint.manifest import Architecture, InputNormalisation, Manifest, Step, as_json
 from prunecli.data.catalog import default_root, load_data
+from prunecli.data.images import BadImages
 from prunecli.data.loader import Batches, Preprocessing, evaluation_batches
 from prunecli.data.splits import ImageData, Split, hold_out
 from prunecli.engine.device import pick_device, seed_everything
@@ -25,6 +26,7 @@ from prunecli.pipeline.sink import Sink
 from prunecli.recipe.schema import Recipe
 
 DEFAULT_DATA = "digits"
+_NAMED = 3
 _SIZE = re.compile(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?")
 
 
@@ -55,6 +57,7 @@ class Workspace:
         loaded: The current network; None until it is needed.
         parent: The network that was pruned last, for distillation and paired timing.
         reports: Reports written so far, in order.
+        bad: Unreadable images met so far.
     """
 
     recipe: Recipe
@@ -71,6 +74,8 @@ class Workspace:
 
     def __post_init__(self) -> None:
         self.device = pick_device(self.recipe.device)
+        self.bad = BadImages(self.recipe.data.skip_bad)
+        self._told_bad = 0
         if self.recipe.data.image_size is not None:
             parse_size(self.recipe.data.image_size)  # a wrong one is noticed before any work
         if self.recipe.threads is not None:
@@ -130,6 +135,7 @@ class Workspace:
                     section.ref,
                     num_classes=section.num_classes,
                     data_classes=lambda: self._build_arguments().get("num_classes"),
+                    allow_nonfinite=section.allow_nonfinite,
                 )
             elif section.ref is not None:
                 self.loaded = load_reference(section.ref, pretrained=section.pretrained, **self._build_arguments())
@@ -188,7 +194,15 @@ class Workspace:
     def batches(self, split: Split) -> Batches:
         """Evaluation batches of a split."""
         section = self.recipe.data
-        return evaluation_batches(split, self.preprocessing(), section.batch_size, section.workers)
+        return evaluation_batches(split, self.preprocessing(), section.batch_size, section.workers, bad=self.bad)
+
+    def tell_bad(self) -> None:
+        """Warns about unreadable images that were left out since the last time."""
+        files = list(self.bad.left_out)
+        if len(files) > self._told_bad:
+            more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
+            self.sink.warn(f"unreadable images left out: {len(files)} ({', '.join(files[:_NAMED])}{more})")
+        self._told_bad = len(files)
 
     def check_classes(self) -> None:
         """Compares the network's outputs with the data's classes.
@@ -270,5 +284,5 @@ class Workspace:
         )
         save(path, loaded.model.cpu(), manifest)
         # The next stage starts from what lies on the disk, so that it computes the same when it is resumed from there.
-        self.loaded = load_file(path)
+        self.loaded = load_file(path, allow_nonfinite=self.recipe.model.allow_nonfinite)
         return path

@@ -56,7 +56,7 @@ def run(output: Output, paths: PathsArgument, values: dict[str, Any]) -> None:
     failure = judge(comparison, gate)
     document = comparison.model_dump_json(by_alias=True, indent=2) + "\n"
     if values["out"] is not None:
-        write_text_atomically(Path(values["out"]), document)
+        write_text_atomically(Path(values["out"]), document, replace=bool(values["force"]))
     output.document(comparison.model_dump(mode="json", by_alias=True))
     if values["csv"]:
         output.text(plain_table(comparison).to_csv())

@@ -106,7 +106,7 @@ def _deliver(output: Output, text: str, document: Any, out: Path | None, *, forc
     check_writable(out, force)
     from prunecli.checkpoint.durable import write_text_atomically
 
-    write_text_atomically(out, text)
+    write_text_atomically(out, text, replace=force)
     output.document({"wrote": str(out)})
     output.note(f"wrote {out}")
 

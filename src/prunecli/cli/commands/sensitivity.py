@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,10 +61,20 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     outcome = sensitivity_stage(space, stage, ratios, max_drop, images)
     if output.mode != "json" or any(outcome.proposal.ratios.values()):  # an error is the one document of its command
         _show(output, outcome, ratios, out, picture)
-    write_plot(outcome, max_drop, _title(space, stage, outcome), picture)
+    write_plot(outcome, max_drop, _title(space, stage, outcome), picture, replace=space.force)
     output.note(f"wrote {picture}")
     write_recipe(space, stage, outcome, out)
-    output.note(f"wrote {out}; next: prune prune {out}")
+    output.note(f"wrote {out}; next: prune prune {out}{_named_weights(space, out)}")
+
+
+def _named_weights(space: Workspace, recipe: Path) -> str:
+    """What to add to a command where the recipe names weights that lie outside: a recipe alone may not."""
+    from prunecli.checkpoint.confinement import stays_inside
+
+    weights = space.recipe.model.weights
+    if weights is None or stays_inside(weights, recipe.parent, Path()):
+        return ""
+    return f" --set model.weights={shlex.quote(weights)}"
 
 
 def _ratios(text: str) -> list[float]:
