@@ -67,6 +67,7 @@ class StateStore:
         keep: How many to keep.
         every: Seconds between states; 0: `due` is always true.
         warn: Told what was set aside, what differs, and when a state could not be saved.
+        tell: Told which state is gone on from.
         command: How to go on, for the message of an interrupt.
     """
 
@@ -78,10 +79,12 @@ class StateStore:
         keep: int = 2,
         every: float = 60.0,
         warn: Callable[[str], None] = lambda text: None,
+        tell: Callable[[str], None] = lambda text: None,
         command: str = "",
     ) -> None:
         self.folder = folder
         self._owner, self._keep, self._every, self._warn, self._command = owner, keep, every, warn, command
+        self._tell = tell
         self._last = time.monotonic()
         self._took = 0.0
         self._failing = False
@@ -110,6 +113,7 @@ class StateStore:
                 self._warn(f"{folder} is damaged ({first}); set aside as {aside.name}, going back to the one before")
                 continue
             self._compare(folder, manifest)
+            self._tell(f"going on from {folder}: {manifest.place}")
             self._last = time.monotonic()
             return content
         return None

@@ -59,6 +59,7 @@ def saved_states(space: Workspace, out: Path, identity: Mapping[str, JsonValue])
             keep=space.recipe.keep_states,
             every=space.recipe.save_every,
             warn=space.sink.warn,
+            tell=space.sink.note,
             command=space.resume_command,
         )
         if store.exists() and not space.resume:
