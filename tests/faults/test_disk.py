@@ -8,6 +8,8 @@ import signal
 import stat
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -97,17 +99,19 @@ def test_a_disk_that_fills_up_costs_nothing(
     (tmp_path / "reference").mkdir()
     assert processes.run([*words[:-4], "-o", "x.safetensors"], tmp_path / "reference").code == 0
 
+    ended = threading.Event()
+
     def fill() -> None:
-        with (disk / "ballast").open("wb") as file:
-            try:
-                while True:
-                    file.write(bytes(1 << 16))
-                    file.flush()
-            except OSError:
-                pass
+        with (disk / "ballast").open("wb", buffering=0) as file:
+            while not ended.is_set():  # what a failed write gives back is taken too
+                try:
+                    file.write(bytes(1 << 14))
+                except OSError:
+                    time.sleep(0.001)
 
     filler = when(tmp_path / ".err", "epoch 2/20", fill)
     full = processes.run(words, tmp_path)
+    ended.set()
     filler.join()
     assert full.code == 1, full.err
     assert full.err.count("the run goes on without") == 1 and "epoch 20/20" in full.err

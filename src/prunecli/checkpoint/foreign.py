@@ -2,40 +2,75 @@
 
 from __future__ import annotations
 
-import argparse
-import collections
-import pathlib
-import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from prunecli.checkpoint.archive import Damaged
+from prunecli.checkpoint.finite import check_finite
+from prunecli.checkpoint.inert import Inert, class_path, is_module, state_dict_of
 from prunecli.checkpoint.io import read_tensors
+from prunecli.checkpoint.kinds import opened, refusal
+from prunecli.checkpoint.records import shown
+from prunecli.checkpoint.torch_files import read_torch_file
 from prunecli.errors import ModelError
 
 _WRAPPERS = ("model_ema", "state_dict_ema", "state_dict", "model_state_dict", "model", "module", "net", "params")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
+_MAX_WRAPPERS = 8
+_MAX_NAME = 1024
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads a state dict from `.safetensors` or from a file written by `torch.save`.
+@dataclass(frozen=True)
+class ForeignWeights:
+    """Weights as somebody else saved them.
+
+    Attributes:
+        tensors: The state dict.
+        class_path: For a whole pickled model the name of its class, for instance "torchvision.models.resnet.ResNet".
+    """
+
+    tensors: dict[str, Tensor]
+    class_path: str | None = None
+
+
+def read_foreign(path: Path, *, allow_nonfinite: bool = False) -> ForeignWeights:
+    """Reads weights from a safetensors file or from what torch.save wrote: a state dict or a whole model.
 
     Nested dictionaries (`state_dict`, `model`, `model_ema` and the like) are unwrapped, exponential averages first,
-    and prefixes that every key carries (`module.`, `_orig_mod.`) are removed. Only plain tensors and containers are
-    accepted from pickles; nothing in the file is executed.
+    and prefixes that every key carries (`module.`, `_orig_mod.`) are removed. Nothing in the file is executed, and
+    classes in it are not looked up.
+
+    Args:
+        path: The file; what it is called does not matter.
+        allow_nonfinite: Whether tensors may hold NaN or infinity.
 
     Raises:
-        ModelError: The file holds no state dict, or something other than plain data.
+        ModelError: The file holds no state dict, is damaged, or claims more than it holds.
     """
-    tensors = read_tensors(path) if path.suffix == ".safetensors" else _unwrap(_read_pickle(path), path)
-    tensors = _without_prefixes(tensors)
+    with opened(path) as (file, kind):
+        if kind == "safetensors":
+            weights = ForeignWeights(read_tensors(path))
+        else:
+            weights = _unwrap(read_torch_file(file, path, legacy=kind == "legacy"), path)
+    if not weights.tensors:
+        raise ModelError(f"{path}: holds no tensors; give a file of weights")
+    tensors = _without_prefixes(weights.tensors)
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ModelError(f"{path}: tensor {name!r} holds NaN or infinity; the weights are damaged")
-    return tensors
+        if len(name) > _MAX_NAME:
+            raise refusal(path, f"has a tensor name of {len(name):,} letters", "fetch or save the file again")
+        if tensor.is_sparse or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
+            raise refusal(path, f"tensor {shown(name)} is not dense", "save dense tensors")
+    check_finite(tensors, path, allow_nonfinite)
+    return ForeignWeights(tensors, weights.class_path)
+
+
+def read_weights(path: Path, *, allow_nonfinite: bool = False) -> dict[str, Tensor]:
+    """The state dict alone; see `read_foreign`."""
+    return read_foreign(path, allow_nonfinite=allow_nonfinite).tensors
 
 
 def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -48,43 +83,43 @@ def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         tensors = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
 
 
-def _read_pickle(path: Path) -> Any:
-    try:
-        with (
-            warnings.catch_warnings(),
-            torch.serialization.safe_globals(
-                [argparse.Namespace, collections.defaultdict, pathlib.PosixPath, pathlib.PurePosixPath, dict, list]
-            ),
-        ):
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # ten different types in practice, some with an empty or misleading message
-        raise ModelError(
-            f"{path}: not a file of plain weights ({_cause(path, error)}); save `model.state_dict()` with "
-            "torch.save or safetensors and give that file"
-        ) from error
-
-
-def _cause(path: Path, error: BaseException) -> str:
-    head = path.read_bytes()[:16] if path.is_file() else b""
-    if not head:
-        return "it is empty"
-    if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-        return "it pickles Python objects, perhaps a whole model"
-    if not head.startswith((b"PK", b"\x80")):
-        return "it was not written by torch.save"
-    return "it is truncated or not a torch checkpoint"
-
-
-def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    for _ in range(8):
+def _unwrap(content: Any, path: Path) -> ForeignWeights:
+    for _ in range(_MAX_WRAPPERS):
+        if is_module(content):
+            return _from_module(content, path)
         if not isinstance(content, Mapping):
-            raise ModelError(f"{path}: holds a {type(content).__name__}, not a state dict of named tensors")
-        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+            raise _not_a_state_dict(content, path)
+        inner = next((content[key] for key in _WRAPPERS if _may_hold_weights(content.get(key))), None)
         if inner is None:
-            break
+            modules = [value for value in content.values() if is_module(value)]
+            tensors = {str(name): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
+            if tensors or len(modules) != 1:
+                break
+            inner = modules[0]
         content = inner
+    else:
+        raise refusal(path, "wraps its weights over and over", "save `model.state_dict()` and give that file")
     if not tensors:
         raise ModelError(f"{path}: holds no tensors; expected a state dict or a dictionary with one inside")
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    return ForeignWeights(tensors)
+
+
+def _may_hold_weights(value: Any) -> bool:
+    return isinstance(value, Mapping) or is_module(value)
+
+
+def _from_module(module: Inert, path: Path) -> ForeignWeights:
+    try:
+        tensors = {name: tensor.detach() for name, tensor in state_dict_of(module).items()}
+    except Damaged as error:
+        raise refusal(path, error.cause, error.remedy) from error
+    if not tensors:
+        raise ModelError(f"{path}: holds a {shown(module.path)} without any tensors; give a file with weights")
+    return ForeignWeights(tensors, class_path(module))
+
+
+def _not_a_state_dict(content: Any, path: Path) -> ModelError:
+    kind = shown(content.path) if isinstance(content, Inert) else type(content).__name__
+    return ModelError(
+        f"{path}: holds a {kind}, not a state dict of named tensors; save `model.state_dict()` and give that file"
+    )

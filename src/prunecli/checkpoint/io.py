@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
-from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from prunecli.checkpoint.durable import write_atomically
-from prunecli.checkpoint.manifest import Manifest
+from prunecli.checkpoint.finite import check_finite
+from prunecli.checkpoint.header import MANIFEST_KEY, UNSEALED, Header, read_header, seal
+from prunecli.checkpoint.kinds import opened, refusal
+from prunecli.checkpoint.manifest import Manifest, parse_manifest
+from prunecli.checkpoint.records import shown
 from prunecli.errors import ModelError
 
-MANIFEST_KEY = "prunecli.manifest"
+_AGAIN = "fetch or make the file again"
+_SYSTEM_ERROR = re.compile(r"os error (\d+)")
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], manifest: Manifest) -> None:
@@ -38,62 +47,78 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], manifest: Manife
             continue
         seen[place] = name
         stored[name] = tensor.cpu().contiguous().clone()
-    complete = manifest.model_copy(
-        update={"aliases": aliases, "tensor_sha256": {name: tensor_sha256(t) for name, t in stored.items()}}
-    )
+    hashes = {name: tensor_sha256(tensor) for name, tensor in stored.items()}
+    complete = manifest.model_copy(update={"sha256": UNSEALED, "aliases": aliases, "tensor_sha256": hashes})
 
     def save(temporary: Path) -> None:
         # One entry alone: safetensors writes several in random order, and equal networks should be equal bytes.
-        save_file(stored, temporary, metadata={MANIFEST_KEY: complete.to_json()})
+        try:
+            save_file(stored, temporary, metadata={MANIFEST_KEY: complete.to_json()})
+        except safetensors.SafetensorError as error:  # its text alone holds the system's error number
+            number = _SYSTEM_ERROR.search(str(error))
+            raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from error
+        seal(temporary)
 
     write_atomically(path, save)
 
 
-def read_checkpoint(path: Path) -> tuple[Manifest, dict[str, Tensor]]:
-    """Reads a checkpoint and checks every tensor against its recorded hash.
+def read_checkpoint(path: Path, *, allow_nonfinite: bool = False) -> tuple[Manifest, dict[str, Tensor]]:
+    """Reads a checkpoint and checks its header and every tensor against the recorded hashes.
+
+    Args:
+        path: The file.
+        allow_nonfinite: Whether tensors may hold NaN or infinity.
 
     Raises:
         ModelError: The file is not a checkpoint of this tool, or is damaged.
     """
-    manifest = read_manifest(path)
-    if manifest is None:
-        raise ModelError(f"{path}: holds no pruning manifest; give the architecture with --arch to load plain weights")
-    tensors = read_tensors(path)
-    if set(tensors) != set(manifest.tensor_sha256):
-        odd = sorted(set(tensors) ^ set(manifest.tensor_sha256))[0]
-        raise ModelError(f"{path}: tensor {odd!r} does not agree with the manifest; the file was altered")
-    for name, tensor in tensors.items():
-        if tensor_sha256(tensor) != manifest.tensor_sha256[name]:
-            raise ModelError(f"{path}: tensor {name!r} is damaged (its sha256 differs); fetch or make the file again")
+    manifest, _ = _manifest_of(path)
+    tensors: dict[str, Tensor] = {}
+    for name, tensor, intact in _checked(path, manifest):
+        if not intact:
+            raise refusal(path, f"tensor {shown(name)} is damaged (its sha256 differs)", _AGAIN)
+        tensors[name] = tensor
     for name, source in manifest.aliases.items():
         if source not in tensors:
             raise ModelError(f"{path}: alias {name!r} names a missing tensor {source!r}; the file was altered")
         tensors[name] = tensors[source]
+    check_finite(tensors, path, allow_nonfinite)
     return manifest, tensors
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """Reads only the manifest of a safetensors file; None when it holds plain weights.
+    """Reads only the manifest of a checkpoint; None for a file of plain weights.
 
     Raises:
-        ModelError: The file is unreadable or its manifest is of another schema.
+        ModelError: The file is unreadable, or its manifest is damaged or of another schema.
     """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except Exception as error:  # the reader raises its own type, OSError and others
-        raise ModelError(f"{path}: not a readable safetensors file ({_first_line(error)})") from error
-    if MANIFEST_KEY not in metadata:
-        return None
-    try:
-        return Manifest.model_validate_json(metadata[MANIFEST_KEY])
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ModelError(
-            f"{path}: its manifest is not one this version reads ({place}: {first['msg']}); "
-            "it was written by another version of prune or altered"
-        ) from error
+    with opened(path) as (_, kind):
+        return _manifest_in(read_header(path), path) if kind == "safetensors" else None
+
+
+@dataclass(frozen=True)
+class TensorState:
+    """Whether one tensor of a checkpoint is what was written.
+
+    Attributes:
+        name: The tensor.
+        size: Its bytes.
+        intact: Whether its hash is the recorded one.
+    """
+
+    name: str
+    size: int
+    intact: bool
+
+
+def verify_checkpoint(path: Path) -> tuple[Manifest, list[TensorState]]:
+    """Compares every tensor of a checkpoint with its recorded hash, one after the other.
+
+    Raises:
+        ModelError: It has no hashes, or its header itself is damaged.
+    """
+    manifest, header = _manifest_of(path)
+    return manifest, [TensorState(name, header.sizes[name], intact) for name, _, intact in _checked(path, manifest)]
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -104,11 +129,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ModelError: The file is unreadable.
     """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name).clone() for name in file.keys()}
-    except Exception as error:
-        raise ModelError(f"{path}: not a readable safetensors file ({_first_line(error)})") from error
+    with _library(path) as file:
+        return {name: file.get_tensor(name).clone() for name in file.keys()}
 
 
 def tensor_sha256(tensor: Tensor) -> str:
@@ -125,6 +147,47 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+def _manifest_of(path: Path) -> tuple[Manifest, Header]:
+    with opened(path) as (_, kind):
+        header = read_header(path) if kind == "safetensors" else None
+    manifest = _manifest_in(header, path) if header is not None else None
+    if manifest is None or header is None:
+        raise ModelError(
+            f"{path}: holds no pruning manifest, and so no hashes; plain weights load with their architecture (--arch)"
+        )
+    return manifest, header
+
+
+def _manifest_in(header: Header, path: Path) -> Manifest | None:
+    if not header.is_ours:
+        return None
+    if MANIFEST_KEY not in header.metadata:
+        raise refusal(path, "its header is damaged (the manifest is not where it belongs)", _AGAIN)
+    return parse_manifest(header.metadata[MANIFEST_KEY], path, intact=header.is_intact)
+
+
+def _checked(path: Path, manifest: Manifest) -> Iterator[tuple[str, Tensor, bool]]:
+    """Every tensor with whether it is the one that was written."""
+    with _library(path) as file:
+        names = list(file.keys())
+        odd = sorted(set(names) ^ set(manifest.tensor_sha256))
+        if odd:
+            raise ModelError(f"{path}: tensor {shown(odd[0])} does not agree with the manifest; the file was altered")
+        for name in names:
+            tensor = file.get_tensor(name).clone()
+            yield name, tensor, tensor_sha256(tensor) == manifest.tensor_sha256[name]
+
+
+@contextmanager
+def _library(path: Path) -> Iterator[Any]:
+    """A safetensors file whose header has been found bounded."""
+    read_header(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            yield file
+    except ModelError:
+        raise
+    except Exception as error:  # the reader raises its own type, OSError and others
+        lines = str(error).strip().splitlines()
+        cause = lines[0][:200] if lines else type(error).__name__
+        raise ModelError(f"{path}: not a readable safetensors file ({cause}); {_AGAIN}") from error

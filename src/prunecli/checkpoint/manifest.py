@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+
+from prunecli.errors import ModelError
 
 MANIFEST_SCHEMA: Literal["prunecli.manifest/1"] = "prunecli.manifest/1"
 
 
+_BOUNDS = {"num_classes": (0, 1_000_000), "in_chans": (1, 4096)}
+"""Arguments an architecture is built with, and their limits. Others could make a library read or fetch files."""
+_MAX_DIMENSIONS = 8
+_MAX_LENGTH = 1 << 20
+_MAX_NUMBERS = 1 << 28
+_MAX_CHANNELS = 4096
+
+Channels = Annotated[tuple[float, ...], Field(max_length=_MAX_CHANNELS)]
+
+
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
 
 class Architecture(_Strict):
@@ -24,12 +39,32 @@ class Architecture(_Strict):
     input_shape: tuple[int, ...] = ()
     class_name: str = ""
 
+    @field_validator("kwargs")
+    @classmethod
+    def _check_arguments(cls, kwargs: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for name, value in kwargs.items():
+            if name not in _BOUNDS:
+                raise ValueError(f"{name[:80]!r} is no argument that a checkpoint may set")
+            lowest, highest = _BOUNDS[name]
+            if type(value) is not int or not lowest <= value <= highest:
+                raise ValueError(f"{name} has to be a whole number from {lowest} to {highest:,}")
+        return kwargs
+
+    @field_validator("input_shape")
+    @classmethod
+    def _check_shape(cls, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if len(shape) > _MAX_DIMENSIONS or not all(1 <= length <= _MAX_LENGTH for length in shape):
+            raise ValueError("no shape of an input")
+        if math.prod(shape) > _MAX_NUMBERS:
+            raise ValueError(f"over {_MAX_NUMBERS:,} numbers")
+        return shape
+
 
 class InputNormalisation(_Strict):
     """How images were prepared for this network."""
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Channels
+    std: Channels
     interpolation: str = "bilinear"
     crop_pct: float = 1.0
 
@@ -69,9 +104,13 @@ class Step(_Strict):
 
 
 class Manifest(_Strict):
-    """Everything beside the tensors that a checkpoint holds."""
+    """Everything beside the tensors that a checkpoint holds.
+
+    `sha256` is that of the file's header with zeros in its place; it is empty in files of versions that wrote none.
+    """
 
     schema_name: Literal["prunecli.manifest/1"] = Field(MANIFEST_SCHEMA, alias="schema")
+    sha256: str = ""
     architecture: Architecture
     normalisation: InputNormalisation | None = None
     attributes: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
@@ -88,6 +127,57 @@ class Manifest(_Strict):
     def last(self, stage: str) -> Step | None:
         """The most recent step of that kind, if any."""
         return next((step for step in reversed(self.history) if step.stage == stage), None)
+
+
+def parse_manifest(text: str, path: Path, *, intact: bool) -> Manifest:
+    """Reads a manifest from its JSON text.
+
+    Args:
+        text: The text.
+        path: Its file, for messages.
+        intact: Whether the hash of the file's header is right.
+
+    Raises:
+        ModelError: It is damaged, of another schema, or asks for something that no checkpoint needs.
+    """
+    try:
+        content = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: its header is damaged (the manifest is no valid JSON); {_AGAIN}") from error
+    schema = content.get("schema") if isinstance(content, dict) else None
+    schema = schema if isinstance(schema, str) else None
+    if schema is None:
+        raise ModelError(f"{path}: its header is damaged (the manifest names no schema); {_AGAIN}")
+    if schema != MANIFEST_SCHEMA:
+        raise ModelError(
+            f"{path}: its manifest is not one this version reads (schema {schema!r:.40}); "
+            "it was written by another version of prune or altered"
+        )
+    if "sha256" in content and not intact:
+        raise ModelError(f"{path}: its header is damaged (its sha256 differs); {_AGAIN}")
+    try:
+        return Manifest.model_validate(content)
+    except (ValidationError, RecursionError) as error:
+        damaged = "" if intact else "its header is damaged, or "
+        raise ModelError(
+            f"{path}: {damaged}its manifest is not one this version reads ({_cause(error)}); "
+            "it was written by another version of prune or altered"
+        ) from error
+
+
+_AGAIN = "fetch or make the file again"
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def _cause(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return "it is nested too deep"
+    first = error.errors(include_input=False)[0]
+    place = ".".join(str(part)[:40] for part in first["loc"])
+    return "".join(letter if letter.isprintable() else "?" for letter in f"{place}: {first['msg']}"[:200])
 
 
 def as_json(value: Any) -> JsonValue:

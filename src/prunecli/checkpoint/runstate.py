@@ -137,6 +137,8 @@ class StateStore:
             self._write(content, place)
         except (OSError, RuntimeError, pickle.PickleError) as error:  # torch.save has RuntimeError for a failed write
             cause = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+            if "inline_container" in cause:  # where torch counts what was written
+                cause = "the disk is full or failing"
             if not self._failing:  # once is enough, until it works again
                 self._warn(f"{self.folder}: the state at {place} could not be saved ({cause}); the run goes on without")
             self._failing = True

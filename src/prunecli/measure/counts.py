@@ -16,12 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from prunecli.measure.forward import Inputs, call, cast_inputs
 
-_UNCOUNTED_HEAVY = frozenset(
-    "_cdist_forward _cudnn_rnn _fft_c2c _fft_c2r _fft_r2c _native_multi_head_attention _pdist_forward "
-    "_thnn_fused_gru_cell _thnn_fused_lstm_cell _transformer_encoder_layer_fwd _trilinear dot gru lstm linalg_vector "
-    "mkldnn_rnn_layer mv rnn_relu rnn_tanh vdot".split()
+_MULTIPLYING = frozenset(
+    "addbmm addmm addmv addr attention baddbmm bmm c2c c2r cdist cholesky combination conv convolution det dot eig "
+    "eigh eigvals geqrf gru householder hspmm inv inverse ldl linear lstm lstsq lu matmul mm mv ormqr pdist polar qr "
+    "r2c rnn slogdet solve sqrth spsolve sspaddmm svd transformer trilinear vdot".split()
 )
-"""ATen operators that multiply and accumulate but have no formula in torch's counter."""
+"""Words in the names of ATen operators that multiply and accumulate; those that torch's counter knows are counted."""
+_BY_NAME = {"linalg_matrix_exp": True, "polar": False, "slice_inverse": False, "_cudnn_rnn_flatten_weight": False}
+"""Operators of which the words in their names say the wrong thing."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,12 @@ class _OperatorRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet = func.overloadpacket
         namespace, _, name = packet._qualified_op_name.partition("::")
-        if packet not in flop_registry and (namespace not in ("aten", "prims", "prim") or name in _UNCOUNTED_HEAVY):
+        if packet not in flop_registry and (namespace not in ("aten", "prims", "prim") or _multiplies(name)):
             self.uncounted.add(f"{namespace}::{name}")
         return func(*args, **(kwargs or {}))
+
+
+def _multiplies(name: str) -> bool:
+    """Whether an ATen operator does what is counted, by the words in its name, such as "conv" in conv_depthwise3d."""
+    words = {word.rstrip("123d") if word.startswith("conv") else word for word in name.split("_")}
+    return _BY_NAME.get(name, not words.isdisjoint(_MULTIPLYING))

@@ -1,10 +1,15 @@
-"""Latency on a shared machine: models are timed in turns, and the ratio comes with an interval."""
+"""Latency on a shared machine: models are timed in turns, and the ratio comes with an interval.
+
+A run that other programs interrupt takes as long as they please, and a long run is interrupted more often than a
+short one: on a busy machine a ratio of medians says little about the networks. So a ratio is that of the times which a
+tenth of the runs stay below. On a quiet machine it is the same.
+"""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +20,8 @@ from torch import nn
 from prunecli.measure.forward import Inputs, call, cast_inputs
 
 _RESAMPLES = 2000
+_UNDISTURBED = 0.1
+"""Share of the runs that stay below the time which stands for a network in a ratio."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class PairedTiming:
-    """Timings of several models taken in turns, and each one's ratio to the first with its 95 % interval."""
+    """Timings of several models taken in turns, and each one's ratio to the first with its 95 % interval.
+
+    A ratio is not that of the medians: see `time_paired`.
+    """
 
     timings: tuple[Timing, ...]
     ratios: tuple[float, ...]
@@ -38,7 +48,10 @@ class PairedTiming:
 def time_paired(
     models: Sequence[nn.Module], inputs: Sequence[Inputs], *, rounds: int = 30, device: torch.device | str = "cpu"
 ) -> PairedTiming:
-    """Times models in interleaved rounds (AB, BA, AB, ...), so that a busy machine slows all of them alike.
+    """Times models in interleaved rounds, so that a busy machine slows all of them alike.
+
+    Every second round goes backwards through the order of the one before, and the order is drawn anew in between: a
+    fixed one can fall into step with the scheduler, which then always interrupts the same model.
 
     Args:
         models: One or more models; the first is the reference of the ratios. They are not changed.
@@ -47,7 +60,8 @@ def time_paired(
         device: Where to run.
 
     Returns:
-        Medians in milliseconds, ratios of medians, and bootstrap intervals that resample whole rounds.
+        Medians in milliseconds, ratios of the times that a tenth of the runs stay below, and bootstrap intervals that
+        resample whole rounds.
     """
     device = torch.device(device)
     ready = [copy.deepcopy(model).to(device).eval() for model in models]
@@ -57,16 +71,23 @@ def time_paired(
         for model, one in zip(ready, moved, strict=True):
             for _ in range(3):
                 _timed(model, one, device)
-        order = list(range(len(ready)))
-        for row in range(rounds):
-            for column in order if row % 2 == 0 else reversed(order):
+        for row, order in enumerate(_orders(rounds, len(ready))):
+            for column in order:
                 samples[row, column] = _timed(ready[column], moved[column], device)
-    return summarise(samples)
+    return summarise(samples, _UNDISTURBED)
 
 
 def time_model(model: nn.Module, inputs: Inputs, *, rounds: int = 30, device: torch.device | str = "cpu") -> Timing:
     """Times one model; see `time_paired`."""
     return time_paired([model], [inputs], rounds=rounds, device=device).timings[0]
+
+
+def _orders(rounds: int, models: int) -> Iterator[NDArray[np.int64]]:
+    generator = np.random.default_rng(0)
+    order = np.arange(models)
+    for row in range(rounds):
+        order = order[::-1] if row % 2 else generator.permutation(models)
+        yield order
 
 
 def _timed(model: nn.Module, inputs: Inputs, device: torch.device) -> float:
@@ -79,14 +100,20 @@ def _timed(model: nn.Module, inputs: Inputs, device: torch.device) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def summarise(samples: NDArray[np.float64]) -> PairedTiming:
-    """Medians, ratios to the first column and bootstrap intervals of paired samples, shape (rounds, columns)."""
+def summarise(samples: NDArray[np.float64], quantile: float = 0.5) -> PairedTiming:
+    """Medians, ratios to the first column and bootstrap intervals of paired samples.
+
+    Args:
+        samples: Shape (rounds, columns).
+        quantile: Which quantile of the columns the ratios are of; default: the median.
+    """
     rounds = len(samples)
     picks = np.random.default_rng(0).integers(0, rounds, size=(_RESAMPLES, rounds))
-    resampled = np.median(samples[picks], axis=1)  # (resamples, models)
-    medians = np.median(samples, axis=0)
-    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
-    ratio_low, ratio_high = np.percentile(resampled / resampled[:, :1], [2.5, 97.5], axis=0)
+    resampled = samples[picks]  # (resamples, rounds, models)
+    medians, typical = np.median(samples, axis=0), np.quantile(samples, quantile, axis=0)
+    low, high = np.percentile(np.median(resampled, axis=1), [2.5, 97.5], axis=0)
+    compared = np.quantile(resampled, quantile, axis=1)
+    ratio_low, ratio_high = np.percentile(compared / compared[:, :1], [2.5, 97.5], axis=0)
     timings = tuple(Timing(float(m), (float(a), float(b)), rounds) for m, a, b in zip(medians, low, high, strict=True))
     intervals = tuple((float(a), float(b)) for a, b in zip(ratio_low, ratio_high, strict=True))
-    return PairedTiming(timings, tuple(float(m / medians[0]) for m in medians), intervals)
+    return PairedTiming(timings, tuple(float(t / typical[0]) for t in typical), intervals)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Architecture
+from prunecli.checkpoint.records import shown
 from prunecli.errors import ModelError
 from prunecli.models.catalog import build, rebuild_dense
 from prunecli.models.fingerprints import nearest_references
@@ -17,6 +18,13 @@ from prunecli.models.segformer_weights import reference_of
 
 _CANDIDATES = 16
 _PREFERENCE = {source: place for place, source in enumerate(("cifar", "torchvision", "segformer", "timm"))}
+_PACKAGES = {
+    "torchvision.models.": "torchvision",
+    "timm.models.": "timm",
+    "transformers.models.segformer.": "segformer",
+    "prunecli.models.cifar.": "cifar",
+}
+"""Where the classes of each source live."""
 _SEGFORMER = "segformer.stages.0.layer_norm.weight"
 
 Shapes = dict[str, tuple[int, ...]]
@@ -30,8 +38,14 @@ class Identified:
     also: tuple[str, ...] = ()
 
 
-def identify(tensors: Mapping[str, Tensor], path: Path) -> Identified:
+def identify(tensors: Mapping[str, Tensor], path: Path, class_path: str | None = None) -> Identified:
     """Finds the architecture of a state dict by its keys and shapes.
+
+    Args:
+        tensors: The state dict.
+        path: Its file, for messages.
+        class_path: Name of the class of the model it was taken from, if the file says. Of architectures that fit, one
+            from that package is chosen.
 
     Raises:
         ModelError: Nothing in the catalogue fits; the three nearest are named.
@@ -48,8 +62,12 @@ def identify(tensors: Mapping[str, Tensor], path: Path) -> Identified:
             continue
     if not fitting:
         near = ", ".join(f"{ref} ({similarity:.0%} alike)" for ref, similarity in candidates[:3])
-        raise ModelError(f"{path}: no known architecture has these weights; nearest: {near}; name one with --arch")
-    fitting.sort(key=lambda a: (_PREFERENCE[a.ref.partition(":")[0]], len(a.ref), a.ref))
+        whole = f"; the file pickles a {shown(class_path)}" if class_path else ""
+        raise ModelError(
+            f"{path}: no known architecture has these weights{whole}; nearest: {near}; name one with --arch source:name"
+        )
+    own = _source_of(class_path)
+    fitting.sort(key=lambda a: (_source(a) != own, _PREFERENCE[_source(a)], len(a.ref), a.ref))
     return Identified(fitting[0], tuple(architecture.ref for architecture in fitting[1:]))
 
 
@@ -81,6 +99,14 @@ def architecture_for(ref: str, tensors: Mapping[str, Tensor], path: Path) -> Arc
         near = ", ".join(r for r, _ in nearest_references(found, 3))
         raise ModelError(f"{path}: the weights do not fit {ref}: {problem}; nearest by keys and shapes: {near}")
     return Architecture(ref=ref, kwargs=kwargs)
+
+
+def _source(architecture: Architecture) -> str:
+    return architecture.ref.partition(":")[0]
+
+
+def _source_of(class_path: str | None) -> str | None:
+    return next((source for package, source in _PACKAGES.items() if (class_path or "").startswith(package)), None)
 
 
 def recognise(model: nn.Module) -> Architecture:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from prunecli.checkpoint import WEIGHT_SUFFIXES
-from prunecli.checkpoint.foreign import read_weights
+from prunecli.checkpoint.foreign import read_foreign
 from prunecli.checkpoint.io import file_sha256, read_checkpoint, read_manifest, write_checkpoint
 from prunecli.checkpoint.manifest import Architecture, Manifest
+from prunecli.checkpoint.records import shown
 from prunecli.errors import ModelError
 from prunecli.models.catalog import build, build_dense, input_spec, rebuild_dense, split_reference
 from prunecli.models.foreign import architecture_for, identify
-from prunecli.models.segformer_weights import reference_of, rename, with_new_head
+from prunecli.models.segformer_weights import SegFormerWeights, reference_of, rename, with_new_head
 from prunecli.surgery.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
 
+_IMAGE_DIMENSIONS = 3
 ANY_SIZE = (32, 32)
 """Image size of architectures that accept any, where neither data nor manifest say more."""
 
@@ -62,14 +64,16 @@ def load_file(
     *,
     num_classes: int | None = None,
     data_classes: Callable[[], int | None] = lambda: None,
+    allow_nonfinite: bool = False,
 ) -> LoadedModel:
     """Loads a checkpoint of ours, or somebody else's weights.
 
     Args:
-        path: `.safetensors`, `.pt`, `.pth`, `.th`, `.bin` or `.ckpt`.
+        path: A safetensors file or one that torch.save wrote, whatever it is called.
         arch: "source:name" of foreign weights; without it the catalogue is searched. A checkpoint of ours says itself.
         num_classes: Classes wanted of foreign SegFormer weights; where they have others their classifier is made anew.
         data_classes: Asked for the width of a new decoder where the weights are an encoder alone.
+        allow_nonfinite: Whether weights may hold NaN or infinity.
 
     Raises:
         ModelError: The file is missing, unreadable, or does not fit.
@@ -80,25 +84,36 @@ def load_file(
         raise ModelError(f"{path}: no such file; give a weights file or a reference such as timm:resnet50")
     if arch is not None:
         split_reference(arch)
-    if path.suffix == ".safetensors" and read_manifest(path) is not None:
-        return _load_checkpoint(path, arch)
-    tensors = read_weights(path)
+    manifest = read_manifest(path)
+    if manifest is not None:
+        return _load_checkpoint(path, manifest, arch, allow_nonfinite)
+    weights = read_foreign(path, allow_nonfinite=allow_nonfinite)
+    tensors = weights.tensors
     notes: list[str] = []
-    segformer = rename(tensors)
+    segformer = _renamed(tensors, path)
     if segformer is not None:
         notes.append(f"{segformer.origin}'s names of SegFormer's weights")
         ref = arch or reference_of(segformer.tensors, path)
         tensors, note = with_new_head(segformer, ref, num_classes, data_classes)
         notes += [f"{path}: {note}"] if note else []
     if arch is None:
-        found = identify(tensors, path)
+        found = identify(tensors, path, weights.class_path)
         architecture = found.architecture
         others = f"; {', '.join(found.also)} would fit too: choose with --arch" if found.also else ""
-        notes.append(f"recognised as {architecture.ref} by its keys and shapes{others}")
+        signs = (
+            f"its class {shown(weights.class_path)}, keys and shapes" if weights.class_path else "its keys and shapes"
+        )
+        notes.append(f"recognised as {architecture.ref} by {signs}{others}")
     else:
         architecture = architecture_for(arch, tensors, path)
     model = build_dense(architecture)
-    model.load_state_dict(tensors)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{path}: the weights do not fit {architecture.ref}: {first}; name another with --arch"
+        ) from error
     if segformer is not None:
         segformer.adapt(model)
     manifest = Manifest(architecture=architecture.model_copy(update={"class_name": type(model).__name__}))
@@ -106,29 +121,39 @@ def load_file(
     return _with_input_spec(loaded)
 
 
-def load_companion(path: Path, ref: str | None) -> LoadedModel:
-    """Loads a network that goes with another one: `ref` serves foreign weights only, where it fits them."""
-    if path.suffix == ".safetensors" and path.is_file() and read_manifest(path) is not None:
-        return load_file(path)
+def _renamed(tensors: Mapping[str, Tensor], path: Path) -> SegFormerWeights | None:
     try:
-        return load_file(path, ref)
+        return rename(tensors)
+    except (RuntimeError, IndexError, TypeError) as error:
+        raise ModelError(f"{path}: has SegFormer's names with other shapes; get the weights again") from error
+
+
+def load_companion(path: Path, ref: str | None, *, allow_nonfinite: bool = False) -> LoadedModel:
+    """Loads a network that goes with another one: `ref` serves foreign weights only, where it fits them."""
+    if not path.is_file() or read_manifest(path) is not None:
+        return load_file(path, allow_nonfinite=allow_nonfinite)
+    try:
+        return load_file(path, ref, allow_nonfinite=allow_nonfinite)
     except ModelError:
-        if ref is None or not path.is_file():
+        if ref is None:
             raise
-        return load_file(path)
+        return load_file(path, allow_nonfinite=allow_nonfinite)
 
 
-def restore(path: Path, dense: Callable[[Architecture], nn.Module] = rebuild_dense) -> tuple[nn.Module, Manifest]:
+def restore(
+    path: Path, dense: Callable[[Architecture], nn.Module] = rebuild_dense, *, allow_nonfinite: bool = False
+) -> tuple[nn.Module, Manifest]:
     """Rebuilds the network of a checkpoint bit by bit.
 
     Args:
         path: A checkpoint of ours.
         dense: Makes the dense network that the manifest's differences are applied to.
+        allow_nonfinite: Whether weights may hold NaN or infinity.
 
     Raises:
         ModelError: The checkpoint is damaged or belongs to another architecture.
     """
-    manifest, tensors = read_checkpoint(path)
+    manifest, tensors = read_checkpoint(path, allow_nonfinite=allow_nonfinite)
     model = dense(manifest.architecture)
     try:
         apply_attributes(model, manifest.attributes)
@@ -161,9 +186,7 @@ def save(path: Path, model: nn.Module, manifest: Manifest, dense: nn.Module | No
     return complete
 
 
-def _load_checkpoint(path: Path, arch: str | None) -> LoadedModel:
-    manifest = read_manifest(path)
-    assert manifest is not None
+def _load_checkpoint(path: Path, manifest: Manifest, arch: str | None, allow_nonfinite: bool) -> LoadedModel:
     ref = manifest.architecture.ref
     if not ref:
         raise ModelError(
@@ -172,11 +195,14 @@ def _load_checkpoint(path: Path, arch: str | None) -> LoadedModel:
         )
     if arch is not None and arch != ref:
         raise ModelError(f"{path}: its manifest names {ref}, not {arch}; leave --arch out")
-    model, manifest = restore(path)
+    shape = manifest.architecture.input_shape
+    if shape and len(shape) != _IMAGE_DIMENSIONS:
+        raise ModelError(f"{path}: its manifest gives {list(shape)} as the shape of an image; the file was altered")
+    model, manifest = restore(path, allow_nonfinite=allow_nonfinite)
     loaded = LoadedModel(model, manifest, path=path, sha256=file_sha256(path))
-    if not manifest.architecture.input_shape:
+    if not shape:
         return _with_input_spec(loaded)
-    loaded.fixed_size = tuple(manifest.architecture.input_shape[1:])  # type: ignore[assignment]
+    loaded.fixed_size = (shape[1], shape[2])
     return loaded
 
 

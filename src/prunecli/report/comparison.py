@@ -119,19 +119,34 @@ def _difference(first: float | None, second: float | None) -> float | None:
 
 
 def _notes(names: list[str], reports: list[Report], paired: bool) -> list[str]:
-    notes = []
+    notes = [note for name, report in zip(names, reports, strict=True) for note in _shortcomings(name, report)]
     base = reports[0]
     for name, report in zip(names[1:], reports[1:], strict=True):
         if base.data and report.data and base.data.fingerprint != report.data.fingerprint:
             notes.append(f"{name}: its accuracy was measured on other images than the baseline's")
         if not paired and report.environment.get("device") != base.environment.get("device"):
             notes.append(f"{name}: its latency was measured on another machine than the baseline's")
+        if not paired and report.environment.get("threads") != base.environment.get("threads"):
+            notes.append(f"{name}: its latency was measured with another number of threads than the baseline's")
         if report.model.input_shape != base.model.input_shape:
             notes.append(f"{name}: its input shape is not the baseline's, so MACs and latency are not alike")
     if not paired and any(r.metrics.latency_ms for r in reports):
         notes.append(
             "latencies were measured at different times; compare the checkpoints themselves for a paired ratio"
         )
+    return notes
+
+
+def _shortcomings(name: str, report: Report) -> list[str]:
+    """What has to be known of a network's figures, whatever they are compared with."""
+    notes = []
+    if report.metrics.macs_uncounted:
+        operators = ", ".join(report.metrics.macs_uncounted)
+        notes.append(f"{name}: its MACs are a lower bound, and their ratio is not exact: {operators} is not counted")
+    if report.metrics.nonfinite:
+        notes.append(f"{name}: its loss is not finite, so its weights or its scores hold NaN or infinity")
+    if report.data is not None and report.data.skipped:
+        notes.append(f"{name}: {report.data.skipped} images could not be read and count nowhere")
     return notes
 
 

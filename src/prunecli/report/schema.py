@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from prunecli.errors import RecipeError
 
 REPORT_SCHEMA: Literal["prunecli.report/1"] = "prunecli.report/1"
+
+
+_MAX_BYTES = 64 << 20
 
 
 class _Strict(BaseModel):
@@ -29,7 +33,8 @@ class Latency(_Strict):
 class Metrics(_Strict):
     """Figures of one model. What was not measured is absent; accuracies are percentages.
 
-    `miou` is the mean over the classes that occur; `class_iou` has those by name.
+    `miou` is the mean over the classes that occur; `class_iou` has those by name. With operators in `macs_uncounted`,
+    which were run and could not be counted, `macs` is a lower bound. A loss that is no number is named in `nonfinite`.
     """
 
     top1: float | None = None
@@ -46,6 +51,15 @@ class Metrics(_Strict):
     latency_ms: Latency | None = None
     peak_memory_bytes: int | None = None
     size_bytes: int | None = None
+    nonfinite: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_nonfinite(cls, values: Any) -> Any:
+        loss = values.get("loss") if isinstance(values, dict) else None
+        if isinstance(loss, float) and not math.isfinite(loss):
+            return {**values, "loss": None, "nonfinite": ("loss",)}
+        return values
 
 
 class ModelInfo(_Strict):
@@ -59,16 +73,23 @@ class ModelInfo(_Strict):
 
 
 class DataInfo(_Strict):
-    """Which images the accuracy was measured on."""
+    """Which images the accuracy was measured on: `images` that were read, without `skipped` that could not be.
+
+    The fingerprint is that of the whole split.
+    """
 
     name: str
     split: str
     images: int
     fingerprint: str
+    skipped: int = 0
 
 
 class Report(_Strict):
-    """One evaluation: the figures, what they belong to, and how to make them again."""
+    """One evaluation: the figures, what they belong to, and how to make them again.
+
+    `environment` says on what they were measured: see `measure.environment.describe_environment`.
+    """
 
     schema_name: Literal["prunecli.report/1"] = Field(REPORT_SCHEMA, alias="schema")
     model: ModelInfo
@@ -90,17 +111,23 @@ def read_report(path: Path) -> Report:
         RecipeError: The file is missing, is not JSON, or has another schema.
     """
     try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise RecipeError(f"{path}: over {_MAX_BYTES:,} bytes, so no report; write one with `prune eval -o`")
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RecipeError(f"{path}: not a readable JSON report ({error}); write one with `prune eval -o`") from error
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); write a report with `prune eval -o`") from error
+    except (ValueError, RecursionError) as error:  # a ValueError is also a number of over 4300 digits
+        cause = "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
+        raise RecipeError(f"{path}: not a readable JSON report ({cause}); write one with `prune eval -o`") from error
     found = raw.get("schema") if isinstance(raw, dict) else None
+    found = found if isinstance(found, str) else None
     if found != REPORT_SCHEMA:
         raise RecipeError(
-            f"{path}: schema is {found!r}, expected {REPORT_SCHEMA!r}; write the report again with `prune eval -o`"
+            f"{path}: schema is {found!r:.40}, expected {REPORT_SCHEMA!r}; write the report again with `prune eval -o`"
         )
     try:
         return Report.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        first = error.errors(include_input=False)[0]
+        place = ".".join(str(part)[:40] for part in first["loc"])
         raise RecipeError(f"{path}: {place}: {first['msg']}; write the report again with `prune eval -o`") from error

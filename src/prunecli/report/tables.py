@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prunecli.report.comparison import Comparison
@@ -63,39 +64,65 @@ def fixed(value: float | None, digits: int = 2, unit: str = "") -> str:
     return "-" if value is None else f"{value:.{digits}f}{unit}"
 
 
+def interval(low: float, high: float, digits: int = 2) -> str:
+    """An interval, rounded outward: what lies in it lies in what is printed."""
+    scale = 10.0**digits
+    low, high = math.floor(low * scale) / scale, math.ceil(high * scale) / scale
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def macs(total: float | None, uncounted: Sequence[str]) -> str:
+    """MACs, marked as a lower bound where operators were run that could not be counted."""
+    return count(total) if total is None or not uncounted else f">= {count(total)}"
+
+
 def _latency(metrics: Metrics) -> str:
     if metrics.latency_ms is None:
         return "-"
-    low, high = metrics.latency_ms.interval
-    return f"{metrics.latency_ms.median:.2f} ms [{low:.2f}, {high:.2f}]"
+    return f"{metrics.latency_ms.median:.2f} ms {interval(*metrics.latency_ms.interval)}"
 
 
 def _macs(metrics: Metrics) -> str:
-    return ("at least " if metrics.macs_uncounted else "") + count(metrics.macs)
+    return macs(metrics.macs, metrics.macs_uncounted)
+
+
+def _loss(metrics: Metrics) -> str:
+    return "not finite" if "loss" in metrics.nonfinite else fixed(metrics.loss, 4)
 
 
 def report_table(report: Report) -> Table:
     """One report as name and value."""
     m = report.metrics
     rows = [("model", report.model.ref), ("input", "x".join(map(str, report.model.input_shape)))]
-    if report.data is not None and m.loss is not None:
-        rows.append(("images", f"{report.data.images} of {report.data.name} ({report.data.split})"))
+    if report.data is not None:
+        skipped = f", {report.data.skipped} could not be read" if report.data.skipped else ""
+        rows.append(("images", f"{report.data.images} of {report.data.name} ({report.data.split}){skipped}"))
     rows += [(label, fixed(getattr(m, name), unit=" %")) for name, label in _SCORES if getattr(m, name) is not None]
     rows += [(f"IoU of {name}", fixed(value, unit=" %")) for name, value in (m.class_iou or {}).items()]
-    rows += [("loss", fixed(m.loss, 4))] if m.loss is not None else []
+    rows += [("loss", _loss(m))] if _loss(m) != "-" else []
     rows += [
         (name, text)
         for name, text, value in (
             ("parameters", count(m.params), m.params),
             ("non-zero", count(m.params_nonzero), m.params_nonzero),
             ("MACs", _macs(m), m.macs),
+            ("not counted", ", ".join(m.macs_uncounted), m.macs_uncounted or None),
             ("latency", _latency(m), m.latency_ms),
             ("peak memory", size(m.peak_memory_bytes), m.peak_memory_bytes),
             ("file size", size(m.size_bytes), m.size_bytes),
         )
         if value is not None
     ]
-    return Table(("figure", "value"), rows)
+    return Table(("figure", "value"), rows + _measured_on(report.environment))
+
+
+def _measured_on(environment: Mapping[str, str | int]) -> list[tuple[str, str]]:
+    rows = []
+    if "device" in environment and "threads" in environment:
+        threads = f"{environment['threads']} threads of {environment.get('cores', '?')} cores"
+        rows.append(("measured on", f"{environment['device']}, {threads}"))
+    rows += [("commit", str(environment["commit"]))] if "commit" in environment else []
+    return rows
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -114,7 +141,7 @@ def comparison_table(comparison: Comparison) -> Table:
     for name, label in _SCORES:
         cells = [beside(fixed(getattr(c.metrics, name), unit=" %"), _signed(getattr(c, f"{name}_drop"))) for c in each]
         row(label, fixed(getattr(base, name), unit=" %"), cells)
-    row("loss", fixed(base.loss, 4), [fixed(c.metrics.loss, 4) for c in each])
+    row("loss", _loss(base), [_loss(c.metrics) for c in each])
     row("parameters", count(base.params), [beside(count(c.metrics.params), _times(c.params_ratio)) for c in each])
     row(
         "non-zero",
@@ -137,7 +164,7 @@ def comparison_table(comparison: Comparison) -> Table:
 def plain_table(comparison: Comparison) -> Table:
     """One row of unrounded numbers for each network, the baseline first; what was not measured is empty."""
     scores = [name for name, _ in _SCORES]
-    figures = (*scores, "loss", "params", "params_nonzero", "macs", "peak_memory_bytes", "size_bytes")
+    figures = (*scores, "loss", "params", "params_nonzero", "macs", "macs_uncounted", "peak_memory_bytes", "size_bytes")
     names = [name for name in comparison.candidates[0].__class__.model_fields if name not in ("name", "metrics")]
     ratios = [name for name in names if name != "latency_ratio_interval"]
 
@@ -151,7 +178,9 @@ def plain_table(comparison: Comparison) -> Table:
     return Table(("name", *figures, "latency_ms", *ratios), rows)
 
 
-def _bare(value: float | None) -> str:
+def _bare(value: float | tuple[str, ...] | None) -> str:
+    if isinstance(value, tuple):
+        return " ".join(value)
     return "" if value is None else str(value)
 
 
@@ -163,9 +192,9 @@ def _signed(drop: float | None) -> str:
     return "-" if drop is None else f"{0.0 - drop:+.2f}"
 
 
-def _speedup(speedup: float | None, interval: tuple[float, float] | None) -> str:
+def _speedup(speedup: float | None, ratios: tuple[float, float] | None) -> str:
     if speedup is None:
         return "-"
-    if interval is None:
+    if ratios is None:
         return f"{speedup:.2f}x, unpaired"
-    return f"{speedup:.2f}x [{1 / interval[1]:.2f}, {1 / interval[0]:.2f}]"
+    return f"{speedup:.2f}x {interval(1 / ratios[1], 1 / ratios[0])}"

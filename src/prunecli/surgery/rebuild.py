@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,6 +50,8 @@ def apply_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Jso
         for key, value in values.items():
             if key not in plain:
                 raise ModelError(f"the manifest sets {name}.{key}, which the architecture does not have")
+            if not _replaces(value, plain[key]):
+                raise ModelError(f"the manifest sets {name}.{key} to another kind of value than the architecture has")
             sequence = list if isinstance(plain[key], list) else tuple
             object.__setattr__(modules[name], key, sequence(value) if isinstance(value, list) else value)
 
@@ -85,6 +88,24 @@ def assign_tensors(model: nn.Module, tensors: Mapping[str, Tensor], frozen: froz
             module._parameters[leaf] = parameters.setdefault(id(tensor), nn.Parameter(tensor, requires_grad=trainable))
         else:
             module._buffers[leaf] = tensor
+
+
+def _replaces(value: JsonValue, original: Any) -> bool:
+    """Whether a recorded value is of the kind it replaces. Nothing (None) may become a plain value, or one nothing."""
+    if isinstance(value, list):
+        if not isinstance(original, (list, tuple)):
+            return False
+        return all(any(_replaces(item, known) for known in original) or not original for item in value)
+    if isinstance(value, dict):
+        return isinstance(original, dict) and all(
+            key in original and _replaces(item, original[key]) for key, item in value.items()
+        )
+    if value is None or original is None:
+        return original is None or isinstance(original, (bool, int, float, str))
+    for kind in (bool, str):
+        if isinstance(value, kind) or isinstance(original, kind):
+            return isinstance(value, kind) and isinstance(original, kind)
+    return isinstance(original, (int, float)) and isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:

@@ -1,0 +1,54 @@
+"""Weights that are no numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from prunecli.checkpoint.records import shown
+from prunecli.errors import ModelError
+
+_NAMED = 3
+_AT_ONCE = 1 << 22
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path, allowed: bool) -> None:
+    """Refuses weights that hold NaN or infinity.
+
+    Args:
+        tensors: Tensors by name.
+        path: Their file, for the message.
+        allowed: Whether they are taken as they are.
+
+    Raises:
+        ModelError: Some do; the first are named.
+    """
+    if allowed:
+        return
+    bad: list[str] = []
+    known: dict[tuple[object, ...], bool] = {}  # tied tensors are looked at once
+    for name, tensor in tensors.items():
+        place = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+        if place not in known:
+            known[place] = _is_finite(tensor)
+        if not known[place]:
+            bad.append(name)
+    if bad:
+        named = ", ".join(shown(name) for name in bad[:_NAMED])
+        more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+        which = f"tensor {named} holds" if len(bad) == 1 else f"tensors {named}{more} hold"
+        raise ModelError(
+            f"{path}: {which} NaN or infinity, so the network is broken; fetch or train it again, or load it as it is "
+            "with --allow-nonfinite"
+        )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    if tensor.element_size() == 1:  # torch has no test for eight-bit floats
+        tensor = tensor.float()
+    return all(bool(torch.isfinite(part).all()) for part in torch.split(tensor.reshape(-1), _AT_ONCE))

@@ -1,0 +1,131 @@
+"""The header of a safetensors file: bounded before it is believed, and sealed with a hash in checkpoints of ours."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunecli.checkpoint.kinds import refusal
+from prunecli.checkpoint.manifest import MANIFEST_SCHEMA
+from prunecli.errors import ModelError
+
+MANIFEST_KEY = "prunecli.manifest"
+UNSEALED = "0" * 64
+MAX_HEADER = 64 << 20
+MAX_TENSORS = 100_000
+_MAX_DIMENSIONS = 64
+_MAX_NAME = 1024
+_LENGTH = 8
+_BEFORE_SEAL = f'{{"__metadata__":{{"{MANIFEST_KEY}":"{{\\"schema\\":\\"{MANIFEST_SCHEMA}\\",\\"sha256\\":\\"'.encode()
+_SEAL_AT = _LENGTH + len(_BEFORE_SEAL)
+_AFTER_SEAL = b'\\",'
+_MARKS = (MANIFEST_KEY.encode(), b'\\"tensor_sha256\\":', MANIFEST_SCHEMA.encode())
+"""What a checkpoint of ours has in its header. One damaged byte leaves two of them, so it is not taken for plain."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """A safetensors header.
+
+    Attributes:
+        raw: Its length (8 bytes, little-endian), its JSON and the padding.
+        metadata: The texts in it.
+        sizes: Bytes of every tensor.
+    """
+
+    raw: bytes
+    metadata: dict[str, str]
+    sizes: dict[str, int]
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it belongs to a checkpoint of ours, even if a byte of it is damaged."""
+        return MANIFEST_KEY in self.metadata or any(mark in self.raw for mark in _MARKS)
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether it is a checkpoint's header as it was written."""
+        return _sealed(self.raw) == self.raw
+
+
+def read_header(path: Path) -> Header:
+    """Reads the header of a safetensors file.
+
+    Raises:
+        ModelError: It is cut short, no valid JSON, or claims more than the file holds.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(_LENGTH), "little")
+        if _LENGTH + length > size:
+            raise refusal(path, f"is cut short: its header claims {length:,} bytes", "fetch or save the file again")
+        if length > MAX_HEADER:
+            raise refusal(
+                path, f"its header is {length:,} bytes, over {MAX_HEADER:,}", "save the weights alone, without metadata"
+            )
+        file.seek(0)
+        raw = file.read(_LENGTH + length)
+    damaged = _damage(raw)
+    try:
+        content = json.loads(raw[_LENGTH:])
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, "is no valid JSON") from error
+    metadata = content.pop("__metadata__", {}) if isinstance(content, dict) else None
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise damaged(path, "is no mapping of names to tensors")
+    if len(content) > MAX_TENSORS:
+        raise refusal(
+            path, f"claims {len(content):,} tensors, over {MAX_TENSORS:,}", "save the network's weights alone"
+        )
+    sizes: dict[str, int] = {}
+    for name, entry in content.items():
+        found = _size(name, entry, size - len(raw))
+        if found is None:
+            raise damaged(path, f"claims a tensor {name[:120]!r} that the file does not hold")
+        sizes[name] = found
+    return Header(raw, metadata, sizes)
+
+
+def seal(path: Path) -> None:
+    """Writes the hash of a checkpoint's header into the place kept for it."""
+    header = read_header(path)
+    if not header.raw.startswith(_BEFORE_SEAL, _LENGTH):
+        raise ModelError(f"{path}: its header is not laid out as expected; install a version of safetensors that is")
+    with path.open("r+b") as file:
+        file.seek(_SEAL_AT)
+        file.write(_sealed(header.raw)[_SEAL_AT : _SEAL_AT + len(UNSEALED)])
+
+
+def _sealed(raw: bytes) -> bytes:
+    """A header with its hash in place, whatever stood there; one without that place is no header of ours."""
+    end = _SEAL_AT + len(UNSEALED)
+    if not raw.startswith(_BEFORE_SEAL, _LENGTH) or not raw.startswith(_AFTER_SEAL, end):
+        return b""
+    digest = hashlib.sha256(raw[:_SEAL_AT] + UNSEALED.encode() + raw[end:]).hexdigest()
+    return raw[:_SEAL_AT] + digest.encode() + raw[end:]
+
+
+def _size(name: str, entry: Any, available: int) -> int | None:
+    """Bytes of a tensor; None if the entry is wrong. The library checks the rest."""
+    if not isinstance(entry, dict) or len(name) > _MAX_NAME:
+        return None
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS:
+        return None
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(offset) is int for offset in offsets):
+        return None
+    begin, end = offsets
+    return end - begin if 0 <= begin <= end <= available else None
+
+
+def _damage(raw: bytes) -> Any:
+    ours = any(mark in raw for mark in _MARKS)
+
+    def error(path: Path, what: str) -> ModelError:
+        whose = "its header is damaged: it" if ours else "not a readable safetensors file: its header"
+        return refusal(path, f"{whose} {what}", "fetch or make the file again")
+
+    return error

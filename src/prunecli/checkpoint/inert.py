@@ -1,0 +1,133 @@
+"""Stand-ins for classes and functions that a file names: they hold what they are given and do nothing."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from prunecli.checkpoint.archive import Damaged
+from prunecli.checkpoint.records import shown
+
+_MAX_TENSORS = 100_000
+_MAX_MODULES = 100_000
+_MAX_DEPTH = 200
+_WRAPPERS = ("torch.nn.parallel.", "torch.optim.swa_utils.", "torch._dynamo.")
+_PARTS = ("_parameters", "_buffers", "_modules")
+
+StandIn = tuple[Callable[..., Any], str]
+"""What torch is told to use for a name."""
+
+
+class Inert:
+    """An object of a class that is not looked up.
+
+    Attributes:
+        path: Name of the class or function that would have made it.
+        state: What it would have been filled with.
+    """
+
+    path = ""
+    state: Any = None
+
+    def __new__(cls, *arguments: Any) -> Any:
+        """Takes any arguments; of some modules the first holds what is inside."""
+        made = object.__new__(cls)
+        if arguments and cls.path.startswith("torch.fx."):
+            made.state = arguments[0]
+        elif arguments and cls.path.startswith("torch._dynamo."):
+            made.state = {"_parameters": {}, "_buffers": {}, "_modules": {"_orig_mod": arguments[0]}}
+        return made
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Mapping(Inert):
+    def __new__(cls, *arguments: Any) -> Any:
+        return OrderedDict()
+
+
+class _Sequence(Inert):
+    def __new__(cls, *arguments: Any) -> Any:
+        return []
+
+
+class _ModuleClass(Inert):
+    def __new__(cls, kind: str, module: Any, *source: Any) -> Any:
+        return module
+
+
+def stand_ins(
+    names: Iterable[str], mappings: Iterable[str], sequences: Iterable[str], module_class: str
+) -> list[StandIn]:
+    """Classes to stand in for names.
+
+    Args:
+        names: All names in a file.
+        mappings: Those whose objects are filled like dictionaries; they become dictionaries.
+        sequences: Those whose objects are filled like lists; they become lists.
+        module_class: Name of the call that gives the class out of the note that older torch.save wrote.
+    """
+    kinds: dict[str, type[Inert]] = {**dict.fromkeys(sequences, _Sequence), **dict.fromkeys(mappings, _Mapping)}
+    classes = [(type("Inert", (kinds.get(name, Inert),), {"path": name}), name) for name in names]
+    return [*classes, (_ModuleClass, module_class)]
+
+
+def is_module(value: Any) -> bool:
+    """Whether something stands for a pickled `nn.Module`."""
+    state = value.state if isinstance(value, Inert) else None
+    return isinstance(state, dict) and all(isinstance(state.get(part), dict) for part in _PARTS)
+
+
+def class_path(module: Inert) -> str:
+    """Name of a module's class; what only wraps another one, such as DataParallel, is looked through."""
+    for _ in range(_MAX_DEPTH):
+        inside = [child for child in module.state["_modules"].values() if is_module(child)]
+        if not module.path.startswith(_WRAPPERS) or len(inside) != 1:
+            break
+        module = inside[0]
+    return module.path
+
+
+def state_dict_of(module: Inert) -> dict[str, Tensor]:
+    """What `module.state_dict()` would give: parameters and persistent buffers of a module and those inside it.
+
+    Raises:
+        Damaged: It holds something else where tensors belong, or more than any network does.
+    """
+    tensors: dict[str, Tensor] = {}
+    visits = 0
+    waiting: list[tuple[str, Any, int]] = [("", module, 0)]
+    while waiting:
+        prefix, current, depth = waiting.pop()
+        visits += 1
+        if visits > _MAX_MODULES or depth > _MAX_DEPTH:
+            raise Damaged("its modules are nested without end")
+        if not is_module(current):
+            raise Damaged(f"its module {shown(prefix.removesuffix('.'))} is damaged")
+        for name, tensor in _own_tensors(current):
+            if not isinstance(tensor, Tensor):
+                kind = tensor.path if isinstance(tensor, Inert) else type(tensor).__name__
+                raise Damaged(f"{shown(prefix + name)} in it is a {shown(kind)}, not a tensor", _SAVE)
+            tensors[prefix + name] = tensor
+        if len(tensors) > _MAX_TENSORS:
+            raise Damaged(f"it holds over {_MAX_TENSORS:,} tensors", _SAVE)
+        children = [(f"{prefix}{name}.", child, depth + 1) for name, child in current.state["_modules"].items()]
+        waiting += [child for child in reversed(children) if child[1] is not None]
+    return tensors
+
+
+_SAVE = "save `model.state_dict()` with torch.save and give that file"
+
+
+def _own_tensors(module: Inert) -> Iterator[tuple[str, Any]]:
+    state = module.state
+    passing = state.get("_non_persistent_buffers_set")
+    passing = passing if isinstance(passing, set) else set()
+    for part in ("_parameters", "_buffers"):
+        for name, tensor in state[part].items():
+            if tensor is not None and not (part == "_buffers" and name in passing):
+                yield str(name), tensor

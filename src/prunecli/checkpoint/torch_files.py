@@ -1,0 +1,162 @@
+"""Reading what torch.save wrote, with nothing in it run and no claim in it believed."""
+
+from __future__ import annotations
+
+import gc
+import io
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from prunecli.checkpoint.archive import Damaged
+from prunecli.checkpoint.inert import StandIn, stand_ins
+from prunecli.checkpoint.kinds import entries_of, refusal
+from prunecli.checkpoint.pickles import MAX_BYTES, MODULE_CLASS, Contents, examine, without_sources
+from prunecli.checkpoint.records import TensorRecord, shown
+
+_PARTS_OF_LEGACY = 3
+_MAX_SMALL = 64
+_MAX_KEYS = 250_000
+_MAX_REPEATS = 4
+_SLACK = 1 << 20
+
+
+def read_torch_file(file: BinaryIO, path: Path, *, legacy: bool) -> Any:
+    """Reads a file of torch.save.
+
+    Args:
+        file: The open file.
+        path: Its name for messages.
+        legacy: Whether it is of the format before torch 1.6, which is no zip file.
+
+    Returns:
+        Dense tensors on the CPU in plain containers, with `Inert` objects in place of everything else.
+
+    Raises:
+        ModelError: It is damaged, hostile or holds something else than plain weights.
+    """
+    size = file.seek(0, 2)
+    try:
+        with _uncollected():
+            return _read(file, path, size, legacy)
+    except Damaged as error:
+        raise refusal(path, f"is not a file of plain weights: {error.cause}", error.remedy) from error
+
+
+def _read(file: BinaryIO, path: Path, size: int, legacy: bool) -> Any:
+    contents, source = _checked_legacy(file, size) if legacy else (_checked(file, size, path), file)
+    _check_repeats(contents, size)
+    contents.root = None  # its memory is needed for the second reading
+    # torch prefers what it allows itself to what stands in for it.
+    return _load(source, stand_ins(contents.globals, contents.mappings, contents.sequences, MODULE_CLASS))
+
+
+def _checked(file: BinaryIO, size: int, path: Path) -> Contents:
+    entries = entries_of(file, size, path)
+    pickles = [name for name in entries if name.partition("/")[2] == "data.pkl"]
+    folder = pickles[0].partition("/")[0]
+    if any(name.partition("/")[0] != folder for name in entries):
+        raise Damaged("its zip file has more than one folder")
+    packed = next((name for name, entry in entries.items() if not entry.plain), None)
+    if packed is not None:
+        raise Damaged(f"its entry {shown(packed)} is compressed", "torch.save writes it uncompressed; save it again")
+    small = [entry for name, entry in entries.items() if name not in pickles and not name.startswith(f"{folder}/data/")]
+    if entries[pickles[0]].size > MAX_BYTES:
+        raise Damaged("its list of tensors is over 64 MiB", "save `model.state_dict()` alone with torch.save")
+    contents = examine(_bytes_of(file, entries[pickles[0]].offset, entries[pickles[0]].size))
+    for storage in contents.storages.values():
+        entry = entries.get(f"{folder}/data/{storage.key}")
+        if entry is None:
+            raise Damaged(f"the numbers of storage {shown(storage.key)} are missing")
+        if storage.size != entry.size:
+            raise Damaged(f"storage {shown(storage.key)} claims {storage.size:,} bytes, the file has {entry.size:,}")
+    for entry in small:
+        if entry.name.endswith(("/.storage_alignment", "/byteorder", "/.format_version")) and entry.size > _MAX_SMALL:
+            raise Damaged(f"its entry {shown(entry.name)} is damaged")
+    return contents
+
+
+def _checked_legacy(file: BinaryIO, size: int) -> tuple[Contents, BinaryIO]:
+    """Checks the older format: three pickles, that of the content, one of the storages' keys, and their numbers."""
+    data = _bytes_of(file, 0, min(size, MAX_BYTES))
+    place = 0
+    for _ in range(_PARTS_OF_LEGACY):
+        place = examine(data, place, instructions=_MAX_SMALL).end
+    begins = place
+    contents = examine(data, begins, legacy=True)
+    listed = examine(data, contents.end, instructions=_MAX_KEYS)
+    place, keys = listed.end, listed.root
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise Damaged("its list of storages is damaged")
+    if set(keys) != set(contents.storages) or len(set(keys)) != len(keys) or set(keys) & set(contents.parts):
+        raise Damaged("its list of storages is damaged")
+    for key in keys:
+        storage = contents.storages[key]
+        (count,) = struct.unpack("<q", _bytes_of(file, place, 8))
+        place += 8 + storage.size
+        if count != storage.count or place > size:
+            raise Damaged(f"storage {shown(key)} claims {storage.size:,} bytes that the file does not have")
+    if not contents.sources:
+        return contents, file
+    rest = _bytes_of(file, contents.end, size - contents.end)
+    return contents, io.BytesIO(b"".join((data[:begins], without_sources(data, begins, contents), rest)))
+
+
+def _check_repeats(contents: Contents, size: int) -> None:
+    """Refuses a small file that describes a great many large tensors which overlap."""
+    described: dict[tuple[Any, ...], TensorRecord] = {tensor.place: tensor for tensor in contents.tensors}
+    if sum(tensor.size for tensor in described.values()) > _MAX_REPEATS * size + _SLACK:
+        raise Damaged("its tensors overlap, and would be many times as large as the file", "save each tensor by itself")
+
+
+def _load(source: BinaryIO, names: Sequence[StandIn]) -> Any:
+    source.seek(0)
+    try:
+        with _only(names), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(source, map_location="cpu", weights_only=True)
+    except MemoryError as error:
+        raise Damaged("it needs more memory than there is", "close other programs or use a larger machine") from error
+    except Exception as error:  # ten different types in practice, some with an empty or misleading message
+        raise Damaged("it is damaged, or pickles objects that cannot be stood in for", _REMEDY) from error
+
+
+_REMEDY = "save `model.state_dict()` with torch.save and give that file"
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Stops the search for unreachable cycles, which takes half of the time that a million small objects need."""
+    active = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if active:
+            gc.enable()
+
+
+@contextmanager
+def _only(names: Sequence[StandIn]) -> Iterator[None]:
+    """Makes torch use nothing but `names` beyond what it allows itself: other packages add real classes to its list."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        with torch.serialization.safe_globals(list(names)):
+            yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def _bytes_of(file: BinaryIO, offset: int, count: int) -> bytes:
+    file.seek(offset)
+    data = file.read(count)
+    if len(data) != count:
+        raise Damaged("it is cut short")
+    return data

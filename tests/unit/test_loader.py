@@ -1,0 +1,122 @@
+"""Batches: an epoch is the same whoever loads it and wherever it is entered, and loading disturbs no random numbers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from prunecli.data.loader import (
+    Augmentation,
+    CalibrationBatches,
+    Preprocessing,
+    TrainingBatches,
+    evaluation_batches,
+    training_batches,
+)
+from prunecli.data.masks import MaskSplit
+from prunecli.data.splits import ArraySplit
+
+PREPROCESSING = Preprocessing((3, 16, 16), (0.5,) * 3, (0.25,) * 3)
+EVERYTHING = Augmentation(flip=True, auto_augment="rand-m9-mstd0.5", color_jitter=0.4, random_erasing=0.5)
+Batch = tuple[Tensor, Tensor]
+
+
+@pytest.fixture(params=["images", "masks"])
+def split(request: pytest.FixtureRequest, tmp_path: Path) -> ArraySplit | MaskSplit:
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, size=(22, 16, 16, 3), dtype=np.uint8)
+    if request.param == "images":
+        return ArraySplit(pixels, np.arange(22))
+    images, masks = [], []
+    for place, image in enumerate(pixels):
+        images.append(tmp_path / f"{place}.png")
+        masks.append(tmp_path / f"{place}_mask.png")
+        Image.fromarray(image).save(images[-1])
+        Image.fromarray(generator.integers(0, 3, size=(16, 16), dtype=np.uint8)).save(masks[-1])
+    return MaskSplit(tuple(images), tuple(masks), np.arange(256).astype(np.int16))
+
+
+def _training(split: ArraySplit | MaskSplit, workers: int = 0, seed: int = 5, size: int = 4) -> TrainingBatches:
+    return training_batches(split, PREPROCESSING, EVERYTHING, size, seed=seed, workers=workers)
+
+
+def _equal(first: list[Batch], second: list[Batch]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(a, b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_load_what_the_main_process_loads(split: ArraySplit | MaskSplit, workers: int) -> None:
+    alone, together = _training(split), _training(split, workers)
+    epochs = [list(alone.epoch(number)) for number in (1, 2)]
+    random.seed(9), np.random.seed(9), torch.manual_seed(9)
+    assert not _equal(*epochs)
+    for number, expected in enumerate(epochs, start=1):  # the processes live on from one to the next
+        assert _equal(list(together.epoch(number)), expected)
+    assert _equal(list(together.epoch(1, 3)), epochs[0][3:])
+
+
+def test_an_epoch_entered_in_the_middle_is_the_rest_of_it(split: ArraySplit | MaskSplit) -> None:
+    whole = list(_training(split).epoch(7))
+    assert [len(labels) for _, labels in whole] == [4, 4, 4, 4, 4, 2]
+    for first in range(len(whole) + 1):
+        assert _equal(list(_training(split).epoch(7, first)), whole[first:])
+
+
+def test_batches_before_the_first_are_not_loaded(split: ArraySplit | MaskSplit) -> None:
+    opened: list[int] = []
+    read = type(split).image
+
+    class Watched(type(split)):  # type: ignore[misc]
+        def image(self, index: int) -> Image.Image:
+            opened.append(index)
+            return read(self, index)
+
+    assert len(list(_training(Watched(**vars(split))).epoch(1, 4))) == 2
+    assert len(opened) == 6
+
+
+def test_iterating_gives_the_next_epoch_even_if_the_last_was_left(split: ArraySplit | MaskSplit) -> None:
+    batches, reference = _training(split, workers=2), _training(split)
+    left: Iterator[Batch] = iter(batches)
+    next(left)
+    assert batches.position == 1
+    assert _equal(list(batches), list(reference.epoch(2)))
+    assert batches.position == len(batches) == 6
+    assert _equal(list(batches), list(reference.epoch(3)))
+
+
+def test_other_seeds_and_epochs_are_other_orders(split: ArraySplit | MaskSplit) -> None:
+    images = [torch.cat([x for x, _ in _training(split, seed=seed).epoch(n)]) for seed, n in ((1, 1), (1, 2), (2, 1))]
+    assert not any(torch.equal(a, b) for a, b in zip(images, [*images[1:], images[0]], strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_leaves_the_global_generators_alone(split: ArraySplit | MaskSplit, workers: int) -> None:
+    random.seed(1), np.random.seed(2), torch.manual_seed(3)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[union-attr]
+    for _ in _training(split, workers):
+        pass
+    for _ in evaluation_batches(split, PREPROCESSING, 4, workers):
+        pass
+    for _ in CalibrationBatches(split, PREPROCESSING, 8, 4, seed=0):
+        pass
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[union-attr]
+    assert before[:2] == after[:2] and torch.equal(before[2], after[2])
+
+
+@pytest.mark.parametrize(("images", "size", "counts"), [(22, 7, [7, 7, 7]), (1, 7, [1]), (3, 1, [1, 1, 1])])
+def test_a_last_batch_of_one_is_left_out(images: int, size: int, counts: list[int]) -> None:
+    split = ArraySplit(np.zeros((images, 16, 16, 3), dtype=np.uint8), np.arange(images))
+    batches = training_batches(split, PREPROCESSING, EVERYTHING, size, seed=0)
+    epochs = [[labels for _, labels in batches] for _ in range(30)]
+    assert all([len(labels) for labels in epoch] == counts for epoch in epochs) and len(batches) == len(counts)
+    assert set(torch.cat([labels for epoch in epochs for labels in epoch]).tolist()) == set(range(images))
