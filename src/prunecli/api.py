@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -107,12 +107,13 @@ def prune(
     return result
 
 
-def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load(path: str | Path, model: nn.Module | None = None, *, allow_nonfinite: bool = False) -> nn.Module:
     """Gives the network of a checkpoint back, bit by bit, in evaluation mode.
 
     Args:
         path: A file written by `PruneResult.save` or `prune ... -o`.
         model: For a network of your own, not in the catalogue: a freshly built dense one. It is not changed.
+        allow_nonfinite: Whether weights may be NaN or infinite.
 
     Raises:
         ModelError: The file is damaged, or belongs to another architecture.
@@ -128,7 +129,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     file = Path(path)
     if not file.is_file():
         raise ModelError(f"{path}: no such file")
-    restored, manifest = restore(file, dense) if model is not None else _restore_catalogued(file, dense)
+    build = dense if model is not None else _catalogued_or(dense)
+    restored, manifest = restore(file, build, allow_nonfinite=allow_nonfinite)
     _remember(restored, manifest, model)
     return restored
 
@@ -140,10 +142,11 @@ def _remember(model: nn.Module, manifest: Manifest, dense: nn.Module | None) -> 
         object.__setattr__(model, _DENSE, dense)
 
 
-def _restore_catalogued(file: Path, own: Any) -> tuple[nn.Module, Manifest]:
+def _catalogued_or(own: Callable[[Architecture], nn.Module]) -> Callable[[Architecture], nn.Module]:
+    """Builds what the catalogue has, and leaves the rest to `own`."""
     from prunecli.models.catalog import rebuild_dense
 
-    return restore(file, lambda architecture: rebuild_dense(architecture) if architecture.ref else own(architecture))
+    return lambda architecture: rebuild_dense(architecture) if architecture.ref else own(architecture)
 
 
 class _Batches:

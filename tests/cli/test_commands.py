@@ -55,7 +55,10 @@ def test_from_a_checkpoint_to_a_comparison(prune: Prune, checkpoint: Path) -> No
     assert done.code == 0, done.err
     pruned = done.json
     assert pruned["verify_error"] < 1e-9 and pruned["achieved"] == 0.5 and pruned["recalibrated"] == 19
-    done = prune("finetune", "p.safetensors", "--epochs", "1", "--teacher", "parent", "-o", "f.safetensors", "--json")
+    words = ["finetune", "p.safetensors", "--epochs", "1", "-o", "f.safetensors"]
+    done = prune(*words, "--teacher", "parent")
+    assert done.code == 2 and "the parent is not in this folder" in done.err  # it was named by an absolute path
+    done = prune(*words, "--teacher", checkpoint, "--json")
     assert done.code == 0, done.err
     assert done.json["chosen_epoch"] == 1 and "epoch 1/1: loss" in done.err
     assert prune("eval", "f.safetensors", "-o", "pruned.json", "-q").err == ""
@@ -141,7 +144,7 @@ def test_a_gate_exits_with_3_and_one_document(prune: Prune, tmp_path: Path) -> N
         (["run", "missing.yaml"], "missing.yaml: no such recipe"),
         (["run", "bad.yaml"], "bad.yaml:1:18: unknown stage 'trian'"),
         (["train", "bad.yaml"], "bad.yaml:1:18: unknown stage 'trian'"),
-        (["inspect", "garbage.pth"], "not written by torch.save"),
+        (["inspect", "garbage.pth"], "is a web page"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(

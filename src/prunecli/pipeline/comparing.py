@@ -114,7 +114,7 @@ def _measure(
 
 def _reference_for(path: Path, ref: str | None) -> str | None:
     """--arch is for foreign weights; a checkpoint of ours names its own architecture."""
-    ours = path.suffix == ".safetensors" and path.is_file() and read_manifest(path) is not None
+    ours = path.is_file() and read_manifest(path) is not None
     return None if ours else ref
 
 
