@@ -25,7 +25,7 @@ from prunecli.data.catalog import load_data
 from prunecli.data.images import BadImages, read_image
 from prunecli.data.loader import Augmentation, Batches, Preprocessing, evaluation_batches, training_batches
 from prunecli.data.splits import FileSplit, Split, hold_out
-from prunecli.engine.evaluate import evaluate
+from prunecli.engine.evaluate import Accuracy, evaluate
 from prunecli.engine.resources import as_resource_error, resource_errors
 from prunecli.errors import DataError, ResourceError
 
@@ -132,8 +132,10 @@ def test_figures_count_the_images_that_were_read(folder: Path) -> None:
     split = _test_split(folder)
     figures = evaluate(model, evaluation_batches(split, PREPROCESSING, 2, bad=BadImages(1)), CPU)
     sound = FileSplit(split.root, split.files[1:], split.labels[1:])  # type: ignore[attr-defined]
-    assert figures == evaluate(model, evaluation_batches(sound, PREPROCESSING, 2), CPU)
-    assert figures.images == 5
+    expected = evaluate(model, evaluation_batches(sound, PREPROCESSING, 2), CPU)
+    assert isinstance(figures, Accuracy) and isinstance(expected, Accuracy)
+    assert (figures.top1, figures.top5, figures.images) == (expected.top1, expected.top5, 5)
+    assert figures.loss == pytest.approx(expected.loss)
     for file in (folder / "val").rglob("*.jpg"):
         file.write_bytes(b"")
     with pytest.raises(DataError, match="none could be read"):
@@ -284,7 +286,7 @@ def test_killed_workers_end_with_one_line(tmp_path: Path, kind: str, count: int)
 _EXHAUST = """
 import resource, sys, torch
 from torch import nn
-from prunecli.engine.evaluate import evaluate
+from prunecli.engine.evaluate import Accuracy, evaluate
 torch.set_num_threads(1)
 model = nn.Sequential(nn.Conv2d(3, 512, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 labels = torch.zeros(64, dtype=torch.long)

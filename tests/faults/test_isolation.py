@@ -141,6 +141,18 @@ def test_a_recipe_reads_no_network_outside(processes: Processes, tmp_path: Path,
     assert given.code == 0 and "/etc/hostname" in given.out
 
 
+def test_a_network_elsewhere_can_be_given_by_hand(processes: Processes, tmp_path: Path) -> None:
+    folder = tmp_path / "given"
+    folder.mkdir()
+    (folder / "r.yaml").write_text(_RECIPE.replace("ref: 'cifar:resnet20'", "weights: /etc/hostname"))
+    refused = processes.run("train r.yaml --dry-run".split(), folder)
+    assert refused.code == 2 and "give --set model.weights=/etc/hostname" in refused.err
+    words = "r.yaml --dry-run --set model.weights=/etc/hostname".split()
+    for verb in ("run", "train"):
+        given = processes.run([verb, *words], folder)
+        assert given.code == 0 and "/etc/hostname" in given.out, given.err
+
+
 def _with_step(source: Path, target: Path, **changes: object) -> None:
     """A checkpoint whose history says something else: what a stranger may send."""
     manifest, tensors = read_checkpoint(source)

@@ -113,7 +113,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_verb_writes_a_recipe_that_prunes(prune: Prune, checkpoint: Path, tmp_path: Path) -> None:
     arguments = ["--arch", "cifar:resnet20", "--data", "digits", "--ratios", "0.25,0.5", "--max-drop", "3"]
-    done = prune("sensitivity", checkpoint, *arguments, "-o", "s.yaml", "--method", "fisher", "--json")
+    (tmp_path / "dense.safetensors").write_bytes(checkpoint.read_bytes())
+    words = ["sensitivity", "dense.safetensors", *arguments, "-o", "s.yaml"]
+    done = prune(*words, "--method", "fisher", "--json")
     assert done.code == 0, done.err
     found = done.json
     assert len(found["curves"]) == 9 and found["images"] == 144
@@ -129,7 +131,7 @@ def test_the_verb_writes_a_recipe_that_prunes(prune: Prune, checkpoint: Path, tm
     widths = {edit["group"]: edit["width_after"] / edit["width_before"] for edit in pruned.json["edits"]}
     wanted = {name: 1 - ratio for name, ratio in found["proposal"]["ratios"].items() if ratio}
     assert widths == pytest.approx(wanted)
-    again = prune("sensitivity", checkpoint, *arguments, "-o", "s.yaml")
+    again = prune(*words)
     assert again.code == 2 and "s.yaml: exists; add --force" in again.err
 
 

@@ -183,7 +183,7 @@ def plan_for_stage(model: str, stage: dict[str, Any], specs: Sequence[OptionSpec
         document = Document({"model": section, "stages": [stage]}, "command line")
         return resolve(document, overrides_from(specs, values, 0))
     document = load_yaml(Path(model))
-    draft = resolve(document)
+    draft = resolve(document, confined=False)
     places = [
         place
         for place, found in enumerate(draft.recipe.stages)

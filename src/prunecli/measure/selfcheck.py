@@ -20,7 +20,7 @@ class RatioTrials:
 
     Attributes:
         ratios: What was measured, in order.
-        intervals: The 95 % interval of each.
+        intervals: The interval of each.
     """
 
     ratios: tuple[float, ...]

@@ -62,7 +62,7 @@ def parse_set(text: str) -> Override:
     return Override(path, parse_value(value, f"--set {key.strip()}"), f"--set {key.strip()}")
 
 
-def resolve(document: Document | None, overrides: Iterable[Override] = ()) -> Plan:
+def resolve(document: Document | None, overrides: Iterable[Override] = (), *, confined: bool = True) -> Plan:
     """Merges everything and checks it.
 
     Precedence: later overrides, earlier overrides, the recipe, what it extends, defaults. Mappings merge, lists
@@ -71,15 +71,16 @@ def resolve(document: Document | None, overrides: Iterable[Override] = ()) -> Pl
     Args:
         document: The recipe file, if there is one.
         overrides: Values of --set and then of flags.
+        confined: Whether networks that the recipe itself names have to lie in its folder or the current one.
 
     Raises:
         RecipeError: Something is wrong; the message has file, line and column, or the flag.
     """
     data, origins = _with_extended(document, ()) if document is not None else ({}, {})
-    if document is not None:
-        _confine(data, origins, Path(document.source).parent)
     for override in overrides:
         _assign(data, origins, override)
+    if document is not None and confined:
+        _confine(data, origins, Path(document.source).parent)
     return Plan(_Checker(origins).recipe(data), origins)
 
 
@@ -132,7 +133,7 @@ def _with_extended(document: Document, seen: tuple[Path, ...]) -> tuple[dict[str
 def _confine(data: Mapping[str, Any], origins: Mapping[Path_, str], folder: Path) -> None:
     """Refuses network files outside the recipe's folder and the current one, unless the user's environment names them.
 
-    Flags and --set come later: they are the user's own words.
+    Flags and --set are the user's own words, too.
     """
     places: list[tuple[Path_, Any]] = []
     if isinstance(data.get("model"), dict):
@@ -141,7 +142,9 @@ def _confine(data: Mapping[str, Any], origins: Mapping[Path_, str], folder: Path
         if isinstance(stage, dict) and stage.get("teacher") != "parent":
             places.append((("stages", index, "teacher"), stage.get("teacher")))
     for path, value in places:
-        if not isinstance(value, str) or path not in origins or (*path, ENVIRONMENT) in origins:
+        if not isinstance(value, str) or (*path, ENVIRONMENT) in origins:
+            continue
+        if origins.get(path, "--").startswith("--"):
             continue
         if not stays_inside(value, folder, Path()) or value.startswith("~"):
             name = ".".join(map(str, path))
