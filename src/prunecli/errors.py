@@ -69,13 +69,24 @@ class Interrupted(PruneError):
 
     Args:
         message: What was saved and how to go on.
-        signal: Number of the signal: 2 (Ctrl-C) or 15 (SIGTERM).
-        answered: Whether the message says how to go on.
+        signal: Number of the signal, for instance 2 (Ctrl-C) or 15 (SIGTERM).
     """
 
-    def __init__(self, message: str, signal: int, *, answered: bool = False) -> None:
+    def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
-        self.signal, self.answered, self.exit_code = signal, answered, 128 + signal
+        self.exit_code = 128 + signal
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal that ends the command like Ctrl-C does. No Exception, so nothing that handles failures swallows it.
+
+    Args:
+        signal: Its number.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"signal {signal}")
+        self.signal = signal
 
 
 class GateFailed(PruneError):

@@ -33,7 +33,7 @@ def _check_limit(processes: Processes, undisturbed: Undisturbed, place: Path, li
     done = processes.run([*TRAIN, "--force"], place, file_limit=limit)
     assert done.code in (0, 1), done.err
     assert "Traceback" not in done.err
-    assert not list(place.glob(".x.*")) and not list(place.glob("x.state/.staged-*"))
+    assert not list(place.glob(".x.*")) and not list(place.glob("x.safetensors.state/.staged-*"))
     read_checkpoint(old)
     if done.code == 0:
         assert checkpoints(place) == wanted
@@ -116,7 +116,7 @@ def test_a_disk_that_fills_up_costs_nothing(
     assert full.code == 1, full.err
     assert full.err.count("the run goes on without") == 1 and "epoch 20/20" in full.err
     assert full.err.splitlines()[-1].startswith(f"error: {disk}/x.safetensors: could not be written (No space left")
-    assert list(disk.glob("x.state/state-*")) and not (disk / "x.safetensors").exists()
+    assert list(disk.glob("x.safetensors.state/state-*")) and not (disk / "x.safetensors").exists()
     (disk / "ballast").unlink()
     assert processes.run([*words, "--resume"], tmp_path).code == 0
     assert sha256(disk / "x.safetensors") == sha256(tmp_path / "reference" / "x.safetensors")

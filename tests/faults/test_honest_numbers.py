@@ -56,8 +56,8 @@ def test_intervals_hold_on_a_quiet_and_on_a_busy_machine(burners: int, same: boo
 def test_a_real_difference_is_found_on_a_quiet_and_on_a_busy_machine(burners: int) -> None:
     with busy_cores(burners):
         trials = ratio_trials(_network(4), _network(8), IMAGE, repetitions=20)
-    assert 1.6 < np.median(trials.ratios) < 2.6
-    assert trials.covered() <= 4
+    assert trials.covered() <= 4  # on two busy cores an interval may be wide, but the truth lies in it
+    assert sum(low < 2.1 and high > 1.7 for low, high in trials.intervals) >= 15
     if burners == 0:
         assert np.median([high / low for low, high in trials.intervals]) < 1.3
 

@@ -15,6 +15,7 @@ from prunecli.checkpoint.confinement import stays_inside
 from prunecli.checkpoint.durable import write_text_atomically
 from prunecli.checkpoint.io import read_checkpoint, write_checkpoint
 from prunecli.checkpoint.locking import locked
+from prunecli.checkpoint.manifest import UsedData
 from prunecli.errors import RecipeError
 from tests.faults.conftest import Undisturbed
 from tests.faults.processes import PROGRESSIVE, TRAIN, Processes, sha256, when
@@ -32,7 +33,7 @@ def test_the_holder_of_a_lock_is_named(processes: Processes, tmp_path: Path) -> 
     _, err = first.communicate(timeout=60)
     assert first.returncode == 143 and "Go on with" in err
     assert second.code == 2 and len(second.err.splitlines()) == 1
-    assert f"x.state: in use by process {first.pid} on " in second.err
+    assert f"x.safetensors.state: in use by process {first.pid} on " in second.err
     assert "(prune train cifar:resnet20 --data digits --epochs 500)" in second.err
 
 
@@ -182,7 +183,7 @@ def test_a_manifest_names_no_parent_outside_its_folder(
 def test_a_manifest_names_no_data_outside(
     processes: Processes, undisturbed: Undisturbed, tmp_path: Path, name: str
 ) -> None:
-    data = {"name": name, "split": "train", "images": 1, "fingerprint": ""}
+    data = UsedData(name=name)
     _with_step(undisturbed.result("train") / "x.safetensors", tmp_path / "p.safetensors", data=data)
     refused = processes.run("eval p.safetensors".split(), tmp_path, env={"PRUNE_DATA": str(tmp_path)})
     assert refused.code == 2 and f"outside this folder: name it with --data {name}" in refused.err, refused.err

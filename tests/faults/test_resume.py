@@ -93,7 +93,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     assert lines[-2] == "finishing the step, then saving; once more aborts without saving"
     assert lines[-1].startswith(f"error: stopped by {name} at epoch ")
     assert lines[-1].endswith(f"Go on with: prune {' '.join(words)} --resume")
-    assert len(list(tmp_path.glob("x.state/state-*"))) == 1 and not (tmp_path / "x.safetensors").exists()
+    assert len(list(tmp_path.glob("x.safetensors.state/state-*"))) == 1 and not (tmp_path / "x.safetensors").exists()
     resumed = processes.run([*words, "--resume"], tmp_path)
     assert resumed.code == 0 and checkpoints(tmp_path) == undisturbed.hashes("train"), resumed.err
 
@@ -112,7 +112,7 @@ def test_a_damaged_state_is_set_aside_and_the_one_before_is_used(
     processes: Processes, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     assert processes.run(TRAIN, tmp_path, fault="fit:step@9").code == -signal.SIGKILL
-    older, newest = sorted(tmp_path.glob("x.state/state-*"))
+    older, newest = sorted(tmp_path.glob("x.safetensors.state/state-*"))
     content = bytearray((newest / "state.pt").read_bytes())
     content[len(content) // 2] ^= 1
     (newest / "state.pt").write_bytes(bytes(content))
@@ -122,12 +122,17 @@ def test_a_damaged_state_is_set_aside_and_the_one_before_is_used(
     assert newest.name in warning and "set aside as damaged-state-" in warning and older.name not in warning
 
 
-def test_all_states_damaged_begins_anew(processes: Processes, undisturbed: Undisturbed, tmp_path: Path) -> None:
+def test_where_no_state_is_whole_nothing_is_thrown_away(
+    processes: Processes, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
     assert processes.run(TRAIN, tmp_path, fault="fit:step@9").code == -signal.SIGKILL
-    for state in tmp_path.glob("x.state/state-*"):
+    for state in tmp_path.glob("x.safetensors.state/state-*"):
         (state / "manifest.json").write_text("{")
     resumed = processes.run([*TRAIN, "--resume"], tmp_path)
-    assert resumed.code == 0 and resumed.err.count("set aside as") == 2
+    assert resumed.code == 2 and resumed.err.count("set aside as") == 2
+    assert "none of its 2 states is whole; begin anew with --force" in resumed.err
+    assert len(list(tmp_path.glob("x.safetensors.state/damaged-state-*/state.pt"))) == 2
+    assert processes.run([*TRAIN, "--force"], tmp_path).code == 0
     assert checkpoints(tmp_path) == undisturbed.hashes("train")
 
 
@@ -146,10 +151,10 @@ def test_a_state_of_another_run_is_refused(
     if not place.exists():
         place.mkdir()
         assert processes.run(TRAIN, place, fault="fit:step@2").code == -signal.SIGKILL
-    before = sorted(place.glob("x.state/state-*/*"))
+    before = sorted(place.glob("x.safetensors.state/state-*/*"))
     refused = processes.run([*TRAIN, *extra, "--resume"], place)
     assert refused.code == 2 and message in refused.err and len(refused.err.splitlines()) <= 2, refused.err
-    assert sorted(place.glob("x.state/state-*/*")) == before and before
+    assert sorted(place.glob("x.safetensors.state/state-*/*")) == before and before
 
 
 def test_what_to_do_with_an_unfinished_run_has_to_be_said(
@@ -168,7 +173,7 @@ def test_what_to_do_with_an_unfinished_run_has_to_be_said(
 
 def test_the_newest_states_are_kept(processes: Processes, tmp_path: Path) -> None:
     processes.run([*TRAIN, "--keep-states", "3"], tmp_path, fault="fit:step@8")
-    names = [path.name for path in sorted(tmp_path.glob("x.state/state-*"))]
+    names = [path.name for path in sorted(tmp_path.glob("x.safetensors.state/state-*"))]
     assert names == ["state-00000006", "state-00000007", "state-00000008"][: len(names)] and len(names) == 3
 
 
@@ -184,7 +189,7 @@ def test_a_resumed_run_finds_its_plan_changed(processes: Processes, undisturbed:
 
 def test_a_state_says_what_it_is_and_runs_nothing(processes: Processes, tmp_path: Path) -> None:
     assert processes.run(TRAIN, tmp_path, fault="fit:step@2").code == -signal.SIGKILL
-    state = sorted(tmp_path.glob("x.state/state-*"))[-1]
+    state = sorted(tmp_path.glob("x.safetensors.state/state-*"))[-1]
     manifest = json.loads((state / "manifest.json").read_text())
     assert manifest["place"] == "epoch 1, batch 1" and manifest["identity"]["lr"] == 0.05
     content = torch.load(state / "state.pt", weights_only=True)
@@ -198,9 +203,11 @@ def test_workers_do_not_change_what_is_resumed(
 ) -> None:
     words = [*TRAIN, "--workers", str(workers)]
     assert processes.run(words, tmp_path, fault="fit:step@8").code == -signal.SIGKILL
-    shutil.copytree(tmp_path / "x.state", tmp_path / "copy.state")
+    shutil.copytree(tmp_path / "x.safetensors.state", tmp_path / "copy.safetensors.state")
     assert processes.run([*TRAIN, "--resume"], tmp_path).code == 0  # none now
-    model = torch.load(sorted(tmp_path.glob("copy.state/state-*"))[-1] / "state.pt", weights_only=True)["model"]
+    model = torch.load(sorted(tmp_path.glob("copy.safetensors.state/state-*"))[-1] / "state.pt", weights_only=True)[
+        "model"
+    ]
     assert all(torch.isfinite(tensor.float()).all() for tensor in model.values())
     # The command in the manifest names the workers of the process that finished, which had none.
     assert checkpoints(tmp_path) == undisturbed.hashes("train")

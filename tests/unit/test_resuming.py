@@ -108,7 +108,7 @@ def test_nothing_of_the_state_is_idle(tmp_path: Path, left_out: str) -> None:
             assert kept is not None
             torch.manual_seed(99)
             np.random.seed(99)
-            fresh = {"random": random_state(), "updates": 0, "best": None}
+            fresh = {"random": random_state(CPU), "updates": 0, "best": None}
             if left_out == "optimizer":
                 kept["optimizer"]["state"] = {}
             elif left_out == "position":
@@ -125,10 +125,10 @@ def test_every_generator_goes_on_where_it_was() -> None:
         return [float(torch.rand(())), float(np.random.rand()), float(np.random.randn()), random.random()]
 
     draw()
-    state = random_state()
+    state = random_state(CPU)
     first = draw()
     draw()
-    set_random_state(state)
+    set_random_state(state, CPU)
     assert draw() == first
 
 

@@ -9,9 +9,11 @@ def stays_inside(path: str | Path, *folders: Path) -> bool:
     """Whether `path` lies in one of `folders`, with `..` and symbolic links followed.
 
     Args:
-        path: Absolute, or relative to the current folder; `~` is nobody's folder.
+        path: Absolute, or relative to the current folder. What begins with `~` is never inside.
         folders: Folders that may be read from.
     """
+    if str(path).startswith("~"):
+        return False
     try:
         target = Path(path).resolve()
         return any(target.is_relative_to(folder.resolve()) for folder in folders)

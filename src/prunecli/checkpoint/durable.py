@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import glob
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from prunecli.errors import RecipeError, ResourceError
@@ -61,9 +63,9 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, replace: bo
         if replace:
             temporary.replace(path)
         else:
-            os.link(temporary, path)
+            _rename_to_new(temporary, path)
         reach("file:renamed")
-        sync(path.parent)
+        sync_folder(path.parent)
     except FileExistsError as error:
         raise RecipeError(f"{path}: exists by now; add --force to replace it, or choose another name") from error
     except OSError as error:
@@ -84,12 +86,29 @@ def remove_leftovers(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    """Waits until a file's content is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until a folder's list of names is on the disk, where the system can do that."""
+    with suppress(OSError):  # not on Windows, not on every network file system
+        sync(folder)
+
+
+def _rename_to_new(temporary: Path, path: Path) -> None:
+    """Gives a file a name that must be free."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        temporary.replace(path)
 
 
 def current_umask() -> int:
@@ -99,7 +118,29 @@ def current_umask() -> int:
     return mask
 
 
+def require_space(path: Path, needed: int) -> None:
+    """Makes sure that a file of `needed` bytes could be written beside `path`, before hours of work.
+
+    Raises:
+        ResourceError: The folder cannot be written, or has too little space.
+    """
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise unwritable(path, error) from error
+    if free < needed:
+        raise ResourceError(
+            f"{folder}: has {free / 1e6:,.0f} MB free and this run writes up to {needed / 1e6:,.0f} MB (checkpoint and "
+            "saved states); free some, or choose another place"
+        )
+
+
 def unwritable(path: Path, error: OSError) -> ResourceError:
     """The error of a file that could not be written."""
     cause = error.strerror or str(error) or type(error).__name__
-    return ResourceError(f"{path}: could not be written ({cause}); free some space or choose another place with -o")
+    return ResourceError(f"{path}: could not be written ({cause}); free some space or choose another place")

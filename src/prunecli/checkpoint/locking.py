@@ -30,6 +30,8 @@ def locked(folder: Path, command: str = "") -> Iterator[None]:
         RecipeError: Another process holds it; the message names it.
         ResourceError: The folder cannot be written.
     """
+    if folder.is_symlink():
+        raise RecipeError(f"{folder}: is a link; remove it, or write somewhere else")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK_NAME, timeout=0)
@@ -42,7 +44,9 @@ def locked(folder: Path, command: str = "") -> Iterator[None]:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         held = {"pid": os.getpid(), "host": platform.node(), "since": started, "command": command}
         with suppress(OSError):  # a full disk: the lock holds without its name
-            (folder / HOLDER_NAME).write_text(json.dumps(held), encoding="utf-8")
+            (folder / HOLDER_NAME).unlink(missing_ok=True)  # it may be a link that leads elsewhere
+            with (folder / HOLDER_NAME).open("x", encoding="utf-8") as file:
+                json.dump(held, file)
         yield
     finally:
         with suppress(OSError):

@@ -18,7 +18,7 @@ _BOUNDS = {"num_classes": (0, 1_000_000), "in_chans": (1, 4096)}
 """Arguments an architecture is built with, and their limits. Others could make a library read or fetch files."""
 _MAX_DIMENSIONS = 8
 _MAX_LENGTH = 1 << 20
-_MAX_NUMBERS = 1 << 28
+_MAX_NUMBERS = 1 << 26
 _MAX_CHANNELS = 4096
 
 Channels = Annotated[tuple[float, ...], Field(max_length=_MAX_CHANNELS)]
@@ -64,9 +64,9 @@ class InputNormalisation(_Strict):
     """How images were prepared for this network."""
 
     mean: Channels
-    std: Channels
-    interpolation: str = "bilinear"
-    crop_pct: float = 1.0
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(max_length=_MAX_CHANNELS)]
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    crop_pct: float = Field(1.0, ge=0.05, le=2.0)
 
 
 class Edit(_Strict):
@@ -88,13 +88,22 @@ class Untouched(_Strict):
     reason: str
 
 
+class UsedData(_Strict):
+    """The images that a stage worked with."""
+
+    name: str
+    split: str = "train"
+    images: int = 0
+    fingerprint: str = ""
+
+
 class Step(_Strict):
     """One stage in the life of a checkpoint: what was done, with what, to which file."""
 
     stage: str
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     seed: int = 0
-    data: dict[str, JsonValue] | None = None
+    data: UsedData | None = None
     parent: str | None = None
     parent_sha256: str | None = None
     figures: dict[str, JsonValue] = Field(default_factory=dict)

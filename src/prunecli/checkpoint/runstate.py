@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from prunecli.checkpoint.durable import current_umask, reach, sync, unwritable
-from prunecli.errors import Interrupted, RecipeError, ResourceError
+from prunecli.checkpoint.durable import current_umask, reach, sync, sync_folder
+from prunecli.checkpoint.torch_files import read_torch_file
+from prunecli.errors import Interrupted, ModelError, RecipeError, ResourceError
 
 STATE_SCHEMA = "prunecli.state/1"
 State = dict[str, Any]
@@ -25,9 +27,10 @@ State = dict[str, Any]
 
 _PREFIX, _STAGED, _DAMAGED = "state-", ".staged-", "damaged-"
 _TENSORS, _MANIFEST = "state.pt", "manifest.json"
+_MAX_MANIFEST = 10_000_000
 _SHARE = 20
 """Saving takes no more than about one part in this many of the time."""
-_SIGNALS = {2: "Ctrl-C", 15: "SIGTERM"}
+_SIGNALS = {1: "SIGHUP", 2: "Ctrl-C", 15: "SIGTERM"}
 
 
 class StateManifest(BaseModel):
@@ -69,6 +72,7 @@ class StateStore:
         warn: Told what was set aside, what differs, and when a state could not be saved.
         tell: Told which state is gone on from.
         command: How to go on, for the message of an interrupt.
+        in_run: Whether there are finished stages to go on from even without a state.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class StateStore:
         warn: Callable[[str], None] = lambda text: None,
         tell: Callable[[str], None] = lambda text: None,
         command: str = "",
+        in_run: bool = False,
     ) -> None:
         self.folder = folder
         self._owner, self._keep, self._every, self._warn, self._command = owner, keep, every, warn, command
@@ -88,6 +93,7 @@ class StateStore:
         self._last = time.monotonic()
         self._took = 0.0
         self._failing = False
+        self._in_run = in_run
         for leftover in folder.glob(f"{_STAGED}*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -96,26 +102,31 @@ class StateStore:
         return bool(self._folders())
 
     def load(self) -> State | None:
-        """The newest state that is whole; None when there is none.
+        """The newest state that is whole; None when there never was one.
 
         Raises:
-            RecipeError: It belongs to another run; the message names a setting that differs.
+            RecipeError: It belongs to another run; the message names a setting that differs. Or none is whole.
+            ResourceError: The disk or the memory fails.
         """
-        for folder in reversed(self._folders()):
+        folders = self._folders()
+        for folder in reversed(folders):
             try:
                 manifest = _read_manifest(folder)
+                self._compare(folder, manifest)
                 content = _read_content(folder, manifest.sha256)
-            except Exception as error:  # whatever is wrong with it, the one before may be right
+            except _Damaged as error:
                 aside = folder.with_name(f"{_DAMAGED}{folder.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 folder.rename(aside)
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                self._warn(f"{folder} is damaged ({first}); set aside as {aside.name}, going back to the one before")
+                self._warn(f"{folder} is damaged ({error}); set aside as {aside.name}, going back to the one before")
                 continue
-            self._compare(folder, manifest)
+            except OSError as error:
+                raise ResourceError(f"{folder}: cannot be read ({error.strerror or error}); try again") from error
             self._tell(f"going on from {folder}: {manifest.place}")
             self._last = time.monotonic()
             return content
+        if folders:
+            raise RecipeError(f"{self.folder}: none of its {len(folders)} states is whole; begin anew with --force")
         return None
 
     def due(self) -> bool:
@@ -158,15 +169,16 @@ class StateStore:
         """Words what to do next after a signal, without saving anything more."""
         name = _SIGNALS.get(signal, f"signal {signal}")
         folders = self._folders()
-        if not folders:
-            return Interrupted(f"stopped by {name}{place}; no state was saved yet", signal, answered=True)
-        there = f"the last state is {folders[-1]}"
-        return Interrupted(f"stopped by {name}{place}; {there}. Go on with: {self._command}", signal, answered=True)
+        if not folders and not self._in_run:
+            return Interrupted(f"stopped by {name}{place}; no state was saved yet", signal)
+        there = f"the last state is {folders[-1]}" if folders else "the stages before this one are saved"
+        return Interrupted(f"stopped by {name}{place}; {there}. Go on with: {self._command}", signal)
 
     def discard(self) -> None:
         """Removes all states, also damaged ones: the stage is finished, or begins anew."""
-        for folder in (*self._folders(), *self.folder.glob(f"{_DAMAGED}*")):
-            shutil.rmtree(folder, ignore_errors=True)
+        for folder in (*self.folder.glob(f"{_DAMAGED}*"), *self._folders()):  # the newest last
+            _remove(folder)
+            reach("state:discarding")
 
     def _write(self, content: State, place: str) -> None:
         folders = self._folders()
@@ -191,16 +203,16 @@ class StateStore:
             )
             (staged / _MANIFEST).write_text(manifest.model_dump_json(by_alias=True), encoding="utf-8")
             sync(staged / _MANIFEST)
-            sync(staged)
+            sync_folder(staged)
             reach("state:manifest")
             staged.rename(self.folder / f"{_PREFIX}{number:08d}")
-            sync(self.folder)
+            sync_folder(self.folder)
             reach("state:renamed")
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
-        for old in folders[: len(folders) + 1 - self._keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        for old in folders[: max(0, len(folders) + 1 - self._keep)]:
+            _remove(old)
         reach("state:pruned")
 
     def _folders(self) -> list[Path]:
@@ -222,21 +234,44 @@ class StateStore:
                 self._warn(f"{folder}: was saved with {key} {there}, now {here}; the last bits may differ")
 
 
+class _Damaged(Exception):
+    """A state that is not whole, with the reason."""
+
+
 def _read_manifest(folder: Path) -> StateManifest:
+    path = folder / _MANIFEST
     try:
-        return StateManifest.model_validate_json((folder / _MANIFEST).read_bytes())
+        if path.stat().st_size > _MAX_MANIFEST:
+            raise _Damaged(f"{_MANIFEST} has over {_MAX_MANIFEST:,} bytes")
+        return StateManifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise _Damaged(f"{_MANIFEST} is gone") from error
     except ValidationError as error:
-        raise ValueError(f"{_MANIFEST}: {error.errors()[0]['msg']}") from error
+        raise _Damaged(f"{_MANIFEST}: {error.errors(include_input=False)[0]['msg']}") from error
 
 
 def _read_content(folder: Path, sha256: str) -> State:
     path = folder / _TENSORS
-    if _sha256(path) != sha256:
-        raise ValueError(f"{_TENSORS} has another sha256 than its manifest says")
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if _sha256(path) != sha256:
+            raise _Damaged(f"{_TENSORS} has another sha256 than its manifest says")
+        with path.open("rb") as file:
+            content = read_torch_file(file, path, legacy=False)
+    except FileNotFoundError as error:
+        raise _Damaged(f"{_TENSORS} is gone") from error
+    except ModelError as error:  # the hash is right, so somebody made it so
+        raise _Damaged(str(error)) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{_TENSORS} holds no state")
+        raise _Damaged(f"{_TENSORS} holds no state")
     return content
+
+
+def _remove(folder: Path) -> None:
+    """Removes a state so that a part of it is never taken for one."""
+    staged = folder.with_name(f"{_STAGED}{folder.name}")
+    with suppress(OSError):
+        folder.rename(staged)
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:
@@ -247,25 +282,3 @@ def _sha256(path: Path) -> str:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def require_space(path: Path, needed: int) -> None:
-    """Makes sure that a file of `needed` bytes could be written beside `path`, before hours of work.
-
-    Raises:
-        ResourceError: The folder cannot be written, or has too little space.
-    """
-    folder = path.parent
-    while not folder.exists():
-        folder = folder.parent
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise unwritable(path, error) from error
-    if free < needed:
-        raise ResourceError(
-            f"{folder}: has {free / 1e6:,.0f} MB free and this run writes up to {needed / 1e6:,.0f} MB (checkpoint and "
-            "saved states); free some, or choose another place with -o"
-        )

@@ -17,7 +17,7 @@ from typer.exceptions import TyperException
 
 from prunecli.cli.lazy import LazyGroup, Verb, error_text, make_group
 from prunecli.cli.output import Output
-from prunecli.errors import GateFailed, Interrupted, PruneError
+from prunecli.errors import GateFailed, PruneError, Stopped
 from prunecli.methods.registry import all_methods
 
 SUMMARY = "Prune trained neural networks, with proof that the smaller network is the right one."
@@ -25,6 +25,7 @@ SUMMARY = "Prune trained neural networks, with proof that the smaller network is
 INTERRUPTED = 130
 
 _current = Output()
+_stopped_by: list[int] = []
 
 
 def _command(module: str, attribute: str = "command", *arguments: Any) -> Callable[[], Any]:
@@ -98,8 +99,11 @@ def run(argv: Sequence[str]) -> int:
 
         return answer(os.environ)
     use_output(Output("json" if "--json" in argv else "human", debug="--debug" in argv))
+    _stopped_by.clear()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminated)
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
+                signal.signal(number, _stop)
     try:
         code = root().main(args=list(argv), prog_name="prune", standalone_mode=False)
         sys.stdout.flush()
@@ -111,7 +115,8 @@ def run(argv: Sequence[str]) -> int:
     except TyperException as error:
         return _fail(error, error_text(error), int(getattr(error, "exit_code", 2)))
     except KeyboardInterrupt as error:
-        return _fail(error, "interrupted; only stages that had finished were saved", INTERRUPTED)
+        code = 128 + _stopped_by[0] if _stopped_by else INTERRUPTED
+        return _fail(error, "interrupted; only stages that had finished were saved", code)
     except BrokenPipeError:
         # The reader went away (`| head`): not an error, and nothing may be written at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -123,9 +128,10 @@ def run(argv: Sequence[str]) -> int:
         return _fail(error, f"{type(error).__name__}: {first} (this is a bug; --debug shows where)", 1)
 
 
-def _terminated(number: int, frame: FrameType | None) -> None:
+def _stop(number: int, frame: FrameType | None) -> None:
     """SIGTERM outside training ends the command like Ctrl-C does, so temporary files go."""
-    raise Interrupted("stopped by SIGTERM; only stages that had finished were saved", number)
+    _stopped_by.append(number)
+    raise Stopped(number)
 
 
 def _fail(error: BaseException, message: str, code: int) -> int:

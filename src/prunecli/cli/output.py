@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from prunecli.pipeline.sink import Advance
     from prunecli.report.tables import Table
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 Mode = Literal["human", "json", "quiet"]
 
 
@@ -50,7 +52,7 @@ class Output:
         self._tables += 1
         if not sys.stdout.isatty():
             rows = [table.columns, *table.rows]
-            print("\n".join("\t".join(" ".join(cell.split()) for cell in row) for row in rows))
+            print("\n".join("\t".join(" ".join(printable(cell).split()) for cell in row) for row in rows))
             return
         from rich import box
         from rich.table import Table as RichTable
@@ -65,6 +67,7 @@ class Output:
     def text(self, text: str) -> None:
         """Text on stdout as it is: what the user asked for in human and quiet mode."""
         if self.mode != "json":
+            text = printable(text)
             sys.stdout.write(text if text.endswith("\n") else text + "\n")
 
     def document(self, document: Any) -> None:
@@ -81,7 +84,7 @@ class Output:
 
     def complain(self, message: str) -> None:
         """One line on stderr in every mode."""
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Advance]:
@@ -111,13 +114,18 @@ class Output:
         if self._console is not None:  # a bar is drawn: print above it
             self._console.print(_plain(text), soft_wrap=True)
         else:
-            print(text, file=sys.stderr)
+            print(printable(text), file=sys.stderr)
 
 
 def _plain(text: str) -> Any:
     from rich.text import Text
 
-    return Text(text)
+    return Text(printable(text))
+
+
+def printable(text: str) -> str:
+    """The text without control characters, which could come from a stranger's file and move a terminal's cursor."""
+    return _CONTROL.sub("?", text)
 
 
 def _interactive(stream: IO[str]) -> bool:

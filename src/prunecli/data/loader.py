@@ -19,7 +19,7 @@ from prunecli.data.images import BadImages, UnreadableImage
 from prunecli.data.masks import MaskDataset, MaskSplit, evaluation_transform, training_transform
 from prunecli.data.splits import Split
 from prunecli.engine.resources import as_loader_error
-from prunecli.errors import DataError
+from prunecli.errors import DataError, PruneError, ResourceError
 
 _SMALL = 64
 """Images up to this size are shifted rather than cropped and zoomed, as is usual on CIFAR."""
@@ -173,9 +173,10 @@ class Batches:
                 batch, unreadable = next(batches)
             except StopIteration:
                 return
-            except DataError as error:
+            except PruneError as error:
                 last = str(error).strip().splitlines()[-1]  # a worker puts a traceback before it
-                raise DataError(last.removeprefix(f"{DataError.__module__}.{DataError.__name__}: ")) from error
+                kind = type(error) if isinstance(error, ResourceError) else DataError
+                raise kind(last.partition(f"{type(error).__name__}: ")[2] or last) from error
             except (RuntimeError, OSError, EOFError, MemoryError) as error:
                 found = as_loader_error(error, self.batch_size)
                 if found is None:

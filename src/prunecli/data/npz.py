@@ -17,6 +17,7 @@ from prunecli.measure.environment import memory_bytes
 _AT_ONCE = 2**20
 """Pixels counted at a time."""
 
+_MAX_CLASSES = 1_000_000
 _KEYS = (
     ("x_{}", "y_{}"),
     ("{}_images", "{}_labels"),
@@ -49,6 +50,10 @@ def load(path: str, root: Path, download: bool) -> ImageData:
     channels = 1 if len(shape) == 2 else 3
     mean, std = _statistics((train or test).images.reshape(-1, channels))
     classes = 1 + max(int(part.labels.max()) for part in parts)
+    if classes > _MAX_CLASSES:
+        raise DataError(
+            f"{file}: holds the label {classes - 1:,}; labels are class numbers from 0, up to {_MAX_CLASSES:,}"
+        )
     return ImageData(
         name=f"npz:{path}",
         class_names=tuple(str(label) for label in range(classes)),

@@ -236,7 +236,22 @@ class _Run:
         here = self.position
         start = time.perf_counter() - here.seconds
         last = len(batches) - 1
-        for index, (images, labels) in enumerate(_batches_of(batches, here.epoch, here.batch), start=here.batch):
+        group: int | None = None  # of batches that make one step, while it is open
+
+        def close(done: int) -> None:
+            self._step()
+            here.batch, here.seconds = done, time.perf_counter() - start
+            reach("fit:step")
+            if progress is not None:
+                progress.on_step(here.epoch, done, last + 1, here.loss / here.images)
+            checkpoint()
+
+        for place, (images, labels) in enumerate(_batches_of(batches, here.epoch, here.batch), start=here.batch):
+            # Batches of which no image could be read are passed over, but have their place.
+            index = getattr(batches, "position", place + 1) - 1
+            if group is not None and group != index // self.config.accumulate:
+                close(index)
+            group = index // self.config.accumulate
             loss = self._loss(images, labels)
             value = loss.item()
             if not math.isfinite(value):
@@ -247,13 +262,10 @@ class _Run:
             here.loss += value * len(labels)
             here.images += len(labels)
             if (index + 1) % self.config.accumulate == 0 or index == last:
-                self._step()
-                # Batches of which no image could be read are passed over, but have their place.
-                here.batch, here.seconds = getattr(batches, "position", index + 1), time.perf_counter() - start
-                reach("fit:step")
-                if progress is not None:
-                    progress.on_step(here.epoch, index + 1, last + 1, here.loss / here.images)
-                checkpoint()
+                close(index + 1)
+                group = None
+        if group is not None:
+            close(last + 1)
         self.require_finite()
         return here.loss / max(here.images, 1)
 
@@ -284,8 +296,8 @@ class _Run:
 
     def require_finite(self) -> None:
         """Stops before weights that are not numbers are saved or judged."""
-        for name, parameter in self.model.named_parameters():
-            if not bool(torch.isfinite(parameter.detach()).all()):
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor.detach()).all()):
                 raise PruneError(
                     f"{name} holds NaN or infinity at {self.position}; lower the learning rate (--lr), or limit the "
                     "gradients (--clip-grad)"
@@ -303,7 +315,7 @@ class _Run:
             "scaler": self._scaler.state_dict(),
             "updates": self._updates,
             "lr": self._lr,
-            "random": random_state(),
+            "random": random_state(self.device),
         }
 
     def restore(self, state: State) -> None:
@@ -322,7 +334,7 @@ class _Run:
             Epoch(**(entry | {"validation": figures_from_state(entry["validation"])})) for entry in state["history"]
         ]
         self._best = tuple(state["best"]) if state["best"] is not None else None
-        set_random_state(state["random"])
+        set_random_state(state["random"], self.device)
 
     def _batches_in_step(self, index: int, last: int) -> int:
         """Batches whose gradients are averaged in the step that `index` belongs to; the last step may have fewer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import threading
@@ -81,8 +82,14 @@ def stop_requests(tell: Callable[[str], None]) -> Iterator[StopRequest]:
         yield request
         return
     before: dict[int, Any] = {}
+    process = os.getpid()
 
     def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:  # Ctrl-C reaches the processes that load images too, and the step needs them
+            if number != signal.SIGINT:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            return
         if request.signal is None:
             request.signal = number
             tell("finishing the step, then saving; once more aborts without saving")
@@ -94,8 +101,9 @@ def stop_requests(tell: Callable[[str], None]) -> Iterator[StopRequest]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, handle)
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if number not in before and signal.getsignal(number) != signal.SIG_IGN:  # as nohup and scripts leave it
+            before[number] = signal.signal(number, handle)
     try:
         yield request
     finally:
@@ -104,22 +112,22 @@ def stop_requests(tell: Callable[[str], None]) -> Iterator[StopRequest]:
         signal.raise_signal(request.signal)
 
 
-def random_state() -> State:
-    """The state of every generator that training draws from."""
+def random_state(device: torch.device) -> State:
+    """The state of every generator that training on `device` draws from."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "device": torch.get_device_module(device).get_rng_state() if device.type != "cpu" else None,
         "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
         "python": random.getstate(),
     }
 
 
-def set_random_state(state: State) -> None:
-    """Puts `random_state()` back."""
+def set_random_state(state: State, device: torch.device) -> None:
+    """Puts `random_state(device)` back."""
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if device.type != "cpu" and state["device"] is not None:
+        torch.get_device_module(device).set_rng_state(state["device"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     random.setstate(state["python"])
@@ -181,5 +189,5 @@ class Checkpoint:
             return
         try:
             self._run.restore(state)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ModelError(f"the saved state does not fit this network ({error}); begin anew with --force") from error

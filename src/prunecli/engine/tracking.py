@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from prunecli.errors import RecipeError
+from prunecli.checkpoint.durable import write_text_atomically
+from prunecli.errors import RecipeError, ResourceError
 
 
 class MetricsLog:
@@ -53,23 +54,21 @@ class MetricsLog:
                 self._file = self._open(int(row["epoch"] or 0))
             self._file.write(json.dumps({key: value for key, value in row.items() if value is not None}) + "\n")
             self._file.flush()
-        except OSError as error:
+            if self._board is not None:
+                for key, value in row.items():
+                    if key != "epoch" and value is not None:
+                        self._board.add_scalar(key, value, int(row["epoch"] or 0))
+        except (OSError, ResourceError) as error:
             self._failed = True
-            self._warn(f"{self._path}: could not be written ({error.strerror or error}); training goes on without it")
-            return
-        if self._board is not None:
-            for key, value in row.items():
-                if key != "epoch" and value is not None:
-                    self._board.add_scalar(key, value, int(row["epoch"] or 0))
+            cause = getattr(error, "strerror", None) or error
+            self._warn(f"{self._path}: could not be written ({cause}); training goes on without it")
 
     def _open(self, epoch: int) -> IO[str]:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = _rows_before(self._path, epoch) if self._continued else ""
         if self._writer is not None:
             self._board = self._writer(str(self._path.parent / "tensorboard"), purge_step=epoch)
-        file = self._path.open("w", encoding="utf-8")
-        file.write(kept)
-        return file
+        write_text_atomically(self._path, kept)
+        return self._path.open("a", encoding="utf-8")
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -81,7 +80,8 @@ class MetricsLog:
             with suppress(OSError):  # what could not be flushed has been warned about
                 self._file.close()
         if self._board is not None:
-            self._board.close()
+            with suppress(OSError):
+                self._board.close()
 
 
 def _rows_before(path: Path, epoch: int) -> str:

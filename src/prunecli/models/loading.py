@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunecli.checkpoint import WEIGHT_SUFFIXES
+from prunecli.checkpoint.finite import check_finite
 from prunecli.checkpoint.foreign import read_foreign
 from prunecli.checkpoint.io import file_sha256, read_checkpoint, read_manifest, write_checkpoint
 from prunecli.checkpoint.manifest import Architecture, Manifest
@@ -153,13 +154,15 @@ def restore(
     Raises:
         ModelError: The checkpoint is damaged or belongs to another architecture.
     """
-    manifest, tensors = read_checkpoint(path, allow_nonfinite=allow_nonfinite)
+    manifest, tensors = read_checkpoint(path, allow_nonfinite=True)
     model = dense(manifest.architecture)
     try:
         apply_attributes(model, manifest.attributes)
         assign_tensors(model, tensors, frozenset(manifest.frozen_parameters))
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
+    # Buffers that belong to no state dict may be infinite: attention masks are.
+    check_finite(model.state_dict(), path, allow_nonfinite)
     return model.eval(), manifest
 
 

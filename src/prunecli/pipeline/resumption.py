@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from pydantic import JsonValue
 
-from prunecli.checkpoint.durable import reach, remove_leftovers
+from prunecli.checkpoint.durable import reach, remove_leftovers, require_space
 from prunecli.checkpoint.locking import locked
 from prunecli.checkpoint.manifest import as_json
-from prunecli.checkpoint.runstate import Ownership, StateStore, require_space
-from prunecli.data.splits import Split
-from prunecli.errors import Interrupted, RecipeError
+from prunecli.checkpoint.runstate import Ownership, StateStore
+from prunecli.errors import RecipeError
 from prunecli.measure.environment import library_versions
 from prunecli.pipeline.workspace import Workspace
 
@@ -30,12 +29,12 @@ _NOT_IDENTITY = frozenset(("root", "download", "workers"))
 
 def state_folder(out: Path) -> Path:
     """The folder of the states of the stage that will write `out`."""
-    return out.with_suffix(".state")
+    return out.with_name(f"{out.name}.state")
 
 
 def is_unfinished(out: Path) -> bool:
     """Whether a stage that was to write `out` left states behind."""
-    return any(state_folder(out).glob("*"))
+    return any(state_folder(out).glob("state-*"))
 
 
 @contextmanager
@@ -61,6 +60,7 @@ def saved_states(space: Workspace, out: Path, identity: Mapping[str, JsonValue])
             warn=space.sink.warn,
             tell=space.sink.note,
             command=space.resume_command,
+            in_run=space.in_run,
         )
         if store.exists() and not space.resume:
             if not space.force:
@@ -73,11 +73,7 @@ def saved_states(space: Workspace, out: Path, identity: Mapping[str, JsonValue])
         try:
             yield store
         except KeyboardInterrupt as error:
-            raise store.aborted(signal.SIGINT) from error
-        except Interrupted as error:
-            if error.answered:
-                raise
-            raise store.aborted(error.signal) from error
+            raise store.aborted(getattr(error, "signal", signal.SIGINT)) from error
         reach("stage:saved")
         if not space.in_run:
             store.discard()
@@ -88,28 +84,29 @@ def discard_states(out: Path) -> None:
     shutil.rmtree(state_folder(out), ignore_errors=True)
 
 
-def identity_of(space: Workspace, stage: Any, split: Split | None) -> dict[str, JsonValue]:
-    """Everything that decides what a stage computes, by names that a message can use."""
+def identity_of(space: Workspace, stage: Any, **files: str | None) -> dict[str, JsonValue]:
+    """Everything that decides what a stage computes, by names that a message can use; `files` are hashes of more."""
     loaded = space.model()
     recipe = space.recipe
     data = {key: value for key, value in dataclasses.asdict(recipe.data).items() if key not in _NOT_IDENTITY}
     found: dict[str, Any] = {f"data.{key}": value for key, value in data.items()}
     found |= dataclasses.asdict(stage)
-    found |= {"seed": recipe.seed, "model": loaded.sha256 or loaded.manifest.architecture.ref}
-    if split is not None:
-        found |= {"images": split.fingerprint()}
+    found |= {"seed": recipe.seed, "model": loaded.sha256 or loaded.manifest.architecture.ref, **files}
+    if space.data_name() is not None:
+        parts = {"training images": space.data().train, "validation images": space.data().validation}
+        found |= {name: part.fingerprint() for name, part in parts.items() if part is not None}
     return {key: as_json(value) for key, value in found.items()}
 
 
-def room_for(space: Workspace, out: Path) -> None:
-    """Checks before any work that checkpoint and states can be written.
+def room_for(space: Workspace, out: Path, *, states: bool) -> None:
+    """Checks before any work that the checkpoint, and `states` beside it, can be written.
 
     Raises:
         ResourceError: The folder cannot be written, or has too little space.
     """
     model = space.model().model
     size = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
-    require_space(out, size * (2 + _COPIES_IN_A_STATE * (space.recipe.keep_states + 1)))
+    require_space(out, size * (2 + (_COPIES_IN_A_STATE * (space.recipe.keep_states + 1) if states else 0)))
 
 
 def _environment(space: Workspace) -> dict[str, JsonValue]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from prunecli.checkpoint.durable import reach, write_text_atomically
-from prunecli.checkpoint.locking import locked
+from prunecli.checkpoint.durable import reach, remove_leftovers, write_text_atomically
+from prunecli.checkpoint.locking import HOLDER_NAME, LOCK_NAME, locked
 from prunecli.data.catalog import find_data
 from prunecli.errors import GateFailed, RecipeError
 from prunecli.models.catalog import split_reference
@@ -100,11 +102,9 @@ def run_recipe(plan: Plan, folder: Path, space: Workspace) -> RunOutcome:
     files = [folder / name for name in check_plan(plan)]
     with locked(folder, space.command):
         progress = _progress(plan, folder, space)
-        resumed = space.resume
         space.model()  # a network that cannot be loaded is noticed before anything is written
-        if not resumed:
-            write_text_atomically(folder / PLAN_NAME, _plan_text(plan))
-            progress.save()
+        progress.save()
+        write_text_atomically(folder / PLAN_NAME, _plan_text(plan))
         space.in_run = True
         comparison: Comparison | None = None
         for place, (stage, path) in enumerate(zip(plan.recipe.stages, files, strict=True)):
@@ -117,7 +117,8 @@ def run_recipe(plan: Plan, folder: Path, space: Workspace) -> RunOutcome:
             progress.done.append(StageRecord(stage.stage, path, figures))
             progress.save()
             reach("run:noted")
-            discard_states(path)
+            if isinstance(stage, (TrainStage, PruneStage)):
+                discard_states(path)
             space.resume = False  # what comes now has not been begun
     gates = [stage.fail_if for stage in plan.recipe.stages if isinstance(stage, CompareStage)]
     gate = Gate(gates[-1]) if gates and gates[-1] is not None else None
@@ -144,12 +145,15 @@ def _pass_over(space: Workspace, stage: Stage, path: Path) -> Comparison | None:
     """Brings the workspace to where a finished stage left it."""
     if not path.is_file():
         raise RecipeError(f"{path}: is gone, so the run cannot be gone on with; begin it anew with --force")
-    discard_states(path)
     if isinstance(stage, EvalStage):
         space.reports.append(path)
     elif isinstance(stage, CompareStage):
-        return Comparison.model_validate_json(path.read_bytes())
+        try:
+            return Comparison.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise RecipeError(f"{path}: is damaged; begin the run anew with --force") from error
     else:
+        discard_states(path)
         if isinstance(stage, PruneStage):
             space.parent = space.model()
         space.loaded = load_file(path, allow_nonfinite=space.recipe.model.allow_nonfinite)
@@ -161,37 +165,44 @@ class _Progress:
     """The stages of a run that are finished, as `run.json` has them."""
 
     path: Path
+    plan_sha256: str
     done: list[StageRecord]
 
     def save(self) -> None:
         stages = [{"stage": r.stage, "path": r.path.name, "figures": dict(r.figures)} for r in self.done]
-        text = json.dumps({"schema": RUN_SCHEMA, "stages": stages}, indent=2)
+        text = json.dumps({"schema": RUN_SCHEMA, "plan_sha256": self.plan_sha256, "stages": stages}, indent=2)
         write_text_atomically(self.path, text + "\n")
 
 
 def _progress(plan: Plan, folder: Path, space: Workspace) -> _Progress:
     """What an earlier run in `folder` finished, if that is to be gone on with; turns `space.resume` off if not."""
     path = folder / RUN_NAME
+    plan_sha256 = hashlib.sha256(_plan_text(plan).encode()).hexdigest()
+    for written in (path, folder / PLAN_NAME):
+        remove_leftovers(written)
     if not space.resume or not path.is_file():
         if space.resume:
+            if any(entry.name not in (LOCK_NAME, HOLDER_NAME) for entry in folder.glob("[!.]*")):
+                raise RecipeError(
+                    f"{folder}: holds no run to go on with (no {RUN_NAME}); give its folder with --output"
+                )
             space.sink.note(f"{folder}: no run to go on with; from the beginning")
         space.resume = False
-        return _Progress(path, [])
-    written = (folder / PLAN_NAME).read_text(encoding="utf-8") if (folder / PLAN_NAME).is_file() else ""
-    if written != _plan_text(plan):
-        raise RecipeError(f"{folder / PLAN_NAME}: is another plan than this one; go on with the same recipe and values")
+        return _Progress(path, plan_sha256, [])
     try:
         noted = json.loads(path.read_text(encoding="utf-8"))
-        assert noted["schema"] == RUN_SCHEMA
         kinds = [stage.stage for stage in plan.recipe.stages]
         done = [
             StageRecord(entry["stage"], folder / Path(entry["path"]).name, entry["figures"])
             for entry in noted["stages"]
         ]
-        assert [record.stage for record in done] == kinds[: len(done)]
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        if noted["schema"] != RUN_SCHEMA or [record.stage for record in done] != kinds[: len(done)]:
+            raise ValueError(path)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecipeError(f"{path}: is damaged; begin the run anew with --force") from error
-    return _Progress(path, done)
+    if noted.get("plan_sha256") != plan_sha256:
+        raise RecipeError(f"{folder / PLAN_NAME}: is another plan than this one; go on with the same recipe and values")
+    return _Progress(path, plan_sha256, done)
 
 
 def _plan_text(plan: Plan) -> str:

@@ -62,10 +62,10 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
     split = data.training_split() if data is not None and looks else None
     training = {"epochs": stage.epochs, "lr": stage.lr, "optimizer": stage.optimizer} if stage.epochs else {}
     example = space.example()
-    room_for(space, out)
+    room_for(space, out, states=stage.epochs > 0)
     with (
         resource_errors(space.recipe.data.batch_size),
-        saved_states(space, out, identity_of(space, stage, split)) as states,
+        saved_states(space, out, identity_of(space, stage)) as states,
     ):
         recover = StepTraining(space, stage, states) if stage.epochs else None
         result = prune_model(
@@ -122,15 +122,18 @@ def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
             space.sink.warn("no data set, so no accuracy: name one with --data")
     example = space.example()
     model = loaded.model.cpu()
-    macs = count_macs(model, example) if "macs" in stage.measure else None
+    with space.running():
+        macs = count_macs(model, example) if "macs" in stage.measure else None
+        latency = _latency(space, model, stage.latency_rounds) if "latency" in stage.measure else None
+        memory = peak_memory_bytes(model, example) if "memory" in stage.measure else None
     metrics = Metrics(
         **accuracy,
         params=parameter_count(model) if "params" in stage.measure else None,
         params_nonzero=nonzero_count(model) if "params" in stage.measure else None,
         macs=macs.total if macs else None,
         macs_uncounted=macs.uncounted if macs else (),
-        latency_ms=_latency(space, model, stage.latency_rounds) if "latency" in stage.measure else None,
-        peak_memory_bytes=peak_memory_bytes(model, example) if "memory" in stage.measure else None,
+        latency_ms=latency,
+        peak_memory_bytes=memory,
         size_bytes=loaded.path.stat().st_size if loaded.path and "size" in stage.measure else None,
     )
     report = Report(

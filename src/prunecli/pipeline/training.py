@@ -21,7 +21,7 @@ from prunecli.engine.tasks import Accuracy, Figures
 from prunecli.engine.tracking import MetricsLog
 from prunecli.errors import ModelError, RecipeError
 from prunecli.measure.forward import logits
-from prunecli.models.loading import load_companion
+from prunecli.models.loading import LoadedModel, load_companion
 from prunecli.pipeline.resumption import identity_of, room_for, saved_states
 from prunecli.pipeline.sink import Advance
 from prunecli.pipeline.workspace import DEFAULT_DATA, Workspace
@@ -60,8 +60,10 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
     stage = dataclasses.replace(stage, lr=_learning_rate(stage, loaded.manifest))
     _check_augmentation(stage, data)
     teacher = _teacher(space, stage.teacher) if isinstance(stage, FinetuneStage) and stage.teacher else None
+    learned_from = {}
     if teacher is not None:
-        _check_teacher(space, teacher)
+        _check_teacher(space, teacher.model)
+        learned_from = {"teacher's sha256": teacher.sha256}
     split = data.training_split()
     step = space.step(stage.stage, _settings(stage), split=split)
     config = _fit_config(stage, space.recipe.seed)
@@ -80,9 +82,9 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
         raise RecipeError("--patience needs validation images; use a --val-fraction over 0")
     log_path = out.with_suffix(".metrics.jsonl")
     title = "finetune" if finetuning else "train"
-    room_for(space, out)
+    room_for(space, out, states=True)
     with (
-        saved_states(space, out, identity_of(space, stage, split)) as states,
+        saved_states(space, out, identity_of(space, stage, **learned_from)) as states,
         MetricsLog(log_path, tensorboard=stage.tensorboard, continued=states.exists(), warn=space.sink.warn) as log,
         space.sink.progress(title, config.epochs * len(train)) as advance,
     ):
@@ -95,7 +97,7 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
             config,
             space.device,
             num_classes=data.num_classes,
-            teacher=teacher,
+            teacher=teacher.model if teacher is not None else None,
             progress=progress,
             task=space.task(),
             keeper=states,
@@ -108,11 +110,11 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
     return TrainOutcome(path, log_path, result)
 
 
-def _teacher(space: Workspace, name: str) -> nn.Module:
+def _teacher(space: Workspace, name: str) -> LoadedModel:
     if name != "parent":
-        return load_companion(Path(name).expanduser(), space.model().manifest.architecture.ref).model
+        return load_companion(Path(name).expanduser(), space.model().manifest.architecture.ref)
     if space.parent is not None:
-        return space.parent.model
+        return space.parent
     step = space.model().manifest.last("prune")
     if step is None or step.parent is None:
         raise ModelError(f"{space.model().name}: names no parent it was pruned from; give --teacher a weights file")
@@ -127,7 +129,7 @@ def _teacher(space: Workspace, name: str) -> nn.Module:
             f"{step.parent}: the parent is not in this folder or the checkpoint's, or has changed; give --teacher the "
             "file it was pruned from"
         )
-    return load_companion(path, space.model().manifest.architecture.ref).model
+    return load_companion(path, space.model().manifest.architecture.ref)
 
 
 def _check_teacher(space: Workspace, teacher: nn.Module) -> None:
@@ -152,8 +154,9 @@ def _learning_rate(stage: TrainStage, manifest: Manifest) -> float:
     if stage.lr is not None:
         return stage.lr
     trained = manifest.last("train")
-    if trained is not None and trained.settings.get("optimizer") == stage.optimizer:
-        return float(str(trained.settings["lr"])) / 10
+    rate = trained.settings.get("lr") if trained is not None else None
+    if trained is not None and trained.settings.get("optimizer") == stage.optimizer and isinstance(rate, (int, float)):
+        return float(rate) / 10 or _FINETUNE_LR
     return _FINETUNE_LR
 
 

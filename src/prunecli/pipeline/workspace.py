@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,15 @@ import torch
 from torch import Tensor
 
 from prunecli.checkpoint.confinement import stays_inside
-from prunecli.checkpoint.manifest import Architecture, InputNormalisation, Manifest, Step, as_json
+from prunecli.checkpoint.manifest import Architecture, InputNormalisation, Manifest, Step, UsedData, as_json
 from prunecli.data.catalog import default_root, load_data
 from prunecli.data.images import BadImages
 from prunecli.data.loader import Batches, Preprocessing, evaluation_batches
 from prunecli.data.splits import ImageData, Split, hold_out
 from prunecli.engine.device import pick_device, seed_everything
+from prunecli.engine.resources import as_resource_error
 from prunecli.engine.tasks import Classification, Segmentation, Task
-from prunecli.errors import DataError, ModelError, RecipeError
+from prunecli.errors import DataError, ModelError, RecipeError, ResourceError
 from prunecli.measure.environment import library_versions
 from prunecli.measure.forward import call, logits
 from prunecli.models.loading import ANY_SIZE, LoadedModel, input_channels, load_file, load_reference, save
@@ -88,7 +91,7 @@ class Workspace:
         if self.loaded is not None:
             for step in reversed(self.loaded.manifest.history):
                 if step.data is not None:
-                    return self._trusted(str(step.data["name"]))
+                    return self._trusted(step.data.name)
         return None
 
     def _trusted(self, name: str) -> str:
@@ -204,6 +207,26 @@ class Workspace:
             self.sink.warn(f"unreadable images left out: {len(files)} ({', '.join(files[:_NAMED])}{more})")
         self._told_bad = len(files)
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Where the current network runs on an example: one that does not is named.
+
+        Raises:
+            ModelError: It does not run on such images.
+            ResourceError: Memory does not suffice for it.
+        """
+        try:
+            yield
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, MemoryError) as error:
+            shape = "x".join(map(str, self.input_shape()))
+            scarce = as_resource_error(error)
+            if scarce is not None:
+                raise ResourceError(f"{self.model().name}, an image of {shape}: {scarce}") from error
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ModelError(
+                f"{self.model().name} does not run on {shape} images: {first}; see --image-size"
+            ) from error
+
     def check_classes(self) -> None:
         """Compares the network's outputs with the data's classes.
 
@@ -211,14 +234,9 @@ class Workspace:
             DataError: They differ, or the network does not run on such images.
         """
         data, loaded = self.data(), self.model()
-        try:
-            with torch.no_grad():
-                scores = logits(call(loaded.model.cpu().eval(), self.example()))
+        with self.running(), torch.no_grad():
+            scores = logits(call(loaded.model.cpu().eval(), self.example()))
             outputs = scores.shape[1]
-        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-            shape = "x".join(map(str, self.input_shape()))
-            first = str(error).strip().splitlines()[0]
-            raise ModelError(f"{loaded.name} does not run on {shape} images: {first}; see --image-size") from error
         if (scores.dim() == 4) != (data.task == "segmentation"):
             kinds = ("every pixel", "each image") if scores.dim() == 4 else ("each image", "every pixel")
             raise DataError(
@@ -242,12 +260,9 @@ class Workspace:
         loaded = self.model()
         data = None
         if split is not None:
-            data = {
-                "name": self.data().name,
-                "split": split_name,
-                "images": len(split.labels),
-                "fingerprint": split.fingerprint(),
-            }
+            data = UsedData(
+                name=self.data().name, split=split_name, images=len(split.labels), fingerprint=split.fingerprint()
+            )
         return Step(
             stage=stage,
             settings=as_json(settings),

@@ -125,8 +125,9 @@ def _construct(node: yaml.Node, path: Path_, document: Document) -> Any:
 
 
 def _from_environment(text: str) -> bool:
-    """Whether a variable that the user has set takes part in a value."""
-    return any(os.environ.get(match[1]) for match in _ENV.finditer(text))
+    """Whether a value is nothing but a variable that the user has set: what is written around one is the recipe's."""
+    match = _ENV.fullmatch(text)
+    return match is not None and bool(os.environ.get(match[1]))
 
 
 def _scalar(node: yaml.Node, source: str) -> Any:

@@ -146,7 +146,7 @@ def _confine(data: Mapping[str, Any], origins: Mapping[Path_, str], folder: Path
             continue
         if origins.get(path, "--").startswith("--"):
             continue
-        if not stays_inside(value, folder, Path()) or value.startswith("~"):
+        if not stays_inside(value, folder, Path()):
             name = ".".join(map(str, path))
             raise RecipeError(
                 f"{origins[path]}: {name} {value} leads out of the recipe's folder and this one; if you trust it, give "

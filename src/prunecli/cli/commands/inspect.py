@@ -49,7 +49,8 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
             output.document(loaded.manifest.model_dump(mode="json", by_alias=True))
         output.text(loaded.manifest.model_dump_json(by_alias=True, indent=2))
         return
-    layers = layers_of(loaded, space.example())
+    with space.running():
+        layers = layers_of(loaded, space.example())
     output.document(
         {
             "model": loaded.manifest.architecture.model_dump(mode="json"),
@@ -105,7 +106,7 @@ def _show(output: Output, space: Workspace, layers: list[LayerInfo], everything:
     ]
     output.table(Table(("figure", "value"), rows))
     for number, step in enumerate(loaded.manifest.history, start=1):
-        data = f"{step.data['images']} images of {step.data['name']}" if step.data else "no data"
+        data = f"{step.data.images} images of {step.data.name}" if step.data else "no data"
         settings = step.settings if step.stage == "prune" else {}
         method = _method(settings)
         rows = [("made with", step.command), ("seed", str(step.seed)), ("data", data)]
@@ -135,12 +136,13 @@ def _method(settings: Mapping[str, Any]) -> str:
 
     from prunecli.methods.registry import all_methods
 
-    if not settings:
+    name, params = settings.get("method"), settings.get("params")
+    if not isinstance(name, str) or not isinstance(params, dict):
         return ""
-    spec = all_methods().get(settings["method"])
+    spec = all_methods().get(name)
     defaults = asdict(spec.params()) if spec is not None else {}
-    chosen = [f"{k}={v}" for k, v in settings["params"].items() if k not in defaults or v != defaults[k]]
-    return " ".join([settings["method"], *chosen])
+    chosen = [f"{k}={v}" for k, v in params.items() if k not in defaults or v != defaults[k]]
+    return " ".join([name, *chosen])
 
 
 def _figure(value: Any) -> str:

@@ -59,11 +59,13 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     stage = space.recipe.stages[0]
     assert isinstance(stage, PruneStage)
     outcome = sensitivity_stage(space, stage, ratios, max_drop, images)
-    if output.mode != "json" or any(outcome.proposal.ratios.values()):  # an error is the one document of its command
+    if output.mode != "json":
         _show(output, outcome, ratios, out, picture)
     write_plot(outcome, max_drop, _title(space, stage, outcome), picture, replace=space.force)
     output.note(f"wrote {picture}")
     write_recipe(space, stage, outcome, out)
+    if output.mode == "json":  # the one document of the command: an error would have been it
+        _show(output, outcome, ratios, out, picture)
     output.note(f"wrote {out}; next: prune prune {out}{_named_weights(space, out)}")
 
 
