@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.processes import PROGRESSIVE, RECIPE, RUN, TRAIN, Processes, sha256
+from tests.faults.processes import FINETUNE, PROGRESSIVE, RECIPE, RUN, TRAIN, Processes, sha256
 
 
 @pytest.fixture(scope="session")
@@ -27,11 +27,11 @@ class Undisturbed:
 
     def folder(self, name: str, place: Path) -> list[str]:
         """Puts what the run `name` needs into `place`; returns its command line."""
-        if name == "progressive":
+        if name in ("progressive", "finetune"):
             shutil.copy(self.result("train") / "x.safetensors", place / "dense.safetensors")
         if name == "run":
             (place / "recipe.yaml").write_text(RECIPE)
-        return {"train": TRAIN, "progressive": PROGRESSIVE, "run": RUN}[name]
+        return {"train": TRAIN, "progressive": PROGRESSIVE, "finetune": FINETUNE, "run": RUN}[name]
 
     def result(self, name: str) -> Path:
         """The folder of the finished run."""

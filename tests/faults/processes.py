@@ -37,6 +37,11 @@ def child(job):
     if job["limit"]:
         import resource
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["limit"], job["limit"]))
+    if job["memory"]:
+        import resource
+        pages = int(open("/proc/self/statm").read().split()[0])
+        limit = pages * resource.getpagesize() + job["memory"]
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     os.umask(job["umask"])
     if job["warm"]:  # what another user may not read has to be imported before
         prunecli.cli.app.run(job["warm"])
@@ -62,10 +67,10 @@ for line in sys.stdin:
         if done:
             break
         if waiting:
-            moment, number, text = waiting[0]
+            moment, number, text, group = waiting[0]
             heard = not text or text in open(job["err"]).read()
             if heard and time.monotonic() - start >= moment:
-                os.killpg(pid, number) if number == signal.SIGKILL else os.kill(pid, number)
+                os.killpg(pid, number) if group or number == signal.SIGKILL else os.kill(pid, number)
                 waiting.pop(0)
         time.sleep(0.002)
     print(json.dumps([os.waitstatus_to_exitcode(status), time.monotonic() - start]), flush=True)
@@ -84,11 +89,12 @@ class Ended:
 
 @dataclass(frozen=True)
 class Sent:
-    """A signal to send `after` seconds, once `text` stands on stderr."""
+    """A signal to send `after` seconds, once `text` stands on stderr; to the whole process `group` as terminals do."""
 
     number: int
     after: float = 0.0
     text: str = ""
+    group: bool = False
 
 
 class Processes:
@@ -111,6 +117,7 @@ class Processes:
         fault: str | None = None,
         signals: Sequence[Sent] = (),
         file_limit: int = 0,
+        memory_limit: int = 0,
         user: int = 0,
         warm: Sequence[object] = (),
         umask: int = 0o022,
@@ -124,6 +131,7 @@ class Processes:
             fault: A point of `prunecli.checkpoint.durable.reach` to die at.
             signals: What to send, in order.
             file_limit: Bytes that a file may have (RLIMIT_FSIZE); 0: any.
+            memory_limit: Bytes of address space it may take beyond what it starts with; 0: any.
             user: Whom to run as; 0: as now.
             warm: A command line to run before that, as now.
             umask: Bits that new files do not get.
@@ -139,8 +147,9 @@ class Processes:
             "env": {**(env or {}), **({FAULT_VARIABLE: fault} if fault else {})},
             "out": str(out),
             "err": str(err),
-            "signals": [(sent.after, sent.number, sent.text) for sent in signals],
+            "signals": [(sent.after, sent.number, sent.text, sent.group) for sent in signals],
             "limit": file_limit,
+            "memory": memory_limit,
             "user": user,
             "warm": [str(word) for word in warm],
             "umask": umask,
@@ -169,6 +178,10 @@ TRAIN = (
 PROGRESSIVE = (
     "l1 dense.safetensors --data digits --ratio 0.4 --schedule linear --steps 2 --epochs 1 --calibration-images 64 "
     "--latency-rounds 2 -o x.safetensors --save-every 0"
+).split()
+FINETUNE = (
+    "finetune dense.safetensors --data digits --epochs 2 --teacher dense.safetensors --mixup 0.2 -o x.safetensors "
+    "--save-every 0"
 ).split()
 RECIPE = """\
 version: 1

@@ -142,6 +142,43 @@ def test_a_recipe_reads_no_network_outside(processes: Processes, tmp_path: Path,
     assert given.code == 0 and "/etc/hostname" in given.out
 
 
+@pytest.mark.parametrize("value", ["${env:HOME}/../etc/hostname", "/etc/${env:NAME}", "${env:NAME:-x}${env:NAME}"])
+def test_what_a_recipe_writes_around_a_variable_is_its_own(processes: Processes, tmp_path: Path, value: str) -> None:
+    (tmp_path / "r.yaml").write_text(_RECIPE.replace("ref: 'cifar:resnet20'", f"weights: '{value}'"))
+    environment = {"HOME": "/root", "NAME": "/hostname"}
+    refused = processes.run("recipe check r.yaml".split(), tmp_path, env=environment)
+    assert refused.code == 2 and "leads out of the recipe's folder" in refused.err, refused.err
+
+
+@pytest.mark.parametrize("name", ["x.safetensors.state/holder.json", "x.metrics.jsonl", "x.safetensors.state/lock"])
+def test_links_that_lie_ready_lead_nowhere(processes: Processes, tmp_path: Path, name: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "x.safetensors.state").mkdir()
+    (tmp_path / name).symlink_to(victim)
+    processes.run(TRAIN, tmp_path)
+    assert victim.read_text() == "precious"
+
+
+def test_a_folder_of_states_may_be_no_link(processes: Processes, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "x.safetensors.state").symlink_to(tmp_path / "elsewhere")
+    refused = processes.run(TRAIN, tmp_path)
+    assert refused.code == 2 and "x.safetensors.state: is a link; remove it" in refused.err
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_folder_without_a_run_is_not_resumed_into(
+    processes: Processes, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    words = undisturbed.folder("run", tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "plan.yaml").write_text("precious")
+    refused = processes.run([*words, "--resume"], tmp_path)
+    assert refused.code == 2 and "holds no run to go on with" in refused.err
+    assert (tmp_path / "out" / "plan.yaml").read_text() == "precious"
+
+
 def test_a_network_elsewhere_can_be_given_by_hand(processes: Processes, tmp_path: Path) -> None:
     folder = tmp_path / "given"
     folder.mkdir()
@@ -179,7 +216,7 @@ def test_a_manifest_names_no_parent_outside_its_folder(
     assert accepted.code == 0, accepted.err
 
 
-@pytest.mark.parametrize("name", ["folder:/etc", "npz:/etc/x.npz", "folder:../images", "/tmp/x.npz"])
+@pytest.mark.parametrize("name", ["folder:/etc", "npz:/etc/x.npz", "folder:../images", "/tmp/x.npz", "npz:~/x.npz"])
 def test_a_manifest_names_no_data_outside(
     processes: Processes, undisturbed: Undisturbed, tmp_path: Path, name: str
 ) -> None:

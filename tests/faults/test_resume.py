@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+from prunecli.checkpoint.runstate import Ownership, StateStore
+from prunecli.errors import RecipeError, ResourceError, Stopped
+from tests.faults.bombs import bombs
 from tests.faults.conftest import Undisturbed, checkpoints
-from tests.faults.processes import FAULTS, PROGRESSIVE, TRAIN, Processes, Sent, killed_and_resumed
+from tests.faults.payloads import hostile
+from tests.faults.processes import FAULTS, PROGRESSIVE, TRAIN, Processes, Sent, killed_and_resumed, sha256
 
 _QUICK = [
     ("train", "fit:step@4"), ("train", "state:tensors@5"), ("train", "state:renamed@9"), ("train", "stage:saved"),
     ("progressive", "fit:step@3"), ("progressive", "fit:step@14"), ("progressive", "stage:pruned"),
-    ("run", "run:noted@3"), ("run", "fit:step@14"),
+    ("finetune", "fit:step@14"), ("run", "run:noted@3"), ("run", "fit:step@14"),
 ]  # fmt: skip
 _PRUNING = [fault.replace("stage:trained", "stage:pruned") for fault in FAULTS]
 _ALL = [
@@ -187,7 +190,74 @@ def test_a_resumed_run_finds_its_plan_changed(processes: Processes, undisturbed:
     assert gone.code == 2 and "trained.safetensors: is gone" in gone.err
 
 
-def test_a_state_says_what_it_is_and_runs_nothing(processes: Processes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("keep", [1, 2, 3, 4, 5, 6])
+def test_as_many_states_stay_as_are_asked_for(tmp_path: Path, keep: int) -> None:
+    store = StateStore(tmp_path, Ownership({}, {}), keep=keep)
+    for step in range(1, 9):
+        store.save({"step": step}, str(step))
+        assert len(list(tmp_path.glob("state-*"))) == min(step, keep)
+    found = store.load()
+    assert found is not None and found["step"] == 8
+
+
+def test_a_signal_while_a_state_is_read_is_not_taken_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = StateStore(tmp_path, Ownership({}, {}))
+    store.save({"step": 1}, "1")
+    for error in (Stopped(signal.SIGTERM), MemoryError(), OSError(5, "Input/output error")):
+
+        def fail(path: Path, raised: BaseException = error) -> str:
+            raise raised
+
+        monkeypatch.setattr("prunecli.checkpoint.runstate._sha256", fail)
+        with pytest.raises((Stopped, MemoryError, ResourceError)):
+            store.load()
+        assert [path.name for path in tmp_path.iterdir()] == ["state-00000001"]
+    monkeypatch.undo()
+    assert store.load() == {"step": 1}
+
+
+def test_a_state_from_a_stranger_is_bounded_and_runs_nothing(tmp_path: Path) -> None:
+    sentinel = tmp_path / "sentinel"
+    for content in [*hostile(sentinel).values(), *(make() for make in bombs().values())]:
+        store = StateStore(tmp_path, Ownership({}, {}))
+        store.discard()
+        store.save({"step": 1}, "1")
+        (state,) = tmp_path.glob("state-*")
+        (state / "state.pt").write_bytes(content)
+        manifest = json.loads((state / "manifest.json").read_text())
+        manifest["sha256"] = sha256(state / "state.pt")
+        (state / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(RecipeError, match="none of its 1 states is whole"):
+            store.load()
+        assert not sentinel.exists()
+
+
+def test_a_kill_after_the_end_leaves_a_finished_run(
+    processes: Processes, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """Whatever is left of the lock and the states, the file that was written stays."""
+    for turn in (1, 2):
+        place = tmp_path / str(turn)
+        place.mkdir()
+        assert processes.run(TRAIN, place, fault=f"state:discarding@{turn}").code == -signal.SIGKILL
+        done = processes.run([*TRAIN, "--resume"], place)
+        assert done.code == 0 and checkpoints(place) == undisturbed.hashes("train")
+    assert "finished already" in done.err
+
+
+def test_ctrl_c_reaches_the_processes_that_load_images_too(
+    processes: Processes, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    words = [*TRAIN, "--workers", "2"]
+    stopped = processes.run(words, tmp_path, signals=[Sent(signal.SIGINT, text="epoch 1/3", group=True)])
+    assert stopped.code == 130 and stopped.err.count("finishing the step") == 1, stopped.err
+    assert processes.run([*TRAIN, "--resume"], tmp_path).code == 0
+    assert checkpoints(tmp_path) == undisturbed.hashes("train")
+
+
+def test_a_state_says_what_it_is(processes: Processes, tmp_path: Path) -> None:
     assert processes.run(TRAIN, tmp_path, fault="fit:step@2").code == -signal.SIGKILL
     state = sorted(tmp_path.glob("x.safetensors.state/state-*"))[-1]
     manifest = json.loads((state / "manifest.json").read_text())
@@ -203,7 +273,6 @@ def test_workers_do_not_change_what_is_resumed(
 ) -> None:
     words = [*TRAIN, "--workers", str(workers)]
     assert processes.run(words, tmp_path, fault="fit:step@8").code == -signal.SIGKILL
-    shutil.copytree(tmp_path / "x.safetensors.state", tmp_path / "copy.safetensors.state")
     assert processes.run([*TRAIN, "--resume"], tmp_path).code == 0  # none now
     model = torch.load(sorted(tmp_path.glob("copy.safetensors.state/state-*"))[-1] / "state.pt", weights_only=True)[
         "model"

@@ -185,10 +185,10 @@ def show_training(output: Output, outcome: TrainOutcome) -> None:
 
 def show_pruning(output: Output, outcome: PruneOutcome) -> None:
     """What pruning removed, what it left and why."""
-    from prunecli.report.tables import Table, count, fixed
+    from prunecli.report.tables import Table, count, fixed, interval, macs
 
     report, timing = outcome.report, outcome.timing
-    ratio, interval = timing.ratios[1], timing.ratio_intervals[1]
+    ratio, bounds = timing.ratios[1], timing.ratio_intervals[1]
     output.document(
         {
             "checkpoint": str(outcome.path),
@@ -196,7 +196,7 @@ def show_pruning(output: Output, outcome: PruneOutcome) -> None:
             "latency_ms_before": timing.timings[0].median,
             "latency_ms_after": timing.timings[1].median,
             "latency_ratio": ratio,
-            "latency_ratio_interval": list(interval),
+            "latency_ratio_interval": list(bounds),
         }
     )
     before, after = report.params_before, report.params_after
@@ -213,17 +213,25 @@ def show_pruning(output: Output, outcome: PruneOutcome) -> None:
     rows += [
         ("allocation", "", report.scope if report.steps == 1 else f"{report.scope}, {report.steps} steps", ""),
         ("parameters", count(before), count(after), f"x{after / before:.3f}"),
-        ("MACs", count(macs_before), count(macs_after), f"x{macs_after / max(macs_before, 1):.3f}"),
+        (
+            "MACs",
+            macs(macs_before, report.macs_before.uncounted),
+            macs(macs_after, report.macs_after.uncounted),
+            f"x{macs_after / max(macs_before, 1):.3f}",
+        ),
         (
             "latency",
             f"{timing.timings[0].median:.2f} ms",
             f"{timing.timings[1].median:.2f} ms",
-            f"x{ratio:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]",
+            f"x{ratio:.3f} {interval(*bounds, digits=3)}",
         ),
         ("difference to masked original", "", f"{report.verify_error:.1e}", "verified"),
         ("layers compensated", "", str(report.compensated), ""),
         ("normalisations recalibrated", "", str(report.recalibrated), ""),
     ]
+    uncounted = sorted({*report.macs_before.uncounted, *report.macs_after.uncounted})
+    if uncounted:
+        rows.append(("not counted in MACs", "", ", ".join(uncounted), ""))
     output.table(Table(("figure", "before", "after", "ratio"), rows))
     show_left_alone(output, {entry.name: entry.reason for entry in report.untouched})
     output.note(f"saved {outcome.path}")

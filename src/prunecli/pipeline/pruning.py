@@ -77,6 +77,7 @@ class PruneReport:
         plain = {key: value for key, value in asdict(self).items() if key not in ("edits", "untouched")}
         plain["edits"] = [edit.model_dump(exclude={"keep_indices", "kind"}) for edit in self.edits]
         plain["untouched"] = [entry.model_dump() for entry in self.untouched]
+        plain["macs_uncounted"] = sorted({*self.macs_before.uncounted, *self.macs_after.uncounted})
         for key in ("macs_before", "macs_after"):
             plain[key] = plain[key]["total"]
         return plain

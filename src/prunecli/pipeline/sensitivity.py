@@ -18,6 +18,7 @@ from prunecli.checkpoint.durable import write_atomically, write_text_atomically
 from prunecli.criteria.base import Calibration
 from prunecli.data.loader import CalibrationBatches
 from prunecli.engine.evaluate import evaluate
+from prunecli.engine.resources import resource_errors
 from prunecli.errors import MethodError, RecipeError
 from prunecli.methods.params import TARGETS, StructuralParams
 from prunecli.methods.registry import get_method
@@ -99,7 +100,8 @@ def sensitivity_stage(
         bad=space.bad,
     )
     model = loaded.model.to(space.device).eval()
-    groups, scores, left_out = _ranked(space, stage, model, calibration)
+    with resource_errors(space.recipe.data.batch_size):
+        groups, scores, left_out = _ranked(space, stage, model, calibration)
     stage = with_repairs(stage)
     assert stage.compensate is not None
     repair = Repair(calibration, stage.compensate, bool(stage.recalibrate))

@@ -90,17 +90,19 @@ def _verify(output: Output, model: str) -> None:
 
 def _show(output: Output, space: Workspace, layers: list[LayerInfo], everything: bool) -> None:
     from prunecli.measure.counts import count_macs
-    from prunecli.report.tables import Table, count
+    from prunecli.report.tables import Table, count, macs
 
     loaded = space.model()
     params, zeros = sum(layer.params for layer in layers), sum(layer.zeros for layer in layers)
     changed = [layer for layer in layers if layer.shape != layer.dense_shape]
+    counted = count_macs(loaded.model, space.example())
     rows = [
         ("architecture", loaded.manifest.architecture.ref),
         ("input", "x".join(map(str, space.input_shape()))),
         ("parameters", count(params)),
         ("zeros", f"{100 * zeros / max(params, 1):.2f} %"),
-        ("MACs", count(count_macs(loaded.model, space.example()).total)),
+        ("MACs", macs(counted.total, counted.uncounted)),
+        *([("not counted in MACs", ", ".join(counted.uncounted))] if counted.uncounted else []),
         ("layers changed", f"{len(changed)} of {len(layers)}"),
         ("sha256", loaded.sha256 or "-"),
     ]
