@@ -41,7 +41,7 @@ from prunecli.measure.selfcheck import busy_cores, ratio_trials  # noqa: E402
 from prunecli.recipe.loader import load_yaml  # noqa: E402
 from prunecli.report.schema import read_report  # noqa: E402
 
-RUNS = ("train", "progressive", "run")
+RUNS = ("train", "finetune", "progressive", "run")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin", ".ckpt", ".tar", ".json", ".yaml")
 
 
@@ -71,15 +71,16 @@ class Work:
 
 
 def kills(work: Work) -> dict[str, Any]:
-    """SIGKILL at every named point, at its first, second, fifth and eleventh time."""
+    """SIGKILL at every named point, at its first, second and seventh time."""
     counts: dict[str, Counter[str]] = {}
     for name in RUNS:
-        points = set(FAULTS) | ({"stage:pruned"} if name != "train" else set())
+        points = set(FAULTS) | ({"stage:pruned"} if name in ("progressive", "run") else set())
         points |= {"run:noted"} if name == "run" else set()
         points -= {"stage:trained"} if name == "progressive" else set()
+        points |= {"state:discarding"} if name != "run" else set()
         found = Counter[str]()
         for point in sorted(points):
-            for turn in (1, 2, 5, 11):
+            for turn in (1, 2, 7):
                 killed = work.equal_after(name, fault=f"{point}@{turn}")
                 assert killed or turn > 1, f"{name} never reaches {point}"
                 found["killed" if killed else "ended before"] += 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.processes import Processes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -42,23 +43,23 @@ class Finished:
 Prune = Callable[..., Finished]
 
 
+@pytest.fixture(scope="session")
+def processes() -> Iterator[Processes]:
+    """One server for all tests of a worker."""
+    server = Processes()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def prune(tmp_path: Path) -> Prune:
+def prune(processes: Processes, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Prune:
     """Runs the command line as a process of its own, in `tmp_path`."""
 
+    streams = tmp_path_factory.mktemp("streams")  # not in the folder whose files tests count
+
     def run(*words: object, env: dict[str, str] | None = None, cwd: Path | None = None) -> Finished:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", **(env or {})}
-        environment.pop("_PRUNE_COMPLETE", None)
-        done = subprocess.run(
-            [sys.executable, "-m", "prunecli", *map(str, words)],
-            cwd=cwd or tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-        return Finished(done.returncode, done.stdout, done.stderr)
+        done = processes.run(words, cwd or tmp_path, env={"COLUMNS": "80", **(env or {})}, streams=streams)
+        return Finished(done.code, done.out, done.err)
 
     return run
 

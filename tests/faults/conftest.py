@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.faults.processes import FINETUNE, PROGRESSIVE, RECIPE, RUN, TRAIN, Processes, sha256
-
-
-@pytest.fixture(scope="session")
-def processes() -> Iterator[Processes]:
-    """One server for all tests of a worker."""
-    server = Processes()
-    yield server
-    server.close()
 
 
 class Undisturbed:

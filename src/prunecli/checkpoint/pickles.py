@@ -26,7 +26,6 @@ _MAX_NAME = 512
 _MAX_DEPTH = 1_000
 _MAX_TUPLE_KEYS = 1_000
 _MAX_KEY_LENGTH = 8
-_MAX_INTEGER_BYTES = 255
 _PLAIN = (str, bytes, int, float, bool, type(None))
 _HASH_PERIOD = (1 << 61) - 1
 

@@ -1,0 +1,183 @@
+"""`prune` in processes that start quickly.
+
+Importing torch takes longer than most runs in the tests, so one process imports everything and forks for every run.
+Before a fork it has computed nothing, so the children start as a new interpreter would.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prunecli.checkpoint.durable import FAULT_VARIABLE
+
+_SERVER = """
+import json, os, signal, sys, threading, time
+import torch
+torch.set_num_threads(1)
+import prunecli.cli.app, prunecli.pipeline.run, prunecli.pipeline.sensitivity, prunecli.report.tables
+import sklearn.datasets, sklearn.model_selection, timm.data, torchvision.transforms
+
+def child(job):
+    os.setsid()
+    os.chdir(job["cwd"])
+    os.environ.update(job["env"])
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    if job["limit"]:
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job["limit"], job["limit"]))
+    if job["memory"]:
+        import resource
+        pages = int(open("/proc/self/statm").read().split()[0])
+        limit = pages * resource.getpagesize() + job["memory"]
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    os.umask(job["umask"])
+    if job["warm"]:  # what another user may not read has to be imported before
+        prunecli.cli.app.run(job["warm"])
+    if job["user"]:
+        os.setgroups([]); os.setgid(job["user"]); os.setuid(job["user"])
+    sys.argv = ["prune", *job["argv"]]
+    code = 70
+    try:
+        code = prunecli.cli.app.run(job["argv"])
+    finally:
+        sys.stdout.flush(); sys.stderr.flush()
+        os._exit(code)
+
+for line in sys.stdin:
+    job = json.loads(line)
+    start = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        child(job)
+    waiting = list(job["signals"])
+    while True:
+        if time.monotonic() - start > 240:
+            os.killpg(pid, signal.SIGKILL)
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            break
+        if waiting:
+            moment, number, text, group = waiting[0]
+            heard = not text or text in open(job["err"]).read()
+            if heard and time.monotonic() - start >= moment:
+                os.killpg(pid, number) if group or number == signal.SIGKILL else os.kill(pid, number)
+                waiting.pop(0)
+        time.sleep(0.002)
+    print(json.dumps([os.waitstatus_to_exitcode(status), time.monotonic() - start]), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that has ended: its exit code (negative: the signal that killed it), its streams, its time."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A signal to send `after` seconds, once `text` stands on stderr; to the whole process `group` as terminals do."""
+
+    number: int
+    after: float = 0.0
+    text: str = ""
+    group: bool = False
+
+
+class Processes:
+    """Runs command lines, one after the other."""
+
+    def __init__(self) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", _SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        )
+
+    def run(
+        self,
+        words: Sequence[object],
+        cwd: Path,
+        *,
+        fault: str | None = None,
+        signals: Sequence[Sent] = (),
+        file_limit: int = 0,
+        memory_limit: int = 0,
+        user: int = 0,
+        warm: Sequence[object] = (),
+        umask: int = 0o022,
+        env: Mapping[str, str] | None = None,
+        streams: Path | None = None,
+    ) -> Ended:
+        """Runs `prune WORDS`.
+
+        Args:
+            words: The command line.
+            cwd: Where to run.
+            fault: A point of `prunecli.checkpoint.durable.reach` to die at.
+            signals: What to send, in order.
+            file_limit: Bytes that a file may have (RLIMIT_FSIZE); 0: any.
+            memory_limit: Bytes of address space it may take beyond what it starts with; 0: any.
+            user: Whom to run as; 0: as now.
+            warm: A command line to run before that, as now.
+            umask: Bits that new files do not get.
+            env: More of the environment.
+            streams: Folder for what it prints; default: `.out` and `.err` where it runs.
+        """
+        out, err = (streams or cwd) / ".out", (streams or cwd) / ".err"
+        for stream in (out, err):
+            stream.write_text("")
+            stream.chmod(0o666)
+        job = {
+            "argv": [str(word) for word in words],
+            "cwd": str(cwd),
+            "env": {**(env or {}), **({FAULT_VARIABLE: fault} if fault else {})},
+            "out": str(out),
+            "err": str(err),
+            "signals": [(sent.after, sent.number, sent.text, sent.group) for sent in signals],
+            "limit": file_limit,
+            "memory": memory_limit,
+            "user": user,
+            "warm": [str(word) for word in warm],
+            "umask": umask,
+        }
+        assert self._server.stdin is not None and self._server.stdout is not None
+        self._server.stdin.write(json.dumps(job) + "\n")
+        self._server.stdin.flush()
+        code, seconds = json.loads(self._server.stdout.readline())
+        return Ended(code, out.read_text(), err.read_text(), seconds)
+
+    def close(self) -> None:
+        """Ends the server."""
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait(timeout=60)
+
+
+def when(file: Path, text: str, action: Callable[[], object]) -> threading.Thread:
+    """Does something as soon as `text` stands in a file."""
+
+    def wait() -> None:
+        for _ in range(30_000):
+            if file.exists() and text in file.read_text():
+                action()
+                return
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
