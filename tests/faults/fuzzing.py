@@ -23,7 +23,7 @@ from prunecli.errors import PruneError
 from tests.faults.payloads import as_zip, safetensors
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-TARGETS = ("weights", "pickle", "header", "checkpoint", "manifest", "recipe", "report")
+TARGETS = ("weights", "pickle", "header", "checkpoint", "manifest", "recipe", "plan", "report")
 GUIDED = ("weights", "pickle", "manifest", "recipe")
 _TOKENS = (
     b"\0",
@@ -58,7 +58,7 @@ def seeds(target: str) -> list[bytes]:
     """Good and bad files to begin with."""
     from tests.faults import damage
 
-    if target in ("recipe", "report"):
+    if target in ("recipe", "plan", "report"):
         from prunecli.report.schema import Metrics, ModelInfo, Report
 
         recipes = [path.read_bytes() for path in sorted((REPOSITORY / "recipes").glob("*.yaml"))]
@@ -67,7 +67,7 @@ def seeds(target: str) -> list[bytes]:
             .to_json()
             .encode()
         ]
-        return recipes if target == "recipe" else reports
+        return reports if target == "report" else recipes
     if target == "manifest":
         return [_manifest().to_json().encode()]
     if target == "checkpoint":
@@ -84,7 +84,7 @@ def seeds(target: str) -> list[bytes]:
 def reader(target: str) -> Callable[[Path], Any]:
     """What reads a file of that kind."""
     from prunecli.checkpoint import foreign, io, manifest
-    from prunecli.recipe import loader
+    from prunecli.recipe import loader, resolve
     from prunecli.report import schema
 
     def weights(path: Path) -> Any:
@@ -101,6 +101,7 @@ def reader(target: str) -> Callable[[Path], Any]:
         "checkpoint": io.read_checkpoint,
         "manifest": manifest_text,
         "recipe": loader.load_yaml,
+        "plan": resolve.load_plan,
         "report": schema.read_report,
     }
     return readers[target]
@@ -120,7 +121,7 @@ def outcome(target: str, content: bytes, path: Path, read: Callable[[Path], Any]
         (read or reader(target))(path)
     except PruneError as error:
         message = str(error)
-        if "\n" in message or not message.startswith(str(path)) or len(message) > 2000:
+        if "\n" in message or not message.startswith(str(path.parent)) or len(message) > 2000:
             raise Escaped(target, content, error) from error
         return "refused"
     except BaseException as error:

@@ -60,6 +60,13 @@ def test_bad_images_are_left_out_and_counted(processes: Processes, images: Path,
     assert data["images"] == 11 and data["skipped"] == 1
 
 
+def test_what_was_left_out_before_a_kill_still_counts(processes: Processes, images: Path) -> None:
+    words = [*_WORDS, "--skip-bad", "4", "--save-every", "0"]
+    assert processes.run(words, images, fault="fit:step@9").code == -9  # in the second epoch, all four were met
+    resumed = processes.run([*words, "--resume"], images)
+    assert resumed.code == 0 and "unreadable images left out: 4" in resumed.err, resumed.err
+
+
 def test_a_batch_that_memory_does_not_suffice_for_is_one_line(processes: Processes, images: Path) -> None:
     words = [*_WORDS, "--skip-bad", "4", "--image-size", "9000"]
     done = processes.run(words, images, memory_limit=3 << 30)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from prunecli.checkpoint.durable import write_atomically
-from prunecli.checkpoint.foreign import read_weights
+from prunecli.checkpoint.foreign import read_foreign
 from prunecli.checkpoint.header import MANIFEST_KEY, seal
 from prunecli.checkpoint.io import read_checkpoint, read_manifest, write_checkpoint
 from prunecli.checkpoint.manifest import Architecture, Edit, Manifest
@@ -126,13 +126,13 @@ def test_wrapped_state_dicts_are_unwrapped(tmp_path: Path, wrap: object, suffix:
     state = nn.Linear(3, 2).state_dict()
     path = tmp_path / f"x{suffix}"
     torch.save(wrap(state), path)  # type: ignore[operator]
-    found = read_weights(path)
+    found = read_foreign(path).tensors
     assert set(found) == {"weight", "bias"} and all(torch.equal(found[name], state[name]) for name in state)
 
 
 def test_plain_safetensors_are_read(tmp_path: Path) -> None:
     save_file({"module.w": torch.ones(2)}, tmp_path / "x.safetensors")
-    assert list(read_weights(tmp_path / "x.safetensors")) == ["w"]
+    assert list(read_foreign(tmp_path / "x.safetensors").tensors) == ["w"]
     assert load_safetensors(tmp_path / "x.safetensors")
 
 
@@ -150,7 +150,7 @@ def test_a_payload_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(
             ModelError, match=r"'\w+.mkdir' when it is unpickled|a Python pickle that torch.save did not"
         ):
-            read_weights(Path(f"{name}{suffix}"))
+            read_foreign(Path(f"{name}{suffix}"))
     assert not Path("executed").exists()
 
 
@@ -162,7 +162,7 @@ def test_garbage_is_one_line(tmp_path: Path, content: bytes, cause: str) -> None
     path = tmp_path / "x.pt"
     path.write_bytes(content)
     with pytest.raises(ModelError, match=cause) as caught:
-        read_weights(path)
+        read_foreign(path)
     assert "\n" not in str(caught.value) and "weights_only=False" not in str(caught.value)
 
 
@@ -170,13 +170,13 @@ def test_other_content_and_damaged_numbers_are_named(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     torch.save([1, 2], path)
     with pytest.raises(ModelError, match="holds a list"):
-        read_weights(path)
+        read_foreign(path)
     torch.save({"epoch": 3}, path)
     with pytest.raises(ModelError, match="no tensors"):
-        read_weights(path)
+        read_foreign(path)
     torch.save({"a": torch.tensor([1.0, float("nan")])}, path)
     with pytest.raises(ModelError, match="tensor 'a' holds NaN"):
-        read_weights(path)
+        read_foreign(path)
     (tmp_path / "x.safetensors").write_bytes(b"{}")
     with pytest.raises(ModelError, match="a JSON text"):
-        read_weights(tmp_path / "x.safetensors")
+        read_foreign(tmp_path / "x.safetensors")

@@ -68,11 +68,6 @@ def read_foreign(path: Path, *, allow_nonfinite: bool = False) -> ForeignWeights
     return ForeignWeights(tensors, weights.class_path)
 
 
-def read_weights(path: Path, *, allow_nonfinite: bool = False) -> dict[str, Tensor]:
-    """The state dict alone; see `read_foreign`."""
-    return read_foreign(path, allow_nonfinite=allow_nonfinite).tensors
-
-
 def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Takes off what every name begins with, however often, and the counter of torch's AveragedModel."""
     while True:

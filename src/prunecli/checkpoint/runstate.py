@@ -26,6 +26,7 @@ State = dict[str, Any]
 """Numbers, texts, tensors, and lists, tuples and dictionaries of them."""
 
 _PREFIX, _STAGED, _DAMAGED = "state-", ".staged-", "damaged-"
+_BESIDE = "beside"
 _TENSORS, _MANIFEST = "state.pt", "manifest.json"
 _MAX_MANIFEST = 10_000_000
 _SHARE = 20
@@ -58,6 +59,19 @@ class Ownership:
     environment: Mapping[str, JsonValue]
 
 
+@dataclass(frozen=True)
+class Beside:
+    """A part of a run's state that training knows nothing of.
+
+    Attributes:
+        get: Gives it, as plain data.
+        put: Takes it back.
+    """
+
+    get: Callable[[], Any]
+    put: Callable[[Any], None]
+
+
 class StateStore:
     """The saved states of one stage, in a folder of their own.
 
@@ -72,6 +86,7 @@ class StateStore:
         warn: Told what was set aside, what differs, and when a state could not be saved.
         tell: Told which state is gone on from.
         command: How to go on, for the message of an interrupt.
+        beside: What else belongs to a state, and what takes it back.
         in_run: Whether there are finished stages to go on from even without a state.
     """
 
@@ -86,6 +101,7 @@ class StateStore:
         tell: Callable[[str], None] = lambda text: None,
         command: str = "",
         in_run: bool = False,
+        beside: Beside | None = None,
     ) -> None:
         self.folder = folder
         self._owner, self._keep, self._every, self._warn, self._command = owner, keep, every, warn, command
@@ -94,6 +110,7 @@ class StateStore:
         self._took = 0.0
         self._failing = False
         self._in_run = in_run
+        self._beside = beside
         for leftover in folder.glob(f"{_STAGED}*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -122,6 +139,9 @@ class StateStore:
                 continue
             except OSError as error:
                 raise ResourceError(f"{folder}: cannot be read ({error.strerror or error}); try again") from error
+            beside = content.pop(_BESIDE, None)
+            if self._beside is not None and beside is not None:
+                self._beside.put(beside)
             self._tell(f"going on from {folder}: {manifest.place}")
             self._last = time.monotonic()
             return content
@@ -144,6 +164,8 @@ class StateStore:
             Whether it was saved: a full disk costs the state, with a warning, but not the run.
         """
         start = time.monotonic()
+        if self._beside is not None:
+            content = content | {_BESIDE: self._beside.get()}
         try:
             self._write(content, place)
         except (OSError, RuntimeError, pickle.PickleError) as error:  # torch.save has RuntimeError for a failed write

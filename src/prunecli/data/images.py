@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import stat
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -103,6 +104,10 @@ class BadImages:
     def left_out(self) -> dict[str, str]:
         """For each file why it could not be read, in the order in which they were met."""
         return dict(self._reasons)
+
+    def restore(self, left_out: Mapping[str, str]) -> None:
+        """Counts what an earlier part of the run left out."""
+        self._reasons = {**left_out, **self._reasons}
 
     def add(self, path: str, reason: str) -> None:
         """Counts an unreadable image.

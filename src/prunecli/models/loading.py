@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunecli.checkpoint import WEIGHT_SUFFIXES
 from prunecli.checkpoint.finite import check_finite
-from prunecli.checkpoint.foreign import read_foreign
+from prunecli.checkpoint.foreign import ForeignWeights, read_foreign
 from prunecli.checkpoint.io import file_sha256, read_checkpoint, read_manifest, write_checkpoint
 from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.checkpoint.records import shown
@@ -89,6 +89,17 @@ def load_file(
     if manifest is not None:
         return _load_checkpoint(path, manifest, arch, allow_nonfinite)
     weights = read_foreign(path, allow_nonfinite=allow_nonfinite)
+    return _load_foreign(weights, path, arch, num_classes, data_classes)
+
+
+def _load_foreign(
+    weights: ForeignWeights,
+    path: Path,
+    arch: str | None,
+    num_classes: int | None,
+    data_classes: Callable[[], int | None],
+) -> LoadedModel:
+    """Finds or checks the architecture of somebody else's weights and builds it with them; see `load_file`."""
     tensors = weights.tensors
     notes: list[str] = []
     segformer = _renamed(tensors, path)

@@ -16,7 +16,7 @@ from pydantic import JsonValue
 from prunecli.checkpoint.durable import reach, remove_leftovers, require_space
 from prunecli.checkpoint.locking import locked
 from prunecli.checkpoint.manifest import as_json
-from prunecli.checkpoint.runstate import Ownership, StateStore
+from prunecli.checkpoint.runstate import Beside, Ownership, StateStore
 from prunecli.errors import RecipeError
 from prunecli.measure.environment import library_versions
 from prunecli.pipeline.workspace import Workspace
@@ -61,6 +61,7 @@ def saved_states(space: Workspace, out: Path, identity: Mapping[str, JsonValue])
             tell=space.sink.note,
             command=space.resume_command,
             in_run=space.in_run,
+            beside=Beside(lambda: space.bad.left_out, space.bad.restore),
         )
         if store.exists() and not space.resume:
             if not space.force:

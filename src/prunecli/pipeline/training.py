@@ -14,8 +14,8 @@ from prunecli.checkpoint.confinement import stays_inside
 from prunecli.checkpoint.durable import reach
 from prunecli.checkpoint.io import file_sha256
 from prunecli.checkpoint.manifest import Manifest
-from prunecli.data.loader import Augmentation, training_batches
-from prunecli.data.splits import ImageData
+from prunecli.data.loader import Augmentation, TrainingBatches, training_batches
+from prunecli.data.splits import ImageData, Split
 from prunecli.engine.fit import Epoch, FitConfig, FitResult, fit
 from prunecli.engine.tasks import Accuracy, Figures
 from prunecli.engine.tracking import MetricsLog
@@ -67,16 +67,7 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
     split = data.training_split()
     step = space.step(stage.stage, _settings(stage), split=split)
     config = _fit_config(stage, space.recipe.seed)
-    section = space.recipe.data
-    train = training_batches(
-        split,
-        space.preprocessing(),
-        Augmentation(data.flip, stage.auto_augment, stage.color_jitter, stage.random_erasing),
-        section.batch_size,
-        seed=space.recipe.seed,
-        workers=section.workers,
-        bad=space.bad,
-    )
+    train = _batches(space, stage, split)
     validation = space.batches(data.validation) if data.validation is not None else None
     if stage.patience is not None and validation is None:
         raise RecipeError("--patience needs validation images; use a --val-fraction over 0")
@@ -108,6 +99,20 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
         loaded.manifest.history.append(step.model_copy(update={"figures": _fit_figures(result)}))
         path = space.finish(loaded, out)
     return TrainOutcome(path, log_path, result)
+
+
+def _batches(space: Workspace, stage: TrainStage, split: Split) -> TrainingBatches:
+    """The training images as the stage wants them augmented."""
+    section = space.recipe.data
+    return training_batches(
+        split,
+        space.preprocessing(),
+        Augmentation(space.data().flip, stage.auto_augment, stage.color_jitter, stage.random_erasing),
+        section.batch_size,
+        seed=space.recipe.seed,
+        workers=section.workers,
+        bad=space.bad,
+    )
 
 
 def _teacher(space: Workspace, name: str) -> LoadedModel:
