@@ -135,6 +135,8 @@ def test_where_no_state_is_whole_nothing_is_thrown_away(
     assert resumed.code == 2 and resumed.err.count("set aside as") == 2
     assert "none of its 2 states is whole; begin anew with --force" in resumed.err
     assert len(list(tmp_path.glob("x.safetensors.state/damaged-state-*/state.pt"))) == 2
+    again = processes.run([*TRAIN, "--resume"], tmp_path)
+    assert again.code == 2 and "begin anew with --force" in again.err
     assert processes.run([*TRAIN, "--force"], tmp_path).code == 0
     assert checkpoints(tmp_path) == undisturbed.hashes("train")
 

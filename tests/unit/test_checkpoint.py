@@ -14,6 +14,7 @@ from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save_file
 from torch import nn
 
+import prunecli
 from prunecli.checkpoint.durable import write_atomically
 from prunecli.checkpoint.foreign import read_foreign
 from prunecli.checkpoint.header import MANIFEST_KEY, seal
@@ -180,3 +181,26 @@ def test_other_content_and_damaged_numbers_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"{}")
     with pytest.raises(ModelError, match="a JSON text"):
         read_foreign(tmp_path / "x.safetensors")
+
+
+class _Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU())
+        self.head = nn.Linear(16, 4)
+        self.register_buffer("mask", torch.full((4,), float("-inf")).triu(1), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.head(self.body(images).mean((2, 3)))
+        return scores + self.mask.clamp(min=-1)
+
+
+def test_masks_of_infinity_are_no_damage(tmp_path: Path) -> None:
+    result = prunecli.prune(_Masked().eval(), "l1", example_inputs=torch.randn(1, 3, 8, 8))
+    result.save(tmp_path / "m.safetensors")
+    assert prunecli.load(tmp_path / "m.safetensors", model=_Masked()).head.in_features == 16
+    result.model.head.bias.data[0] = float("nan")
+    result.save(tmp_path / "n.safetensors")
+    with pytest.raises(ModelError, match=r"tensor 'head\.bias' holds NaN"):
+        prunecli.load(tmp_path / "n.safetensors", model=_Masked())
+    assert prunecli.load(tmp_path / "n.safetensors", model=_Masked(), allow_nonfinite=True) is not None

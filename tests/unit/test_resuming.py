@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +183,48 @@ def test_a_state_that_cannot_be_written_leaves_the_last_one(tmp_path: Path) -> N
     assert len(told) == 1 and "the state at second could not be saved" in told[0]
     assert store.load() == {"x": 1} and not list(tmp_path.glob(".staged-*"))
     assert issubclass(ResourceError, PruneError)
+
+
+class _Gappy:
+    """Four batches an epoch, of which one could not be read."""
+
+    def __init__(self, missing: int) -> None:
+        self._missing, self.position = missing, 0
+
+    def __len__(self) -> int:
+        return 4
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for index, batch in enumerate(_batches(4, 8)):
+            if index >= first and index != self._missing:
+                self.position = index + 1
+                yield batch
+
+
+@pytest.mark.parametrize("missing", [0, 1, 2, 3])
+def test_a_missing_batch_leaves_no_gradient_behind(tmp_path: Path, missing: int) -> None:
+    """Batches 0 and 1 make a step, 2 and 3 the next, whichever of them is missing, also after a resume."""
+    config = FitConfig(epochs=2, lr=0.05, accumulate=2)
+    steps: list[tuple[int, int]] = []
+
+    class _Steps:
+        def on_step(self, epoch: int, step: int, steps_: int, loss: float) -> None:
+            steps.append((epoch, step))
+
+        def on_epoch(self, epoch: Any) -> None:
+            pass
+
+    def train(keeper: Any) -> str:
+        model = _network()
+        batches: Any = _Gappy(missing)
+        fit(model, batches, None, config, CPU, num_classes=4, keeper=keeper, progress=_Steps())
+        return _digest(model)
+
+    wanted = train(None)
+    assert len(steps) == 4, steps
+    for after in range(1, 6):
+        folder = tmp_path / str(after)
+        folder.mkdir()
+        with pytest.raises(_Stopped):
+            train(_Dies(_store(folder), after))
+        assert train(_store(folder)) == wanted, after

@@ -115,8 +115,8 @@ class StateStore:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def exists(self) -> bool:
-        """Whether there is a state to go on from, good or not."""
-        return bool(self._folders())
+        """Whether there is a state, good or not."""
+        return bool(self._folders() or self._set_aside())
 
     def load(self) -> State | None:
         """The newest state that is whole; None when there never was one.
@@ -145,8 +145,9 @@ class StateStore:
             self._tell(f"going on from {folder}: {manifest.place}")
             self._last = time.monotonic()
             return content
-        if folders:
-            raise RecipeError(f"{self.folder}: none of its {len(folders)} states is whole; begin anew with --force")
+        lost = len(self._set_aside())
+        if lost:
+            raise RecipeError(f"{self.folder}: none of its {lost} states is whole; begin anew with --force")
         return None
 
     def due(self) -> bool:
@@ -198,7 +199,7 @@ class StateStore:
 
     def discard(self) -> None:
         """Removes all states, also damaged ones: the stage is finished, or begins anew."""
-        for folder in (*self.folder.glob(f"{_DAMAGED}*"), *self._folders()):  # the newest last
+        for folder in (*self._set_aside(), *self._folders()):  # the newest last
             _remove(folder)
             reach("state:discarding")
 
@@ -236,6 +237,9 @@ class StateStore:
         for old in folders[: max(0, len(folders) + 1 - self._keep)]:
             _remove(old)
         reach("state:pruned")
+
+    def _set_aside(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{_DAMAGED}*"))
 
     def _folders(self) -> list[Path]:
         return sorted(p for p in self.folder.glob(f"{_PREFIX}*") if p.name.removeprefix(_PREFIX).isdigit())

@@ -34,7 +34,7 @@ def state_folder(out: Path) -> Path:
 
 def is_unfinished(out: Path) -> bool:
     """Whether a stage that was to write `out` left states behind."""
-    return any(state_folder(out).glob("state-*"))
+    return any(state_folder(out).glob("*state-*"))
 
 
 @contextmanager
