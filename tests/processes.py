@@ -69,7 +69,11 @@ for line in sys.stdin:
             moment, number, text, group = waiting[0]
             heard = not text or text in open(job["err"]).read()
             if heard and time.monotonic() - start >= moment:
-                os.killpg(pid, number) if group or number == signal.SIGKILL else os.kill(pid, number)
+                send = os.killpg if group or number == signal.SIGKILL else os.kill
+                try:
+                    send(pid, number)
+                except ProcessLookupError:  # it has no group of its own yet
+                    os.kill(pid, number)
                 waiting.pop(0)
         time.sleep(0.002)
     print(json.dumps([os.waitstatus_to_exitcode(status), time.monotonic() - start]), flush=True)
