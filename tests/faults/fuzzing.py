@@ -186,7 +186,13 @@ def run_fuzz(target: str, count: int, seed: int, folder: Path | None = None) -> 
     chance = random.Random(seed)
     begin, read = seeds(target), reader(target)
     path = folder / "file"
-    return Counter(outcome(target, mutate(chance.choice(begin), chance), path, read) for _ in range(count))
+    found = Counter[str]()
+    while found.total() < count:
+        content = chance.choice(begin)
+        changed = mutate(content, chance)
+        if changed != content:
+            found[outcome(target, changed, path, read)] += 1
+    return found
 
 
 def run_coverage_guided(target: str, count: int, seed: int) -> Counter[str]:
