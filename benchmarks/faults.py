@@ -1,6 +1,6 @@
 """The promises of docs/reliability.md put to the test at length: kills, disks, mutated and hostile files, A against A.
 
-python benchmarks/faults.py -o faults.json [--only kills moments limits fuzz guided payloads bombs flips latency]
+python benchmarks/faults.py -o faults.json [--only kills moments limits fuzz guided payloads bombs flips latency states]
 
 Takes about an hour. Counts go to the file section by section, so that a run that was stopped has not been for nothing;
 the first thing that goes wrong ends it with what it was.
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
 from torch import nn
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -35,6 +36,7 @@ from tests.faults.processes import FAULTS, TRAIN, Processes, killed_and_resumed,
 from prunecli.checkpoint.foreign import read_foreign  # noqa: E402
 from prunecli.checkpoint.io import read_checkpoint, read_manifest, write_checkpoint  # noqa: E402
 from prunecli.checkpoint.manifest import Architecture, Manifest  # noqa: E402
+from prunecli.checkpoint.runstate import Ownership, StateStore  # noqa: E402
 from prunecli.errors import ModelError, PruneError  # noqa: E402
 from prunecli.measure.environment import describe_environment  # noqa: E402
 from prunecli.measure.selfcheck import busy_cores, ratio_trials  # noqa: E402
@@ -191,6 +193,29 @@ def latency(work: Work) -> dict[str, Any]:
     return found
 
 
+def states(work: Work) -> dict[str, Any]:
+    """Size of a saved state and the time it takes: weights, best weights and Adam's moments."""
+    found = {}
+    for name in ("resnet18", "vit_b_16"):
+        network = getattr(torchvision.models, name)()
+        optimizer = torch.optim.AdamW(network.parameters())
+        for parameter in network.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        best = {key: value.clone() for key, value in network.state_dict().items()}
+        content = {"model": dict(network.state_dict()), "best": best, "optimizer": optimizer.state_dict()}
+        place = work.place()
+        store = StateStore(place, Ownership({}, {}))
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            assert store.save(content, "here")
+            seconds.append(round(time.perf_counter() - start, 2))
+        size = next(place.glob("state-*/state.pt")).stat().st_size
+        found[name] = {"bytes": size, "seconds": seconds}
+    return found
+
+
 SECTIONS: dict[str, Callable[[Work], dict[str, Any]]] = {
     "kills": kills,
     "moments": moments,
@@ -201,6 +226,7 @@ SECTIONS: dict[str, Callable[[Work], dict[str, Any]]] = {
     "bombs": in_little_memory,
     "flips": flips,
     "latency": latency,
+    "states": states,
 }
 
 
