@@ -16,7 +16,11 @@ from prunecli.checkpoint.durable import write_text_atomically
 from prunecli.checkpoint.io import read_checkpoint, write_checkpoint
 from prunecli.checkpoint.locking import locked
 from prunecli.checkpoint.manifest import UsedData
+from prunecli.cli.output import Output
 from prunecli.errors import RecipeError
+from prunecli.pipeline.resumption import saved_states
+from prunecli.pipeline.workspace import Workspace
+from prunecli.recipe.schema import ModelSection, Recipe
 from tests.faults.conftest import Undisturbed
 from tests.faults.processes import PROGRESSIVE, TRAIN, Processes, sha256, when
 
@@ -33,7 +37,7 @@ def test_the_holder_of_a_lock_is_named(processes: Processes, tmp_path: Path) -> 
     _, err = first.communicate(timeout=60)
     assert first.returncode == 143 and "Go on with" in err
     assert second.code == 2 and len(second.err.splitlines()) == 1
-    assert f"x.safetensors.state: in use by process {first.pid} on " in second.err
+    assert f"x.safetensors: in use by process {first.pid} on " in second.err
     assert "(prune train cifar:resnet20 --data digits --epochs 500)" in second.err
 
 
@@ -92,7 +96,7 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(
     done = processes.run(words, tmp_path)
     taker.join()
     assert done.code == 0, done.err
-    assert "x.safetensors: was made by somebody else meanwhile; saved as x-2.safetensors" in done.err
+    assert "x.safetensors: was made by another process meanwhile; saved as x-2.safetensors" in done.err
     assert started.read_text() == "precious"
     read_checkpoint(tmp_path / "x-2.safetensors")
 
@@ -247,3 +251,14 @@ def test_what_is_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: s
     assert stays_inside(path, Path()) is inside
     (tmp_path / "loop").symlink_to("loop")
     assert stays_inside("loop/x", tmp_path) in (True, False)  # and no exception
+
+
+def test_a_name_that_is_taken_by_the_time_of_the_lock_is_refused(tmp_path: Path) -> None:
+    """Two commands begin together and the other one is done first."""
+    space = Workspace(Recipe(model=ModelSection(ref="cifar:resnet20"), device="cpu"), Output("quiet"))
+    (tmp_path / "x.safetensors").write_text("precious")
+    with pytest.raises(RecipeError, match="exists by now"), saved_states(space, tmp_path / "x.safetensors", {}):
+        raise AssertionError
+    space.in_run = True  # the folder of a run is its own
+    with saved_states(space, tmp_path / "x.safetensors", {}):
+        pass

@@ -19,12 +19,13 @@ LOCK_NAME, HOLDER_NAME = "lock", "holder.json"
 
 
 @contextmanager
-def locked(folder: Path, command: str = "") -> Iterator[None]:
+def locked(folder: Path, command: str = "", what: Path | None = None) -> Iterator[None]:
     """Holds `folder`, which is made if it is not there; a process that dies lets go of it.
 
     Args:
         folder: The folder that nobody else may write to.
         command: What to tell those who find it locked.
+        what: What they wanted to write, if not `folder` itself.
 
     Raises:
         RecipeError: Another process holds it; the message names it.
@@ -37,7 +38,9 @@ def locked(folder: Path, command: str = "") -> Iterator[None]:
         lock = FileLock(folder / LOCK_NAME, timeout=0)
         lock.acquire()
     except Timeout as error:
-        raise RecipeError(f"{folder}: in use by {_holder(folder)}; wait for it, or write somewhere else") from error
+        raise RecipeError(
+            f"{what or folder}: in use by {_holder(folder)}; wait for it, or write somewhere else"
+        ) from error
     except OSError as error:
         raise unwritable(folder, error) from error
     try:

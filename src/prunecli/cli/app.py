@@ -116,7 +116,7 @@ def run(argv: Sequence[str]) -> int:
         return _fail(error, error_text(error), int(getattr(error, "exit_code", 2)))
     except KeyboardInterrupt as error:
         code = 128 + _stopped_by[0] if _stopped_by else INTERRUPTED
-        return _fail(error, "interrupted; only stages that had finished were saved", code)
+        return _fail(error, "interrupted; only what had finished is saved", code)
     except BrokenPipeError:
         # The reader went away (`| head`): not an error, and nothing may be written at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -27,7 +27,7 @@ ModelArgument = Annotated[
 
 
 RESUME_OPTIONS = [
-    option("resume", bool, "Go on where an earlier run was interrupted, bit by bit.", "--resume"),
+    option("resume", bool, "Go on where an earlier run was stopped; begin if there is none.", "--resume"),
     *options_of(Recipe, (), only=("save_every", "keep_states")),
 ]
 

@@ -50,8 +50,10 @@ def saved_states(space: Workspace, out: Path, identity: Mapping[str, JsonValue])
         RecipeError: Another process writes `out`, or an unfinished run is there and nobody said what to do with it.
     """
     folder = state_folder(out)
-    with locked(folder, space.command):
+    with locked(folder, space.command, out):
         remove_leftovers(out)
+        if out.exists() and not space.may_replace:  # another process had the lock and has just finished
+            raise RecipeError(f"{out}: exists by now; add --force to replace it, or choose another name")
         store = StateStore(
             folder,
             Ownership(identity, _environment(space)),

@@ -201,7 +201,10 @@ def _progress(plan: Plan, folder: Path, space: Workspace) -> _Progress:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecipeError(f"{path}: is damaged; begin the run anew with --force") from error
     if noted.get("plan_sha256") != plan_sha256:
-        raise RecipeError(f"{folder / PLAN_NAME}: is another plan than this one; go on with the same recipe and values")
+        raise RecipeError(
+            f"{folder / PLAN_NAME}: is another plan than this one; give the same recipe and values, or begin anew "
+            "with --force"
+        )
     return _Progress(path, plan_sha256, done)
 
 

@@ -152,7 +152,7 @@ def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
         command=space.command,
     )
     if out is not None:
-        write_text_atomically(out, report.to_json(), replace=space.force or space.resume)
+        write_text_atomically(out, report.to_json(), replace=space.may_replace)
         space.reports.append(out)
     return report
 

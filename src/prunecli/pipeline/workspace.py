@@ -84,6 +84,11 @@ class Workspace:
         if self.recipe.threads is not None:
             torch.set_num_threads(self.recipe.threads)
 
+    @property
+    def may_replace(self) -> bool:
+        """Whether a file that is there may be written over: the user says so, or it is the run's own."""
+        return self.force or self.resume or self.in_run
+
     def data_name(self) -> str | None:
         """The data set asked for, else the one the checkpoint was last used with."""
         if self.recipe.data.name is not None:
@@ -281,11 +286,11 @@ class Workspace:
             Where it was saved: beside `path` if somebody made a file of that name since the run began.
         """
         wanted, number = path, 1
-        while path.exists() and not (self.force or self.resume):
+        while path.exists() and not self.may_replace:
             number += 1
             path = wanted.with_stem(f"{wanted.stem}-{number}")
         if path != wanted:
-            self.sink.warn(f"{wanted}: was made by somebody else meanwhile; saved as {path}")
+            self.sink.warn(f"{wanted}: was made by another process meanwhile; saved as {path}")
         architecture: Architecture = loaded.manifest.architecture
         shape = self.input_shape()
         used = self.preprocessing()

@@ -51,7 +51,7 @@ class DataSection:
     ] = None
     batch_size: Annotated[int, Ge(1), Doc("Images per batch.")] = 128
     workers: Annotated[int, Ge(0), Doc("Processes that load images.")] = 0
-    skip_bad: Annotated[int, Ge(0), Doc("Unreadable images to leave out, with a count, before stopping.")] = 0
+    skip_bad: Annotated[int, Ge(0), Doc("Leave out up to this many unreadable images; one more stops the run.")] = 0
     val_fraction: Annotated[
         float, Ge(0), Lt(1), Doc("Share of the training images held out to choose epochs on; 0 holds none out.")
     ] = 0.1
@@ -184,7 +184,9 @@ class Recipe:
     device: Annotated[str, Doc("auto, cpu, cuda, cuda:1, mps.")] = "auto"
     threads: Annotated[int | None, Ge(1), Doc("CPU threads; default: torch's choice.")] = None
     save_every: Annotated[
-        float, Ge(0), Doc("Seconds of training between saved states to resume from; 0 saves after every step.")
+        float,
+        Ge(0),
+        Doc("Seconds between saved states, more for large ones; 0 saves after every step."),
     ] = 60.0
     keep_states: Annotated[int, Ge(1), Doc("Saved states of a run to keep, the newest ones.")] = 2
     stages: tuple[Stage, ...] = ()

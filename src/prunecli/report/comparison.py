@@ -134,6 +134,8 @@ def _notes(names: list[str], reports: list[Report], paired: bool) -> list[str]:
         notes.append(
             "latencies were measured at different times; compare the checkpoints themselves for a paired ratio"
         )
+    if paired:
+        notes.append("latencies are medians; their ratio is that of the least disturbed runs, taken in turns")
     return notes
 
 
