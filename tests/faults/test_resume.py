@@ -212,7 +212,7 @@ def test_a_signal_while_a_state_is_read_is_not_taken_for_damage(
         def fail(path: Path, raised: BaseException = error) -> str:
             raise raised
 
-        monkeypatch.setattr("prunecli.checkpoint.runstate._sha256", fail)
+        monkeypatch.setattr("prunecli.checkpoint.runstate.file_sha256", fail)
         with pytest.raises((Stopped, MemoryError, ResourceError)):
             store.load()
         assert [path.name for path in tmp_path.iterdir()] == ["state-00000001"]

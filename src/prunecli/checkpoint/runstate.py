@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import shutil
@@ -18,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from prunecli.checkpoint.durable import current_umask, reach, sync, sync_folder
+from prunecli.checkpoint.io import file_sha256
 from prunecli.checkpoint.torch_files import read_torch_file
 from prunecli.errors import Interrupted, ModelError, RecipeError, ResourceError
 
@@ -222,7 +222,7 @@ class StateStore:
                 identity=dict(self._owner.identity),
                 environment=dict(self._owner.environment),
                 place=place,
-                sha256=_sha256(staged / _TENSORS),
+                sha256=file_sha256(staged / _TENSORS),
             )
             (staged / _MANIFEST).write_text(manifest.model_dump_json(by_alias=True), encoding="utf-8")
             sync(staged / _MANIFEST)
@@ -279,7 +279,7 @@ def _read_manifest(folder: Path) -> StateManifest:
 def _read_content(folder: Path, sha256: str) -> State:
     path = folder / _TENSORS
     try:
-        if _sha256(path) != sha256:
+        if file_sha256(path) != sha256:
             raise _Damaged(f"{_TENSORS} has another sha256 than its manifest says")
         with path.open("rb") as file:
             content = read_torch_file(file, path, legacy=False)
@@ -298,11 +298,6 @@ def _remove(folder: Path) -> None:
     with suppress(OSError):
         folder.rename(staged)
         shutil.rmtree(staged, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _short(value: Any) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Edit, Untouched
 from prunecli.criteria.base import Calibration, Criterion, Loss, default_loss
-from prunecli.errors import MethodError, VerificationError
+from prunecli.errors import MethodError, ModelError, VerificationError
 from prunecli.measure.forward import Inputs
 from prunecli.methods.allocation import Allocation, Demand, allocate
 from prunecli.methods.params import StructuralParams
@@ -149,8 +149,11 @@ def prune_structural(
     plan = amounts(params.schedule, params.steps, final, params.initial_ratio)
     first, saved = resume or (0, None)
     if saved is not None:
-        run.restore(saved, repair)
-        given.generator.set_state(saved["generator"])
+        try:
+            run.restore(saved, repair)
+            given.generator.set_state(saved["generator"])
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:  # whoever wrote it
+            raise ModelError(f"the saved state does not fit this network ({error}); begin anew with --force") from error
     for step, amount in enumerate(plan, start=1):
         if step < first:
             continue
@@ -159,8 +162,7 @@ def prune_structural(
         if recover is not None:
             if run.network is model:
                 run.network = copy.deepcopy(model)
-            drawn = {"generator": given.generator.get_state()}
-            state = partial(lambda extra: run.state(repair) | extra, drawn)
+            state = partial(run.state, repair, given.generator.get_state())
             recover(Transition(before, run.network, kept, step, len(plan), state))
             clock.lap("train")
     return run.outcome(repair, len(plan))
@@ -281,7 +283,7 @@ class _Run:
             trace=self._traced,
         )
 
-    def state(self, repair: Repair) -> State:
+    def state(self, repair: Repair, generator: Tensor) -> State:
         """What the steps so far came to; the network is in it as what differs from the one given."""
         found = self._traced.assumptions or Assumptions()
         return {
@@ -299,6 +301,7 @@ class _Run:
             "tied": sorted(found.tied),
             "preferred": sorted(found.preferred),
             "repaired": (repair.compensated, repair.recalibrated),
+            "generator": generator,
         }
 
     def restore(self, state: State, repair: Repair) -> None:

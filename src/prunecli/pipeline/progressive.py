@@ -11,7 +11,7 @@ from prunecli.checkpoint.runstate import StateStore
 from prunecli.data.loader import Augmentation, TrainingBatches, training_batches
 from prunecli.engine.fit import Epoch, FitConfig, fit
 from prunecli.engine.optimizer import carry_over, make_optimizer
-from prunecli.errors import Interrupted
+from prunecli.errors import Interrupted, ModelError
 from prunecli.methods.structural import State, Transition
 from prunecli.pipeline.sink import Advance
 from prunecli.pipeline.workspace import Workspace
@@ -31,6 +31,7 @@ class StepTraining:
 
     Raises:
         DataError: The data cannot be used with the network.
+        ModelError: A saved state is there that is none of such a stage.
     """
 
     def __init__(self, space: Workspace, stage: PruneStage, states: StateStore) -> None:
@@ -49,8 +50,12 @@ class StepTraining:
         )
         self._optimizer: torch.optim.Optimizer | None = None
         saved = states.load()
-        self._training: State | None = saved["training"] if saved is not None else None
-        self.resume: tuple[int, State] | None = (saved["step"], saved["pruning"]) if saved is not None else None
+        self._training: State | None = None
+        self.resume: tuple[int, State] | None = None
+        if saved is not None:
+            if not {"training", "step", "pruning"} <= set(saved):
+                raise ModelError(f"{states.folder}: holds a state of another kind; begin anew with --force")
+            self._training, self.resume = saved["training"], (saved["step"], saved["pruning"])
 
     def __call__(self, transition: Transition) -> None:
         """Trains the network of one step in place."""
