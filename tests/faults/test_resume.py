@@ -293,3 +293,21 @@ def test_a_progressive_run_can_be_stopped_in_its_last_step(
     assert stopped.code == 143 and "Go on with: prune l1" in stopped.err, stopped.err
     resumed = processes.run([*PROGRESSIVE, "--resume"], tmp_path)
     assert resumed.code == 0 and checkpoints(tmp_path) == wanted, resumed.err
+
+
+@pytest.mark.parametrize("part", ["pruning", "edits", "attributes", "tensors"])
+def test_a_state_of_pruning_that_lacks_a_part_is_one_line(
+    processes: Processes, undisturbed: Undisturbed, tmp_path: Path, part: str
+) -> None:
+    words = undisturbed.folder("progressive", tmp_path)
+    assert processes.run(words, tmp_path, fault="fit:step@3").code == -signal.SIGKILL
+    for state in tmp_path.glob("x.safetensors.state/state-*"):
+        content = torch.load(state / "state.pt", weights_only=True)
+        del (content if part == "pruning" else content["pruning"])[part]
+        torch.save(content, state / "state.pt")
+        manifest = json.loads((state / "manifest.json").read_text())
+        manifest["sha256"] = sha256(state / "state.pt")
+        (state / "manifest.json").write_text(json.dumps(manifest))
+    refused = processes.run([*words, "--resume"], tmp_path)
+    assert refused.code == 2 and "begin anew with --force" in refused.err.splitlines()[-1], refused.err
+    assert "this is a bug" not in refused.err and list(tmp_path.glob("x.safetensors.state/state-*"))
