@@ -14,6 +14,7 @@ from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.criteria.base import Loss, default_loss
 from prunecli.errors import MethodError, ModelError, unknown
 from prunecli.measure.forward import Inputs
+from prunecli.measure.neurons import leave_to_caller, reset, reset_itself, spiking_neurons
 from prunecli.methods.registry import get_method
 from prunecli.methods.structural import Recover, Transition
 from prunecli.models.foreign import recognise
@@ -44,7 +45,8 @@ def prune(
     """Removes channels from a copy of `model` and proves that the result is the masked original.
 
     Args:
-        model: Any module; it is not changed.
+        model: Any module; it is not changed, but spiking neurons in it are reset. They are reset before and after each
+            pass that is made here; the result leaves that to its caller, as the given model does.
         method: "l1", "taylor", "fisher" or any other that `prune methods` lists.
         example_inputs: Inputs of a shape the model accepts: a tensor such as (1, 3, 224, 224), a tuple or a mapping.
         data: Calibration batches: input tensors, or tuples of inputs and labels. Methods that take gradients use the
@@ -87,6 +89,10 @@ def prune(
         raise MethodError(
             f"{place}: {first['msg'].replace('Input should be', 'has to be')} (got {first['input']!r})"
         ) from error
+    if spiking_neurons(model):
+        reset(model)  # what it remembers of earlier inputs belongs to none of those that follow
+        model = copy.deepcopy(model)
+        reset_itself(model)
     manifest = getattr(model, _MANIFEST, None) or Manifest(architecture=recognise(model))
     result = prune_model(
         model,
@@ -103,6 +109,7 @@ def prune(
         recover=recover,
         dense=getattr(model, _DENSE, None),
     )
+    leave_to_caller(result.model)
     _remember(result.model, result.manifest, result.dense)
     return result
 

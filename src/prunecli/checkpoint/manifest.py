@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,8 +15,31 @@ from prunecli.errors import ModelError
 MANIFEST_SCHEMA: Literal["prunecli.manifest/1"] = "prunecli.manifest/1"
 
 
-_BOUNDS = {"num_classes": (0, 1_000_000), "in_chans": (1, 4096)}
-"""Arguments an architecture is built with, and their limits. Others could make a library read or fetch files."""
+_WHOLE = {
+    "num_classes": (0, 1_000_000),
+    "in_chans": (1, 4096),
+    "T": (1, 1024),
+    "depth": (1, 128),
+    "dim": (8, 8192),
+    "num_heads": (1, 512),
+    "patch_size": (1, 64),
+    "image_size": (1, 4096),
+}
+_NUMBERS = {
+    "width": (1e-3, 16.0),
+    "mlp_ratio": (1e-2, 64.0),
+    "tau": (1.0, 1e6),
+    "v_threshold": (1e-6, 1e6),
+    "v_reset": (-1e6, 1e6),
+    "alpha": (1e-6, 1e6),
+}
+_OPEN = ("v_reset", "alpha")
+"""Numbers that may be left out (None)."""
+_SWITCHES = ("decay_input", "detach_reset")
+_WORDS = ("neuron", "surrogate", "coding", "pool", "stem")
+_WORD = re.compile(r"[a-z0-9-]{1,32}")
+ARGUMENTS = (*_WHOLE, *_NUMBERS, *_SWITCHES, *_WORDS)
+"""What an architecture may be built with. Other arguments could make a library read or fetch files."""
 _MAX_DIMENSIONS = 8
 _MAX_LENGTH = 1 << 20
 _MAX_NUMBERS = 1 << 26
@@ -43,11 +67,9 @@ class Architecture(_Strict):
     @classmethod
     def _check_arguments(cls, kwargs: dict[str, JsonValue]) -> dict[str, JsonValue]:
         for name, value in kwargs.items():
-            if name not in _BOUNDS:
-                raise ValueError(f"{name[:80]!r} is no argument that a checkpoint may set")
-            lowest, highest = _BOUNDS[name]
-            if type(value) is not int or not lowest <= value <= highest:
-                raise ValueError(f"{name} has to be a whole number from {lowest} to {highest:,}")
+            problem = _problem(name, value)
+            if problem is not None:
+                raise ValueError(problem)
         return kwargs
 
     @field_validator("input_shape")
@@ -136,6 +158,25 @@ class Manifest(_Strict):
     def last(self, stage: str) -> Step | None:
         """The most recent step of that kind, if any."""
         return next((step for step in reversed(self.history) if step.stage == stage), None)
+
+
+def _problem(name: str, value: JsonValue) -> str | None:
+    """What is wrong with an argument that an architecture is to be built with."""
+    if name in _WHOLE:
+        lowest, highest = _WHOLE[name]
+        right = type(value) is int and lowest <= value <= highest
+        return None if right else f"{name} has to be a whole number from {lowest} to {highest:,}"
+    if name in _NUMBERS:
+        low, high = _NUMBERS[name]
+        right = type(value) in (int, float) and low <= value <= high  # type: ignore[operator]
+        right = right or (value is None and name in _OPEN)
+        return None if right else f"{name} has to be a number from {low:g} to {high:g}"
+    if name in _SWITCHES:
+        return None if type(value) is bool else f"{name} has to be true or false"
+    if name in _WORDS:
+        right = isinstance(value, str) and _WORD.fullmatch(value) is not None
+        return None if right else f"{name} has to be a word"
+    return f"{name[:80]!r} is no argument that a checkpoint may set"
 
 
 def parse_manifest(text: str, path: Path, *, intact: bool) -> Manifest:

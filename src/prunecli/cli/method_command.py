@@ -7,7 +7,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
@@ -26,13 +26,13 @@ RecipePath = tuple[str | int, ...]
 class OptionSpec:
     """One option: the parameter it becomes, and the place in a recipe that it sets (None: not a recipe value).
 
-    A `mapping` is given entry by entry, as NAME=NUMBER.
+    A `mapping` is given entry by entry, as NAME=VALUE; one of "numbers" takes nothing else.
     """
 
     name: str
     parameter: inspect.Parameter
     path: RecipePath | None = None
-    mapping: bool = False
+    mapping: Literal["", "numbers", "values"] = ""
 
 
 def option(
@@ -63,11 +63,18 @@ def options_of(
     return [
         replace(
             option(field.name, _option_type(field), field.doc, default=field.default, path=(*path, field.name)),
-            mapping=get_origin(field.type) is Mapping,
+            mapping=_mapping(field),
         )
         for field in fields_of(cls)
         if (not only or field.name in only) and field.name not in skip
     ]
+
+
+def model_kwargs_options() -> list[OptionSpec]:
+    """`--model-kwargs`, as timm's scripts call it."""
+    field = next(field for field in fields_of(ModelSection) if field.name == "kwargs")
+    named = option("model_kwargs", list[str], field.doc, path=("model", field.name))
+    return [replace(named, mapping=_mapping(field))]
 
 
 def shared_options() -> list[OptionSpec]:
@@ -82,6 +89,7 @@ def shared_options() -> list[OptionSpec]:
             path=("model", "ref"),
         ),
         *options_of(ModelSection, ("model",), only=("pretrained", "num_classes", "allow_nonfinite")),
+        *model_kwargs_options(),
         option("data", str, data["name"].doc, path=("data", "name")),
         option("data_root", str, data["root"].doc, path=("data", "root")),
         *options_of(DataSection, ("data",), skip=("name", "root")),
@@ -139,21 +147,28 @@ def overrides_from(specs: Sequence[OptionSpec], values: dict[str, Any], stage_in
             continue
         path = tuple(stage_index if part == "STAGE" else part for part in spec.path)
         flag = "--" + spec.name.replace("_", "-")
-        overrides.append(Override(path, _entries(value, flag) if spec.mapping else value, flag))
+        overrides.append(Override(path, _entries(value, flag, spec.mapping) if spec.mapping else value, flag))
     return overrides
 
 
-def _entries(texts: Sequence[str], flag: str) -> dict[str, float]:
-    """Reads NAME=NUMBER entries; the plan checks the numbers' bounds."""
-    entries: dict[str, float] = {}
+def _entries(texts: Sequence[str], flag: str, kind: str) -> dict[str, Any]:
+    """Reads NAME=VALUE entries; the plan checks bounds of numbers."""
+    from prunecli.recipe.loader import parse_value
+
+    entries: dict[str, Any] = {}
     for text in texts:
-        name, equals, number = text.rpartition("=")
-        try:
-            value = float(number)
-        except ValueError:
-            equals = ""
-        if not equals or not name:
-            raise RecipeError(f"{flag} {text}: write it as PATTERN=RATIO, for instance {flag} 'layer1.*=0.3'")
+        name, equals, written = text.rpartition("=") if kind == "numbers" else text.partition("=")
+        if kind == "values":
+            if not equals or not name:
+                raise RecipeError(f"{flag} {text}: write it as KEY=VALUE, for instance {flag} T=4")
+            value = parse_value(written, f"{flag} {name}")
+        else:
+            try:
+                value = float(written)
+            except ValueError:
+                equals = ""
+            if not equals or not name:
+                raise RecipeError(f"{flag} {text}: write it as PATTERN=RATIO, for instance {flag} 'layer1.*=0.3'")
         if name in entries:
             raise RecipeError(f"{flag} {text}: {name} stands here twice")
         entries[name] = value
@@ -196,6 +211,12 @@ def plan_for_stage(model: str, stage: dict[str, Any], specs: Sequence[OptionSpec
         raise RecipeError(f"{model}: has {count} `{wanted}`; use `prune run`, or a recipe with just one")
     plan = resolve(document, overrides_from(specs, values, places[0]))
     return replace(plan, recipe=replace(plan.recipe, stages=(plan.recipe.stages[places[0]],)))
+
+
+def _mapping(field: FieldInfo) -> Literal["", "numbers", "values"]:
+    if get_origin(field.type) is not Mapping:
+        return ""
+    return "values" if get_args(field.type)[1] is Any else "numbers"
 
 
 def _option_type(field: FieldInfo) -> Any:

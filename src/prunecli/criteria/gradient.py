@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.criteria.base import Calibration, Loss, member_tensor, sum_by_unit
-from prunecli.criteria.readers import by_unit, channels_last, readers_of
+from prunecli.criteria.readers import by_unit, readers_of
 from prunecli.measure.forward import model_device
+from prunecli.measure.neurons import spiking_neurons
+from prunecli.surgery.compensate import channels_last
 from prunecli.surgery.follow import without_fastpath
 from prunecli.surgery.groups import ChannelGroup
 
@@ -113,14 +115,15 @@ def _at_readers(
     finally:
         for hook in hooks:
             hook.remove()
-    seen = [(name, own) for name, own in taken if own.requires_grad and len(own) % len(inputs) == 0]
+    timed = bool(spiking_neurons(probe))
+    seen = [(name, own) for name, own in taken if own.requires_grad and (timed or len(own) % len(inputs) == 0)]
     gradients = torch.autograd.grad(total, [own for _, own in seen], allow_unused=True) if seen else ()
     products: dict[str, Tensor] = {}
     for (name, own), gradient in zip(seen, gradients, strict=True):
         if gradient is None:
             continue
         product = channels_last(probe.get_submodule(name), own.detach() * gradient)
-        by_sample = product.reshape(len(inputs), -1, product.shape[-1]).sum(dim=1).cpu().double()
+        by_sample = _by_sample(product, len(inputs), timed=timed).cpu().double()
         products[name] = products[name] + by_sample if name in products else by_sample
     gates: dict[str, Tensor] = {}
     for group in groups:
@@ -129,6 +132,25 @@ def _at_readers(
             found = [by_unit(probe, member, products[member.module]) for member in readers]
             gates[group.name] = torch.stack(found).sum(dim=0)
     return gates
+
+
+def _by_sample(product: Tensor, samples: int, *, timed: bool) -> Tensor:
+    """Sums over positions and steps, shape (samples, channels).
+
+    Args:
+        product: Samples along the first dimension, channels along the last; or, `timed`, steps first: (T, N, ...), or
+            both in one, T * N. The check on the first batch finds out where that is read the wrong way.
+        samples: How many there are.
+        timed: Whether there are steps.
+    """
+    channels = product.shape[-1]
+    if not timed:
+        return product.reshape(samples, -1, channels).sum(dim=1)
+    if product.dim() > 2 and product.shape[1] == samples:
+        product = product.flatten(0, 1)
+    if len(product) % samples:
+        return product.new_zeros(samples, channels)
+    return product.reshape(len(product) // samples, samples, -1, channels).sum(dim=(0, 2))
 
 
 def _at_weights(

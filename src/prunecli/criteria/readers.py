@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from prunecli.criteria.base import Calibration, sum_by_unit
 from prunecli.measure.forward import model_device
+from prunecli.surgery.compensate import channels_last
 from prunecli.surgery.follow import without_fastpath
 from prunecli.surgery.groups import ChannelGroup, Member
 
@@ -26,11 +27,6 @@ def readers_of(model: nn.Module, group: ChannelGroup) -> list[Member]:
         and member.tensor == "weight"
         and isinstance(model.get_submodule(member.module), (nn.Linear, _ConvNd))
     ]
-
-
-def channels_last(module: nn.Module, values: Tensor) -> Tensor:
-    """A reader's input or its gradient with the channel dimension last."""
-    return values if isinstance(module, nn.Linear) else values.movedim(1, -1)
 
 
 def by_unit(model: nn.Module, member: Member, values: Tensor) -> Tensor:

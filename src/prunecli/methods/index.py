@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prunecli.methods.params import ActivationParams, LampParams, StructuralParams
+from prunecli.methods.params import ActivationParams, LampParams, SpikeParams, StructuralParams
 from prunecli.methods.spec import MethodSpec
 
 
@@ -16,8 +16,9 @@ def _structural(
     *,
     params: type[Any] = StructuralParams,
     needs_data: bool = False,
+    noise_serves: bool = False,
 ) -> MethodSpec:
-    return MethodSpec(name, summary, paper, "structural", params, f"prunecli.criteria.{entry}", needs_data)
+    return MethodSpec(name, summary, paper, "structural", params, f"prunecli.criteria.{entry}", needs_data, noise_serves)
 
 
 _BUILT_IN = (
@@ -86,6 +87,14 @@ _BUILT_IN = (
         "Remove the channels with the smallest weights times activations.",
         "https://arxiv.org/abs/2306.11695",
         needs_data=True,
+    ),
+    _structural(
+        "spike",
+        "spike:spike",
+        "Remove the channels whose spiking neurons do the least.",
+        "https://arxiv.org/abs/2209.15425",
+        params=SpikeParams,
+        noise_serves=True,
     ),
     _structural(
         "random",

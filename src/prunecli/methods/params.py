@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le, Lt
 Share = Annotated[float, Ge(0), Lt(1)]
 Scope = Literal["auto", "global", "local", "isomorphic"]
 Schedule = Literal["once", "linear", "cubic", "ramp"]
-TARGETS = ("params", "macs", "latency")
+TARGETS = ("params", "macs", "latency", "synops", "energy")
 """Figures that a target can be set for, by the name of their parameter."""
 
 
@@ -29,6 +29,12 @@ class StructuralParams:
     ] = None
     latency: Annotated[
         float | None, Gt(0), Lt(1), Doc("Instead of a ratio: share of the measured time that the result takes.")
+    ] = None
+    synops: Annotated[
+        float | None, Gt(0), Lt(1), Doc("Instead of a ratio: share of a spiking network's synaptic operations.")
+    ] = None
+    energy: Annotated[
+        float | None, Gt(0), Lt(1), Doc("Instead of a ratio: share of a spiking network's energy at 45 nm.")
     ] = None
     layer_ratio: Annotated[
         Mapping[str, Share],
@@ -74,6 +80,31 @@ class LampParams(StructuralParams):
     normalise: Annotated[
         Literal["mean", "none"], Doc("Before ranking divide each layer's scores by their mean, or take them raw.")
     ] = "none"
+
+
+SpikeCriterion = Literal["rate", "rate+v", "entropy", "variance", "singular", "l1", "bn-scale", "random"]
+
+
+@dataclass(frozen=True)
+class SpikeParams(StructuralParams):
+    """What pruning by spikes understands beside."""
+
+    criterion: Annotated[
+        SpikeCriterion,
+        Doc(
+            "rate: mean spikes of a channel's neurons; rate+v: and the mean size of their potential; entropy of their "
+            "firing; variance over time; singular: nuclear norm of spikes, steps by positions; l1, bn-scale and random "
+            "to compare."
+        ),
+    ] = "rate+v"
+    residual: Annotated[
+        bool, Doc("Whether a width that several layers add to (the residual stream) may shrink too.")
+    ] = False
+
+    @property
+    def looks_at_inputs(self) -> bool:
+        """Whether the criterion runs the network."""
+        return self.criterion not in ("l1", "bn-scale", "random")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from prunecli.surgery.groups import ChannelGroup, Trace
 _ALIKE = ("LayerNorm", "RMSNorm", "Attention")
 """Parts of class names that make a network's blocks worth ranking each with its like."""
 
+RESIDUAL = "residual stream (protected; --residual to include it)"
+
 
 def with_scope(model: nn.Module, params: StructuralParams) -> StructuralParams:
     """Replaces the scope "auto": isomorphic for networks with attention or layer normalisation, global for others."""
@@ -57,6 +59,26 @@ def apply_patterns(
         else:
             groups.append(group)
     return groups, kept
+
+
+def hold_residual(traced: Trace, groups: Sequence[ChannelGroup]) -> tuple[list[ChannelGroup], list[Untouched]]:
+    """Splits groups into those whose channels are read once they are written, and residual streams.
+
+    A residual stream is written again after some layer has read it.
+    """
+    inner = traced.part.trace if traced.part is not None else traced
+    prefix = f"{traced.part.module}." if traced.part is not None else ""
+    called = inner.followed.order if inner.followed is not None else []
+    place = {prefix + name: index for index, name in enumerate(called)}
+    held = []
+    for group in groups:
+        read, written = (
+            [place[name] for name in group.modules(role) if name in place] for role in ("consumer", "producer")
+        )
+        if read and written and min(read) <= max(written):
+            held.append(group)
+    kept = [Untouched(name=group.name, channels=group.channels, reason=RESIDUAL) for group in held]
+    return [group for group in groups if group not in held], kept
 
 
 def ratios_by_group(traced: Trace, groups: Sequence[ChannelGroup], ratios: Mapping[str, float]) -> dict[str, float]:

@@ -21,6 +21,7 @@ class MethodSpec:
         params: A frozen dataclass with annotated fields.
         entry: "module:attribute" of the algorithm.
         needs_data: Whether it looks at calibration images.
+        noise_serves: Whether, without images, it may look at random inputs instead.
     """
 
     name: str
@@ -30,6 +31,7 @@ class MethodSpec:
     params: type[Any]
     entry: str
     needs_data: bool = False
+    noise_serves: bool = False
 
     def load(self) -> Any:
         """Imports the algorithm; this is the first moment that torch is needed."""

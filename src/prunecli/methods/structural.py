@@ -19,8 +19,8 @@ from prunecli.methods.allocation import Allocation, Demand, allocate
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.repair import Clock, Repair
 from prunecli.methods.schedule import amounts
-from prunecli.methods.selection import apply_patterns, ratios_by_group, with_scope
-from prunecli.methods.targets import Ruler, Target, target_of
+from prunecli.methods.selection import apply_patterns, hold_residual, ratios_by_group, with_scope
+from prunecli.methods.targets import Ruler, Target, TargetKind, target_of
 from prunecli.surgery.compensate import Compensation
 from prunecli.surgery.groups import ChannelGroup, Trace
 from prunecli.surgery.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
@@ -143,6 +143,7 @@ def prune_structural(
         target,
         lambda network, live: criterion(network, live, given),
         clock,
+        partial(Ruler, batches=calibration, compensation=compensation, recalibrate=recalibrate),
     )
     repair = Repair(calibration, compensation, recalibrate)
     final = 1 - target.requested if target is not None else params.ratio
@@ -180,6 +181,7 @@ class _Run:
         target: Target | None,
         score: Callable[[nn.Module, list[ChannelGroup]], dict[str, Tensor | str]],
         clock: Clock,
+        ruler: Callable[[TargetKind, nn.Module, Inputs], Ruler],
     ) -> None:
         self.network = self._given = model
         self._inputs, self._patterns, self._params, self._score = inputs, keep_patterns, params, score
@@ -189,7 +191,7 @@ class _Run:
         self._edits: list[Edit] = []
         self._follow(None)
         self._own = ratios_by_group(self._traced, self._groups, params.layer_ratio)
-        self._ruler = Ruler(target.kind, model, inputs) if target is not None else None
+        self._ruler = ruler(target.kind, model, inputs) if target is not None else None
         self._allocation = Allocation({}, {}, params.ratio, 0.0)
         self._error = 0.0
 
@@ -206,6 +208,9 @@ class _Run:
             assumptions=assumptions,
         )
         self._groups, kept_by_pattern = apply_patterns(self.network, self._traced, self._patterns)
+        if not getattr(params, "residual", True):
+            self._groups, held = hold_residual(self._traced, self._groups)
+            kept_by_pattern += held
         frozen = [Untouched(name=f.name, channels=f.channels, reason=f.reason) for f in self._traced.frozen]
         self.untouched = [*frozen, *kept_by_pattern]
         if not self._edits:

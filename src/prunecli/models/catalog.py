@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
@@ -18,6 +19,7 @@ from prunecli.errors import ModelError, unknown
 SOURCES: dict[str, str] = {
     "cifar": "prunecli.models.cifar",
     "segformer": "prunecli.models.segformer",
+    "spiking": "prunecli.models.spiking",
     "timm": "prunecli.models.from_timm",
     "torchvision": "prunecli.models.from_torchvision",
 }
@@ -73,6 +75,13 @@ def build(ref: str, *, pretrained: bool = False, meta: bool = False, **kwargs: A
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{ref} cannot be built with {kwargs or 'its defaults'}: {first}") from error
+
+
+def settled_arguments(ref: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments to record for a network: what it was built with, and defaults that its weights do not show."""
+    source, name = split_reference(ref)
+    complete = getattr(_module(source), "settled", None)
+    return dict(kwargs) if complete is None else dict(complete(name, kwargs))
 
 
 def input_spec(ref: str, model: nn.Module) -> tuple[tuple[int, int] | None, InputNormalisation]:

@@ -7,22 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Architecture
 from prunecli.checkpoint.records import shown
 from prunecli.errors import ModelError
-from prunecli.models.catalog import build, rebuild_dense
+from prunecli.models.catalog import build, rebuild_dense, settled_arguments
 from prunecli.models.fingerprints import nearest_references
 from prunecli.models.segformer_weights import reference_of
 
 _CANDIDATES = 16
-_PREFERENCE = {source: place for place, source in enumerate(("cifar", "torchvision", "segformer", "timm"))}
+_PREFERENCE = {source: place for place, source in enumerate(("cifar", "torchvision", "segformer", "timm", "spiking"))}
 _PACKAGES = {
     "torchvision.models.": "torchvision",
     "timm.models.": "timm",
     "transformers.models.segformer.": "segformer",
     "prunecli.models.cifar.": "cifar",
+    "prunecli.models.spiking": "spiking",
+    "spikingjelly.": "spiking",
 }
 """Where the classes of each source live."""
 _SEGFORMER = "segformer.stages.0.layer_norm.weight"
@@ -71,16 +74,24 @@ def identify(tensors: Mapping[str, Tensor], path: Path, class_path: str | None =
     return Identified(fitting[0], tuple(architecture.ref for architecture in fitting[1:]))
 
 
-def architecture_for(ref: str, tensors: Mapping[str, Tensor], path: Path) -> Architecture:
+def architecture_for(
+    ref: str, tensors: Mapping[str, Tensor], path: Path, given: Mapping[str, Any] | None = None
+) -> Architecture:
     """Reads class count and input channels from the weights and checks that everything else fits `ref`.
+
+    Args:
+        ref: The architecture.
+        tensors: The state dict.
+        path: Its file, for messages.
+        given: Arguments that are settled.
 
     Raises:
         ModelError: The weights do not fit; the message names the first tensor that differs.
     """
     found = _shapes(tensors)
-    dense = build(ref, meta=True)
+    kwargs: dict[str, Any] = dict(given or {})
+    dense = build(ref, meta=True, **kwargs)
     wanted = _model_shapes(dense)
-    kwargs: dict[str, Any] = {}
     first = next((name for name, shape in wanted.items() if len(shape) == 4), "")
     for name in wanted.keys() & found.keys():
         ours, theirs = wanted[name], found[name]
@@ -98,7 +109,20 @@ def architecture_for(ref: str, tensors: Mapping[str, Tensor], path: Path) -> Arc
     if problem:
         near = ", ".join(r for r, _ in nearest_references(found, 3))
         raise ModelError(f"{path}: the weights do not fit {ref}: {problem}; nearest by keys and shapes: {near}")
-    return Architecture(ref=ref, kwargs=kwargs)
+    return recorded(ref, kwargs)
+
+
+def recorded(ref: str, kwargs: Mapping[str, Any]) -> Architecture:
+    """An architecture as a manifest records it.
+
+    Raises:
+        ModelError: An argument is none that a checkpoint may set, or out of bounds.
+    """
+    try:
+        return Architecture(ref=ref, kwargs=settled_arguments(ref, kwargs))
+    except ValidationError as error:
+        reason = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise ModelError(f"{ref}: {reason}; see --model-kwargs") from error
 
 
 def _source(architecture: Architecture) -> str:

@@ -17,11 +17,13 @@ from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.checkpoint.records import shown
 from prunecli.errors import ModelError
 from prunecli.models.catalog import build, build_dense, input_spec, rebuild_dense, split_reference
-from prunecli.models.foreign import architecture_for, identify
+from prunecli.models.foreign import architecture_for, identify, recorded
 from prunecli.models.segformer_weights import SegFormerWeights, reference_of, rename, with_new_head
+from prunecli.models.spiking_weights import spikformer_weights
 from prunecli.surgery.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
 
 _IMAGE_DIMENSIONS = 3
+_OVER_TIME = ("T", "coding")
 ANY_SIZE = (32, 32)
 """Image size of architectures that accept any, where neither data nor manifest say more."""
 
@@ -55,7 +57,8 @@ class LoadedModel:
 def load_reference(ref: str, *, pretrained: bool = False, **kwargs: Any) -> LoadedModel:
     """Builds a dense network from "source:name", with new or published weights."""
     model = build(ref, pretrained=pretrained, **kwargs).eval()
-    manifest = Manifest(architecture=Architecture(ref=ref, kwargs=kwargs, class_name=type(model).__name__))
+    architecture = recorded(ref, kwargs)
+    manifest = Manifest(architecture=architecture.model_copy(update={"class_name": type(model).__name__}))
     return _with_input_spec(LoadedModel(model, manifest))
 
 
@@ -65,6 +68,7 @@ def load_file(
     *,
     num_classes: int | None = None,
     data_classes: Callable[[], int | None] = lambda: None,
+    kwargs: Mapping[str, Any] | None = None,
     allow_nonfinite: bool = False,
 ) -> LoadedModel:
     """Loads a checkpoint of ours, or somebody else's weights.
@@ -74,6 +78,8 @@ def load_file(
         arch: "source:name" of foreign weights; without it the catalogue is searched. A checkpoint of ours says itself.
         num_classes: Classes wanted of foreign SegFormer weights; where they have others their classifier is made anew.
         data_classes: Asked for the width of a new decoder where the weights are an encoder alone.
+        kwargs: Arguments that the architecture of foreign weights is built with. Of a checkpoint of ours they change
+            how a spiking network runs over time (T, coding) and nothing else.
         allow_nonfinite: Whether weights may hold NaN or infinity.
 
     Raises:
@@ -87,9 +93,11 @@ def load_file(
         split_reference(arch)
     manifest = read_manifest(path)
     if manifest is not None:
-        return _load_checkpoint(path, manifest, arch, allow_nonfinite)
+        loaded = _load_checkpoint(path, manifest, arch, allow_nonfinite)
+        _run_differently(loaded, kwargs or {})
+        return loaded
     weights = read_foreign(path, allow_nonfinite=allow_nonfinite)
-    return _load_foreign(weights, path, arch, num_classes, data_classes)
+    return _load_foreign(weights, path, arch, num_classes, data_classes, kwargs or {})
 
 
 def _load_foreign(
@@ -98,10 +106,17 @@ def _load_foreign(
     arch: str | None,
     num_classes: int | None,
     data_classes: Callable[[], int | None],
+    kwargs: Mapping[str, Any],
 ) -> LoadedModel:
     """Finds or checks the architecture of somebody else's weights and builds it with them; see `load_file`."""
     tensors = weights.tensors
     notes: list[str] = []
+    spikformer = spikformer_weights(tensors, path)
+    if spikformer is not None and arch is None:
+        tensors, arch, kwargs = spikformer.tensors, spikformer.ref, spikformer.kwargs | dict(kwargs)
+        notes += [f"recognised as {arch} by its keys and shapes", spikformer.note]
+    elif spikformer is not None:
+        tensors, kwargs = spikformer.tensors, spikformer.kwargs | dict(kwargs)
     segformer = _renamed(tensors, path)
     if segformer is not None:
         notes.append(f"{segformer.origin}'s names of SegFormer's weights")
@@ -109,6 +124,8 @@ def _load_foreign(
         tensors, note = with_new_head(segformer, ref, num_classes, data_classes)
         notes += [f"{path}: {note}"] if note else []
     if arch is None:
+        if kwargs:
+            raise ModelError(f"{path}: --model-kwargs are arguments of an architecture; name it with --arch")
         found = identify(tensors, path, weights.class_path)
         architecture = found.architecture
         others = f"; {', '.join(found.also)} would fit too: choose with --arch" if found.also else ""
@@ -117,7 +134,7 @@ def _load_foreign(
         )
         notes.append(f"recognised as {architecture.ref} by {signs}{others}")
     else:
-        architecture = architecture_for(arch, tensors, path)
+        architecture = architecture_for(arch, tensors, path, kwargs)
     model = build_dense(architecture)
     try:
         model.load_state_dict(tensors)
@@ -218,6 +235,29 @@ def _load_checkpoint(path: Path, manifest: Manifest, arch: str | None, allow_non
         return _with_input_spec(loaded)
     loaded.fixed_size = (shape[1], shape[2])
     return loaded
+
+
+def _run_differently(loaded: LoadedModel, kwargs: Mapping[str, Any]) -> None:
+    """Sets how a spiking network runs over time, which its weights do not depend on.
+
+    Raises:
+        ModelError: Something else is to be changed, or the network does not run over time.
+    """
+    for name in kwargs:
+        if name not in _OVER_TIME or not hasattr(loaded.model, name):
+            known = f"{name}={getattr(loaded.model, name, '')}" if name in _OVER_TIME else name
+            raise ModelError(
+                f"{loaded.path}: a checkpoint's architecture stands in its manifest, so {known} cannot be set; of a "
+                f"spiking one {' and '.join(_OVER_TIME)} can"
+            )
+    if kwargs:
+        architecture = loaded.manifest.architecture
+        settled = {name: getattr(loaded.model, name) for name in _OVER_TIME} | dict(kwargs)
+        checked = recorded(architecture.ref, {**architecture.kwargs, **kwargs}).kwargs
+        loaded.model.prepare(**settled)  # type: ignore[operator]
+        loaded.manifest = loaded.manifest.model_copy(
+            update={"architecture": architecture.model_copy(update={"kwargs": checked})}
+        )
 
 
 def _with_input_spec(loaded: LoadedModel) -> LoadedModel:

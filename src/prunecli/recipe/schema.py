@@ -5,14 +5,24 @@ This module imports nothing heavy, because help and completion read it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from annotated_doc import Doc
 from annotated_types import Ge, Gt, Le, Lt
 
-Measurement = Literal["accuracy", "params", "macs", "latency", "memory", "size"]
-MEASUREMENTS: tuple[Measurement, ...] = ("accuracy", "params", "macs", "latency", "memory", "size")
+Measurement = Literal["accuracy", "params", "macs", "latency", "memory", "size", "spikes", "energy"]
+MEASUREMENTS: tuple[Measurement, ...] = (
+    "accuracy",
+    "params",
+    "macs",
+    "latency",
+    "memory",
+    "size",
+    "spikes",
+    "energy",
+)
 
 
 @dataclass(frozen=True)
@@ -30,17 +40,25 @@ class ModelSection:
         Doc("Classes of a new network, or of a new classifier on SegFormer weights; default: the data set's."),
     ] = None
     in_chans: Annotated[int | None, Ge(1), Doc("Input channels of a new network; default: the data set's.")] = None
+    kwargs: Annotated[
+        Mapping[str, Any],
+        Doc("Arguments of the architecture, KEY=VALUE, may be given again; for spiking networks T, neuron, tau ..."),
+    ] = field(default_factory=dict)
     allow_nonfinite: Annotated[bool, Doc("Load weights that hold NaN or infinity.")] = False
 
 
 @dataclass(frozen=True)
 class DataSection:
-    """Which images, and how they are read."""
+    """Which images or recordings of events, and how they are read."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     name: Annotated[
-        str | None, Doc("digits, cifar10, cifar100, mnist, fashion-mnist, folder:PATH, npz:FILE or segmentation:PATH.")
+        str | None,
+        Doc(
+            "digits, cifar10, cifar100, mnist, fashion-mnist, folder:PATH, npz:FILE, segmentation:PATH; of events: "
+            "n-mnist, cifar10-dvs, dvs-gesture, n-caltech101, events:PATH."
+        ),
     ] = None
     root: Annotated[
         str | None, Doc("Folder that holds named data sets; default: PRUNE_DATA or ~/.cache/prune/data.")
@@ -48,6 +66,18 @@ class DataSection:
     download: Annotated[bool, Doc("Fetch a data set that is missing.")] = False
     image_size: Annotated[
         str | int | None, Doc("Height and width, one number or 360x480; default: the model's, else the images'.")
+    ] = None
+    frames: Annotated[
+        int | None, Ge(1), Le(10_000), Doc("Frames that a recording of events becomes; default: the network's steps T.")
+    ] = None
+    frames_by: Annotated[
+        Literal["number", "time"] | None,
+        Doc("Frames of equally many events (number, the default) or of equal parts of the recording's time."),
+    ] = None
+    frame_duration: Annotated[
+        int | None,
+        Ge(1),
+        Doc("Microseconds in each frame; what is left of the recording is cut off, what is missing stays empty."),
     ] = None
     batch_size: Annotated[int, Ge(1), Doc("Images per batch.")] = 128
     workers: Annotated[int, Ge(0), Doc("Processes that load images.")] = 0
@@ -147,6 +177,9 @@ class EvalStage:
     ] = MEASUREMENTS
     split: Annotated[Literal["test", "validation"], Doc("Images to measure accuracy on.")] = "test"
     latency_rounds: Annotated[int, Ge(2), Doc("Timings of one image.")] = 30
+    energy_images: Annotated[
+        int, Ge(1), Doc("Images of that split to measure firing rates and energy of a spiking network on.")
+    ] = 256
     report: Annotated[str | None, Doc("File name of the report in the run's folder.")] = None
 
 

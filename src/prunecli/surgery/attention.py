@@ -3,7 +3,7 @@
 Scores are divided by sqrt(head_dim), by `scaled_dot_product_attention` itself or through an attribute. With head_dim
 smaller they would be divided by less, so the rows that write queries are multiplied by sqrt(new / old) and such
 attributes follow the new head_dim: what is computed stays what it was. Query normalisations are layers that write
-queries, too.
+queries, too. Spikes cannot be rescaled; where they are multiplied, the factor stays.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _WRITERS = (
     "_native_batch_norm_legit_no_training",
     "native_batch_norm",
 )
+_SPIKES = ("ge", "gt", "le", "lt", "sign", "heaviside")
+"""Comparisons: what lies before one cannot be multiplied to the effect that what lies behind it is."""
 _VIEWS = ("view", "_unsafe_view", "_reshape_alias")
 _MOVES = ("permute", "transpose", "t", "select", "slice", "unsqueeze", "squeeze", "expand", "split",
           "split_with_sizes", "unbind", "chunk", "unsafe_split", "unsafe_chunk")  # fmt: skip
@@ -118,6 +120,8 @@ def _path(label: Label, made: Mapping[Label, Record]) -> list[tuple[Record, Labe
     while label in made:
         record = made[label]
         path.append((record, label))
+        if record.operator in _SPIKES:
+            return []
         if record.operator in _WRITERS or (record.operator == "mul" and any(given.source for given in record.inputs)):
             return path
         following = _main_input(record)

@@ -122,6 +122,19 @@ def _reader(model: nn.Module, name: str) -> nn.Linear | _ConvNd | None:
     return None
 
 
+def channels_last(module: nn.Module, values: Tensor) -> Tensor:
+    """What goes into a layer (or its gradient) with the channel dimension last.
+
+    Args:
+        module: A linear layer or a convolution; spikingjelly's take all steps at once, (T, N, C, ...).
+        values: Of the shape of the layer's input.
+    """
+    if isinstance(module, nn.Linear):
+        return values
+    steps = isinstance(module, _ConvNd) and values.dim() > module.weight.dim()
+    return values.movedim(2 if steps else 1, -1)
+
+
 def _measure(
     dense: nn.Module, removed: dict[str, Tensor], batches: Iterable[Tensor], *, second: bool
 ) -> tuple[dict[str, list[_Moments]], set[str]]:
@@ -143,8 +156,8 @@ def _measure(
 
     def recorder(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def record(module: nn.Module, args: tuple[Any, ...]) -> None:
-            channels = args[0] if isinstance(module, nn.Linear) else args[0].movedim(1, -1)
-            moments[name][half].add(channels.detach().reshape(-1, channels.shape[-1]))
+            channels = channels_last(module, args[0].detach())
+            moments[name][half].add(channels.reshape(-1, channels.shape[-1]))
 
         return record
 

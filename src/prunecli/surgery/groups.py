@@ -120,6 +120,21 @@ class Scale:
 
 
 @dataclass(frozen=True, eq=False)
+class Emission:
+    """Where spiking neurons give a group's channels out.
+
+    Attributes:
+        module: Dotted name of the neuron.
+        dim: Dimension of its output that holds the channels.
+        index: Positions along `dim` of each unit, shape (units, positions per unit).
+    """
+
+    module: str
+    dim: int
+    index: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class ChannelGroup:
     """All (tensor, dimension, index) that stand or fall together.
 
@@ -134,6 +149,7 @@ class ChannelGroup:
         kind: "head_dim" for the same dimension of every attention head, "head" for whole heads, else "channel".
         widths: Module attributes that hold a width which depends on this group.
         scales: Parameters to rescale so that attention keeps its temperature.
+        emissions: The spiking neurons that give these channels out, in the order they run.
         axis: Where the group came from; only the tracer and `verify` look at it.
     """
 
@@ -144,6 +160,7 @@ class ChannelGroup:
     kind: Kind = "channel"
     widths: tuple[Width, ...] = ()
     scales: tuple[Scale, ...] = ()
+    emissions: tuple[Emission, ...] = ()
     axis: Axis | None = None
 
     @property

@@ -143,4 +143,5 @@ def _renamed(group: ChannelGroup, outer: str) -> ChannelGroup:
         members=tuple(replace(member, module=name(member.module)) for member in group.members),
         widths=tuple(replace(width, module=name(width.module), size=size(width.size)) for width in group.widths),
         scales=tuple(replace(s, group=name(s.group), module=name(s.module)) for s in group.scales),
+        emissions=tuple(replace(emission, module=name(emission.module)) for emission in group.emissions),
     )

@@ -14,6 +14,8 @@ from prunecli.checkpoint.manifest import as_json
 from prunecli.errors import ModelError
 
 Attributes = dict[str, dict[str, JsonValue]]
+_PRIVATE = ("_step_mode",)
+"""Attributes that belong to a network although their names begin with an underscore: whether it runs step by step."""
 
 
 def attribute_differences(fresh: nn.Module, changed: nn.Module) -> Attributes:
@@ -112,7 +114,7 @@ def _plain_attributes(module: nn.Module) -> dict[str, Any]:
     return {
         key: value
         for key, value in vars(module).items()
-        if not key.startswith("_") and key != "training" and _is_plain(value)
+        if (not key.startswith("_") or key in _PRIVATE) and key not in ("training", "v_seq") and _is_plain(value)
     }
 
 

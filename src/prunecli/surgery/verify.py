@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from prunecli.errors import VerificationError
 from prunecli.measure.forward import Inputs, call, cast_inputs, output_tensors
+from prunecli.surgery.awake import awake
 from prunecli.surgery.axes import kept_mask
 from prunecli.surgery.follow import Label, one_line, plain_attention
 from prunecli.surgery.groups import Keep, Trace
@@ -36,7 +37,7 @@ def verify(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep, in
     The mask is applied where a removed channel is emitted, after every operator that writes to it; normalisations and
     other means over channels see the kept channels alone. Tensors whose entries are all equal (fresh scales, shifts and
     statistics) are replaced by random ones in both networks, for a branch that ends in a zero scale would hide any
-    mistake.
+    mistake. Spiking networks are compared a second time with thresholds at which their neurons fire.
 
     Args:
         original: The model before removal.
@@ -182,9 +183,13 @@ def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, 
     Raises:
         VerificationError: Nothing can be compared.
     """
+    trials = [(probe, sliced, trial) for trial in _trials(inputs)]
+    firing = awake(probe, sliced, inputs)
+    if firing is not None:  # as it is, a network whose neurons are silent shows no more on other inputs
+        trials = [trials[0], *((*firing, trial) for _, _, trial in trials)]
     found: list[float] = []
-    for trial in _trials(inputs):
-        references, outputs = _both(probe, sliced, traced, keep, trial)
+    for first, second, trial in trials:
+        references, outputs = _both(first, second, traced, keep, trial)
         if any(bool(reference.any()) for reference in references):
             found.append(max(relative_difference(a, b) for a, b in zip(references, outputs, strict=True)))
         elif any(bool(output.any()) for output in outputs):

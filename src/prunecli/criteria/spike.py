@@ -1,0 +1,174 @@
+"""What a channel's spiking neurons do: how much they fire, and how much that says.
+
+Everything is gathered at the neurons that give the channel out, in one pass, as sums of one number for each channel.
+The score of a unit is the mean over its positions (of queries, keys and values, for a head dimension) and neurons.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.criteria.base import Calibration, Criterion
+from prunecli.criteria.bn_scale import bn_scale
+from prunecli.criteria.magnitude import l1
+from prunecli.criteria.random import random
+from prunecli.errors import MethodError
+from prunecli.measure.forward import model_device
+from prunecli.measure.neurons import spiking_neurons
+from prunecli.surgery.groups import ChannelGroup
+
+WITHOUT_SPIKES: dict[str, Criterion] = {"l1": l1, "bn-scale": bn_scale, "random": random}
+_UNSEEN = "no spiking neuron gives its channels out"
+
+
+def spike(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration) -> dict[str, Tensor | str]:
+    """Scores channels by the option `criterion`.
+
+    - rate: mean of the spikes over steps, samples and positions (the original's averaged over steps alone).
+    - rate+v: that, plus the mean of |v|, the membrane potential after the reset (Li et al., ICML 2024, eq. 8).
+    - entropy: -p log2 p - (1 - p) log2 (1 - p) of the rate p.
+    - variance: mean over samples and positions of p (1 - p), where p is the rate over the steps.
+    - singular: mean over samples of the nuclear norm of a channel's spikes as a matrix, steps by positions (after Wei
+      et al., QP-SNN, ICLR 2025, who average over the steps first).
+    - l1, bn-scale, random: without spikes, to compare with.
+
+    Args:
+        model: A spiking network whose neurons run in multi-step or single-step mode.
+        groups: What to score.
+        calibration: Inputs; not looked at by the last three.
+
+    Raises:
+        MethodError: The network has no spiking neurons.
+    """
+    name = str(calibration.options.get("criterion", "rate+v"))
+    if not spiking_neurons(model):
+        raise MethodError("the network has no spiking neurons; choose another method, for instance l1 or activation")
+    if name in WITHOUT_SPIKES:
+        return WITHOUT_SPIKES[name](model, groups, calibration)
+    sums = _gather(model, groups, calibration, name)
+    scores: dict[str, Tensor | str] = {}
+    for group in groups:
+        found = [sums[e.module].mean(name)[e.index].mean(dim=1) for e in group.emissions if e.module in sums]
+        scores[group.name] = torch.stack(found).mean(dim=0) if found else _UNSEEN
+    return scores
+
+
+class _Sum:
+    """The sum of a statistic of one neuron's channels, and over how much it was taken."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | float = 0.0
+        self.count = 0
+
+    def add(self, values: Tensor, count: int) -> None:
+        self.total = self.total + values.double()
+        self.count += count
+
+    def mean(self, criterion: str) -> Tensor:
+        """The score of each channel, shape (channels,), float64 on the CPU."""
+        assert isinstance(self.total, Tensor)
+        mean = self.total.cpu() / self.count
+        if criterion != "entropy":
+            return mean
+        bits: Tensor = (torch.special.entr(mean) + torch.special.entr(1 - mean)) / math.log(2)
+        return bits
+
+
+def _gather(
+    model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration, criterion: str
+) -> dict[str, _Sum]:
+    dims = {emission.module: emission.dim for group in groups for emission in group.emissions}
+    sums = {name: _Sum() for name in dims}
+
+    def watcher(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            _STATISTICS[criterion](sums[name], module, output.detach(), dims[name])
+
+        return hook
+
+    neurons = {name: model.get_submodule(name) for name in dims}
+    with _watching(model, neurons, watcher, potentials=criterion == "rate+v"), torch.no_grad():
+        for inputs, _ in calibration.pairs():
+            model(inputs.to(model_device(model)))
+    return {name: found for name, found in sums.items() if found.count}
+
+
+@contextmanager
+def _watching(
+    model: nn.Module,
+    neurons: dict[str, nn.Module],
+    watcher: Callable[[str], Callable[[nn.Module, Any, Tensor], None]],
+    *,
+    potentials: bool,
+) -> Iterator[None]:
+    """Evaluation mode, with a hook on every neuron; `potentials` makes them keep v of each step for one pass."""
+    training = {module: module.training for module in model.modules()}
+    kept = {module: module.store_v_seq for module in neurons.values()} if potentials else {}
+    hooks = [module.register_forward_hook(watcher(name)) for name, module in neurons.items()]
+    model.eval()
+    try:
+        for module in kept:
+            module.store_v_seq = True  # type: ignore[assignment]
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, before in kept.items():
+            module.store_v_seq = before
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _rate(into: _Sum, module: nn.Module, spikes: Tensor, dim: int) -> None:
+    into.add(_over_all_but(spikes, dim), spikes.numel() // spikes.shape[dim])
+
+
+def _rate_and_potential(into: _Sum, module: nn.Module, spikes: Tensor, dim: int) -> None:
+    potentials: Tensor = module.v_seq if module.step_mode == "m" else module.v  # type: ignore[assignment]
+    size = potentials.abs_() if module.step_mode == "m" else potentials.abs()  # a sequence is kept for us alone
+    into.add(_over_all_but(spikes, dim) + _over_all_but(size, dim), spikes.numel() // spikes.shape[dim])
+
+
+def _variance(into: _Sum, module: nn.Module, spikes: Tensor, dim: int) -> None:
+    _needs_steps(module)
+    rate = spikes.mean(dim=0)
+    into.add(_over_all_but(rate * (1 - rate), dim - 1), rate.numel() // rate.shape[dim - 1])
+
+
+def _singular(into: _Sum, module: nn.Module, spikes: Tensor, dim: int) -> None:
+    _needs_steps(module)
+    matrices = spikes.movedim(dim, 2).flatten(3).permute(1, 2, 0, 3) if spikes.dim() > 3 else _column(spikes, dim)
+    gram = matrices @ matrices.transpose(-1, -2)  # steps by steps, so small whatever the positions are
+    norms = torch.linalg.eigvalsh(gram.double()).clamp_min(0).sqrt().sum(dim=-1)
+    into.add(norms.sum(dim=0), len(norms))
+
+
+def _column(spikes: Tensor, dim: int) -> Tensor:
+    """(T, N, C) as matrices of one position, shape (N, C, T, 1)."""
+    return spikes.movedim(dim, 2).permute(1, 2, 0).unsqueeze(-1)
+
+
+def _over_all_but(values: Tensor, dim: int) -> Tensor:
+    # Runs of memory first: one sum over all of these dimensions is twice as slow.
+    inner = values.flatten(dim + 1).sum(dim=-1) if values.dim() > dim + 1 else values
+    return inner.sum(dim=list(range(dim)))
+
+
+def _needs_steps(module: nn.Module) -> None:
+    if module.step_mode != "m":
+        raise MethodError("this criterion looks at all steps at once; put the network into step mode m")
+
+
+_STATISTICS: dict[str, Callable[[_Sum, nn.Module, Tensor, int], None]] = {
+    "rate": _rate,
+    "rate+v": _rate_and_potential,
+    "entropy": _rate,
+    "variance": _variance,
+    "singular": _singular,
+}

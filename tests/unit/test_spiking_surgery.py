@@ -1,0 +1,125 @@
+"""Removing channels of spiking networks is the same as masking their spikes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from prunecli.criteria.magnitude import l1
+from prunecli.measure.neurons import spiking_neurons
+from prunecli.methods.params import SpikeParams, StructuralParams
+from prunecli.methods.structural import prune_structural
+from prunecli.models.catalog import build
+from prunecli.surgery.awake import awake
+from prunecli.surgery.slice import remove
+from prunecli.surgery.trace import trace
+from prunecli.surgery.verify import _difference, _probes
+from tests.unit.test_spiking_models import images, made
+
+PLACES: list[tuple[str, dict[str, Any], dict[str, bool], str, str]] = [
+    ("spikformer-1-32", {}, {}, "patch_embed.stages.2.conv_bn.block.0", "channel"),
+    ("spikformer-1-32", {"pool": "after"}, {"prune_stem": True}, "patch_embed.stages.0.conv_bn.block.0", "channel"),
+    ("spikformer-1-32", {}, {}, "patch_embed.stages.3.conv_bn.block.0", "channel"),
+    ("spikformer-1-32", {}, {}, "blocks.0.mlp.fc1.0", "channel"),
+    ("spikformer-1-32", {}, {}, "blocks.0.attn.qkv_conv_bn.0", "head_dim"),
+    ("spikformer-1-32", {}, {"heads": True}, "blocks.0.attn.qkv_conv_bn.0", "head"),
+    ("qkformer-3-64", {}, {}, "stage1.0.attn.qk_conv_bn.0", "channel"),
+    ("qkformer-3-64", {}, {"heads": True}, "stage3.0.attn.qkv_conv_bn.0", "head"),
+    ("sdt-2-64", {}, {}, "blocks.0.attn.q_conv", "channel"),
+    ("vgg5", {"width": 0.25}, {}, "features.4", "channel"),
+    ("vgg5", {"width": 0.25}, {}, "features.7", "channel"),
+    ("vgg5", {"width": 0.25, "neuron": "if", "v_reset": None}, {}, "classifier.1", "channel"),
+    ("resnet19", {"width": 0.125}, {}, "layers.1.0.conv2", "channel"),
+]
+
+
+@pytest.mark.parametrize(("name", "kwargs", "options", "group_name", "kind"), PLACES)
+def test_removed_is_masked_and_a_wrong_column_shows(
+    name: str, kwargs: dict[str, Any], options: dict[str, bool], group_name: str, kind: str
+) -> None:
+    model = made(name, **kwargs)
+    x = images(1)
+    traced = trace(model, x, **options)  # type: ignore[arg-type]
+    group = traced.group(group_name)
+    assert group.kind == kind and group.emissions
+    keep = {group_name: torch.arange(group.units)[1::2]}
+    pruned = copy.deepcopy(model)
+    remove(pruned, traced.groups, keep)
+    probe, sliced = _probes(model, pruned, traced, keep)
+    assert _difference(probe, sliced, traced, keep, x.double()) == 0.0  # spikes are whole numbers: nothing rounds
+    reader = next(member for member in group.members if member.role == "consumer")
+    with torch.no_grad():
+        weight = getattr(sliced.get_submodule(reader.module), reader.tensor)
+        weight.copy_(weight.roll(1, reader.dim) if weight.shape[reader.dim] > 1 else -weight)
+    assert _difference(probe, sliced, traced, keep, x.double()) > 1e-3
+
+
+def test_neurons_fire_while_networks_are_compared() -> None:
+    model = made("spikformer-1-32").double()
+    rates: dict[str, float] = {}
+
+    def watch(network: nn.Module) -> None:
+        for name, module in spiking_neurons(network).items():
+            module.register_forward_hook(lambda m, a, out, name=name: rates.__setitem__(name, float(out.mean())))
+
+    x = images(1).double()
+    with torch.no_grad():
+        silent = copy.deepcopy(model)
+        watch(silent)
+        silent(x)
+        assert min(rates.values()) == 0.0  # as it is, nothing would be compared
+        pair = awake(model, model, x)
+        assert pair is not None
+        watch(pair[0])
+        pair[0](x)
+    assert all(0.1 < rate < 0.7 for rate in rates.values()), rates
+    assert awake(nn.Linear(2, 2), nn.Linear(2, 2), torch.zeros(1, 2)) is None
+
+
+def test_the_factor_before_spikes_are_multiplied_stays() -> None:
+    # 64 dimensions in a head: the constant 0.125 looks like 64 ** -0.5, but nothing divides by head_dim here.
+    model = made("spikformer-1-32", dim=64, num_heads=1)
+    traced = trace(model, images(1))
+    group = traced.group("blocks.0.attn.qkv_conv_bn.0")
+    assert group.units == 64 and not group.scales
+    outcome = prune_structural(model, images(1), l1, StructuralParams(ratio=0.5))
+    assert outcome.model.blocks[0].attn.scale == 0.125  # type: ignore[index, union-attr]
+    assert outcome.verify_error == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "held"),
+    [
+        ("spikformer-1-32", {"patch_embed.stages.3.conv_bn.block.0"}),
+        ("sdt-2-64", {"patch_embed.final_stage.0"}),
+        ("resnet19", {"layers.1.0.conv2", "layers.2.0.conv2"}),
+    ],
+)
+def test_the_residual_stream_is_held_unless_asked_for(name: str, held: set[str]) -> None:
+    model = made(name, **({"width": 0.125} if name == "resnet19" else {}))
+
+    def widths(residual: bool) -> set[str]:
+        outcome = prune_structural(model, images(1), l1, SpikeParams(ratio=0.5, residual=residual, scope="local"))
+        assert outcome.verify_error == 0.0
+        return {edit.group for edit in outcome.edits}
+
+    assert widths(True) - widths(False) == held
+
+
+def test_a_pruned_network_can_be_pruned_again_and_trains() -> None:
+    model = made("sdt-2-64")
+    once = prune_structural(model, images(1), l1, SpikeParams(ratio=0.4)).model
+    twice = prune_structural(once, images(1), l1, SpikeParams(ratio=0.4)).model
+    assert sum(p.numel() for p in twice.parameters()) < sum(p.numel() for p in once.parameters())
+    twice.train()
+    twice(images()).square().sum().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in twice.parameters())
+
+
+def test_build_has_no_weights_to_fetch() -> None:
+    with pytest.raises(Exception, match="no published weights"):
+        build("spiking:vgg5", pretrained=True)
