@@ -23,6 +23,13 @@ SOURCES: dict[str, str] = {
     "timm": "prunecli.models.from_timm",
     "torchvision": "prunecli.models.from_torchvision",
 }
+_BUILT_FROM = "_prunecli_built_from"
+
+
+def built_from(model: nn.Module) -> tuple[str, dict[str, Any]] | None:
+    """The reference and the arguments that `build` made this network, or what it was copied from, with."""
+    found: tuple[str, dict[str, Any]] | None = getattr(model, _BUILT_FROM, None)
+    return found
 
 
 @cache
@@ -69,6 +76,7 @@ def build(ref: str, *, pretrained: bool = False, meta: bool = False, **kwargs: A
             warnings.simplefilter("ignore")
             with torch.device("meta") if meta else nullcontext():
                 model: nn.Module = module.build(name, pretrained and not meta, **kwargs)
+            object.__setattr__(model, _BUILT_FROM, (ref, kwargs))
             return model
     except ModelError:
         raise  # it already says what is wrong and what to do

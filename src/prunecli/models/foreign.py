@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from prunecli.checkpoint.manifest import Architecture
 from prunecli.checkpoint.records import shown
 from prunecli.errors import ModelError
-from prunecli.models.catalog import build, rebuild_dense, settled_arguments
+from prunecli.models.catalog import build, built_from, rebuild_dense, settled_arguments
 from prunecli.models.fingerprints import nearest_references
 from prunecli.models.segformer_weights import reference_of
 
@@ -136,6 +137,12 @@ def _source_of(class_path: str | None) -> str | None:
 def recognise(model: nn.Module) -> Architecture:
     """The architecture of a live, dense model; an empty reference when it is none of the catalogue's."""
     shapes = _model_shapes(model)
+    made = built_from(model)
+    if made is not None:
+        fresh = build(made[0], meta=True, **made[1])
+        if _mismatch(_model_shapes(fresh), shapes) is None and _same_modules(fresh, model):
+            with suppress(ModelError):  # arguments that a checkpoint may not set
+                return recorded(*made).model_copy(update={"class_name": type(model).__name__})
     if shapes:
         for ref in _likely_references(model, shapes):
             try:
