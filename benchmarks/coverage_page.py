@@ -2,6 +2,7 @@
 
 prune doctor --coverage '*' --max-params 30 -o benchmarks/results/coverage_timm.json
 prune doctor --coverage 'torchvision:*' --max-params 30 -o benchmarks/results/coverage_torchvision.json
+prune doctor --coverage 'spiking:*' --max-params 70 -o benchmarks/results/coverage_spiking.json
 python benchmarks/coverage_page.py benchmarks/results/coverage_*.json
 """
 

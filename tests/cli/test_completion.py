@@ -46,7 +46,7 @@ def test_options_and_their_values(folder: Path) -> None:
     assert _offered("l1", "--ratio", "") == []
     assert _offered("eval", "--measure", "l") == ["latency"]
     assert "folder:" in _offered("train", "--data", "")
-    assert _offered("train", "--data", "cifar10") == ["cifar10", "cifar100"]
+    assert _offered("train", "--data", "cifar10") == ["cifar10", "cifar100", "cifar10-dvs"]
     assert _offered("train", "--data", "npz:da") == ["npz:data.npz"]
     assert _offered("finetune", "--teacher", "pa") == ["parent"]
     assert _offered("completion", "") == ["bash", "zsh", "fish"]

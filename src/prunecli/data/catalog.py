@@ -12,19 +12,25 @@ from prunecli.errors import DataError, unknown
 if TYPE_CHECKING:
     from prunecli.data.splits import ImageData
 
+EVENTS = "prunecli.data.event_sets"
 DATASETS: dict[str, tuple[str, str]] = {
     "digits": ("prunecli.data.digits", "1,797 digits of 8x8 pixels from scikit-learn; nothing to download"),
     "cifar10": ("prunecli.data.cifar", "CIFAR-10, 32x32"),
     "cifar100": ("prunecli.data.cifar", "CIFAR-100, 32x32"),
     "mnist": ("prunecli.data.mnist", "MNIST digits, 28x28"),
     "fashion-mnist": ("prunecli.data.mnist", "Fashion-MNIST, 28x28"),
+    "n-mnist": (EVENTS, "N-MNIST, events of digits, 34x34"),
+    "cifar10-dvs": (EVENTS, "CIFAR10-DVS, events of moved images, 128x128"),
+    "dvs-gesture": (EVENTS, "DVS128 Gesture, events of 11 gestures, 128x128"),
+    "n-caltech101": (EVENTS, "N-Caltech101, events of objects, 180x240"),
 }
 PREFIXES: dict[str, tuple[str, str]] = {
+    "events": (EVENTS, "events:PATH, recordings of events, one folder per class"),
     "folder": ("prunecli.data.folder", "folder:PATH, one folder per class"),
     "npz": ("prunecli.data.npz", "npz:FILE, arrays in one NumPy file"),
     "segmentation": ("prunecli.data.segmentation", "segmentation:PATH, images with masks (CamVid, ADE20K, VOC, plain)"),
 }
-FOLDERS = ("folder", "segmentation")
+FOLDERS = ("events", "folder", "segmentation")
 """Prefixes that may stand alone: the data folder itself is then the set."""
 
 
@@ -34,11 +40,11 @@ def default_root() -> Path:
 
 
 def load_data(name: str, root: Path | None = None, *, download: bool = False) -> ImageData:
-    """Loads a data set by name, `folder:PATH`, `segmentation:PATH`, `npz:FILE` or a path ending in .npz.
+    """Loads a data set by name, or `folder:PATH` and the like, or a path ending in .npz.
 
     Args:
         name: For instance "cifar10".
-        root: Where named sets lie, or what `folder` and `segmentation` without a path read; default `default_root()`.
+        root: Where named sets lie, or what `FOLDERS` without a path read; default `default_root()`.
         download: Whether a missing set may be fetched, where torchvision knows how.
 
     Raises:
@@ -48,6 +54,15 @@ def load_data(name: str, root: Path | None = None, *, download: bool = False) ->
     place = root or default_root()
     data: ImageData = import_module(module).load(argument or str(place.absolute()), place, download)
     return data
+
+
+def holds_events(name: str) -> bool:
+    """Whether a data set has recordings of events, not images; nothing is read.
+
+    Raises:
+        DataError: There is no such set.
+    """
+    return find_data(name)[0] == EVENTS
 
 
 def find_data(name: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from prunecli.errors import DataError, ResourceError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
 """What is opened. Pillow knows more, and starts another program for one of them."""
-_OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class UnreadableImage(DataError):
@@ -23,13 +23,14 @@ class UnreadableImage(DataError):
     Attributes:
         path: The file.
         reason: Why, in a few words.
+        kind: What it should have been.
     """
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path, reason: str, kind: str = "image") -> None:
         super().__init__(
-            f"{path}: not a readable image ({reason}); replace or remove it, or leave it out: --skip-bad 1"
+            f"{path}: not a readable {kind} ({reason}); replace or remove it, or leave it out: --skip-bad 1"
         )
-        self.path, self.reason = path, reason
+        self.path, self.reason, self.kind = path, reason, kind
 
 
 def read_image(path: Path, mode: str | None = None) -> Image.Image:
@@ -45,7 +46,9 @@ def read_image(path: Path, mode: str | None = None) -> Image.Image:
         ResourceError: The process may not open any more files.
     """
     try:
-        _require_regular(path)
+        irregular = irregularity(path)
+        if irregular is not None:
+            raise UnreadableImage(path, irregular)
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as opened:
@@ -54,15 +57,21 @@ def read_image(path: Path, mode: str | None = None) -> Image.Image:
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:  # decoders raise many types
-        if isinstance(error, OSError) and error.errno in _OUT_OF_FILES:
+        if isinstance(error, OSError) and error.errno in OUT_OF_FILES:
             raise ResourceError(f"{path}: cannot be opened ({error.strerror}); load with fewer --workers") from error
         raise UnreadableImage(path, _reason(path, error)) from error
 
 
-def _require_regular(path: Path) -> None:
-    mode = path.stat().st_mode  # opening a pipe would wait for a writer for ever
-    if not stat.S_ISREG(mode):
-        raise UnreadableImage(path, "a folder" if stat.S_ISDIR(mode) else "no regular file")
+def irregularity(path: Path) -> str | None:
+    """What a path is if not a plain file: opening a pipe would wait for a writer for ever.
+
+    Raises:
+        OSError: It does not exist.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode):
+        return None
+    return "a folder" if stat.S_ISDIR(mode) else "no regular file"
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -109,8 +118,8 @@ class BadImages:
         """Counts what an earlier part of the run left out."""
         self._reasons = {**left_out, **self._reasons}
 
-    def add(self, path: str, reason: str) -> None:
-        """Counts an unreadable image.
+    def add(self, path: str, reason: str, kind: str = "image") -> None:
+        """Counts an unreadable image, or what else `kind` calls it.
 
         Raises:
             DataError: It is one more than is allowed.
@@ -120,9 +129,9 @@ class BadImages:
         if len(self._reasons) >= self.allowed:
             count = len(self._reasons) + 1
             if self.allowed == 0:
-                raise UnreadableImage(Path(path), reason)
+                raise UnreadableImage(Path(path), reason, kind)
             raise DataError(
-                f"{path}: not a readable image ({reason}), the {_ordinal(count)} of them where --skip-bad allows "
+                f"{path}: not a readable {kind} ({reason}), the {_ordinal(count)} of them where --skip-bad allows "
                 f"{self.allowed}; replace or remove it, or allow more"
             )
         self._reasons[path] = reason

@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from prunecli.data.epochs import BatchPlan, InOrder, Shuffled, seeded
+from prunecli.data.events import Binning
 from prunecli.data.images import BadImages, UnreadableImage
 from prunecli.data.masks import MaskDataset, MaskSplit, evaluation_transform, training_transform
-from prunecli.data.splits import Split
+from prunecli.data.recordings import EventDataset, EventSplit
+from prunecli.data.splits import ImageSplit, Split
 from prunecli.engine.resources import as_loader_error
 from prunecli.errors import DataError, PruneError, ResourceError
 
@@ -35,6 +37,7 @@ class Preprocessing:
         std: Per channel.
         interpolation: "bilinear" or "bicubic".
         crop_pct: Share of the resized image that the centre crop keeps.
+        frames: How recordings of events become frames; their counts are not normalised. None for images.
     """
 
     size: tuple[int, int, int]
@@ -42,13 +45,15 @@ class Preprocessing:
     std: tuple[float, ...]
     interpolation: str = "bilinear"
     crop_pct: float = 1.0
+    frames: Binning | None = None
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """Random changes of training images; the defaults shift and, where it makes sense, mirror.
 
-    Images with masks are scaled and cropped too; of the others they take `flip` and `color_jitter`.
+    Images with masks are scaled and cropped too; of the others they take `flip` and `color_jitter`. Recordings of
+    events take `flip`.
     """
 
     flip: bool = True
@@ -58,7 +63,7 @@ class Augmentation:
 
 
 class _SplitDataset(Dataset[tuple[Tensor, Tensor]]):
-    def __init__(self, split: Split, transform: Any, channels: int) -> None:
+    def __init__(self, split: ImageSplit, transform: Any, channels: int) -> None:
         self._split, self._transform = split, transform
         self._mode = "L" if channels == 1 else "RGB"
 
@@ -75,27 +80,31 @@ class _SplitDataset(Dataset[tuple[Tensor, Tensor]]):
 class _PlannedDataset(Dataset[Any]):
     """Loads a batch as planned: what can be read of it, and the files that cannot with the reasons."""
 
-    def __init__(self, images: _SplitDataset | MaskDataset) -> None:
+    def __init__(self, images: _Samples) -> None:
         self._images = images
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitems__(self, plan: BatchPlan) -> _Loaded:
-        samples, unreadable = [], []
+        samples: list[tuple[Tensor, Tensor]] = []
+        unreadable: _Unreadable = []
         with seeded(plan.seed):
             for index in plan.indices:
                 try:
                     samples.append(self._images[index])
                 except UnreadableImage as error:
-                    unreadable.append((str(error.path), error.reason))
+                    unreadable.append((str(error.path), error.reason, error.kind))
         return samples, unreadable
 
 
-_Loaded = tuple[list[tuple[Tensor, Tensor]], list[tuple[str, str]]]
+_Samples = _SplitDataset | MaskDataset | EventDataset
+_Unreadable = list[tuple[str, str, str]]
+"""File, reason and what it should have been."""
+_Loaded = tuple[list[tuple[Tensor, Tensor]], _Unreadable]
 
 
-def _collate(loaded: Any) -> tuple[Any, list[tuple[str, str]]]:
+def _collate(loaded: Any) -> tuple[Any, _Unreadable]:
     samples, unreadable = loaded
     return (default_collate(samples) if samples else None), unreadable
 
@@ -113,7 +122,7 @@ def _no_signals() -> Iterator[None]:
 
 
 class Batches:
-    """Batches of images (N, C, H, W) and labels, the same ones each time.
+    """Batches of images (N, C, H, W), or frames of events (N, T, 2, H, W), and labels, the same ones each time.
 
     Unreadable images are left out as far as `bad` allows; a batch that nothing is left of is passed over. The global
     random generators are left as they are.
@@ -131,7 +140,7 @@ class Batches:
 
     def __init__(
         self,
-        dataset: _SplitDataset | MaskDataset,
+        dataset: _Samples,
         order: InOrder | Shuffled,
         workers: int,
         bad: BadImages | None,
@@ -182,8 +191,8 @@ class Batches:
                 if found is None:
                     raise
                 raise found from error
-            for path, reason in unreadable:
-                self._bad.add(path, reason)
+            for path, reason, kind in unreadable:
+                self._bad.add(path, reason, kind)
             yield (batch[0], batch[1]) if batch is not None else None
 
 
@@ -197,9 +206,7 @@ class TrainingBatches(Batches):
         position: Index in its epoch of the batch after the one that was given last.
     """
 
-    def __init__(
-        self, dataset: _SplitDataset | MaskDataset, order: Shuffled, workers: int, bad: BadImages | None
-    ) -> None:
+    def __init__(self, dataset: _Samples, order: Shuffled, workers: int, bad: BadImages | None) -> None:
         super().__init__(dataset, order, workers, bad, keep_workers=True)
         self._shuffled = order
         self._next = 1
@@ -233,7 +240,10 @@ class TrainingBatches(Batches):
 def evaluation_batches(
     split: Split, preprocessing: Preprocessing, batch_size: int, workers: int = 0, *, bad: BadImages | None = None
 ) -> Batches:
-    """All images of `split` in order, resized, centre-cropped (not where there are masks) and normalised."""
+    """All images of `split` in order, resized, centre-cropped (not where there are masks) and normalised.
+
+    Of recordings of events the frames, as `preprocessing.frames` says.
+    """
     dataset = _dataset(split, preprocessing, None)
     return Batches(dataset, InOrder(len(dataset), batch_size), workers, bad)
 
@@ -290,16 +300,25 @@ class CalibrationBatches:
         return self._batches
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Yields images of shape (N, C, H, W)."""
+        """Yields images of shape (N, C, H, W), or frames (N, T, 2, H, W)."""
         for batch, _ in self._batches:
             yield batch
 
 
-def _dataset(
-    split: Split, preprocessing: Preprocessing, augmentation: Augmentation | None
-) -> _SplitDataset | MaskDataset:
+def _dataset(split: Split, preprocessing: Preprocessing, augmentation: Augmentation | None) -> _Samples:
     channels, height, width = preprocessing.size
+    if isinstance(split, EventSplit):
+        assert preprocessing.frames is not None, "recordings need to become frames"
+        shifted = augmentation is not None
+        if augmentation is not None and augmentation != Augmentation(augmentation.flip):
+            raise DataError(
+                "--auto-augment, --color-jitter and --random-erasing are for images and the data set has recordings of "
+                "events: leave them out (frames are shifted and, where it makes sense, mirrored)"
+            )
+        flip = augmentation is not None and augmentation.flip
+        return EventDataset(split, preprocessing.frames, (height, width), shift=shifted, flip=flip)
     if not isinstance(split, MaskSplit):
+        assert isinstance(split, ImageSplit), "a split has images or recordings"
         return _SplitDataset(split, _transform(preprocessing, augmentation), channels)
     common = ((height, width), preprocessing.mean, preprocessing.std, preprocessing.interpolation)
     if augmentation is None:

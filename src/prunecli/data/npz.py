@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prunecli.data.array_files import member_bytes
 from prunecli.data.splits import ArraySplit, ImageData, too_large
 from prunecli.errors import DataError
 from prunecli.measure.environment import memory_bytes
@@ -74,7 +74,7 @@ def _read(file: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
     try:
         with zipfile.ZipFile(file) as archive:
             members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
-            claimed = sum(_claimed_bytes(archive, members[key]) for key in wanted & set(members))
+            claimed = sum(member_bytes(archive, members[key]) for key in wanted & set(members))
             if claimed > memory_bytes():
                 raise DataError(f"{file}: {too_large(claimed)}; divide it, or use a folder of image files")
             arrays = {}
@@ -86,24 +86,6 @@ def _read(file: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
     except Exception as error:  # zip, header and pickle errors each have a type of their own
         raise DataError(f"{file}: not a readable .npz of plain arrays ({error})") from error
     return arrays, list(members)
-
-
-def _claimed_bytes(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
-    """What an array will take, by its header; NumPy would make room for that much before it reads.
-
-    Raises:
-        ValueError: It is more than the file says it unpacks to, or no array.
-    """
-    with archive.open(member) as stream:
-        version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-        else:
-            shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
-    size = math.prod(shape) * dtype.itemsize
-    if size > member.file_size:
-        raise ValueError(f"{member.filename} announces {size:,} bytes and has {member.file_size:,}")
-    return size
 
 
 def _statistics(pixels: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +21,11 @@ SPLIT_SEED = 0
 
 
 class Split(Protocol):
-    """Images with class labels."""
+    """Images, or recordings of events, with class labels."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
         """Class indices, shape (images,)."""
-        ...
-
-    def image(self, index: int) -> Image.Image:
-        """The image at `index`."""
         ...
 
     def subset(self, indices: NDArray[np.int64]) -> Split:
@@ -38,6 +34,15 @@ class Split(Protocol):
 
     def fingerprint(self) -> str:
         """Hash of the content, 16 hex digits."""
+        ...
+
+
+@runtime_checkable
+class ImageSplit(Split, Protocol):
+    """Images with class labels."""
+
+    def image(self, index: int) -> Image.Image:
+        """The image at `index`."""
         ...
 
 
@@ -120,8 +125,8 @@ class ImageData:
     Attributes:
         name: As given on the command line.
         class_names: One per class.
-        channels: 1 or 3.
-        image_size: Height and width where all images share one, else None.
+        channels: 1 or 3; 2 where the set has recordings of events, one for each polarity.
+        image_size: Height and width where all images share one, else None; of recordings the camera's.
         mean: Per-channel mean of the pixels in 0..1.
         std: Per-channel standard deviation.
         flip: Whether a mirrored image is still an image of its class.

@@ -15,6 +15,8 @@ from prunecli.measure.forward import logits
 
 __all__ = ["Accuracy", "Figures", "SegmentationAccuracy", "evaluate"]
 
+_IMAGE_DIMENSIONS = 4
+
 
 def evaluate(
     model: nn.Module,
@@ -27,7 +29,7 @@ def evaluate(
 
     Args:
         model: Returns class scores as `task` wants them; moved to `device`, its mode is put back afterwards.
-        batches: Images of shape (N, C, H, W) and labels as `task` wants them.
+        batches: Images of shape (N, C, H, W), or frames (N, T, C, H, W), and labels as `task` wants them.
         device: Where to run.
         on_step: Called after each batch with the number of images done so far.
         task: How scores and labels are compared; default: classification.
@@ -46,7 +48,8 @@ def evaluate(
     with resource_errors(getattr(batches, "batch_size", None)), channels_last(model) as layout, torch.inference_mode():
         for batch, labels in batches:
             labels = labels.to(device, non_blocking=True)
-            meter.update(logits(model(batch.to(device, non_blocking=True, memory_format=layout))).float(), labels)
+            fitting = layout if batch.dim() == _IMAGE_DIMENSIONS else torch.contiguous_format  # frames have one more
+            meter.update(logits(model(batch.to(device, non_blocking=True, memory_format=fitting))).float(), labels)
             images += len(labels)
             if on_step is not None:
                 on_step(images)

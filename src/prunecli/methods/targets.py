@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from prunecli.errors import MethodError
 from prunecli.measure.counts import count_macs, meta_copy, parameter_count
+from prunecli.measure.energy import first_images, profile
 from prunecli.measure.forward import Inputs, model_device
 from prunecli.measure.latency import time_paired
+from prunecli.measure.neurons import spiking_neurons
 from prunecli.methods.allocation import Allocation
 from prunecli.methods.params import TARGETS, StructuralParams
+from prunecli.methods.repair import Repair
+from prunecli.surgery.compensate import Compensation
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.slice import remove
 
-TargetKind = Literal["params", "macs", "latency"]
+TargetKind = Literal["params", "macs", "latency", "synops", "energy"]
 Plan = Callable[[float], Allocation]
 """From a channel ratio to what stays where."""
 
-_NAMES = {"params": "parameters", "macs": "MACs", "latency": "latency"}
-_TRIALS = {"params": 24, "macs": 24, "latency": 8}
+_NAMES = {
+    "params": "parameters",
+    "macs": "MACs",
+    "latency": "latency",
+    "synops": "synaptic operations",
+    "energy": "energy",
+}
+_TRIALS = {"params": 24, "macs": 24, "latency": 8, "synops": 10, "energy": 10}
 _ROUNDS = 15
-_SLACK = {"params": 0.01, "macs": 0.01, "latency": 0.05}
+_SLACK = {"params": 0.01, "macs": 0.01, "latency": 0.05, "synops": 0.05, "energy": 0.05}
+SPIKE_TARGETS = ("synops", "energy")
+"""Figures that depend on what the network is shown."""
+_IMAGES = 64
+"""Images on which those are measured, for every candidate the same."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +86,40 @@ class Ruler:
         kind: Which figure.
         dense: The network before anything was removed.
         inputs: Inputs it accepts.
+        batches: Calibration batches, inputs or (inputs, labels); the first 64 images are used for figures of spikes.
+        compensation: With `recalibrate`, how a candidate is repaired on those images before its spikes are counted:
+            a network that was just cut fires much less than it will.
+        recalibrate: Whether normalisations are measured anew.
+
+    Raises:
+        MethodError: A figure of spikes is asked for, and the network has none or there is no image.
     """
 
-    def __init__(self, kind: TargetKind, dense: nn.Module, inputs: Inputs) -> None:
+    def __init__(
+        self,
+        kind: TargetKind,
+        dense: nn.Module,
+        inputs: Inputs,
+        batches: Iterable[Any] | None = None,
+        compensation: Compensation = "none",
+        recalibrate: bool = False,
+    ) -> None:
         self.kind, self._dense, self._inputs = kind, dense, inputs
-        self._base = self._count(dense) if kind != "latency" else 0
+        self._images: list[Tensor] = []
+        if kind in SPIKE_TARGETS:
+            self._images = _images_for(kind, dense, batches)
+        self._repair = Repair(self._images or None, compensation, recalibrate)
+        self._base = self._count(dense) if kind != "latency" else 0.0
+        if self._base == 0 and kind in SPIKE_TARGETS:
+            raise MethodError(f"--{kind}: no spike reaches any layer of the network; train it first")
 
     def share(self, model: nn.Module, groups: list[ChannelGroup], allocation: Allocation) -> float:
         """The share that would remain of the dense network's figure if `model` lost what `allocation` drops."""
-        # Widths decide parameters and MACs; only for the time do the tensors have to be there.
-        trial = copy.deepcopy(model) if self.kind == "latency" else meta_copy(model)
+        # Widths decide parameters and MACs; only for time and spikes do the tensors have to be there.
+        trial = meta_copy(model) if self.kind in ("params", "macs") else copy.deepcopy(model)
         remove(trial, groups, allocation.keep)
+        if self.kind in SPIKE_TARGETS:
+            self._repair(model, trial, groups, allocation.keep)
         return self.measure(trial)
 
     def measure(self, model: nn.Module) -> float:
@@ -92,7 +129,10 @@ class Ruler:
             return time_paired(pair, inputs, rounds=_ROUNDS, device=model_device(self._dense)).ratios[1]
         return self._count(model) / max(self._base, 1)
 
-    def _count(self, model: nn.Module) -> int:
+    def _count(self, model: nn.Module) -> float:
+        if self.kind in SPIKE_TARGETS:
+            found = profile(model, self._images)
+            return found.synops if self.kind == "synops" else found.energy_nj
         return parameter_count(model) if self.kind == "params" else count_macs(model, self._inputs).total
 
     def reach(self, share: float, model: nn.Module, groups: list[ChannelGroup], plan: Plan) -> Allocation:
@@ -110,11 +150,25 @@ class Ruler:
             )
         best, best_share = most, least_share
         low, high = 0.0, 1.0
+        known: dict[tuple[int, ...], float] = {}
         for _ in range(_TRIALS[self.kind]):
             middle = (low + high) / 2
             allocation = plan(middle)
-            found = self.share(model, groups, allocation)
+            # The scores stay, so as many channels are the same channels, and widths are rounded.
+            widths = tuple(len(allocation.keep[group.name]) for group in groups)
+            if widths not in known or self.kind == "latency":
+                known[widths] = self.share(model, groups, allocation)
+            found = known[widths]
             if abs(found - share) < abs(best_share - share):
                 best, best_share = allocation, found
             low, high = (middle, high) if found > share else (low, middle)
         return best
+
+
+def _images_for(kind: str, model: nn.Module, batches: Iterable[Any] | None) -> list[Tensor]:
+    if not spiking_neurons(model):
+        raise MethodError(f"--{kind} counts spikes, and the network has no spiking neurons; use --macs")
+    images = list(first_images(batches, _IMAGES)) if batches is not None else []
+    if not images:
+        raise MethodError(f"--{kind} counts spikes and needs images: name a data set with --data")
+    return images

@@ -90,7 +90,7 @@ def sensitivity_stage(
     if data.validation is None:
         raise RecipeError(f"{data.name} has no validation images to judge on; use a --val-fraction over 0")
     chosen = np.random.default_rng(space.recipe.seed).permutation(len(data.validation.labels))[:images]
-    batches = _Remembered(space.batches(data.validation.subset(np.sort(chosen))), len(chosen), space.input_shape())
+    batches = _Remembered(space.batches(data.validation.subset(np.sort(chosen))), len(chosen), space.example_shape())
     calibration = CalibrationBatches(
         data.training_split(),
         space.preprocessing(),
@@ -193,7 +193,7 @@ def _ranked(
 class _Remembered:
     """Batches that are prepared once and kept, if they fit into memory."""
 
-    def __init__(self, batches: Any, images: int, shape: tuple[int, int, int]) -> None:
+    def __init__(self, batches: Any, images: int, shape: tuple[int, ...]) -> None:
         fits = 4 * images * int(np.prod(shape)) <= _IN_MEMORY
         self._batches = list(batches) if fits else batches
 

@@ -14,6 +14,7 @@ from prunecli.checkpoint.confinement import stays_inside
 from prunecli.checkpoint.durable import reach
 from prunecli.checkpoint.io import file_sha256
 from prunecli.checkpoint.manifest import Manifest
+from prunecli.data.catalog import holds_events
 from prunecli.data.loader import Augmentation, TrainingBatches, training_batches
 from prunecli.data.splits import ImageData, Split
 from prunecli.engine.fit import Epoch, FitConfig, FitResult, fit
@@ -166,7 +167,9 @@ def _learning_rate(stage: TrainStage, manifest: Manifest) -> float:
 
 
 def _check_augmentation(stage: TrainStage, data: ImageData) -> None:
-    """Refuses what would change an image and leave its mask as it is."""
+    """Refuses what would change an image and leave its mask as it is, or what does not know frames."""
+    if holds_events(data.name) and stage.cutmix:
+        raise RecipeError(f"--cutmix cuts images, and {data.name} has frames of events: leave it out")
     if data.task == "classification":
         return
     for name in ("mixup", "cutmix", "auto_augment", "random_erasing"):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from prunecli.checkpoint.confinement import stays_inside
 from prunecli.checkpoint.manifest import Architecture, InputNormalisation, Manifest, Step, UsedData, as_json
-from prunecli.data.catalog import default_root, load_data
+from prunecli.data.catalog import default_root, holds_events, load_data
+from prunecli.data.events import POLARITIES, Binning
 from prunecli.data.images import BadImages
 from prunecli.data.loader import Batches, Preprocessing, evaluation_batches
 from prunecli.data.splits import ImageData, Split, hold_out
@@ -81,6 +83,8 @@ class Workspace:
         self._told_bad = 0
         if self.recipe.data.image_size is not None:
             parse_size(self.recipe.data.image_size)  # a wrong one is noticed before any work
+        if self.recipe.data.frame_duration is not None and self.recipe.data.frames_by == "number":
+            raise RecipeError("--frame-duration and --frames-by number exclude each other; give one of them")
         if self.recipe.threads is not None:
             torch.set_num_threads(self.recipe.threads)
 
@@ -143,6 +147,7 @@ class Workspace:
                     section.ref,
                     num_classes=section.num_classes,
                     data_classes=lambda: self._build_arguments().get("num_classes"),
+                    kwargs=section.kwargs,
                     allow_nonfinite=section.allow_nonfinite,
                 )
             elif section.ref is not None:
@@ -162,7 +167,7 @@ class Workspace:
             arguments["in_chans"] = arguments["in_chans"] or data.channels
         if arguments["in_chans"] == 3 and section.in_chans is None:
             del arguments["in_chans"]  # three is what every architecture has, and not every one takes the argument
-        return {key: value for key, value in arguments.items() if value is not None}
+        return {**{key: value for key, value in arguments.items() if value is not None}, **section.kwargs}
 
     def use_data(self, name: str) -> None:
         """Makes `name` the data set of this run where none was named."""
@@ -170,7 +175,7 @@ class Workspace:
             self.recipe = replace(self.recipe, data=replace(self.recipe.data, name=name))
 
     def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one image for the current network."""
+        """Channels, height and width of one image, or of one frame, for the current network."""
         loaded = self.model()
         section = self.recipe.data
         if section.image_size is not None:
@@ -181,10 +186,58 @@ class Workspace:
             size = (self.data().image_size if self.data_name() is not None else None) or ANY_SIZE
         return (input_channels(loaded.model), *size)
 
+    def frames(self) -> Binning | None:
+        """How recordings become frames for the current network; None where the data set has images, or there is none.
+
+        That is as the recipe says, else as the checkpoint was last used.
+
+        Raises:
+            DataError: The data set has recordings and the network takes none.
+            RecipeError: Frames are asked for and the data set has images.
+        """
+        name, section = self.data_name(), self.recipe.data
+        if name is None or not holds_events(name):
+            if name is not None and (section.frames or section.frames_by or section.frame_duration):
+                raise RecipeError(
+                    f"--frames, --frames-by and --frame-duration are for events, and {name} has images: leave them out"
+                )
+            return None
+        loaded = self.model()
+        steps = getattr(loaded.model, "T", None)
+        if not isinstance(steps, int):
+            raise DataError(
+                f"{loaded.name} takes images and {name} has recordings of events: use a spiking network, such as "
+                "spiking:vgg9"
+            )
+        channels = input_channels(loaded.model)
+        if channels != POLARITIES:
+            raise DataError(
+                f"{loaded.name} reads {channels} channels and the events of {name} have {POLARITIES}, off and on: "
+                f"build it with --in-chans {POLARITIES}"
+            )
+        before = self._frames_before() or Binning(steps)
+        if section.frames_by or section.frame_duration:
+            return Binning(section.frames or before.frames, section.frames_by or "number", section.frame_duration)
+        return replace(before, frames=section.frames or before.frames)
+
+    def _frames_before(self) -> Binning | None:
+        """How recordings became frames when the checkpoint was last used with some."""
+        for step in reversed(self.model().manifest.history):
+            found = step.settings.get("binning")
+            if found is not None:
+                try:
+                    return Binning(**found)  # type: ignore[arg-type]
+                except (TypeError, ValueError) as error:
+                    raise ModelError(f"{self.model().name}: {error}; the file was altered") from error
+        return None
+
     def preprocessing(self) -> Preprocessing:
-        """How images are prepared for the current network."""
+        """How images, or recordings of events, are prepared for the current network."""
         manifest = self.model().manifest
         shape = self.input_shape()
+        frames = self.frames()
+        if frames is not None:
+            return Preprocessing(shape, (0.0,) * shape[0], (1.0,) * shape[0], frames=frames)
         normalisation = manifest.normalisation
         if normalisation is None or len(normalisation.mean) != shape[0]:
             data = self.data() if self.data_name() is not None else None
@@ -195,9 +248,14 @@ class Workspace:
             shape, normalisation.mean, normalisation.std, normalisation.interpolation, normalisation.crop_pct
         )
 
-    def example(self) -> Tensor:
-        """One seeded random image, shape (1, C, H, W)."""
-        return torch.randn(1, *self.input_shape(), generator=torch.Generator().manual_seed(self.recipe.seed))
+    def example_shape(self) -> tuple[int, ...]:
+        """Shape of one image (C, H, W), or of the frames of one recording (T, C, H, W)."""
+        frames = self.frames()
+        return self.input_shape() if frames is None else (frames.frames, *self.input_shape())
+
+    def example(self, images: int = 1) -> Tensor:
+        """Seeded random images, shape (1, C, H, W), or as many frames as of one recording, (1, T, C, H, W)."""
+        return torch.randn(images, *self.example_shape(), generator=torch.Generator().manual_seed(self.recipe.seed))
 
     def batches(self, split: Split) -> Batches:
         """Evaluation batches of a split."""
@@ -209,7 +267,8 @@ class Workspace:
         files = list(self.bad.left_out)
         if len(files) > self._told_bad:
             more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
-            self.sink.warn(f"unreadable images left out: {len(files)} ({', '.join(files[:_NAMED])}{more})")
+            kind = "recordings" if self.data_name() is not None and holds_events(self.data().name) else "images"
+            self.sink.warn(f"unreadable {kind} left out: {len(files)} ({', '.join(files[:_NAMED])}{more})")
         self._told_bad = len(files)
 
     @contextmanager
@@ -223,7 +282,7 @@ class Workspace:
         try:
             yield
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, MemoryError) as error:
-            shape = "x".join(map(str, self.input_shape()))
+            shape = "x".join(map(str, self.example_shape()))
             scarce = as_resource_error(error)
             if scarce is not None:
                 raise ResourceError(f"{self.model().name}, an image of {shape}: {scarce}") from error
@@ -260,7 +319,9 @@ class Workspace:
         data = self.data()
         return Segmentation(data.num_classes) if data.task == "segmentation" else Classification()
 
-    def step(self, stage: str, settings: Any, *, split: Split | None = None, split_name: str = "train") -> Step:
+    def step(
+        self, stage: str, settings: Mapping[str, Any], *, split: Split | None = None, split_name: str = "train"
+    ) -> Step:
         """A history entry for the current network."""
         loaded = self.model()
         data = None
@@ -268,9 +329,11 @@ class Workspace:
             data = UsedData(
                 name=self.data().name, split=split_name, images=len(split.labels), fingerprint=split.fingerprint()
             )
+        frames = self.frames() if split is not None else None
+        binning = {"binning": dataclasses.asdict(frames)} if frames is not None else {}
         return Step(
             stage=stage,
-            settings=as_json(settings),
+            settings=as_json({**settings, **binning}),
             seed=self.recipe.seed,
             data=data,
             parent=str(loaded.path) if loaded.path else None,
