@@ -43,6 +43,28 @@ def test_drops_of_a_segmenter() -> None:
     assert dict(zip(plain.columns, plain.rows[1], strict=True))["miou"] == "37.5"
 
 
+def test_ratios_of_spiking_networks() -> None:
+    figures = {"timesteps": 4, "firing_rate": 0.2, "synops": 2e6, "energy_nj": 3000.0, "connection_sparsity": 0.0}
+    dense = _report(**figures, integer_energy_nj=2000.0, activation_sparsity=0.8, footprint_bytes=4096, energy_images=8)
+    half = {"firing_rate": 0.15, "synops": 1e6, "energy_nj": 1200.0, "connection_sparsity": 0.5, "timesteps": 2}
+    pruned = _report(**half, integer_energy_nj=500.0, activation_sparsity=0.85, footprint_bytes=1024, energy_images=4)
+    comparison = compare_reports(["a", "b"], [dense, pruned])
+    candidate = comparison.candidates[0]
+    assert (candidate.synops_ratio, candidate.energy_ratio, candidate.integer_energy_ratio) == (0.5, 0.4, 0.25)
+    assert candidate.firing_rate_ratio == pytest.approx(0.75) and candidate.footprint_ratio == 0.25
+    assert candidate.connection_sparsity_rise == 0.5
+    assert Gate("synops_ratio <= 0.5 and activation_sparsity_rise > 0.04").holds(candidate)
+    table = comparison_table(comparison).to_markdown()
+    assert "| energy (45 nm) | 3.000 uJ | 1.200 uJ (x0.400) |" in table
+    assert "| connection sparsity | 0.00 % | 50.00 % (+50.00) |" in table
+    assert "b: its 2 time steps are not the baseline's 4, so neither are its MACs" in comparison.notes
+    assert "b: its spikes were counted on another number of images than the baseline's" in comparison.notes
+    plain = plain_table(comparison)
+    assert dict(zip(plain.columns, plain.rows[1], strict=True))["energy_nj"] == "1200.0"
+    ann = compare_reports(["a", "b"], [_report(energy_nj=6000.0), dense]).candidates[0]
+    assert (ann.energy_ratio, ann.integer_energy_ratio, ann.synops_ratio) == (0.5, pytest.approx(1 / 3), None)
+
+
 def test_a_paired_ratio_wins_over_two_medians() -> None:
     comparison = compare_reports(["a", "b"], [BASE, SMALL], [(1.0, (1.0, 1.0)), (0.8, (0.7, 0.9))])
     assert comparison.candidates[0].speedup == 1.25 and comparison.paired_latency

@@ -46,7 +46,7 @@ def spike(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibra
     Raises:
         MethodError: The network has no spiking neurons.
     """
-    name = str(calibration.options.get("criterion", "rate+v"))
+    name = str(calibration.options.get("criterion", "rate"))
     if not spiking_neurons(model):
         raise MethodError("the network has no spiking neurons; choose another method, for instance l1 or activation")
     if name in WITHOUT_SPIKES:

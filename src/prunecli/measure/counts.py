@@ -124,11 +124,20 @@ class _OperatorRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.uncounted: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        packet = func.overloadpacket
-        namespace, _, name = packet._qualified_op_name.partition("::")
-        if packet not in flop_registry and (namespace not in ("aten", "prims", "prim") or _multiplies(name)):
-            self.uncounted.add(f"{namespace}::{name}")
+        if func.overloadpacket not in flop_registry and may_multiply(func):
+            self.uncounted.add(func.overloadpacket._qualified_op_name)
         return func(*args, **(kwargs or {}))
+
+
+def may_multiply(func: Any) -> bool:
+    """Whether an operator that a dispatch mode meets may multiply and accumulate; those of other libraries may.
+
+    spikingjelly's (sj_lif and others) are neurons, which work element by element.
+    """
+    namespace, _, name = func.overloadpacket._qualified_op_name.partition("::")
+    if namespace.startswith("sj_") or namespace == "profiler":
+        return False
+    return namespace not in ("aten", "prims", "prim") or _multiplies(name)
 
 
 def _multiplies(name: str) -> bool:

@@ -15,7 +15,7 @@ from prunecli.measure.commit import head_commit, source_commit
 if sys.platform != "win32":
     import resource
 
-LIBRARIES = ("prunecli", "torch", "torchvision", "timm", "torch-pruning")
+LIBRARIES = ("prunecli", "torch", "torchvision", "timm", "torch-pruning", "spikingjelly")
 
 
 def library_versions(names: tuple[str, ...] = LIBRARIES) -> dict[str, str]:

@@ -18,7 +18,8 @@ def _structural(
     needs_data: bool = False,
     noise_serves: bool = False,
 ) -> MethodSpec:
-    return MethodSpec(name, summary, paper, "structural", params, f"prunecli.criteria.{entry}", needs_data, noise_serves)
+    entry = f"prunecli.criteria.{entry}"
+    return MethodSpec(name, summary, paper, "structural", params, entry, needs_data, noise_serves)
 
 
 _BUILT_IN = (

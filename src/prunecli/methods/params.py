@@ -96,7 +96,7 @@ class SpikeParams(StructuralParams):
             "firing; variance over time; singular: nuclear norm of spikes, steps by positions; l1, bn-scale and random "
             "to compare."
         ),
-    ] = "rate+v"
+    ] = "rate"
     residual: Annotated[
         bool, Doc("Whether a width that several layers add to (the residual stream) may shrink too.")
     ] = False

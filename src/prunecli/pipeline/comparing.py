@@ -13,11 +13,12 @@ from prunecli.checkpoint import WEIGHT_SUFFIXES
 from prunecli.checkpoint.io import read_manifest
 from prunecli.errors import GateFailed, RecipeError
 from prunecli.measure.latency import time_paired
+from prunecli.measure.neurons import spiking_neurons
 from prunecli.models.loading import load_companion
 from prunecli.pipeline.sink import Sink
 from prunecli.pipeline.stages import eval_stage, latency_figures
 from prunecli.pipeline.workspace import Workspace
-from prunecli.recipe.schema import EvalStage, ModelSection, Recipe
+from prunecli.recipe.schema import EvalStage, Measurement, ModelSection, Recipe
 from prunecli.report.comparison import Comparison, Gate, compare_reports
 from prunecli.report.schema import Report, read_report
 
@@ -100,16 +101,27 @@ def _measure(
     paths: Sequence[Path], recipe: Recipe, sink: Sink, command: str
 ) -> tuple[list[Report], list[nn.Module], list[torch.Tensor]]:
     reports, networks, examples = [], [], []
-    stage = EvalStage(measure=("accuracy", "params", "macs", "memory", "size"))
-    if recipe.data.name is None:
-        stage = EvalStage(measure=("params", "macs", "memory", "size"))
     for path in paths:
         section = ModelSection(weights=str(path), ref=_reference_for(path, recipe.model.ref))
         space = Workspace(replace(recipe, model=section), sink, command)
-        reports.append(eval_stage(space, stage, None))
+        measure = _measurements(space.model().model, recipe.data.name is not None)
+        reports.append(eval_stage(space, EvalStage(measure=measure), None))
         networks.append(space.model().model)
         examples.append(space.example())
     return reports, networks, examples
+
+
+def _measurements(model: nn.Module, has_data: bool) -> tuple[Measurement, ...]:
+    """What can be measured of a network; latencies are taken afterwards, in turns."""
+    names: list[Measurement] = ["params", "macs", "memory", "size"]
+    spiking = bool(spiking_neurons(model))
+    if has_data:
+        names.append("accuracy")
+    if has_data and spiking:
+        names.append("spikes")
+    if has_data or not spiking:
+        names.append("energy")
+    return tuple(names)
 
 
 def _reference_for(path: Path, ref: str | None) -> str | None:

@@ -20,7 +20,7 @@ from prunecli.models.catalog import split_reference
 from prunecli.models.loading import load_file
 from prunecli.pipeline.comparing import compare_run, judge
 from prunecli.pipeline.resumption import discard_states
-from prunecli.pipeline.stages import eval_stage, prune_stage
+from prunecli.pipeline.stages import eval_stage, prune_stage, required, unmet
 from prunecli.pipeline.training import train_stage
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.resolve import Plan
@@ -71,6 +71,7 @@ def check_plan(plan: Plan) -> list[Path]:
     for place, stage in enumerate(plan.recipe.stages):
         if isinstance(stage, EvalStage):
             evaluations += 1
+            required(stage)
             name = stage.report or f"{last}.json"
             if Path(name).name != name or not name.endswith(".json"):
                 raise RecipeError(f"stages.{place}.report: {name!r} has to be a plain file name ending in .json")
@@ -129,14 +130,18 @@ def run_recipe(plan: Plan, folder: Path, space: Workspace) -> RunOutcome:
 def _run_stage(space: Workspace, stage: Stage, path: Path) -> tuple[dict[str, Any], Comparison | None]:
     """Figures of one stage, and the comparison if it was one."""
     if isinstance(stage, EvalStage):
-        return eval_stage(space, stage, path).metrics.model_dump(mode="json", exclude_none=True), None
+        report = eval_stage(space, stage, path)
+        failure = unmet(stage, report)
+        if failure is not None:
+            raise failure
+        return report.metrics.model_dump(mode="json", exclude_none=True), None
     if isinstance(stage, CompareStage):
         comparison = compare_run(space.reports, space.device)
         write_text_atomically(path, comparison.model_dump_json(by_alias=True, indent=2) + "\n")
         return {}, comparison
     if isinstance(stage, PruneStage):
-        report = prune_stage(space, stage, path).report
-        return {"achieved": report.achieved, "verify_error": report.verify_error}, None
+        pruned = prune_stage(space, stage, path).report
+        return {"achieved": pruned.achieved, "verify_error": pruned.verify_error}, None
     assert isinstance(stage, TrainStage)
     return asdict(train_stage(space, stage, path).chosen), None
 

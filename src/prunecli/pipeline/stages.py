@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,29 +16,43 @@ from prunecli.data.splits import ImageData, Split
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.resources import resource_errors
 from prunecli.engine.tasks import Accuracy
-from prunecli.errors import RecipeError
+from prunecli.errors import GateFailed, RecipeError
 from prunecli.measure.counts import count_macs, nonzero_count, parameter_count
 from prunecli.measure.environment import describe_environment
 from prunecli.measure.latency import PairedTiming, Timing, time_model, time_paired
 from prunecli.measure.memory import peak_memory_bytes
+from prunecli.measure.neurons import spiking_neurons
 from prunecli.methods.registry import get_method
+from prunecli.methods.targets import SPIKE_TARGETS
 from prunecli.models.loading import LoadedModel
+from prunecli.pipeline.profiling import energy_figures, spikes_before_and_after, split_for
 from prunecli.pipeline.progressive import StepTraining
 from prunecli.pipeline.pruning import PruneReport, prune_model
 from prunecli.pipeline.resumption import identity_of, room_for, saved_states
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import EvalStage, PruneStage
-from prunecli.report.schema import REPORT_SCHEMA, DataInfo, Latency, Metrics, ModelInfo, Report
+from prunecli.report.conditions import Condition
+from prunecli.report.schema import METRIC_NAMES, REPORT_SCHEMA, DataInfo, Latency, Metrics, ModelInfo, Report
 from prunecli.surgery.compensate import Compensation
+
+_NOISE_IMAGES = 32
 
 
 @dataclass(frozen=True)
 class PruneOutcome:
-    """What a prune stage left behind; `timing` has the networks before and after, timed in turns."""
+    """What a prune stage left behind.
+
+    Attributes:
+        path: The checkpoint.
+        report: What was removed.
+        timing: The networks before and after, timed in turns.
+        energy: Firing and energy before and after, on training images; None without spiking neurons or data.
+    """
 
     path: Path
     report: PruneReport
     timing: PairedTiming
+    energy: tuple[Metrics, Metrics] | None = None
 
 
 def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
@@ -53,15 +68,24 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
     method = get_method(stage.method)
     data = space.data() if space.data_name() is not None else None
     recalibrate, compensation = _repairs(stage, data)
-    if data is None and (method.needs_data or stage.epochs):
-        what = f"method {stage.method}" if method.needs_data else "--epochs"
+    aims = [f"--{kind}" for kind in SPIKE_TARGETS if stage.params.get(kind) is not None]
+    aims = aims if spiking_neurons(loaded.model) else []  # that there are none is said where the target is measured
+    if data is None and (method.needs_data or stage.epochs or aims):
+        what = f"method {stage.method}" if method.needs_data else "--epochs" if stage.epochs else aims[0]
         raise RecipeError(f"{what} needs images: name a data set with --data")
     if data is not None and data.train is None:
         space.sink.warn(f"{data.name} has no training images, so nothing is compensated or recalibrated")
-    looks = recalibrate or compensation != "none" or method.needs_data
+    params = method.params(**stage.params)
+    scored = method.noise_serves and getattr(params, "looks_at_inputs", True)
+    looks = recalibrate or compensation != "none" or method.needs_data or bool(aims)
+    looks = looks or (scored and data is not None and data.train is not None)
     split = data.training_split() if data is not None and looks else None
     training = {"epochs": stage.epochs, "lr": stage.lr, "optimizer": stage.optimizer} if stage.epochs else {}
     example = space.example()
+    calibration: Iterable[Any] | None = _calibration(space, stage, split)
+    if calibration is None and scored:
+        space.sink.warn("no data set, so channels are scored on random inputs: name one with --data")
+        calibration = [space.example(_NOISE_IMAGES)]
     room_for(space, out, states=stage.epochs > 0)
     with (
         resource_errors(space.recipe.data.batch_size),
@@ -72,11 +96,11 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
             loaded.model.to(space.device),
             loaded.manifest,
             stage.method,
-            method.params(**stage.params),
+            params,
             example,
             keep=stage.keep,
             seed=space.recipe.seed,
-            calibration=_calibration(space, stage, split),
+            calibration=calibration,
             compensation=compensation,
             recalibrate=recalibrate,
             recover=recover,
@@ -87,9 +111,10 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
         reach("stage:pruned")
         networks = [loaded.model.cpu(), result.model.cpu()]
         timing = time_paired(networks, [example, example], rounds=stage.latency_rounds, device=space.device)
+        energy = spikes_before_and_after(space, networks, stage.calibration_images) if data is not None else None
         space.parent = loaded
         path = space.finish(LoadedModel(result.model, result.manifest, loaded.fixed_size), out)
-    return PruneOutcome(path, result.report, timing)
+    return PruneOutcome(path, result.report, timing, energy)
 
 
 def _calibration(space: Workspace, stage: PruneStage, split: Split | None) -> Batches | None:
@@ -126,6 +151,7 @@ def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
         macs = count_macs(model, example) if "macs" in stage.measure else None
         latency = _latency(space, model, stage.latency_rounds) if "latency" in stage.measure else None
         memory = peak_memory_bytes(model, example) if "memory" in stage.measure else None
+        energy = energy_figures(space, stage, macs, example)
     metrics = Metrics(
         **accuracy,
         params=parameter_count(model) if "params" in stage.measure else None,
@@ -135,6 +161,7 @@ def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
         latency_ms=latency,
         peak_memory_bytes=memory,
         size_bytes=loaded.path.stat().st_size if loaded.path and "size" in stage.measure else None,
+        **energy.metrics,
     )
     report = Report(
         schema=REPORT_SCHEMA,
@@ -147,6 +174,7 @@ def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
         ),
         data=info,
         metrics=metrics,
+        **energy.report,
         environment=describe_environment(space.device),
         seed=space.recipe.seed,
         command=space.command,
@@ -157,13 +185,35 @@ def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
     return report
 
 
+def required(stage: EvalStage) -> Condition | None:
+    """What the figures of a stage have to meet, if anything.
+
+    Raises:
+        RecipeError: It is no condition.
+    """
+    return Condition(stage.require, METRIC_NAMES, "require", "top1 >= 95") if stage.require is not None else None
+
+
+def unmet(stage: EvalStage, report: Report) -> GateFailed | None:
+    """The failure to raise once the report is shown: its figures are not what the stage requires.
+
+    Raises:
+        RecipeError: A figure that the condition needs was not measured.
+    """
+    condition = required(stage)
+    name = report.model.path or report.model.ref
+    figures = report.metrics.model_dump() | {"name": name}
+    if condition is None or condition.true_of(figures):
+        return None
+    found = ", ".join(f"{figure} is {figures[figure]:g}" for figure in condition.named)
+    return GateFailed(f"{name}: required {condition.text}, but {found}")
+
+
 def _accuracy(space: Workspace, stage: EvalStage) -> tuple[dict[str, Any], DataInfo]:
     """Figures of the data's task by their names in a report, and what they were measured on."""
     data = space.data()
     space.check_classes()
-    split = data.test if stage.split == "test" else data.validation
-    if split is None:
-        raise RecipeError(f"{data.name} has no validation split; use --split test or a --val-fraction over 0")
+    split = split_for(space, stage.split)
     with space.sink.progress(f"eval {data.name}", len(split.labels)) as advance:
         figures = evaluate(
             space.model().model,

@@ -180,6 +180,10 @@ class EvalStage:
     energy_images: Annotated[
         int, Ge(1), Doc("Images of that split to measure firing rates and energy of a spiking network on.")
     ] = 256
+    require: Annotated[
+        str | None,
+        Doc("Condition that the figures have to meet, e.g. 'top1 >= 95'; if they do not the run stops (exit code 3)."),
+    ] = None
     report: Annotated[str | None, Doc("File name of the report in the run's folder.")] = None
 
 

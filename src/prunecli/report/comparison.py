@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ast
-import operator
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prunecli.errors import RecipeError, unknown
+from prunecli.report.conditions import Condition
 from prunecli.report.schema import Metrics, Report
 
 COMPARISON_SCHEMA: Literal["prunecli.comparison/1"] = "prunecli.comparison/1"
@@ -20,7 +17,10 @@ class _Strict(BaseModel):
 
 
 class Candidate(_Strict):
-    """One network beside the baseline. A ratio is candidate / baseline; what cannot be compared is absent."""
+    """One network beside the baseline. A ratio is candidate / baseline; what cannot be compared is absent.
+
+    The rise of a sparsity is in shares of one.
+    """
 
     name: str
     metrics: Metrics
@@ -37,6 +37,13 @@ class Candidate(_Strict):
     speedup: float | None = None
     peak_memory_ratio: float | None = None
     size_ratio: float | None = None
+    synops_ratio: float | None = None
+    energy_ratio: float | None = None
+    integer_energy_ratio: float | None = None
+    firing_rate_ratio: float | None = None
+    footprint_ratio: float | None = None
+    activation_sparsity_rise: float | None = None
+    connection_sparsity_rise: float | None = None
 
 
 class Comparison(_Strict):
@@ -100,7 +107,19 @@ def _candidate(
         speedup=1 / ratio if ratio else None,
         peak_memory_ratio=_ratio(base.peak_memory_bytes, other.peak_memory_bytes),
         size_ratio=_ratio(base.size_bytes, other.size_bytes),
+        synops_ratio=_ratio(base.synops, other.synops),
+        energy_ratio=_ratio(base.energy_nj, other.energy_nj),
+        integer_energy_ratio=_ratio(_integer_energy(base), _integer_energy(other)),
+        firing_rate_ratio=_ratio(base.firing_rate, other.firing_rate),
+        footprint_ratio=_ratio(base.footprint_bytes, other.footprint_bytes),
+        activation_sparsity_rise=_difference(other.activation_sparsity, base.activation_sparsity),
+        connection_sparsity_rise=_difference(other.connection_sparsity, base.connection_sparsity),
     )
+
+
+def _integer_energy(metrics: Metrics) -> float | None:
+    """A network without spikes has no integers to read otherwise, so its energy is the same in either reading."""
+    return metrics.integer_energy_nj if metrics.integer_energy_nj is not None else metrics.energy_nj
 
 
 def _latency_ratio(base: Report, other: Report) -> float | None:
@@ -128,6 +147,11 @@ def _notes(names: list[str], reports: list[Report], paired: bool) -> list[str]:
             notes.append(f"{name}: its latency was measured on another machine than the baseline's")
         if not paired and report.environment.get("threads") != base.environment.get("threads"):
             notes.append(f"{name}: its latency was measured with another number of threads than the baseline's")
+        steps, base_steps = report.metrics.timesteps, base.metrics.timesteps
+        if steps != base_steps and steps is not None and base_steps is not None:
+            notes.append(f"{name}: its {steps} time steps are not the baseline's {base_steps}, so neither are its MACs")
+        if report.metrics.energy_images != base.metrics.energy_images and steps is not None and base_steps is not None:
+            notes.append(f"{name}: its spikes were counted on another number of images than the baseline's")
         if report.model.input_shape != base.model.input_shape:
             notes.append(f"{name}: its input shape is not the baseline's, so MACs and latency are not alike")
     if not paired and any(r.metrics.latency_ms for r in reports):
@@ -145,6 +169,9 @@ def _shortcomings(name: str, report: Report) -> list[str]:
     if report.metrics.macs_uncounted:
         operators = ", ".join(report.metrics.macs_uncounted)
         notes.append(f"{name}: its MACs are a lower bound, and their ratio is not exact: {operators} is not counted")
+    if report.metrics.energy_uncounted:
+        operators = ", ".join(report.metrics.energy_uncounted)
+        notes.append(f"{name}: its energy is a lower bound: {operators} is not counted")
     if report.metrics.nonfinite:
         notes.append(f"{name}: its loss is not finite, so its weights or its scores hold NaN or infinity")
     if report.data is not None and report.data.skipped:
@@ -152,33 +179,15 @@ def _shortcomings(name: str, report: Report) -> list[str]:
     return notes
 
 
-_OPERATORS: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-}
-
-
-class Gate:
-    """A condition such as 'top1_drop > 1.0 or macs_ratio > 0.6' over the figures of a candidate.
-
-    Args:
-        text: Comparisons of names and numbers, joined by and, or, not and parentheses.
+class Gate(Condition):
+    """A condition over the figures of a candidate, for `--fail-if`.
 
     Raises:
         RecipeError: It is not such a condition, or a name is unknown.
     """
 
     def __init__(self, text: str) -> None:
-        self.text = text
-        try:
-            self._tree = ast.parse(text.strip(), mode="eval").body
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise RecipeError(f"--fail-if {text!r}: not a condition; write for instance 'top1_drop > 1.0'") from error
-        self._check(self._tree, boolean=True)
+        super().__init__(text, GATE_NAMES, "--fail-if", "top1_drop > 1.0")
 
     def holds(self, candidate: Candidate) -> bool:
         """Whether the condition is true of `candidate`.
@@ -186,45 +195,4 @@ class Gate:
         Raises:
             RecipeError: A figure it needs was not measured.
         """
-        return self._evaluate(self._tree, candidate.model_dump())
-
-    def _check(self, node: ast.AST, *, boolean: bool) -> None:
-        if boolean and isinstance(node, ast.BoolOp):
-            for value in node.values:
-                self._check(value, boolean=True)
-        elif boolean and isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            self._check(node.operand, boolean=True)
-        elif boolean and isinstance(node, ast.Compare) and all(type(op) in _OPERATORS for op in node.ops):
-            for value in (node.left, *node.comparators):
-                self._check(value, boolean=False)
-        elif not boolean and isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
-            self._check(node.operand, boolean=False)
-        elif not boolean and isinstance(node, ast.Name):
-            if node.id not in GATE_NAMES:
-                raise RecipeError(f"--fail-if: {unknown('figure', node.id, GATE_NAMES)}")
-        elif boolean or not isinstance(node, ast.Constant) or type(node.value) not in (int, float):
-            raise RecipeError(f"--fail-if {self.text!r}: not a condition; write for instance 'top1_drop > 1.0'")
-
-    def _evaluate(self, node: ast.AST, figures: Mapping[str, Any]) -> bool:
-        if isinstance(node, ast.BoolOp):
-            values = [self._evaluate(value, figures) for value in node.values]
-            return all(values) if isinstance(node.op, ast.And) else any(values)
-        if isinstance(node, ast.UnaryOp):
-            return not self._evaluate(node.operand, figures)
-        assert isinstance(node, ast.Compare)
-        numbers = [self._number(value, figures) for value in (node.left, *node.comparators)]
-        pairs = zip(numbers[:-1], node.ops, numbers[1:], strict=True)
-        return all(_OPERATORS[type(op)](left, right) for left, op, right in pairs)
-
-    def _number(self, node: ast.AST, figures: Mapping[str, Any]) -> float:
-        if isinstance(node, ast.UnaryOp):
-            value = self._number(node.operand, figures)
-            return -value if isinstance(node.op, ast.USub) else value
-        if isinstance(node, ast.Constant):
-            return float(node.value)  # type: ignore[arg-type]
-        assert isinstance(node, ast.Name)
-        if figures[node.id] is None:
-            raise RecipeError(
-                f"--fail-if: {node.id} of {figures['name']} was not measured, so the gate cannot be judged"
-            )
-        return float(figures[node.id])
+        return self.true_of(candidate.model_dump())

@@ -35,6 +35,11 @@ class Metrics(_Strict):
 
     `miou` is the mean over the classes that occur; `class_iou` has those by name. With operators in `macs_uncounted`,
     which were run and could not be counted, `macs` is a lower bound. A loss that is no number is named in `nonfinite`.
+
+    `macs` of a spiking network are those of all its `timesteps`, zero or not. What it really does was measured on
+    `energy_images` images: `multiplied` multiply-accumulates and `accumulated` accumulates make `energy_nj`;
+    `integer_...` are the same where sums of spikes are read as that many spikes. `synops` are all accumulates driven
+    by spikes in that reading, `effective_macs` multiplications without zeros. Sparsities and rates are shares of one.
     """
 
     top1: float | None = None
@@ -51,6 +56,23 @@ class Metrics(_Strict):
     latency_ms: Latency | None = None
     peak_memory_bytes: int | None = None
     size_bytes: int | None = None
+    timesteps: int | None = None
+    firing_rate: float | None = None
+    silent_channels: int | None = None
+    saturated_channels: int | None = None
+    synops: float | None = None
+    multiplied: float | None = None
+    effective_macs: float | None = None
+    accumulated: float | None = None
+    energy_nj: float | None = None
+    integer_multiplied: float | None = None
+    integer_accumulated: float | None = None
+    integer_energy_nj: float | None = None
+    energy_images: int | None = None
+    energy_uncounted: tuple[str, ...] = ()
+    connection_sparsity: float | None = None
+    activation_sparsity: float | None = None
+    footprint_bytes: int | None = None
     nonfinite: tuple[str, ...] = ()
 
     @model_validator(mode="before")
@@ -60,6 +82,12 @@ class Metrics(_Strict):
         if isinstance(loss, float) and not math.isfinite(loss):
             return {**values, "loss": None, "nonfinite": ("loss",)}
         return values
+
+
+METRIC_NAMES = tuple(
+    name for name, field in Metrics.model_fields.items() if field.annotation in (float | None, int | None)
+)
+"""Figures that are one number."""
 
 
 class ModelInfo(_Strict):
@@ -85,16 +113,46 @@ class DataInfo(_Strict):
     skipped: int = 0
 
 
+class LayerEnergy(_Strict):
+    """Operations and nanojoules of one layer for one image; see `measure.synops.LayerOperations`."""
+
+    name: str
+    arriving: Literal["spikes", "integers", "real"]
+    dense: float
+    macs: float
+    effective_macs: float
+    acs: float
+    energy_nj: float
+    integer_macs: float
+    integer_acs: float
+    integer_energy_nj: float
+
+
+class NeuronRates(_Strict):
+    """How a layer of neurons fires: its mean rate, quantiles over channels, and channels that say nothing."""
+
+    name: str
+    channels: int
+    rate: float
+    quantiles: dict[str, float]
+    silent: tuple[int, ...] = ()
+    saturated: tuple[int, ...] = ()
+
+
 class Report(_Strict):
     """One evaluation: the figures, what they belong to, and how to make them again.
 
-    `environment` says on what they were measured: see `measure.environment.describe_environment`.
+    `environment` says on what they were measured: see `measure.environment.describe_environment`. `layers` and
+    `neurons` are those of a spiking network.
     """
 
     schema_name: Literal["prunecli.report/1"] = Field(REPORT_SCHEMA, alias="schema")
     model: ModelInfo
     data: DataInfo | None = None
     metrics: Metrics
+    energy_formula: str | None = None
+    layers: tuple[LayerEnergy, ...] | None = None
+    neurons: tuple[NeuronRates, ...] | None = None
     environment: dict[str, str | int] = Field(default_factory=dict)
     seed: int = 0
     command: str = ""

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import csv
 import io
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from prunecli.report.comparison import Comparison
+from prunecli.report.comparison import Candidate, Comparison
+from prunecli.report.energy_tables import LAYER_COLUMNS, NEURON_COLUMNS, energy_rows, layer_rows, neuron_rows
+from prunecli.report.numbers import count, fixed, interval, joules, share, size
 from prunecli.report.schema import Metrics, Report
+
+__all__ = [
+    "Table",
+    "comparison_table",
+    "count",
+    "energy_table",
+    "fixed",
+    "interval",
+    "macs",
+    "neuron_table",
+    "plain_table",
+    "report_table",
+    "size",
+]
 
 
 @dataclass(frozen=True)
@@ -37,38 +52,6 @@ class Table:
 
 _SCORES = (("top1", "top-1"), ("top5", "top-5"), ("miou", "mIoU"), ("pixel_accuracy", "pixel accuracy"))
 """Percentages of a report, and what tables call them."""
-
-
-def count(value: float | None) -> str:
-    """1,234,567 as 1.23M."""
-    if value is None:
-        return "-"
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.2f}{unit}"
-    return f"{value:.0f}"
-
-
-def size(value: float | None) -> str:
-    """Bytes in binary units."""
-    if value is None:
-        return "-"
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if value >= factor:
-            return f"{value / factor:.2f} {unit}"
-    return f"{value:.0f} B"
-
-
-def fixed(value: float | None, digits: int = 2, unit: str = "") -> str:
-    """A number with so many digits, or a dash."""
-    return "-" if value is None else f"{value:.{digits}f}{unit}"
-
-
-def interval(low: float, high: float, digits: int = 2) -> str:
-    """An interval, rounded outward: what lies in it lies in what is printed."""
-    scale = 10.0**digits
-    low, high = math.floor(low * scale) / scale, math.ceil(high * scale) / scale
-    return f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def macs(total: float | None, uncounted: Sequence[str]) -> str:
@@ -113,7 +96,22 @@ def report_table(report: Report) -> Table:
         )
         if value is not None
     ]
+    rows += energy_rows(m, report.energy_formula)
     return Table(("figure", "value"), rows + _measured_on(report.environment))
+
+
+def neuron_table(report: Report) -> Table | None:
+    """How each layer of neurons fires; None for a report that does not say."""
+    if not report.neurons:
+        return None
+    return Table(NEURON_COLUMNS, neuron_rows(report.neurons), numeric=(1, 2, 3))
+
+
+def energy_table(report: Report) -> Table | None:
+    """Operations and energy of each layer for one image; None for a report that does not say."""
+    if not report.layers:
+        return None
+    return Table(LAYER_COLUMNS, layer_rows(report.layers), numeric=(2, 3, 4, 5, 6, 7))
 
 
 def _measured_on(environment: Mapping[str, str | int]) -> list[tuple[str, str]]:
@@ -157,6 +155,8 @@ def comparison_table(comparison: Comparison) -> Table:
         [beside(size(c.metrics.peak_memory_bytes), _times(c.peak_memory_ratio)) for c in each],
     )
     row("file size", size(base.size_bytes), [beside(size(c.metrics.size_bytes), _times(c.size_ratio)) for c in each])
+    for label, figure, note in _ENERGY:
+        row(label, figure(base), [beside(figure(c.metrics), note(c)) for c in each])
     columns = ("figure", f"{comparison.baseline} (baseline)", *(c.name for c in each))
     return Table(columns, rows)
 
@@ -165,6 +165,7 @@ def plain_table(comparison: Comparison) -> Table:
     """One row of unrounded numbers for each network, the baseline first; what was not measured is empty."""
     scores = [name for name, _ in _SCORES]
     figures = (*scores, "loss", "params", "params_nonzero", "macs", "macs_uncounted", "peak_memory_bytes", "size_bytes")
+    figures = (*figures, *_ENERGY_FIGURES)
     names = [name for name in comparison.candidates[0].__class__.model_fields if name not in ("name", "metrics")]
     ratios = [name for name in names if name != "latency_ratio_interval"]
 
@@ -176,6 +177,20 @@ def plain_table(comparison: Comparison) -> Table:
     for candidate in comparison.candidates:
         rows.append((candidate.name, *cells(candidate.metrics), *(_bare(getattr(candidate, r)) for r in ratios)))
     return Table(("name", *figures, "latency_ms", *ratios), rows)
+
+
+_ENERGY_FIGURES = (
+    "timesteps",
+    "firing_rate",
+    "synops",
+    "multiplied",
+    "accumulated",
+    "energy_nj",
+    "integer_energy_nj",
+    "activation_sparsity",
+    "connection_sparsity",
+    "footprint_bytes",
+)
 
 
 def _bare(value: float | tuple[str, ...] | None) -> str:
@@ -190,6 +205,27 @@ def _times(ratio: float | None) -> str:
 
 def _signed(drop: float | None) -> str:
     return "-" if drop is None else f"{0.0 - drop:+.2f}"
+
+
+def _risen(rise: float | None) -> str:
+    return "-" if rise is None else f"{100 * rise + 0.0:+.2f}"
+
+
+_ENERGY: tuple[tuple[str, Callable[[Metrics], str], Callable[[Candidate], str]], ...] = (
+    ("time steps", lambda m: "-" if m.timesteps is None else str(m.timesteps), lambda c: "-"),
+    ("firing rate", lambda m: share(m.firing_rate), lambda c: _times(c.firing_rate_ratio)),
+    ("synaptic operations", lambda m: count(m.synops), lambda c: _times(c.synops_ratio)),
+    ("energy (45 nm)", lambda m: joules(m.energy_nj), lambda c: _times(c.energy_ratio)),
+    (
+        "energy, integers as spikes",
+        lambda m: joules(m.integer_energy_nj),
+        lambda c: _times(c.integer_energy_ratio),
+    ),
+    ("activation sparsity", lambda m: share(m.activation_sparsity), lambda c: _risen(c.activation_sparsity_rise)),
+    ("connection sparsity", lambda m: share(m.connection_sparsity), lambda c: _risen(c.connection_sparsity_rise)),
+    ("footprint", lambda m: size(m.footprint_bytes), lambda c: _times(c.footprint_ratio)),
+)
+"""Rows of a comparison about spikes and energy: label, figure, and what is said beside a candidate's."""
 
 
 def _speedup(speedup: float | None, ratios: tuple[float, float] | None) -> str:

@@ -19,16 +19,22 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     space = prepare(output, model, {"stage": "eval"}, OPTIONS, values)
     if space is None:
         return
-    from prunecli.pipeline.stages import eval_stage
-    from prunecli.report.tables import report_table
+    from prunecli.pipeline.stages import eval_stage, required, unmet
+    from prunecli.report.tables import energy_table, neuron_table, report_table
 
     stage = space.recipe.stages[0]
     assert isinstance(stage, EvalStage)
+    required(stage)  # a wrong condition is noticed before any work
     report = eval_stage(space, stage, Path(values["out"]) if values["out"] else None)
     output.document(report.model_dump(mode="json", by_alias=True, exclude_none=True))
-    output.table(report_table(report))
+    for table in (report_table(report), neuron_table(report), energy_table(report)):
+        if table is not None:
+            output.table(table)
     if values["out"]:
         output.note(f"wrote {values['out']}")
+    failure = unmet(stage, report)
+    if failure is not None:
+        raise failure
 
 
 def command() -> Any:

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prunecli.cli.lazy import make_command
-from prunecli.cli.method_command import option, options_of, plan_for_stage, with_output
+from prunecli.cli.method_command import model_kwargs_options, option, options_of, plan_for_stage, with_output
 from prunecli.cli.output import Output
-from prunecli.errors import ModelError
+from prunecli.cli.stages import check_writable
+from prunecli.errors import ModelError, RecipeError
 from prunecli.recipe.fields import fields_of
 from prunecli.recipe.schema import DataSection, ModelSection
 
 if TYPE_CHECKING:
-    from prunecli.pipeline.inspecting import LayerInfo
+    from prunecli.pipeline.inspecting import Firing, LayerInfo
     from prunecli.pipeline.workspace import Workspace
 
 _DOCS = {field.name: field.doc for cls in (ModelSection, DataSection) for field in fields_of(cls)}
+IMAGES = 256
+PICTURES = (".png", ".svg", ".pdf")
 OPTIONS = [
     option("arch", str, _DOCS["ref"] + " For foreign weights; without it they are recognised.", path=("model", "ref")),
+    *model_kwargs_options(),
     option("image_size", str, _DOCS["image_size"], path=("data", "image_size")),
-    option("layers", bool, "List every layer, not only those that changed.", "--layers"),
+    option("data", str, "For firing rates, on training images: " + _DOCS["name"], path=("data", "name")),
+    option("data_root", str, _DOCS["root"], path=("data", "root")),
+    option("images", int, "Images to measure firing rates on.", default=IMAGES),
+    option("plot", str, "Draw firing rates by layer (.png, .svg, .pdf).", "--plot"),
+    option("force", bool, "Replace a picture that exists.", "--force"),
+    option("layers", bool, "List every layer and silent channel, not only those that changed.", "--layers"),
     option("manifest", bool, "Print the manifest as JSON and nothing else.", "--manifest"),
     option("verify", bool, "Only compare every tensor of a checkpoint with its recorded hash.", "--verify"),
     *options_of(ModelSection, ("model",), only=("allow_nonfinite",)),
@@ -38,6 +48,8 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     if values["verify"]:
         _verify(output, model)
         return
+    _check_picture(values)
+    from prunecli.measure.neurons import spiking_neurons
     from prunecli.pipeline.inspecting import layers_of
     from prunecli.pipeline.workspace import Workspace
 
@@ -51,6 +63,7 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
         return
     with space.running():
         layers = layers_of(loaded, space.example())
+    firing = _firing(output, space, values)
     output.document(
         {
             "model": loaded.manifest.architecture.model_dump(mode="json"),
@@ -58,15 +71,70 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
             "sha256": loaded.sha256,
             "input_shape": list(space.input_shape()),
             "layers": [vars(layer) for layer in layers],
+            "firing": _as_document(firing),
             "manifest": loaded.manifest.model_dump(mode="json", by_alias=True),
         }
     )
     _show(output, space, layers, bool(values["layers"]))
+    if firing is not None:
+        _show_firing(output, firing, bool(values["layers"]))
+    elif spiking_neurons(loaded.model):
+        output.note("for firing rates, silent and saturated channels name a data set: --data NAME")
+    if values["plot"]:
+        output.note(f"wrote {values['plot']}")
+
+
+def _firing(output: Output, space: Workspace, values: dict[str, Any]) -> Firing | None:
+    """Firing rates, where they are asked for, and the picture of them."""
+    from prunecli.measure.neurons import spiking_neurons
+    from prunecli.pipeline.inspecting import firing_of
+
+    plot, images = values["plot"], IMAGES if values["images"] is None else values["images"]
+    if images < 1:
+        raise RecipeError(f"--images has to be at least 1 (got {images})")
+    if plot is None and (values["data"] is None or not spiking_neurons(space.model().model)):
+        return None
+    firing = firing_of(space, images)
+    if plot is not None:
+        from prunecli.checkpoint.durable import write_atomically
+        from prunecli.report.plots import firing_plot
+
+        title = f"{space.model().name}: {firing.images} images of {firing.data}, {firing.timesteps} time steps"
+        picture = firing_plot(firing.neurons, title, Path(plot).suffix[1:])
+        write_atomically(Path(plot), lambda temporary: temporary.write_bytes(picture), replace=bool(values["force"]))
+    return firing
+
+
+def _show_firing(output: Output, firing: Firing, everything: bool) -> None:
+    from prunecli.measure.energy import FORMULA
+    from prunecli.report.energy_tables import NEURON_COLUMNS, energy_rows, neuron_rows
+    from prunecli.report.tables import Table
+
+    output.note(f"firing rates over {firing.images} images of {firing.data}, {firing.timesteps} time steps each:")
+    output.table(Table(NEURON_COLUMNS, neuron_rows(firing.neurons, everything=everything), numeric=(1, 2, 3)))
+    output.table(Table(("figure", "value"), energy_rows(firing.metrics, FORMULA)))
+
+
+def _as_document(firing: Firing | None) -> dict[str, Any] | None:
+    if firing is None:
+        return None
+    return {
+        **vars(firing),
+        "neurons": [neuron.model_dump(mode="json") for neuron in firing.neurons],
+        "metrics": firing.metrics.model_dump(mode="json", exclude_none=True),
+    }
+
+
+def _check_picture(values: dict[str, Any]) -> None:
+    plot = values["plot"]
+    if plot is None:
+        return
+    if Path(plot).suffix not in PICTURES:
+        raise RecipeError(f"--plot {plot}: a picture ends in {', '.join(PICTURES)}")
+    check_writable(Path(plot), bool(values["force"]))
 
 
 def _verify(output: Output, model: str) -> None:
-    from pathlib import Path
-
     from prunecli.pipeline.inspecting import verify_file
     from prunecli.report.tables import Table, count
 
@@ -90,18 +158,21 @@ def _verify(output: Output, model: str) -> None:
 
 def _show(output: Output, space: Workspace, layers: list[LayerInfo], everything: bool) -> None:
     from prunecli.measure.counts import count_macs
+    from prunecli.measure.neurons import spiking_neurons
     from prunecli.report.tables import Table, count, macs
 
     loaded = space.model()
     params, zeros = sum(layer.params for layer in layers), sum(layer.zeros for layer in layers)
     changed = [layer for layer in layers if layer.shape != layer.dense_shape]
     counted = count_macs(loaded.model, space.example())
+    steps = getattr(loaded.model, "T", None)
     rows = [
         ("architecture", loaded.manifest.architecture.ref),
         ("input", "x".join(map(str, space.input_shape()))),
         ("parameters", count(params)),
         ("zeros", f"{100 * zeros / max(params, 1):.2f} %"),
         ("MACs", macs(counted.total, counted.uncounted)),
+        *([("time steps, in MACs too", str(steps))] if spiking_neurons(loaded.model) and steps else []),
         *([("not counted in MACs", ", ".join(counted.uncounted))] if counted.uncounted else []),
         ("layers changed", f"{len(changed)} of {len(layers)}"),
         ("sha256", loaded.sha256 or "-"),

@@ -1,0 +1,259 @@
+"""Criteria of `prune spike` on a spiking VGG-9 and a small Spikformer, trained on MNIST.
+
+    PRUNE_DATA=DATA python benchmarks/spiking_criteria.py vgg9 --bases FOLDER -o benchmarks/results/spiking_vgg9.json
+    PRUNE_DATA=DATA python benchmarks/spiking_criteria.py spikformer --bases FOLDER \
+        -o benchmarks/results/spiking_spikformer.json
+    python benchmarks/spiking_criteria.py --tables benchmarks/results/spiking_vgg9.json \
+        benchmarks/results/spiking_spikformer.json
+
+Three networks of each kind are trained on 20,000 images from different seeds. Every criterion removes the same share of
+channels from each, scope and protected layers as by default. Top-1 on the first 2,000 test images: straight after
+removal, after measuring batch normalisation anew, after regression and that (the default), and after one and the same
+short finetuning on 5,120 training images from there. "noise" scores on random inputs instead of training images.
+Nothing is chosen on test images. Cells that the output file has already are not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from prunecli.data.catalog import load_data
+from prunecli.data.loader import (
+    Augmentation,
+    CalibrationBatches,
+    Preprocessing,
+    evaluation_batches,
+    training_batches,
+)
+from prunecli.engine.evaluate import evaluate
+from prunecli.engine.fit import FitConfig, fit
+from prunecli.measure.counts import parameter_count
+from prunecli.measure.energy import profile
+from prunecli.measure.environment import describe_environment
+from prunecli.measure.latency import time_paired
+from prunecli.methods.params import SpikeParams, StructuralParams
+from prunecli.methods.registry import get_method
+from prunecli.methods.structural import prune_structural
+from prunecli.models.loading import load_file, load_reference, save
+from prunecli.surgery.recalibrate import recalibrate_batchnorm
+
+CPU = torch.device("cpu")
+SEEDS = (0, 1, 2)
+RATIOS = (0.3, 0.5, 0.75)
+SPIKES = ("rate", "rate+v", "entropy", "variance", "singular")
+CRITERIA = (*SPIKES, "taylor", "activation", "l1", "bn-scale", "random")
+TEST, TRAIN, CALIBRATION, FINETUNE = 2000, 20_000, 512, 5120
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network and how it is trained."""
+
+    ref: str
+    kwargs: dict[str, Any]
+    size: int
+    epochs: int
+    lr: float
+
+
+SETTINGS = {
+    "vgg9": Setting("spiking:vgg9", {"width": 0.125}, 32, 3, 2e-3),
+    "spikformer": Setting("spiking:spikformer-2-64", {}, 16, 4, 2e-3),
+}
+
+
+class Bench:
+    """Data and one trained network for each seed."""
+
+    def __init__(self, name: str, bases: Path) -> None:
+        self.setting = SETTINGS[name]
+        self.name, self._bases = name, bases
+        data = load_data("mnist")
+        size = self.setting.size
+        self.preprocessing = Preprocessing((1, size, size), data.mean, data.std)
+        chosen = np.sort(np.random.default_rng(0).permutation(len(data.training_split().labels))[:TRAIN])
+        self._train = data.training_split().subset(chosen)
+        # Prepared once: a benchmark of networks, not of image loading.
+        self.test = list(evaluation_batches(data.test.subset(np.arange(TEST)), self.preprocessing, 256))
+        self.example = torch.randn(1, 1, size, size, generator=torch.Generator().manual_seed(0))
+
+    def calibration(self, seed: int) -> list[Any]:
+        """Batches of training images with labels."""
+        return list(CalibrationBatches(self._train, self.preprocessing, CALIBRATION, 128, seed=seed).labelled)
+
+    def base(self, seed: int) -> nn.Module:
+        """The trained network of a seed, from the folder of bases or trained now."""
+        path = self._bases / f"{self.name}-{seed}.safetensors"
+        if not path.is_file():
+            torch.manual_seed(seed)
+            loaded = load_reference(self.setting.ref, num_classes=10, in_chans=1, **self.setting.kwargs)
+            self._fit(loaded.model, self._train, self.setting.epochs, self.setting.lr, seed, "cosine")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save(path, loaded.model, loaded.manifest)
+        return load_file(path).model
+
+    def finetuned(self, model: nn.Module, seed: int) -> nn.Module:
+        """A copy after the short finetuning."""
+        tuned = copy.deepcopy(model)
+        some = self._train.subset(np.sort(np.random.default_rng(seed).permutation(TRAIN)[:FINETUNE]))
+        self._fit(tuned, some, 1, self.setting.lr / 2, seed, "none")
+        return tuned
+
+    def _fit(self, model: nn.Module, split: Any, epochs: int, lr: float, seed: int, schedule: str) -> None:
+        batches = training_batches(split, self.preprocessing, Augmentation(flip=False), 64, seed=seed)
+        config = FitConfig(epochs=epochs, lr=lr, optimizer="adamw", weight_decay=1e-4, schedule=schedule, seed=seed)
+        fit(model, batches, None, config, CPU, num_classes=10)
+
+    def top1(self, model: nn.Module) -> float:
+        """Accuracy on the test images, in per cent."""
+        return evaluate(model, self.test, CPU).top1
+
+    def pruned(
+        self, model: nn.Module, criterion: str, ratio: float, seed: int, data: list[Any], *, repaired: bool
+    ) -> nn.Module:
+        """`model` without `ratio` of its channels."""
+        other = criterion in ("taylor", "activation")
+        params: StructuralParams = SpikeParams(ratio=ratio) if other else SpikeParams(ratio=ratio, criterion=criterion)  # type: ignore[arg-type]
+        method = get_method(criterion if other else "spike").load()
+        outcome = prune_structural(
+            model,
+            self.example,
+            method,
+            params,
+            seed=seed,
+            calibration=data,
+            compensation="ls" if repaired else "none",
+            recalibrate=repaired,
+        )
+        return outcome.model
+
+
+def cell(bench: Bench, seed: int, criterion: str, ratio: float) -> dict[str, float]:
+    """All figures of one criterion at one ratio for one seed."""
+    base, data = bench.base(seed), bench.calibration(seed)
+    removed = bench.pruned(base, criterion, ratio, seed, data, repaired=False)
+    found = {"removed": bench.top1(removed)}
+    recalibrate_batchnorm(removed, [images for images, _ in data])
+    found["recalibrated"] = bench.top1(removed)
+    repaired = bench.pruned(base, criterion, ratio, seed, data, repaired=True)
+    found["repaired"] = bench.top1(repaired)
+    found["finetuned"] = bench.top1(bench.finetuned(repaired, seed))
+    return found
+
+
+def cost(bench: Bench, seed: int, ratio: float) -> dict[str, Any]:
+    """What removal with the default criterion saves, beside what it leaves of accuracy."""
+    base, data = bench.base(seed), bench.calibration(seed)
+    small = bench.finetuned(bench.pruned(base, "rate", ratio, seed, data, repaired=True), seed)
+    before, after = (profile(model, bench.test[:1]) for model in (base, small))
+    found: dict[str, Any] = {
+        "params": parameter_count(small) / parameter_count(base),
+        "synops": after.synops / before.synops,
+        "energy": after.energy_nj / before.energy_nj,
+        "firing rate": after.firing_rate / before.firing_rate,
+    }
+    for images in (1, 64):
+        inputs = torch.randn(images, *bench.example.shape[1:], generator=torch.Generator().manual_seed(0))
+        timing = time_paired([base, small], [inputs, inputs], rounds=30)
+        found[f"latency {images}"] = (timing.ratios[1], timing.ratio_intervals[1])
+    return found
+
+
+def noise(bench: Bench, seed: int, criterion: str) -> dict[str, float]:
+    """Scores on random inputs at ratio 0.5, with and without measuring normalisations anew."""
+    base = bench.base(seed)
+    inputs = torch.randn(32, *bench.example.shape[1:], generator=torch.Generator().manual_seed(seed))
+    removed = bench.pruned(base, criterion, 0.5, seed, [inputs], repaired=False)
+    found = {"removed": bench.top1(removed)}
+    recalibrate_batchnorm(removed, [images for images, _ in bench.calibration(seed)])
+    found["recalibrated"] = bench.top1(removed)
+    return found
+
+
+def measure(name: str, bases: Path, out: Path, criteria: Sequence[str] = CRITERIA) -> None:
+    """Fills the file with every cell it lacks."""
+    torch.set_num_threads(1)
+    bench = Bench(name, bases)
+    document = json.loads(out.read_text()) if out.is_file() else {"cells": {}, "noise": {}, "cost": {}, "base": {}}
+    document |= {"network": name, "setting": vars(bench.setting), "environment": describe_environment(CPU)}
+
+    def keep(kind: str, key: str, make: Any) -> None:
+        if key not in document[kind]:
+            document[kind][key] = make()
+            out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            print(kind, key, document[kind][key], flush=True)
+
+    for seed in SEEDS:
+        keep("base", f"{seed}", lambda seed=seed: bench.top1(bench.base(seed)))
+    for seed in SEEDS:
+        for ratio in (0.5, 0.75, 0.3):
+            for criterion in criteria:
+                keep("cells", f"{criterion} {ratio} {seed}", lambda c=criterion, r=ratio, s=seed: cell(bench, s, c, r))
+            keep("cost", f"{ratio} {seed}", lambda r=ratio, s=seed: cost(bench, s, r))
+        for criterion in ("rate", "rate+v"):
+            keep("noise", f"{criterion} {seed}", lambda c=criterion, s=seed: noise(bench, s, c))
+
+
+def tables(paths: list[Path]) -> None:
+    """Prints the tables of docs/benchmarks.md."""
+    for path in paths:
+        document = json.loads(path.read_text())
+        base = list(document["base"].values())
+        print(f"\n{document['network']}: trained {_spread(base)} % (seeds {', '.join(document['base'])})\n")
+        for ratio in RATIOS:
+            print(f"| {ratio:.0%} removed | straight after | recalibrated | repaired (default) | finetuned |")
+            print("|---|---:|---:|---:|---:|")
+            for criterion in CRITERIA:
+                found = [document["cells"].get(f"{criterion} {ratio} {seed}") for seed in SEEDS]
+                cells = [entry for entry in found if entry]
+                if cells:
+                    row = [_spread([entry[stage] for entry in cells]) for stage in cells[0]]
+                    print(f"| {criterion} | " + " | ".join(row) + " |")
+            print()
+        print("| removed | parameters | SynOps | energy | latency, 1 image | latency, 64 images |")
+        print("|---|---:|---:|---:|---:|---:|")
+        for ratio in RATIOS:
+            costs = [document["cost"][f"{ratio} {seed}"] for seed in SEEDS if f"{ratio} {seed}" in document["cost"]]
+            if costs:
+                names = ("params", "synops", "energy")
+                row = [_spread([entry[name] for entry in costs], 3) for name in names]
+                row += [_spread([entry[name][0] for entry in costs], 3) for name in ("latency 1", "latency 64")]
+                print(f"| {ratio:.0%} | " + " | ".join(row) + " |")
+        print("\nscored on random inputs, 50 % removed:", {
+            criterion: {
+                stage: _spread([document["noise"][f"{criterion} {seed}"][stage] for seed in SEEDS])
+                for stage in ("removed", "recalibrated")
+            }
+            for criterion in ("rate", "rate+v")
+            if all(f"{criterion} {seed}" in document["noise"] for seed in SEEDS)
+        })  # fmt: skip
+
+
+def _spread(values: list[float], digits: int = 1) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.{digits}f} +- {deviation:.{digits}f}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", nargs="?", choices=SETTINGS)
+    parser.add_argument("--bases", type=Path, default=Path("bases"))
+    parser.add_argument("-o", "--out", type=Path)
+    parser.add_argument("--criteria", nargs="+", choices=CRITERIA, default=CRITERIA)
+    parser.add_argument("--tables", type=Path, nargs="+")
+    given = parser.parse_args()
+    if given.tables:
+        tables(given.tables)
+    else:
+        measure(given.network, given.bases, given.out or Path(f"spiking_{given.network}.json"), given.criteria)

@@ -1,0 +1,159 @@
+"""Firing statistics of a spiking network, and how sparse it is by NeuroBench's definitions (Yik et al., 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prunecli.measure.neurons import spiking_neurons
+
+SATURATED = 0.999
+"""A channel that fires at this share of all steps and places, or more, says as good as nothing."""
+_SYNAPTIC = (nn.modules.conv._ConvNd, nn.Linear)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_NO_ACTIVATIONS = ("MultiheadAttention", "Softmax", "Softmax2d", "LogSoftmax", "Softmin")
+
+
+@dataclass(frozen=True)
+class NeuronFigures:
+    """How one layer of neurons fires over the data given.
+
+    Attributes:
+        name: Dotted name.
+        rate: Spikes per neuron and step: the mean over steps, images and places.
+        channel_rates: The same for each channel, the dimension after steps and images.
+        silent: Channels that never fire.
+        saturated: Channels that fire always, or as good as always: see `SATURATED`.
+    """
+
+    name: str
+    rate: float
+    channel_rates: tuple[float, ...]
+    silent: tuple[int, ...]
+    saturated: tuple[int, ...]
+
+    def quantile(self, share: float) -> float:
+        """The rate that a share of the channels stays below or at."""
+        return float(np.quantile(self.channel_rates, share))
+
+
+class FiringStatistics:
+    """Sums of one number per channel; what the neurons gave out is not kept.
+
+    Attributes:
+        images: Images that were seen; whoever runs the network adds them.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.images = 0
+        self._model = model
+        self._neurons = spiking_neurons(model)
+        self._spikes: dict[str, Tensor] = {}
+        self._seen: dict[str, int] = {}
+        self._steps: dict[str, int] = {}
+        self._longest = 0
+        self._zeros = self._activations = 0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Adds up what the network's neurons and activation functions give out inside."""
+        hooks = []
+        for name, module in self._model.named_modules():
+            if name in self._neurons or _is_activation(module):
+                hooks.append(module.register_forward_hook(lambda m, _a, out, name=name: self._add(name, m, out)))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def passed(self, images: int) -> None:
+        """One pass of so many images is over."""
+        self.images += images
+        self._longest = max(self._longest, *self._steps.values(), 0)
+        self._steps = {}
+
+    @property
+    def timesteps(self) -> int:
+        """Steps of one pass, the most that any neuron made."""
+        return self._longest
+
+    @property
+    def activation_sparsity(self) -> float:
+        """Share of zeros in what neurons and activation functions gave out."""
+        return self._zeros / max(self._activations, 1)
+
+    @property
+    def firing_rate(self) -> float:
+        """Spikes per neuron and step, over all neurons of the network."""
+        return sum(float(spikes.sum()) for spikes in self._spikes.values()) / max(sum(self._outputs().values()), 1)
+
+    def neurons(self) -> tuple[NeuronFigures, ...]:
+        """Figures of every layer of neurons that was run, in the model's order."""
+        figures = []
+        for name in self._neurons:
+            if name not in self._spikes:
+                continue
+            rates = self._spikes[name] / self._seen[name]
+            figures.append(
+                NeuronFigures(
+                    name=name,
+                    rate=float(rates.mean()),
+                    channel_rates=tuple(rates.tolist()),
+                    silent=tuple((self._spikes[name] == 0).nonzero().flatten().tolist()),
+                    saturated=tuple((rates >= SATURATED).nonzero().flatten().tolist()),
+                )
+            )
+        return tuple(figures)
+
+    def _outputs(self) -> dict[str, int]:
+        return {name: seen * len(self._spikes[name]) for name, seen in self._seen.items()}
+
+    def _add(self, name: str, module: nn.Module, output: object) -> None:
+        if not isinstance(output, Tensor):
+            return
+        self._activations += output.numel()
+        self._zeros += output.numel() - int(torch.count_nonzero(output))
+        if name not in self._neurons:
+            return
+        steps = getattr(module, "step_mode", "s") == "m"
+        channel = min(2 if steps else 1, output.dim() - 1)
+        others = [dim for dim in range(output.dim()) if dim != channel]
+        spikes = output.detach().sum(others, dtype=torch.float32).double().cpu()
+        before = self._spikes.get(name)
+        self._spikes[name] = spikes if before is None else before + spikes
+        self._seen[name] = self._seen.get(name, 0) + output.numel() // output.shape[channel]
+        self._steps[name] = self._steps.get(name, 0) + (output.shape[0] if steps else 1)
+
+
+def connection_sparsity(model: nn.Module) -> float:
+    """Share of zeros in the weights of layers that connect: convolutions, linear and recurrent layers; no biases."""
+    zeros = total = 0
+    for weight in _connections(model):
+        zeros += weight.numel() - int(torch.count_nonzero(weight))
+        total += weight.numel()
+    return zeros / max(total, 1)
+
+
+def footprint_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers; tied ones count once."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _connections(model: nn.Module) -> Iterator[Tensor]:
+    for module in model.modules():
+        if isinstance(module, _SYNAPTIC):
+            yield module.weight.detach()
+        elif isinstance(module, _RECURRENT):
+            for name, parameter in module.named_parameters(recurse=False):
+                if name.startswith("weight"):
+                    yield parameter.detach()
+
+
+def _is_activation(module: nn.Module) -> bool:
+    return type(module).__module__ == "torch.nn.modules.activation" and type(module).__name__ not in _NO_ACTIVATIONS

@@ -1,0 +1,96 @@
+"""Conditions over figures, such as 'top1_drop > 1.0 or macs_ratio > 0.6'."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from prunecli.errors import RecipeError, unknown
+
+_OPERATORS: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
+
+
+class Condition:
+    """A condition over figures.
+
+    Args:
+        text: Comparisons of names and numbers, joined by and, or, not and parentheses.
+        names: Figures it may name.
+        option: What to call it in messages.
+        example: One that is right, for messages.
+
+    Raises:
+        RecipeError: It is not such a condition, or a name is unknown.
+    """
+
+    def __init__(self, text: str, names: Collection[str], option: str, example: str) -> None:
+        self.text = text
+        self._names, self._option, self._example = names, option, example
+        try:
+            self._tree = ast.parse(text.strip(), mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise RecipeError(f"{option} {text!r}: not a condition; write for instance {example!r}") from error
+        self._check(self._tree, boolean=True)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The figures it names, each once."""
+        return tuple(dict.fromkeys(node.id for node in ast.walk(self._tree) if isinstance(node, ast.Name)))
+
+    def true_of(self, figures: Mapping[str, Any]) -> bool:
+        """Whether the condition is true of figures by name; `name` says whose they are.
+
+        Raises:
+            RecipeError: A figure it needs was not measured.
+        """
+        return self._evaluate(self._tree, figures)
+
+    def _check(self, node: ast.AST, *, boolean: bool) -> None:
+        if boolean and isinstance(node, ast.BoolOp):
+            for value in node.values:
+                self._check(value, boolean=True)
+        elif boolean and isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            self._check(node.operand, boolean=True)
+        elif boolean and isinstance(node, ast.Compare) and all(type(op) in _OPERATORS for op in node.ops):
+            for value in (node.left, *node.comparators):
+                self._check(value, boolean=False)
+        elif not boolean and isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
+            self._check(node.operand, boolean=False)
+        elif not boolean and isinstance(node, ast.Name):
+            if node.id not in self._names:
+                raise RecipeError(f"{self._option}: {unknown('figure', node.id, self._names)}")
+        elif boolean or not isinstance(node, ast.Constant) or type(node.value) not in (int, float):
+            raise RecipeError(f"{self._option} {self.text!r}: not a condition; write for instance {self._example!r}")
+
+    def _evaluate(self, node: ast.AST, figures: Mapping[str, Any]) -> bool:
+        if isinstance(node, ast.BoolOp):
+            values = [self._evaluate(value, figures) for value in node.values]
+            return all(values) if isinstance(node.op, ast.And) else any(values)
+        if isinstance(node, ast.UnaryOp):
+            return not self._evaluate(node.operand, figures)
+        assert isinstance(node, ast.Compare)
+        numbers = [self._number(value, figures) for value in (node.left, *node.comparators)]
+        pairs = zip(numbers[:-1], node.ops, numbers[1:], strict=True)
+        return all(_OPERATORS[type(op)](left, right) for left, op, right in pairs)
+
+    def _number(self, node: ast.AST, figures: Mapping[str, Any]) -> float:
+        if isinstance(node, ast.UnaryOp):
+            value = self._number(node.operand, figures)
+            return -value if isinstance(node.op, ast.USub) else value
+        if isinstance(node, ast.Constant):
+            return float(node.value)  # type: ignore[arg-type]
+        assert isinstance(node, ast.Name)
+        if figures[node.id] is None:
+            raise RecipeError(
+                f"{self._option}: {node.id} of {figures['name']} was not measured, so it cannot be judged"
+            )
+        return float(figures[node.id])

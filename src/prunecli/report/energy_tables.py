@@ -1,0 +1,106 @@
+"""Tables of what a spiking network does: layer by layer, and the rows that it adds to a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prunecli.report.numbers import count, joules, share, size
+from prunecli.report.schema import LayerEnergy, Metrics, NeuronRates
+
+Rows = list[tuple[str, ...]]
+_NAMED = 8
+
+
+def energy_rows(metrics: Metrics, formula: str | None) -> list[tuple[str, str]]:
+    """Rows of a report's table; empty for a report without energy and spikes."""
+    m = metrics
+    mark = ">= " if m.energy_uncounted else ""
+    entries = (
+        ("time steps", str(m.timesteps), m.timesteps),
+        ("images for spikes", str(m.energy_images), m.energy_images),
+        ("firing rate", share(m.firing_rate), m.firing_rate),
+        ("silent channels", str(m.silent_channels), m.silent_channels),
+        ("saturated channels", str(m.saturated_channels), m.saturated_channels),
+        ("synaptic operations", count(m.synops), m.synops),
+        ("multiplied (MACs)", mark + count(m.multiplied), m.multiplied if m.accumulated is not None else None),
+        ("MACs without zeros", mark + count(m.effective_macs), m.effective_macs),
+        ("accumulated (ACs)", mark + count(m.accumulated), m.accumulated),
+        ("energy", mark + joules(m.energy_nj), m.energy_nj),
+        ("energy, integers as spikes", mark + _integers(m), m.integer_energy_nj),
+        ("energy is", f"{formula}, operations alone", formula),
+        ("not counted in energy", ", ".join(m.energy_uncounted), m.energy_uncounted or None),
+        ("activation sparsity", share(m.activation_sparsity), m.activation_sparsity),
+        ("connection sparsity", share(m.connection_sparsity), m.connection_sparsity),
+        ("footprint", size(m.footprint_bytes), m.footprint_bytes),
+    )
+    return [(label, text) for label, text, value in entries if value is not None]
+
+
+def neuron_rows(neurons: Sequence[NeuronRates], *, everything: bool = False) -> Rows:
+    """For each layer of neurons: name, channels, rate, its 5 % and 95 % quantiles, silent and saturated channels.
+
+    Of many silent or saturated channels the first few are named, or all with `everything`.
+    """
+    named = None if everything else _NAMED
+    return [
+        (
+            neuron.name,
+            str(neuron.channels),
+            share(neuron.rate),
+            f"{share(neuron.quantiles.get('0.05'), 1)} - {share(neuron.quantiles.get('0.95'), 1)}",
+            numbers(neuron.silent, named),
+            numbers(neuron.saturated, named),
+        )
+        for neuron in neurons
+    ]
+
+
+NEURON_COLUMNS = ("neurons", "channels", "firing rate", "5 % - 95 % of channels", "silent", "saturated")
+LAYER_COLUMNS = ("layer", "reads", "MACs", "ACs", "energy", "MACs, integers as spikes", "ACs", "energy")
+
+
+def layer_rows(layers: Sequence[LayerEnergy]) -> Rows:
+    """For each layer that multiplies: name, what arrives, operations and energy, and these with integers as spikes."""
+    return [
+        (
+            layer.name,
+            layer.arriving,
+            count(layer.macs),
+            count(layer.acs),
+            joules(layer.energy_nj),
+            count(layer.integer_macs),
+            count(layer.integer_acs),
+            joules(layer.integer_energy_nj),
+        )
+        for layer in layers
+    ]
+
+
+def change_rows(before: Metrics, after: Metrics) -> Rows:
+    """Figure, before, after and ratio of what pruning did to a spiking network."""
+    entries = (
+        ("firing rate", share(before.firing_rate), share(after.firing_rate), before.firing_rate, after.firing_rate),
+        ("synaptic operations", count(before.synops), count(after.synops), before.synops, after.synops),
+        ("energy (45 nm)", joules(before.energy_nj), joules(after.energy_nj), before.energy_nj, after.energy_nj),
+        (
+            "energy, integers as spikes",
+            joules(before.integer_energy_nj),
+            joules(after.integer_energy_nj),
+            before.integer_energy_nj,
+            after.integer_energy_nj,
+        ),
+    )
+    return [(label, b, a, f"x{new / old:.3f}" if old and new is not None else "") for label, b, a, old, new in entries]
+
+
+def numbers(channels: Sequence[int], named: int | None = _NAMED) -> str:
+    """How many channels, and the first `named` of them; None names all."""
+    if not channels:
+        return "0"
+    shown = channels[:named]
+    return f"{len(channels)}: {', '.join(map(str, shown))}{' ...' if len(shown) < len(channels) else ''}"
+
+
+def _integers(metrics: Metrics) -> str:
+    macs, acs = count(metrics.integer_multiplied), count(metrics.integer_accumulated)
+    return f"{joules(metrics.integer_energy_nj)} ({macs} MACs, {acs} ACs)"

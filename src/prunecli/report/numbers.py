@@ -1,0 +1,52 @@
+"""Numbers as a person reads them."""
+
+from __future__ import annotations
+
+import math
+
+
+def count(value: float | None) -> str:
+    """1,234,567 as 1.23M."""
+    if value is None:
+        return "-"
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.2f}{unit}"
+    return f"{value:.0f}"
+
+
+def size(value: float | None) -> str:
+    """Bytes in binary units."""
+    if value is None:
+        return "-"
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if value >= factor:
+            return f"{value / factor:.2f} {unit}"
+    return f"{value:.0f} B"
+
+
+def fixed(value: float | None, digits: int = 2, unit: str = "") -> str:
+    """A number with so many digits, or a dash."""
+    return "-" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def interval(low: float, high: float, digits: int = 2) -> str:
+    """An interval, rounded outward: what lies in it lies in what is printed."""
+    scale = 10.0**digits
+    low, high = math.floor(low * scale) / scale, math.ceil(high * scale) / scale
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def joules(nanojoules: float | None) -> str:
+    """Energy with a unit that leaves a readable number."""
+    if nanojoules is None:
+        return "-"
+    for unit, factor in (("J", 1e9), ("mJ", 1e6), ("uJ", 1e3)):
+        if nanojoules >= factor:
+            return f"{nanojoules / factor:.3f} {unit}"
+    return f"{nanojoules:.3f} nJ"
+
+
+def share(value: float | None, digits: int = 2) -> str:
+    """A share of one as a percentage."""
+    return "-" if value is None else f"{100 * value:.{digits}f} %"
