@@ -119,6 +119,12 @@ def test_a_linear_layer_counts_pairs_and_leaves_masked_weights_out() -> None:
     assert found.acs == ((3 + 2) + 3) / 2 and found.dense == 3 + 2 + 3 + 3
 
 
+def test_a_count_goes_on_where_float32_stops() -> None:
+    spikes = torch.ones(2**24 + 1, 1)
+    (found,) = profile(nn.Sequential(nn.Linear(1, 1)), [spikes]).layers
+    assert found.acs == 1.0
+
+
 def test_fan_out_is_counted_once_and_exactly_for_a_wide_layer() -> None:
     weight = torch.ones(512, 256, 3, 3)
     fan_out = convolution_fan_out(weight, (256, 4, 4), [1, 1], [1, 1], [1, 1], False, [0, 0], 1)

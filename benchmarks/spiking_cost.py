@@ -1,0 +1,200 @@
+"""What collecting spike scores costs over a plain forward pass, and a training step over a plain spikingjelly loop.
+
+    python benchmarks/spiking_cost.py -o benchmarks/results/spiking_cost.json
+
+Times are taken in turns (one of each, then the other way round), the ratio is that of medians with a 95 % bootstrap
+interval. Peak memory is counted by torch's MemTracker while scores are collected from 1, 4 and 16 batches. Batches of
+64 random images of 32x32 pixels, one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from spikingjelly.activation_based import functional
+from torch import Tensor, nn
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from prunecli.criteria.base import Calibration
+from prunecli.criteria.spike import spike
+from prunecli.engine.fit import Epoch, FitConfig, fit
+from prunecli.measure.environment import describe_environment
+from prunecli.models.catalog import build
+from prunecli.surgery.awake import awake
+from prunecli.surgery.trace import trace
+
+CPU = torch.device("cpu")
+NETWORKS = {"spiking:vgg9": {"width": 0.25}, "spiking:spikformer-2-64": {}}
+CRITERIA = ("rate", "rate+v", "entropy", "variance", "singular")
+BATCH, STEPS = 64, 4
+
+
+def network(ref: str, kwargs: dict[str, Any]) -> nn.Module:
+    """A network whose neurons fire."""
+    torch.manual_seed(0)
+    model = build(ref, num_classes=10, **kwargs).eval()
+    pair = awake(model, model, images(8))
+    assert pair is not None
+    return pair[0]
+
+
+def images(count: int = BATCH) -> Tensor:
+    """Random images."""
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def ratio(first: Callable[[], float], second: Callable[[], float], rounds: int) -> dict[str, Any]:
+    """Median seconds of both and the ratio second / first; each call returns what it took."""
+    first(), second()
+    times: list[list[float]] = [[], []]
+    for turn in range(rounds):
+        order = (0, 1) if turn % 2 == 0 else (1, 0)
+        for place in order:
+            times[place].append((first, second)[place]())
+    generator = np.random.default_rng(0)
+    a, b = (np.array(values) for values in times)
+    picks = generator.integers(len(a), size=(2000, len(a)))
+    ratios = np.median(b[picks], axis=1) / np.median(a[picks], axis=1)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return {
+        "seconds": [float(np.median(a)), float(np.median(b))],
+        "ratio": float(np.median(b) / np.median(a)),
+        "interval": [float(low), float(high)],
+    }
+
+
+def timed(work: Callable[[], object]) -> Callable[[], float]:
+    """`work` as a function that returns what it took."""
+
+    def measured() -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    return measured
+
+
+def collecting(model: nn.Module, rounds: int) -> dict[str, Any]:
+    """Every criterion over a plain pass over the same batch."""
+    x = images()
+    groups = trace(model, x[:1]).groups
+
+    def plain() -> None:
+        with torch.no_grad():
+            model(x)
+
+    return {
+        criterion: ratio(
+            timed(plain),
+            timed(lambda c=criterion: spike(model, groups, Calibration(batches=[x], options={"criterion": c}))),
+            rounds,
+        )
+        for criterion in CRITERIA
+    }
+
+
+def memory(model: nn.Module, criterion: str, batches: int) -> int:
+    """Most bytes held at once while scores are collected."""
+    groups = trace(model, images(1)).groups
+    tracker = MemTracker()
+    tracker.track_external(model)
+    with tracker:
+        spike(model, groups, Calibration(batches=_Drawn(batches, tracker), options={"criterion": criterion}))
+    peak = tracker.get_tracker_snapshot("peak")
+    return int(sum(sizes["Total"] for device, sizes in peak.items() if device.type == "cpu"))
+
+
+class _Drawn:
+    """Batches that are drawn when they are wanted, so that none is held."""
+
+    def __init__(self, count: int, tracker: MemTracker) -> None:
+        self._count, self._tracker = count, tracker
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for _ in range(self._count):
+            self._tracker.reset_mod_stats()  # it follows one pass of a module at a time
+            yield images()
+
+
+class _Batches:
+    batch_size = BATCH
+
+    def __len__(self) -> int:
+        return STEPS
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(STEPS):
+            yield images(), torch.arange(BATCH) % 10
+
+
+class _Stamps:
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        self.times.append(time.perf_counter())
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        pass
+
+
+def training(model: nn.Module, rounds: int) -> dict[str, Any]:
+    """Our loop over a plain one: seconds of a step after the first of a run."""
+    ours, plain = copy.deepcopy(model), copy.deepcopy(model)
+    config = FitConfig(epochs=1, lr=1e-4, optimizer="adamw", weight_decay=1e-4, schedule="none")
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-4, weight_decay=1e-4)
+
+    def with_fit() -> float:
+        stamps = _Stamps()
+        fit(ours, _Batches(), None, config, CPU, num_classes=10, progress=stamps)
+        return (stamps.times[-1] - stamps.times[0]) / (STEPS - 1)
+
+    def with_a_loop() -> float:
+        plain.train()
+        times = []
+        for x, labels in _Batches():
+            functional.reset_net(plain)
+            steps = x.unsqueeze(0).repeat(plain.T, 1, 1, 1, 1)
+            loss = F.cross_entropy(plain.simulate(steps).mean(0), labels)  # type: ignore[operator]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+            times.append(time.perf_counter())
+        functional.reset_net(plain)
+        return (times[-1] - times[0]) / (STEPS - 1)
+
+    return ratio(with_a_loop, with_fit, rounds)
+
+
+def main() -> None:
+    """Measures and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--out", type=Path, default=Path("spiking_cost.json"))
+    parser.add_argument("--rounds", type=int, default=20)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    document: dict[str, Any] = {"environment": describe_environment(CPU), "networks": {}}
+    for ref, kwargs in NETWORKS.items():
+        model = network(ref, kwargs)
+        document["networks"][ref] = {
+            "arguments": kwargs,
+            "collecting": collecting(model, given.rounds),
+            "peak bytes": {c: {n: memory(model, c, n) for n in (1, 4, 16)} for c in ("rate", "rate+v")},
+            "training step": training(model, max(given.rounds // 2, 4)),
+        }
+        print(ref, json.dumps(document["networks"][ref], indent=1), flush=True)
+    given.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""The recipes of spiking networks, from training to the comparison."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, Prune
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["spikformer-digits", "spikformer-digits-progressive", "spiking-vgg9-mnist"])
+def test_a_recipe_runs_under_ten_minutes_and_its_base_is_good(
+    prune: Prune, tmp_path: Path, request: pytest.FixtureRequest, name: str
+) -> None:
+    if "mnist" in name:
+        request.getfixturevalue("data_root")  # skips without PRUNE_DATA
+    start = time.monotonic()
+    done = prune("run", REPOSITORY / "recipes" / f"{name}.yaml", "--output", "run")
+    assert done.code == 0, done.err
+    assert time.monotonic() - start < 600
+    comparison = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    last = comparison["candidates"][-1]
+    assert last["top1_drop"] < 6 and last["synops_ratio"] < 0.8 and last["params_ratio"] < 0.75
+
+
+def test_the_paper_size_recipe_is_a_plan(prune: Prune) -> None:
+    done = prune("run", REPOSITORY / "recipes" / "spikformer-cifar10.yaml", "--dry-run", "--json")
+    assert done.code == 0, done.err
+    assert "spiking:spikformer-4-384" in done.out
