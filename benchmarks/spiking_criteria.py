@@ -9,8 +9,10 @@
 Three networks of each kind are trained on 20,000 images from different seeds. Every criterion removes the same share of
 channels from each, scope and protected layers as by default. Top-1 on the first 2,000 test images: straight after
 removal, after measuring batch normalisation anew, after regression and that (the default), and after one and the same
-short finetuning on 5,120 training images from there. "noise" scores on random inputs instead of training images.
-Nothing is chosen on test images. Cells that the output file has already are not measured again.
+short finetuning on 5,120 training images from there. "noise" scores on random inputs instead of training images. "size"
+is what is left at ratio 0.5 after repair, which differs between criteria where all layers compete, "ranks" how much a
+channel's rate has to do with its potential, and with its rate on random inputs. Nothing is chosen on test images. Cells
+that the output file has already are not measured again.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from prunecli.criteria.base import Calibration
+from prunecli.criteria.spike import spike
 from prunecli.data.catalog import load_data
 from prunecli.data.loader import (
     Augmentation,
@@ -38,7 +42,7 @@ from prunecli.data.loader import (
 )
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.fit import FitConfig, fit
-from prunecli.measure.counts import parameter_count
+from prunecli.measure.counts import count_macs, parameter_count
 from prunecli.measure.energy import profile
 from prunecli.measure.environment import describe_environment
 from prunecli.measure.latency import time_paired
@@ -47,6 +51,7 @@ from prunecli.methods.registry import get_method
 from prunecli.methods.structural import prune_structural
 from prunecli.models.loading import load_file, load_reference, save
 from prunecli.surgery.recalibrate import recalibrate_batchnorm
+from prunecli.surgery.trace import trace
 
 CPU = torch.device("cpu")
 SEEDS = (0, 1, 2)
@@ -102,6 +107,10 @@ class Bench:
             path.parent.mkdir(parents=True, exist_ok=True)
             save(path, loaded.model, loaded.manifest)
         return load_file(path).model
+
+    def random_images(self, seed: int) -> torch.Tensor:
+        """What stands in for images where there are none."""
+        return torch.randn(32, *self.example.shape[1:], generator=torch.Generator().manual_seed(seed))
 
     def finetuned(self, model: nn.Module, seed: int) -> nn.Module:
         """A copy after the short finetuning."""
@@ -173,19 +182,61 @@ def cost(bench: Bench, seed: int, ratio: float) -> dict[str, Any]:
 def noise(bench: Bench, seed: int, criterion: str) -> dict[str, float]:
     """Scores on random inputs at ratio 0.5, with and without measuring normalisations anew."""
     base = bench.base(seed)
-    inputs = torch.randn(32, *bench.example.shape[1:], generator=torch.Generator().manual_seed(seed))
-    removed = bench.pruned(base, criterion, 0.5, seed, [inputs], repaired=False)
+    removed = bench.pruned(base, criterion, 0.5, seed, [bench.random_images(seed)], repaired=False)
     found = {"removed": bench.top1(removed)}
     recalibrate_batchnorm(removed, [images for images, _ in bench.calibration(seed)])
     found["recalibrated"] = bench.top1(removed)
     return found
 
 
+def size(bench: Bench, seed: int, criterion: str) -> dict[str, float]:
+    """What half of the channels leave of parameters, MACs and synaptic operations, repaired but not finetuned."""
+    base = bench.base(seed)
+    small = bench.pruned(base, criterion, 0.5, seed, bench.calibration(seed), repaired=True)
+    before, after = (profile(model, bench.test[:1]).synops for model in (base, small))
+    return {
+        "params": parameter_count(small) / parameter_count(base),
+        "macs": count_macs(small, bench.example).total / count_macs(base, bench.example).total,
+        "synops": after / before,
+        "repaired": bench.top1(small),
+    }
+
+
+def ranks(bench: Bench, seed: int) -> dict[str, float]:
+    """Rank correlations between scores of a layer's channels, mean over layers, and means of rate and potential."""
+    base = bench.base(seed)
+    images = [batch for batch, _ in bench.calibration(seed)]
+    groups = trace(base, bench.example).groups
+
+    def scores(criterion: str, batches: list[torch.Tensor]) -> list[torch.Tensor]:
+        found = spike(base, groups, Calibration(batches=batches, options={"criterion": criterion}))
+        return [found[group.name] for group in groups if isinstance(found[group.name], torch.Tensor)]  # type: ignore[misc]
+
+    rates, both = scores("rate", images), scores("rate+v", images)
+    random = scores("rate", [bench.random_images(seed)])
+    potentials = [total - rate for total, rate in zip(both, rates, strict=True)]
+    return {
+        "rate": statistics.mean(float(layer.mean()) for layer in rates),
+        "potential": statistics.mean(float(layer.mean()) for layer in potentials),
+        "rate, potential": _correlation(rates, potentials),
+        "rate, rate+v": _correlation(rates, both),
+        "rate, rate on random inputs": _correlation(rates, random),
+    }
+
+
+def _correlation(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
+    return statistics.mean(
+        float(torch.corrcoef(torch.stack([one.argsort().argsort(), other.argsort().argsort()]).double())[0, 1])
+        for one, other in zip(first, second, strict=True)
+    )
+
+
 def measure(name: str, bases: Path, out: Path, criteria: Sequence[str] = CRITERIA) -> None:
     """Fills the file with every cell it lacks."""
     torch.set_num_threads(1)
     bench = Bench(name, bases)
-    document = json.loads(out.read_text()) if out.is_file() else {"cells": {}, "noise": {}, "cost": {}, "base": {}}
+    document = json.loads(out.read_text()) if out.is_file() else {}
+    document = {kind: {} for kind in ("base", "cells", "cost", "noise", "size", "ranks")} | document
     document |= {"network": name, "setting": vars(bench.setting), "environment": describe_environment(CPU)}
 
     def keep(kind: str, key: str, make: Any) -> None:
@@ -201,6 +252,9 @@ def measure(name: str, bases: Path, out: Path, criteria: Sequence[str] = CRITERI
             for criterion in criteria:
                 keep("cells", f"{criterion} {ratio} {seed}", lambda c=criterion, r=ratio, s=seed: cell(bench, s, c, r))
             keep("cost", f"{ratio} {seed}", lambda r=ratio, s=seed: cost(bench, s, r))
+        keep("ranks", f"{seed}", lambda s=seed: ranks(bench, s))
+        for criterion in criteria:
+            keep("size", f"{criterion} {seed}", lambda c=criterion, s=seed: size(bench, s, c))
         for criterion in ("rate", "rate+v"):
             keep("noise", f"{criterion} {seed}", lambda c=criterion, s=seed: noise(bench, s, c))
 
@@ -209,40 +263,62 @@ def tables(paths: list[Path]) -> None:
     """Prints the tables of docs/benchmarks.md."""
     for path in paths:
         document = json.loads(path.read_text())
-        base = list(document["base"].values())
-        print(f"\n{document['network']}: trained {_spread(base)} % (seeds {', '.join(document['base'])})\n")
+        print(f"\n### {document['network']}: trained {_spread(list(document['base'].values()))} %\n")
         for ratio in RATIOS:
-            print(f"| {ratio:.0%} removed | straight after | recalibrated | repaired (default) | finetuned |")
-            print("|---|---:|---:|---:|---:|")
-            for criterion in CRITERIA:
-                found = [document["cells"].get(f"{criterion} {ratio} {seed}") for seed in SEEDS]
-                cells = [entry for entry in found if entry]
-                if cells:
-                    row = [_spread([entry[stage] for entry in cells]) for stage in cells[0]]
-                    print(f"| {criterion} | " + " | ".join(row) + " |")
-            print()
-        print("| removed | parameters | SynOps | energy | latency, 1 image | latency, 64 images |")
-        print("|---|---:|---:|---:|---:|---:|")
-        for ratio in RATIOS:
-            costs = [document["cost"][f"{ratio} {seed}"] for seed in SEEDS if f"{ratio} {seed}" in document["cost"]]
-            if costs:
-                names = ("params", "synops", "energy")
-                row = [_spread([entry[name] for entry in costs], 3) for name in names]
-                row += [_spread([entry[name][0] for entry in costs], 3) for name in ("latency 1", "latency 64")]
-                print(f"| {ratio:.0%} | " + " | ".join(row) + " |")
-        print("\nscored on random inputs, 50 % removed:", {
-            criterion: {
-                stage: _spread([document["noise"][f"{criterion} {seed}"][stage] for seed in SEEDS])
-                for stage in ("removed", "recalibrated")
-            }
-            for criterion in ("rate", "rate+v")
-            if all(f"{criterion} {seed}" in document["noise"] for seed in SEEDS)
-        })  # fmt: skip
+            columns = ("removed", "recalibrated", "repaired", "finetuned")
+            _table(document["cells"], f"{ratio:.0%} removed", "{} " + str(ratio), columns)
+        _table(document["size"], "50% removed, what remains", "{}", ("params", "macs", "synops"), digits=3)
+        print("| ahead of random, mean of the ratios | repaired | finetuned |\n|---|---:|---:|")
+        for criterion in CRITERIA:
+            if f"{criterion} {RATIOS[0]} {SEEDS[-1]}" in document["cells"] and criterion != "random":
+                ahead = [_ahead(document, criterion, column) for column in ("repaired", "finetuned")]
+                print(f"| {criterion} | " + " | ".join(ahead) + " |")
+        print()
+        _table(document["noise"], "50%, scored on random inputs", "{}", ("removed", "recalibrated"))
+        _costs(document["cost"])
+        figures = list(document["ranks"].values())
+        print({key: _spread([one[key] for one in figures], 2) for key in (figures[0] if figures else ())})
+
+
+def _table(found: dict[str, Any], title: str, key: str, columns: Sequence[str], digits: int = 1) -> None:
+    print(f"| {title} | " + " | ".join(columns) + " |\n|---|" + "---:|" * len(columns))
+    for criterion in CRITERIA:
+        rows = [found[name] for seed in SEEDS if (name := f"{key.format(criterion)} {seed}") in found]
+        if rows:
+            row = [_spread([entry[column] for entry in rows], digits) for column in columns]
+            print(
+                f"| {criterion} | " + " | ".join(row) + (" |" if len(rows) == len(SEEDS) else f" | ({len(rows)} seeds)")
+            )
+    print()
+
+
+def _ahead(document: dict[str, Any], criterion: str, column: str) -> str:
+    """Points ahead of random removal from the same networks; the deviation is over seeds."""
+    cells = document["cells"]
+    return _spread([
+        statistics.mean(
+            cells[f"{criterion} {ratio} {seed}"][column] - cells[f"random {ratio} {seed}"][column] for ratio in RATIOS
+        )
+        for seed in SEEDS
+    ])  # fmt: skip
+
+
+def _costs(costs: dict[str, Any]) -> None:
+    names = {"params": "parameters", "synops": "SynOps", "energy": "energy"}
+    times = {"latency 1": "latency, 1 image", "latency 64": "latency, 64 images"}
+    print("| rate, removed | " + " | ".join((names | times).values()) + " |\n|---|---:|---:|---:|---:|---:|")
+    for ratio in RATIOS:
+        rows = [costs[f"{ratio} {seed}"] for seed in SEEDS if f"{ratio} {seed}" in costs]
+        if rows:
+            row = [_spread([entry[name] for entry in rows], 3) for name in names]
+            row += [_spread([entry[name][0] for entry in rows], 2) for name in times]
+            print(f"| {ratio:.0%} | " + " | ".join(row) + " |")
+    print()
 
 
 def _spread(values: list[float], digits: int = 1) -> str:
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} +- {deviation:.{digits}f}"
+    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from prunecli.criteria.base import Calibration, Criterion
 from prunecli.criteria.bn_scale import bn_scale
 from prunecli.criteria.magnitude import l1
 from prunecli.criteria.random import random
+from prunecli.criteria.readers import exact
 from prunecli.errors import MethodError
 from prunecli.measure.forward import model_device
 from prunecli.measure.neurons import spiking_neurons
@@ -67,7 +68,7 @@ class _Sum:
         self.count = 0
 
     def add(self, values: Tensor, count: int) -> None:
-        self.total = self.total + values.double()
+        self.total = self.total + exact(values)
         self.count += count
 
     def mean(self, criterion: str) -> Tensor:
@@ -145,7 +146,7 @@ def _singular(into: _Sum, module: nn.Module, spikes: Tensor, dim: int) -> None:
     _needs_steps(module)
     matrices = spikes.movedim(dim, 2).flatten(3).permute(1, 2, 0, 3) if spikes.dim() > 3 else _column(spikes, dim)
     gram = matrices @ matrices.transpose(-1, -2)  # steps by steps, so small whatever the positions are
-    norms = torch.linalg.eigvalsh(gram.double()).clamp_min(0).sqrt().sum(dim=-1)
+    norms = torch.linalg.eigvalsh(exact(gram)).clamp_min(0).sqrt().sum(dim=-1)
     into.add(norms.sum(dim=0), len(norms))
 
 

@@ -62,6 +62,11 @@ def model_device(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+def summing_dtype(tensor: Tensor) -> torch.dtype:
+    """What to add many ones up in: float64, where the device has it; float32 stops counting at 2^24."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
 def doubled_batch(inputs: Inputs) -> Inputs:
     """Every tensor twice along its first dimension: batch normalisation cannot train on one value."""
     if isinstance(inputs, Tensor):

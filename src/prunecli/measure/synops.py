@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunecli.measure.counts import may_multiply
+from prunecli.measure.forward import summing_dtype
 
 aten = torch.ops.aten
 
@@ -213,7 +214,7 @@ def convolution_fan_out(
     Returns:
         Float64 of shape `shape`, on the CPU.
     """
-    mask = (weight != 0).double().cpu()
+    mask = (weight != 0).cpu().double()
     per_input = mask.sum(1) if transposed else mask.view(groups, -1, *mask.shape[1:]).sum(1).flatten(0, 1)
     channels = shape[0]
     kernel = per_input.unsqueeze(1)  # (in, 1, ...)
@@ -250,10 +251,10 @@ def _read(tensor: Tensor, dims: tuple[int, ...]) -> tuple[Arriving, Tensor, Tens
     """What kind of values these are, how many are not zero, and the sum of their sizes, added up over `dims`."""
     sizes = tensor.detach().abs()
     mask = (sizes != 0).to(sizes.dtype)
-    counts = mask.sum(dims, dtype=torch.float32).double().cpu()
+    counts = mask.sum(dims, dtype=summing_dtype(mask)).cpu().double()
     if torch.equal(sizes, mask):
         return Arriving.SPIKES, counts, counts
-    values = sizes.sum(dims, dtype=torch.float32).double().cpu()
+    values = sizes.sum(dims, dtype=summing_dtype(sizes)).cpu().double()
     whole = torch.equal(sizes, sizes.round())
     return Arriving.INTEGERS if whole else Arriving.REAL, counts, values
 
