@@ -158,7 +158,8 @@ def test_a_network_of_ones_own_is_pruned_and_left_as_it_was() -> None:
         nn.Linear(24, 4),
     )
     frames = torch.randn(4, 8, 12)
-    result = prunecli.prune(net, "spike", example_inputs=frames, data=[frames], ratio=0.5, prune_stem=True, round_to=1)
+    how = {"ratio": 0.5, "scope": "local", "prune_stem": True, "round_to": 1}
+    result = prunecli.prune(net, "spike", example_inputs=frames, data=[frames], **how)
     assert result.model[0].weight.shape == (16, 12)  # type: ignore[index, union-attr]
     assert result.report.verify_error == 0.0
     for network in (net, result.model):

@@ -8,7 +8,7 @@ from prunecli.report.numbers import count, joules, share, size
 from prunecli.report.schema import LayerEnergy, Metrics, NeuronRates
 
 Rows = list[tuple[str, ...]]
-_NAMED = 8
+_NAMED = 4
 
 
 def energy_rows(metrics: Metrics, formula: str | None) -> list[tuple[str, str]]:
@@ -47,7 +47,7 @@ def neuron_rows(neurons: Sequence[NeuronRates], *, everything: bool = False) -> 
             neuron.name,
             str(neuron.channels),
             share(neuron.rate),
-            f"{share(neuron.quantiles.get('0.05'), 1)} - {share(neuron.quantiles.get('0.95'), 1)}",
+            f"{share(neuron.quantiles.get('0.05'), 1).removesuffix(' %')} to {share(neuron.quantiles.get('0.95'), 1)}",
             numbers(neuron.silent, named),
             numbers(neuron.saturated, named),
         )
@@ -55,12 +55,12 @@ def neuron_rows(neurons: Sequence[NeuronRates], *, everything: bool = False) -> 
     ]
 
 
-NEURON_COLUMNS = ("neurons", "channels", "firing rate", "5 % - 95 % of channels", "silent", "saturated")
-LAYER_COLUMNS = ("layer", "reads", "MACs", "ACs", "energy", "MACs, integers as spikes", "ACs", "energy")
+NEURON_COLUMNS = ("neurons", "channels", "rate", "5 to 95 %", "silent", "saturated")
+LAYER_COLUMNS = ("layer", "reads", "MACs", "ACs", "energy", "as spikes")
 
 
 def layer_rows(layers: Sequence[LayerEnergy]) -> Rows:
-    """For each layer that multiplies: name, what arrives, operations and energy, and these with integers as spikes."""
+    """For each layer that multiplies: name, what arrives, operations, energy, and ACs with integers read as spikes."""
     return [
         (
             layer.name,
@@ -68,9 +68,7 @@ def layer_rows(layers: Sequence[LayerEnergy]) -> Rows:
             count(layer.macs),
             count(layer.acs),
             joules(layer.energy_nj),
-            count(layer.integer_macs),
             count(layer.integer_acs),
-            joules(layer.integer_energy_nj),
         )
         for layer in layers
     ]

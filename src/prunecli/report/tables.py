@@ -111,7 +111,7 @@ def energy_table(report: Report) -> Table | None:
     """Operations and energy of each layer for one image; None for a report that does not say."""
     if not report.layers:
         return None
-    return Table(LAYER_COLUMNS, layer_rows(report.layers), numeric=(2, 3, 4, 5, 6, 7))
+    return Table(LAYER_COLUMNS, layer_rows(report.layers), numeric=(2, 3, 4, 5))
 
 
 def _measured_on(environment: Mapping[str, str | int]) -> list[tuple[str, str]]:
