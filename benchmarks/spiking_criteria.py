@@ -266,22 +266,36 @@ def tables(paths: list[Path]) -> None:
         print(f"\n### {document['network']}: trained {_spread(list(document['base'].values()))} %\n")
         for ratio in RATIOS:
             columns = ("removed", "recalibrated", "repaired", "finetuned")
-            _table(document["cells"], f"{ratio:.0%} removed", "{} " + str(ratio), columns)
-        _table(document["size"], "50% removed, what remains", "{}", ("params", "macs", "synops"), digits=3)
+            _table(document["cells"], f"{ratio * 100:.0f} % removed", "{} " + str(ratio), columns)
+        _table(document.get("size", {}), "50 % removed, what remains", "{}", ("params", "macs", "synops"), digits=3)
         print("| ahead of random, mean of the ratios | repaired | finetuned |\n|---|---:|---:|")
         for criterion in CRITERIA:
             if f"{criterion} {RATIOS[0]} {SEEDS[-1]}" in document["cells"] and criterion != "random":
                 ahead = [_ahead(document, criterion, column) for column in ("repaired", "finetuned")]
                 print(f"| {criterion} | " + " | ".join(ahead) + " |")
         print()
-        _table(document["noise"], "50%, scored on random inputs", "{}", ("removed", "recalibrated"))
+        _table(document["noise"], "50 % removed, scored on random inputs", "{}", ("removed", "recalibrated"))
         _costs(document["cost"])
-        figures = list(document["ranks"].values())
+        figures = list(document.get("ranks", {}).values())
         print({key: _spread([one[key] for one in figures], 2) for key in (figures[0] if figures else ())})
 
 
+_TITLES = {
+    "removed": "straight after",
+    "repaired": "repaired (default)",
+    "params": "parameters",
+    "macs": "MACs",
+    "synops": "SynOps",
+}
+
+
 def _table(found: dict[str, Any], title: str, key: str, columns: Sequence[str], digits: int = 1) -> None:
-    print(f"| {title} | " + " | ".join(columns) + " |\n|---|" + "---:|" * len(columns))
+    print(
+        f"| {title} | "
+        + " | ".join(_TITLES.get(column, column) for column in columns)
+        + " |\n|---|"
+        + "---:|" * len(columns)
+    )
     for criterion in CRITERIA:
         rows = [found[name] for seed in SEEDS if (name := f"{key.format(criterion)} {seed}") in found]
         if rows:
@@ -312,7 +326,7 @@ def _costs(costs: dict[str, Any]) -> None:
         if rows:
             row = [_spread([entry[name] for entry in rows], 3) for name in names]
             row += [_spread([entry[name][0] for entry in rows], 2) for name in times]
-            print(f"| {ratio:.0%} | " + " | ".join(row) + " |")
+            print(f"| {ratio * 100:.0f} % | " + " | ".join(row) + " |")
     print()
 
 

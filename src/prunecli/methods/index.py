@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from prunecli.methods.params import ActivationParams, LampParams, SpikeParams, StructuralParams
@@ -16,10 +17,10 @@ def _structural(
     *,
     params: type[Any] = StructuralParams,
     needs_data: bool = False,
-    noise_serves: bool = False,
+    without_data: Mapping[str, Any] | None = None,
 ) -> MethodSpec:
     entry = f"prunecli.criteria.{entry}"
-    return MethodSpec(name, summary, paper, "structural", params, entry, needs_data, noise_serves)
+    return MethodSpec(name, summary, paper, "structural", params, entry, needs_data, without_data)
 
 
 _BUILT_IN = (
@@ -95,7 +96,7 @@ _BUILT_IN = (
         "Remove the channels whose spiking neurons do the least.",
         "https://arxiv.org/abs/2209.15425",
         params=SpikeParams,
-        noise_serves=True,
+        without_data={"criterion": "bn-scale"},
     ),
     _structural(
         "random",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
@@ -21,7 +22,7 @@ class MethodSpec:
         params: A frozen dataclass with annotated fields.
         entry: "module:attribute" of the algorithm.
         needs_data: Whether it looks at calibration images.
-        noise_serves: Whether, without images, it may look at random inputs instead.
+        without_data: Parameters that let it do without images, for where there are none.
     """
 
     name: str
@@ -31,7 +32,7 @@ class MethodSpec:
     params: type[Any]
     entry: str
     needs_data: bool = False
-    noise_serves: bool = False
+    without_data: Mapping[str, Any] | None = None
 
     def load(self) -> Any:
         """Imports the algorithm; this is the first moment that torch is needed."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,6 @@ from prunecli.recipe.schema import EvalStage, PruneStage
 from prunecli.report.conditions import Condition
 from prunecli.report.schema import METRIC_NAMES, REPORT_SCHEMA, DataInfo, Latency, Metrics, ModelInfo, Report
 from prunecli.surgery.compensate import Compensation
-
-_NOISE_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -76,16 +73,19 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
     if data is not None and data.train is None:
         space.sink.warn(f"{data.name} has no training images, so nothing is compensated or recalibrated")
     params = method.params(**stage.params)
-    scored = method.noise_serves and getattr(params, "looks_at_inputs", True)
+    scored = method.without_data is not None and getattr(params, "looks_at_inputs", True)
     looks = recalibrate or compensation != "none" or method.needs_data or bool(aims)
     looks = looks or (scored and data is not None and data.train is not None)
     split = data.training_split() if data is not None and looks else None
     training = {"epochs": stage.epochs, "lr": stage.lr, "optimizer": stage.optimizer} if stage.epochs else {}
     example = space.example()
-    calibration: Iterable[Any] | None = _calibration(space, stage, split)
+    calibration = _calibration(space, stage, split)
     if calibration is None and scored:
-        space.sink.warn("no data set, so channels are scored on random inputs: name one with --data")
-        calibration = [space.example(_NOISE_IMAGES)]
+        params = dataclasses.replace(params, **(method.without_data or {}))
+        instead = ", ".join(f"{name} {value}" for name, value in (method.without_data or {}).items())
+        space.sink.warn(
+            f"no data set, so channels are ranked by {instead}: to rank them by what they do name one with --data"
+        )
     room_for(space, out, states=stage.epochs > 0)
     with (
         resource_errors(space.recipe.data.batch_size),

@@ -253,9 +253,9 @@ class Workspace:
         frames = self.frames()
         return self.input_shape() if frames is None else (frames.frames, *self.input_shape())
 
-    def example(self, images: int = 1) -> Tensor:
-        """Seeded random images, shape (1, C, H, W), or as many frames as of one recording, (1, T, C, H, W)."""
-        return torch.randn(images, *self.example_shape(), generator=torch.Generator().manual_seed(self.recipe.seed))
+    def example(self) -> Tensor:
+        """One seeded random image, shape (1, C, H, W), or as many frames as of one recording, (1, T, C, H, W)."""
+        return torch.randn(1, *self.example_shape(), generator=torch.Generator().manual_seed(self.recipe.seed))
 
     def batches(self, split: Split) -> Batches:
         """Evaluation batches of a split."""
