@@ -185,6 +185,7 @@ def show_training(output: Output, outcome: TrainOutcome) -> None:
 
 def show_pruning(output: Output, outcome: PruneOutcome) -> None:
     """What pruning removed, what it left and why."""
+    from prunecli.report.energy_tables import change_rows
     from prunecli.report.tables import Table, count, fixed, interval, macs
 
     report, timing = outcome.report, outcome.timing
@@ -197,11 +198,12 @@ def show_pruning(output: Output, outcome: PruneOutcome) -> None:
             "latency_ms_after": timing.timings[1].median,
             "latency_ratio": ratio,
             "latency_ratio_interval": list(bounds),
+            "energy": [figures.model_dump(exclude_none=True) for figures in outcome.energy] if outcome.energy else None,
         }
     )
     before, after = report.params_before, report.params_after
     macs_before, macs_after = report.macs_before.total, report.macs_after.total
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("channels removed", fixed(100 * report.requested, 1, " % asked"), fixed(100 * report.achieved, 1, " %"), ""),
     ]
     if report.target is not None:
@@ -225,6 +227,7 @@ def show_pruning(output: Output, outcome: PruneOutcome) -> None:
             f"{timing.timings[1].median:.2f} ms",
             f"x{ratio:.3f} {interval(*bounds, digits=3)}",
         ),
+        *(change_rows(*outcome.energy) if outcome.energy else []),
         ("difference to masked original", "", f"{report.verify_error:.1e}", "verified"),
         ("layers compensated", "", str(report.compensated), ""),
         ("normalisations recalibrated", "", str(report.recalibrated), ""),
