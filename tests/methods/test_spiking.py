@@ -92,7 +92,7 @@ def test_channels_that_never_fire_go_first_and_cost_nothing(
     calibration: CalibrationBatches,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With eight channels silenced by hand a quarter of the layer goes for free; with scores upside down it does not."""
+    """With eight channels silenced by hand a quarter of the layer goes for free; scores upside down do not do it."""
     from prunecli.criteria import spike
 
     silenced = copy.deepcopy(trained)
