@@ -50,6 +50,7 @@ def test_a_checkpoint_can_run_for_another_time_and_nothing_else_changes(tmp_path
     save(file, loaded.model, loaded.manifest)
     longer = load_file(file, kwargs={"T": 9})
     assert longer.model.T == 9 and longer.manifest.architecture.kwargs["T"] == 9
+    assert load_file(file, kwargs={"width": 0.125, "T": 4}).model.T == 4  # says what the manifest says
     for kwargs, said in (
         ({"width": 0.5}, "width cannot be set"),
         ({"tau": 3.0}, "tau cannot be set"),

@@ -243,6 +243,11 @@ def _run_differently(loaded: LoadedModel, kwargs: Mapping[str, Any]) -> None:
     Raises:
         ModelError: Something else is to be changed, or the network does not run over time.
     """
+    recorded_ones = loaded.manifest.architecture.kwargs
+    # A recipe that built the network says again what the manifest says.
+    kwargs = {
+        name: value for name, value in kwargs.items() if name not in recorded_ones or recorded_ones[name] != value
+    }
     for name in kwargs:
         if name not in _OVER_TIME or not hasattr(loaded.model, name):
             known = f"{name}={getattr(loaded.model, name, '')}" if name in _OVER_TIME else name
