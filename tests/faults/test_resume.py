@@ -107,7 +107,7 @@ def test_a_second_signal_aborts_at_once(processes: Processes, tmp_path: Path) ->
     signals = [Sent(signal.SIGINT, text="epoch 1/3"), Sent(signal.SIGINT, text="finishing the step")]
     stopped = processes.run(words, tmp_path, signals=signals)
     assert stopped.code == 130
-    assert stopped.err.splitlines()[-1] == "error: stopped by Ctrl-C; no state was saved yet"
+    assert stopped.err.splitlines()[-1] == "error: stopped by Ctrl-C; no state was saved"
     assert not list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob("*.state"))
 
 

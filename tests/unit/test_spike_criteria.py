@@ -18,7 +18,7 @@ from prunecli.criteria.gradient import fisher
 from prunecli.criteria.magnitude import l1
 from prunecli.criteria.spike import spike
 from prunecli.errors import MethodError
-from prunecli.measure.neurons import spiking_neurons
+from prunecli.measure.neurons import reset_itself, spiking_neurons
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.trace import trace
 from tests.unit.test_spiking_models import firing, images
@@ -165,3 +165,68 @@ def test_a_network_of_ones_own_is_pruned_and_left_as_it_was() -> None:
     for network in (net, result.model):
         assert not network._forward_hooks and not network._forward_pre_hooks
         assert not isinstance(network[1].v, Tensor)  # type: ignore[index, union-attr]
+
+
+@pytest.mark.parametrize(
+    ("name", "neurons"), [("spikformer-1-32", {"qkv_lif"}), ("sdt-2-64", {"q_lif", "k_lif", "v_lif"})]
+)
+def test_attention_is_scored_at_queries_keys_and_values(name: str, neurons: set[str]) -> None:
+    traced = trace(firing(name), images(1))
+    group = next(group for group in traced.groups if ".attn." in group.name)
+    assert {emission.module.rpartition(".")[2] for emission in group.emissions} == neurons
+
+
+class _Outer(nn.Module):
+    """Two layers whose channels are the rows and the columns of what one neuron layer gives out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.columns = nn.Linear(6, 10), nn.Linear(6, 12)
+        self.of_rows, self.of_columns = nn.Linear(10, 5), nn.Linear(12, 5)
+        self.spikes = neuron.LIFNode(step_mode="m", v_threshold=0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        summed = self.rows(x).unsqueeze(-1) + self.columns(x).unsqueeze(-2)  # (T, N, 10, 12)
+        spikes = self.spikes(summed)
+        return (self.of_rows(spikes.mean(3)) + self.of_columns(spikes.mean(2))).mean(0)  # type: ignore[no-any-return]
+
+
+def test_a_neuron_may_give_out_two_kinds_of_channels() -> None:
+    torch.manual_seed(0)
+    model, x = _Outer().eval(), torch.randn(4, 8, 6)
+    reset_itself(model)
+    traced = trace(model, x, prune_stem=True)
+    dims = {group.name: [emission.dim for emission in group.emissions] for group in traced.groups}
+    assert dims == {"rows": [2], "columns": [3]}
+    scores = scored(model, traced.groups, "rate", [x])
+    seen: list[Tensor] = []
+    model.spikes.register_forward_hook(lambda m, a, out: seen.append(out))
+    model(x)
+    assert torch.allclose(scores["rows"], seen[0].mean((0, 1, 3)).double())  # type: ignore[arg-type]
+    assert torch.allclose(scores["columns"], seen[0].mean((0, 1, 2)).double())  # type: ignore[arg-type]
+
+
+def _small(kind: Any) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 12), kind(step_mode="m"), nn.Linear(12, 3)).eval()
+    reset_itself(model)
+    return model
+
+
+def test_spikes_of_minus_one_are_spikes() -> None:
+    model, half = _small(neuron.TernaryIFNode), 4 * torch.randn(4, 6, 8)
+    x = torch.cat([half, -half], dim=1)
+    model[0].bias.data.zero_()  # type: ignore[union-attr]
+    traced = trace(model, x, prune_stem=True)
+    for criterion in ("rate", "entropy", "variance"):
+        score = scored(model, traced.groups, criterion, [x])["0"]
+        assert isinstance(score, Tensor) and (score > 0).any()
+
+
+def test_neurons_without_what_a_criterion_needs_are_named() -> None:
+    x = torch.randn(4, 2, 8)
+    simple = _small(lambda step_mode: neuron.SimpleLIFNode(tau=2.0, decay_input=True, step_mode=step_mode))
+    with pytest.raises(MethodError, match="1 is a SimpleLIFNode, which keeps no potentials"):
+        scored(simple, trace(simple, x, prune_stem=True).groups, "rate+v", [x])
+    with pytest.raises(MethodError, match="1 is a PSN, whose spikes are not watched"):
+        scored(_small(lambda step_mode: neuron.PSN(T=4)), [], "rate", [x])

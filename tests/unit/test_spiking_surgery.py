@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from spikingjelly.activation_based import functional, layer, neuron
+from torch import Tensor, nn
 
+import prunecli
 from prunecli.criteria.magnitude import l1
 from prunecli.measure.neurons import spiking_neurons
 from prunecli.methods.params import SpikeParams, StructuralParams
@@ -56,6 +60,53 @@ def test_removed_is_masked_and_a_wrong_column_shows(
         weight = getattr(sliced.get_submodule(reader.module), reader.tensor)
         weight.copy_(weight.roll(1, reader.dim) if weight.shape[reader.dim] > 1 else -weight)
     assert _difference(probe, sliced, traced, keep, x.double()) > 1e-3
+
+
+class _WidthInAFormula(nn.Module):
+    """Multiplies by a width, so removing channels is not the same as masking them."""
+
+    def __init__(self, make: Callable[[], nn.Module], *, norm: bool) -> None:
+        super().__init__()
+        self.first = nn.Sequential(
+            layer.Conv2d(2, 16, 3, padding=1), *([layer.BatchNorm2d(16)] if norm else []), make()
+        )
+        self.second, self.spikes = layer.Conv2d(16, 16, 3, padding=1), make()
+        self.head = nn.Sequential(layer.AdaptiveAvgPool2d(1), layer.Flatten(), layer.Linear(16, 4))
+        functional.set_step_mode(self, "m")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.head(self.spikes(self.second(x) * (1 + x.shape[2])))  # type: ignore[no-any-return]
+
+
+class _LearntThreshold(neuron.LIFNode):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        del self.v_threshold
+        self.v_threshold = nn.Parameter(torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [
+        neuron.LIFNode,
+        partial(neuron.LIFNode, v_reset=-2.0),
+        partial(neuron.LIFNode, v_reset=-65.0, v_threshold=-50.0),
+        partial(neuron.LIFNode, decay_input=False, tau=20.0),
+        partial(neuron.ParametricLIFNode, init_tau=20.0),
+        partial(neuron.IFNode, v_reset=None),
+        partial(neuron.SimpleLIFNode, tau=2.0, decay_input=True),
+        neuron.TernaryIFNode,
+        _LearntThreshold,
+    ],
+)
+def test_no_kind_of_neuron_hides_a_wrong_removal(make: Callable[[], nn.Module], norm: bool) -> None:
+    torch.manual_seed(1)
+    frames = torch.randn(4, 2, 2, 12, 12)
+    model = _WidthInAFormula(make, norm=norm).eval()
+    result = prunecli.prune(model, "l1", ratio=0.5, example_inputs=frames, prune_stem=True, round_to=1)
+    assert "not the same as masking" in {entry.name: entry.reason for entry in result.report.untouched}["first.0"]
 
 
 def test_neurons_fire_while_networks_are_compared() -> None:

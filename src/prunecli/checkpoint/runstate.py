@@ -193,7 +193,7 @@ class StateStore:
         name = _SIGNALS.get(signal, f"signal {signal}")
         folders = self._folders()
         if not folders and not self._in_run:
-            return Interrupted(f"stopped by {name}{place}; no state was saved yet", signal)
+            return Interrupted(f"stopped by {name}{place}; no state was saved", signal)
         there = f"the last state is {folders[-1]}" if folders else "the stages before this one are saved"
         return Interrupted(f"stopped by {name}{place}; {there}. Go on with: {self._command}", signal)
 

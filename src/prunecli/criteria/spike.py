@@ -7,7 +7,7 @@ The score of a unit is the mean over its positions (of queries, keys and values,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ from prunecli.criteria.random import random
 from prunecli.criteria.readers import exact
 from prunecli.errors import MethodError
 from prunecli.measure.forward import model_device
-from prunecli.measure.neurons import spiking_neurons
+from prunecli.measure.neurons import spiking_neurons, unknown_neurons
 from prunecli.surgery.groups import ChannelGroup
 
 WITHOUT_SPIKES: dict[str, Criterion] = {"l1": l1, "bn-scale": bn_scale, "random": random}
@@ -31,7 +31,8 @@ _UNSEEN = "no spiking neuron gives its channels out"
 def spike(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration) -> dict[str, Tensor | str]:
     """Scores channels by the option `criterion`.
 
-    - rate: mean of the spikes over steps, samples and positions (the original's averaged over steps alone).
+    - rate: mean of the spikes over steps, samples and positions (the original's averaged over steps alone); those of
+      -1 count like others.
     - rate+v: that, plus the mean of |v|, the membrane potential after the reset (Li et al., ICML 2024, eq. 8).
     - entropy: -p log2 p - (1 - p) log2 (1 - p) of the rate p.
     - variance: mean over samples and positions of p (1 - p), where p is the rate over the steps.
@@ -49,15 +50,23 @@ def spike(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibra
     """
     name = str(calibration.options.get("criterion", "rate"))
     if not spiking_neurons(model):
-        raise MethodError("the network has no spiking neurons; choose another method, for instance l1 or activation")
+        raise MethodError(_none_to_watch(model))
     if name in WITHOUT_SPIKES:
         return WITHOUT_SPIKES[name](model, groups, calibration)
     sums = _gather(model, groups, calibration, name)
     scores: dict[str, Tensor | str] = {}
     for group in groups:
-        found = [sums[e.module].mean(name)[e.index].mean(dim=1) for e in group.emissions if e.module in sums]
+        found = [
+            sums[e.module, e.dim].mean(name)[e.index].mean(dim=1) for e in group.emissions if (e.module, e.dim) in sums
+        ]
         scores[group.name] = torch.stack(found).mean(dim=0) if found else _UNSEEN
     return scores
+
+
+def _none_to_watch(model: nn.Module) -> str:
+    for name, kind in unknown_neurons(model).items():
+        return f"{name} is a {kind}, whose spikes are not watched; choose another method, for instance activation"
+    return "the network has no spiking neurons; choose another method, for instance l1 or activation"
 
 
 class _Sum:
@@ -77,19 +86,23 @@ class _Sum:
         mean = self.total.cpu() / self.count
         if criterion != "entropy":
             return mean
+        mean = mean.clamp(max=1)  # where a neuron may spike twice in a step
         bits: Tensor = (torch.special.entr(mean) + torch.special.entr(1 - mean)) / math.log(2)
         return bits
 
 
 def _gather(
     model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration, criterion: str
-) -> dict[str, _Sum]:
-    dims = {emission.module: emission.dim for group in groups for emission in group.emissions}
-    sums = {name: _Sum() for name in dims}
+) -> dict[tuple[str, int], _Sum]:
+    dims: dict[str, set[int]] = {}  # a neuron between tokens gives out two kinds of channels
+    for emission in (emission for group in groups for emission in group.emissions):
+        dims.setdefault(emission.module, set()).add(emission.dim)
+    sums = {(name, dim): _Sum() for name, places in dims.items() for dim in places}
 
     def watcher(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            _STATISTICS[criterion](sums[name], module, output.detach(), dims[name])
+            for dim in dims[name]:
+                _STATISTICS[criterion](sums[name, dim], module, output.detach(), dim)
 
         return hook
 
@@ -97,7 +110,7 @@ def _gather(
     with _watching(model, neurons, watcher, potentials=criterion == "rate+v"), torch.no_grad():
         for inputs, _ in calibration.pairs():
             model(inputs.to(model_device(model)))
-    return {name: found for name, found in sums.items() if found.count}
+    return {place: found for place, found in sums.items() if found.count}
 
 
 @contextmanager
@@ -110,7 +123,7 @@ def _watching(
 ) -> Iterator[None]:
     """Evaluation mode, with a hook on every neuron; `potentials` makes them keep v of each step for one pass."""
     training = {module: module.training for module in model.modules()}
-    kept = {module: module.store_v_seq for module in neurons.values()} if potentials else {}
+    kept = _kept_potentials(neurons) if potentials else {}
     hooks = [module.register_forward_hook(watcher(name)) for name, module in neurons.items()]
     model.eval()
     try:
@@ -126,19 +139,28 @@ def _watching(
             module.training = mode
 
 
+def _kept_potentials(neurons: Mapping[str, nn.Module]) -> dict[nn.Module, Any]:
+    """Whether neurons keep the potentials of all steps, as it was set."""
+    for name, module in neurons.items():
+        if module.step_mode == "m" and not hasattr(module, "store_v_seq"):
+            raise MethodError(
+                f"{name} is a {type(module).__name__}, which keeps no potentials for rate+v; choose another --criterion"
+            )
+    return {module: module.store_v_seq for module in neurons.values() if hasattr(module, "store_v_seq")}
+
+
 def _rate(into: _Sum, module: nn.Module, spikes: Tensor, dim: int) -> None:
     into.add(_over_all_but(spikes, dim), spikes.numel() // spikes.shape[dim])
 
 
 def _rate_and_potential(into: _Sum, module: nn.Module, spikes: Tensor, dim: int) -> None:
     potentials: Tensor = module.v_seq if module.step_mode == "m" else module.v  # type: ignore[assignment]
-    size = potentials.abs_() if module.step_mode == "m" else potentials.abs()  # a sequence is kept for us alone
-    into.add(_over_all_but(spikes, dim) + _over_all_but(size, dim), spikes.numel() // spikes.shape[dim])
+    into.add(_over_all_but(spikes, dim) + _over_all_but(potentials, dim), spikes.numel() // spikes.shape[dim])
 
 
 def _variance(into: _Sum, module: nn.Module, spikes: Tensor, dim: int) -> None:
     _needs_steps(module)
-    rate = spikes.mean(dim=0)
+    rate = spikes.abs().mean(dim=0)
     into.add(_over_all_but(rate * (1 - rate), dim - 1), rate.numel() // rate.shape[dim - 1])
 
 
@@ -156,8 +178,9 @@ def _column(spikes: Tensor, dim: int) -> Tensor:
 
 
 def _over_all_but(values: Tensor, dim: int) -> Tensor:
+    """Sums of the absolute values."""
     # Runs of memory first: one sum over all of these dimensions is twice as slow.
-    inner = values.flatten(dim + 1).sum(dim=-1) if values.dim() > dim + 1 else values
+    inner = torch.linalg.vector_norm(values.flatten(dim + 1), 1, dim=-1) if values.dim() > dim + 1 else values.abs()
     return inner.sum(dim=list(range(dim)))
 
 

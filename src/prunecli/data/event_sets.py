@@ -116,9 +116,11 @@ def _load_folder(path: str, root: Path) -> ImageData:
         raise DataError(f"events:{path}: no such folder; give the path of a folder with one sub-folder per class")
     splits = _classes(folder, SUFFIXES, None)
     if splits is None:
+        others = sorted({path.suffix for path in folder.glob("*/*") if path.suffix and path.is_file()})
+        unread = f" ({', '.join(others)} is not read)" if others else ""
         raise DataError(
-            f"{folder}: no recordings; expected CLASS/*{SUFFIXES[0]} (or {', '.join(SUFFIXES[1:])}) below it, or below "
-            "train/ and test/ in it"
+            f"{folder}: no recordings{unread}; expected CLASS/*{SUFFIXES[0]} (or {', '.join(SUFFIXES[1:])}) below it, "
+            "or below train/ and test/ in it"
         )
     names, train, test, validation = splits
     parts = [part for part in (train, test, validation) if part is not None]

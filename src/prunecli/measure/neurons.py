@@ -18,12 +18,22 @@ _NODES = "spikingjelly.activation_based.neuron"
 
 
 def spiking_neurons(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module that emits spikes, by dotted name in the model's order; empty for other networks."""
+    """Modules that integrate and fire, by dotted name in the model's order; empty for other networks."""
     nodes = sys.modules.get(_NODES)  # where it was never imported nothing can be one of its classes
     if nodes is None:
         return {}
     classes = (nodes.BaseNode, nodes.SimpleBaseNode)
     return {name: module for name, module in model.named_modules() if isinstance(module, classes)}
+
+
+def unknown_neurons(model: nn.Module) -> dict[str, str]:
+    """The class of each of spikingjelly's neurons that is not among `spiking_neurons`, such as PSN."""
+    known = spiking_neurons(model)
+    return {
+        name: type(module).__name__
+        for name, module in model.named_modules()
+        if type(module).__module__.startswith(_NODES) and name not in known
+    }
 
 
 def reset(model: nn.Module) -> None:

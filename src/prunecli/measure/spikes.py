@@ -125,11 +125,12 @@ class FiringStatistics:
         steps = getattr(module, "step_mode", "s") == "m"
         channel = min(2 if steps else 1, output.dim() - 1)
         others = [dim for dim in range(output.dim()) if dim != channel]
-        spikes = output.detach().sum(others, dtype=summing_dtype(output)).cpu().double()
+        spikes = output.detach().abs().sum(others, dtype=summing_dtype(output)).cpu().double()
         before = self._spikes.get(name)
         self._spikes[name] = spikes if before is None else before + spikes
         self._seen[name] = self._seen.get(name, 0) + output.numel() // output.shape[channel]
-        self._steps[name] = self._steps.get(name, 0) + (output.shape[0] if steps else 1)
+        before_steps = self._steps.get(name, 0)  # of this pass; a neuron may stand in several places of a network
+        self._steps[name] = max(before_steps, output.shape[0]) if steps else before_steps + 1
 
 
 def connection_sparsity(model: nn.Module) -> float:

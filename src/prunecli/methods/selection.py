@@ -49,7 +49,7 @@ def apply_patterns(
     for group in traced.groups:
         matched = [
             (name, pattern)
-            for name in group.modules("producer", "carrier")
+            for name in (*group.modules("producer", "carrier"), *(emission.module for emission in group.emissions))
             for pattern in patterns
             if _matches(name, pattern)
         ]

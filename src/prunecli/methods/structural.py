@@ -31,6 +31,7 @@ from prunecli.surgery.verify import faulty_groups, verify
 
 State = dict[str, Any]
 """Plain data and tensors, from which a schedule goes on after a step."""
+_NOTHING = "the model has no convolution or linear layer"
 
 
 @dataclass(frozen=True)
@@ -261,7 +262,9 @@ class _Run:
         if not self._edits:
             reasons = [f"{name}: {reason}" for name, reason in held.items()]
             reasons += [f"{entry.name}: {entry.reason}" for entry in self.untouched]
-            first = reasons[0] if reasons else "the model has no convolution or linear layer"
+            first = next(
+                (reason for reason in reasons if "--" in reason), reasons[0] if reasons else _NOTHING
+            )  # a remedy
             raise MethodError(f"nothing would be removed at {self._asked()}; {first}")
         self.untouched += [
             Untouched(name=name, channels=self._dense[name], reason=reason) for name, reason in held.items()

@@ -143,6 +143,11 @@ class Ruler:
         """
         most = plan(1.0)
         least_share = self.share(model, groups, most)
+        if least_share > 1:
+            raise MethodError(
+                f"--{self.kind} {share:g} cannot be reached: the network given hardly does anything, and a repaired "
+                f"smaller one {least_share:.1f} times its {_NAMES[self.kind]}; train it first"
+            )
         if least_share > share + _SLACK[self.kind]:
             raise MethodError(
                 f"--{self.kind} {share:g} cannot be reached: {least_share:.3f} of the {_NAMES[self.kind]} is the least "

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from prunecli.checkpoint.manifest import Architecture
+from prunecli.checkpoint.manifest import ARGUMENTS, Architecture
 from prunecli.checkpoint.records import shown
 from prunecli.errors import ModelError
 from prunecli.models.catalog import build, built_from, rebuild_dense, settled_arguments
@@ -120,6 +120,8 @@ def recorded(ref: str, kwargs: Mapping[str, Any]) -> Architecture:
         ModelError: An argument is none that a checkpoint may set, or out of bounds.
     """
     try:
+        known = {name: value for name, value in kwargs.items() if name in ARGUMENTS}
+        Architecture(ref=ref, kwargs=known)  # before anything computes with them
         return Architecture(ref=ref, kwargs=settled_arguments(ref, kwargs))
     except ValidationError as error:
         reason = str(error.errors()[0]["msg"]).removeprefix("Value error, ")

@@ -56,8 +56,9 @@ class LoadedModel:
 
 def load_reference(ref: str, *, pretrained: bool = False, **kwargs: Any) -> LoadedModel:
     """Builds a dense network from "source:name", with new or published weights."""
-    model = build(ref, pretrained=pretrained, **kwargs).eval()
+    split_reference(ref)
     architecture = recorded(ref, kwargs)
+    model = build(ref, pretrained=pretrained, **kwargs).eval()
     manifest = Manifest(architecture=architecture.model_copy(update={"class_name": type(model).__name__}))
     return _with_input_spec(LoadedModel(model, manifest))
 

@@ -50,8 +50,15 @@ def arguments(name: str) -> tuple[str, ...]:
 
 def settled(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments with everything that decides how the network runs: weights do not say it."""
+    _check_names(name, kwargs)
     neurons = asdict(_neurons(name, kwargs))
     return {"T": _STEPS, "coding": "direct"} | neurons | dict(kwargs)
+
+
+def _check_names(name: str, kwargs: Mapping[str, Any]) -> None:
+    for key in kwargs:
+        if key not in arguments(name):
+            raise ModelError(unknown("argument", key, arguments(name)) + f" (of spiking:{name})")
 
 
 def build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
@@ -67,9 +74,7 @@ def build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     """
     if pretrained:
         raise ModelError(f"spiking:{name} has no published weights to fetch; give a weights file")
-    for key in kwargs:
-        if key not in arguments(name):
-            raise ModelError(unknown("argument", key, arguments(name)) + f" (of spiking:{name})")
+    _check_names(name, kwargs)
     family = _family(name)
     neurons = _neurons(name, kwargs)
     given = {key: value for key, value in kwargs.items() if key not in _NEURON}

@@ -61,6 +61,11 @@ class NeuronConfig:
                 f"neurons with tau {self.tau:g} and v_threshold {self.v_threshold:g}: tau has to be over 1, the "
                 "threshold over 0"
             )
+        if self.v_reset is not None and self.v_reset >= self.v_threshold:
+            raise ModelError(
+                f"v_reset {self.v_reset:g} is not below v_threshold {self.v_threshold:g}, so a neuron that fired once "
+                "would fire for ever; give a lower one"
+            )
 
     def factory(self) -> Callable[..., nn.Module]:
         """Makes one neuron; takes `step_mode` and what else a library hands over, in place of its own."""

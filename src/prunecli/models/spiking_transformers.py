@@ -187,6 +187,10 @@ class QKFormer(qkformer.QKFormer, MultiStepOnly):  # type: ignore[misc]
         T: int = 4,
         coding: str = "direct",
     ) -> None:
+        if dim % 4:
+            raise ModelError(f"dim {dim}: QKFormer's stages have a quarter, a half and all of it; give a multiple of 4")
+        for width, count in zip((dim // 4, dim // 2, dim), heads, strict=True):
+            _check_heads(width, count)
         super().__init__(
             T=T,
             in_channels=in_chans,

@@ -81,11 +81,16 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
     example = space.example()
     calibration = _calibration(space, stage, split)
     if calibration is None and scored:
+        usual = method.params()
+        for name in method.without_data or ():
+            if getattr(params, name) != getattr(usual, name):
+                raise RecipeError(f"--{name} {getattr(params, name)} needs images: name a data set with --data")
         params = dataclasses.replace(params, **(method.without_data or {}))
         instead = ", ".join(f"{name} {value}" for name, value in (method.without_data or {}).items())
-        space.sink.warn(
-            f"no data set, so channels are ranked by {instead}: to rank them by what they do name one with --data"
-        )
+        if spiking_neurons(loaded.model):  # else the method says that there are none
+            space.sink.warn(
+                f"no data set, so channels are ranked by {instead}: to rank them by what they do name one with --data"
+            )
     room_for(space, out, states=stage.epochs > 0)
     with (
         resource_errors(space.recipe.data.batch_size),
@@ -112,6 +117,11 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
         networks = [loaded.model.cpu(), result.model.cpu()]
         timing = time_paired(networks, [example, example], rounds=stage.latency_rounds, device=space.device)
         energy = spikes_before_and_after(space, networks, stage.calibration_images) if data is not None else None
+        if energy is not None and (energy[1].synops or 0) > (energy[0].synops or 0):
+            space.sink.warn(
+                f"the smaller network does more synaptic operations: the neurons of {loaded.name} hardly fire "
+                f"({100 * (energy[0].firing_rate or 0):.2f} %), train it first"
+            )
         space.parent = loaded
         path = space.finish(LoadedModel(result.model, result.manifest, loaded.fixed_size), out)
     return PruneOutcome(path, result.report, timing, energy)

@@ -212,8 +212,8 @@ class Workspace:
         channels = input_channels(loaded.model)
         if channels != POLARITIES:
             raise DataError(
-                f"{loaded.name} reads {channels} channels and the events of {name} have {POLARITIES}, off and on: "
-                f"build it with --in-chans {POLARITIES}"
+                f"{loaded.name} reads {channels} channel{'s' if channels > 1 else ''} and the events of {name} have "
+                f"{POLARITIES}, off and on: train one on events, or build it with --model-kwargs in_chans={POLARITIES}"
             )
         before = self._frames_before() or Binning(steps)
         if section.frames_by or section.frame_duration:
@@ -305,6 +305,11 @@ class Workspace:
             kinds = ("every pixel", "each image") if scores.dim() == 4 else ("each image", "every pixel")
             raise DataError(
                 f"{loaded.name} finds a class for {kinds[0]}, {data.name} has one for {kinds[1]}; see --data"
+            )
+        if self.input_shape()[0] not in (1, 3) and self.frames() is None and data.channels != self.input_shape()[0]:
+            raise DataError(
+                f"{loaded.name} reads {self.input_shape()[0]} channels and {data.name} has images of {data.channels}; "
+                "give the data set it was trained on with --data"
             )
         if data.channels != self.input_shape()[0]:
             self.sink.warn(f"{data.name} has {data.channels}-channel images; they are converted for {loaded.name}")

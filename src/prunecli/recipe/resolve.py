@@ -245,7 +245,7 @@ class _Checker:
             if first["type"] in ("unexpected_keyword_argument", "dataclass_type"):
                 self._known(cls, str(here[-1]), here)
             given = "" if first["type"] == "missing" else f" (got {first['input']!r})"
-            message = first["msg"].replace("Input should be", "has to be")
+            message = first["msg"].removeprefix("Value error, ").replace("Input should be", "has to be")
             where = self._where(here)
             name = ".".join(str(part) for part in here) or cls.__name__
             text = f"{where} {message}" if where.startswith("--") else f"{where}: {name} {message}"

@@ -19,13 +19,13 @@ from torch.nn.modules.conv import _ConvNd
 
 from prunecli.errors import DataDependentError, ModelError
 from prunecli.measure.forward import Inputs, cast_inputs
-from prunecli.measure.neurons import spiking_neurons
 from prunecli.surgery.adapters import tie_equal_widths, tie_known_modules
 from prunecli.surgery.attention import temperatures
 from prunecli.surgery.attributes import width_attributes
 from prunecli.surgery.axes import Axis, Prod, Seq, Term, channel_of_position, freeze_position, leaves, resolve
-from prunecli.surgery.follow import Followed, Label, follow, one_line
-from prunecli.surgery.groups import ChannelGroup, Emission, Frozen, Kind, Member, Role, Trace
+from prunecli.surgery.emissions import with_emissions
+from prunecli.surgery.follow import Followed, follow, one_line
+from prunecli.surgery.groups import ChannelGroup, Frozen, Kind, Member, Role, Trace
 from prunecli.surgery.part import parts_that_can_be_followed, trace_part
 from prunecli.surgery.search import Assumptions, Description, Place, frozen_too, workable
 
@@ -126,18 +126,16 @@ def _describe(
     groups, frozen, cuts = _groups(model, followed, assumptions.preferred, prune_stem=prune_stem, heads=heads)
     by_axis = {group.axis: group for group in groups if group.axis is not None}
     scales, roots = temperatures(model, followed, by_axis)
-    neurons = {name: followed.outputs[name] for name in spiking_neurons(model) if name in followed.outputs}
     widths, questions = width_attributes(model, followed, by_axis, assumptions.choices)
     complete = [
         replace(
             group,
             widths=tuple(width for width in (*widths, *roots) if group.name in width.groups),
             scales=tuple(scale for scale in scales if scale.group == group.name),
-            emissions=_emissions(group.axis, neurons),
         )
         for group in groups
     ]
-    return Description(followed, complete, frozen, questions, cuts)
+    return Description(followed, with_emissions(model, followed, complete, _index), frozen, questions, cuts)
 
 
 @dataclass
@@ -279,16 +277,6 @@ def _index(axis: Axis, term: Term) -> Tensor:
     positions = np.flatnonzero(channel >= 0)
     order = np.argsort(channel[positions], kind="stable")
     return torch.from_numpy(positions[order]).reshape(axis.size, -1)
-
-
-def _emissions(axis: Axis | None, neurons: Mapping[str, Label]) -> tuple[Emission, ...]:
-    """The neurons in whose output an axis occurs; one of its dimensions holds it."""
-    return tuple(
-        Emission(name, dim, _index(axis, term))
-        for name, label in neurons.items()
-        for dim, term in enumerate(label.dims)
-        if axis is not None and axis in leaves(term)
-    )
 
 
 def _left_over(

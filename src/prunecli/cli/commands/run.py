@@ -56,6 +56,8 @@ def run(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None:
     )
     if outcome.comparison is not None:
         output.table(comparison_table(outcome.comparison))
+        for note in outcome.comparison.notes:
+            output.note(f"note: {note}")
     output.table(Table(("stage", "wrote"), [(record.stage, str(record.path)) for record in outcome.stages]))
     if outcome.failure is not None:
         raise outcome.failure
