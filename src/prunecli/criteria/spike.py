@@ -21,7 +21,7 @@ from prunecli.criteria.random import random
 from prunecli.criteria.readers import exact
 from prunecli.errors import MethodError
 from prunecli.measure.forward import model_device
-from prunecli.measure.neurons import spiking_neurons, unknown_neurons
+from prunecli.measure.neurons import counted, spiking_neurons, unknown_neurons
 from prunecli.surgery.groups import ChannelGroup
 
 WITHOUT_SPIKES: dict[str, Criterion] = {"l1": l1, "bn-scale": bn_scale, "random": random}
@@ -101,8 +101,9 @@ def _gather(
 
     def watcher(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            spikes = counted(module, output.detach())
             for dim in dims[name]:
-                _STATISTICS[criterion](sums[name, dim], module, output.detach(), dim)
+                _STATISTICS[criterion](sums[name, dim], module, spikes, dim)
 
         return hook
 
@@ -155,12 +156,13 @@ def _rate(into: _Sum, module: nn.Module, spikes: Tensor, dim: int) -> None:
 
 def _rate_and_potential(into: _Sum, module: nn.Module, spikes: Tensor, dim: int) -> None:
     potentials: Tensor = module.v_seq if module.step_mode == "m" else module.v  # type: ignore[assignment]
-    into.add(_over_all_but(spikes, dim) + _over_all_but(potentials, dim), spikes.numel() // spikes.shape[dim])
+    size = potentials.abs_() if module.step_mode == "m" else potentials.abs()  # a sequence is kept for us alone
+    into.add(_over_all_but(spikes, dim) + _over_all_but(size, dim), spikes.numel() // spikes.shape[dim])
 
 
 def _variance(into: _Sum, module: nn.Module, spikes: Tensor, dim: int) -> None:
     _needs_steps(module)
-    rate = spikes.abs().mean(dim=0)
+    rate = spikes.mean(dim=0)
     into.add(_over_all_but(rate * (1 - rate), dim - 1), rate.numel() // rate.shape[dim - 1])
 
 
@@ -178,9 +180,8 @@ def _column(spikes: Tensor, dim: int) -> Tensor:
 
 
 def _over_all_but(values: Tensor, dim: int) -> Tensor:
-    """Sums of the absolute values."""
     # Runs of memory first: one sum over all of these dimensions is twice as slow.
-    inner = torch.linalg.vector_norm(values.flatten(dim + 1), 1, dim=-1) if values.dim() > dim + 1 else values.abs()
+    inner = values.flatten(dim + 1).sum(dim=-1) if values.dim() > dim + 1 else values
     return inner.sum(dim=list(range(dim)))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 _BASE = "spikingjelly.activation_based.base"
 _NODES = "spikingjelly.activation_based.neuron"
@@ -24,6 +24,12 @@ def spiking_neurons(model: nn.Module) -> dict[str, nn.Module]:
         return {}
     classes = (nodes.BaseNode, nodes.SimpleBaseNode)
     return {name: module for name, module in model.named_modules() if isinstance(module, classes)}
+
+
+def counted(module: nn.Module, output: Tensor) -> Tensor:
+    """What a neuron gave out as numbers of spikes: one of -1, as ternary neurons have, is a spike too."""
+    nodes: Any = sys.modules[_NODES]
+    return output.abs() if isinstance(module, (nodes.TernaryIFNode, nodes.TernaryLIFNode)) else output
 
 
 def unknown_neurons(model: nn.Module) -> dict[str, str]:

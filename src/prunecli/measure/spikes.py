@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.measure.forward import summing_dtype
-from prunecli.measure.neurons import spiking_neurons
+from prunecli.measure.neurons import counted, spiking_neurons
 
 SATURATED = 0.999
 """A channel that fires at this share of all steps and places, or more, says as good as nothing."""
@@ -125,7 +125,7 @@ class FiringStatistics:
         steps = getattr(module, "step_mode", "s") == "m"
         channel = min(2 if steps else 1, output.dim() - 1)
         others = [dim for dim in range(output.dim()) if dim != channel]
-        spikes = output.detach().abs().sum(others, dtype=summing_dtype(output)).cpu().double()
+        spikes = counted(module, output.detach()).sum(others, dtype=summing_dtype(output)).cpu().double()
         before = self._spikes.get(name)
         self._spikes[name] = spikes if before is None else before + spikes
         self._seen[name] = self._seen.get(name, 0) + output.numel() // output.shape[channel]
