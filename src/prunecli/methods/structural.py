@@ -260,12 +260,10 @@ class _Run:
         """
         held = self._allocation.held_back
         if not self._edits:
-            reasons = [f"{name}: {reason}" for name, reason in held.items()]
-            reasons += [f"{entry.name}: {entry.reason}" for entry in self.untouched]
-            first = next(
-                (reason for reason in reasons if "--" in reason), reasons[0] if reasons else _NOTHING
-            )  # a remedy
-            raise MethodError(f"nothing would be removed at {self._asked()}; {first}")
+            left = [f"{entry.name}: {entry.reason}" for entry in self.untouched]
+            remedies = [reason for reason in left if "--" in reason]
+            reasons = [*(f"{name}: {reason}" for name, reason in held.items()), *remedies, *left, _NOTHING]
+            raise MethodError(f"nothing would be removed at {self._asked()}; {reasons[0]}")
         self.untouched += [
             Untouched(name=name, channels=self._dense[name], reason=reason) for name, reason in held.items()
         ]
