@@ -21,7 +21,7 @@ LAYERS = [
     {"models", "data"},
     {"methods"},
     {"criteria"},
-    {"surgery"},
+    {"surgery", "tokens"},
     {"engine"},
     {"checkpoint"},
     {"measure"},

@@ -91,6 +91,38 @@ class InputNormalisation(_Strict):
     crop_pct: float = Field(1.0, ge=0.05, le=2.0)
 
 
+class TokenStage(_Strict):
+    """One place where tokens are left out: a block, how many patch tokens stay, and how many of these are anchors."""
+
+    block: int = Field(ge=0, lt=1000)
+    kept: int = Field(ge=1, le=_MAX_LENGTH)
+    anchors: int = Field(0, ge=0, le=_MAX_LENGTH)
+
+
+class TokenSelection(_Strict):
+    """How a vision transformer leaves tokens out while it runs; its weights do not change.
+
+    Attributes:
+        selector: See `prunecli.tokens.selectors`; "tome" merges `merged` pairs in every block from the only stage on.
+        tokens: All tokens that the network has without it, those before the patches included.
+        stages: Where, in order.
+        inside: Between the attention and the MLP of the block, not before it.
+        alpha: Weight of attention against distance.
+        to_anchors: Attention that tokens pay to anchors counts, instead of what they get.
+        seed: Of random places.
+        merged: Pairs that are merged in each block.
+    """
+
+    selector: Literal["anchor", "cls", "diversity", "random", "evit", "tome"]
+    tokens: int = Field(ge=2, le=_MAX_LENGTH)
+    stages: tuple[TokenStage, ...] = Field(min_length=1, max_length=1000)
+    inside: bool = False
+    alpha: float = Field(0.5, ge=0, le=1)
+    to_anchors: bool = False
+    seed: int = 0
+    merged: int = Field(0, ge=0, le=_MAX_LENGTH)
+
+
 class Edit(_Strict):
     """One group of channels that was sliced. `keep_indices` are units of the layer's width before this edit."""
 
@@ -146,6 +178,7 @@ class Manifest(_Strict):
     normalisation: InputNormalisation | None = None
     attributes: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
     edits: list[Edit] = Field(default_factory=list)
+    tokens: TokenSelection | None = None
     history: list[Step] = Field(default_factory=list)
     frozen_parameters: list[str] = Field(default_factory=list)
     aliases: dict[str, str] = Field(default_factory=dict)

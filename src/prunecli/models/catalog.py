@@ -18,6 +18,7 @@ from prunecli.errors import ModelError, unknown
 
 SOURCES: dict[str, str] = {
     "cifar": "prunecli.models.cifar",
+    "open_clip": "prunecli.models.from_open_clip",
     "segformer": "prunecli.models.segformer",
     "spiking": "prunecli.models.spiking",
     "timm": "prunecli.models.from_timm",
@@ -90,6 +91,11 @@ def settled_arguments(ref: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     source, name = split_reference(ref)
     complete = getattr(_module(source), "settled", None)
     return dict(kwargs) if complete is None else dict(complete(name, kwargs))
+
+
+def classes_are_texts(ref: str) -> bool:
+    """Whether networks of a reference compare images with texts, so that no number of classes belongs to them."""
+    return bool(getattr(_module(split_reference(ref)[0]), "CLASSES_ARE_TEXTS", False))
 
 
 def input_spec(ref: str, model: nn.Module) -> tuple[tuple[int, int] | None, InputNormalisation]:

@@ -56,7 +56,7 @@ class LoadedModel:
 
 def load_reference(ref: str, *, pretrained: bool = False, **kwargs: Any) -> LoadedModel:
     """Builds a dense network from "source:name", with new or published weights."""
-    split_reference(ref)
+    pretrained = pretrained or "@" in split_reference(ref)[1]  # open_clip's names of weights
     architecture = recorded(ref, kwargs)
     model = build(ref, pretrained=pretrained, **kwargs).eval()
     manifest = Manifest(architecture=architecture.model_copy(update={"class_name": type(model).__name__}))

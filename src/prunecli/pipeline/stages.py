@@ -226,7 +226,7 @@ def _accuracy(space: Workspace, stage: EvalStage) -> tuple[dict[str, Any], DataI
     split = split_for(space, stage.split)
     with space.sink.progress(f"eval {data.name}", len(split.labels)) as advance:
         figures = evaluate(
-            space.model().model,
+            space.classifier(),
             space.batches(split),
             space.device,
             lambda done: advance(done, f"{done} images"),

@@ -83,7 +83,7 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
         space.sink.note(f"{title} {loaded.name} on {len(split.labels)} images of {data.name}, {space.device.type}")
         progress = _FitProgress(space, log, advance, config.epochs)
         result = fit(
-            loaded.model,
+            space.classifier(),
             train,
             validation,
             config,

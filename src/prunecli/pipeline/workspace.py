@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunecli.checkpoint.confinement import stays_inside
 from prunecli.checkpoint.manifest import Architecture, InputNormalisation, Manifest, Step, UsedData, as_json
@@ -19,6 +19,7 @@ from prunecli.data.catalog import default_root, holds_events, load_data
 from prunecli.data.events import POLARITIES, Binning
 from prunecli.data.images import BadImages
 from prunecli.data.loader import Batches, Preprocessing, evaluation_batches
+from prunecli.data.prompts import class_texts, templates
 from prunecli.data.splits import ImageData, Split, hold_out
 from prunecli.engine.device import pick_device, seed_everything
 from prunecli.engine.resources import as_resource_error
@@ -26,7 +27,9 @@ from prunecli.engine.tasks import Classification, Segmentation, Task
 from prunecli.errors import DataError, ModelError, RecipeError, ResourceError
 from prunecli.measure.environment import library_versions
 from prunecli.measure.forward import call, logits
+from prunecli.models.catalog import classes_are_texts
 from prunecli.models.loading import ANY_SIZE, LoadedModel, input_channels, load_file, load_reference, save
+from prunecli.models.prompt_classifier import has_text_tower, prompt_classifier
 from prunecli.pipeline.sink import Sink
 from prunecli.recipe.schema import Recipe
 
@@ -160,6 +163,8 @@ class Workspace:
 
     def _build_arguments(self) -> dict[str, Any]:
         section = self.recipe.model
+        if section.ref is not None and classes_are_texts(section.ref):
+            return dict(section.kwargs)
         arguments: dict[str, Any] = {"num_classes": section.num_classes, "in_chans": section.in_chans}
         if not section.pretrained and self.recipe.data.name is not None:
             data = self.data()
@@ -299,7 +304,7 @@ class Workspace:
         """
         data, loaded = self.data(), self.model()
         with self.running(), torch.no_grad():
-            scores = logits(call(loaded.model.cpu().eval(), self.example()))
+            scores = logits(call(self.classifier().cpu().eval(), self.example()))
             outputs = scores.shape[1]
         if (scores.dim() == 4) != (data.task == "segmentation"):
             kinds = ("every pixel", "each image") if scores.dim() == 4 else ("each image", "every pixel")
@@ -318,6 +323,20 @@ class Workspace:
                 f"{loaded.name} has {outputs} outputs and {data.name} has {data.num_classes} classes; "
                 "give the data set it was trained on with --data"
             )
+
+    def classifier(self) -> nn.Module:
+        """What gives scores for the data's classes: the network, or its towers with prompts for the classes.
+
+        Raises:
+            DataError: Files of class names or templates do not fit.
+            ModelError: The text tower's tokenizer cannot be fetched.
+        """
+        loaded, section = self.model(), self.recipe.data
+        if not has_text_tower(loaded.model):
+            return loaded.model
+        data = self.data()
+        texts, wordings = class_texts(data, section.class_names), templates(data, section.templates)
+        return prompt_classifier(loaded.manifest.architecture.ref, loaded.model, texts, wordings)
 
     def task(self) -> Task:
         """What the data set's scores are compared with."""

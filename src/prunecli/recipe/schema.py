@@ -67,6 +67,16 @@ class DataSection:
     image_size: Annotated[
         str | int | None, Doc("Height and width, one number or 360x480; default: the model's, else the images'.")
     ] = None
+    class_names: Annotated[
+        str | None,
+        Doc(
+            "What classes are called in prompts: a file with one name on each line, or a JSON list; default: built in."
+        ),
+    ] = None
+    templates: Annotated[
+        str | None,
+        Doc("Prompts for networks with a text tower, {} or {c} for the class: a file like that; default: built in."),
+    ] = None
     frames: Annotated[
         int | None, Ge(1), Le(10_000), Doc("Frames that a recording of events becomes; default: the network's steps T.")
     ] = None

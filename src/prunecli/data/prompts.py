@@ -1,0 +1,91 @@
+"""Class names and prompts for zero-shot classification: built in for common sets, or from files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prunecli.data.splits import ImageData, read_lines
+from prunecli.errors import DataError
+
+_PLACES = ("{c}", "{}")
+_OF_SMALL_PHOTOS = (
+    "a photo of a {}.",
+    "a blurry photo of a {}.",
+    "a small photo of a {}.",
+    "a low resolution photo of a {}.",
+    "a photo of the {}.",
+)
+_OF_DIGITS = ('a photo of the number: "{}".', "the handwritten digit {}.", "a {}.")
+_DEFAULT = ("a photo of a {}.", "{}")
+_DIGITS = ("mnist", "digits", "fashion-mnist")
+
+
+def class_texts(data: ImageData, file: str | None = None) -> tuple[str, ...]:
+    """What each class of a data set is called in a prompt.
+
+    Args:
+        data: The set; ImageNet's 1,000 classes have open_clip's names, others their own without underscores.
+        file: A text file with one name on each line, or a JSON list.
+
+    Raises:
+        DataError: The file cannot be read or has another number of names.
+    """
+    if file is not None:
+        names = _read(Path(file).expanduser(), "class names")
+        if len(names) != data.num_classes:
+            raise DataError(f"{file}: has {len(names)} class names and {data.name} has {data.num_classes} classes")
+        return names
+    if data.num_classes == 1000 and data.name.startswith(("folder", "wds")):
+        from open_clip import IMAGENET_CLASSNAMES
+
+        return tuple(IMAGENET_CLASSNAMES)
+    return tuple(name.partition(" - ")[0].replace("_", " ") for name in data.class_names)
+
+
+def templates(data: ImageData, file: str | None = None) -> tuple[str, ...]:
+    """Prompts with `{}` where the class goes.
+
+    Args:
+        data: The set.
+        file: A text file with one template on each line, or a JSON list; `{c}` or `{}` stands for the class.
+
+    Raises:
+        DataError: The file cannot be read or a template has no place for the class.
+    """
+    if file is not None:
+        found = _read(Path(file).expanduser(), "templates")
+        for template in found:
+            if not any(place in template for place in _PLACES):
+                raise DataError(f"{file}: template {template!r:.80} has no {{c}} or {{}} for the class")
+        return tuple(template.replace("{c}", "{}") for template in found)
+    if data.num_classes == 1000:
+        from open_clip import SIMPLE_IMAGENET_TEMPLATES
+
+        return tuple(template("{}") for template in SIMPLE_IMAGENET_TEMPLATES)
+    if data.name in _DIGITS:
+        return _OF_DIGITS
+    return _OF_SMALL_PHOTOS if data.name in ("cifar10", "cifar100") else _DEFAULT
+
+
+def prompts(texts: Sequence[str], template: str) -> list[str]:
+    """The template for every class."""
+    return [template.replace("{}", text) for text in texts]
+
+
+def _read(path: Path, what: str) -> tuple[str, ...]:
+    """A list of strings from a text or JSON file; a JSON mapping of sets to lists may hold just one."""
+    if path.suffix != ".json":
+        found: Any = read_lines(path)
+    else:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{path}: not a readable JSON file ({error}); write a list of {what}") from error
+        if isinstance(found, dict) and len(found) == 1:
+            found = next(iter(found.values()))
+    if not isinstance(found, list) or not found or not all(isinstance(entry, str) and entry for entry in found):
+        raise DataError(f"{path}: holds no list of {what}; write one on each line, or a JSON list of strings")
+    return tuple(found)

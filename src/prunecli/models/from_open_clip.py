@@ -1,0 +1,133 @@
+"""`open_clip:NAME` and `open_clip:NAME@TAG`: image and text towers of open_clip, and one small enough for two cores."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.model import CLIP
+from torch import Tensor, nn
+
+from prunecli.checkpoint.manifest import InputNormalisation
+from prunecli.errors import ModelError, unknown
+
+TINY = "tiny"
+CLASSES_ARE_TEXTS = True
+_CONTEXT, _VOCABULARY = 16, 49408
+_ARGUMENTS = ("image_size", "patch_size", "dim", "depth", "num_heads")
+_OWN = {"image_size": 32, "patch_size": 4, "dim": 128, "depth": 6, "num_heads": 4}
+_CIFAR = InputNormalisation(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616))
+
+
+@cache
+def names() -> list[str]:
+    """Architectures of the installed open_clip, those with published weights as NAME@TAG too, and `tiny`."""
+    tagged = [f"{name}@{tag}" for name, tag in open_clip.list_pretrained()]
+    return [TINY, *open_clip.list_models(), *tagged]
+
+
+def build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    """Builds a model with both towers.
+
+    Args:
+        name: One of `names()`.
+        pretrained: Whether to fetch the weights that its tag names.
+        **kwargs: image_size; of `tiny` also patch_size, dim, depth and num_heads of the image tower.
+
+    Raises:
+        ModelError: An argument does not exist, or weights are asked for without a tag.
+    """
+    known = _ARGUMENTS if name == TINY else ("image_size",)
+    for key in kwargs:
+        if key not in known:
+            raise ModelError(unknown("argument", key, known) + f" (of open_clip:{name})")
+    if name == TINY:
+        return _tiny(**{**_OWN, **kwargs})
+    architecture, _, tag = name.partition("@")
+    if pretrained and not tag:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)[:3]) or "none"
+        raise ModelError(f"open_clip:{name} has weights by tags ({tags}); write it as open_clip:{name}@TAG")
+    with _without_warnings():  # of random weights, which may be what is wanted
+        model: nn.Module = open_clip.create_model(
+            architecture,
+            pretrained=tag if pretrained else None,
+            load_weights=pretrained,
+            device=torch.get_default_device(),
+            force_quick_gelu=bool(_published(name).get("quick_gelu")),
+            force_image_size=kwargs.get("image_size"),
+            pretrained_text=False,
+        )
+    return model
+
+
+def input_spec(name: str, model: nn.Module) -> tuple[tuple[int, int] | None, InputNormalisation]:
+    """What the image tower says; CIFAR-10's statistics for `tiny`."""
+    visual: Any = model.visual
+    size = visual.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    if name == TINY:
+        return (height, width), _CIFAR
+    found = _published(name)
+    normalisation = InputNormalisation(
+        mean=tuple(found.get("mean") or open_clip.constants.OPENAI_DATASET_MEAN),
+        std=tuple(found.get("std") or open_clip.constants.OPENAI_DATASET_STD),
+        interpolation=found.get("interpolation", "bicubic"),
+    )
+    return (height, width), normalisation
+
+
+def tokenizer(name: str, model: nn.Module) -> Callable[[list[str]], Tensor]:
+    """What turns texts into tokens for the text tower.
+
+    Raises:
+        ModelError: Its vocabulary has to be fetched and cannot be.
+    """
+    if name == TINY:
+        own: Callable[[list[str]], Tensor] = open_clip.SimpleTokenizer(context_length=_CONTEXT)
+        return own
+    architecture = name.partition("@")[0]
+    try:
+        found: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(architecture)
+    except Exception as error:  # transformers raises many types when it cannot reach its hub
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"open_clip:{name}: its tokenizer cannot be fetched: {first[:200]}") from error
+    return found
+
+
+def _published(name: str) -> dict[str, Any]:
+    """What open_clip knows about the weights that a name's tag stands for."""
+    architecture, _, tag = name.partition("@")
+    return open_clip.get_pretrained_cfg(architecture, tag) if tag else {}
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _tiny(image_size: int, patch_size: int, dim: int, depth: int, num_heads: int) -> nn.Module:
+    if dim % num_heads or image_size % patch_size:
+        raise ModelError(
+            f"open_clip:tiny with dim {dim}, num_heads {num_heads}, image_size {image_size} and patch_size "
+            f"{patch_size}: heads have to divide the width, patches the image"
+        )
+    vision = {
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "width": dim,
+        "layers": depth,
+        "head_width": dim // num_heads,
+    }
+    text = {"context_length": _CONTEXT, "vocab_size": _VOCABULARY, "width": 64, "heads": 2, "layers": 2}
+    model: nn.Module = CLIP(dim, vision, text)
+    return model

@@ -1,0 +1,287 @@
+"""Leaving tokens out while a network runs: hooks that come off again, and not one changed weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from prunecli.checkpoint.manifest import TokenSelection
+from prunecli.errors import MethodError
+from prunecli.tokens.attention import gather_pairs, gather_places, gather_tokens, projected
+from prunecli.tokens.blocks import attention_half, attention_input, mlp_half
+from prunecli.tokens.merging import merge_pairs
+from prunecli.tokens.selectors import Choice, Seen, choose
+from prunecli.tokens.towers import Tower, find_tower
+
+_APPLIED = "_prunecli_tokens"
+_STEP = "_prunecli_step"
+_UNBATCHED = 3
+_INTERMEDIATES = ("forward_intermediates", "get_intermediate_layers")
+
+
+@dataclass(eq=False)
+class _Pass:
+    """What one forward pass has chosen so far; empty between passes.
+
+    Attributes:
+        places: Places among all patches of the patch tokens that are left, shape (N, K); None while all are.
+        sizes: Patches that each token stands for, where tokens are merged.
+    """
+
+    places: Tensor | None = None
+    sizes: Tensor | None = None
+
+
+@dataclass(eq=False)
+class _Forget:
+    """A hook that empties what a pass has chosen."""
+
+    current: _Pass
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.current.places = self.current.sizes = None
+
+
+@dataclass(eq=False)
+class _Step:
+    """What happens at one block; a copy of the network has a copy of its own."""
+
+    tower: Tower
+    current: _Pass
+    choice: Choice | None = None
+    inside: bool = False
+    merged: int = 0
+    first: bool = False
+
+    def __call__(self, block: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Before the block."""
+        if self.first:
+            self.current.places = self.current.sizes = None
+        x: Tensor = args[0]
+        if self.choice is not None and not self.inside:
+            x = self.select(block, x, x, self._placed(options))
+        return (x, *args[1:]), self._placed(options)
+
+    def forward(self, block: nn.Module, x: Tensor, options: dict[str, Any]) -> Tensor:
+        """The block itself, with less tokens behind its attention."""
+        if self.merged:
+            return self._merging(block, x, options)
+        attended = attention_half(block, x, options)
+        return mlp_half(block, self.select(block, x, attended, options))
+
+    def select(self, block: nn.Module, x: Tensor, result: Tensor, options: dict[str, Any]) -> Tensor:
+        """The tokens of `result` that stay, chosen by what the block's attention makes of x."""
+        assert self.choice is not None
+        prefix = self.tower.prefix
+        attention: Any = block.attn
+        seen = Seen(
+            attention,
+            x,
+            x if self.choice.selector == "random" else attention_input(block, x),
+            prefix,
+            self.tower.by_class_token,
+            options.get("rope"),
+            self._bias(attention, options),
+        )
+        chosen, importance = choose(self.choice, seen)
+        before = self.current.places
+        self.current.places = chosen if before is None else before.gather(1, chosen)
+        kept = torch.cat([result[:, :prefix], gather_tokens(result[:, prefix:], chosen)], dim=1)
+        if importance is None or self.choice.selector != "evit":
+            return kept
+        weight = importance.scatter(1, chosen, 0.0)
+        weight = weight / weight.sum(dim=1, keepdim=True).clamp_min(1e-12)
+        return torch.cat([kept, weight.unsqueeze(1) @ result[:, prefix:]], dim=1)
+
+    def _merging(self, block: nn.Module, x: Tensor, options: dict[str, Any]) -> Tensor:
+        sizes = self.current.sizes
+        if sizes is None:
+            sizes = x.new_ones(x.shape[:2])
+            attended = attention_half(block, x, options)
+        else:
+            attended = attention_half(block, x, options, sizes.log()[:, None, None, :])
+        attention: Any = block.attn
+        metric = projected(attention, attention_input(block, x), "k").mean(dim=1)
+        attended, self.current.sizes = merge_pairs(attended, sizes, metric, self.merged, self.tower.prefix)
+        return mlp_half(block, attended)
+
+    def _placed(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of a block with what they say about places brought to those that are left."""
+        places = self.current.places
+        if places is None:
+            return options
+        changed = dict(options)
+        if options.get("rope") is not None:
+            changed["rope"] = gather_places(options["rope"], places)
+        if options.get("shared_rel_pos_bias") is not None:
+            shared = _as_batch(options["shared_rel_pos_bias"])
+            changed["shared_rel_pos_bias"] = gather_pairs(shared, self.positions(places))
+        return changed
+
+    def positions(self, places: Tensor) -> Tensor:
+        """Places among patches as places among all tokens, with those before the patches."""
+        before = torch.arange(self.tower.prefix, device=places.device).expand(len(places), -1)
+        return torch.cat([before, places + self.tower.prefix], dim=1)
+
+    def _bias(self, attention: Any, options: dict[str, Any]) -> Tensor | None:
+        if not self.tower.place_bias:
+            return None
+        own = attention._get_rel_pos_bias() if attention.relative_position_bias_table is not None else None
+        shared: Tensor | None = _as_batch(options.get("shared_rel_pos_bias"))
+        return shared if own is None else own if shared is None else own + shared
+
+
+@dataclass(eq=False)
+class TokenPruning:
+    """A network with token pruning on; `remove` takes it off and leaves the network as it was."""
+
+    model: nn.Module
+    selection: TokenSelection
+    tower: Tower
+    _handles: list[RemovableHandle] = field(default_factory=list)
+    _replaced: list[tuple[nn.Module, str]] = field(default_factory=list)
+
+    def remove(self) -> None:
+        """Takes it off."""
+        for handle in self._handles:
+            handle.remove()
+        for module, name in self._replaced:
+            module.__dict__.pop(name, None)
+        self.model.__dict__.pop(_APPLIED, None)
+        self._handles, self._replaced = [], []
+
+    def replace(self, module: nn.Module, name: str, function: Callable[..., Any]) -> None:
+        """Puts a method of its own on one module, until `remove`."""
+        module.__dict__[name] = MethodType(function, module)
+        self._replaced.append((module, name))
+
+
+@contextmanager
+def tokens_pruned(model: nn.Module, selection: TokenSelection) -> Iterator[TokenPruning]:
+    """Runs `model` with fewer tokens inside; see `prune_tokens`."""
+    pruning = prune_tokens(model, selection)
+    try:
+        yield pruning
+    finally:
+        pruning.remove()
+
+
+def applied_selection(model: nn.Module) -> TokenSelection | None:
+    """The selection that a network, or the one it was copied from, runs with."""
+    found: TokenSelection | None = model.__dict__.get(_APPLIED)
+    return found
+
+
+def prune_tokens(model: nn.Module, selection: TokenSelection) -> TokenPruning:
+    """Makes `model` leave tokens out, image by image, from now on. Copies of it do the same.
+
+    Args:
+        model: A network with a vision transformer of timm or open_clip, or that tower itself.
+        selection: Which tokens stay where.
+
+    Raises:
+        MethodError: The tower or the selection does not allow it, or tokens are pruned already.
+    """
+    if applied_selection(model) is not None:
+        raise MethodError("its tokens are pruned already; start from the network without")
+    tower = find_tower(model)
+    _check(tower, selection)
+    pruning = TokenPruning(model, selection, tower)
+    current = _Pass()
+    for step, block in _steps(model, tower, selection, current):
+        pruning._handles.append(block.register_forward_pre_hook(step, with_kwargs=True))
+        if step.inside or step.merged:
+            block.__dict__[_STEP] = step
+            pruning._replaced.append((block, _STEP))
+            pruning.replace(block, "forward", _split_forward)
+        attention: Any = block.attn
+        if tower.place_bias and attention.relative_position_bias_table is not None:
+            attention.__dict__[_STEP] = step
+            pruning._replaced.append((attention, _STEP))
+            pruning.replace(attention, "_get_rel_pos_bias", _bias_of_places)
+    last = model.get_submodule(tower.blocks[-1])
+    pruning._handles.append(last.register_forward_hook(_Forget(current), always_call=True))
+    for owner in {id(m): m for m in (model, model.get_submodule(tower.name))}.values():
+        for name in _INTERMEDIATES:
+            if hasattr(owner, name):
+                pruning.replace(owner, name, _no_intermediates)
+    model.__dict__[_APPLIED] = selection
+    return pruning
+
+
+def _steps(
+    model: nn.Module, tower: Tower, selection: TokenSelection, current: _Pass
+) -> Iterator[tuple[_Step, nn.Module]]:
+    """What happens at each block from the first stage on."""
+    stages = {stage.block: stage for stage in selection.stages}
+    first = min(stages)
+    for place in range(first, len(tower.blocks)):
+        block = model.get_submodule(tower.blocks[place])
+        step = _Step(tower, current, first=place == first)
+        if selection.selector == "tome":
+            step.merged = selection.merged
+        elif place in stages:
+            stage = stages[place]
+            step.inside = selection.inside
+            step.choice = Choice(
+                selection.selector, stage.kept, stage.anchors, selection.alpha, selection.to_anchors, selection.seed
+            )
+        elif not (tower.rope or tower.place_bias):
+            continue
+        yield step, block
+
+
+def _split_forward(self: nn.Module, x: Tensor, *args: Any, **options: Any) -> Tensor:
+    step: _Step = self.__dict__[_STEP]
+    return step.forward(self, x, options)
+
+
+def _bias_of_places(self: Any) -> Tensor:
+    step: _Step = self.__dict__[_STEP]
+    bias: Tensor = type(self)._get_rel_pos_bias(self)
+    places = step.current.places
+    return bias if places is None else gather_pairs(bias, step.positions(places))
+
+
+def _as_batch(bias: Any) -> Any:
+    """A bias (heads, L, L) as (1, heads, L, L)."""
+    return bias.unsqueeze(0) if isinstance(bias, Tensor) and bias.dim() == _UNBATCHED else bias
+
+
+def _no_intermediates(self: nn.Module, *args: Any, **options: Any) -> Any:
+    raise MethodError(
+        "intermediate feature maps need every token, and this network leaves some out; take token pruning off first"
+    )
+
+
+def _check(tower: Tower, selection: TokenSelection) -> None:
+    """Whether a selection fits a tower.
+
+    Raises:
+        MethodError: It does not.
+    """
+    blocks = [stage.block for stage in selection.stages]
+    if blocks != sorted(set(blocks)) or blocks[-1] >= len(tower.blocks):
+        raise MethodError(f"stages at blocks {blocks}: give each once, in order, of 0 to {len(tower.blocks) - 1}")
+    left = selection.tokens - tower.prefix
+    for stage in selection.stages if selection.selector != "tome" else ():
+        if stage.kept >= left:
+            raise MethodError(
+                f"{stage.kept + tower.prefix} tokens are to stay at block {stage.block} and there are "
+                f"{left + tower.prefix}, so nothing would be pruned; ask for fewer"
+            )
+        if stage.anchors > stage.kept:
+            raise MethodError(f"{stage.anchors} anchors of {stage.kept} tokens that stay; give fewer anchors")
+        left = stage.kept + (selection.selector == "evit")
+    if selection.selector in ("evit", "tome") and (tower.rope or tower.place_bias):
+        kind = "rotary embeddings" if tower.rope else "a bias for each pair of places"
+        raise MethodError(f"{selection.selector} makes tokens that have no place, and this network has {kind}")
+    if selection.selector == "tome" and not 1 <= selection.merged <= left // 2:
+        raise MethodError(f"{selection.merged} pairs merged in each block: give 1 to {left // 2}")

@@ -1,0 +1,291 @@
+"""Leaving tokens out: right, per image, reversible."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import timm
+import torch
+from open_clip.model import CLIP
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prunecli.checkpoint.manifest import TokenSelection, TokenStage
+from prunecli.errors import MethodError
+from prunecli.tokens import runtime
+from prunecli.tokens.merging import merge_pairs
+from prunecli.tokens.runtime import applied_selection, prune_tokens, tokens_pruned
+from prunecli.tokens.selectors import Choice, Seen, choose
+from prunecli.tokens.towers import find_tower, token_count
+
+SIDE = 32
+TEXT = {"context_length": 8, "vocab_size": 100, "width": 16, "heads": 2, "layers": 1}
+
+
+def clip(**vision: Any) -> nn.Module:
+    torch.manual_seed(0)
+    tower = {"image_size": SIDE, "layers": 3, "width": 32, "patch_size": 4, "head_width": 8, **vision}
+    return CLIP(24, tower, TEXT).eval()  # type: ignore[arg-type, no-any-return]
+
+
+def of_timm(name: str, **kwargs: Any) -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"img_size": SIDE, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 7}
+    return timm.create_model(name, **{**sizes, **kwargs}).eval()
+
+
+MODELS: dict[str, Any] = {
+    "clip": clip,
+    "clip-avg": lambda: clip(pool_type="avg"),
+    "clip-attentional": lambda: clip(attentional_pool=True, attn_pooler_queries=4, attn_pooler_heads=4),
+    "clip-qk-norm": lambda: clip(block_type="custom", qk_norm=True, scale_attn=True, ls_init_value=0.5),
+    "vit": lambda: of_timm("vit_tiny_patch16_224"),
+    "vit-registers-avg": lambda: of_timm("vit_tiny_patch16_224", reg_tokens=2, global_pool="avg", init_values=0.5),
+    "vit-no-class-token-map": lambda: of_timm("vit_tiny_patch16_224", class_token=False, global_pool="map"),
+    "vit-qk-norm": lambda: of_timm("vit_tiny_patch16_224", qk_norm=True),
+    "deit-distilled": lambda: of_timm("deit_tiny_distilled_patch16_224"),
+    "beit": lambda: of_timm("beit_base_patch16_224", init_values=0.5),
+    "beit-shared": lambda: of_timm("beit_base_patch16_224", use_shared_rel_pos_bias=True, use_rel_pos_bias=False),
+    "eva": lambda: of_timm("eva02_tiny_patch14_224"),
+    "eva-fused": lambda: of_timm("eva_giant_patch14_224", mlp_ratio=2.0),
+}
+NO_MADE_UP_TOKENS = ("beit", "beit-shared", "eva")
+
+
+def selection(model: nn.Module, kept: int, selector: str = "anchor", block: int = 1, **options: Any) -> TokenSelection:
+    stage = TokenStage(block=block, kept=kept, anchors=options.pop("anchors", kept // 2))
+    tokens = token_count(model, find_tower(model), like(model, images(1)))
+    return TokenSelection(selector=selector, tokens=tokens, stages=(stage,), **options)  # type: ignore[arg-type]
+
+
+def images(count: int = 4) -> Tensor:
+    return torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
+
+
+def like(model: nn.Module, x: Tensor) -> Tensor:
+    return x.to(next(model.parameters()).dtype)
+
+
+def features(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        out: Tensor = model.encode_image(x) if hasattr(model, "encode_image") else model(x)  # type: ignore[operator]
+    return out
+
+
+def perturbed(model: nn.Module) -> nn.Module:
+    """Larger weights, and values where zeros stand at first, so that mistakes show."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.startswith(("transformer", "token_embedding", "text_projection")):
+                parameter.add_(0.15 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("selector", ["anchor", "cls", "diversity", "random", "evit"])
+def test_an_image_does_not_depend_on_its_batch_and_removal_is_exact(name: str, selector: str, inside: bool) -> None:
+    model = perturbed(MODELS[name]())
+    if selector == "evit" and name in NO_MADE_UP_TOKENS:
+        with pytest.raises(MethodError, match="makes tokens that have no place"):
+            prune_tokens(model, selection(model, 20, selector))
+        return
+    x = images()
+    before, names = features(model, x), set(model.state_dict())
+    with tokens_pruned(model, selection(model, 20, selector, inside=inside)):
+        assert set(model.state_dict()) == names
+        together = features(model, x)
+        assert (together - before).abs().max() > 1e-3
+        for order in ([3, 1, 0, 2], [2]):
+            assert torch.allclose(features(model, x[order]), together[order], atol=1e-5)
+        twin = copy.deepcopy(model)
+        assert torch.equal(features(twin, x), together)
+    assert torch.equal(features(model, x), before)
+    assert applied_selection(model) is None and applied_selection(twin) is not None
+    assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_leaving_tokens_out_is_forbidding_to_attend_to_them(
+    name: str, inside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Places, rotary embeddings and biases stay those of the tokens that are left."""
+    model = perturbed(MODELS[name]()).double()
+    tower, x = find_tower(model), images(3).double()
+    last = model.get_submodule(tower.blocks[-1])
+    found: dict[str, Tensor] = {}
+    hook = last.register_forward_hook(lambda m, a, out: found.__setitem__("tokens", out))
+    stages = (TokenStage(block=1, kept=30, anchors=10), TokenStage(block=2, kept=20, anchors=5))
+    chosen = selection(model, 30, inside=inside).model_copy(update={"stages": stages})
+    kept: list[Tensor] = []
+    take = runtime.choose
+
+    def remember(*given: Any) -> tuple[Tensor, Tensor | None]:
+        places, importance = take(*given)
+        kept.append(places if not kept else kept[0].gather(1, places))
+        return places, importance
+
+    monkeypatch.setattr(runtime, "choose", remember)
+    with tokens_pruned(model, chosen):
+        features(model, x)
+    pruned, calls, attend = found["tokens"], [0], functional.scaled_dot_product_attention
+
+    def masked(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:
+        block, calls[0] = calls[0], calls[0] + 1
+        if block < len(tower.blocks):
+            allowed = torch.ones(len(x), k.shape[2], dtype=torch.bool)
+            for stage, places in zip(stages, kept, strict=True):
+                if block >= stage.block + inside:
+                    allowed[:, tower.prefix :] = torch.zeros_like(allowed[:, tower.prefix :]).scatter(1, places, True)
+            forbidden = torch.zeros(allowed.shape, dtype=q.dtype).masked_fill(~allowed, -torch.inf)[:, None, None]
+            attn_mask = forbidden if attn_mask is None else attn_mask + forbidden
+        return attend(q, k, v, attn_mask, *rest, **options)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", masked)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        features(model, x)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+        hook.remove()
+    assert calls[0] >= len(tower.blocks)
+    everything = found["tokens"]
+    before = everything[:, : tower.prefix]
+    patches = everything[:, tower.prefix :].gather(1, kept[-1].unsqueeze(-1).expand(-1, -1, everything.shape[-1]))
+    assert torch.allclose(pruned, torch.cat([before, patches], dim=1), rtol=1e-9, atol=1e-9)
+
+
+def by_loop(attention: Any, x: Tensor, normed: Tensor, prefix: int, choice: Choice) -> list[int]:
+    """The anchor rule for one image (L, C), number by number; attention is timm's plain one."""
+    heads, length = attention.num_heads, len(x)
+    qkv = (normed @ attention.qkv.weight.T + attention.qkv.bias).reshape(length, 3, heads, -1)
+
+    def paid(query: int) -> list[float]:
+        total = [0.0] * length
+        for head in range(heads):
+            logits = [float(qkv[query, 0, head] @ qkv[key, 1, head]) / qkv.shape[-1] ** 0.5 for key in range(length)]
+            top = max(logits)
+            powers = [math.exp(value - top) for value in logits]
+            for key in range(length):
+                total[key] += powers[key] / sum(powers) / heads
+        return total
+
+    from_class = paid(0)
+    anchors = sorted(range(prefix, length), key=lambda i: -from_class[i])[: choice.anchors]
+    rest = [i for i in range(prefix, length) if i not in anchors]
+    rows = {i: paid(i) for i in range(length)}
+    importance = {i: sum(rows[i][a] if choice.to_anchors else rows[a][i] for a in anchors) / len(anchors) for i in rest}
+    distance = {i: 1 - max(float(functional.cosine_similarity(x[i], x[a], dim=0)) for a in anchors) for i in rest}
+
+    def spread(values: dict[int, float]) -> dict[int, float]:
+        low, high = min(values.values()), max(values.values())
+        return {i: (value - low) / (high - low) for i, value in values.items()}
+
+    by_attention, by_distance = spread(importance), spread(distance)
+    alpha = choice.alpha if choice.selector == "anchor" else 0.0
+    score = {i: alpha * by_attention[i] + (1 - alpha) * by_distance[i] for i in rest}
+    best = sorted(rest, key=lambda i: -score[i])[: choice.kept - choice.anchors]
+    return sorted(i - prefix for i in (*anchors, *best))
+
+
+@pytest.mark.parametrize("to_anchors", [False, True])
+@pytest.mark.parametrize(("selector", "alpha"), [("anchor", 0.0), ("anchor", 0.3), ("anchor", 1.0), ("diversity", 0.5)])
+def test_anchors_against_a_plain_loop(selector: str, alpha: float, to_anchors: bool) -> None:
+    model: Any = perturbed(of_timm("vit_tiny_patch16_224")).double()
+    block, choice = model.blocks[0], Choice(selector, 14, anchors=5, alpha=alpha, to_anchors=to_anchors)
+    with torch.no_grad():
+        x = model.norm_pre(model._pos_embed(model.patch_embed(images(3).double())))
+        normed = block.norm1(x)
+        places, _ = choose(choice, Seen(block.attn, x, normed, 1, by_class_token=True))
+        for image in range(3):
+            assert places[image].tolist() == by_loop(block.attn, x[image], normed[image], 1, choice)
+
+
+@pytest.mark.parametrize("name", ["clip", "clip-qk-norm", "vit", "vit-no-class-token-map", "eva-fused"])
+def test_merging_is_per_image_and_none_changes_nothing(name: str) -> None:
+    model = perturbed(MODELS[name]())
+    tower, x = find_tower(model), images()
+    chosen = selection(model, 20, "tome", block=0, merged=9)
+    with tokens_pruned(model, chosen):
+        counts = []
+        hooks = [
+            model.get_submodule(block).register_forward_hook(lambda m, a, out: counts.append(out.shape[1]))
+            for block in tower.blocks
+        ]
+        together = features(model, x)
+        for hook in hooks:
+            hook.remove()
+        assert torch.allclose(features(model, x[[2]]), together[[2]], atol=1e-5)
+    assert counts == [chosen.tokens - 9 * (place + 1) for place in range(3)]
+
+
+def test_merged_tokens_are_weighted_means_of_the_most_alike() -> None:
+    """Against the definition, pair by pair."""
+    torch.manual_seed(0)
+    x, metric, sizes = torch.randn(1, 9, 4), torch.randn(1, 9, 3), torch.rand(1, 9) + 1
+    merged, new_sizes = merge_pairs(x, sizes, metric, 2, prefix=1)
+    even, odd = [1, 3, 5, 7], [2, 4, 6, 8]
+    alike = {(i, j): float(functional.cosine_similarity(metric[0, i], metric[0, j], dim=0)) for i in even for j in odd}
+    best = {i: max(odd, key=lambda j: alike[i, j]) for i in even}
+    going = sorted(even, key=lambda i: -alike[i, best[i]])[:2]
+    expected = {j: (x[0, j] * sizes[0, j], sizes[0, j]) for j in odd}
+    for i in going:
+        total, weight = expected[best[i]]
+        expected[best[i]] = (total + x[0, i] * sizes[0, i], weight + sizes[0, i])
+    rows = [
+        x[0, 0],
+        *(x[0, i] for i in even if i not in going),
+        *(total / weight for total, weight in expected.values()),
+    ]
+    assert torch.allclose(merged[0], torch.stack(rows), atol=1e-6)
+    assert torch.allclose(new_sizes.sum(), sizes.sum())
+
+
+def test_gradients_flow_and_a_copy_after_them_is_clean() -> None:
+    for chosen in ("anchor", "evit", "tome"):
+        model = perturbed(MODELS["vit"]())
+        pruning = prune_tokens(model, selection(model, 20, chosen, merged=5 if chosen == "tome" else 0))
+        model(images()).square().sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        copy.deepcopy(model)
+        pruning.remove()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"kept": 64}, "nothing would be pruned"),
+        ({"kept": 100}, "nothing would be pruned"),
+        ({"kept": 10, "anchors": 11}, "11 anchors of 10"),
+        ({"kept": 10, "block": 3}, "of 0 to 2"),
+        ({"kept": 10, "selector": "tome", "merged": 40}, "give 1 to 32"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options: dict[str, Any], said: str) -> None:
+    model = MODELS["vit"]()
+    with pytest.raises(MethodError, match=said):
+        prune_tokens(model, selection(model, **options))
+    assert applied_selection(model) is None
+
+
+def test_other_networks_are_refused() -> None:
+    for model, name in (
+        (timm.create_model("resnet18"), "ResNet"),
+        (timm.create_model("swin_tiny_patch4_window7_224"), "SwinTransformer"),
+        (CLIP(24, {"image_size": SIDE, "layers": [1, 1, 1, 1], "width": 8}, TEXT), "ModifiedResNet"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(MethodError, match=f"{name} is no vision transformer"):
+            find_tower(model)
+    model = MODELS["vit"]()
+    with (
+        tokens_pruned(model, selection(model, 20)),
+        pytest.raises(MethodError, match="intermediate feature maps need every token"),
+    ):
+        model.forward_intermediates(images())
+    with tokens_pruned(model, selection(model, 20)), pytest.raises(MethodError, match="pruned already"):
+        prune_tokens(model, selection(model, 20))
