@@ -18,12 +18,17 @@ IGNORED = 255
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Percentages over `images` images; `loss` is the mean cross-entropy in nats."""
+    """Percentages over `images` images; `loss` is the mean cross-entropy in nats.
+
+    `class_hits` are the images of each class whose best score was right, of `class_images`.
+    """
 
     top1: float
     top5: float
     loss: float
     images: int
+    class_hits: tuple[int, ...] = ()
+    class_images: tuple[int, ...] = ()
     score_name: ClassVar[str] = "top1"
     score_label: ClassVar[str] = "top-1"
 
@@ -31,6 +36,12 @@ class Accuracy:
     def score(self) -> float:
         """What epochs are chosen on."""
         return self.top1
+
+    @property
+    def mean_class_recall(self) -> float:
+        """Mean over the classes that occur of the share of their images that was right, in percent."""
+        shares = [hits / images for hits, images in zip(self.class_hits, self.class_images, strict=True) if images]
+        return 100 * sum(shares) / max(len(shares), 1)
 
 
 @dataclass(frozen=True)
@@ -154,9 +165,13 @@ class _AccuracyMeter:
     def __init__(self) -> None:
         self._sums: list[Tensor] = []  # added up on the CPU in float64, which not every accelerator has
         self._images = 0
+        self._by_class: Tensor | int = 0
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         top1, top5 = accuracy(scores, labels, topk=(1, 5))
+        right = scores.argmax(dim=1) == labels
+        counts = [torch.bincount(chosen, minlength=scores.shape[1]) for chosen in (labels[right], labels)]
+        self._by_class = self._by_class + torch.stack(counts).cpu()
         loss = F.cross_entropy(scores, labels)
         self._sums.append(torch.stack([top1.to(loss), top5.to(loss), loss]) * len(labels))
         self._images += len(labels)
@@ -164,7 +179,8 @@ class _AccuracyMeter:
     def compute(self) -> Accuracy:
         totals = torch.stack(self._sums).cpu().double().sum(dim=0) if self._sums else torch.zeros(3)
         top1, top5, loss = (totals / max(self._images, 1)).tolist()
-        return Accuracy(top1, top5, loss, self._images)
+        hits, images = self._by_class.tolist() if isinstance(self._by_class, Tensor) else ([], [])
+        return Accuracy(top1, top5, loss, self._images, tuple(hits), tuple(images))
 
 
 class _PixelMeter:

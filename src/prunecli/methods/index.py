@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prunecli.methods.params import ActivationParams, LampParams, SpikeParams, StructuralParams
+from prunecli.methods.params import ActivationParams, LampParams, SpikeParams, StructuralParams, TokenParams
 from prunecli.methods.spec import MethodSpec
 
 
@@ -97,6 +97,14 @@ _BUILT_IN = (
         "https://arxiv.org/abs/2209.15425",
         params=SpikeParams,
         without_data={"criterion": "bn-scale"},
+    ),
+    MethodSpec(
+        "token",
+        "Leave out tokens of a vision transformer while it runs.",
+        "https://arxiv.org/abs/2202.07800",
+        "runtime",
+        TokenParams,
+        "prunecli.methods.token:plan_selection",
     ),
     _structural(
         "random",

@@ -114,3 +114,41 @@ class ActivationParams(StructuralParams):
     statistic: Annotated[
         Literal["mean", "std"], Doc("mean: of the absolute activation; std: its standard deviation.")
     ] = "mean"
+
+
+TokenSelector = Literal["anchor", "cls", "diversity", "random", "evit", "tome"]
+
+
+@dataclass(frozen=True)
+class TokenParams:
+    """Which tokens of a vision transformer stay, and where; a budget is given in one way alone."""
+
+    keep: Annotated[float | None, Gt(0), Lt(1), Doc("Share of all tokens that stays; default: 0.5.")] = None
+    tokens: Annotated[int | None, Ge(2), Doc("Or: how many stay, the class token and its like included.")] = None
+    speedup: Annotated[
+        float | None, Gt(1), Doc("Or: as few as make it this many times as fast, by measured latency of one batch.")
+    ] = None
+    k_anchors: Annotated[
+        int | None, Ge(1), Doc("Anchors of selector anchor and diversity; default: half of the patch tokens that stay.")
+    ] = None
+    top_m: Annotated[int | None, Ge(0), Doc("Or, with --k-anchors: tokens that stay beside anchors.")] = None
+    stages: Annotated[
+        tuple[str, ...], Doc("Or: BLOCK:SHARE of the tokens there that stays, may be given again: 3:0.7 6:0.7 9:0.7.")
+    ] = ()
+    merge: Annotated[int | None, Ge(1), Doc("Or, of selector tome: pairs that are merged in each block.")] = None
+    selector: Annotated[
+        TokenSelector,
+        Doc(
+            "anchor: attention from, and unlikeness to, tokens that matter most; cls: attention of the class token; "
+            "diversity: unlikeness alone; random; evit: as cls, the others fused into one; tome: merge alike pairs."
+        ),
+    ] = "anchor"
+    alpha: Annotated[float, Ge(0), Le(1), Doc("anchor: weight of attention against unlikeness.")] = 0.5
+    to_anchors: Annotated[bool, Doc("anchor: attention that tokens pay to anchors, not what they get from them.")] = (
+        False
+    )
+    block: Annotated[int, Ge(0), Doc("First block with fewer tokens, counted from 0; the ones before see all.")] = 1
+    inside: Annotated[
+        bool, Doc("Choose inside that block, between its attention and its MLP, not before it; faster at block 0.")
+    ] = False
+    batch: Annotated[int, Ge(1), Doc("Images in a batch whose latency is measured, beside that of one image.")] = 8

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
 
-Family = Literal["structural"]
+Family = Literal["structural", "runtime"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class MethodSpec:
         name: The verb on the command line and the value of `method:` in a recipe.
         summary: One line of help.
         paper: Address of the paper the method follows, or empty.
-        family: Decides the protocol that `load` returns; "structural" is `prunecli.criteria.base.Criterion`.
+        family: Decides the protocol that `load` returns: "structural" is `prunecli.criteria.base.Criterion`, "runtime",
+            which changes how a network runs and no weight, is `prunecli.methods.token.plan_selection`.
         params: A frozen dataclass with annotated fields.
         entry: "module:attribute" of the algorithm.
         needs_data: Whether it looks at calibration images.

@@ -15,12 +15,13 @@ from prunecli.checkpoint.foreign import ForeignWeights, read_foreign
 from prunecli.checkpoint.io import file_sha256, read_checkpoint, read_manifest, write_checkpoint
 from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.checkpoint.records import shown
-from prunecli.errors import ModelError
+from prunecli.errors import MethodError, ModelError
 from prunecli.models.catalog import build, build_dense, input_spec, rebuild_dense, split_reference
 from prunecli.models.foreign import architecture_for, identify, recorded
 from prunecli.models.segformer_weights import SegFormerWeights, reference_of, rename, with_new_head
 from prunecli.models.spiking_weights import spikformer_weights
 from prunecli.surgery.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
+from prunecli.tokens.runtime import prune_tokens
 
 _IMAGE_DIMENSIONS = 3
 _OVER_TIME = ("T", "coding")
@@ -231,6 +232,11 @@ def _load_checkpoint(path: Path, manifest: Manifest, arch: str | None, allow_non
     if shape and len(shape) != _IMAGE_DIMENSIONS:
         raise ModelError(f"{path}: its manifest gives {list(shape)} as the shape of an image; the file was altered")
     model, manifest = restore(path, allow_nonfinite=allow_nonfinite)
+    if manifest.tokens is not None:
+        try:
+            prune_tokens(model, manifest.tokens)
+        except MethodError as error:
+            raise ModelError(f"{path}: {error}") from error
     loaded = LoadedModel(model, manifest, path=path, sha256=file_sha256(path))
     if not shape:
         return _with_input_spec(loaded)

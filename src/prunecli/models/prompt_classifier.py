@@ -55,11 +55,20 @@ class PromptClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores of images (N, C, H, W), shape (N, classes)."""
+        return self.scores(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Unit features of images, shape (N, D)."""
         towers: Any = self.towers
-        features = towers.encode_image(images, normalize=True)
+        found: Tensor = towers.encode_image(images, normalize=True)
+        return found
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Scores (N, classes) of unit features (N, D)."""
+        towers: Any = self.towers
         scale = towers.logit_scale.exp().clamp(max=_LARGEST_SCALE)
-        scores: Tensor = scale * features @ self.class_features(features.device)
-        return scores
+        found: Tensor = scale * features @ self.class_features(features.device)
+        return found
 
     def class_features(self, device: torch.device) -> Tensor:
         """Unit features of every class, shape (D, classes)."""

@@ -16,11 +16,13 @@ from prunecli.checkpoint.durable import reach, remove_leftovers, write_text_atom
 from prunecli.checkpoint.locking import HOLDER_NAME, LOCK_NAME, locked
 from prunecli.data.catalog import find_data
 from prunecli.errors import GateFailed, RecipeError
+from prunecli.methods.registry import get_method
 from prunecli.models.catalog import split_reference
 from prunecli.models.loading import load_file
 from prunecli.pipeline.comparing import compare_run, judge
 from prunecli.pipeline.resumption import discard_states
 from prunecli.pipeline.stages import eval_stage, prune_stage, required, unmet
+from prunecli.pipeline.tokens import token_stage
 from prunecli.pipeline.training import train_stage
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.resolve import Plan
@@ -139,6 +141,8 @@ def _run_stage(space: Workspace, stage: Stage, path: Path) -> tuple[dict[str, An
         comparison = compare_run(space.reports, space.device)
         write_text_atomically(path, comparison.model_dump_json(by_alias=True, indent=2) + "\n")
         return {}, comparison
+    if isinstance(stage, PruneStage) and get_method(stage.method).family == "runtime":
+        return token_stage(space, stage, path).to_dict(), None
     if isinstance(stage, PruneStage):
         pruned = prune_stage(space, stage, path).report
         return {"achieved": pruned.achieved, "verify_error": pruned.verify_error}, None

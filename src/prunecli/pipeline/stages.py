@@ -15,9 +15,10 @@ from prunecli.data.splits import ImageData, Split
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.resources import resource_errors
 from prunecli.engine.tasks import Accuracy
-from prunecli.errors import GateFailed, RecipeError
+from prunecli.errors import GateFailed, MethodError, RecipeError
 from prunecli.measure.counts import count_macs, nonzero_count, parameter_count
 from prunecli.measure.environment import describe_environment
+from prunecli.measure.intervals import accuracy_interval, mean_recall_interval
 from prunecli.measure.latency import PairedTiming, Timing, time_model, time_paired
 from prunecli.measure.memory import peak_memory_bytes
 from prunecli.measure.neurons import spiking_neurons
@@ -63,6 +64,8 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
     if space.recipe.model.weights is None and not space.recipe.model.pretrained and not loaded.manifest.history:
         space.sink.warn(f"{loaded.name} has random weights; give a weights file, or --pretrained")
     method = get_method(stage.method)
+    if loaded.manifest.tokens is not None:
+        raise MethodError(f"{loaded.name}: leaves tokens out already; prune its channels first, then its tokens")
     data = space.data() if space.data_name() is not None else None
     recalibrate, compensation = _repairs(stage, data)
     aims = [f"--{kind}" for kind in SPIKE_TARGETS if stage.params.get(kind) is not None]
@@ -241,10 +244,26 @@ def _accuracy(space: Workspace, stage: EvalStage) -> tuple[dict[str, Any], DataI
         skipped=len(split.labels) - figures.images,
     )
     named = dataclasses.asdict(figures)
+    if isinstance(figures, Accuracy):
+        named = _with_intervals(figures)
     if not isinstance(figures, Accuracy):
         found = zip(data.class_names, figures.class_iou, strict=True)
         named["class_iou"] = {name: value for name, value in found if value is not None}
     return named, info
+
+
+def _with_intervals(figures: Accuracy) -> dict[str, Any]:
+    """Accuracies by their names in a report, with intervals."""
+    return {
+        "top1": figures.top1,
+        "top5": figures.top5,
+        "loss": figures.loss,
+        "images": figures.images,
+        "mean_class_recall": figures.mean_class_recall,
+        "top1_interval": accuracy_interval(figures.top1, figures.images),
+        "top5_interval": accuracy_interval(figures.top5, figures.images),
+        "mean_class_recall_interval": mean_recall_interval(figures.class_hits, figures.class_images),
+    }
 
 
 def _latency(space: Workspace, model: nn.Module, rounds: int) -> Latency:

@@ -31,7 +31,7 @@ class Latency(_Strict):
 
 
 class Metrics(_Strict):
-    """Figures of one model. What was not measured is absent; accuracies are percentages.
+    """Figures of one model. What was not measured is absent; accuracies are percentages, with 95 % intervals.
 
     `miou` is the mean over the classes that occur; `class_iou` has those by name. With operators in `macs_uncounted`,
     which were run and could not be counted, `macs` is a lower bound. A loss that is no number is named in `nonfinite`.
@@ -44,6 +44,10 @@ class Metrics(_Strict):
 
     top1: float | None = None
     top5: float | None = None
+    mean_class_recall: float | None = None
+    top1_interval: tuple[float, float] | None = None
+    top5_interval: tuple[float, float] | None = None
+    mean_class_recall_interval: tuple[float, float] | None = None
     miou: float | None = None
     pixel_accuracy: float | None = None
     class_iou: dict[str, float] | None = None

@@ -50,13 +50,25 @@ class Table:
         return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-_SCORES = (("top1", "top-1"), ("top5", "top-5"), ("miou", "mIoU"), ("pixel_accuracy", "pixel accuracy"))
+_SCORES = (
+    ("top1", "top-1"),
+    ("top5", "top-5"),
+    ("mean_class_recall", "mean class recall"),
+    ("miou", "mIoU"),
+    ("pixel_accuracy", "pixel accuracy"),
+)
 """Percentages of a report, and what tables call them."""
 
 
 def macs(total: float | None, uncounted: Sequence[str]) -> str:
     """MACs, marked as a lower bound where operators were run that could not be counted."""
     return count(total) if total is None or not uncounted else f">= {count(total)}"
+
+
+def _score(metrics: Metrics, name: str) -> str:
+    bounds: tuple[float, float] | None = getattr(metrics, f"{name}_interval", None)
+    text = fixed(getattr(metrics, name), unit=" %")
+    return text if bounds is None else f"{text} {interval(*bounds, digits=1)}"
 
 
 def _latency(metrics: Metrics) -> str:
@@ -80,7 +92,7 @@ def report_table(report: Report) -> Table:
     if report.data is not None:
         skipped = f", {report.data.skipped} could not be read" if report.data.skipped else ""
         rows.append(("images", f"{report.data.images} of {report.data.name} ({report.data.split}){skipped}"))
-    rows += [(label, fixed(getattr(m, name), unit=" %")) for name, label in _SCORES if getattr(m, name) is not None]
+    rows += [(label, _score(m, name)) for name, label in _SCORES if getattr(m, name) is not None]
     rows += [(f"IoU of {name}", fixed(value, unit=" %")) for name, value in (m.class_iou or {}).items()]
     rows += [("loss", _loss(m))] if _loss(m) != "-" else []
     rows += [

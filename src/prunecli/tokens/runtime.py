@@ -192,7 +192,7 @@ def prune_tokens(model: nn.Module, selection: TokenSelection) -> TokenPruning:
     if applied_selection(model) is not None:
         raise MethodError("its tokens are pruned already; start from the network without")
     tower = find_tower(model)
-    _check(tower, selection)
+    check_selection(tower, selection)
     pruning = TokenPruning(model, selection, tower)
     current = _Pass()
     for step, block in _steps(model, tower, selection, current):
@@ -261,7 +261,7 @@ def _no_intermediates(self: nn.Module, *args: Any, **options: Any) -> Any:
     )
 
 
-def _check(tower: Tower, selection: TokenSelection) -> None:
+def check_selection(tower: Tower, selection: TokenSelection) -> None:
     """Whether a selection fits a tower.
 
     Raises:

@@ -24,6 +24,10 @@ def command() -> Any:
 def method_command(name: str) -> Any:
     """`prune NAME MODEL`."""
     spec = get_method(name)
+    if spec.family == "runtime":
+        from prunecli.cli.commands.token import method_command as runtime_command
+
+        return runtime_command(spec)
     options = _options(spec.params, skip=("method",))
     epilog = f"Paper: {spec.paper}" if spec.paper else None
     return make_command(name, with_output(_runner(spec, options), options), spec.summary, epilog)
@@ -48,7 +52,12 @@ def _runner(spec: MethodSpec | None, options: list[OptionSpec]) -> Any:
         chosen = space.recipe.stages[0]
         assert isinstance(chosen, PruneStage)
         out = checkpoint_path(space, values, chosen.method)
-        if not nothing_left(output, space, out):
+        if get_method(chosen.method).family == "runtime":
+            from prunecli.cli.commands.token import show_tokens
+            from prunecli.pipeline.tokens import token_stage
+
+            show_tokens(output, token_stage(space, chosen, out))
+        elif not nothing_left(output, space, out):
             show_pruning(output, prune_stage(space, chosen, out))
 
     return run
