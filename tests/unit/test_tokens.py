@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -277,6 +278,7 @@ def test_other_networks_are_refused() -> None:
     for model, name in (
         (timm.create_model("resnet18"), "ResNet"),
         (timm.create_model("swin_tiny_patch4_window7_224"), "SwinTransformer"),
+        (of_timm("vit_relpos_small_patch16_224"), "VisionTransformerRelPos"),
         (CLIP(24, {"image_size": SIDE, "layers": [1, 1, 1, 1], "width": 8}, TEXT), "ModifiedResNet"),  # type: ignore[arg-type]
     ):
         with pytest.raises(MethodError, match=f"{name} is no vision transformer"):
@@ -289,3 +291,45 @@ def test_other_networks_are_refused() -> None:
         model.forward_intermediates(images())
     with tokens_pruned(model, selection(model, 20)), pytest.raises(MethodError, match="pruned already"):
         prune_tokens(model, selection(model, 20))
+
+
+def test_fused_tokens_may_be_chosen_again() -> None:
+    model = MODELS["vit"]()
+    stages = (TokenStage(block=0, kept=30), TokenStage(block=1, kept=31), TokenStage(block=2, kept=10))
+    with pytest.raises(MethodError, match="nothing would be pruned"):
+        prune_tokens(model, selection(model, 30, "evit").model_copy(update={"stages": stages}))
+    stages = (stages[0], TokenStage(block=1, kept=20), stages[2])
+    with tokens_pruned(model, selection(model, 30, "evit").model_copy(update={"stages": stages})):
+        assert features(model, images()).isfinite().all()
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("name", ["clip", "vit", "eva", "beit"])
+def test_compiled_and_exported_networks_choose_the_same(name: str, inside: bool) -> None:
+    model = perturbed(MODELS[name]())
+    tower: nn.Module = model.visual if name == "clip" else model  # type: ignore[assignment]
+    with tokens_pruned(model, selection(model, 20, inside=inside)), torch.no_grad():
+        expected = tower(images())
+        assert torch.allclose(torch.compile(tower, backend="eager")(images()), expected, atol=1e-5)
+        batch = torch.export.Dim("batch", min=2, max=64)
+        exported = torch.export.export(tower, (images(2),), dynamic_shapes=({0: batch},), strict=False).module()
+        for count in (2, 4):
+            assert torch.allclose(exported(images()[:count]), expected[:count], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["clip", "eva"])
+def test_onnx_runtime_gives_the_same_at_two_batch_sizes(name: str, tmp_path: Path) -> None:
+    runtimes = pytest.importorskip("onnxruntime", reason="pip install 'prunecli[export]'")
+    pytest.importorskip("onnxscript", reason="pip install 'prunecli[export]'")
+    model = perturbed(MODELS[name]())
+    tower: nn.Module = model.visual if name == "clip" else model  # type: ignore[assignment]
+    with tokens_pruned(model, selection(model, 20)), torch.no_grad():
+        expected = tower(images())
+        shapes = ({0: torch.export.Dim("batch", min=2, max=64)},)
+        torch.onnx.export(
+            tower, (images(2),), str(tmp_path / "net.onnx"), dynamo=True, dynamic_shapes=shapes, verbose=False
+        )
+    session = runtimes.InferenceSession(str(tmp_path / "net.onnx"))
+    for count in (2, 4):
+        (found,) = session.run(None, {session.get_inputs()[0].name: images()[:count].numpy()})
+        assert torch.allclose(torch.from_numpy(found), expected[:count], atol=1e-4)

@@ -190,7 +190,11 @@ def _values(option: Any, current: str, choices: Callable[[Any], list[str]]) -> l
         return [*_matching([("parent", "The network that was pruned.")], current), *_files(current, WEIGHT_SUFFIXES)]
     if name in ("data_root", "output"):
         return _files(current, ())
-    return _files(current, None) if name in ("out", "plot") else []
+    return (
+        _files(current, None)
+        if name in ("out", "plot", "overlay", "extract_attention", "class_names", "templates")
+        else []
+    )
 
 
 def _data_sets(current: str) -> list[Candidate]:

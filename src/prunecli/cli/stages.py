@@ -134,7 +134,7 @@ def resume_command(argv: Sequence[str]) -> str:
 
 
 _LEFT_OUT = ("--force", "--resume", "--json", "-q", "--quiet")
-_LEFT_OUT_WITH_VALUE = ("-o", "--out", "--output", "--save-every", "--keep-states")
+_LEFT_OUT_WITH_VALUE = ("-o", "--out", "--output", "--save-every", "--keep-states", "--extract-attention", "--overlay")
 
 
 def reproducible_command(argv: Sequence[str]) -> str:

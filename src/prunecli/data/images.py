@@ -7,6 +7,7 @@ import stat
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
@@ -49,17 +50,22 @@ def read_image(path: Path, mode: str | None = None) -> Image.Image:
         irregular = irregularity(path)
         if irregular is not None:
             raise UnreadableImage(path, irregular)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as opened:
-                opened.load()
-                return opened.convert(mode) if mode is not None else opened
+        return decode(path, mode)
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:  # decoders raise many types
         if isinstance(error, OSError) and error.errno in OUT_OF_FILES:
             raise ResourceError(f"{path}: cannot be opened ({error.strerror}); load with fewer --workers") from error
         raise UnreadableImage(path, _reason(path, error)) from error
+
+
+def decode(source: Path | BinaryIO, mode: str | None = None) -> Image.Image:
+    """Decodes an image of one of `FORMATS`; decoders raise many types, see `decoding_error`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(source, formats=FORMATS) as opened:
+            opened.load()
+            return opened.convert(mode) if mode is not None else opened
 
 
 def irregularity(path: Path) -> str | None:
@@ -77,11 +83,17 @@ def irregularity(path: Path) -> str | None:
 def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "a link to a file that does not exist" if path.is_symlink() else "it does not exist"
+    if isinstance(error, UnidentifiedImageError) and path.stat().st_size == 0:
+        return "the file is empty"
+    return decoding_error(error)
+
+
+def decoding_error(error: Exception) -> str:
+    """What is wrong with an image that `decode` refuses."""
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels"
     if isinstance(error, UnidentifiedImageError):
-        known = ", ".join(FORMATS[:-1])
-        return "the file is empty" if path.stat().st_size == 0 else f"its content is not {known} or {FORMATS[-1]}"
+        return f"its content is not {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

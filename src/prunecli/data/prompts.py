@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.data.splits import ImageData, read_lines
+from prunecli.data.webdataset import TarSplit, templates_file
 from prunecli.errors import DataError
 
 _PLACES = ("{c}", "{}")
@@ -20,7 +21,7 @@ _OF_SMALL_PHOTOS = (
 )
 _OF_DIGITS = ('a photo of the number: "{}".', "the handwritten digit {}.", "a {}.")
 _DEFAULT = ("a photo of a {}.", "{}")
-_DIGITS = ("mnist", "digits", "fashion-mnist")
+_DIGITS = ("mnist", "digits", "cluttered-mnist")
 
 
 def class_texts(data: ImageData, file: str | None = None) -> tuple[str, ...]:
@@ -38,7 +39,7 @@ def class_texts(data: ImageData, file: str | None = None) -> tuple[str, ...]:
         if len(names) != data.num_classes:
             raise DataError(f"{file}: has {len(names)} class names and {data.name} has {data.num_classes} classes")
         return names
-    if data.num_classes == 1000 and data.name.startswith(("folder", "wds")):
+    if data.num_classes == 1000 and data.name.startswith("folder"):
         from open_clip import IMAGENET_CLASSNAMES
 
         return tuple(IMAGENET_CLASSNAMES)
@@ -50,11 +51,15 @@ def templates(data: ImageData, file: str | None = None) -> tuple[str, ...]:
 
     Args:
         data: The set.
-        file: A text file with one template on each line, or a JSON list; `{c}` or `{}` stands for the class.
+        file: A text file with one template on each line, or a JSON list; `{c}` or `{}` stands for the class. Without
+            it, that of a set `wds:PATH`, if it has one.
 
     Raises:
         DataError: The file cannot be read or a template has no place for the class.
     """
+    if file is None and isinstance(data.test, TarSplit):
+        own = templates_file(data.test.root)
+        file = None if own is None else str(own)
     if file is not None:
         found = _read(Path(file).expanduser(), "templates")
         for template in found:

@@ -157,6 +157,7 @@ def _merging(params: TokenParams, tower: Tower, tokens: int, seed: int) -> Token
     if merged is None:
         leaving = tokens - tower.prefix - _patches(params, tower, tokens)
         merged = max(1, round(leaving / max(1, len(tower.blocks) - params.block)))
+        merged = min(merged, (tokens - tower.prefix) // 2)
     kept = max(1, tokens - tower.prefix - merged)
     stages = (TokenStage(block=params.block, kept=kept),)
     return TokenSelection(selector="tome", tokens=tokens, stages=stages, merged=merged, seed=seed)

@@ -126,10 +126,10 @@ def token_stage(space: Workspace, stage: PruneStage, out: Path) -> TokenOutcome:
     baseline = at_random(selection, tower, space.recipe.seed)
     ways: dict[str, TokenSelection | None] = {"unpruned": None, "pruned": selection, "random": baseline}
     difference = _batch_difference(space, model, selection)
-    macs = {name: count_macs(network, example.cpu()) for name, network in _networks(model.cpu(), ways)}
-    counts = [_per_block(network, tower, example.cpu()) for _, network in _networks(model, ways)]
+    macs = {name: count_macs(network, example.cpu()) for name, network in networks_of(model.cpu(), ways)}
+    counts = [_per_block(network, tower, example.cpu()) for _, network in networks_of(model, ways)]
     per_block = tuple(zip(counts[0], counts[1], strict=True))
-    variants = _compared(space, ways, macs)
+    variants = compare_ways(space, ways, macs)
     timings = {batch: _timed(space, model, ways, stage, batch) for batch in dict.fromkeys((1, params.batch))}
     prune_tokens(model, selection)
     step = space.step("prune", {"method": stage.method, "params": as_json(dataclasses.asdict(params))})
@@ -140,7 +140,7 @@ def token_stage(space: Workspace, stage: PruneStage, out: Path) -> TokenOutcome:
     return TokenOutcome(path, selection, per_block, variants, timings, limit, difference)
 
 
-def _networks(model: nn.Module, ways: dict[str, TokenSelection | None]) -> Iterator[tuple[str, nn.Module]]:
+def networks_of(model: nn.Module, ways: dict[str, TokenSelection | None]) -> Iterator[tuple[str, nn.Module]]:
     """The network run in each way; one at a time, and as it was afterwards."""
     for name, selection in ways.items():
         with _running(model, selection):
@@ -153,7 +153,9 @@ def _running(model: nn.Module, selection: TokenSelection | None) -> Iterator[Non
         yield
 
 
-def _compared(space: Workspace, ways: dict[str, TokenSelection | None], macs: dict[str, Macs]) -> tuple[Variant, ...]:
+def compare_ways(
+    space: Workspace, ways: dict[str, TokenSelection | None], macs: dict[str, Macs]
+) -> tuple[Variant, ...]:
     """Accuracy, agreement and cosine of every way, from one pass over the images."""
     if space.data_name() is None:
         space.sink.warn("no data set, so no accuracy: name one with --data")
@@ -237,7 +239,7 @@ def _timed(
 ) -> PairedTiming:
     images = space.example().expand(batch, -1, -1, -1).contiguous()
     networks = []
-    for _, network in _networks(model, ways):
+    for _, network in networks_of(model, ways):
         networks.append(copy.deepcopy(network))
     return time_paired(networks, [images] * len(networks), rounds=stage.latency_rounds, device=space.device)
 

@@ -56,8 +56,8 @@ class DataSection:
     name: Annotated[
         str | None,
         Doc(
-            "digits, cifar10, cifar100, mnist, fashion-mnist, folder:PATH, npz:FILE, segmentation:PATH; of events: "
-            "n-mnist, cifar10-dvs, dvs-gesture, n-caltech101, events:PATH."
+            "digits, cifar10, cifar100, mnist, fashion-mnist, cluttered-mnist, folder:PATH, npz:FILE, "
+            "segmentation:PATH, wds:PATH; of events: n-mnist, cifar10-dvs, dvs-gesture, n-caltech101, events:PATH."
         ),
     ] = None
     root: Annotated[

@@ -102,3 +102,37 @@ def firing_plot(neurons: Sequence[NeuronRates], title: str, form: str = "png") -
     buffer = io.BytesIO()
     firing_figure(neurons, title).savefig(buffer, format=form, dpi=120)
     return buffer.getvalue()
+
+
+def frontier_plot(
+    curves: Mapping[str, Sequence[tuple[float, float]]], reference: str, label: str, title: str, form: str = "png"
+) -> bytes:
+    """Accuracy against multiply-accumulates, a line for each way of choosing.
+
+    Args:
+        curves: For each way (MACs, accuracy), both in percent.
+        reference: The way that is drawn as a level line.
+        label: Of the accuracy.
+        title: What was measured.
+        form: "png", "svg" or "pdf".
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for place, (name, points) in enumerate(curves.items()):
+        if name == reference:
+            axes.axhline(points[0][1], color="black", linestyle="--", linewidth=1, label=name)
+            continue
+        across, height = zip(*sorted(points), strict=True)
+        axes.plot(across, height, marker="os^vDP*"[place % 7], markersize=5, label=name)
+    axes.set_xlabel("multiply-accumulates (% of unpruned)")
+    axes.set_ylabel(label)
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=form, dpi=120)
+    return buffer.getvalue()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 from prunecli.report.numbers import count, fixed, interval
 
 Rows = list[tuple[str, ...]]
 COLUMNS = ("figure", "unpruned", "pruned", "random")
+FRONTIER_COLUMNS = ("selector", "block", "keep", "macs_ratio", "top1", "agreement", "cosine")
 
 
 def per_block_text(per_block: Sequence[int]) -> str:
@@ -41,3 +43,10 @@ def score_row(name: str, scores: Sequence[float], bounds: Sequence[tuple[float, 
         difference = f" ({score - scores[0]:+.2f})" if place else ""
         cells.append(fixed(score, unit=" %") + difference + (f" {interval(*bound, digits=1)}" if bound else ""))
     return (name, *cells)
+
+
+def frontier_row(values: Sequence[Any]) -> tuple[str, ...]:
+    """One selection of a frontier, in the order of `FRONTIER_COLUMNS`."""
+    selector, block, keep, macs, top1, agreement, cosine = values
+    scores = (fixed(top1, unit=" %"), fixed(agreement, unit=" %"), fixed(cosine, 4))
+    return (selector, str(block), f"{keep:g}", f"x{macs:.3f}", *scores)

@@ -9,6 +9,7 @@ from types import MethodType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -21,13 +22,15 @@ from prunecli.tokens.selectors import Choice, Seen, choose
 from prunecli.tokens.towers import Tower, find_tower
 
 _APPLIED = "_prunecli_tokens"
-_STEP = "_prunecli_step"
+STEP = "_prunecli_step"
+NOWHERE = -1
+"""Place of a token that others were fused into."""
 _UNBATCHED = 3
 _INTERMEDIATES = ("forward_intermediates", "get_intermediate_layers")
 
 
 @dataclass(eq=False)
-class _Pass:
+class Pass:
     """What one forward pass has chosen so far; empty between passes.
 
     Attributes:
@@ -40,21 +43,21 @@ class _Pass:
 
 
 @dataclass(eq=False)
-class _Forget:
+class Forget:
     """A hook that empties what a pass has chosen."""
 
-    current: _Pass
+    current: Pass
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         self.current.places = self.current.sizes = None
 
 
 @dataclass(eq=False)
-class _Step:
+class Step:
     """What happens at one block; a copy of the network has a copy of its own."""
 
     tower: Tower
-    current: _Pass
+    current: Pass
     choice: Choice | None = None
     inside: bool = False
     merged: int = 0
@@ -88,7 +91,7 @@ class _Step:
             prefix,
             self.tower.by_class_token,
             options.get("rope"),
-            self._bias(attention, options),
+            self.bias_of(attention, options),
         )
         chosen, importance = choose(self.choice, seen)
         before = self.current.places
@@ -96,6 +99,8 @@ class _Step:
         kept = torch.cat([result[:, :prefix], gather_tokens(result[:, prefix:], chosen)], dim=1)
         if importance is None or self.choice.selector != "evit":
             return kept
+        # What is fused stands at no place.
+        self.current.places = F.pad(self.current.places, (0, 1), value=NOWHERE)
         weight = importance.scatter(1, chosen, 0.0)
         weight = weight / weight.sum(dim=1, keepdim=True).clamp_min(1e-12)
         return torch.cat([kept, weight.unsqueeze(1) @ result[:, prefix:]], dim=1)
@@ -127,10 +132,10 @@ class _Step:
 
     def positions(self, places: Tensor) -> Tensor:
         """Places among patches as places among all tokens, with those before the patches."""
-        before = torch.arange(self.tower.prefix, device=places.device).expand(len(places), -1)
+        before = torch.arange(self.tower.prefix, device=places.device).expand(places.shape[0], -1)
         return torch.cat([before, places + self.tower.prefix], dim=1)
 
-    def _bias(self, attention: Any, options: dict[str, Any]) -> Tensor | None:
+    def bias_of(self, attention: Any, options: dict[str, Any]) -> Tensor | None:
         if not self.tower.place_bias:
             return None
         own = attention._get_rel_pos_bias() if attention.relative_position_bias_table is not None else None
@@ -194,20 +199,20 @@ def prune_tokens(model: nn.Module, selection: TokenSelection) -> TokenPruning:
     tower = find_tower(model)
     check_selection(tower, selection)
     pruning = TokenPruning(model, selection, tower)
-    current = _Pass()
+    current = Pass()
     for step, block in _steps(model, tower, selection, current):
         pruning._handles.append(block.register_forward_pre_hook(step, with_kwargs=True))
         if step.inside or step.merged:
-            block.__dict__[_STEP] = step
-            pruning._replaced.append((block, _STEP))
+            block.__dict__[STEP] = step
+            pruning._replaced.append((block, STEP))
             pruning.replace(block, "forward", _split_forward)
         attention: Any = block.attn
         if tower.place_bias and attention.relative_position_bias_table is not None:
-            attention.__dict__[_STEP] = step
-            pruning._replaced.append((attention, _STEP))
+            attention.__dict__[STEP] = step
+            pruning._replaced.append((attention, STEP))
             pruning.replace(attention, "_get_rel_pos_bias", _bias_of_places)
     last = model.get_submodule(tower.blocks[-1])
-    pruning._handles.append(last.register_forward_hook(_Forget(current), always_call=True))
+    pruning._handles.append(last.register_forward_hook(Forget(current), always_call=True))
     for owner in {id(m): m for m in (model, model.get_submodule(tower.name))}.values():
         for name in _INTERMEDIATES:
             if hasattr(owner, name):
@@ -217,14 +222,14 @@ def prune_tokens(model: nn.Module, selection: TokenSelection) -> TokenPruning:
 
 
 def _steps(
-    model: nn.Module, tower: Tower, selection: TokenSelection, current: _Pass
-) -> Iterator[tuple[_Step, nn.Module]]:
+    model: nn.Module, tower: Tower, selection: TokenSelection, current: Pass
+) -> Iterator[tuple[Step, nn.Module]]:
     """What happens at each block from the first stage on."""
     stages = {stage.block: stage for stage in selection.stages}
     first = min(stages)
     for place in range(first, len(tower.blocks)):
         block = model.get_submodule(tower.blocks[place])
-        step = _Step(tower, current, first=place == first)
+        step = Step(tower, current, first=place == first)
         if selection.selector == "tome":
             step.merged = selection.merged
         elif place in stages:
@@ -239,12 +244,12 @@ def _steps(
 
 
 def _split_forward(self: nn.Module, x: Tensor, *args: Any, **options: Any) -> Tensor:
-    step: _Step = self.__dict__[_STEP]
+    step: Step = self.__dict__[STEP]
     return step.forward(self, x, options)
 
 
 def _bias_of_places(self: Any) -> Tensor:
-    step: _Step = self.__dict__[_STEP]
+    step: Step = self.__dict__[STEP]
     bias: Tensor = type(self)._get_rel_pos_bias(self)
     places = step.current.places
     return bias if places is None else gather_pairs(bias, step.positions(places))

@@ -139,7 +139,7 @@ def _attention_to(choice: Choice, seen: Seen, keys: Tensor, anchors: Tensor) -> 
     bias = None
     if seen.bias is not None:
         rows = (anchors + seen.prefix)[:, None, :, None].expand(-1, seen.bias.shape[1], -1, seen.bias.shape[-1])
-        bias = seen.bias.expand(len(anchors), -1, -1, -1).gather(2, rows)
+        bias = seen.bias.expand(anchors.shape[0], -1, -1, -1).gather(2, rows)
     return attention_weights(seen.queries_at(anchors), keys, bias).mean(dim=1)[:, seen.prefix :]
 
 

@@ -102,6 +102,8 @@ def _describe(name: str, module: nn.Module) -> Tower | None:
     if not hasattr(blocks[0], "attn") or not hasattr(module, "num_prefix_tokens"):
         return None
     attention: Any = blocks[0].attn
+    if getattr(attention, "rel_pos", None) is not None:  # a bias that its own module makes for all places
+        return None
     prefix: Any = module.num_prefix_tokens
     pool: Any = getattr(module, "global_pool", "")
     reads = bool(prefix) and pool == "token" and getattr(module, "attn_pool", None) is None

@@ -2,36 +2,138 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prunecli.cli.lazy import make_command
-from prunecli.cli.method_command import options_of, with_output
+from prunecli.cli.method_command import option, options_of, with_output
 from prunecli.cli.output import Output
-from prunecli.cli.stages import ModelArgument, checkpoint_path, prepare, stage_options
+from prunecli.cli.stages import ModelArgument, check_writable, checkpoint_path, prepare, stage_options
+from prunecli.errors import RecipeError, unknown
 from prunecli.methods.params import TokenParams
 from prunecli.methods.spec import MethodSpec
 from prunecli.recipe.schema import PruneStage
 
 if TYPE_CHECKING:
+    from prunecli.pipeline.token_pictures import Wanted
     from prunecli.pipeline.tokens import TokenOutcome
+    from prunecli.pipeline.workspace import Workspace
 
+Number = TypeVar("Number", int, float)
+IMAGES = 16
+SELECTORS = "anchor,cls,diversity,random,evit,tome"
+BLOCKS, KEEPS = "1", "0.25,0.5,0.75"
+_TO_SEE = [
+    option("extract_attention", str, "Write attention weights, of test images, to this file (.safetensors, .npz)."),
+    option(
+        "attention_block", list[int], "Blocks whose attention is written, may be given again; default: of the stages."
+    ),
+    option("overlay", str, "Draw test images in this folder, with patches that are left out darkened."),
+    option("pictures", int, "Test images, from the first on, for both.", default=IMAGES),
+]
+_FRONTIER = [
+    option("frontier", str, "Draw accuracy against MACs of many selections here (.png, .svg, .pdf); saves no network."),
+    option("frontier_selectors", str, "Selectors to try, with commas.", default=SELECTORS),
+    option("frontier_blocks", str, "Blocks to begin at, with commas.", default=BLOCKS),
+    option("frontier_keeps", str, "Shares of the tokens that stay, with commas.", default=KEEPS),
+]
 OPTIONS = [
     *options_of(TokenParams, ("stages", "STAGE", "params")),
     *options_of(PruneStage, ("stages", "STAGE"), only=("latency_rounds",)),
+    *_TO_SEE,
+    *_FRONTIER,
     *stage_options("checkpoint"),
 ]
 
 
 def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
-    """Leaves tokens out and compares."""
+    """Leaves tokens out, compares, and shows what stays where that is asked for."""
     space = prepare(output, model, {"stage": "prune", "method": "token"}, OPTIONS, values)
     if space is None:
         return
-    from prunecli.pipeline.tokens import token_stage
-
     stage = space.recipe.stages[0]
     assert isinstance(stage, PruneStage)
-    show_tokens(output, token_stage(space, stage, checkpoint_path(space, values, "token")))
+    if values["frontier"] is not None:
+        _draw_frontier(output, space, stage, values)
+        return
+    from prunecli.pipeline.tokens import token_stage
+
+    path, wanted = checkpoint_path(space, values, "token"), _wanted(values)
+    if wanted is None:
+        show_tokens(output, token_stage(space, stage, path))
+        return
+    from prunecli.pipeline.token_pictures import check_wanted, write_attention, write_overlays
+
+    check_wanted(space, wanted, TokenParams(**stage.params).selector, path)
+    outcome = token_stage(space, stage, path)
+    show_tokens(output, outcome)
+    if wanted.attention is not None:
+        write_attention(space, outcome.selection, wanted.attention, wanted.blocks, wanted.count)
+        output.note(f"wrote {wanted.attention}")
+    if wanted.overlay is not None:
+        write_overlays(space, outcome.selection, wanted.overlay, wanted.count)
+        output.note(f"drew pictures in {wanted.overlay}")
+
+
+def _draw_frontier(output: Output, space: Workspace, stage: PruneStage, values: dict[str, Any]) -> None:
+    """A row and a point for each selection."""
+    picture = Path(values["frontier"])
+    if picture.suffix not in (".png", ".svg", ".pdf"):
+        raise RecipeError(f"--frontier {picture}: name it {picture.with_suffix('.png')}, or with .svg or .pdf")
+    check_writable(picture, space.force)
+    selectors = [name.strip() for name in (values["frontier_selectors"] or SELECTORS).split(",")]
+    for name in selectors:
+        if name not in SELECTORS.split(","):
+            raise RecipeError(unknown("selector", name, SELECTORS.split(",")))
+    blocks = _numbers(values["frontier_blocks"] or BLOCKS, "--frontier-blocks", int)
+    keeps = _numbers(values["frontier_keeps"] or KEEPS, "--frontier-keeps", float)
+    from prunecli.pipeline.token_frontier import token_frontier, write_frontier
+    from prunecli.report.tables import Table
+    from prunecli.report.token_tables import FRONTIER_COLUMNS, frontier_row
+
+    points = token_frontier(space, stage, selectors, blocks, keeps)
+    figures = [(point, point.variant.figures) for point in points]
+    rows = [
+        (point.selector, point.block, point.keep, point.macs_ratio, getattr(found, "top1", None),
+         point.variant.agreement, point.variant.cosine)
+        for point, found in figures
+    ]  # fmt: skip
+    output.document([dict(zip(FRONTIER_COLUMNS, row, strict=True)) for row in rows])
+    output.table(Table(FRONTIER_COLUMNS, [frontier_row(row) for row in rows], numeric=tuple(range(1, 7))))
+    loaded = space.model()
+    write_frontier(points, f"{Path(loaded.name).name} on {space.data().name}", picture, replace=space.force)
+    output.note(f"wrote {picture}")
+
+
+def _numbers(text: str, flag: str, kind: Callable[[str], Number]) -> list[Number]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise RecipeError(f"{flag} {text}: write numbers with commas") from None
+
+
+def _wanted(values: dict[str, Any]) -> Wanted | None:
+    """What is to be seen.
+
+    Raises:
+        RecipeError: An option is given without the one that it belongs to.
+    """
+    attention, overlay = values["extract_attention"], values["overlay"]
+    if values["attention_block"] and attention is None:
+        raise RecipeError("--attention-block goes with --extract-attention: give the file to write, too")
+    if attention is None and overlay is None:
+        if values["pictures"] is not None:
+            raise RecipeError("--pictures goes with --extract-attention or --overlay: give one of them, too")
+        return None
+    from prunecli.pipeline.token_pictures import Wanted
+
+    return Wanted(
+        None if attention is None else Path(attention),
+        tuple(dict.fromkeys(values["attention_block"] or ())),
+        None if overlay is None else Path(overlay),
+        IMAGES if values["pictures"] is None else values["pictures"],
+    )
 
 
 def show_tokens(output: Output, outcome: TokenOutcome) -> None:

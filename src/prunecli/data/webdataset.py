@@ -1,0 +1,245 @@
+"""`wds:PATH`: images and classes in tar files, as CLIP_benchmark lays out its webdatasets; nothing is unpacked."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from prunecli.data.images import OUT_OF_FILES, UnreadableImage, decode, decoding_error, irregularity
+from prunecli.data.splits import ImageData, digest, read_lines
+from prunecli.errors import DataError, ResourceError
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+_LABEL = ".cls"
+_MOST_MEMBERS = 10_000_000
+"""Of one split."""
+_MOST_BYTES = 2**30
+"""Of one image: Pillow's most pixels take less, even when they are not compressed."""
+_BLOCK = tarfile.BLOCKSIZE
+
+
+@dataclass(frozen=True, eq=False)
+class TarSplit:
+    """Images in tar files below `root`.
+
+    Attributes:
+        root: The folder of the set.
+        tars: The files, relative to it.
+        names: The images' names there, as messages show them.
+        places: Index of the tar file, first byte in it and size in bytes, shape (images, 3).
+        labels: Class indices, shape (images,).
+    """
+
+    root: Path
+    tars: tuple[str, ...]
+    names: tuple[str, ...]
+    places: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+    def image(self, index: int) -> Image.Image:
+        """Reads the image at `index`.
+
+        Raises:
+            UnreadableImage: It is no readable image; its path is TAR:MEMBER.
+            ResourceError: The process may not open any more files.
+        """
+        tar, offset, size = (int(number) for number in self.places[index])
+        file = self.root / self.tars[tar]
+        path = Path(f"{file}:{self.names[index]}")
+        try:
+            return decode(io.BytesIO(_content(file, offset, size)), "RGB")
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders raise many types
+            if isinstance(error, OSError) and error.errno in OUT_OF_FILES:
+                raise ResourceError(
+                    f"{file}: cannot be opened ({error.strerror}); load with fewer --workers"
+                ) from error
+            raise UnreadableImage(path, decoding_error(error)) from error
+
+    def subset(self, indices: NDArray[np.int64]) -> TarSplit:
+        """The images at `indices`."""
+        names = tuple(self.names[i] for i in indices)
+        return TarSplit(self.root, self.tars, names, self.places[indices], self.labels[indices])
+
+    def fingerprint(self) -> str:
+        """Hash of the images' names, sizes and labels; pixels are not read."""
+        lines = (f"{self.tars[p[0]]}:{name} {p[2]}" for name, p in zip(self.names, self.places.tolist(), strict=True))
+        return digest("\n".join(lines).encode(), self.labels.data)
+
+
+def load(path: str, root: Path, download: bool) -> ImageData:
+    """Reads PATH/classnames.txt, PATH/test/0.tar and so on, and PATH/train/ where it is there.
+
+    The number of tar files is in nshards.txt beside them. They hold KEY.jpg (or .jpeg, .png, .webp) and KEY.cls, the
+    number of its class from 0 on. A relative PATH is looked for here first and then in the data folder.
+
+    Raises:
+        DataError: A part of that is missing or damaged, or a class is none of the names.
+    """
+    given = Path(path).expanduser()
+    folder = next((p for p in (given, root / given) if p.is_dir()), None)
+    if folder is None:
+        raise DataError(f"wds:{path}: no such folder; give the path of a folder with classnames.txt and test/0.tar")
+    names = tuple(read_lines(folder / "classnames.txt"))
+    if not names:
+        raise DataError(f"{folder / 'classnames.txt'}: is empty; write the name of one class on each line")
+    return ImageData(
+        name=f"wds:{path}",
+        class_names=names,
+        channels=3,
+        image_size=None,
+        mean=_MEAN,
+        std=_STD,
+        flip=True,
+        train=_read_split(folder, "train", len(names)) if (folder / "train").is_dir() else None,
+        test=_read_split(folder, "test", len(names)),
+    )
+
+
+def templates_file(root: Path) -> Path | None:
+    """The prompts that come with a set in the folder `root`, one on each line with {c} for the class."""
+    file = root / "zeroshot_classification_templates.txt"
+    return file if file.is_file() else None
+
+
+@dataclass
+class _Found:
+    """What the tar files read so far hold; see `TarSplit`."""
+
+    classes: int
+    names: list[str] = field(default_factory=list)
+    places: list[tuple[int, int, int]] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    members: int = 0
+
+
+def _read_split(folder: Path, part: str, classes: int) -> TarSplit:
+    tars = tuple(f"{part}/{number}.tar" for number in range(_shards(folder / part)))
+    found = _Found(classes)
+    for number, tar in enumerate(tars):
+        _read_tar(folder / tar, number, found)
+    if not found.names:
+        raise DataError(f"{folder / part}: no images; expected KEY.jpg and KEY.cls in 0.tar")
+    places = np.array(found.places, dtype=np.int64)
+    return TarSplit(folder, tars, tuple(found.names), places, np.array(found.labels, dtype=np.int64))
+
+
+def _shards(folder: Path) -> int:
+    """The number of tar files, which nshards.txt and the folder agree on."""
+    file = folder / "nshards.txt"
+    lines = read_lines(file) if file.is_file() else []
+    tars = {path.name for path in folder.glob("*.tar")}
+    if len(lines) != 1 or not (lines[0].isascii() and lines[0].isdecimal()):
+        raise DataError(f"{file}: does not say how many tar files there are; write the number, such as {len(tars)}")
+    wanted = lines[0].lstrip("0") or "0"
+    others = tars - {f"{number}.tar" for number in range(len(tars))}
+    if wanted != str(len(tars)) or others:
+        there = f"there {'is' if len(tars) == 1 else 'are'} {len(tars)}"
+        odd = f", one of them {min(others)}" if others else ""
+        raise DataError(
+            f"{file}: says {wanted:.20} tar files, from 0.tar on, and {there}{odd}; fetch those that are missing or "
+            "correct it"
+        )
+    return len(tars)
+
+
+def _read_tar(path: Path, number: int, found: _Found) -> None:
+    """Adds the samples of a tar file to `found`."""
+    images: dict[str, tuple[str, int, int]] = {}
+    labels: dict[str, int] = {}
+    try:
+        irregular = irregularity(path)
+        if irregular is not None:
+            raise ValueError(irregular)
+        with path.open("rb") as stream:
+            for member in _members(stream):
+                found.members += 1
+                if found.members > _MOST_MEMBERS:
+                    raise DataError(f"{path}: more than {_MOST_MEMBERS:,} members up to here; give a smaller set")
+                key, suffix = os.path.splitext(member.name)
+                suffix = suffix.lower()
+                if suffix not in (*_IMAGES, _LABEL):
+                    continue
+                shown = _shown(member.name)
+                if not member.isreg() or member.issparse():
+                    raise DataError(f"{path}:{shown}: is no plain file; pack the set again without links")
+                if key in (labels if suffix == _LABEL else images):
+                    kind = "class" if suffix == _LABEL else "image"
+                    raise DataError(f"{path}:{shown}: is the second {kind} of one key; rename or remove one of them")
+                if suffix == _LABEL:
+                    labels[key] = _label(stream, member, f"{path}:{shown}", found.classes)
+                else:
+                    images[key] = (shown, member.offset_data, member.size)
+    except DataError:
+        raise
+    except Exception as error:  # headers that say anything raise many types
+        raise DataError(f"{path}: not a readable tar file ({decoding_error(error)}); fetch it again") from error
+    for key, (shown, offset, size) in images.items():
+        if key not in labels:
+            raise DataError(f"{path}:{shown}: has no class; put its number into a member {_shown(key)}{_LABEL}")
+        found.names.append(shown)
+        found.places.append((number, offset, size))
+        found.labels.append(labels[key])
+    alone = next((key for key in labels if key not in images), None)
+    if alone is not None:
+        raise DataError(f"{path}:{_shown(alone)}{_LABEL}: has no image; add {', '.join(_IMAGES[:-1])} or {_IMAGES[-1]}")
+
+
+def _members(stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """Members from their headers, each within the file and after the one before it, up to the mark of the end."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    with tarfile.open(fileobj=stream, mode="r:") as archive:
+        end = 0
+        while (member := archive.next()) is not None:
+            # A negative size would send tarfile back to members that it has read, for ever.
+            if member.size < 0 or not end < archive.offset <= size:
+                raise ValueError(f"{_shown(member.name)} of {member.size:,} bytes does not fit into it")
+            end = archive.offset
+            yield member
+            archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them in memory
+        stream.seek(end)
+        if stream.read(_BLOCK) != bytes(_BLOCK):  # tarfile takes a damaged header for the end
+            raise ValueError(f"it is cut off or damaged at byte {end:,}")
+
+
+def _label(stream: BinaryIO, member: tarfile.TarInfo, where: str, classes: int) -> int:
+    stream.seek(member.offset_data)
+    text = stream.read(min(member.size, 32)).decode("utf-8", "replace").strip()
+    if not (text.isascii() and text.isdecimal() and member.size <= 32 and int(text) < classes):
+        raise DataError(
+            f"{where}: {text!r:.40} is no class from 0 to {classes - 1}, the lines of classnames.txt; correct either"
+        )
+    return int(text)
+
+
+def _shown(name: str) -> str:
+    """A member's name on one line, whatever it holds."""
+    return name if name.isprintable() else repr(name)
+
+
+def _content(file: Path, offset: int, size: int) -> bytes:
+    irregular = irregularity(file)
+    if irregular is not None:
+        raise ValueError(f"its tar file is {irregular}")
+    if size > _MOST_BYTES:
+        raise ValueError(f"it has over {_MOST_BYTES / 2**20:,g} MiB")
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        content = stream.read(size)
+    if not size:
+        raise ValueError("the file is empty")
+    if len(content) < size:
+        raise ValueError("its tar file has been cut since it was looked through")
+    return content

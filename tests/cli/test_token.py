@@ -1,0 +1,139 @@
+"""Leaving tokens out on the command line, and looking at which ones, in processes of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import load_file
+
+from prunecli.data.digits import load
+from prunecli.models.loading import load_reference, save
+from tests.conftest import Prune
+
+TOKENS, HEADS, PATCH, GRID, ENLARGED = 65, 4, 4, 8, 8
+QUICK = ("--batch", "2", "--latency-rounds", "2", "--batch-size", "180")
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Towers as small as they get, with weights nobody has trained."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "base.safetensors"
+    loaded = load_reference("open_clip:tiny", dim=32, depth=2)
+    save(path, loaded.model, loaded.manifest)
+    return path
+
+
+def shown(path: Path) -> np.ndarray:
+    """Pixels of a picture, each once."""
+    picture = np.asarray(Image.open(path))
+    assert picture.shape == (256, 256, 3) and picture.dtype == np.uint8
+    small = picture[::ENLARGED, ::ENLARGED]
+    assert np.array_equal(picture, small.repeat(ENLARGED, 0).repeat(ENLARGED, 1))
+    return small.astype(int)
+
+
+def test_attention_and_pictures_of_what_stays(prune: Prune, network: Path, tmp_path: Path) -> None:
+    how = (*QUICK, "--data", "digits", "--stages", "0:0.6", "--stages", "1:0.5", "-o", "t.safetensors")
+    see = ("--extract-attention", "a.safetensors", "--overlay", "seen", "--pictures", 3)
+    done = prune("token", network, *how, *see)
+    assert done.code == 0, done.err
+    assert "wrote a.safetensors" in done.err and "drew pictures in seen" in done.err
+    found = load_file(tmp_path / "a.safetensors")
+    assert set(found) == {"block_00", "block_01", "images", "kept"}
+    for name, left in (("block_00", 38), ("block_01", 19)):
+        assert found[name].shape == (3, HEADS, left + 1, left + 1)
+        assert np.allclose(found[name].sum(-1), 1, atol=1e-5)
+    assert found["images"].tolist() == [0, 1, 2] and found["kept"].shape == (3, 19)
+    assert len({tuple(row) for row in found["kept"]}) == 3
+    assert sorted(path.name for path in (tmp_path / "seen").iterdir()) == ["0000.png", "0001.png", "0002.png"]
+    split = load("digits", tmp_path, download=False).test
+    for index, kept in enumerate(found["kept"]):
+        side = PATCH * GRID
+        digit = split.image(index).convert("RGB").resize((side, side), Image.Resampling.BILINEAR)  # type: ignore[attr-defined]
+        pixels, drawn = np.asarray(digit).astype(int), shown(tmp_path / "seen" / f"{index:04d}.png")
+        assert (pixels > 60).any()
+        for place in range(GRID * GRID):
+            row, column = divmod(place, GRID)
+            here = (slice(PATCH * row, PATCH * (row + 1)), slice(PATCH * column, PATCH * (column + 1)))
+            expected = pixels[here] if place in kept else pixels[here] // 3
+            assert np.abs(drawn[here] - expected).max() <= 1, (index, place)
+
+
+def test_chosen_blocks_as_numpy_and_nothing_is_replaced_unasked(prune: Prune, network: Path, tmp_path: Path) -> None:
+    how = ("token", network, *QUICK, "--data", "digits", "--tokens", 20, "--inside", "-o", "t.safetensors")
+    see = ("--extract-attention", "a.npz", "--attention-block", 1, "--pictures", 2)
+    done = prune(*how, *see, "--json")
+    assert done.code == 0, done.err
+    with np.load(tmp_path / "a.npz") as found:
+        assert set(found.files) == {"block_01", "images", "kept"}
+        assert found["block_01"].shape == (2, HEADS, TOKENS, TOKENS)  # they are left out behind its attention
+        assert found["kept"].shape == (2, 19)
+    (tmp_path / "t.safetensors").unlink()
+    before = (tmp_path / "a.npz").read_bytes()
+    done = prune(*how, *see)
+    assert done.code == 2 and done.err.splitlines() == [
+        "error: a.npz: exists; add --force to replace it, or choose another name"
+    ]
+    (tmp_path / "seen").mkdir()
+    (tmp_path / "seen" / "0001.png").write_bytes(b"mine")
+    done = prune(*how, "--overlay", "seen", "--pictures", 2)
+    assert done.code == 2 and "seen/0001.png: exists" in done.err and len(done.err.splitlines()) == 1
+    assert (tmp_path / "a.npz").read_bytes() == before and not (tmp_path / "t.safetensors").exists()
+    done = prune(*how, "--extract-attention", "a.npz", "--overlay", "seen", "--pictures", 2, "--force")
+    assert done.code == 0, done.err
+    with np.load(tmp_path / "a.npz") as found:
+        assert set(found.files) == {"block_01", "images", "kept"}
+    shown(tmp_path / "seen" / "0001.png")
+
+
+def test_images_that_cannot_be_read_are_passed_over(prune: Prune, network: Path, tmp_path: Path) -> None:
+    for place in range(10):
+        for part in ("train", "val"):
+            (tmp_path / "data" / part / str(place)).mkdir(parents=True)
+            picture = tmp_path / "data" / part / str(place) / "image.png"
+            Image.new("RGB", (40, 32), (20 * place, 0, 99)).save(picture)
+    (tmp_path / "data" / "val" / "1" / "image.png").write_bytes(b"nothing")
+    see = ("--extract-attention", "a.npz", "--overlay", "seen", "--pictures", 2)
+    done = prune("token", network, *QUICK, "--data", "folder:data", "--skip-bad", 1, "--selector", "evit", *see)
+    assert done.code == 0, done.err
+    with np.load(tmp_path / "a.npz") as found:
+        assert found["images"].tolist() == [0, 2]
+    assert sorted(path.name for path in (tmp_path / "seen").iterdir()) == ["0000.png", "0002.png"]
+    assert shown(tmp_path / "seen" / "0002.png")[:, :, 0].max() == 40
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--data", "digits", "--extract-attention", "a.pt"), "a.pt: the file has to end in .safetensors or .npz"),
+        (("--extract-attention", "a.npz"), "--extract-attention needs images and there is no data set"),
+        (("--overlay", "seen"), "--overlay needs images and there is no data set"),
+        (
+            ("--data", "digits", "--extract-attention", "a.npz", "--attention-block", "2"),
+            "attention of block 2 is asked for and the network has blocks 0 to 1",
+        ),
+        (
+            ("--data", "digits", "--extract-attention", "a.npz", "--attention-block=-1"),
+            "attention of block -1 is asked for",
+        ),
+        (("--data", "digits", "--attention-block", "0"), "--attention-block goes with --extract-attention"),
+        (("--data", "digits", "--pictures", "3"), "--pictures goes with --extract-attention or --overlay"),
+        (("--data", "digits", "--overlay", "seen", "--pictures", "0"), "--pictures has to be at least 1 (got 0)"),
+        (("--data", "digits", "--overlay", "seen", "--selector", "tome"), "tome merges them"),
+        (("--data", "digits", "--overlay", "taken.txt"), "--overlay taken.txt: is a file"),
+        (("--data", "digits", "--extract-attention", "t.safetensors"), "that is the checkpoint"),
+    ],
+)
+def test_the_wrong_thing_is_one_line(
+    prune: Prune, network: Path, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "taken.txt").touch()
+    done = prune("token", network, *words, "-o", "t.safetensors")
+    assert done.code == 2, done.err
+    assert len(done.err.splitlines()) == 1 and said in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["taken.txt"]
