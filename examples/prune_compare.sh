@@ -4,20 +4,25 @@
 #   PRUNE_DATA=DATA examples/prune_compare.sh WEIGHTS ARCH DATASET [RATIO] [METHOD]
 #   PRUNE_DATA=DATA examples/prune_compare.sh resnet56-4bfd9763.th cifar:resnet56 cifar10 0.5 l1
 #
+# For METHOD token RATIO is the share of the tokens that stays, and nothing is finetuned unless EPOCHS says so:
+#   PRUNE_DATA=DATA examples/prune_compare.sh clip.pt open_clip:ViT-B-32 cifar10 0.5 token
+#
 # Everything goes into the folder named in OUT (default: prune_compare). EPOCHS sets the finetuning (default 1; 0 skips
 # it) and GATE the condition that fails (exit code 3).
 set -euo pipefail
 
 if [ $# -lt 3 ]; then
-    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 weights=$1 arch=$2 data=$3 ratio=${4:-0.5} method=${5:-l1}
-out=${OUT:-prune_compare} epochs=${EPOCHS:-1} gate=${GATE:-top1_drop > 5.0}
+budget=--ratio default_epochs=1
+if [ "$method" = token ]; then budget=--keep default_epochs=0; fi
+out=${OUT:-prune_compare} epochs=${EPOCHS:-$default_epochs} gate=${GATE:-top1_drop > 5.0}
 mkdir -p "$out"
 
 prune eval "$weights" --arch "$arch" --data "$data" -o "$out/baseline.json" --force
-prune "$method" "$weights" --arch "$arch" --data "$data" --ratio "$ratio" -o "$out/pruned.safetensors" --force
+prune "$method" "$weights" --arch "$arch" --data "$data" "$budget" "$ratio" -o "$out/pruned.safetensors" --force
 final=$out/pruned.safetensors
 if [ "$epochs" -gt 0 ]; then
     final=$out/finetuned.safetensors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +138,87 @@ def test_the_wrong_thing_is_one_line(
     assert done.code == 2, done.err
     assert len(done.err.splitlines()) == 1 and said in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["taken.txt"]
+
+
+def test_one_table_and_a_checkpoint_that_leaves_tokens_out(prune: Prune, network: Path, tmp_path: Path) -> None:
+    done = prune("token", network, *QUICK, "--data", "digits", "--tokens", 33, "-o", "t.safetensors")
+    assert done.code == 0, done.err
+    for said in ("tokens behind blocks\t65 x2\t65 x1, 33 x1", "mean class recall", "agreement", "of the MACs limit"):
+        assert said in done.out
+    again = prune(
+        "eval",
+        "t.safetensors",
+        "--data",
+        "digits",
+        "--measure",
+        "macs",
+        "--measure",
+        "accuracy",
+        "--clip-benchmark",
+        "c.json",
+        "--json",
+    )
+    dense = prune("eval", network, "--data", "digits", "--measure", "macs", "--json")
+    assert again.code == dense.code == 0, again.err
+    assert again.json["metrics"]["macs"] < dense.json["metrics"]["macs"]
+    result = json.loads((tmp_path / "c.json").read_text())
+    assert set(result) == {"dataset", "model", "pretrained", "task", "metrics", "language"}
+    assert result["metrics"]["acc1"] == again.json["metrics"]["top1"] / 100
+    before, after = load_state(network), load_state(tmp_path / "t.safetensors")
+    assert all(np.array_equal(before[name], after[name]) for name in before) and set(before) == set(after)
+    for words, said in (
+        (("token", "t.safetensors"), "its tokens are pruned already"),
+        (("l1", "t.safetensors"), "prune its channels first, then its tokens"),
+    ):
+        refused = prune(*words, "-o", "u.safetensors")
+        assert refused.code == 2 and said in refused.err and refused.err.strip().count("\n") == 0
+
+
+def load_state(path: Path) -> dict[str, np.ndarray]:
+    return dict(load_file(path))
+
+
+def test_a_pruned_network_loses_tokens_too_and_is_finetuned_with_fewer(prune: Prune, network: Path) -> None:
+    small = prune("l1", network, "--ratio", "0.3", "--only", "visual", "-o", "small.safetensors")
+    assert small.code == 0, small.err
+    tokens = prune("token", "small.safetensors", *QUICK, "--keep", "0.5", "-o", "fewer.safetensors")
+    assert tokens.code == 0, tokens.err
+    tuned = prune("finetune", "fewer.safetensors", "--data", "digits", "--epochs", "1", "-o", "tuned.safetensors")
+    assert tuned.code == 0, tuned.err
+    seen = prune("eval", "tuned.safetensors", "--measure", "macs", "--json")
+    whole = prune("eval", "small.safetensors", "--measure", "macs", "--json")
+    assert seen.json["metrics"]["macs"] < whole.json["metrics"]["macs"]
+
+
+def test_a_frontier_is_a_table_and_a_picture(prune: Prune, network: Path, tmp_path: Path) -> None:
+    done = prune("token", network, "--data", "digits", "--frontier", "f.png", "--frontier-selectors", "cls,random",
+                 "--frontier-keeps", "0.3,0.6", "--json")  # fmt: skip
+    assert done.code == 0, done.err
+    assert [(row["selector"], row["keep"]) for row in done.json[1:]] == [
+        ("cls", 0.3), ("cls", 0.6), ("random", 0.3), ("random", 0.6)
+    ]  # fmt: skip
+    assert done.json[0]["macs_ratio"] == 1 and all(row["macs_ratio"] < 1 for row in done.json[1:])
+    assert Image.open(tmp_path / "f.png").width > 500
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("token", "cifar:resnet20"), "ResNet is no vision transformer"),
+        (("token", "{w}", "--k-anchors", "10", "--top-m", "60"), "71 tokens are to stay, more than the 65"),
+        (("token", "{w}", "--alpha", "1.5"), "--alpha"),
+        (("token", "{w}", "--frontier", "f.png"), "--frontier needs images"),
+        (("token", "{w}", "--frontier", "f.txt"), "name it f.png"),
+        (("token", "{w}", "--data", "digits", "--frontier", "f.png", "--frontier-blocks", "1.5"), "write numbers"),
+        (("token", "{w}", "--data", "digits", "--frontier", "f.png", "--frontier-selectors", "clss"), "did you mean"),
+        (("eval", "cifar:resnet20", "--task", "zeroshot"), "has no text tower"),
+        (("eval", "{w}", "--task", "classification"), "has a text tower and no classifier"),
+        (("eval", "{w}", "--clip-benchmark", "c.json"), "name a data set with --data"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(prune: Prune, network: Path, words: tuple[str, ...], said: str) -> None:
+    done = prune(*(word.replace("{w}", str(network)) for word in words))
+    assert done.code == 2, done.out + done.err
+    errors = [line for line in done.err.splitlines() if not line.startswith("warning")]
+    assert len(errors) == 1 and said in errors[0], done.err

@@ -24,6 +24,8 @@ _WHOLE = {
     "num_heads": (1, 512),
     "patch_size": (1, 64),
     "image_size": (1, 4096),
+    "img_size": (1, 4096),
+    "embed_dim": (8, 8192),
 }
 _NUMBERS = {
     "width": (1e-3, 16.0),

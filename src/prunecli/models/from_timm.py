@@ -31,4 +31,6 @@ def input_spec(name: str, model: nn.Module) -> tuple[tuple[int, int] | None, Inp
         interpolation=config["interpolation"],
         crop_pct=config["crop_pct"],
     )
-    return tuple(config["input_size"][1:]), normalisation
+    size: Any = getattr(getattr(model, "patch_embed", None), "img_size", None)  # what it was built for
+    height, width = size if size is not None else config["input_size"][1:]
+    return (int(height), int(width)), normalisation

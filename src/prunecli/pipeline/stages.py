@@ -25,6 +25,7 @@ from prunecli.measure.neurons import spiking_neurons
 from prunecli.methods.registry import get_method
 from prunecli.methods.targets import SPIKE_TARGETS
 from prunecli.models.loading import LoadedModel
+from prunecli.models.prompt_classifier import has_text_tower
 from prunecli.pipeline.profiling import energy_figures, spikes_before_and_after, split_for
 from prunecli.pipeline.progressive import StepTraining
 from prunecli.pipeline.pruning import PruneReport, prune_model
@@ -151,6 +152,15 @@ def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
         DataError: Accuracy is asked for and the data cannot be used with the network.
     """
     loaded = space.model()
+    texts = has_text_tower(loaded.model)
+    if stage.task == "zeroshot" and not texts:
+        raise RecipeError(
+            f"--task zeroshot: {loaded.name} has no text tower; leave it out, or give an open_clip network"
+        )
+    if stage.task == "classification" and texts:
+        raise RecipeError(
+            f"--task classification: {loaded.name} has a text tower and no classifier; use --task zeroshot"
+        )
     accuracy: dict[str, Any] = {}
     info = None
     if "accuracy" in stage.measure:

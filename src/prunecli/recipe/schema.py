@@ -186,6 +186,10 @@ class EvalStage:
         Doc("What to measure; may be given again. Default: everything."),
     ] = MEASUREMENTS
     split: Annotated[Literal["test", "validation"], Doc("Images to measure accuracy on.")] = "test"
+    task: Annotated[
+        Literal["auto", "classification", "zeroshot"],
+        Doc("zeroshot: classes are prompts for a text tower; auto: that where there is one, else classification."),
+    ] = "auto"
     latency_rounds: Annotated[int, Ge(2), Doc("Timings of one image.")] = 30
     energy_images: Annotated[
         int, Ge(1), Doc("Images of that split to measure firing rates and energy of a spiking network on.")

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.cli.lazy import make_command
-from prunecli.cli.method_command import options_of, with_output
+from prunecli.cli.method_command import option, options_of, with_output
 from prunecli.cli.output import Output
-from prunecli.cli.stages import ModelArgument, prepare, stage_options
+from prunecli.cli.stages import ModelArgument, check_writable, prepare, stage_options
 from prunecli.recipe.schema import EvalStage
 
-OPTIONS = [*options_of(EvalStage, ("stages", "STAGE"), skip=("stage", "report")), *stage_options("report (JSON)")]
+OPTIONS = [
+    *options_of(EvalStage, ("stages", "STAGE"), skip=("stage", "report")),
+    option("clip_benchmark", str, "Write accuracies in the form that CLIP_benchmark's build reads, too."),
+    *stage_options("report (JSON)"),
+]
 
 
 def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
@@ -19,19 +23,28 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     space = prepare(output, model, {"stage": "eval"}, OPTIONS, values)
     if space is None:
         return
+    from prunecli.checkpoint.durable import write_text_atomically
     from prunecli.pipeline.stages import eval_stage, required, unmet
+    from prunecli.report.clip_benchmark import clip_benchmark_json
     from prunecli.report.tables import energy_table, neuron_table, report_table
 
     stage = space.recipe.stages[0]
     assert isinstance(stage, EvalStage)
+    if values["clip_benchmark"]:
+        check_writable(Path(values["clip_benchmark"]), space.force)
     required(stage)  # a wrong condition is noticed before any work
     report = eval_stage(space, stage, Path(values["out"]) if values["out"] else None)
+    for_clip_benchmark = clip_benchmark_json(report) if values["clip_benchmark"] else ""
     output.document(report.model_dump(mode="json", by_alias=True, exclude_none=True))
     for table in (report_table(report), neuron_table(report), energy_table(report)):
         if table is not None:
             output.table(table)
     if values["out"]:
         output.note(f"wrote {values['out']}")
+    if values["clip_benchmark"]:
+        path = Path(values["clip_benchmark"])
+        write_text_atomically(path, for_clip_benchmark, replace=space.force)
+        output.note(f"wrote {path}")
     failure = unmet(stage, report)
     if failure is not None:
         raise failure

@@ -1,0 +1,152 @@
+"""What leaving tokens out gains and costs.
+
+    python benchmarks/tokens.py speed -o benchmarks/results/tokens_speed.json
+    PRUNE_DATA=DATA python benchmarks/tokens.py frontier MODEL --data cifar10 -o out.json
+
+`speed`: open_clip's ViT-B-16 with random weights (time does not depend on them) on one thread, the image tower alone:
+61 of 197 tokens before block 1 and inside block 0, stages, ToMe with 13 and 16 pairs; the unpruned network, the
+selection and the same numbers of tokens at random are timed in turns, at batch 1 and 8. "limit" is the ratio of MACs
+with a choice that costs nothing. `frontier`: top-1 and agreement of every selector on a trained network, at random for
+several seeds, and of two mistakes: the choice made for the first image used for all ("reused"), and the tokens that
+matter least kept ("inverted"), both with selector cls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from prunecli.cli.output import Output
+from prunecli.measure.counts import count_macs
+from prunecli.measure.environment import describe_environment
+from prunecli.measure.latency import time_paired
+from prunecli.methods.params import TokenParams
+from prunecli.methods.token import at_random, plan_selection
+from prunecli.models.loading import load_reference
+from prunecli.pipeline.tokens import compare_ways, networks_of
+from prunecli.pipeline.workspace import Workspace
+from prunecli.recipe.schema import DataSection, ModelSection, Recipe
+from prunecli.tokens import runtime, selectors
+from prunecli.tokens.runtime import tokens_pruned
+from prunecli.tokens.selectors import Choice, Seen
+from prunecli.tokens.towers import find_tower, token_count
+
+CPU = torch.device("cpu")
+SPEED: dict[str, dict[str, Any]] = {
+    "anchor, 61 tokens before block 1": {"tokens": 61},
+    "cls, 61 tokens before block 1": {"tokens": 61, "selector": "cls"},
+    "anchor, 61 tokens inside block 0": {"tokens": 61, "block": 0, "inside": True},
+    "anchor, stages 3:0.7 6:0.7 9:0.7": {"stages": ("3:0.7", "6:0.7", "9:0.7")},
+    "tome, 13 pairs in every block": {"selector": "tome", "merge": 13, "block": 0},
+    "tome, 16 pairs in every block": {"selector": "tome", "merge": 16, "block": 0},
+}
+SELECTORS = ("anchor", "cls", "diversity", "evit", "tome")
+KEEPS = (0.15, 0.25, 0.5, 0.75)
+SEEDS = (0, 1, 2)
+
+
+def speed(rounds: int) -> dict[str, Any]:
+    """Limits and measured speed-ups."""
+    torch.set_num_threads(1)
+    model = load_reference("open_clip:ViT-B-16").model.visual.eval()  # type: ignore[union-attr, operator]
+    example = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    tower = find_tower(model)
+    tokens = token_count(model, tower, example)
+    dense = count_macs(model, example).total
+    found: dict[str, Any] = {}
+    for name, options in SPEED.items():
+        selection = plan_selection(TokenParams(**options), tower, tokens)
+        networks, macs = [model], []
+        for one in (selection, at_random(selection, tower, 0)):
+            with tokens_pruned(model, one):
+                networks.append(copy.deepcopy(model))
+                macs.append(count_macs(model, example).total)
+        row: dict[str, Any] = {"limit": dense / macs[1], "macs": dense / macs[0]}
+        for batch in (1, 8):
+            images = example.expand(batch, -1, -1, -1).contiguous()
+            timing = time_paired(networks, [images] * 3, rounds=rounds if batch == 1 else max(rounds // 3, 5))
+            low, high = timing.ratio_intervals[1]
+            row[f"batch {batch}"] = {
+                "speedup": 1 / timing.ratios[1],
+                "interval": [1 / high, 1 / low],
+                "of_limit": 1 / timing.ratios[1] / row["limit"],
+                "random": 1 / timing.ratios[2],
+                "choosing_ms": timing.timings[1].median - timing.timings[2].median,
+                "unpruned_ms": timing.timings[0].median,
+            }
+        found[name] = row
+        print(name, json.dumps(row), flush=True)
+    return found
+
+
+def frontier(model: str, data: str) -> list[dict[str, Any]]:
+    """Rows of selector, share that stays, seed, top-1, agreement, cosine and MACs."""
+    recipe = Recipe(model=ModelSection(weights=model), data=DataSection(name=data))
+    space = Workspace(recipe, Output("quiet"))
+    network = space.model().model.eval()
+    tower, example = find_tower(network), space.example()
+    tokens = token_count(network, tower, example)
+    ways: dict[str, Any] = {"unpruned": None}
+    for keep in KEEPS:
+        for selector in SELECTORS:
+            ways[f"{selector} {keep}"] = plan_selection(TokenParams(selector=selector, keep=keep), tower, tokens)  # type: ignore[arg-type]
+        for seed in SEEDS:
+            ways[f"random {keep} {seed}"] = at_random(ways[f"anchor {keep}"], tower, seed)
+    macs = {name: count_macs(one, example) for name, one in networks_of(network, ways)}
+    variants = list(compare_ways(space, ways, macs))
+    for keep in KEEPS:
+        for kind in ("reused", "inverted"):
+            name = f"{kind} {keep}"
+            with mock.patch.object(runtime, "choose", mistaken(kind)):
+                ours = {"unpruned": None, name: ways[f"cls {keep}"]}
+                variants.append(compare_ways(space, ours, macs | {name: macs[f"cls {keep}"]})[1])
+    return [
+        {
+            "name": one.name,
+            "macs": one.macs.total / macs["unpruned"].total,
+            "top1": getattr(one.figures, "top1", None),
+            "images": getattr(one.figures, "images", None),
+            "agreement": one.agreement,
+            "cosine": one.cosine,
+        }
+        for one in variants
+    ]
+
+
+def mistaken(kind: str) -> Any:
+    """A choice of tokens that is wrong in one way."""
+    first: list[torch.Tensor] = []
+
+    def choose(choice: Choice, seen: Seen) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if kind == "inverted":
+            importance = selectors.coarse_importance(seen, seen.keys())[:, seen.prefix :]
+            return (-importance).topk(choice.kept, dim=1).indices.sort(dim=1).values, None
+        if not first:
+            first.append(selectors.choose(choice, seen)[0][:1])
+        return first[0].expand(seen.x.shape[0], -1), None
+
+    return choose
+
+
+def main() -> None:
+    """Runs one part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("speed", "frontier"))
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--data")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    given = parser.parse_args()
+    found = speed(given.rounds) if given.part == "speed" else frontier(given.model, given.data)
+    document = {"figures": found, "environment": describe_environment(CPU)}
+    given.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
