@@ -222,3 +222,14 @@ def test_what_cannot_be_done_is_one_line(prune: Prune, network: Path, words: tup
     assert done.code == 2, done.out + done.err
     errors = [line for line in done.err.splitlines() if not line.startswith("warning")]
     assert len(errors) == 1 and said in errors[0], done.err
+
+
+def test_a_linear_probe_of_features(prune: Prune, network: Path, tmp_path: Path) -> None:
+    probed = prune("eval", network, "--data", "digits", "--task", "linear-probe", "--measure", "accuracy", "--json")
+    assert probed.code == 0, probed.err
+    assert probed.json["data"]["task"] == "linear-probe"
+    guessed = prune("eval", network, "--data", "digits", "--measure", "accuracy", "--json")
+    assert guessed.json["data"]["task"] == "zeroshot"
+    assert probed.json["metrics"]["top1"] > 60 > guessed.json["metrics"]["top1"]  # random features, but features
+    refused = prune("eval", "cifar:resnet20", "--data", "digits", "--task", "linear-probe")
+    assert refused.code == 2 and "a linear probe takes networks of timm and open_clip" in refused.err

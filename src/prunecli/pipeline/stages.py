@@ -14,7 +14,7 @@ from prunecli.data.loader import Batches, CalibrationBatches
 from prunecli.data.splits import ImageData, Split
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.resources import resource_errors
-from prunecli.engine.tasks import Accuracy
+from prunecli.engine.tasks import Accuracy, Figures
 from prunecli.errors import GateFailed, MethodError, RecipeError
 from prunecli.measure.counts import count_macs, nonzero_count, parameter_count
 from prunecli.measure.environment import describe_environment
@@ -26,6 +26,7 @@ from prunecli.methods.registry import get_method
 from prunecli.methods.targets import SPIKE_TARGETS
 from prunecli.models.loading import LoadedModel
 from prunecli.models.prompt_classifier import has_text_tower
+from prunecli.pipeline.probing import linear_probe
 from prunecli.pipeline.profiling import energy_figures, spikes_before_and_after, split_for
 from prunecli.pipeline.progressive import StepTraining
 from prunecli.pipeline.pruning import PruneReport, prune_model
@@ -235,16 +236,19 @@ def unmet(stage: EvalStage, report: Report) -> GateFailed | None:
 def _accuracy(space: Workspace, stage: EvalStage) -> tuple[dict[str, Any], DataInfo]:
     """Figures of the data's task by their names in a report, and what they were measured on."""
     data = space.data()
-    space.check_classes()
     split = split_for(space, stage.split)
-    with space.sink.progress(f"eval {data.name}", len(split.labels)) as advance:
-        figures = evaluate(
-            space.classifier(),
-            space.batches(split),
-            space.device,
-            lambda done: advance(done, f"{done} images"),
-            space.task(),
-        )
+    if stage.task == "linear-probe":
+        figures: Figures = linear_probe(space, split)
+    else:
+        space.check_classes()
+        with space.sink.progress(f"eval {data.name}", len(split.labels)) as advance:
+            figures = evaluate(
+                space.classifier(),
+                space.batches(split),
+                space.device,
+                lambda done: advance(done, f"{done} images"),
+                space.task(),
+            )
     space.tell_bad()
     info = DataInfo(
         name=data.name,
@@ -252,6 +256,7 @@ def _accuracy(space: Workspace, stage: EvalStage) -> tuple[dict[str, Any], DataI
         images=figures.images,
         fingerprint=split.fingerprint(),
         skipped=len(split.labels) - figures.images,
+        task=_task(space, stage),
     )
     named = dataclasses.asdict(figures)
     if isinstance(figures, Accuracy):
@@ -260,6 +265,13 @@ def _accuracy(space: Workspace, stage: EvalStage) -> tuple[dict[str, Any], DataI
         found = zip(data.class_names, figures.class_iou, strict=True)
         named["class_iou"] = {name: value for name, value in found if value is not None}
     return named, info
+
+
+def _task(space: Workspace, stage: EvalStage) -> str:
+    """What was judged, by its name in a report."""
+    if stage.task == "linear-probe" or space.data().task == "segmentation":
+        return stage.task if stage.task == "linear-probe" else "segmentation"
+    return "zeroshot" if has_text_tower(space.model().model) else "classification"
 
 
 def _with_intervals(figures: Accuracy) -> dict[str, Any]:

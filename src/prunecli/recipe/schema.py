@@ -187,8 +187,11 @@ class EvalStage:
     ] = MEASUREMENTS
     split: Annotated[Literal["test", "validation"], Doc("Images to measure accuracy on.")] = "test"
     task: Annotated[
-        Literal["auto", "classification", "zeroshot"],
-        Doc("zeroshot: classes are prompts for a text tower; auto: that where there is one, else classification."),
+        Literal["auto", "classification", "zeroshot", "linear-probe"],
+        Doc(
+            "zeroshot: classes are prompts for a text tower; auto: that where there is one, else classification; "
+            "linear-probe: a classifier fitted to features of the training images."
+        ),
     ] = "auto"
     latency_rounds: Annotated[int, Ge(2), Doc("Timings of one image.")] = 30
     energy_images: Annotated[

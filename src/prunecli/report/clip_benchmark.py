@@ -7,6 +7,9 @@ import json
 from prunecli.errors import RecipeError
 from prunecli.report.schema import Report
 
+_TASKS = {"zeroshot": "zeroshot_classification", "linear-probe": "linear_probe"}
+"""What they are called there."""
+
 
 def clip_benchmark_json(report: Report) -> str:
     """One result: dataset, model, pretrained, task, shares of one, language.
@@ -24,7 +27,7 @@ def clip_benchmark_json(report: Report) -> str:
         "dataset": report.data.name,
         "model": architecture,
         "pretrained": tag or report.model.path or "",
-        "task": "zeroshot_classification" if report.model.ref.startswith("open_clip:") else "classification",
+        "task": _TASKS.get(report.data.task or "", report.data.task),
         "metrics": {key: value / 100 for key, value in found.items() if value is not None},
         "language": "en",
     }

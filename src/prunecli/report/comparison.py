@@ -143,6 +143,9 @@ def _notes(names: list[str], reports: list[Report], paired: bool) -> list[str]:
     for name, report in zip(names[1:], reports[1:], strict=True):
         if base.data and report.data and base.data.fingerprint != report.data.fingerprint:
             notes.append(f"{name}: its accuracy was measured on other images than the baseline's")
+        tasks = [one.data.task if one.data else None for one in (report, base)]
+        if tasks[0] != tasks[1] and None not in tasks:
+            notes.append(f"{name}: its accuracy is that of {tasks[0]}, the baseline's of {tasks[1]}")
         if not paired and report.environment.get("device") != base.environment.get("device"):
             notes.append(f"{name}: its latency was measured on another machine than the baseline's")
         if not paired and report.environment.get("threads") != base.environment.get("threads"):

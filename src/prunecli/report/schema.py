@@ -107,7 +107,7 @@ class ModelInfo(_Strict):
 class DataInfo(_Strict):
     """Which images the accuracy was measured on: `images` that were read, without `skipped` that could not be.
 
-    The fingerprint is that of the whole split.
+    The fingerprint is that of the whole split; `task` is classification, zeroshot, linear-probe or segmentation.
     """
 
     name: str
@@ -115,6 +115,7 @@ class DataInfo(_Strict):
     images: int
     fingerprint: str
     skipped: int = 0
+    task: str | None = None
 
 
 class LayerEnergy(_Strict):

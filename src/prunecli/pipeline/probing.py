@@ -1,0 +1,81 @@
+"""Linear probe: what a classifier of one layer makes of a network's features, which stay as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from prunecli.data.splits import Split
+from prunecli.engine.resources import resource_errors
+from prunecli.engine.tasks import Accuracy, Classification
+from prunecli.errors import ModelError
+from prunecli.pipeline.workspace import Workspace
+
+_STRENGTH = 1.0
+_ITERATIONS = 1000
+
+
+def linear_probe(space: Workspace, split: Split) -> Accuracy:
+    """Fits scikit-learn's logistic regression on features of the training images, and judges it on `split`.
+
+    Features are scaled to mean zero and deviation one over the training images; C is 1. Only features are kept, one
+    vector for each image.
+
+    Raises:
+        DataError: There are no training images.
+        ModelError: The network gives no features.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    features, labels = _features(space, space.data().training_split(), "features")
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, max_iter=_ITERATIONS))
+    probe.fit(features, labels)
+    tested, wanted = _features(space, split, "linear probe")
+    scores = torch.full((len(wanted), space.data().num_classes), -torch.inf)
+    scores[:, torch.from_numpy(probe.classes_)] = torch.from_numpy(probe.predict_log_proba(tested)).float()
+    meter = Classification().meter(torch.device("cpu"))
+    meter.update(scores.clamp_min(-1e4), torch.from_numpy(wanted))
+    found = meter.compute()
+    assert isinstance(found, Accuracy)
+    return found
+
+
+def image_features(model: nn.Module, images: Tensor) -> Tensor:
+    """What a network makes of images before its classifier, or its image tower's features; shape (N, D).
+
+    Raises:
+        ModelError: It is neither timm's nor has an image tower.
+    """
+    network: Any = model
+    if hasattr(network, "encode_image"):
+        return network.encode_image(images)  # type: ignore[no-any-return]
+    if hasattr(network, "forward_features") and hasattr(network, "forward_head"):
+        return network.forward_head(network.forward_features(images), pre_logits=True)  # type: ignore[no-any-return]
+    raise ModelError(
+        f"a {type(model).__name__} does not give features apart from scores; a linear probe takes networks of timm and "
+        "open_clip"
+    )
+
+
+def _features(space: Workspace, split: Split, title: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    model = space.model().model.to(space.device).eval()
+    found: list[NDArray[np.float64]] = []
+    labels: list[NDArray[np.int64]] = []
+    done = 0
+    with (
+        resource_errors(space.recipe.data.batch_size),
+        space.sink.progress(f"{title} {space.data().name}", len(split.labels)) as advance,
+        torch.inference_mode(),
+    ):
+        for batch, classes in space.batches(split):
+            found.append(image_features(model, batch.to(space.device)).double().cpu().numpy())
+            labels.append(classes.numpy())
+            done += len(classes)
+            advance(done, f"{done} images")
+    return np.concatenate(found), np.concatenate(labels)
