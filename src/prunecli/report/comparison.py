@@ -26,6 +26,7 @@ class Candidate(_Strict):
     metrics: Metrics
     top1_drop: float | None = None
     top5_drop: float | None = None
+    mean_class_recall_drop: float | None = None
     miou_drop: float | None = None
     pixel_accuracy_drop: float | None = None
     loss_rise: float | None = None
@@ -96,6 +97,7 @@ def _candidate(
         metrics=other,
         top1_drop=_difference(base.top1, other.top1),
         top5_drop=_difference(base.top5, other.top5),
+        mean_class_recall_drop=_difference(base.mean_class_recall, other.mean_class_recall),
         miou_drop=_difference(base.miou, other.miou),
         pixel_accuracy_drop=_difference(base.pixel_accuracy, other.pixel_accuracy),
         loss_rise=_difference(other.loss, base.loss),
