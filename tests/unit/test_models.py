@@ -23,7 +23,7 @@ HERE = Path("weights.pth")
 
 def test_known_references_are_the_installed_models() -> None:
     known = set(known_references())
-    installed = {f"{source}:{name}" for source in SOURCES for name in source_names(source)}
+    installed = {f"{source}:{name}" for source in SOURCES for name in source_names(source) if "@" not in name}
     assert known <= installed, "write fingerprints.tsv again"
     assert len(installed - known) < 0.05 * len(installed)
 

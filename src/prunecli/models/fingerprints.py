@@ -70,5 +70,10 @@ def write_table(references: Iterable[str]) -> int:
 if __name__ == "__main__":
     from prunecli.models.catalog import SOURCES, source_names
 
-    everything = [f"{source}:{name}" for source in sorted(SOURCES) for name in source_names(source)]
+    everything = [
+        f"{source}:{name}"
+        for source in sorted(SOURCES)
+        for name in source_names(source)
+        if "@" not in name  # the same architecture with published weights
+    ]
     print(f"{write_table(everything)} of {len(everything)} models written to {FILE.name}")

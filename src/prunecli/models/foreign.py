@@ -19,10 +19,13 @@ from prunecli.models.fingerprints import nearest_references
 from prunecli.models.segformer_weights import reference_of
 
 _CANDIDATES = 16
-_PREFERENCE = {source: place for place, source in enumerate(("cifar", "torchvision", "segformer", "timm", "spiking"))}
+_PREFERENCE = {
+    source: place for place, source in enumerate(("cifar", "torchvision", "segformer", "timm", "open_clip", "spiking"))
+}
 _PACKAGES = {
     "torchvision.models.": "torchvision",
     "timm.models.": "timm",
+    "open_clip.": "open_clip",
     "transformers.models.segformer.": "segformer",
     "prunecli.models.cifar.": "cifar",
     "prunecli.models.spiking": "spiking",
