@@ -15,6 +15,7 @@ from prunecli.data.loader import Augmentation, CalibrationBatches, Preprocessing
 from prunecli.data.splits import ImageData
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.fit import FitConfig, fit
+from prunecli.errors import MethodError
 from prunecli.methods.index import METHODS
 from prunecli.models.catalog import build
 
@@ -42,7 +43,9 @@ def _top1(model: nn.Module, digits: tuple[ImageData, Preprocessing]) -> float:
     return evaluate(model, evaluation_batches(digits[0].test, digits[1], 128), CPU).top1
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "spike"])  # that needs spiking neurons
+@pytest.mark.parametrize(
+    "method", [name for name in METHODS if name not in ("spike", "token")]
+)  # these need other networks
 @pytest.mark.parametrize("scope", ["local", "global"])
 def test_prune_verify_save_restore(
     trained: nn.Module, digits: tuple[ImageData, Preprocessing], tmp_path: Path, method: str, scope: str
@@ -97,3 +100,8 @@ def test_magnitude_beats_random_straight_after_pruning(
         return _top1(result.model, digits)
 
     assert after("l1") > np.mean([after("random", seed) for seed in range(4)])
+
+
+def test_a_method_that_removes_no_channels_says_where_it_is_used() -> None:
+    with pytest.raises(MethodError, match="method token removes no channels; on the command line use `prune token`"):
+        prunecli.prune(build("cifar:resnet20"), "token", example_inputs=torch.randn(1, 3, 32, 32))

@@ -31,6 +31,21 @@ def all_methods() -> dict[str, MethodSpec]:
     return found
 
 
+def get_structural(name: str) -> MethodSpec:
+    """Returns the method called `name`, which removes channels.
+
+    Raises:
+        MethodError: There is none, or it changes how a network runs and nothing in it.
+    """
+    spec = get_method(name)
+    if spec.family != "structural":
+        raise MethodError(
+            f"method {name} removes no channels; on the command line use `prune {name}`, in Python "
+            "prunecli.tokens.runtime.prune_tokens"
+        )
+    return spec
+
+
 def get_method(name: str) -> MethodSpec:
     """Returns the method called `name`.
 

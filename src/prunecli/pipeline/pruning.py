@@ -16,7 +16,7 @@ from prunecli.errors import ModelError
 from prunecli.measure.counts import Macs, count_macs, parameter_count
 from prunecli.measure.environment import library_versions
 from prunecli.measure.forward import Inputs
-from prunecli.methods.registry import get_method
+from prunecli.methods.registry import get_structural
 from prunecli.methods.structural import Recover, State, StructuralOutcome, prune_structural
 from prunecli.methods.targets import Target
 from prunecli.models.loading import save
@@ -152,7 +152,7 @@ def prune_model(
     outcome = prune_structural(
         model,
         example_inputs,
-        get_method(method).load(),
+        get_structural(method).load(),
         params,
         keep_patterns=keep,
         seed=seed,

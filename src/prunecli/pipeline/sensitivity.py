@@ -21,7 +21,7 @@ from prunecli.engine.evaluate import evaluate
 from prunecli.engine.resources import resource_errors
 from prunecli.errors import MethodError, RecipeError
 from prunecli.methods.params import TARGETS, StructuralParams
-from prunecli.methods.registry import get_method
+from prunecli.methods.registry import get_structural
 from prunecli.methods.repair import Repair
 from prunecli.methods.selection import apply_patterns
 from prunecli.methods.sensitivity import Curve, Proposal, Sensitivity
@@ -109,7 +109,7 @@ def sensitivity_stage(
     def judge(network: nn.Module) -> float:
         return evaluate(network, batches, space.device, task=space.task()).score
 
-    params: StructuralParams = get_method(stage.method).params(**stage.params)
+    params: StructuralParams = get_structural(stage.method).params(**stage.params)
     study = Sensitivity(model, groups, scores, params, judge, repair)
     space.sink.note(
         f"{len(scores)} layers at {len(ratios)} ratios, judged on {len(chosen)} validation images of {data.name}; "
@@ -137,7 +137,7 @@ def write_recipe(space: Workspace, stage: PruneStage, outcome: SensitivityOutcom
         raise MethodError("no layer can lose channels within this drop, so no recipe was written; raise --max-drop")
     recipe = space.recipe
     own = {key: value for key, value in stage.params.items() if key not in ("ratio", "layer_ratio", *TARGETS)}
-    defaults = dataclasses.asdict(get_method(stage.method).params())
+    defaults = dataclasses.asdict(get_structural(stage.method).params())
     params = {key: value for key, value in own.items() if value != defaults[key]}
     params["layer_ratio"] = proposal.ratios
     written: dict[str, Any] = {
@@ -169,7 +169,7 @@ def _ranked(
     space: Workspace, stage: PruneStage, model: nn.Module, calibration: CalibrationBatches
 ) -> tuple[list[ChannelGroup], dict[str, Tensor], dict[str, str]]:
     """The groups that can shrink, their scores, and why other layers cannot."""
-    method = get_method(stage.method)
+    method = get_structural(stage.method)
     params: StructuralParams = method.params(**stage.params)
     traced = trace(model, space.example(), prune_stem=params.prune_stem, heads=params.heads, only=params.only)
     groups, kept = apply_patterns(model, traced, stage.keep)
