@@ -258,10 +258,10 @@ def _accuracy(space: Workspace, stage: EvalStage) -> tuple[dict[str, Any], DataI
         skipped=len(split.labels) - figures.images,
         task=_task(space, stage),
     )
-    named = dataclasses.asdict(figures)
     if isinstance(figures, Accuracy):
         named = _with_intervals(figures)
-    if not isinstance(figures, Accuracy):
+    else:
+        named = dataclasses.asdict(figures)
         found = zip(data.class_names, figures.class_iou, strict=True)
         named["class_iou"] = {name: value for name, value in found if value is not None}
     return named, info
@@ -269,8 +269,10 @@ def _accuracy(space: Workspace, stage: EvalStage) -> tuple[dict[str, Any], DataI
 
 def _task(space: Workspace, stage: EvalStage) -> str:
     """What was judged, by its name in a report."""
-    if stage.task == "linear-probe" or space.data().task == "segmentation":
-        return stage.task if stage.task == "linear-probe" else "segmentation"
+    if stage.task == "linear-probe":
+        return stage.task
+    if space.data().task == "segmentation":
+        return "segmentation"
     return "zeroshot" if has_text_tower(space.model().model) else "classification"
 
 

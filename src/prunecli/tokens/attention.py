@@ -64,11 +64,16 @@ def weights_of(attention: nn.Module, part: Part) -> tuple[Tensor, Tensor | None]
     return packed.chunk(3)[place], None if packed_bias is None else packed_bias.chunk(3)[place]
 
 
-def attention_weights(queries: Tensor, keys: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(head_dim) + bias), averaged over heads: (N, queries, keys)."""
+def attention_by_head(queries: Tensor, keys: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(head_dim) + bias): (N, heads, queries, keys)."""
     scores = queries @ keys.transpose(-2, -1) * queries.shape[-1] ** -0.5
-    averaged: Tensor = (scores if bias is None else scores + bias).softmax(dim=-1).mean(dim=1)
-    return averaged
+    weights: Tensor = (scores if bias is None else scores + bias).softmax(dim=-1)
+    return weights
+
+
+def attention_weights(queries: Tensor, keys: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`attention_by_head`, averaged over heads: (N, queries, keys)."""
+    return attention_by_head(queries, keys, bias).mean(dim=1)
 
 
 def gather_tokens(x: Tensor, indices: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from prunecli.checkpoint.manifest import TokenSelection
 from prunecli.errors import MethodError
 from prunecli.measure.forward import call
+from prunecli.tokens.attention import attention_by_head
 from prunecli.tokens.blocks import attention_input
 from prunecli.tokens.runtime import STEP, Forget, Pass, Step, applied_selection, tokens_pruned
 from prunecli.tokens.selectors import Seen
@@ -128,12 +129,4 @@ class _Attention:
             options.get("rope"),
             bias,
         )
-        self.found[self.name] = _weights_by_head(seen)
-
-
-def _weights_by_head(seen: Seen) -> Tensor:
-    """softmax(q k^T / sqrt(head_dim) + bias) of all tokens: (N, heads, L, L)."""
-    queries, keys = seen.queries(), seen.keys()
-    scores = queries @ keys.transpose(-2, -1) * queries.shape[-1] ** -0.5
-    weights: Tensor = (scores if seen.bias is None else scores + seen.bias).softmax(dim=-1)
-    return weights
+        self.found[self.name] = attention_by_head(seen.queries(), seen.keys(), seen.bias)
