@@ -90,15 +90,13 @@ def change_rows(before: Metrics, after: Metrics) -> Rows:
     )
     # A network whose neurons were silent and were woken by recalibration spends more than before, which says nothing.
     fired = bool(before.firing_rate)
-    return [
-        (
-            label,
-            b,
-            a,
-            f"x{new / old:.3f}" if fired and old and new is not None else "silent before" if not fired else "",
-        )
-        for label, b, a, old, new in entries
-    ]
+
+    def ratio(old: float | None, new: float | None) -> str:
+        if not fired:
+            return "silent before"
+        return f"x{new / old:.3f}" if old and new is not None else ""
+
+    return [(label, b, a, ratio(old, new)) for label, b, a, old, new in entries]
 
 
 def numbers(channels: Sequence[int], named: int | None = _NAMED) -> str:
