@@ -110,8 +110,8 @@ def frontier(model: str, data: str) -> list[dict[str, Any]]:
         {
             "name": one.name,
             "macs": one.macs.total / macs["unpruned"].total,
-            "top1": getattr(one.figures, "top1", None),
-            "images": getattr(one.figures, "images", None),
+            "top1": getattr(one.metrics, "top1", None),
+            "images": getattr(one.metrics, "images", None),
             "agreement": one.agreement,
             "cosine": one.cosine,
         }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,16 @@ import pytest
 from tests.processes import Processes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Nothing is left in the cache of who runs the tests."""
+    os.environ["PRUNE_CACHE"] = tempfile.mkdtemp(prefix="prune-cache-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Removes it."""
+    shutil.rmtree(os.environ["PRUNE_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

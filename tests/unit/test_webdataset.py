@@ -19,7 +19,7 @@ from prunecli.data import webdataset
 from prunecli.data.catalog import load_data
 from prunecli.data.images import BadImages, UnreadableImage
 from prunecli.data.loader import Preprocessing, evaluation_batches
-from prunecli.data.prompts import templates
+from prunecli.data.prompts import class_texts, templates
 from prunecli.data.webdataset import TarSplit, templates_file
 from prunecli.errors import DataError
 
@@ -189,13 +189,14 @@ def test_missing_parts_are_named(whole: Path, tmp_path_factory: pytest.TempPathF
     (whole / "test" / "1.tar").rename(whole / "test" / "2.tar")
     with pytest.raises(DataError, match=r"says 2 tar files, from 0.tar on, and there are 2, one of them 2.tar;"):
         load_data(f"wds:{whole}")
-    with pytest.raises(DataError, match=r"wds:nowhere: no such folder; give the path of"):
+    with pytest.raises(DataError, match=r"wds:nowhere: no such folder; give that of a set"):
         load_data("wds:nowhere", whole)
     (whole / "classnames.txt").write_text("\n")
     with pytest.raises(DataError, match=r"classnames.txt: is empty"):
         load_data(f"wds:{whole}")
     (whole / "classnames.txt").unlink()
-    with pytest.raises(DataError, match=r"classnames.txt: not a readable text file"):
+    (whole / "test" / "2.tar").rename(whole / "test" / "1.tar")
+    with pytest.raises(DataError, match=r"has no caption; put one on each line into .*txt, or write classnames.txt"):
         load_data(f"wds:{whole}")
     alone = _set(tmp_path_factory.mktemp("alone"), GOOD, part="train")
     with pytest.raises(DataError, match=r"test/nshards.txt: does not say"):
@@ -321,3 +322,43 @@ def test_a_tar_file_that_was_cut_or_removed_since(whole: Path) -> None:
     tar.unlink()
     with pytest.raises(UnreadableImage, match=r"1.tar:s3.JPEG: not a readable image \(No such file"):
         split.image(3)
+
+
+def _with_captions(root: Path, captions: Iterable[bytes]) -> Path:
+    members = [
+        member
+        for number, text in enumerate(captions)
+        for member in ((f"s{number}.png", _picture(number)), (f"s{number}.txt", text), (f"s{number}.json", b"{}"))
+    ]
+    _set(root, members[:6], members[6:])
+    (root / "classnames.txt").unlink()
+    return root
+
+
+def test_captions(tmp_path: Path) -> None:
+    """Without class names: one caption on each line, over all tar files; labels are the images' own numbers."""
+    texts = (b"a cat\na tabby  \n", "ein Kätzchen".encode(), b"\n a dog \n\na hound\na pet\n")
+    data = load_data(f"wds:{_with_captions(tmp_path, texts)}")
+    assert data.task == "retrieval" and data.train is None
+    assert data.class_names == ("a cat", "a tabby", "ein Kätzchen", "a dog", "a hound", "a pet")
+    assert data.described == (0, 0, 1, 2, 2, 2)
+    assert data.test.labels.tolist() == [0, 1, 2]
+    assert data.test.subset(np.array([2])).labels.tolist() == [2]
+    assert templates(data) == ("{}",)
+    assert class_texts(data) == data.class_names
+    with pytest.raises(DataError, match="has captions in place of classes; leave out --class-names"):
+        class_texts(data, "names.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b" \n", r"0.tar:s1.txt: is empty; write one caption on each line"),
+        (b"\xff\xfe", r"0.tar:s1.txt: its captions are not UTF-8 .*; write them again"),
+        (b"a" * (2**20 + 1), r"0.tar:s1.txt: has 1,048,577 bytes of captions; 1,048,576 are the most"),
+    ],
+)
+def test_wrong_captions(tmp_path: Path, text: bytes, says: str) -> None:
+    """Each is named with its member."""
+    with pytest.raises(DataError, match=says):
+        load_data(f"wds:{_with_captions(tmp_path, (b'a', text, b'c'))}")

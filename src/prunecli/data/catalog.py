@@ -28,11 +28,12 @@ DATASETS: dict[str, tuple[str, str]] = {
 PREFIXES: dict[str, tuple[str, str]] = {
     "events": (EVENTS, "events:PATH, recordings of events, one folder per class"),
     "folder": ("prunecli.data.folder", "folder:PATH, one folder per class"),
+    "images": ("prunecli.data.unlabelled", "images:PATH, images without classes; for token"),
     "npz": ("prunecli.data.npz", "npz:FILE, arrays in one NumPy file"),
     "segmentation": ("prunecli.data.segmentation", "segmentation:PATH, images with masks (CamVid, ADE20K, VOC, plain)"),
     "wds": ("prunecli.data.webdataset", "wds:PATH, tar files in CLIP_benchmark's layout"),
 }
-FOLDERS = ("events", "folder", "segmentation", "wds")
+FOLDERS = ("events", "folder", "images", "segmentation", "wds")
 """Prefixes that may stand alone: the data folder itself is then the set."""
 
 

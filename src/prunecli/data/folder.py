@@ -10,7 +10,7 @@ import numpy as np
 from prunecli.data.splits import FileSplit, ImageData
 from prunecli.errors import DataError
 
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _EVALUATION = ("test", "val", "validation")
 _WORDNET = re.compile(r"n\d{8}")
 
@@ -43,15 +43,20 @@ def load(path: str, root: Path, download: bool) -> ImageData:
     return _image_data(path, names, train, evaluation[0], validation)
 
 
-def _scan(folder: Path, class_names: tuple[str, ...] | None) -> tuple[FileSplit, tuple[str, ...]]:
+def image_files(folder: Path, pattern: str) -> list[Path]:
+    """Files with names of images in `folder` that match `pattern`, relative to it and in order."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    found = [
-        path for path in sorted(folder.glob("*/**/*")) if path.suffix.lower() in IMG_EXTENSIONS and not path.is_dir()
-    ]
-    if not found:
+    found = sorted(folder.glob(pattern))
+    return [path.relative_to(folder) for path in found if path.suffix.lower() in IMG_EXTENSIONS and not path.is_dir()]
+
+
+def _scan(folder: Path, class_names: tuple[str, ...] | None) -> tuple[FileSplit, tuple[str, ...]]:
+    files = image_files(folder, "*/**/*")
+    if not files:
+        from torchvision.datasets.folder import IMG_EXTENSIONS
+
         raise DataError(f"{folder}: no images; expected CLASS/*.jpg (or {', '.join(IMG_EXTENSIONS[1:])}) below it")
-    files = [path.relative_to(folder) for path in found]
     names = class_names or _class_names({file.parts[0] for file in files})
     place = {name: label for label, name in enumerate(names)}
     unknown = sorted({file.parts[0] for file in files} - set(place))
@@ -79,8 +84,8 @@ def _image_data(
         class_names=names,
         channels=3,
         image_size=None,
-        mean=_IMAGENET_MEAN,
-        std=_IMAGENET_STD,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
         flip=True,
         train=train,
         test=test,

@@ -32,11 +32,15 @@ def class_texts(data: ImageData, file: str | None = None) -> tuple[str, ...]:
         file: A text file with one name on each line, or a JSON list.
 
     Raises:
-        DataError: The file cannot be read or has another number of names.
+        DataError: The file cannot be read or has another number of names, or the set has captions.
     """
+    if data.task == "retrieval":
+        if file is not None:
+            raise DataError(f"{data.name}: has captions in place of classes; leave out --class-names")
+        return data.class_names
     if file is not None:
         names = _read(Path(file).expanduser(), "class names")
-        if len(names) != data.num_classes:
+        if data.task != "unlabelled" and len(names) != data.num_classes:
             raise DataError(f"{file}: has {len(names)} class names and {data.name} has {data.num_classes} classes")
         return names
     if data.num_classes == 1000 and data.name.startswith("folder"):
@@ -47,7 +51,7 @@ def class_texts(data: ImageData, file: str | None = None) -> tuple[str, ...]:
 
 
 def templates(data: ImageData, file: str | None = None) -> tuple[str, ...]:
-    """Prompts with `{}` where the class goes.
+    """Prompts with `{}` where the class, or the caption, goes.
 
     Args:
         data: The set.
@@ -57,7 +61,7 @@ def templates(data: ImageData, file: str | None = None) -> tuple[str, ...]:
     Raises:
         DataError: The file cannot be read or a template has no place for the class.
     """
-    if file is None and isinstance(data.test, TarSplit):
+    if file is None and data.task == "classification" and isinstance(data.test, TarSplit):
         own = templates_file(data.test.root)
         file = None if own is None else str(own)
     if file is not None:
@@ -72,6 +76,8 @@ def templates(data: ImageData, file: str | None = None) -> tuple[str, ...]:
         return tuple(template("{}") for template in SIMPLE_IMAGENET_TEMPLATES)
     if data.name in _DIGITS:
         return _OF_DIGITS
+    if data.task == "retrieval":
+        return ("{}",)
     return _OF_SMALL_PHOTOS if data.name in ("cifar10", "cifar100") else _DEFAULT
 
 

@@ -124,7 +124,7 @@ class ImageData:
 
     Attributes:
         name: As given on the command line.
-        class_names: One per class.
+        class_names: One per class; the captions of all images where the task is retrieval.
         channels: 1 or 3; 2 where the set has recordings of events, one for each polarity.
         image_size: Height and width where all images share one, else None; of recordings the camera's.
         mean: Per-channel mean of the pixels in 0..1.
@@ -133,7 +133,9 @@ class ImageData:
         train: Images to learn from; None where the set has only a test split.
         validation: Held out from the training images; None before `hold_out`.
         test: Images that only evaluation touches.
-        task: "classification", or "segmentation" where every pixel has a class.
+        task: "classification", "segmentation" where every pixel has a class, "retrieval" where images have captions and
+            their labels are their own numbers, or "unlabelled".
+        described: Number of the image that each caption belongs to.
     """
 
     name: str
@@ -146,7 +148,8 @@ class ImageData:
     train: Split | None
     test: Split
     validation: Split | None = None
-    task: Literal["classification", "segmentation"] = "classification"
+    task: Literal["classification", "segmentation", "retrieval", "unlabelled"] = "classification"
+    described: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int:

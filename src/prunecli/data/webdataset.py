@@ -1,4 +1,4 @@
-"""`wds:PATH`: images and classes in tar files, as CLIP_benchmark lays out its webdatasets; nothing is unpacked."""
+"""`wds:PATH`: images with classes or captions in tar files, in CLIP_benchmark's layout; nothing is unpacked."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from prunecli.errors import DataError, ResourceError
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp")
-_LABEL = ".cls"
+_LABEL, _TEXT = ".cls", ".txt"
 _MOST_MEMBERS = 10_000_000
 """Of one split."""
 _MOST_BYTES = 2**30
 """Of one image: Pillow's most pixels take less, even when they are not compressed."""
+_MOST_TEXT = 2**20
+"""Bytes of the captions of one image."""
 _BLOCK = tarfile.BLOCKSIZE
 
 
@@ -37,7 +39,7 @@ class TarSplit:
         tars: The files, relative to it.
         names: The images' names there, as messages show them.
         places: Index of the tar file, first byte in it and size in bytes, shape (images, 3).
-        labels: Class indices, shape (images,).
+        labels: Class indices, or the images' own numbers where they have captions, shape (images,).
     """
 
     root: Path
@@ -82,7 +84,9 @@ def load(path: str, root: Path, download: bool) -> ImageData:
     """Reads PATH/classnames.txt, PATH/test/0.tar and so on, and PATH/train/ where it is there.
 
     The number of tar files is in nshards.txt beside them. They hold KEY.jpg (or .jpeg, .png, .webp) and KEY.cls, the
-    number of its class from 0 on. A relative PATH is looked for here first and then in the data folder.
+    number of its class from 0 on. Without classnames.txt it is a set for retrieval: in place of KEY.cls there is
+    KEY.txt with a caption on each line, and PATH/test/ alone is read. A relative PATH is looked for here first and then
+    in the data folder.
 
     Raises:
         DataError: A part of that is missing or damaged, or a class is none of the names.
@@ -90,7 +94,12 @@ def load(path: str, root: Path, download: bool) -> ImageData:
     given = Path(path).expanduser()
     folder = next((p for p in (given, root / given) if p.is_dir()), None)
     if folder is None:
-        raise DataError(f"wds:{path}: no such folder; give the path of a folder with classnames.txt and test/0.tar")
+        raise DataError(
+            f"wds:{path}: no such folder; give that of a set with test/0.tar, test/nshards.txt and, for classes, "
+            "classnames.txt"
+        )
+    if not (folder / "classnames.txt").exists():
+        return _with_captions(f"wds:{path}", folder)
     names = tuple(read_lines(folder / "classnames.txt"))
     if not names:
         raise DataError(f"{folder / 'classnames.txt'}: is empty; write the name of one class on each line")
@@ -102,8 +111,26 @@ def load(path: str, root: Path, download: bool) -> ImageData:
         mean=_MEAN,
         std=_STD,
         flip=True,
-        train=_read_split(folder, "train", len(names)) if (folder / "train").is_dir() else None,
-        test=_read_split(folder, "test", len(names)),
+        train=_read_split(folder, "train", _Found(len(names))) if (folder / "train").is_dir() else None,
+        test=_read_split(folder, "test", _Found(len(names))),
+    )
+
+
+def _with_captions(name: str, folder: Path) -> ImageData:
+    found = _Found(None)
+    test = _read_split(folder, "test", found)
+    return ImageData(
+        name=name,
+        class_names=tuple(found.captions),
+        channels=3,
+        image_size=None,
+        mean=_MEAN,
+        std=_STD,
+        flip=True,
+        train=None,
+        test=test,
+        task="retrieval",
+        described=tuple(found.described),
     )
 
 
@@ -115,22 +142,45 @@ def templates_file(root: Path) -> Path | None:
 
 @dataclass
 class _Found:
-    """What the tar files read so far hold; see `TarSplit`."""
+    """What the tar files read so far hold; see `TarSplit`.
 
-    classes: int
+    Attributes:
+        classes: How many there are; None where images have captions.
+        captions: Of all images, those of each in a row.
+        described: Numbers of the images that they belong to.
+        members: Read so far.
+    """
+
+    classes: int | None
     names: list[str] = field(default_factory=list)
     places: list[tuple[int, int, int]] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    described: list[int] = field(default_factory=list)
     members: int = 0
 
+    @property
+    def suffix(self) -> str:
+        """Of the members with a class, or captions."""
+        return _TEXT if self.classes is None else _LABEL
 
-def _read_split(folder: Path, part: str, classes: int) -> TarSplit:
+    def add(self, name: str, place: tuple[int, int, int], given: int | tuple[str, ...]) -> None:
+        """Another image, and its class or captions."""
+        number = len(self.names)
+        self.names.append(name)
+        self.places.append(place)
+        self.labels.append(given if isinstance(given, int) else number)
+        if not isinstance(given, int):
+            self.captions += given
+            self.described += [number] * len(given)
+
+
+def _read_split(folder: Path, part: str, found: _Found) -> TarSplit:
     tars = tuple(f"{part}/{number}.tar" for number in range(_shards(folder / part)))
-    found = _Found(classes)
     for number, tar in enumerate(tars):
         _read_tar(folder / tar, number, found)
     if not found.names:
-        raise DataError(f"{folder / part}: no images; expected KEY.jpg and KEY.cls in 0.tar")
+        raise DataError(f"{folder / part}: no images; expected KEY.jpg and KEY{found.suffix} in 0.tar")
     places = np.array(found.places, dtype=np.int64)
     return TarSplit(folder, tars, tuple(found.names), places, np.array(found.labels, dtype=np.int64))
 
@@ -157,7 +207,7 @@ def _shards(folder: Path) -> int:
 def _read_tar(path: Path, number: int, found: _Found) -> None:
     """Adds the samples of a tar file to `found`."""
     images: dict[str, tuple[str, int, int]] = {}
-    labels: dict[str, int] = {}
+    labels: dict[str, int | tuple[str, ...]] = {}
     try:
         irregular = irregularity(path)
         if irregular is not None:
@@ -169,16 +219,16 @@ def _read_tar(path: Path, number: int, found: _Found) -> None:
                     raise DataError(f"{path}: more than {_MOST_MEMBERS:,} members up to here; give a smaller set")
                 key, suffix = os.path.splitext(member.name)
                 suffix = suffix.lower()
-                if suffix not in (*_IMAGES, _LABEL):
+                if suffix not in (*_IMAGES, found.suffix):
                     continue
                 shown = _shown(member.name)
                 if not member.isreg() or member.issparse():
                     raise DataError(f"{path}:{shown}: is no plain file; pack the set again without links")
-                if key in (labels if suffix == _LABEL else images):
-                    kind = "class" if suffix == _LABEL else "image"
+                if key in (labels if suffix == found.suffix else images):
+                    kind = "image" if suffix != found.suffix else "class" if suffix == _LABEL else "text"
                     raise DataError(f"{path}:{shown}: is the second {kind} of one key; rename or remove one of them")
-                if suffix == _LABEL:
-                    labels[key] = _label(stream, member, f"{path}:{shown}", found.classes)
+                if suffix == found.suffix:
+                    labels[key] = _given(stream, member, f"{path}:{shown}", found.classes)
                 else:
                     images[key] = (shown, member.offset_data, member.size)
     except DataError:
@@ -187,13 +237,15 @@ def _read_tar(path: Path, number: int, found: _Found) -> None:
         raise DataError(f"{path}: not a readable tar file ({decoding_error(error)}); fetch it again") from error
     for key, (shown, offset, size) in images.items():
         if key not in labels:
-            raise DataError(f"{path}:{shown}: has no class; put its number into a member {_shown(key)}{_LABEL}")
-        found.names.append(shown)
-        found.places.append((number, offset, size))
-        found.labels.append(labels[key])
+            what = "class; put its number" if found.classes is not None else "caption; put one on each line"
+            hint = "" if found.classes is not None else ", or write classnames.txt where images have classes"
+            raise DataError(f"{path}:{shown}: has no {what} into a member {_shown(key)}{found.suffix}{hint}")
+        found.add(shown, (number, offset, size), labels[key])
     alone = next((key for key in labels if key not in images), None)
     if alone is not None:
-        raise DataError(f"{path}:{_shown(alone)}{_LABEL}: has no image; add {', '.join(_IMAGES[:-1])} or {_IMAGES[-1]}")
+        raise DataError(
+            f"{path}:{_shown(alone)}{found.suffix}: has no image; add {', '.join(_IMAGES[:-1])} or {_IMAGES[-1]}"
+        )
 
 
 def _members(stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
@@ -214,8 +266,20 @@ def _members(stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
             raise ValueError(f"it is cut off or damaged at byte {end:,}")
 
 
-def _label(stream: BinaryIO, member: tarfile.TarInfo, where: str, classes: int) -> int:
+def _given(stream: BinaryIO, member: tarfile.TarInfo, where: str, classes: int | None) -> int | tuple[str, ...]:
+    """The class of an image, or its captions."""
     stream.seek(member.offset_data)
+    if classes is None:
+        if member.size > _MOST_TEXT:
+            raise DataError(f"{where}: has {member.size:,} bytes of captions; {_MOST_TEXT:,} are the most")
+        try:
+            lines = stream.read(member.size).decode("utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}: its captions are not UTF-8 ({error}); write them again") from error
+        captions = tuple(line.strip() for line in lines if line.strip())
+        if not captions:
+            raise DataError(f"{where}: is empty; write one caption on each line")
+        return captions
     text = stream.read(min(member.size, 32)).decode("utf-8", "replace").strip()
     if not (text.isascii() and text.isdecimal() and member.size <= 32 and int(text) < classes):
         raise DataError(

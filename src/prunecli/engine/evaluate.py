@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 
 from prunecli.engine.device import channels_last
 from prunecli.engine.resources import resource_errors
-from prunecli.engine.tasks import Accuracy, Classification, Figures, SegmentationAccuracy, Task
+from prunecli.engine.tasks import Accuracy, Classification, Figures, Judge, SegmentationAccuracy
 from prunecli.errors import DataError
 from prunecli.measure.forward import logits
 
 __all__ = ["Accuracy", "Figures", "SegmentationAccuracy", "evaluate"]
 
 _IMAGE_DIMENSIONS = 4
+Found = TypeVar("Found")
+
+
+@overload
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    on_step: Callable[[int], None] | None = None,
+) -> Accuracy: ...
+
+
+@overload
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    on_step: Callable[[int], None] | None = None,
+    *,
+    task: Judge[Found],
+) -> Found: ...
 
 
 def evaluate(
@@ -23,8 +45,9 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     device: torch.device,
     on_step: Callable[[int], None] | None = None,
-    task: Task | None = None,
-) -> Figures:
+    *,
+    task: Judge[Any] | None = None,
+) -> Any:
     """Runs `model` over all batches in evaluation mode.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -71,22 +71,31 @@ class SegmentationAccuracy:
 
 
 Figures = Accuracy | SegmentationAccuracy
+Found = TypeVar("Found", covariant=True)
 
 
-class Meter(Protocol):
+class Meter(Protocol[Found]):
     """Adds batches up to figures."""
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """One batch: scores as the network gives them, labels on the same device."""
         ...
 
-    def compute(self) -> Figures:
+    def compute(self) -> Found:
         """Figures of everything so far."""
         ...
 
 
-class Task(Protocol):
-    """How scores are compared with labels."""
+class Judge(Protocol[Found]):
+    """What scores are judged by."""
+
+    def meter(self, device: torch.device) -> Meter[Found]:
+        """A new meter."""
+        ...
+
+
+class Task(Judge[Figures], Protocol):
+    """How scores are compared with labels, in training too."""
 
     def loss(self, scores: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
         """Mean loss of a batch."""
@@ -94,10 +103,6 @@ class Task(Protocol):
 
     def divergence(self, scores: Tensor, wanted: Tensor, temperature: float) -> Tensor:
         """KL(wanted || scores) of scores softened by `temperature`, averaged over what is classified."""
-        ...
-
-    def meter(self, device: torch.device) -> Meter:
-        """A new meter."""
         ...
 
 
@@ -114,7 +119,7 @@ class Classification:
         """Per image."""
         return _divergence(scores, wanted, temperature) / len(scores)
 
-    def meter(self, device: torch.device) -> Meter:
+    def meter(self, device: torch.device) -> Meter[Accuracy]:
         """Counts top-1 and top-5."""
         return _AccuracyMeter()
 
@@ -140,7 +145,7 @@ class Segmentation:
         """Per score, at the resolution the network gives them."""
         return _divergence(scores, enlarged(wanted, scores[:, 0]), temperature) / scores[:, 0].numel()
 
-    def meter(self, device: torch.device) -> Meter:
+    def meter(self, device: torch.device) -> Meter[SegmentationAccuracy]:
         """Counts a confusion matrix.
 
         Raises:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prunecli.data.prompts import prompts
 from prunecli.errors import ModelError
 from prunecli.models.catalog import split_reference
+from prunecli.models.text_features import remembered
 
 _LARGEST_SCALE = 100.0
 """As open_clip bounds it in training (Radford et al., 2021, section 2.5)."""
@@ -30,6 +31,8 @@ class PromptClassifier(nn.Module):
         tokenizer: Turns prompts into tokens.
         texts: What each class is called.
         templates: Prompts with `{}` for the class.
+        remembered_as: What the towers are called on disk, where features of classes come from and go to; None for
+            features that are always computed.
     """
 
     def __init__(
@@ -38,8 +41,10 @@ class PromptClassifier(nn.Module):
         tokenizer: Callable[[list[str]], Tensor],
         texts: Sequence[str],
         templates: Sequence[str],
+        remembered_as: str | None = None,
     ) -> None:
         super().__init__()
+        self._remembered_as = remembered_as
         self.towers = towers
         self._tokenizer, self._texts, self._templates = tokenizer, tuple(texts), tuple(templates)
         self._tokens = [tokenizer(prompts(texts, template)) for template in templates]
@@ -78,13 +83,21 @@ class PromptClassifier(nn.Module):
             features: Tensor = towers.encode_text(self._tokens[drawn].to(device), normalize=True)
             return features.T
         if self._frozen is None or self._frozen.device != device:
-            from open_clip import build_zero_shot_classifier
-
-            with torch.no_grad():
-                self._frozen = build_zero_shot_classifier(
-                    towers, self._tokenizer, self._texts, self._templates, num_classes_per_batch=50, device=device
+            if self._remembered_as is None:
+                self._frozen = self._computed(device)
+            else:
+                self._frozen = remembered(
+                    self._remembered_as, towers, self._tokens, device, lambda: self._computed(device)
                 )
-        found: Tensor = self._frozen
+        return self._frozen
+
+    def _computed(self, device: torch.device) -> Tensor:
+        from open_clip import build_zero_shot_classifier
+
+        with torch.no_grad():
+            found: Tensor = build_zero_shot_classifier(
+                self.towers, self._tokenizer, self._texts, self._templates, num_classes_per_batch=50, device=device
+            )
         return found
 
 
@@ -98,8 +111,12 @@ def has_text_tower(model: nn.Module) -> bool:
     return all(hasattr(model, name) for name in ("encode_image", "encode_text", "logit_scale"))
 
 
-def prompt_classifier(ref: str, towers: nn.Module, texts: Sequence[str], templates: Sequence[str]) -> PromptClassifier:
+def prompt_classifier(
+    ref: str, towers: nn.Module, texts: Sequence[str], templates: Sequence[str], remember: bool = False
+) -> PromptClassifier:
     """The classifier of a network that `open_clip:...` names.
+
+    With `remember` the features of classes come from the disk, see `text_features`.
 
     Raises:
         ModelError: It has no text tower, or its tokenizer cannot be fetched.
@@ -109,4 +126,5 @@ def prompt_classifier(ref: str, towers: nn.Module, texts: Sequence[str], templat
         raise ModelError(f"{ref or 'a model of your own'} has no text tower, so its classes cannot be texts")
     from prunecli.models.from_open_clip import tokenizer
 
-    return PromptClassifier(towers, tokenizer(split_reference(ref)[1], towers), texts, templates)
+    tokens_of = tokenizer(split_reference(ref)[1], towers)
+    return PromptClassifier(towers, tokens_of, texts, templates, ref if remember else None)

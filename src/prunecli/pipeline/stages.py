@@ -14,11 +14,11 @@ from prunecli.data.loader import Batches, CalibrationBatches
 from prunecli.data.splits import ImageData, Split
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.resources import resource_errors
-from prunecli.engine.tasks import Accuracy, Figures
+from prunecli.engine.retrieval import Recalls
+from prunecli.engine.tasks import Figures
 from prunecli.errors import GateFailed, MethodError, RecipeError
 from prunecli.measure.counts import count_macs, nonzero_count, parameter_count
 from prunecli.measure.environment import describe_environment
-from prunecli.measure.intervals import accuracy_interval, mean_recall_interval
 from prunecli.measure.latency import PairedTiming, Timing, time_model, time_paired
 from prunecli.measure.memory import peak_memory_bytes
 from prunecli.measure.neurons import spiking_neurons
@@ -26,6 +26,7 @@ from prunecli.methods.registry import get_method
 from prunecli.methods.targets import SPIKE_TARGETS
 from prunecli.models.loading import LoadedModel
 from prunecli.models.prompt_classifier import has_text_tower
+from prunecli.pipeline.judging import judge_of, named_figures
 from prunecli.pipeline.probing import linear_probe
 from prunecli.pipeline.profiling import energy_figures, spikes_before_and_after, split_for
 from prunecli.pipeline.progressive import StepTraining
@@ -162,6 +163,11 @@ def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
         raise RecipeError(
             f"--task classification: {loaded.name} has a text tower and no classifier; use --task zeroshot"
         )
+    if stage.task in ("zeroshot", "classification", "retrieval") and space.data_name() is not None:
+        captions = space.data().task == "retrieval"
+        if captions != (stage.task == "retrieval"):
+            has, task = ("captions", "retrieval") if captions else ("no captions", "zeroshot")
+            raise RecipeError(f"--task {stage.task}: {space.data().name} has {has}; use --task {task}")
     accuracy: dict[str, Any] = {}
     info = None
     if "accuracy" in stage.measure:
@@ -238,16 +244,16 @@ def _accuracy(space: Workspace, stage: EvalStage) -> tuple[dict[str, Any], DataI
     data = space.data()
     split = split_for(space, stage.split)
     if stage.task == "linear-probe":
-        figures: Figures = linear_probe(space, split)
+        figures: Figures | Recalls = linear_probe(space, split)
     else:
         space.check_classes()
         with space.sink.progress(f"eval {data.name}", len(split.labels)) as advance:
             figures = evaluate(
-                space.classifier(),
+                space.classifier(remember=True),
                 space.batches(split),
                 space.device,
                 lambda done: advance(done, f"{done} images"),
-                space.task(),
+                task=judge_of(space),
             )
     space.tell_bad()
     info = DataInfo(
@@ -258,36 +264,16 @@ def _accuracy(space: Workspace, stage: EvalStage) -> tuple[dict[str, Any], DataI
         skipped=len(split.labels) - figures.images,
         task=_task(space, stage),
     )
-    if isinstance(figures, Accuracy):
-        named = _with_intervals(figures)
-    else:
-        named = dataclasses.asdict(figures)
-        found = zip(data.class_names, figures.class_iou, strict=True)
-        named["class_iou"] = {name: value for name, value in found if value is not None}
-    return named, info
+    return named_figures(figures, data.class_names), info
 
 
 def _task(space: Workspace, stage: EvalStage) -> str:
     """What was judged, by its name in a report."""
     if stage.task == "linear-probe":
         return stage.task
-    if space.data().task == "segmentation":
-        return "segmentation"
+    if space.data().task != "classification":
+        return space.data().task
     return "zeroshot" if has_text_tower(space.model().model) else "classification"
-
-
-def _with_intervals(figures: Accuracy) -> dict[str, Any]:
-    """Accuracies by their names in a report, with intervals."""
-    return {
-        "top1": figures.top1,
-        "top5": figures.top5,
-        "loss": figures.loss,
-        "images": figures.images,
-        "mean_class_recall": figures.mean_class_recall,
-        "top1_interval": accuracy_interval(figures.top1, figures.images),
-        "top5_interval": accuracy_interval(figures.top5, figures.images),
-        "mean_class_recall_interval": mean_recall_interval(figures.class_hits, figures.class_images),
-    }
 
 
 def _latency(space: Workspace, model: nn.Module, rounds: int) -> Latency:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from prunecli.checkpoint.durable import write_atomically
 from prunecli.checkpoint.manifest import TokenSelection
-from prunecli.engine.tasks import Accuracy
 from prunecli.errors import DataError, MethodError
 from prunecli.measure.counts import count_macs
 from prunecli.methods.params import TokenParams
@@ -40,6 +39,18 @@ class Point:
     keep: float
     macs_ratio: float
     variant: Variant
+
+    @property
+    def score_name(self) -> str:
+        """What `score` is called in a report."""
+        recall = getattr(self.variant.metrics, "image_recall_1", None)
+        return "top1" if recall is None else "image_recall_1"
+
+    @property
+    def score(self) -> float | None:
+        """Accuracy, in percent; None of images without classes."""
+        found: float | None = getattr(self.variant.metrics, self.score_name, None)
+        return found
 
 
 def token_frontier(
@@ -83,13 +94,24 @@ def token_frontier(
 
 
 def write_frontier(points: Sequence[Point], title: str, path: Path, *, replace: bool) -> None:
-    """Draws top-1, or agreement where there are no accuracies, against MACs; a line for each selector and block."""
+    """Draws accuracy against MACs, a line for each selector and block; without classes agreement, or else cosine."""
+    heights, label = _heights(points)
     curves: dict[str, list[tuple[float, float]]] = {}
-    for point in points:
-        figures = point.variant.figures
-        height = figures.top1 if isinstance(figures, Accuracy) else point.variant.agreement or 0.0
+    for point, height in zip(points, heights, strict=True):
         blocks = len({other.block for other in points if other.selector == point.selector})
         name = f"{point.selector}, block {point.block}" if blocks > 1 else point.selector
         curves.setdefault(name, []).append((100 * point.macs_ratio, height))
-    picture = frontier_plot(curves, _UNPRUNED, "top-1 (%)", title, path.suffix[1:])
+    picture = frontier_plot(curves, _UNPRUNED, label, title, path.suffix[1:])
     write_atomically(path, lambda target: target.write_bytes(picture), replace=replace)
+
+
+def _heights(points: Sequence[Point]) -> tuple[list[float], str]:
+    """What is drawn of each point, and its name; all points have the same figures."""
+    labels = {"top1": "top-1 (%)", "image_recall_1": "image R@1 (%)"}
+    found = [(point.score, point.variant.agreement, point.variant.cosine) for point in points]
+    for place, label in enumerate((labels[points[0].score_name], "agreement (%)", "cosine of features")):
+        column = [values[place] for values in found]
+        heights = [value for value in column if value is not None]
+        if len(heights) == len(points):
+            return heights, label
+    raise AssertionError("images have a cosine at least")

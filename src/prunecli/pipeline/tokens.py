@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import TokenSelection, as_json
 from prunecli.engine.resources import resource_errors
-from prunecli.engine.tasks import Accuracy, Figures
 from prunecli.errors import MethodError
 from prunecli.measure.counts import Macs, count_macs
 from prunecli.measure.forward import Inputs, call, logits
@@ -24,10 +23,12 @@ from prunecli.measure.latency import PairedTiming, time_paired
 from prunecli.methods.params import TokenParams
 from prunecli.methods.token import at_random, plan_selection
 from prunecli.models.loading import LoadedModel
-from prunecli.models.prompt_classifier import PromptClassifier
+from prunecli.models.prompt_classifier import PromptClassifier, has_text_tower
+from prunecli.pipeline.judging import judge_of, named_figures
 from prunecli.pipeline.profiling import split_for
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import PruneStage
+from prunecli.report.schema import Metrics
 from prunecli.tokens.runtime import prune_tokens, tokens_pruned
 from prunecli.tokens.towers import Tower, find_tower, token_count
 
@@ -42,8 +43,8 @@ class Variant:
 
     Attributes:
         name: "unpruned", "pruned" or "random".
-        figures: Accuracy on the images; None without data.
-        agreement: Share of the images, in percent, with the same best class as unpruned.
+        metrics: Accuracy or recalls on the images; None without data, or without classes.
+        agreement: Share of the images, in percent, with the same best class, or caption, as unpruned.
         cosine: Mean cosine between its image features and the unpruned network's; of a network without a text tower
             between class scores.
         macs: Of one image.
@@ -51,7 +52,7 @@ class Variant:
 
     name: str
     macs: Macs
-    figures: Figures | None = None
+    metrics: Metrics | None = None
     agreement: float | None = None
     cosine: float | None = None
 
@@ -92,7 +93,7 @@ class TokenOutcome:
                     "macs": one.macs.total,
                     "agreement": one.agreement,
                     "cosine": one.cosine,
-                    **_scores(one.figures),
+                    **({} if one.metrics is None else one.metrics.model_dump(mode="json", exclude_defaults=True)),
                 }
                 for one in self.variants
             ],
@@ -162,10 +163,11 @@ def compare_ways(
         return tuple(Variant(name, macs[name]) for name in ways)
     data, device = space.data(), space.device
     space.check_classes()
-    classifier = space.classifier().to(device).eval()
+    classifier = space.classifier(remember=True).to(device).eval()
     towers = classifier.towers if isinstance(classifier, PromptClassifier) else classifier
     split = split_for(space, "test")
-    meters = {name: space.task().meter(device) for name in ways}
+    judged = data.task != "unlabelled"
+    meters = {name: judge_of(space).meter(device) for name in ways} if judged else {}
     agreed, alike, images = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0.0), 0
     with (
         resource_errors(space.recipe.data.batch_size),
@@ -179,14 +181,22 @@ def compare_ways(
                 with _running(towers, selection):
                     features, scores = _features_and_scores(classifier, batch)
                 reference = reference or (features, scores)
-                meters[name].update(scores.float(), labels)
+                if judged:
+                    meters[name].update(scores.float(), labels)
                 agreed[name] += int((scores.argmax(1) == reference[1].argmax(1)).sum())
                 alike[name] += float(F.cosine_similarity(features, reference[0], dim=1).sum())
             images += len(labels)
             advance(images, f"{images} images")
     space.tell_bad()
+    compared = isinstance(classifier, PromptClassifier) or not has_text_tower(towers)  # features have no best class
     return tuple(
-        Variant(name, macs[name], meters[name].compute(), 100 * agreed[name] / images, alike[name] / images)
+        Variant(
+            name,
+            macs[name],
+            Metrics(**named_figures(meters[name].compute(), data.class_names)) if judged else None,
+            100 * agreed[name] / images if compared else None,
+            alike[name] / images,
+        )
         for name in ways
     )
 
@@ -195,7 +205,7 @@ def _features_and_scores(classifier: nn.Module, images: Tensor) -> tuple[Tensor,
     if isinstance(classifier, PromptClassifier):
         features = classifier.features(images)
         return features, classifier.scores(features)
-    scores = logits(classifier(images))
+    scores = logits(call(classifier, images))
     return scores, scores
 
 
@@ -250,14 +260,3 @@ def _speedups(space: Workspace, model: nn.Module, params: TokenParams, stage: Pr
         return 1 / _timed(space, model, ways, stage, params.batch).ratios[1]
 
     return speedup_of
-
-
-def _scores(figures: Figures | None) -> dict[str, Any]:
-    if not isinstance(figures, Accuracy):
-        return {}
-    return {
-        "top1": figures.top1,
-        "top5": figures.top5,
-        "mean_class_recall": figures.mean_class_recall,
-        "images": figures.images,
-    }

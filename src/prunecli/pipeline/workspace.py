@@ -303,9 +303,11 @@ class Workspace:
             DataError: They differ, or the network does not run on such images.
         """
         data, loaded = self.data(), self.model()
+        texts = has_text_tower(loaded.model)
+        if data.task == "retrieval" and not texts:
+            raise DataError(f"{data.name} has captions and {loaded.name} no text tower: give an open_clip network")
         with self.running(), torch.no_grad():
-            scores = logits(call(self.classifier().cpu().eval(), self.example()))
-            outputs = scores.shape[1]
+            scores = logits(call(loaded.model.cpu().eval(), self.example()))
         if (scores.dim() == 4) != (data.task == "segmentation"):
             kinds = ("every pixel", "each image") if scores.dim() == 4 else ("each image", "every pixel")
             raise DataError(
@@ -318,14 +320,19 @@ class Workspace:
             )
         if data.channels != self.input_shape()[0]:
             self.sink.warn(f"{data.name} has {data.channels}-channel images; they are converted for {loaded.name}")
-        if outputs != data.num_classes:
+        if not texts and data.task != "unlabelled" and scores.shape[1] != data.num_classes:
             raise DataError(
-                f"{loaded.name} has {outputs} outputs and {data.name} has {data.num_classes} classes; "
+                f"{loaded.name} has {scores.shape[1]} outputs and {data.name} has {data.num_classes} classes; "
                 "give the data set it was trained on with --data"
             )
 
-    def classifier(self) -> nn.Module:
+    def classifier(self, *, remember: bool = False) -> nn.Module:
         """What gives scores for the data's classes: the network, or its towers with prompts for the classes.
+
+        Without classes, or names for some, it is the network alone.
+
+        Args:
+            remember: Whether features of prompts come from the disk, and go there if they are new.
 
         Raises:
             DataError: Files of class names or templates do not fit.
@@ -335,12 +342,21 @@ class Workspace:
         if not has_text_tower(loaded.model):
             return loaded.model
         data = self.data()
+        if data.task == "unlabelled" and section.class_names is None:
+            return loaded.model
         texts, wordings = class_texts(data, section.class_names), templates(data, section.templates)
-        return prompt_classifier(loaded.manifest.architecture.ref, loaded.model, texts, wordings)
+        return prompt_classifier(loaded.manifest.architecture.ref, loaded.model, texts, wordings, remember)
 
     def task(self) -> Task:
-        """What the data set's scores are compared with."""
+        """What the data set's scores are compared with.
+
+        Raises:
+            DataError: It has no classes.
+        """
         data = self.data()
+        if data.task in ("retrieval", "unlabelled"):
+            without = f"{data.name} has images without classes: "
+            raise DataError(without + "give another data set, or use it with `prune token`")
         return Segmentation(data.num_classes) if data.task == "segmentation" else Classification()
 
     def step(

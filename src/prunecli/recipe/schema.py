@@ -187,10 +187,10 @@ class EvalStage:
     ] = MEASUREMENTS
     split: Annotated[Literal["test", "validation"], Doc("Images to measure accuracy on.")] = "test"
     task: Annotated[
-        Literal["auto", "classification", "zeroshot", "linear-probe"],
+        Literal["auto", "classification", "zeroshot", "retrieval", "linear-probe"],
         Doc(
-            "zeroshot: classes are prompts for a text tower; auto: that where there is one, else classification; "
-            "linear-probe: a classifier fitted to features of the training images."
+            "zeroshot: classes are prompts for a text tower; retrieval: captions and images find each other; auto: "
+            "what data and network are for; linear-probe: a classifier fitted to features of the training images."
         ),
     ] = "auto"
     latency_rounds: Annotated[int, Ge(2), Doc("Timings of one image.")] = 30

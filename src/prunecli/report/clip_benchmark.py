@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 from prunecli.errors import RecipeError
-from prunecli.report.schema import Report
+from prunecli.report.schema import Metrics, Report
 
-_TASKS = {"zeroshot": "zeroshot_classification", "linear-probe": "linear_probe"}
+_TASKS = {"zeroshot": "zeroshot_classification", "linear-probe": "linear_probe", "retrieval": "zeroshot_retrieval"}
 """What they are called there."""
 
 
@@ -18,17 +18,27 @@ def clip_benchmark_json(report: Report) -> str:
         RecipeError: The report has no accuracy.
     """
     metrics = report.metrics
-    if report.data is None or metrics.top1 is None:
+    found = _named(metrics)
+    if report.data is None or not found:
         raise RecipeError("--clip-benchmark writes accuracies, and none was measured: name a data set with --data")
     _, _, name = report.model.ref.partition(":")
     architecture, _, tag = name.partition("@")
-    found = {"acc1": metrics.top1, "acc5": metrics.top5, "mean_per_class_recall": metrics.mean_class_recall}
     content = {
         "dataset": report.data.name,
         "model": architecture,
         "pretrained": tag or report.model.path or "",
         "task": _TASKS.get(report.data.task or "", report.data.task),
-        "metrics": {key: value / 100 for key, value in found.items() if value is not None},
+        "metrics": found,
         "language": "en",
     }
     return json.dumps(content, indent=2) + "\n"
+
+
+def _named(metrics: Metrics) -> dict[str, float]:
+    """Shares of one under that tool's names."""
+    found = {"acc1": metrics.top1, "acc5": metrics.top5, "mean_per_class_recall": metrics.mean_class_recall}
+    for name in Metrics.model_fields:
+        sought, between, rank = name.partition("_recall_")
+        if between and rank.isdecimal():
+            found[f"{sought}_retrieval_recall@{rank}"] = getattr(metrics, name)
+    return {name: value / 100 for name, value in found.items() if value is not None}

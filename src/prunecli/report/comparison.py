@@ -27,6 +27,12 @@ class Candidate(_Strict):
     top1_drop: float | None = None
     top5_drop: float | None = None
     mean_class_recall_drop: float | None = None
+    image_recall_1_drop: float | None = None
+    image_recall_5_drop: float | None = None
+    image_recall_10_drop: float | None = None
+    text_recall_1_drop: float | None = None
+    text_recall_5_drop: float | None = None
+    text_recall_10_drop: float | None = None
     miou_drop: float | None = None
     pixel_accuracy_drop: float | None = None
     loss_rise: float | None = None
@@ -98,6 +104,12 @@ def _candidate(
         top1_drop=_difference(base.top1, other.top1),
         top5_drop=_difference(base.top5, other.top5),
         mean_class_recall_drop=_difference(base.mean_class_recall, other.mean_class_recall),
+        image_recall_1_drop=_difference(base.image_recall_1, other.image_recall_1),
+        image_recall_5_drop=_difference(base.image_recall_5, other.image_recall_5),
+        image_recall_10_drop=_difference(base.image_recall_10, other.image_recall_10),
+        text_recall_1_drop=_difference(base.text_recall_1, other.text_recall_1),
+        text_recall_5_drop=_difference(base.text_recall_5, other.text_recall_5),
+        text_recall_10_drop=_difference(base.text_recall_10, other.text_recall_10),
         miou_drop=_difference(base.miou, other.miou),
         pixel_accuracy_drop=_difference(base.pixel_accuracy, other.pixel_accuracy),
         loss_rise=_difference(other.loss, base.loss),

@@ -36,6 +36,9 @@ class Metrics(_Strict):
     `miou` is the mean over the classes that occur; `class_iou` has those by name. With operators in `macs_uncounted`,
     which were run and could not be counted, `macs` is a lower bound. A loss that is no number is named in `nonfinite`.
 
+    `image_recall_5` is the share of captions whose image is among the best 5, `text_recall_5` that of images one of
+    whose captions is.
+
     `macs` of a spiking network are those of all its `timesteps`, zero or not. What it really does was measured on
     `energy_images` images: `multiplied` multiply-accumulates and `accumulated` accumulates make `energy_nj`;
     `integer_...` are the same where sums of spikes are read as that many spikes. `synops` are all accumulates driven
@@ -48,11 +51,24 @@ class Metrics(_Strict):
     top1_interval: tuple[float, float] | None = None
     top5_interval: tuple[float, float] | None = None
     mean_class_recall_interval: tuple[float, float] | None = None
+    image_recall_1: float | None = None
+    image_recall_5: float | None = None
+    image_recall_10: float | None = None
+    text_recall_1: float | None = None
+    text_recall_5: float | None = None
+    text_recall_10: float | None = None
+    image_recall_1_interval: tuple[float, float] | None = None
+    image_recall_5_interval: tuple[float, float] | None = None
+    image_recall_10_interval: tuple[float, float] | None = None
+    text_recall_1_interval: tuple[float, float] | None = None
+    text_recall_5_interval: tuple[float, float] | None = None
+    text_recall_10_interval: tuple[float, float] | None = None
     miou: float | None = None
     pixel_accuracy: float | None = None
     class_iou: dict[str, float] | None = None
     loss: float | None = None
     images: int | None = None
+    captions: int | None = None
     params: int | None = None
     params_nonzero: int | None = None
     macs: int | None = None
@@ -107,7 +123,8 @@ class ModelInfo(_Strict):
 class DataInfo(_Strict):
     """Which images the accuracy was measured on: `images` that were read, without `skipped` that could not be.
 
-    The fingerprint is that of the whole split; `task` is classification, zeroshot, linear-probe or segmentation.
+    The fingerprint is that of the whole split; `task` is classification, zeroshot, linear-probe,
+    retrieval or segmentation.
     """
 
     name: str

@@ -50,10 +50,16 @@ class Table:
         return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-_SCORES = (
+SCORES = (
     ("top1", "top-1"),
     ("top5", "top-5"),
     ("mean_class_recall", "mean class recall"),
+    ("image_recall_1", "image R@1"),
+    ("image_recall_5", "image R@5"),
+    ("image_recall_10", "image R@10"),
+    ("text_recall_1", "text R@1"),
+    ("text_recall_5", "text R@5"),
+    ("text_recall_10", "text R@10"),
     ("miou", "mIoU"),
     ("pixel_accuracy", "pixel accuracy"),
 )
@@ -65,9 +71,11 @@ def macs(total: float | None, uncounted: Sequence[str]) -> str:
     return count(total) if total is None or not uncounted else f">= {count(total)}"
 
 
-def _score(metrics: Metrics, name: str) -> str:
+def score_text(metrics: Metrics, name: str, base: Metrics | None = None) -> str:
+    """A percentage of `SCORES` with its interval, and its difference to that of a baseline."""
     bounds: tuple[float, float] | None = getattr(metrics, f"{name}_interval", None)
-    text = fixed(getattr(metrics, name), unit=" %")
+    value = getattr(metrics, name)
+    text = fixed(value, unit=" %") + (f" ({value - getattr(base, name):+.2f})" if base is not None else "")
     return text if bounds is None else f"{text} {interval(*bounds, digits=1)}"
 
 
@@ -91,8 +99,9 @@ def report_table(report: Report) -> Table:
     rows = [("model", report.model.ref), ("input", "x".join(map(str, report.model.input_shape)))]
     if report.data is not None:
         skipped = f", {report.data.skipped} could not be read" if report.data.skipped else ""
-        rows.append(("images", f"{report.data.images} of {report.data.name} ({report.data.split}){skipped}"))
-    rows += [(label, _score(m, name)) for name, label in _SCORES if getattr(m, name) is not None]
+        captions = f" with {m.captions} captions" if m.captions else ""
+        rows.append(("images", f"{report.data.images}{captions} of {report.data.name} ({report.data.split}){skipped}"))
+    rows += [(label, score_text(m, name)) for name, label in SCORES if getattr(m, name) is not None]
     rows += [(f"IoU of {name}", fixed(value, unit=" %")) for name, value in (m.class_iou or {}).items()]
     rows += [("loss", _loss(m))] if _loss(m) != "-" else []
     rows += [
@@ -148,7 +157,7 @@ def comparison_table(comparison: Comparison) -> Table:
         return text if text == "-" or note == "-" else f"{text} ({note})"
 
     each = comparison.candidates
-    for name, label in _SCORES:
+    for name, label in SCORES:
         cells = [beside(fixed(getattr(c.metrics, name), unit=" %"), _signed(getattr(c, f"{name}_drop"))) for c in each]
         row(label, fixed(getattr(base, name), unit=" %"), cells)
     row("loss", _loss(base), [_loss(c.metrics) for c in each])
@@ -175,7 +184,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def plain_table(comparison: Comparison) -> Table:
     """One row of unrounded numbers for each network, the baseline first; what was not measured is empty."""
-    scores = [name for name, _ in _SCORES]
+    scores = [name for name, _ in SCORES]
     figures = (*scores, "loss", "params", "params_nonzero", "macs", "macs_uncounted", "peak_memory_bytes", "size_bytes")
     figures = (*figures, *_ENERGY_FIGURES)
     names = [name for name in comparison.candidates[0].__class__.model_fields if name not in ("name", "metrics")]

@@ -10,7 +10,6 @@ from prunecli.report.numbers import count, fixed, interval
 
 Rows = list[tuple[str, ...]]
 COLUMNS = ("figure", "unpruned", "pruned", "random")
-FRONTIER_COLUMNS = ("selector", "block", "keep", "macs_ratio", "top1", "agreement", "cosine")
 
 
 def per_block_text(per_block: Sequence[int]) -> str:
@@ -36,17 +35,13 @@ def latency_row(
     return (f"latency, {images}", *cells)
 
 
-def score_row(name: str, scores: Sequence[float], bounds: Sequence[tuple[float, float] | None]) -> tuple[str, ...]:
-    """Percentages with intervals, and differences to the first."""
-    cells = []
-    for place, (score, bound) in enumerate(zip(scores, bounds, strict=True)):
-        difference = f" ({score - scores[0]:+.2f})" if place else ""
-        cells.append(fixed(score, unit=" %") + difference + (f" {interval(*bound, digits=1)}" if bound else ""))
-    return (name, *cells)
+def frontier_columns(score: str) -> tuple[str, ...]:
+    """What a frontier says of each selection; `score` is what its accuracy is called."""
+    return ("selector", "block", "keep", "macs_ratio", score, "agreement", "cosine")
 
 
 def frontier_row(values: Sequence[Any]) -> tuple[str, ...]:
-    """One selection of a frontier, in the order of `FRONTIER_COLUMNS`."""
-    selector, block, keep, macs, top1, agreement, cosine = values
-    scores = (fixed(top1, unit=" %"), fixed(agreement, unit=" %"), fixed(cosine, 4))
+    """One selection of a frontier, in the order of `frontier_columns`."""
+    selector, block, keep, macs, score, agreement, cosine = values
+    scores = (fixed(score, unit=" %"), fixed(agreement, unit=" %"), fixed(cosine, 4))
     return (selector, str(block), f"{keep:g}", f"x{macs:.3f}", *scores)

@@ -90,17 +90,17 @@ def _draw_frontier(output: Output, space: Workspace, stage: PruneStage, values: 
     keeps = _numbers(values["frontier_keeps"] or KEEPS, "--frontier-keeps", float)
     from prunecli.pipeline.token_frontier import token_frontier, write_frontier
     from prunecli.report.tables import Table
-    from prunecli.report.token_tables import FRONTIER_COLUMNS, frontier_row
+    from prunecli.report.token_tables import frontier_columns, frontier_row
 
     points = token_frontier(space, stage, selectors, blocks, keeps)
-    figures = [(point, point.variant.figures) for point in points]
     rows = [
-        (point.selector, point.block, point.keep, point.macs_ratio, getattr(found, "top1", None),
-         point.variant.agreement, point.variant.cosine)
-        for point, found in figures
+        (point.selector, point.block, point.keep, point.macs_ratio, point.score, point.variant.agreement,
+         point.variant.cosine)
+        for point in points
     ]  # fmt: skip
-    output.document([dict(zip(FRONTIER_COLUMNS, row, strict=True)) for row in rows])
-    output.table(Table(FRONTIER_COLUMNS, [frontier_row(row) for row in rows], numeric=tuple(range(1, 7))))
+    columns = frontier_columns(points[0].score_name)
+    output.document([dict(zip(columns, row, strict=True)) for row in rows])
+    output.table(Table(columns, [frontier_row(row) for row in rows], numeric=tuple(range(1, 7))))
     loaded = space.model()
     write_frontier(points, f"{Path(loaded.name).name} on {space.data().name}", picture, replace=space.force)
     output.note(f"wrote {picture}")
@@ -138,24 +138,21 @@ def _wanted(values: dict[str, Any]) -> Wanted | None:
 
 def show_tokens(output: Output, outcome: TokenOutcome) -> None:
     """Unpruned, pruned and random beside each other."""
-    from prunecli.engine.tasks import Accuracy
-    from prunecli.measure.intervals import accuracy_interval, mean_recall_interval
     from prunecli.report.numbers import fixed
-    from prunecli.report.tables import Table
-    from prunecli.report.token_tables import COLUMNS, latency_row, per_block_text, ratio_row, score_row
+    from prunecli.report.tables import SCORES, Table, score_text
+    from prunecli.report.token_tables import COLUMNS, latency_row, per_block_text, ratio_row
 
     output.document(outcome.to_dict())
     unpruned, pruned = (per_block_text(counts) for counts in zip(*outcome.per_block, strict=True))
     rows: list[tuple[str, ...]] = [("tokens behind blocks", unpruned, pruned, pruned)]
-    figures = [one.figures for one in outcome.variants if isinstance(one.figures, Accuracy)]
-    if figures:
-        for name, label in (("top1", "top-1"), ("top5", "top-5")):
-            found = [getattr(one, name) for one in figures]
-            bounds = [accuracy_interval(value, one.images) for value, one in zip(found, figures, strict=True)]
-            rows.append(score_row(label, found, bounds))
-        recalls = [mean_recall_interval(one.class_hits, one.class_images) for one in figures]
-        rows.append(score_row("mean class recall", [one.mean_class_recall for one in figures], recalls))
+    base, metrics = outcome.variants[0].metrics, [one.metrics for one in outcome.variants]
+    for name, label in SCORES:
+        if getattr(base, name, None) is not None:
+            cells = [score_text(one, name, base if place else None) for place, one in enumerate(metrics) if one]
+            rows.append((label, *cells))
+    if outcome.variants[0].agreement is not None:
         rows.append(("agreement", "", *(fixed(one.agreement, unit=" %") for one in outcome.variants[1:])))
+    if outcome.variants[0].cosine is not None:
         rows.append(("cosine of features", "", *(fixed(one.cosine, 4) for one in outcome.variants[1:])))
     rows.append(ratio_row("MACs", [one.macs.total for one in outcome.variants]))
     for batch, timing in outcome.timings.items():

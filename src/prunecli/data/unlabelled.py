@@ -1,0 +1,40 @@
+"""`images:PATH`: images of any kind in a folder, without classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from prunecli.data.folder import IMAGENET_MEAN, IMAGENET_STD, image_files
+from prunecli.data.splits import FileSplit, ImageData
+from prunecli.errors import DataError
+
+
+def load(path: str, root: Path, download: bool) -> ImageData:
+    """Finds all images in PATH and the folders in it; they are the test split, in the order of their names.
+
+    A relative PATH is looked for here first and then in the data folder.
+
+    Raises:
+        DataError: The folder does not exist or holds no images.
+    """
+    given = Path(path).expanduser()
+    folder = next((p for p in (given, root / given) if p.is_dir()), None)
+    if folder is None:
+        raise DataError(f"images:{path}: no such folder; give the path of a folder with images")
+    files = image_files(folder, "**/*")
+    if not files:
+        raise DataError(f"{folder}: no images in it, or in folders in it")
+    return ImageData(
+        name=f"images:{path}",
+        class_names=(),
+        channels=3,
+        image_size=None,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        flip=True,
+        train=None,
+        test=FileSplit(folder, tuple(file.as_posix() for file in files), np.zeros(len(files), dtype=np.int64)),
+        task="unlabelled",
+    )

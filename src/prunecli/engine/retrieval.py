@@ -1,0 +1,80 @@
+"""Images found by captions and captions by images, judged while batches pass: no score matrix is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RANKS = (1, 5, 10)
+"""Numbers of best answers among which a right one is looked for."""
+
+
+@dataclass(frozen=True)
+class Recalls:
+    """Share of the questions, in percent, that have a right answer among the best 1, 5 and 10 (`RANKS`).
+
+    Attributes:
+        image: Of `captions` captions, whose image is looked for among all images.
+        text: Of `images` images, one of whose captions is looked for among all captions.
+        images: Images that were read.
+        captions: Their captions.
+    """
+
+    image: tuple[float, ...]
+    text: tuple[float, ...]
+    images: int
+    captions: int
+
+
+class Retrieval:
+    """Scores of shape (N, captions); the label of an image is its own number.
+
+    Args:
+        described: Number of the image that each caption describes.
+    """
+
+    def __init__(self, described: Sequence[int]) -> None:
+        self._described = torch.tensor(described)
+
+    def meter(self, device: torch.device) -> _RecallMeter:
+        """Counts recalls."""
+        return _RecallMeter(self._described.to(device))
+
+
+class _RecallMeter:
+    def __init__(self, described: Tensor) -> None:
+        self._described = described
+        self._found = torch.zeros(len(RANKS), dtype=torch.long)
+        self._seen: list[Tensor] = []
+        self._scores: Tensor | None = None
+        self._best: Tensor | None = None
+        """Numbers of the images with the best scores for each caption so far, shape (at most 10, captions)."""
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        answers = scores.topk(min(RANKS[-1], scores.shape[1]), dim=1).indices
+        right = self._described[answers] == labels.unsqueeze(1)
+        self._found += torch.stack([right[:, :rank].any(dim=1).sum() for rank in RANKS]).cpu()
+        self._seen.append(labels)
+        numbers = labels.unsqueeze(1).expand_as(scores)
+        if self._scores is not None and self._best is not None:
+            scores, numbers = torch.cat([self._scores, scores]), torch.cat([self._best, numbers])
+        self._scores, places = scores.topk(min(RANKS[-1], len(scores)), dim=0)
+        self._best = numbers.gather(0, places)
+
+    def compute(self) -> Recalls:
+        if self._best is None:
+            return Recalls((0.0,) * len(RANKS), (0.0,) * len(RANKS), 0, 0)
+        seen = torch.cat(self._seen)
+        asked = torch.isin(self._described, seen)  # not the captions of an image that could not be read
+        right = (self._best == self._described) & asked
+        found = torch.stack([right[:rank].any(dim=0).sum() for rank in RANKS])
+        images, captions = len(seen), int(asked.sum())
+        return Recalls(
+            tuple((100 * found.double() / max(captions, 1)).tolist()),
+            tuple((100 * self._found.double() / images).tolist()),
+            images,
+            captions,
+        )
