@@ -346,6 +346,12 @@ def test_captions(tmp_path: Path) -> None:
     assert data.test.subset(np.array([2])).labels.tolist() == [2]
     assert templates(data) == ("{}",)
     assert class_texts(data) == data.class_names
+    (tmp_path / "classnames.txt").write_text("cat\ndog\n")
+    (tmp_path / "dataset_type.txt").write_text("Retrieval\n")
+    assert load_data(f"wds:{tmp_path}").described == data.described
+    (tmp_path / "dataset_type.txt").write_text("multilabel\n")
+    with pytest.raises(DataError, match=r"dataset_type.txt: 'multilabel' is neither classification nor retrieval"):
+        load_data(f"wds:{tmp_path}")
     with pytest.raises(DataError, match="has captions in place of classes; leave out --class-names"):
         class_texts(data, "names.txt")
 

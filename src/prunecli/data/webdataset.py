@@ -84,9 +84,9 @@ def load(path: str, root: Path, download: bool) -> ImageData:
     """Reads PATH/classnames.txt, PATH/test/0.tar and so on, and PATH/train/ where it is there.
 
     The number of tar files is in nshards.txt beside them. They hold KEY.jpg (or .jpeg, .png, .webp) and KEY.cls, the
-    number of its class from 0 on. Without classnames.txt it is a set for retrieval: in place of KEY.cls there is
-    KEY.txt with a caption on each line, and PATH/test/ alone is read. A relative PATH is looked for here first and then
-    in the data folder.
+    number of its class from 0 on. A set for retrieval says so in dataset_type.txt, or has no classnames.txt: it has
+    KEY.txt with a caption on each line in place of KEY.cls, and PATH/test/ alone is read. A relative PATH is looked for
+    here first and then in the data folder.
 
     Raises:
         DataError: A part of that is missing or damaged, or a class is none of the names.
@@ -98,7 +98,7 @@ def load(path: str, root: Path, download: bool) -> ImageData:
             f"wds:{path}: no such folder; give that of a set with test/0.tar, test/nshards.txt and, for classes, "
             "classnames.txt"
         )
-    if not (folder / "classnames.txt").exists():
+    if _is_for_retrieval(folder):
         return _with_captions(f"wds:{path}", folder)
     names = tuple(read_lines(folder / "classnames.txt"))
     if not names:
@@ -114,6 +114,14 @@ def load(path: str, root: Path, download: bool) -> ImageData:
         train=_read_split(folder, "train", _Found(len(names))) if (folder / "train").is_dir() else None,
         test=_read_split(folder, "test", _Found(len(names))),
     )
+
+
+def _is_for_retrieval(folder: Path) -> bool:
+    file = folder / "dataset_type.txt"
+    kind = " ".join(read_lines(file)).lower() if file.is_file() else "classification"
+    if kind not in ("classification", "retrieval"):
+        raise DataError(f"{file}: {kind!r:.40} is neither classification nor retrieval, and nothing else is read")
+    return kind == "retrieval" or not (folder / "classnames.txt").exists()
 
 
 def _with_captions(name: str, folder: Path) -> ImageData:
