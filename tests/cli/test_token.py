@@ -210,6 +210,21 @@ def test_a_frontier_is_a_table_and_a_picture(prune: Prune, network: Path, tmp_pa
         (("token", "{w}", "--alpha", "1.5"), "--alpha"),
         (("token", "{w}", "--frontier", "f.png"), "--frontier needs images"),
         (("token", "{w}", "--frontier", "f.txt"), "name it f.png"),
+        (("token", "{w}", "--frontier", "f.png", "--keep", "0.5"), "--keep: --frontier tries many and saves none"),
+        (("token", "{w}", "--frontier", "f.png", "-o", "t.pt"), "-o: --frontier tries many and saves none"),
+        (("token", "{w}", "--frontier-keeps", "0.5"), "--frontier-keeps: it goes with --frontier"),
+        (
+            ("prune", "{w}", "--method", "token", "--keep", "0.25"),
+            "share of the tokens that stays is --keep of",
+        ),
+        (("prune", "{w}", "--method", "token", "--epochs", "2"), "--epochs is for methods that remove channels"),
+        (("eval", "{w}", "--clip-benchmark", "c.json", "--data", "digits", "--measure", "params"), "none is measured"),
+        (
+            ("eval", "{w}", "--data", "folder:one", "--val-fraction", "0", "--task", "linear-probe"),
+            "images of two classes or more",
+        ),
+        (("token", "{w}", "--data", "folder:bad", "--skip-bad", "20"), "none of its images could be read"),
+        (("eval", "{w}", "--data", "folder:bad", "--skip-bad", "20", "--task", "linear-probe"), "could be read"),
         (("token", "{w}", "--data", "digits", "--frontier", "f.png", "--frontier-blocks", "1.5"), "write numbers"),
         (("token", "{w}", "--data", "digits", "--frontier", "f.png", "--frontier-selectors", "clss"), "did you mean"),
         (("eval", "cifar:resnet20", "--task", "zeroshot"), "has no text tower"),
@@ -217,7 +232,13 @@ def test_a_frontier_is_a_table_and_a_picture(prune: Prune, network: Path, tmp_pa
         (("eval", "{w}", "--clip-benchmark", "c.json"), "name a data set with --data"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(prune: Prune, network: Path, words: tuple[str, ...], said: str) -> None:
+def test_what_cannot_be_done_is_one_line(
+    prune: Prune, network: Path, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    for data, classes in (("one", ["a"]), ("bad", [str(place) for place in range(10)])):
+        for place in (tmp_path / data / part / name / "x.png" for part in ("train", "val") for name in classes):
+            place.parent.mkdir(parents=True)
+            place.write_bytes(b"nothing")
     done = prune(*(word.replace("{w}", str(network)) for word in words))
     assert done.code == 2, done.out + done.err
     errors = [line for line in done.err.splitlines() if not line.startswith("warning")]

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from timm.data import ImageNetInfo
 from torch import Tensor
+from torch.nn import functional
 
+from prunecli.cli.output import Output
 from prunecli.data.prompts import class_texts, templates
 from prunecli.data.splits import ArraySplit, ImageData
 from prunecli.errors import DataError, ModelError
+from prunecli.models import from_open_clip
 from prunecli.models.catalog import build
 from prunecli.models.loading import load_reference, restore, save
 from prunecli.models.prompt_classifier import prompt_classifier
+from prunecli.pipeline.judging import loss_of
+from prunecli.pipeline.workspace import Workspace
+from prunecli.recipe.schema import DataSection, ModelSection, Recipe
 
 
 def data(classes: tuple[str, ...] = ("0 - zero", "polar_bear", "cat"), name: str = "cifar10") -> ImageData:
@@ -28,7 +36,9 @@ def images(count: int = 3) -> Tensor:
 
 
 def test_names_and_templates_built_in_and_from_files(tmp_path: Path) -> None:
-    assert class_texts(data()) == ("0", "polar bear", "cat")
+    assert class_texts(data()) == ("0 - zero", "polar bear", "cat")
+    assert class_texts(data(name="mnist")) == ("0", "polar bear", "cat")
+    assert class_texts(data(("dog - husky", "dog - poodle"), "folder:dogs")) == ("dog - husky", "dog - poodle")
     assert all("{}" in template for name in ("cifar10", "mnist", "folder:x") for template in templates(data(name=name)))
     (tmp_path / "names.txt").write_text("zero\n\nbear\ncat\n")
     (tmp_path / "names.json").write_text(json.dumps(["zero", "bear", "cat"]))
@@ -58,6 +68,31 @@ def test_a_template_without_a_place_for_the_class(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("a {}\nno place\n")
     with pytest.raises(DataError, match=r"'no place' has no \{c\} or \{\} for the class"):
         templates(data(), str(tmp_path / "t.txt"))
+
+
+def test_imagenet_is_known_by_its_folders_not_by_how_many_there_are() -> None:
+    """The 1,000 names and 80 templates that published figures are measured with."""
+    imagenet = data(tuple(ImageNetInfo().label_names()), "folder:imagenet")
+    assert class_texts(imagenet)[0] == "tench" and len(class_texts(imagenet)) == 1000
+    assert len(templates(imagenet)) == 80 and "a bad photo of a {}." in templates(imagenet)
+    parts = data(tuple(f"part_{number}" for number in range(1000)), "folder:parts")
+    assert class_texts(parts)[0] == "part 0" and templates(parts) == ("a photo of a {}.", "{}")
+    captions = dataclasses.replace(parts, task="retrieval")
+    assert class_texts(captions)[0] == "part_0" and templates(captions) == ("{}",)
+    with pytest.raises(DataError, match="has captions in place of classes; leave out --templates"):
+        templates(captions, "t.txt")
+
+
+def test_braces_of_a_template_are_text() -> None:
+    """Only {} is the place of a class."""
+    towers = build("open_clip:tiny", dim=32, depth=1).eval()
+    odd = ("a {} or {}.", "a {photo} of {}", "100 {% of a {}")
+    classifier = prompt_classifier("open_clip:tiny", towers, ("cat", "dog"), odd).eval()
+    with torch.no_grad():
+        found = classifier.class_features(torch.device("cpu"))
+        tokens = from_open_clip.tokenizer("tiny", towers)(["a cat or cat.", "a {photo} of cat", "100 {% of a cat"])
+        mean = towers.encode_text(tokens, normalize=True).mean(0)  # type: ignore[operator]
+    assert torch.allclose(found[:, 0], mean / mean.norm(), atol=1e-5)
 
 
 def test_scores_are_likeness_to_the_mean_of_prompts_and_follow_the_weights() -> None:
@@ -112,3 +147,17 @@ def test_both_towers_come_back_bit_by_bit(tmp_path: Path) -> None:
 def test_arguments_of_towers(name: str, kwargs: dict[str, int], said: str) -> None:
     with pytest.raises(ModelError, match=said):
         build(f"open_clip:{name}", meta=True, **kwargs)
+
+
+def test_criteria_take_gradients_of_scores_of_prompts(tmp_path: Path) -> None:
+    """Features are no class scores, even where there are as many of them as classes."""
+    torch.manual_seed(0)
+    loaded = load_reference("open_clip:tiny", dim=32, depth=1)
+    save(tmp_path / "clip.safetensors", loaded.model, loaded.manifest)
+    recipe = Recipe(model=ModelSection(weights=str(tmp_path / "clip.safetensors")), data=DataSection(name="digits"))
+    space = Workspace(recipe, Output("quiet"))
+    x, labels = images(4), torch.tensor([3, 1, 4, 1])
+    with torch.no_grad():
+        expected = functional.cross_entropy(space.classifier().eval()(x), labels, reduction="sum")
+        found = loss_of(space)(space.model().model.eval()(x), labels)
+    assert torch.allclose(found, expected, rtol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy.stats import norm
 
@@ -58,8 +59,12 @@ def test_a_speed_up_is_reached_with_as_many_tokens_as_can_be() -> None:
 
     kept = plan_selection(TokenParams(speedup=2.0), VIT, B16, 0, speedup_of).stages[0].kept
     assert 93 <= kept <= 97
-    with pytest.raises(MethodError, match="--speedup 100 cannot be reached: two patch tokens from block 1"):
+    with pytest.raises(MethodError, match="--speedup 100 cannot be reached: 2 patch tokens from block 1"):
         plan_selection(TokenParams(speedup=100.0), VIT, B16, 0, speedup_of)
+    with_anchors = plan_selection(TokenParams(speedup=2.0, k_anchors=10), VIT, B16, 0, speedup_of).stages[0]
+    assert with_anchors.anchors == 10 and 93 <= with_anchors.kept <= 97
+    with pytest.raises(MethodError, match="--speedup 4 cannot be reached: 60 patch tokens"):
+        plan_selection(TokenParams(speedup=4.0, k_anchors=60), VIT, B16, 0, speedup_of)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +78,11 @@ def test_a_speed_up_is_reached_with_as_many_tokens_as_can_be() -> None:
         (B16, {"top_m": 50}, "--top-m goes with --k-anchors"),
         (B16, {"merge": 13}, "--merge is for --selector tome, not anchor"),
         (B16, {"selector": "tome", "stages": ("3:0.7",)}, "--selector tome merges in every block"),
+        (B16, {"selector": "cls", "k_anchors": 5}, "--k-anchors: --selector cls does not look at it; leave it out"),
+        (B16, {"selector": "diversity", "alpha": 0.1}, "--alpha: --selector diversity does not look at it"),
+        (B16, {"selector": "random", "to_anchors": True}, "--to-anchors: --selector random does not look at it"),
+        (B16, {"selector": "tome", "inside": True}, "--inside: --selector tome does not look at it"),
+        (B16, {"stages": ("3:0.7",), "block": 2}, "--block: --stages names its blocks"),
         (B16, {"stages": ("3",)}, "--stages 3: write it as BLOCK:SHARE"),
         (B16, {"stages": ("3:1.2",)}, "a share lies between 0 and 1"),
         (B16, {"stages": ("6:0.7", "3:0.7")}, "give each once, in order"),
@@ -98,7 +108,22 @@ def test_intervals_of_accuracies() -> None:
     middle, half = (p + z * z / (2 * n)) / (1 + z * z / n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
     assert low == pytest.approx(100 * (middle - half / (1 + z * z / n)), abs=0.01)
     assert high == pytest.approx(100 * (middle + half / (1 + z * z / n)), abs=0.01)
+
+
+def test_the_interval_of_mean_recall_holds_what_it_says() -> None:
+    """Counted over many drawn sets, with classes that have few images and classes without mistakes."""
     low, high = mean_recall_interval([90, 10, 0], [100, 100, 0])  # a class without images counts nowhere
-    assert low == pytest.approx(50 - 196 * (2 * 0.09 / 100) ** 0.5 / 2, abs=0.4) and high == pytest.approx(
-        100 - low, abs=0.5
-    )
+    assert low == pytest.approx(50 - 196 * (2 * 0.09 / 100) ** 0.5 / 2, abs=0.4)
+    assert high == pytest.approx(100 - low, abs=0.5)
+    low, high = mean_recall_interval([50] * 10, [50] * 10)
+    assert 98.5 < low < 99.5 and high == 100
+    low, high = mean_recall_interval([1, 0, 1, 1], [1] * 4)
+    assert low < 60 and high > 90
+    generator = np.random.default_rng(0)
+    recalls, images = generator.uniform(0.5, 1, 12), np.array([5, 8, 20, 40] * 3)
+    recalls[:2] = 1.0
+    inside = 0
+    for _ in range(1000):
+        low, high = mean_recall_interval(generator.binomial(images, recalls).tolist(), images.tolist())
+        inside += low <= 100 * recalls.mean() <= high
+    assert 935 <= inside <= 990

@@ -18,7 +18,7 @@ from prunecli.checkpoint.manifest import TokenSelection, TokenStage
 from prunecli.errors import MethodError
 from prunecli.tokens import runtime
 from prunecli.tokens.merging import merge_pairs
-from prunecli.tokens.runtime import applied_selection, prune_tokens, tokens_pruned
+from prunecli.tokens.runtime import applied_selection, prune_tokens, remove_tokens, tokens_pruned
 from prunecli.tokens.selectors import Choice, Seen, choose
 from prunecli.tokens.towers import find_tower, token_count
 
@@ -291,6 +291,64 @@ def test_other_networks_are_refused() -> None:
         model.forward_intermediates(images())
     with tokens_pruned(model, selection(model, 20)), pytest.raises(MethodError, match="pruned already"):
         prune_tokens(model, selection(model, 20))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cait_xxs24_224",  # its class token joins behind these blocks
+        "vit_dwee_patch16_reg1_gap_256",  # differential attention
+        "vit_small_patch16_rope_mixed_224",  # places of each block's own
+        "vit_srelpos_small_patch16_224",  # a bias that blocks are given
+    ],
+)
+def test_attention_of_other_kinds_is_refused(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name, depth=2)
+    with pytest.raises(MethodError, match="is no vision transformer of timm or open_clip whose tokens can be left out"):
+        find_tower(model)
+
+
+def test_it_is_on_once_whichever_part_is_asked() -> None:
+    """Putting it on a tower that its model has it on already would leave the one, or the other, half done."""
+    model = MODELS["clip"]()
+    tower: nn.Module = model.visual
+    chosen = selection(model, 20, inside=True)
+    dense = features(model, images())
+    with tokens_pruned(model, chosen):
+        assert applied_selection(tower) == chosen
+        with pytest.raises(MethodError, match="pruned already"):
+            prune_tokens(tower, chosen)
+    with tokens_pruned(tower, chosen), pytest.raises(MethodError, match="pruned already"):
+        prune_tokens(model, chosen)
+    assert torch.equal(features(model, images()), dense) and not remove_tokens(model)
+
+
+@pytest.mark.parametrize("name", ["clip", "beit", "eva"])
+def test_it_comes_off_a_copy(name: str, tmp_path: Path) -> None:
+    """Of a copy, and of a whole saved network, alone; the first one goes on without some of its tokens."""
+    model = perturbed(MODELS[name]())
+    dense = features(model, images())
+    pruning = prune_tokens(model, selection(model, 20, inside=True))
+    fewer = features(model, images())
+    torch.save(model, tmp_path / "whole.pt")
+    for twin in (copy.deepcopy(model), torch.load(tmp_path / "whole.pt", weights_only=False)):
+        assert torch.equal(features(twin, images()), fewer)
+        assert remove_tokens(twin) and not remove_tokens(twin) and applied_selection(twin) is None
+        assert torch.equal(features(twin, images()), dense)
+        twin.visual.forward_intermediates(images()) if name == "clip" else twin.forward_intermediates(images())
+        assert torch.equal(features(model, images()), fewer)
+    pruning.remove()
+    assert torch.equal(features(model, images()), dense)
+
+
+def test_gradient_checkpointing_is_refused() -> None:
+    model = MODELS["vit"]()
+    chosen = selection(model, 20)
+    model.set_grad_checkpointing()
+    with pytest.raises(MethodError, match=r"call set_grad_checkpointing\(False\) first"):
+        prune_tokens(model, chosen)
+    assert applied_selection(model) is None
 
 
 def test_fused_tokens_may_be_chosen_again() -> None:

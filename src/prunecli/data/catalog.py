@@ -19,7 +19,7 @@ DATASETS: dict[str, tuple[str, str]] = {
     "cifar100": ("prunecli.data.cifar", "CIFAR-100, 32x32"),
     "mnist": ("prunecli.data.mnist", "MNIST digits, 28x28"),
     "fashion-mnist": ("prunecli.data.mnist", "Fashion-MNIST, 28x28"),
-    "cluttered-mnist": ("prunecli.data.clutter", "MNIST digits among pieces of other digits, 64x64"),
+    "cluttered-mnist": ("prunecli.data.clutter", "MNIST digits among pieces of other digits, 48x48"),
     "n-mnist": (EVENTS, "N-MNIST, events of digits, 34x34"),
     "cifar10-dvs": (EVENTS, "CIFAR10-DVS, events of moved images, 128x128"),
     "dvs-gesture": (EVENTS, "DVS128 Gesture, events of 11 gestures, 128x128"),

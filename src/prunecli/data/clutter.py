@@ -14,10 +14,10 @@ from prunecli.data import mnist
 from prunecli.data.splits import SPLIT_SEED, ArraySplit, ImageData, Split, digest
 from prunecli.errors import DataError
 
-_CANVAS, _DIGIT, _PIECE = 64, 28, 8
+_CANVAS, _DIGIT, _PIECE = 48, 28, 8
 """Heights, which are also the widths, in pixels."""
-_PIECES = 8
-_MEAN, _STD = 0.0505, 0.2023
+_PIECES = 6
+_MEAN, _STD = 0.0772, 0.2463
 """Of all pixels in 0..1 of the 60,000 training canvases."""
 
 
@@ -63,7 +63,7 @@ class ClutterSplit:
 def load(name: str, root: Path, download: bool) -> ImageData:
     """Reads MNIST below `root`, and fetches it if need be; the canvases need nothing else.
 
-    Each digit lies at a random place of a black canvas of 64x64 pixels, with eight pieces of 8x8 pixels cut from other
+    Each digit lies at a random place of a black canvas of 48x48 pixels, with six pieces of 8x8 pixels cut from other
     digits of its part at other places. Where they overlap the brighter pixel is seen.
 
     Raises:

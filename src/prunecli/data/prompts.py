@@ -21,6 +21,8 @@ _OF_SMALL_PHOTOS = (
 )
 _OF_DIGITS = ('a photo of the number: "{}".', "the handwritten digit {}.", "a {}.")
 _DEFAULT = ("a photo of a {}.", "{}")
+_FIRST_OF_IMAGENET = "n01440764"
+"""Name of the first of its 1,000 classes, as folders are called."""
 _DIGITS = ("mnist", "digits", "cluttered-mnist")
 
 
@@ -43,11 +45,12 @@ def class_texts(data: ImageData, file: str | None = None) -> tuple[str, ...]:
         if data.task != "unlabelled" and len(names) != data.num_classes:
             raise DataError(f"{file}: has {len(names)} class names and {data.name} has {data.num_classes} classes")
         return names
-    if data.num_classes == 1000 and data.name.startswith("folder"):
+    if data.class_names[:1] == (_FIRST_OF_IMAGENET,):
         from open_clip import IMAGENET_CLASSNAMES
 
         return tuple(IMAGENET_CLASSNAMES)
-    return tuple(name.partition(" - ")[0].replace("_", " ") for name in data.class_names)
+    spoken = [name.replace("_", " ") for name in data.class_names]
+    return tuple(name.partition(" - ")[0] if data.name in _DIGITS else name for name in spoken)
 
 
 def templates(data: ImageData, file: str | None = None) -> tuple[str, ...]:
@@ -61,7 +64,11 @@ def templates(data: ImageData, file: str | None = None) -> tuple[str, ...]:
     Raises:
         DataError: The file cannot be read or a template has no place for the class.
     """
-    if file is None and data.task == "classification" and isinstance(data.test, TarSplit):
+    if data.task == "retrieval":
+        if file is not None:
+            raise DataError(f"{data.name}: has captions in place of classes; leave out --templates")
+        return ("{}",)
+    if file is None and isinstance(data.test, TarSplit):
         own = templates_file(data.test.root)
         file = None if own is None else str(own)
     if file is not None:
@@ -70,14 +77,12 @@ def templates(data: ImageData, file: str | None = None) -> tuple[str, ...]:
             if not any(place in template for place in _PLACES):
                 raise DataError(f"{file}: template {template!r:.80} has no {{c}} or {{}} for the class")
         return tuple(template.replace("{c}", "{}") for template in found)
-    if data.num_classes == 1000:
-        from open_clip import SIMPLE_IMAGENET_TEMPLATES
+    if data.class_names[:1] == (_FIRST_OF_IMAGENET,):
+        from open_clip import OPENAI_IMAGENET_TEMPLATES
 
-        return tuple(template("{}") for template in SIMPLE_IMAGENET_TEMPLATES)
+        return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
     if data.name in _DIGITS:
         return _OF_DIGITS
-    if data.task == "retrieval":
-        return ("{}",)
     return _OF_SMALL_PHOTOS if data.name in ("cifar10", "cifar100") else _DEFAULT
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from prunecli.checkpoint.manifest import TokenSelection, TokenStage
 from prunecli.errors import MethodError
-from prunecli.methods.params import TokenParams
+from prunecli.methods.params import TokenParams, TokenSelector
 from prunecli.tokens.runtime import check_selection
 from prunecli.tokens.towers import Tower
 
@@ -47,6 +47,13 @@ def plan_selection(
     return selection
 
 
+def unread_by(selector: TokenSelector) -> tuple[str, ...]:
+    """Parameters that mean nothing to a selector."""
+    of_anchors = () if selector == "anchor" else ("alpha", "to_anchors")
+    number = () if selector in _WITH_ANCHORS else ("k_anchors",)
+    return (*of_anchors, *number, *(("inside",) if selector == "tome" else ()))
+
+
 def at_random(selection: TokenSelection, tower: Tower, seed: int) -> TokenSelection:
     """The same numbers of tokens at the same places, chosen at random: the baseline to beat, which scores nothing."""
     if selection.selector == "tome":
@@ -77,10 +84,22 @@ def _check_budget(params: TokenParams) -> None:
         raise MethodError(f"{' and '.join(given)} are budgets that exclude each other; give one of them")
     if params.top_m is not None and params.k_anchors is None:
         raise MethodError("--top-m goes with --k-anchors: tokens that stay beside so many anchors; give both")
+    _check_selector(params)
     if params.merge is not None and params.selector != "tome":
         raise MethodError(f"--merge is for --selector tome, not {params.selector}; give --keep or --tokens")
     if params.selector == "tome" and (params.speedup is not None or params.stages or params.top_m is not None):
         raise MethodError(f"--selector tome merges in every block: give --merge, --keep or --tokens, not {given[0]}")
+
+
+def _check_selector(params: TokenParams) -> None:
+    """Nothing may be given that the selector does not look at."""
+    usual = TokenParams()
+    for name in unread_by(params.selector):
+        if getattr(params, name) != getattr(usual, name):
+            flag = name.replace("_", "-")
+            raise MethodError(f"--{flag}: --selector {params.selector} does not look at it; leave it out")
+    if params.stages and params.block != usual.block:
+        raise MethodError("--block: --stages names its blocks; leave it out")
 
 
 def _patches(params: TokenParams, tower: Tower, tokens: int) -> int:
@@ -169,10 +188,11 @@ def _fastest(
     """The most tokens that are as fast as is asked, by bisection.
 
     Raises:
-        MethodError: Even two patch tokens are slower than that.
+        MethodError: Even two patch tokens, or the anchors that are wanted, are slower than that.
     """
     assert params.speedup is not None
-    low, high = 2, tokens - tower.prefix - 1  # low is fast enough, if anything is
+    low = max(2, params.k_anchors or 0)
+    high = tokens - tower.prefix - 1  # low is fast enough, if anything is
 
     def of(kept: int) -> TokenSelection:
         return _selection(params, tower, tokens, seed, [(params.block, kept)])
@@ -181,7 +201,7 @@ def _fastest(
     least = speedup_of(of(low))
     if least < params.speedup:
         raise MethodError(
-            f"--speedup {params.speedup:g} cannot be reached: two patch tokens from block {params.block} on are "
+            f"--speedup {params.speedup:g} cannot be reached: {low} patch tokens from block {params.block} on are "
             f"{least:.2f} times as fast; ask for less, or begin at an earlier --block"
         )
     while high - low > max(1, tokens // 64):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -94,11 +95,18 @@ class PromptClassifier(nn.Module):
     def _computed(self, device: torch.device) -> Tensor:
         from open_clip import build_zero_shot_classifier
 
+        # Its own way with texts is str.format, which takes every brace for its own.
+        wordings = [partial(_worded, template) for template in self._templates]
         with torch.no_grad():
             found: Tensor = build_zero_shot_classifier(
-                self.towers, self._tokenizer, self._texts, self._templates, num_classes_per_batch=50, device=device
+                self.towers, self._tokenizer, self._texts, wordings, num_classes_per_batch=50, device=device
             )
         return found
+
+
+def _worded(template: str, text: str) -> str:
+    (prompt,) = prompts([text], template)
+    return prompt
 
 
 def _forget(module: Any, keys: Any) -> None:

@@ -6,9 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
+from prunecli.criteria.base import Loss, default_loss
 from prunecli.engine.retrieval import RANKS, Recalls, Retrieval
 from prunecli.engine.tasks import Accuracy, Figures, Judge
+from prunecli.measure.forward import logits
 from prunecli.measure.intervals import accuracy_interval, mean_recall_interval
+from prunecli.models.prompt_classifier import PromptClassifier
 from prunecli.pipeline.workspace import Workspace
 
 
@@ -20,6 +25,19 @@ def judge_of(space: Workspace) -> Judge[Figures | Recalls]:
     """
     data = space.data()
     return Retrieval(data.described) if data.task == "retrieval" else space.task()
+
+
+def loss_of(space: Workspace) -> Loss:
+    """What criteria take gradients of: for a network with a text tower that of its prompts, not of its features."""
+    classifier = space.classifier()
+    if not isinstance(classifier, PromptClassifier):
+        return default_loss
+    classifier.eval()
+
+    def loss(output: Any, labels: Tensor | None) -> Tensor:
+        return default_loss(classifier.scores(logits(output)), labels)
+
+    return loss
 
 
 def named_figures(figures: Figures | Recalls, class_names: Sequence[str] = ()) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunecli.data.splits import Split
 from prunecli.engine.resources import resource_errors
 from prunecli.engine.tasks import Accuracy, Classification
-from prunecli.errors import ModelError
+from prunecli.errors import DataError, ModelError
 from prunecli.pipeline.workspace import Workspace
 
 _STRENGTH = 1.0
@@ -26,14 +26,17 @@ def linear_probe(space: Workspace, split: Split) -> Accuracy:
     vector for each image.
 
     Raises:
-        DataError: There are no training images.
+        DataError: There are no training images, or none of them could be read, or they have no classes to tell apart.
         ModelError: The network gives no features.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    features, labels = _features(space, space.data().training_split(), "features")
+    training = space.data().training_split()
+    if space.data().task != "classification" or len(np.unique(training.labels)) < 2:
+        raise DataError(f"{space.data().name}: a linear probe needs training images of two classes or more")
+    features, labels = _features(space, training, "features")
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, max_iter=_ITERATIONS))
     probe.fit(features, labels)
     tested, wanted = _features(space, split, "linear probe")
@@ -78,4 +81,6 @@ def _features(space: Workspace, split: Split, title: str) -> tuple[NDArray[np.fl
             labels.append(classes.numpy())
             done += len(classes)
             advance(done, f"{done} images")
+    if not done:
+        raise DataError(f"{space.data().name}: none of its images could be read")
     return np.concatenate(found), np.concatenate(labels)

@@ -76,7 +76,7 @@ class StepTraining:
         epochs_before = (transition.step - 1) * config.epochs
         with self._space.sink.progress(title, config.epochs * len(self._batches)) as advance:
             fit(
-                transition.after,
+                self._space.classifier(transition.after),
                 _Later(self._batches, epochs_before),
                 None,
                 config,

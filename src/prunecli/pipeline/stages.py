@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from prunecli.checkpoint.durable import reach, write_text_atomically
+from prunecli.criteria.base import default_loss
 from prunecli.data.loader import Batches, CalibrationBatches
 from prunecli.data.splits import ImageData, Split
 from prunecli.engine.evaluate import evaluate
@@ -26,7 +27,7 @@ from prunecli.methods.registry import get_method
 from prunecli.methods.targets import SPIKE_TARGETS
 from prunecli.models.loading import LoadedModel
 from prunecli.models.prompt_classifier import has_text_tower
-from prunecli.pipeline.judging import judge_of, named_figures
+from prunecli.pipeline.judging import judge_of, loss_of, named_figures
 from prunecli.pipeline.probing import linear_probe
 from prunecli.pipeline.profiling import energy_figures, spikes_before_and_after, split_for
 from prunecli.pipeline.progressive import StepTraining
@@ -64,7 +65,7 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
         VerificationError: The result is not the masked original; nothing is saved.
     """
     loaded = space.model()
-    if space.recipe.model.weights is None and not space.recipe.model.pretrained and not loaded.manifest.history:
+    if space.untrained():
         space.sink.warn(f"{loaded.name} has random weights; give a weights file, or --pretrained")
     method = get_method(stage.method)
     if loaded.manifest.tokens is not None:
@@ -112,6 +113,7 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
             keep=stage.keep,
             seed=space.recipe.seed,
             calibration=calibration,
+            loss=default_loss if calibration is None else loss_of(space),
             compensation=compensation,
             recalibrate=recalibrate,
             recover=recover,

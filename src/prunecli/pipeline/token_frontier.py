@@ -11,8 +11,8 @@ from prunecli.checkpoint.durable import write_atomically
 from prunecli.checkpoint.manifest import TokenSelection
 from prunecli.errors import DataError, MethodError
 from prunecli.measure.counts import count_macs
-from prunecli.methods.params import TokenParams
-from prunecli.methods.token import plan_selection
+from prunecli.methods.params import TokenParams, TokenSelector
+from prunecli.methods.token import plan_selection, unread_by
 from prunecli.pipeline.tokens import Variant, compare_ways, networks_of
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import PruneStage
@@ -54,7 +54,11 @@ class Point:
 
 
 def token_frontier(
-    space: Workspace, stage: PruneStage, selectors: Sequence[str], blocks: Sequence[int], keeps: Sequence[float]
+    space: Workspace,
+    stage: PruneStage,
+    selectors: Sequence[TokenSelector],
+    blocks: Sequence[int],
+    keeps: Sequence[float],
 ) -> list[Point]:
     """Measures all combinations, unpruned first.
 
@@ -74,7 +78,8 @@ def token_frontier(
     for selector in selectors:
         for block in blocks:
             for keep in keeps:
-                asked = dataclasses.replace(params, selector=selector, block=block, keep=keep)  # type: ignore[arg-type]
+                rest = {name: getattr(TokenParams(), name) for name in unread_by(selector)}
+                asked = dataclasses.replace(params, selector=selector, block=block, keep=keep, **rest)
                 try:
                     wanted[selector, block, keep] = plan_selection(asked, tower, tokens, space.recipe.seed)
                 except MethodError as error:

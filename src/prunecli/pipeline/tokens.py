@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import TokenSelection, as_json
 from prunecli.engine.resources import resource_errors
-from prunecli.errors import MethodError
+from prunecli.errors import DataError, MethodError, RecipeError
 from prunecli.measure.counts import Macs, count_macs
 from prunecli.measure.forward import Inputs, call, logits
 from prunecli.measure.latency import PairedTiming, time_paired
@@ -29,7 +29,7 @@ from prunecli.pipeline.profiling import split_for
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import PruneStage
 from prunecli.report.schema import Metrics
-from prunecli.tokens.runtime import prune_tokens, tokens_pruned
+from prunecli.tokens.runtime import tokens_pruned
 from prunecli.tokens.towers import Tower, find_tower, token_count
 
 _CHECKED = 4
@@ -91,6 +91,7 @@ class TokenOutcome:
                 {
                     "name": one.name,
                     "macs": one.macs.total,
+                    "macs_uncounted": list(one.macs.uncounted),
                     "agreement": one.agreement,
                     "cosine": one.cosine,
                     **({} if one.metrics is None else one.metrics.model_dump(mode="json", exclude_defaults=True)),
@@ -116,6 +117,9 @@ def token_stage(space: Workspace, stage: PruneStage, out: Path) -> TokenOutcome:
     """
     loaded = space.model()
     params = TokenParams(**stage.params)
+    _check_stage(stage)
+    if space.untrained():
+        space.sink.warn(f"{loaded.name} has random weights, so nothing but its latency means anything")
     if loaded.manifest.tokens is not None:
         raise MethodError(f"{loaded.name}: its tokens are pruned already; start from the network without")
     model = loaded.model.to(space.device).eval()
@@ -132,13 +136,27 @@ def token_stage(space: Workspace, stage: PruneStage, out: Path) -> TokenOutcome:
     per_block = tuple(zip(counts[0], counts[1], strict=True))
     variants = compare_ways(space, ways, macs)
     timings = {batch: _timed(space, model, ways, stage, batch) for batch in dict.fromkeys((1, params.batch))}
-    prune_tokens(model, selection)
     step = space.step("prune", {"method": stage.method, "params": as_json(dataclasses.asdict(params))})
     manifest = loaded.manifest.model_copy(update={"tokens": selection, "history": [*loaded.manifest.history, step]})
+    with tokens_pruned(model, selection):
+        path = space.finish(LoadedModel(model, manifest, loaded.fixed_size), out)
     space.parent = loaded
-    path = space.finish(LoadedModel(model, manifest, loaded.fixed_size), out)
     limit = macs["unpruned"].total / max(macs["random"].total, 1)
     return TokenOutcome(path, selection, per_block, variants, timings, limit, difference)
+
+
+def _check_stage(stage: PruneStage) -> None:
+    """What is for methods that remove channels is no help here.
+
+    Raises:
+        RecipeError: Some of it was given.
+    """
+    usual = PruneStage()
+    for name in ("keep", "recalibrate", "compensate", "calibration_images", "epochs", "lr", "optimizer"):
+        if getattr(stage, name) != getattr(usual, name):
+            hint = "; the share of the tokens that stays is --keep of `prune token`, params.keep in a recipe"
+            flag = name.replace("_", "-")
+            raise RecipeError(f"--{flag} is for methods that remove channels" + (hint if name == "keep" else ""))
 
 
 def networks_of(model: nn.Module, ways: dict[str, TokenSelection | None]) -> Iterator[tuple[str, nn.Module]]:
@@ -188,6 +206,8 @@ def compare_ways(
             images += len(labels)
             advance(images, f"{images} images")
     space.tell_bad()
+    if not images:
+        raise DataError(f"{data.name}: none of its images could be read")
     compared = isinstance(classifier, PromptClassifier) or not has_text_tower(towers)  # features have no best class
     return tuple(
         Variant(
@@ -254,7 +274,9 @@ def _timed(
     return time_paired(networks, [images] * len(networks), rounds=stage.latency_rounds, device=space.device)
 
 
-def _speedups(space: Workspace, model: nn.Module, params: TokenParams, stage: PruneStage) -> Any:
+def _speedups(
+    space: Workspace, model: nn.Module, params: TokenParams, stage: PruneStage
+) -> Callable[[TokenSelection], float]:
     def speedup_of(selection: TokenSelection) -> float:
         ways = {"unpruned": None, "pruned": selection}
         return 1 / _timed(space, model, ways, stage, params.batch).ratios[1]

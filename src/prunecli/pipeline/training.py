@@ -63,7 +63,7 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
     teacher = _teacher(space, stage.teacher) if isinstance(stage, FinetuneStage) and stage.teacher else None
     learned_from = {}
     if teacher is not None:
-        _check_teacher(space, teacher.model)
+        _check_teacher(space, space.classifier(teacher.model))
         learned_from = {"teacher's sha256": teacher.sha256}
     split = data.training_split()
     step = space.step(stage.stage, _settings(stage), split=split)
@@ -89,7 +89,7 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
             config,
             space.device,
             num_classes=data.num_classes,
-            teacher=teacher.model if teacher is not None else None,
+            teacher=space.classifier(teacher.model) if teacher is not None else None,
             progress=progress,
             task=space.task(),
             keeper=states,

@@ -161,6 +161,12 @@ class Workspace:
                 self.sink.note(note)
         return self.loaded
 
+    def untrained(self) -> bool:
+        """Whether the current network has the random weights that it was built with."""
+        section = self.recipe.model
+        published = section.pretrained or "@" in (section.ref or "")
+        return section.weights is None and not published and not self.model().manifest.history
+
     def _build_arguments(self) -> dict[str, Any]:
         section = self.recipe.model
         if section.ref is not None and classes_are_texts(section.ref):
@@ -326,26 +332,28 @@ class Workspace:
                 "give the data set it was trained on with --data"
             )
 
-    def classifier(self, *, remember: bool = False) -> nn.Module:
+    def classifier(self, network: nn.Module | None = None, *, remember: bool = False) -> nn.Module:
         """What gives scores for the data's classes: the network, or its towers with prompts for the classes.
 
         Without classes, or names for some, it is the network alone.
 
         Args:
+            network: Another network of the same architecture, in place of the current one.
             remember: Whether features of prompts come from the disk, and go there if they are new.
 
         Raises:
             DataError: Files of class names or templates do not fit.
             ModelError: The text tower's tokenizer cannot be fetched.
         """
-        loaded, section = self.model(), self.recipe.data
-        if not has_text_tower(loaded.model):
-            return loaded.model
+        ref, section = self.model().manifest.architecture.ref, self.recipe.data
+        network = self.model().model if network is None else network
+        if not has_text_tower(network):
+            return network
         data = self.data()
         if data.task == "unlabelled" and section.class_names is None:
-            return loaded.model
+            return network
         texts, wordings = class_texts(data, section.class_names), templates(data, section.templates)
-        return prompt_classifier(loaded.manifest.architecture.ref, loaded.model, texts, wordings, remember)
+        return prompt_classifier(ref, network, texts, wordings, remember)
 
     def task(self) -> Task:
         """What the data set's scores are compared with.

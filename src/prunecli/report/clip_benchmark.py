@@ -26,7 +26,7 @@ def clip_benchmark_json(report: Report) -> str:
     content = {
         "dataset": report.data.name,
         "model": architecture,
-        "pretrained": tag or report.model.path or "",
+        "pretrained": report.model.path or tag,
         "task": _TASKS.get(report.data.task or "", report.data.task),
         "metrics": found,
         "language": "en",

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from prunecli.report.numbers import count, fixed, interval
+from prunecli.report.numbers import fixed, interval
+from prunecli.report.tables import macs
 
 Rows = list[tuple[str, ...]]
 COLUMNS = ("figure", "unpruned", "pruned", "random")
@@ -18,10 +19,12 @@ def per_block_text(per_block: Sequence[int]) -> str:
     return ", ".join(f"{tokens} x{blocks}" for tokens, blocks in runs)
 
 
-def ratio_row(name: str, totals: Sequence[int]) -> tuple[str, ...]:
-    """Counts with their ratio to the first."""
+def macs_row(totals: Sequence[int], uncounted: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """MACs of an image with their ratio to the first, marked where they are lower bounds."""
+    texts = [macs(total, missing) for total, missing in zip(totals, uncounted, strict=True)]
     first, *others = totals
-    return (name, count(first), *(f"{count(other)} (x{other / max(first, 1):.3f})" for other in others))
+    ratios = (f"{text} (x{other / max(first, 1):.3f})" for text, other in zip(texts[1:], others, strict=True))
+    return ("MACs", texts[0], *ratios)
 
 
 def latency_row(

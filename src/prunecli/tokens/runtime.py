@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -145,9 +145,15 @@ class Step:
 
 @dataclass(eq=False)
 class TokenPruning:
-    """A network with token pruning on; `remove` takes it off and leaves the network as it was."""
+    """Token pruning of a network; `remove` takes it off and leaves the network as it was.
 
-    model: nn.Module
+    Attributes:
+        owner: The module that owns the blocks, and knows this.
+        selection: Which tokens stay where.
+        tower: Where the blocks are.
+    """
+
+    owner: nn.Module
     selection: TokenSelection
     tower: Tower
     _handles: list[RemovableHandle] = field(default_factory=list)
@@ -159,12 +165,12 @@ class TokenPruning:
             handle.remove()
         for module, name in self._replaced:
             module.__dict__.pop(name, None)
-        self.model.__dict__.pop(_APPLIED, None)
+        self.owner.__dict__.pop(_APPLIED, None)
         self._handles, self._replaced = [], []
 
     def replace(self, module: nn.Module, name: str, function: Callable[..., Any]) -> None:
         """Puts a method of its own on one module, until `remove`."""
-        module.__dict__[name] = MethodType(function, module)
+        module.__dict__[name] = partial(function, module)  # unlike a bound method it can be pickled
         self._replaced.append((module, name))
 
 
@@ -179,26 +185,49 @@ def tokens_pruned(model: nn.Module, selection: TokenSelection) -> Iterator[Token
 
 
 def applied_selection(model: nn.Module) -> TokenSelection | None:
-    """The selection that a network, or the one it was copied from, runs with."""
-    found: TokenSelection | None = model.__dict__.get(_APPLIED)
-    return found
+    """The selection that a network runs with: put on it, on its tower, on what it was copied from, or loaded."""
+    found = _applied(model)
+    return None if found is None else found.selection
+
+
+def remove_tokens(model: nn.Module) -> bool:
+    """Takes token pruning off a network, however it came to be on.
+
+    Returns:
+        Whether it was.
+    """
+    found = _applied(model)
+    if found is not None:
+        found.remove()
+    return found is not None
+
+
+def _applied(model: nn.Module) -> TokenPruning | None:
+    return next((module.__dict__[_APPLIED] for module in model.modules() if _APPLIED in module.__dict__), None)
 
 
 def prune_tokens(model: nn.Module, selection: TokenSelection) -> TokenPruning:
     """Makes `model` leave tokens out, image by image, from now on. Copies of it do the same.
+
+    What a pass has chosen is kept in the network until its end, so one network must not be run by two threads at once.
 
     Args:
         model: A network with a vision transformer of timm or open_clip, or that tower itself.
         selection: Which tokens stay where.
 
     Raises:
-        MethodError: The tower or the selection does not allow it, or tokens are pruned already.
+        MethodError: The tower or the selection does not allow it, tokens are pruned already, or gradient checkpointing
+            is on.
     """
     if applied_selection(model) is not None:
-        raise MethodError("its tokens are pruned already; start from the network without")
+        raise MethodError("its tokens are pruned already; start from the network without, or remove_tokens(model)")
     tower = find_tower(model)
     check_selection(tower, selection)
-    pruning = TokenPruning(model, selection, tower)
+    owner = model.get_submodule(tower.name)
+    if any(getattr(module, "grad_checkpointing", False) for module in owner.modules()):
+        # Blocks that run again in the backward pass would not know what the forward pass has chosen.
+        raise MethodError("its blocks are run again in the backward pass; call set_grad_checkpointing(False) first")
+    pruning = TokenPruning(owner, selection, tower)
     current = Pass()
     for step, block in _steps(model, tower, selection, current):
         pruning._handles.append(block.register_forward_pre_hook(step, with_kwargs=True))
@@ -213,11 +242,10 @@ def prune_tokens(model: nn.Module, selection: TokenSelection) -> TokenPruning:
             pruning.replace(attention, "_get_rel_pos_bias", _bias_of_places)
     last = model.get_submodule(tower.blocks[-1])
     pruning._handles.append(last.register_forward_hook(Forget(current), always_call=True))
-    for owner in {id(m): m for m in (model, model.get_submodule(tower.name))}.values():
-        for name in _INTERMEDIATES:
-            if hasattr(owner, name):
-                pruning.replace(owner, name, _no_intermediates)
-    model.__dict__[_APPLIED] = selection
+    for name in _INTERMEDIATES:
+        if hasattr(owner, name):
+            pruning.replace(owner, name, _no_intermediates)
+    owner.__dict__[_APPLIED] = pruning
     return pruning
 
 
@@ -262,7 +290,8 @@ def _as_batch(bias: Any) -> Any:
 
 def _no_intermediates(self: nn.Module, *args: Any, **options: Any) -> Any:
     raise MethodError(
-        "intermediate feature maps need every token, and this network leaves some out; take token pruning off first"
+        "intermediate feature maps need every token, and this network leaves some out; call "
+        "prunecli.tokens.runtime.remove_tokens(model) first"
     )
 
 

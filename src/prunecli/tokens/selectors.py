@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from prunecli.tokens.attention import attention_weights, gather_places, gather_tokens, projected
 
-SELECTORS = ("anchor", "cls", "diversity", "random", "evit", "tome")
-
 
 @dataclass(frozen=True)
 class Choice:

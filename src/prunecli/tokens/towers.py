@@ -15,6 +15,8 @@ from prunecli.measure.forward import Inputs, call
 Style = Literal["open_clip", "layer_scale", "gamma", "other"]
 """How a block adds its attention up: see `tokens.blocks`."""
 _ROPE = ("EvaAttention", "AttentionRope")
+_ATTENTIONS = ("Attention", "MultiheadAttention", *_ROPE)
+"""Classes whose queries and keys `tokens.attention` makes as they do."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ def find_tower(model: nn.Module) -> Tower:
     visual = getattr(model, "visual", None)
     kind = type(getattr(visual, "trunk", visual) if visual is not None else model).__name__
     raise MethodError(
-        f"{kind} is no vision transformer whose tokens can be left out: convolutional networks and windowed attention "
-        "keep a map of places; choose a ViT, DeiT, BEiT, EVA or an open_clip ViT tower"
+        f"{kind} is no vision transformer of timm or open_clip whose tokens can be left out: convolutional networks "
+        "and windowed attention keep a map of places; choose a ViT, DeiT, BEiT, EVA or an open_clip ViT tower"
     )
 
 
@@ -102,7 +104,12 @@ def _describe(name: str, module: nn.Module) -> Tower | None:
     if not hasattr(blocks[0], "attn") or not hasattr(module, "num_prefix_tokens"):
         return None
     attention: Any = blocks[0].attn
-    if getattr(attention, "rel_pos", None) is not None:  # a bias that its own module makes for all places
+    # A bias that a module of its own makes for all places, a class token that joins behind the blocks, or rotary
+    # embeddings of each block's own.
+    apart = (getattr(attention, "rel_pos", None), getattr(module, "shared_rel_pos", None))
+    if any(part is not None for part in apart) or hasattr(module, "blocks_token_only"):
+        return None
+    if getattr(module, "rope_mixed", False):
         return None
     prefix: Any = module.num_prefix_tokens
     pool: Any = getattr(module, "global_pool", "")
@@ -115,10 +122,11 @@ def _describe(name: str, module: nn.Module) -> Tower | None:
 
 
 def _known(tower: Tower, module: nn.Module) -> Tower | None:
-    """The tower, if every block reads a plain sequence of tokens."""
+    """The tower, if every block is of a known kind."""
     dot = f"{tower.name}." if tower.name else ""
     blocks = [module.get_submodule(name.removeprefix(dot)) for name in tower.blocks]
-    return tower if all(block_style(block) != "other" for block in blocks) else None
+    known = (block_style(block) != "other" and type(block.attn).__name__ in _ATTENTIONS for block in blocks)
+    return tower if all(known) else None
 
 
 def patch_grid(module: nn.Module) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ from prunecli.cli.lazy import make_command
 from prunecli.cli.method_command import option, options_of, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import ModelArgument, check_writable, prepare, stage_options
+from prunecli.errors import RecipeError
 from prunecli.recipe.schema import EvalStage
 
 OPTIONS = [
@@ -33,6 +34,8 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     if values["clip_benchmark"]:
         check_writable(Path(values["clip_benchmark"]), space.force)
     required(stage)  # a wrong condition is noticed before any work
+    if values["clip_benchmark"] and ("accuracy" not in stage.measure or not (space.model() and space.data_name())):
+        raise RecipeError("--clip-benchmark writes accuracies, and none is measured: name a data set with --data")
     report = eval_stage(space, stage, Path(values["out"]) if values["out"] else None)
     for_clip_benchmark = clip_benchmark_json(report) if values["clip_benchmark"] else ""
     output.document(report.model_dump(mode="json", by_alias=True, exclude_none=True))

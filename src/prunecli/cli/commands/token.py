@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from prunecli.cli.lazy import make_command
 from prunecli.cli.method_command import option, options_of, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import ModelArgument, check_writable, checkpoint_path, prepare, stage_options
 from prunecli.errors import RecipeError, unknown
-from prunecli.methods.params import TokenParams
+from prunecli.methods.params import TokenParams, TokenSelector
 from prunecli.methods.spec import MethodSpec
 from prunecli.recipe.schema import PruneStage
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Number = TypeVar("Number", int, float)
 IMAGES = 16
-SELECTORS = "anchor,cls,diversity,random,evit,tome"
+SELECTORS = ",".join(get_args(TokenSelector))
 BLOCKS, KEEPS = "1", "0.25,0.5,0.75"
 _TO_SEE = [
     option("extract_attention", str, "Write attention weights, of test images, to this file (.safetensors, .npz)."),
@@ -32,6 +32,7 @@ _TO_SEE = [
     option("overlay", str, "Draw test images in this folder, with patches that are left out darkened."),
     option("pictures", int, "Test images, from the first on, for both.", default=IMAGES),
 ]
+_OF_FRONTIER = ("frontier_selectors", "frontier_blocks", "frontier_keeps")
 _FRONTIER = [
     option("frontier", str, "Draw accuracy against MACs of many selections here (.png, .svg, .pdf); saves no network."),
     option("frontier_selectors", str, "Selectors to try, with commas.", default=SELECTORS),
@@ -54,6 +55,7 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
         return
     stage = space.recipe.stages[0]
     assert isinstance(stage, PruneStage)
+    _check_together(values)
     if values["frontier"] is not None:
         _draw_frontier(output, space, stage, values)
         return
@@ -76,13 +78,29 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
         output.note(f"drew pictures in {wanted.overlay}")
 
 
+def _check_together(values: dict[str, Any]) -> None:
+    """Options that belong to a frontier, and those that it has no use for.
+
+    Raises:
+        RecipeError: They are given without it, or with it.
+    """
+    drawn = values["frontier"] is not None
+    of_one = ("keep", "tokens", "speedup", "k_anchors", "top_m", "stages", "merge", "selector", "block", "batch")
+    unread = (*of_one, "latency_rounds", "extract_attention", "overlay", "out") if drawn else _OF_FRONTIER
+    for name in unread:
+        if values.get(name) not in (None, (), []):
+            flag = "-o" if name == "out" else f"--{name.replace('_', '-')}"
+            why = "--frontier tries many and saves none" if drawn else "it goes with --frontier: give the file to draw"
+            raise RecipeError(f"{flag}: {why}" + ("; leave it out" if drawn else ""))
+
+
 def _draw_frontier(output: Output, space: Workspace, stage: PruneStage, values: dict[str, Any]) -> None:
     """A row and a point for each selection."""
     picture = Path(values["frontier"])
     if picture.suffix not in (".png", ".svg", ".pdf"):
         raise RecipeError(f"--frontier {picture}: name it {picture.with_suffix('.png')}, or with .svg or .pdf")
     check_writable(picture, space.force)
-    selectors = [name.strip() for name in (values["frontier_selectors"] or SELECTORS).split(",")]
+    selectors: list[Any] = [name.strip() for name in (values["frontier_selectors"] or SELECTORS).split(",")]
     for name in selectors:
         if name not in SELECTORS.split(","):
             raise RecipeError(unknown("selector", name, SELECTORS.split(",")))
@@ -140,7 +158,7 @@ def show_tokens(output: Output, outcome: TokenOutcome) -> None:
     """Unpruned, pruned and random beside each other."""
     from prunecli.report.numbers import fixed
     from prunecli.report.tables import SCORES, Table, score_text
-    from prunecli.report.token_tables import COLUMNS, latency_row, per_block_text, ratio_row
+    from prunecli.report.token_tables import COLUMNS, latency_row, macs_row, per_block_text
 
     output.document(outcome.to_dict())
     unpruned, pruned = (per_block_text(counts) for counts in zip(*outcome.per_block, strict=True))
@@ -154,7 +172,7 @@ def show_tokens(output: Output, outcome: TokenOutcome) -> None:
         rows.append(("agreement", "", *(fixed(one.agreement, unit=" %") for one in outcome.variants[1:])))
     if outcome.variants[0].cosine is not None:
         rows.append(("cosine of features", "", *(fixed(one.cosine, 4) for one in outcome.variants[1:])))
-    rows.append(ratio_row("MACs", [one.macs.total for one in outcome.variants]))
+    rows.append(macs_row(*zip(*((one.macs.total, one.macs.uncounted) for one in outcome.variants), strict=True)))
     for batch, timing in outcome.timings.items():
         speedups = [
             (1 / ratio, 1 / high, 1 / low)
