@@ -1,7 +1,7 @@
 """What leaving tokens out gains and costs.
 
     python benchmarks/tokens.py speed -o benchmarks/results/tokens_speed.json
-    PRUNE_DATA=DATA python benchmarks/tokens.py frontier MODEL --data cifar10 -o out.json
+    PRUNE_DATA=DATA python benchmarks/tokens.py frontier MODEL --data cifar10 --blocks 1 3 -o out.json
 
 `speed`: open_clip's ViT-B-16 with random weights (time does not depend on them) on one thread, the image tower alone:
 61 of 197 tokens before block 1 and inside block 0, stages, ToMe with 13 and 16 pairs; the unpruned network, the
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -47,7 +48,6 @@ SPEED: dict[str, dict[str, Any]] = {
     "tome, 16 pairs in every block": {"selector": "tome", "merge": 16, "block": 0},
 }
 SELECTORS = ("anchor", "cls", "diversity", "evit", "tome")
-KEEPS = (0.15, 0.25, 0.5, 0.75)
 SEEDS = (0, 1, 2)
 
 
@@ -85,37 +85,43 @@ def speed(rounds: int) -> dict[str, Any]:
     return found
 
 
-def frontier(model: str, data: str) -> list[dict[str, Any]]:
-    """Rows of selector, share that stays, seed, top-1, agreement, cosine and MACs."""
+def frontier(model: str, data: str, blocks: list[int], keeps: list[float]) -> list[dict[str, Any]]:
+    """Rows of selector, block, share that stays, seed, top-1, agreement, cosine and MACs."""
     recipe = Recipe(model=ModelSection(weights=model), data=DataSection(name=data))
     space = Workspace(recipe, Output("quiet"))
     network = space.model().model.eval()
     tower, example = find_tower(network), space.example()
     tokens = token_count(network, tower, example)
-    ways: dict[str, Any] = {"unpruned": None}
-    for keep in KEEPS:
+    ways: dict[tuple[Any, ...], Any] = {("unpruned", 0, 1.0, 0): None}
+    for block, keep in product(blocks, keeps):
         for selector in SELECTORS:
-            ways[f"{selector} {keep}"] = plan_selection(TokenParams(selector=selector, keep=keep), tower, tokens)  # type: ignore[arg-type]
+            params = TokenParams(selector=selector, keep=keep, block=block)  # type: ignore[arg-type]
+            ways[selector, block, keep, 0] = plan_selection(params, tower, tokens)
         for seed in SEEDS:
-            ways[f"random {keep} {seed}"] = at_random(ways[f"anchor {keep}"], tower, seed)
-    macs = {name: count_macs(one, example) for name, one in networks_of(network, ways)}
-    variants = list(compare_ways(space, ways, macs))
-    for keep in KEEPS:
-        for kind in ("reused", "inverted"):
-            name = f"{kind} {keep}"
-            with mock.patch.object(runtime, "choose", mistaken(kind)):
-                ours = {"unpruned": None, name: ways[f"cls {keep}"]}
-                variants.append(compare_ways(space, ours, macs | {name: macs[f"cls {keep}"]})[1])
+            ways["random", block, keep, seed] = at_random(ways["cls", block, keep, 0], tower, seed)
+    named = {str(key): way for key, way in ways.items()}
+    macs = {name: count_macs(one, example) for name, one in networks_of(network, named)}
+    variants = dict(zip(ways, compare_ways(space, named, macs), strict=True))
+    for block, keep, kind in product(blocks, keeps, ("reused", "inverted")):
+        key = str(("cls", block, keep, 0))
+        with mock.patch.object(runtime, "choose", mistaken(kind)):
+            ours = {"unpruned": None, key: ways["cls", block, keep, 0]}
+            found = compare_ways(space, ours, macs | {"unpruned": macs[key]})
+        variants[kind, block, keep, 0] = found[1]
+    dense = variants["unpruned", 0, 1.0, 0].macs.total
     return [
         {
-            "name": one.name,
-            "macs": one.macs.total / macs["unpruned"].total,
+            "selector": selector,
+            "block": block,
+            "keep": keep,
+            "seed": seed,
+            "macs": one.macs.total / dense,
             "top1": getattr(one.metrics, "top1", None),
             "images": getattr(one.metrics, "images", None),
             "agreement": one.agreement,
             "cosine": one.cosine,
         }
-        for one in variants
+        for (selector, block, keep, seed), one in variants.items()
     ]
 
 
@@ -140,10 +146,15 @@ def main() -> None:
     parser.add_argument("part", choices=("speed", "frontier"))
     parser.add_argument("model", nargs="?")
     parser.add_argument("--data")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[1])
+    parser.add_argument("--keeps", type=float, nargs="+", default=[0.15, 0.25, 0.5, 0.75])
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("-o", "--out", type=Path, required=True)
     given = parser.parse_args()
-    found = speed(given.rounds) if given.part == "speed" else frontier(given.model, given.data)
+    if given.part == "speed":
+        found: Any = speed(given.rounds)
+    else:
+        found = frontier(given.model, given.data, given.blocks, given.keeps)
     document = {"figures": found, "environment": describe_environment(CPU)}
     given.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
