@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -66,11 +67,13 @@ def test_recipes_and_reports(folder: Path) -> None:
     assert _offered("compare", "baseline.json", "") == ["baseline.json", "pruned.safetensors", "resnet.pt", "sub dir/"]
 
 
-def test_bash_breaks_words_at_colons() -> None:
+def test_bash_breaks_words_at_colons_and_more() -> None:
     environment = {"COMP_WORDS": "prune\nl1\n--arch\ncifar\n:\nres", "COMP_CWORD": "5"}
     assert _words("bash", environment) == (["prune", "l1", "--arch", "cifar:res"], 6)
     environment = {"COMP_WORDS": "prune\nl1\n--arch\ncifar\n:", "COMP_CWORD": "4"}
     assert _words("bash", environment) == (["prune", "l1", "--arch", "cifar:"], 6)
+    environment = {"COMP_WORDS": "prune\ntoken\nopen_clip\n:\nViT-B-32\n@\nop", "COMP_CWORD": "6"}
+    assert _words("bash", environment) == (["prune", "token", "open_clip:ViT-B-32@op"], 19)
     environment = {"COMP_WORDS": "prune compare base", "COMP_CWORD": "2"}
     assert _words("bash", environment) == (["prune", "compare", "base"], 0)
 
@@ -102,9 +105,16 @@ LINES = [
 ]
 
 
-@pytest.mark.parametrize(("line", "expected"), [*LINES, ("prune l1 --arch cifar:resnet5", {"resnet56"})])
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        *LINES,
+        ("prune l1 --arch cifar:resnet5", {"resnet56"}),
+        ("prune token open_clip:RN50-quickgelu@op", {"openai"}),
+    ],
+)
 def test_bash(folder: Path, line: str, expected: set[str]) -> None:
-    words = line.replace(":", " : ").split(" ")
+    words = re.sub("([:@])", r" \1 ", line).split(" ")
     quoted = " ".join(f"'{word}'" for word in words)
     program = (
         f"source {REPOSITORY}/completions/prune.bash; COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; "

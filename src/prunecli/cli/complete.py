@@ -212,6 +212,10 @@ def _references(current: str) -> list[Candidate]:
     """Sources first; names once a source is typed, as there are more than a thousand."""
     from prunecli.models.references import known_references
 
+    if current.startswith("open_clip:") and "@" in current:  # which weights there are only that library knows
+        from prunecli.models import from_open_clip
+
+        return _matching([(f"open_clip:{name}", "") for name in from_open_clip.names()], current)
     references = known_references()
     if ":" not in current:
         sources = dict.fromkeys(reference.partition(":")[0] + ":" for reference in references)
@@ -238,6 +242,9 @@ def _files(current: str, suffixes: tuple[str, ...] | None) -> list[Candidate]:
     return found
 
 
+_BREAKS = (":", "=", "@")
+
+
 def _words(shell: str, environment: Mapping[str, str]) -> tuple[list[str], int]:
     """The line's words up to the cursor, and how much of the last one the shell has already put aside."""
     if shell != "bash":
@@ -248,18 +255,18 @@ def _words(shell: str, environment: Mapping[str, str]) -> tuple[list[str], int]:
     pieces = raw.split("\n") if "\n" in raw else raw.split(" ")
     cursor = int(environment["COMP_CWORD"])
     pieces = [*pieces[: cursor + 1], *[""] * (cursor + 1 - len(pieces))]
-    # bash breaks words at ":" and "="; put them together again, and give back only what follows the last break.
+    # bash breaks words at these; put them together again, and give back only what follows the last break.
     words: list[str] = []
     cut = 0
     glue = False
     for place, piece in enumerate(pieces):
-        if words and place > 1 and (piece in (":", "=") or glue):
-            cut = len(words[-1]) + (1 if piece in (":", "=") else 0)
+        if words and place > 1 and (piece in _BREAKS or glue):
+            cut = len(words[-1]) + (1 if piece in _BREAKS else 0)
             words[-1] += piece
         else:
             words.append(piece)
             cut = 0
-        glue = piece in (":", "=")
+        glue = piece in _BREAKS
     return words, cut
 
 
