@@ -51,9 +51,12 @@ MODELS: dict[str, Any] = {
     "beit": lambda: of_timm("beit_base_patch16_224", init_values=0.5),
     "beit-shared": lambda: of_timm("beit_base_patch16_224", use_shared_rel_pos_bias=True, use_rel_pos_bias=False),
     "eva": lambda: of_timm("eva02_tiny_patch14_224"),
+    "eva-rope-and-places": lambda: of_timm("vit_base_patch16_rope_ape_224"),
+    "dinov3": lambda: of_timm("vit_small_patch16_dinov3"),
+    "perception-encoder": lambda: of_timm("vit_pe_core_base_patch16_224"),
     "eva-fused": lambda: of_timm("eva_giant_patch14_224", mlp_ratio=2.0),
 }
-NO_MADE_UP_TOKENS = ("beit", "beit-shared", "eva")
+NO_MADE_UP_TOKENS = ("beit", "beit-shared", "eva", "eva-rope-and-places", "dinov3", "perception-encoder")
 
 
 def selection(model: nn.Module, kept: int, selector: str = "anchor", block: int = 1, **options: Any) -> TokenSelection:
@@ -300,6 +303,7 @@ def test_other_networks_are_refused() -> None:
         "vit_dwee_patch16_reg1_gap_256",  # differential attention
         "vit_small_patch16_rope_mixed_224",  # places of each block's own
         "vit_srelpos_small_patch16_224",  # a bias that blocks are given
+        "qwen3_vit_88m_enc",  # four neighbours become one behind the blocks
     ],
 )
 def test_attention_of_other_kinds_is_refused(name: str) -> None:

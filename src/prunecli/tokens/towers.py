@@ -104,12 +104,11 @@ def _describe(name: str, module: nn.Module) -> Tower | None:
     if not hasattr(blocks[0], "attn") or not hasattr(module, "num_prefix_tokens"):
         return None
     attention: Any = blocks[0].attn
-    # A bias that a module of its own makes for all places, a class token that joins behind the blocks, or rotary
-    # embeddings of each block's own.
+    # A bias that a module of its own makes for all places, rotary embeddings of each block's own, a class token that
+    # joins behind the blocks, or neighbours that are merged there.
     apart = (getattr(attention, "rel_pos", None), getattr(module, "shared_rel_pos", None))
-    if any(part is not None for part in apart) or hasattr(module, "blocks_token_only"):
-        return None
-    if getattr(module, "rope_mixed", False):
+    behind = any(hasattr(module, name) for name in ("blocks_token_only", "merger"))
+    if any(part is not None for part in apart) or behind or getattr(module, "rope_mixed", False):
         return None
     prefix: Any = module.num_prefix_tokens
     pool: Any = getattr(module, "global_pool", "")
