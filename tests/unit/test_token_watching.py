@@ -14,11 +14,11 @@ from torch.nn import functional
 
 from prunecli.checkpoint.manifest import TokenSelection, TokenStage
 from prunecli.errors import MethodError
-from prunecli.pipeline.token_pictures import _darkened
+from prunecli.pipeline.token_pictures import _greyed, _patch_size
 from prunecli.tokens import runtime
 from prunecli.tokens.runtime import applied_selection, tokens_pruned
 from prunecli.tokens.watching import attention_maps, kept_places
-from tests.unit.test_tokens import MODELS, NO_MADE_UP_TOKENS, features, images, perturbed, selection
+from tests.unit.test_tokens import MODELS, NO_MADE_UP_TOKENS, features, images, of_timm, perturbed, selection
 
 
 @pytest.fixture
@@ -115,15 +115,21 @@ def test_what_is_not_there_cannot_be_seen() -> None:
         kept_places(model, selection(model, 21), images())
 
 
-def test_a_picture_of_another_shape_is_dark_outside_its_patches() -> None:
+def test_a_picture_of_another_shape_is_grey_outside_its_patches() -> None:
     pixels = np.full((30, 100, 3), 90, dtype=np.uint8)
     seen = np.array([[True, False, False, False, False, True], [False, False, True, False, False, False]])
-    picture = np.asarray(_darkened(pixels, seen, (14, 16)))
+    picture = np.asarray(_greyed(pixels, seen, (14, 16)))
     assert picture.shape == (90, 300, 3)
-    expected = np.full((30, 100), 30)
+    expected = np.full((30, 100), 30 + 48)
     for row, column in ((0, 0), (0, 5), (1, 2)):
         expected[14 * row : 14 * (row + 1), 16 * column : 16 * (column + 1)] = 90
     assert np.array_equal(picture[::3, ::3, 0], expected)
-    wide = _darkened(np.zeros((300, 400, 3), dtype=np.uint8), np.ones((3, 4), dtype=bool), (100, 100))
-    small = _darkened(np.zeros((8, 8, 3), dtype=np.uint8), np.ones((2, 2), dtype=bool), (4, 4))
+    wide = _greyed(np.zeros((300, 400, 3), dtype=np.uint8), np.ones((3, 4), dtype=bool), (100, 100))
+    small = _greyed(np.zeros((8, 8, 3), dtype=np.uint8), np.ones((2, 2), dtype=bool), (4, 4))
     assert wide.size == (400, 300) and small.size == (256, 256)
+
+
+def test_patches_behind_a_convolution_are_as_large_as_they_are_in_the_image() -> None:
+    model = of_timm("vit_tiny_r_s16_p8_224", img_size=48, patch_size=2)
+    assert _patch_size(model, (48, 48, 3), (6, 6)) == (8, 8)
+    assert _patch_size(of_timm("vit_tiny_patch16_224"), (32, 32, 3), (8, 8)) == (4, 4)

@@ -1,4 +1,4 @@
-"""Seeing what a token stage does: attention weights in a file, and pictures in which patches left out are dark."""
+"""Seeing what a token stage does: attention weights in a file, and pictures in which patches left out are grey."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ SUFFIXES = (".safetensors", ".npz")
 _SMALL, _ENLARGED = 64, 8
 """Images up to this width, in pixels, are shown so many times as large."""
 _LEAST_WIDTH = 256
-_DARKER = 3
+_DARKER, _GREY = 3, 48
+"""A pixel that is left out has that part of its light, on this grey: black is seen to be gone, too."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def write_attention(
 
 
 def write_overlays(space: Workspace, selection: TokenSelection, folder: Path, count: int) -> None:
-    """Draws the first test images as the network is given them, with the patches that were left out darkened.
+    """Draws the first test images as the network is given them, with the patches that were left out greyed.
 
     Args:
         space: With the network and its data.
@@ -154,7 +155,7 @@ def write_overlays(space: Workspace, selection: TokenSelection, folder: Path, co
             stays = stays.scatter(1, kept.cpu().remainder(rows * columns + 1), True)[:, :-1]
             patches = stays.reshape(-1, rows, columns).numpy()
             for pixels, seen, index in zip(_pixels(images, preprocessing), patches, indices, strict=True):
-                picture = _darkened(pixels, seen, _patch_size(owner, pixels.shape, seen.shape))
+                picture = _greyed(pixels, seen, _patch_size(owner, pixels.shape, seen.shape))
                 path = _picture_path(folder, index)
                 write_atomically(path, partial(picture.save, format="PNG"), replace=space.may_replace)
     model.cpu()
@@ -213,7 +214,8 @@ def _grid(owner: nn.Module, patches: int) -> tuple[int, int]:
 def _patch_size(owner: nn.Module, image: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, int]:
     """Height and width of a patch, as the tower says, else what a grid divides an image into."""
     for module in (owner, getattr(owner, "patch_embed", None)):
-        size: Any = getattr(module, "patch_size", None)
+        # Behind a convolutional backbone patches are counted in its pixels, not in the image's.
+        size: Any = None if hasattr(module, "backbone") else getattr(module, "patch_size", None)
         if size is not None:
             return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     return image[0] // grid[0], image[1] // grid[1]
@@ -226,12 +228,12 @@ def _pixels(images: Tensor, preprocessing: Preprocessing) -> Any:
     return values.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
 
 
-def _darkened(pixels: Any, seen: Any, patch: tuple[int, int]) -> Image.Image:
-    """The picture (H, W, 3), enlarged, with a third of the light where no patch (rows, columns) is seen."""
+def _greyed(pixels: Any, seen: Any, patch: tuple[int, int]) -> Image.Image:
+    """The picture (H, W, 3), enlarged, pale on grey where no patch (rows, columns) is seen."""
     height, width = pixels.shape[:2]
     bright = np.kron(seen, np.ones(patch, dtype=bool))[:height, :width]
     margin = [(0, height - bright.shape[0]), (0, width - bright.shape[1])]  # of pixels in no patch
     bright = np.pad(bright, margin)[:, :, None]
     factor = max(_ENLARGED if width <= _SMALL else 1, math.ceil(_LEAST_WIDTH / width))
-    picture = Image.fromarray(np.where(bright, pixels, pixels // _DARKER))
+    picture = Image.fromarray(np.where(bright, pixels, pixels // _DARKER + _GREY))
     return picture.resize((width * factor, height * factor), Image.Resampling.NEAREST)

@@ -29,7 +29,7 @@ _TO_SEE = [
     option(
         "attention_block", list[int], "Blocks whose attention is written, may be given again; default: of the stages."
     ),
-    option("overlay", str, "Draw test images in this folder, with patches that are left out darkened."),
+    option("overlay", str, "Draw test images in this folder, with patches that are left out greyed."),
     option("pictures", int, "Test images, from the first on, for both.", default=IMAGES),
 ]
 _OF_FRONTIER = ("frontier_selectors", "frontier_blocks", "frontier_keeps")
