@@ -57,7 +57,8 @@ class DataSection:
         str | None,
         Doc(
             "digits, cifar10, cifar100, mnist, fashion-mnist, cluttered-mnist, folder:PATH, npz:FILE, "
-            "segmentation:PATH, wds:PATH; of events: n-mnist, cifar10-dvs, dvs-gesture, n-caltech101, events:PATH."
+            "segmentation:PATH, wds:PATH, images:PATH (without classes); of events: n-mnist, cifar10-dvs, dvs-gesture, "
+            "n-caltech101, events:PATH."
         ),
     ] = None
     root: Annotated[
