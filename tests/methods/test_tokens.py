@@ -56,9 +56,9 @@ def test_random_and_inverted_choices_lose_more(trained: Path, monkeypatch: pytes
     with monkeypatch.context() as patched:
         patched.setattr(runtime, "choose", inverted)
         found["inverted"] = top1(space, {"unpruned": None, "cls": chosen["cls"]})["cls"]
-    assert found["unpruned"] >= 85
-    worse = max(found[name] for name in (*at_any, "inverted"))
-    assert all(found[selector] > worse + 3 for selector in chosen), found
+    assert found["unpruned"] >= 80
+    worse = max(sum(found[name] for name in at_any) / len(at_any), found["inverted"])
+    assert all(found[selector] > worse + 5 for selector in chosen), found
 
 
 def top1(space: Workspace, ways: dict[str, runtime.TokenSelection | None]) -> dict[str, float]:
