@@ -115,6 +115,19 @@ def test_an_image_does_not_depend_on_its_batch_and_removal_is_exact(name: str, s
 
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("name", MODELS)
+def test_keeping_every_token_reproduces_the_network(name: str, inside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody may ask for it, and it shows that taking blocks apart and picking places changes nothing by itself."""
+    monkeypatch.setattr(runtime, "check_selection", lambda *given: None)
+    model = perturbed(MODELS[name]())
+    dense = features(model, images())
+    every = token_count(model, find_tower(model), images(1)) - find_tower(model).prefix
+    for selector in ("anchor", "cls", "diversity", "random"):
+        with tokens_pruned(model, selection(model, every, selector, inside=inside)):
+            assert (features(model, images()) - dense).abs().max() <= 2e-6 * dense.abs().max(), selector
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("name", MODELS)
 def test_leaving_tokens_out_is_forbidding_to_attend_to_them(
     name: str, inside: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
