@@ -6,46 +6,32 @@ import math
 import re
 from pathlib import Path
 
-import pytest
-import torch
-
-from prunecli.models.loading import load_reference, save
 from tests.conftest import Prune
 
 CLASSES, FEATURES = 10, 32
 TRAINING = ("--epochs", 1, "--optimizer", "adamw", "--lr", "0.0002", "--batch-size", 64, "--data", "digits")
 
 
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Towers as small as they get, with weights nobody has trained; they have more features than there are classes."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "base.safetensors"
-    loaded = load_reference("open_clip:tiny", dim=FEATURES, depth=2)
-    save(path, loaded.model, loaded.manifest)
-    return path
-
-
 def losses(text: str) -> list[float]:
     return [float(found) for found in re.findall(r"epoch 1(?:/1)?: loss (\d+\.\d+)", text)]
 
 
-def test_steps_of_pruning_and_lessons_of_a_parent_are_about_prompts(prune: Prune, network: Path) -> None:
+def test_steps_of_pruning_and_lessons_of_a_parent_are_about_prompts(prune: Prune, tiny_clip: Path) -> None:
     """The loss begins at the logarithm of the number of classes, not of features."""
     how = ("--ratio", 0.5, "--schedule", "linear", "--steps", 1, *TRAINING)
-    done = prune("taylor", network, *how, "-o", "pruned.safetensors")
+    done = prune("taylor", tiny_clip, *how, "-o", "pruned.safetensors")
     assert done.code == 0, done.err
     (loss,) = losses(done.err)
     assert loss < math.log(CLASSES) + 0.5 < math.log(FEATURES)
-    done = prune("finetune", "pruned.safetensors", "--teacher", network, *TRAINING, "-o", "fine.safetensors")
+    done = prune("finetune", "pruned.safetensors", "--teacher", tiny_clip, *TRAINING, "-o", "fine.safetensors")
     assert done.code == 0, done.err
     assert losses(done.err)
 
 
-def test_sensitivity_is_judged_by_prompts(prune: Prune, network: Path) -> None:
+def test_sensitivity_is_judged_by_prompts(prune: Prune, tiny_clip: Path) -> None:
     """What it calls the accuracy before pruning is the one that `eval` finds."""
     how = ("--data", "digits", "--json")
-    expected = prune("eval", network, "--measure", "accuracy", "--split", "validation", *how).json["metrics"]["top1"]
-    done = prune("sensitivity", network, "--ratios", "0.5", "--images", 1000, "--method", "l1", *how)
+    expected = prune("eval", tiny_clip, "--measure", "accuracy", "--split", "validation", *how).json["metrics"]["top1"]
+    done = prune("sensitivity", tiny_clip, "--ratios", "0.5", "--images", 1000, "--method", "l1", *how)
     assert done.code == 0, done.err
     assert f"as it is: {expected:.2f} %" in done.err and expected > 0

@@ -8,24 +8,12 @@ import tarfile
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
-from prunecli.models.loading import load_reference, save
 from tests.conftest import Prune
 
 QUICK = ("--batch", "2", "--latency-rounds", "2")
 COLOURS = ("red", "green", "blue", "yellow", "pink", "grey", "cyan", "brown", "orange", "purple", "white", "black")
-
-
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Towers as small as they get, with weights nobody has trained."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "base.safetensors"
-    loaded = load_reference("open_clip:tiny", dim=32, depth=2)
-    save(path, loaded.model, loaded.manifest)
-    return path
 
 
 def _picture(colour: str) -> bytes:
@@ -51,9 +39,9 @@ def captioned(tmp_path: Path) -> str:
     return "wds:plain"
 
 
-def test_recall_in_reports_comparisons_and_clip_benchmark(prune: Prune, network: Path, captioned: str) -> None:
+def test_recall_in_reports_comparisons_and_clip_benchmark(prune: Prune, tiny_clip: Path, captioned: str) -> None:
     how = ("--data", captioned, "--skip-bad", 1, "--measure", "accuracy")
-    done = prune("eval", network, *how, "-o", "base.json", "--json")
+    done = prune("eval", tiny_clip, *how, "-o", "base.json", "--json")
     assert done.code == 0, done.err
     metrics, data = done.json["metrics"], done.json["data"]
     assert (data["task"], data["images"], data["skipped"]) == ("retrieval", 11, 1)
@@ -62,7 +50,7 @@ def test_recall_in_reports_comparisons_and_clip_benchmark(prune: Prune, network:
     assert recalls == sorted(recalls) and 80 < recalls[2] <= 100
     low, high = metrics["image_recall_5_interval"]
     assert low < recalls[1] < high
-    done = prune("token", network, *QUICK, *how[:4], "--tokens", 20, "-o", "fewer.safetensors")
+    done = prune("token", tiny_clip, *QUICK, *how[:4], "--tokens", 20, "-o", "fewer.safetensors")
     assert done.code == 0, done.err
     for label in ("image R@1", "image R@10", "text R@5", "agreement", "cosine of features"):
         assert label in done.out
@@ -75,9 +63,9 @@ def test_recall_in_reports_comparisons_and_clip_benchmark(prune: Prune, network:
     assert candidate["image_recall_1_drop"] == pytest.approx(recalls[0] - candidate["metrics"]["image_recall_1"])
 
 
-def test_clip_benchmark_has_shares_of_one(prune: Prune, network: Path, captioned: str, tmp_path: Path) -> None:
+def test_clip_benchmark_has_shares_of_one(prune: Prune, tiny_clip: Path, captioned: str, tmp_path: Path) -> None:
     how = ("--data", captioned, "--skip-bad", 1, "--measure", "accuracy", "--task", "retrieval")
-    done = prune("eval", network, *how, "--clip-benchmark", "cb.json", "--json")
+    done = prune("eval", tiny_clip, *how, "--clip-benchmark", "cb.json", "--json")
     assert done.code == 0, done.err
     written = json.loads((tmp_path / "cb.json").read_text())
     assert written["task"] == "zeroshot_retrieval"
@@ -89,9 +77,9 @@ def test_clip_benchmark_has_shares_of_one(prune: Prune, network: Path, captioned
     assert written["metrics"] == pytest.approx(shares)
 
 
-def test_a_frontier_of_recall(prune: Prune, network: Path, captioned: str, tmp_path: Path) -> None:
+def test_a_frontier_of_recall(prune: Prune, tiny_clip: Path, captioned: str, tmp_path: Path) -> None:
     few = ("--frontier-selectors", "cls,random", "--frontier-keeps", "0.5")
-    done = prune("token", network, "--data", captioned, "--skip-bad", 1, "--frontier", "f.svg", *few, "--json")
+    done = prune("token", tiny_clip, "--data", captioned, "--skip-bad", 1, "--frontier", "f.svg", *few, "--json")
     assert done.code == 0, done.err
     assert [row["selector"] for row in done.json] == ["unpruned", "cls", "random"]
     assert all(0 <= row["image_recall_1"] <= 100 for row in done.json)
@@ -108,10 +96,10 @@ def unlabelled(tmp_path: Path) -> str:
     return "images:found"
 
 
-def test_images_without_classes(prune: Prune, network: Path, unlabelled: str, tmp_path: Path) -> None:
+def test_images_without_classes(prune: Prune, tiny_clip: Path, unlabelled: str, tmp_path: Path) -> None:
     """Features are compared; with names for classes the best one, too."""
     few = ("--frontier-selectors", "cls,random", "--frontier-keeps", "0.5", "--json")
-    done = prune("token", network, "--data", unlabelled, "--frontier", "f.svg", *few)
+    done = prune("token", tiny_clip, "--data", unlabelled, "--frontier", "f.svg", *few)
     assert done.code == 0, done.err
     assert [row["top1"] for row in done.json] == [None] * 3
     assert [row["agreement"] for row in done.json] == [None] * 3
@@ -120,11 +108,11 @@ def test_images_without_classes(prune: Prune, network: Path, unlabelled: str, tm
     assert "cosine of features" in (tmp_path / "f.svg").read_text()
     (tmp_path / "names.txt").write_text("\n".join(COLOURS))
     named = ("--data", unlabelled, "--class-names", "names.txt")
-    done = prune("token", network, *named, "--frontier", "g.svg", *few)
+    done = prune("token", tiny_clip, *named, "--frontier", "g.svg", *few)
     assert done.code == 0, done.err
     assert done.json[0]["agreement"] == 100 and all(0 <= row["agreement"] <= 100 for row in done.json)
     assert "agreement (%)" in (tmp_path / "g.svg").read_text()
-    done = prune("token", network, *QUICK, *named, "--tokens", 20, "--overlay", "seen", "--pictures", 2)
+    done = prune("token", tiny_clip, *QUICK, *named, "--tokens", 20, "--overlay", "seen", "--pictures", 2)
     assert done.code == 0, done.err
     assert "agreement" in done.out and "top-1" not in done.out
     assert len(list((tmp_path / "seen").iterdir())) == 2
@@ -143,7 +131,7 @@ def test_images_without_classes(prune: Prune, network: Path, unlabelled: str, tm
     ],
 )
 def test_the_wrong_thing_is_one_line(
-    prune: Prune, network: Path, captioned: str, unlabelled: str, words: tuple[str, ...], says: str
+    prune: Prune, tiny_clip: Path, captioned: str, unlabelled: str, words: tuple[str, ...], says: str
 ) -> None:
-    done = prune(*(network if word == "NETWORK" else word for word in words))
+    done = prune(*(tiny_clip if word == "NETWORK" else word for word in words))
     assert done.code == 2 and says in done.err and len(done.err.splitlines()) == 1, done.err

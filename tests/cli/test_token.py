@@ -7,26 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
 from prunecli.data.digits import load
-from prunecli.models.loading import load_reference, save
 from tests.conftest import Prune
 
 TOKENS, HEADS, PATCH, GRID, ENLARGED = 65, 4, 4, 8, 8
 QUICK = ("--batch", "2", "--latency-rounds", "2", "--batch-size", "180")
-
-
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Towers as small as they get, with weights nobody has trained."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "base.safetensors"
-    loaded = load_reference("open_clip:tiny", dim=32, depth=2)
-    save(path, loaded.model, loaded.manifest)
-    return path
 
 
 def shown(path: Path) -> np.ndarray:
@@ -38,10 +26,10 @@ def shown(path: Path) -> np.ndarray:
     return small.astype(int)
 
 
-def test_attention_and_pictures_of_what_stays(prune: Prune, network: Path, tmp_path: Path) -> None:
+def test_attention_and_pictures_of_what_stays(prune: Prune, tiny_clip: Path, tmp_path: Path) -> None:
     how = (*QUICK, "--data", "digits", "--stages", "0:0.6", "--stages", "1:0.5", "-o", "t.safetensors")
     see = ("--extract-attention", "a.safetensors", "--overlay", "seen", "--pictures", 3)
-    done = prune("token", network, *how, *see)
+    done = prune("token", tiny_clip, *how, *see)
     assert done.code == 0, done.err
     assert "wrote a.safetensors" in done.err and "drew pictures in seen" in done.err
     found = load_file(tmp_path / "a.safetensors")
@@ -65,8 +53,8 @@ def test_attention_and_pictures_of_what_stays(prune: Prune, network: Path, tmp_p
             assert np.abs(drawn[here] - expected).max() <= 1, (index, place)
 
 
-def test_chosen_blocks_as_numpy_and_nothing_is_replaced_unasked(prune: Prune, network: Path, tmp_path: Path) -> None:
-    how = ("token", network, *QUICK, "--data", "digits", "--tokens", 20, "--inside", "-o", "t.safetensors")
+def test_chosen_blocks_as_numpy_and_nothing_is_replaced_unasked(prune: Prune, tiny_clip: Path, tmp_path: Path) -> None:
+    how = ("token", tiny_clip, *QUICK, "--data", "digits", "--tokens", 20, "--inside", "-o", "t.safetensors")
     see = ("--extract-attention", "a.npz", "--attention-block", 1, "--pictures", 2)
     done = prune(*how, *see, "--json")
     assert done.code == 0, done.err
@@ -92,7 +80,7 @@ def test_chosen_blocks_as_numpy_and_nothing_is_replaced_unasked(prune: Prune, ne
     shown(tmp_path / "seen" / "0001.png")
 
 
-def test_images_that_cannot_be_read_are_passed_over(prune: Prune, network: Path, tmp_path: Path) -> None:
+def test_images_that_cannot_be_read_are_passed_over(prune: Prune, tiny_clip: Path, tmp_path: Path) -> None:
     for place in range(10):
         for part in ("train", "val"):
             (tmp_path / "data" / part / str(place)).mkdir(parents=True)
@@ -100,7 +88,7 @@ def test_images_that_cannot_be_read_are_passed_over(prune: Prune, network: Path,
             Image.new("RGB", (40, 32), (20 * place, 0, 99)).save(picture)
     (tmp_path / "data" / "val" / "1" / "image.png").write_bytes(b"nothing")
     see = ("--extract-attention", "a.npz", "--overlay", "seen", "--pictures", 2)
-    done = prune("token", network, *QUICK, "--data", "folder:data", "--skip-bad", 1, "--selector", "evit", *see)
+    done = prune("token", tiny_clip, *QUICK, "--data", "folder:data", "--skip-bad", 1, "--selector", "evit", *see)
     assert done.code == 0, done.err
     with np.load(tmp_path / "a.npz") as found:
         assert found["images"].tolist() == [0, 2]
@@ -131,17 +119,17 @@ def test_images_that_cannot_be_read_are_passed_over(prune: Prune, network: Path,
     ],
 )
 def test_the_wrong_thing_is_one_line(
-    prune: Prune, network: Path, tmp_path: Path, words: tuple[str, ...], said: str
+    prune: Prune, tiny_clip: Path, tmp_path: Path, words: tuple[str, ...], said: str
 ) -> None:
     (tmp_path / "taken.txt").touch()
-    done = prune("token", network, *words, "-o", "t.safetensors")
+    done = prune("token", tiny_clip, *words, "-o", "t.safetensors")
     assert done.code == 2, done.err
     assert len(done.err.splitlines()) == 1 and said in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["taken.txt"]
 
 
-def test_one_table_and_a_checkpoint_that_leaves_tokens_out(prune: Prune, network: Path, tmp_path: Path) -> None:
-    done = prune("token", network, *QUICK, "--data", "digits", "--tokens", 33, "-o", "t.safetensors")
+def test_one_table_and_a_checkpoint_that_leaves_tokens_out(prune: Prune, tiny_clip: Path, tmp_path: Path) -> None:
+    done = prune("token", tiny_clip, *QUICK, "--data", "digits", "--tokens", 33, "-o", "t.safetensors")
     assert done.code == 0, done.err
     for said in ("tokens behind blocks\t65 x2\t65 x1, 33 x1", "mean class recall", "agreement", "of the MACs limit"):
         assert said in done.out
@@ -158,13 +146,13 @@ def test_one_table_and_a_checkpoint_that_leaves_tokens_out(prune: Prune, network
         "c.json",
         "--json",
     )
-    dense = prune("eval", network, "--data", "digits", "--measure", "macs", "--json")
+    dense = prune("eval", tiny_clip, "--data", "digits", "--measure", "macs", "--json")
     assert again.code == dense.code == 0, again.err
     assert again.json["metrics"]["macs"] < dense.json["metrics"]["macs"]
     result = json.loads((tmp_path / "c.json").read_text())
     assert set(result) == {"dataset", "model", "pretrained", "task", "metrics", "language"}
     assert result["metrics"]["acc1"] == again.json["metrics"]["top1"] / 100
-    before, after = load_state(network), load_state(tmp_path / "t.safetensors")
+    before, after = load_state(tiny_clip), load_state(tmp_path / "t.safetensors")
     assert all(np.array_equal(before[name], after[name]) for name in before) and set(before) == set(after)
     for words, said in (
         (("token", "t.safetensors"), "its tokens are pruned already"),
@@ -178,8 +166,8 @@ def load_state(path: Path) -> dict[str, np.ndarray]:
     return dict(load_file(path))
 
 
-def test_a_pruned_network_loses_tokens_too_and_is_finetuned_with_fewer(prune: Prune, network: Path) -> None:
-    small = prune("l1", network, "--ratio", "0.3", "--only", "visual", "-o", "small.safetensors")
+def test_a_pruned_network_loses_tokens_too_and_is_finetuned_with_fewer(prune: Prune, tiny_clip: Path) -> None:
+    small = prune("l1", tiny_clip, "--ratio", "0.3", "--only", "visual", "-o", "small.safetensors")
     assert small.code == 0, small.err
     tokens = prune("token", "small.safetensors", *QUICK, "--keep", "0.5", "-o", "fewer.safetensors")
     assert tokens.code == 0, tokens.err
@@ -190,8 +178,8 @@ def test_a_pruned_network_loses_tokens_too_and_is_finetuned_with_fewer(prune: Pr
     assert seen.json["metrics"]["macs"] < whole.json["metrics"]["macs"]
 
 
-def test_a_frontier_is_a_table_and_a_picture(prune: Prune, network: Path, tmp_path: Path) -> None:
-    done = prune("token", network, "--data", "digits", "--frontier", "f.png", "--frontier-selectors", "cls,random",
+def test_a_frontier_is_a_table_and_a_picture(prune: Prune, tiny_clip: Path, tmp_path: Path) -> None:
+    done = prune("token", tiny_clip, "--data", "digits", "--frontier", "f.png", "--frontier-selectors", "cls,random",
                  "--frontier-keeps", "0.3,0.6", "--json")  # fmt: skip
     assert done.code == 0, done.err
     assert [(row["selector"], row["keep"]) for row in done.json[1:]] == [
@@ -233,23 +221,23 @@ def test_a_frontier_is_a_table_and_a_picture(prune: Prune, network: Path, tmp_pa
     ],
 )
 def test_what_cannot_be_done_is_one_line(
-    prune: Prune, network: Path, tmp_path: Path, words: tuple[str, ...], said: str
+    prune: Prune, tiny_clip: Path, tmp_path: Path, words: tuple[str, ...], said: str
 ) -> None:
     for data, classes in (("one", ["a"]), ("bad", [str(place) for place in range(10)])):
         for place in (tmp_path / data / part / name / "x.png" for part in ("train", "val") for name in classes):
             place.parent.mkdir(parents=True)
             place.write_bytes(b"nothing")
-    done = prune(*(word.replace("{w}", str(network)) for word in words))
+    done = prune(*(word.replace("{w}", str(tiny_clip)) for word in words))
     assert done.code == 2, done.out + done.err
     errors = [line for line in done.err.splitlines() if not line.startswith("warning")]
     assert len(errors) == 1 and said in errors[0], done.err
 
 
-def test_a_linear_probe_of_features(prune: Prune, network: Path, tmp_path: Path) -> None:
-    probed = prune("eval", network, "--data", "digits", "--task", "linear-probe", "--measure", "accuracy", "--json")
+def test_a_linear_probe_of_features(prune: Prune, tiny_clip: Path, tmp_path: Path) -> None:
+    probed = prune("eval", tiny_clip, "--data", "digits", "--task", "linear-probe", "--measure", "accuracy", "--json")
     assert probed.code == 0, probed.err
     assert probed.json["data"]["task"] == "linear-probe"
-    guessed = prune("eval", network, "--data", "digits", "--measure", "accuracy", "--json")
+    guessed = prune("eval", tiny_clip, "--data", "digits", "--measure", "accuracy", "--json")
     assert guessed.json["data"]["task"] == "zeroshot"
     assert probed.json["metrics"]["top1"] > 60 > guessed.json["metrics"]["top1"]  # random features, but features
     refused = prune("eval", "cifar:resnet20", "--data", "digits", "--task", "linear-probe")

@@ -11,7 +11,7 @@ import numpy as np
 from prunecli.data.event_files import SUFFIXES, UnreadableRecording, read_recording
 from prunecli.data.events import POLARITIES, Events, Size
 from prunecli.data.recordings import EventSplit, Recording
-from prunecli.data.splits import SPLIT_SEED, ImageData, read_lines
+from prunecli.data.splits import SPLIT_SEED, ImageData, find_folder, read_lines
 from prunecli.errors import DataError
 
 _GESTURES = (
@@ -110,10 +110,7 @@ def load(name: str, root: Path, download: bool) -> ImageData:
 
 
 def _load_folder(path: str, root: Path) -> ImageData:
-    given = Path(path).expanduser()
-    folder = next((p for p in (given, root / given) if p.is_dir()), None)
-    if folder is None:
-        raise DataError(f"events:{path}: no such folder; give the path of a folder with one sub-folder per class")
+    folder = find_folder(f"events:{path}", path, root, "the path of a folder with one sub-folder per class")
     splits = _classes(folder, SUFFIXES, None)
     if splits is None:
         others = sorted({path.suffix for path in folder.glob("*/*") if path.suffix and path.is_file()})

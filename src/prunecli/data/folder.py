@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prunecli.data.splits import FileSplit, ImageData
+from prunecli.data.splits import FileSplit, ImageData, find_folder
 from prunecli.errors import DataError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -24,10 +24,7 @@ def load(path: str, root: Path, download: bool) -> ImageData:
     Raises:
         DataError: The folder does not exist or holds no images.
     """
-    given = Path(path).expanduser()
-    folder = next((p for p in (given, root / given) if p.is_dir()), None)
-    if folder is None:
-        raise DataError(f"folder:{path}: no such folder; give the path of a folder with one sub-folder per class")
+    folder = find_folder(f"folder:{path}", path, root, "the path of a folder with one sub-folder per class")
     parts = {part: folder / part for part in ("train", *_EVALUATION) if (folder / part).is_dir()}
     if not parts:
         test, names = _scan(folder, None)

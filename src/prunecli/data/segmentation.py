@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from prunecli.data.images import UnreadableImage
 from prunecli.data.masks import VOID, MaskSplit, mask_numbers
-from prunecli.data.splits import SPLIT_SEED, ImageData, read_lines
+from prunecli.data.splits import SPLIT_SEED, ImageData, find_folder, read_lines
 from prunecli.errors import DataError
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -61,10 +61,7 @@ def load(path: str, root: Path, download: bool) -> ImageData:
     Raises:
         DataError: The folder does not exist, has no such layout, or an image has no mask.
     """
-    given = Path(path).expanduser()
-    folder = next((p for p in (given, root / given) if p.is_dir()), None)
-    if folder is None:
-        raise DataError(f"segmentation:{path}: no such folder; give one with images/ and masks/ in it")
+    folder = find_folder(f"segmentation:{path}", path, root, "one with images/ and masks/ in it")
     layout = _camvid(folder) or _voc(folder) or _ade20k(folder) or _plain(folder)
     if layout is None or not layout.parts:
         raise DataError(

@@ -92,6 +92,25 @@ class FileSplit:
         return digest("\n".join(f"{n} {s}" for n, s in zip(self.files, sizes, strict=True)).encode(), self.labels.data)
 
 
+def find_folder(name: str, path: str, root: Path, wanted: str) -> Path:
+    """The folder at `path`; a relative one is looked for here first and then in `root`.
+
+    Args:
+        name: What the data set is called.
+        path: Of the folder.
+        root: The data folder.
+        wanted: What to give instead, in words, where there is none.
+
+    Raises:
+        DataError: There is none.
+    """
+    given = Path(path).expanduser()
+    folder = next((place for place in (given, root / given) if place.is_dir()), None)
+    if folder is None:
+        raise DataError(f"{name}: no such folder; give {wanted}")
+    return folder
+
+
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file, without blank ones and without space around them.
 

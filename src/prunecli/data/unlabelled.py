@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from prunecli.data.folder import IMAGENET_MEAN, IMAGENET_STD, image_files
-from prunecli.data.splits import FileSplit, ImageData
+from prunecli.data.splits import FileSplit, ImageData, find_folder
 from prunecli.errors import DataError
 
 
@@ -19,10 +19,7 @@ def load(path: str, root: Path, download: bool) -> ImageData:
     Raises:
         DataError: The folder does not exist or holds no images.
     """
-    given = Path(path).expanduser()
-    folder = next((p for p in (given, root / given) if p.is_dir()), None)
-    if folder is None:
-        raise DataError(f"images:{path}: no such folder; give the path of a folder with images")
+    folder = find_folder(f"images:{path}", path, root, "the path of a folder with images")
     files = image_files(folder, "**/*")
     if not files:
         raise DataError(f"{folder}: no images in it, or in folders in it")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prunecli.data.images import OUT_OF_FILES, UnreadableImage, decode, decoding_error, irregularity
-from prunecli.data.splits import ImageData, digest, read_lines
+from prunecli.data.splits import ImageData, digest, find_folder, read_lines
 from prunecli.errors import DataError, ResourceError
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -91,13 +91,9 @@ def load(path: str, root: Path, download: bool) -> ImageData:
     Raises:
         DataError: A part of that is missing or damaged, or a class is none of the names.
     """
-    given = Path(path).expanduser()
-    folder = next((p for p in (given, root / given) if p.is_dir()), None)
-    if folder is None:
-        raise DataError(
-            f"wds:{path}: no such folder; give that of a set with test/0.tar, test/nshards.txt and, for classes, "
-            "classnames.txt"
-        )
+    folder = find_folder(
+        f"wds:{path}", path, root, "that of a set with test/0.tar, test/nshards.txt and, for classes, classnames.txt"
+    )
     if _is_for_retrieval(folder):
         return _with_captions(f"wds:{path}", folder)
     names = tuple(read_lines(folder / "classnames.txt"))
