@@ -198,9 +198,12 @@ def test_a_frontier_is_a_table_and_a_picture(prune: Prune, tiny_clip: Path, tmp_
         (("token", "{w}", "--alpha", "1.5"), "--alpha"),
         (("token", "{w}", "--frontier", "f.png"), "--frontier needs images"),
         (("token", "{w}", "--frontier", "f.txt"), "name it f.png"),
-        (("token", "{w}", "--frontier", "f.png", "--keep", "0.5"), "--keep: --frontier tries many and saves none"),
-        (("token", "{w}", "--frontier", "f.png", "-o", "t.pt"), "-o: --frontier tries many and saves none"),
-        (("token", "{w}", "--frontier-keeps", "0.5"), "--frontier-keeps: it goes with --frontier"),
+        (
+            ("token", "{w}", "--frontier", "f.png", "--keep", "0.5"),
+            "--keep: --frontier tries many, times none and saves none",
+        ),
+        (("token", "{w}", "--frontier", "f.png", "-o", "t.pt"), "-o: --frontier tries many, times none and saves none"),
+        (("token", "{w}", "--frontier-keeps", "0.5"), "--frontier-keeps: goes with --frontier"),
         (
             ("prune", "{w}", "--method", "token", "--keep", "0.25"),
             "share of the tokens that stays is --keep of",
@@ -216,6 +219,10 @@ def test_a_frontier_is_a_table_and_a_picture(prune: Prune, tiny_clip: Path, tmp_
         (("token", "{w}", "--data", "digits", "--frontier", "f.png", "--frontier-blocks", "1.5"), "write numbers"),
         (("token", "{w}", "--data", "digits", "--frontier", "f.png", "--frontier-selectors", "clss"), "did you mean"),
         (("eval", "cifar:resnet20", "--task", "zeroshot"), "has no text tower"),
+        (
+            ("eval", "cifar:resnet20", "--data", "digits", "--class-names", "n.txt"),
+            "are for networks with a text tower",
+        ),
         (("eval", "{w}", "--task", "classification"), "has a text tower and no classifier"),
         (("eval", "{w}", "--clip-benchmark", "c.json"), "name a data set with --data"),
     ],

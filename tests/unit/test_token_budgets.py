@@ -103,6 +103,8 @@ def test_tokens_without_a_place_are_refused_where_places_count(selector: str) ->
 
 
 def test_intervals_of_accuracies() -> None:
+    low, high = accuracy_interval(100 * 1.5 / 24, 24)  # captions have fractions of images
+    assert accuracy_interval(100 / 24, 24)[0] < low < 100 * 1.5 / 24 < high < accuracy_interval(200 / 24, 24)[1]
     low, high = accuracy_interval(80.0, 500)
     z, n, p = float(norm.ppf(0.975)), 500, 0.8
     middle, half = (p + z * z / (2 * n)) / (1 + z * z / n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5

@@ -14,8 +14,10 @@ from open_clip.model import CLIP
 from torch import Tensor, nn
 from torch.nn import functional
 
+import prunecli
 from prunecli.checkpoint.manifest import TokenSelection, TokenStage
 from prunecli.errors import MethodError
+from prunecli.models.loading import load_reference, save
 from prunecli.tokens import runtime
 from prunecli.tokens.merging import merge_pairs
 from prunecli.tokens.runtime import applied_selection, prune_tokens, remove_tokens, tokens_pruned
@@ -408,3 +410,17 @@ def test_onnx_runtime_gives_the_same_at_two_batch_sizes(name: str, tmp_path: Pat
     for count in (2, 4):
         (found,) = session.run(None, {session.get_inputs()[0].name: images()[:count].numpy()})
         assert torch.allclose(torch.from_numpy(found), expected[:count], atol=1e-4)
+
+
+def test_a_checkpoint_leaves_tokens_out_from_python_too(tmp_path: Path) -> None:
+    """`prunecli.load` gives the network as its manifest describes it, and it comes off."""
+    loaded = load_reference("open_clip:tiny", dim=32, depth=3)
+    dense = features(loaded.model, images())
+    chosen = selection(loaded.model, 20)
+    with tokens_pruned(loaded.model, chosen):
+        fewer = features(loaded.model, images())
+    save(tmp_path / "fewer.safetensors", loaded.model, loaded.manifest.model_copy(update={"tokens": chosen}))
+    again = prunecli.load(tmp_path / "fewer.safetensors")
+    assert applied_selection(again) == chosen
+    assert torch.equal(features(again, images()), fewer)
+    assert remove_tokens(again) and torch.equal(features(again, images()), dense)

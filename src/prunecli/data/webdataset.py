@@ -194,6 +194,8 @@ def _shards(folder: Path) -> int:
     file = folder / "nshards.txt"
     lines = read_lines(file) if file.is_file() else []
     tars = {path.name for path in folder.glob("*.tar")}
+    if not tars:
+        raise DataError(f"{folder}: no tar files; expected 0.tar in it, with nshards.txt beside it")
     if len(lines) != 1 or not (lines[0].isascii() and lines[0].isdecimal()):
         raise DataError(f"{file}: does not say how many tar files there are; write the number, such as {len(tars)}")
     wanted = lines[0].lstrip("0") or "0"

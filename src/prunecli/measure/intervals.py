@@ -14,10 +14,12 @@ def accuracy_interval(percent: float, images: int) -> tuple[float, float]:
         percent: Images that were right, of 100.
         images: How many were looked at, at least one.
     """
-    from scipy.stats import binomtest
+    from scipy.stats import norm
 
-    found = binomtest(round(percent / 100 * images), images).proportion_ci(0.95, method="wilson")
-    return 100 * float(found.low), 100 * float(found.high)
+    share, z = percent / 100, float(norm.ppf(0.975))
+    middle = (share + z * z / (2 * images)) / (1 + z * z / images)
+    reach = z * (share * (1 - share) / images + z * z / (4 * images * images)) ** 0.5 / (1 + z * z / images)
+    return 100 * max(middle - reach, 0.0), 100 * min(middle + reach, 1.0)
 
 
 def mean_recall_interval(hits: Sequence[int], images: Sequence[int]) -> tuple[float, float]:

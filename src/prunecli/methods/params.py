@@ -133,7 +133,7 @@ class TokenParams:
     ] = None
     top_m: Annotated[int | None, Ge(0), Doc("Or, with --k-anchors: tokens that stay beside anchors.")] = None
     stages: Annotated[
-        tuple[str, ...], Doc("Or: BLOCK:SHARE of the tokens there that stays, may be given again: 3:0.7 6:0.7 9:0.7.")
+        tuple[str, ...], Doc("Or: BLOCK:SHARE of the tokens there that stays, with commas or given again: 3:0.7,6:0.7.")
     ] = ()
     merge: Annotated[int | None, Ge(1), Doc("Or, of selector tome: pairs that are merged in each block.")] = None
     selector: Annotated[

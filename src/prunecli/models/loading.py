@@ -174,7 +174,7 @@ def load_companion(path: Path, ref: str | None, *, allow_nonfinite: bool = False
 def restore(
     path: Path, dense: Callable[[Architecture], nn.Module] = rebuild_dense, *, allow_nonfinite: bool = False
 ) -> tuple[nn.Module, Manifest]:
-    """Rebuilds the network of a checkpoint bit by bit.
+    """Rebuilds the network of a checkpoint bit by bit; tokens are left out if its manifest says so.
 
     Args:
         path: A checkpoint of ours.
@@ -193,6 +193,11 @@ def restore(
         raise ModelError(f"{path}: {error}") from error
     # Buffers that belong to no state dict may be infinite: attention masks are.
     check_finite(model.state_dict(), path, allow_nonfinite)
+    if manifest.tokens is not None:
+        try:
+            prune_tokens(model, manifest.tokens)
+        except MethodError as error:
+            raise ModelError(f"{path}: {error}") from error
     return model.eval(), manifest
 
 
@@ -232,11 +237,6 @@ def _load_checkpoint(path: Path, manifest: Manifest, arch: str | None, allow_non
     if shape and len(shape) != _IMAGE_DIMENSIONS:
         raise ModelError(f"{path}: its manifest gives {list(shape)} as the shape of an image; the file was altered")
     model, manifest = restore(path, allow_nonfinite=allow_nonfinite)
-    if manifest.tokens is not None:
-        try:
-            prune_tokens(model, manifest.tokens)
-        except MethodError as error:
-            raise ModelError(f"{path}: {error}") from error
     loaded = LoadedModel(model, manifest, path=path, sha256=file_sha256(path))
     if not shape:
         return _with_input_spec(loaded)

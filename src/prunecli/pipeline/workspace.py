@@ -333,9 +333,7 @@ class Workspace:
             )
 
     def classifier(self, network: nn.Module | None = None, *, remember: bool = False) -> nn.Module:
-        """What gives scores for the data's classes: the network, or its towers with prompts for the classes.
-
-        Without classes, or names for some, it is the network alone.
+        """What gives scores: its towers with prompts for classes that have names, else the network alone.
 
         Args:
             network: Another network of the same architecture, in place of the current one.
@@ -343,11 +341,14 @@ class Workspace:
 
         Raises:
             DataError: Files of class names or templates do not fit.
+            RecipeError: They are given and there is no text tower.
             ModelError: The text tower's tokenizer cannot be fetched.
         """
         ref, section = self.model().manifest.architecture.ref, self.recipe.data
         network = self.model().model if network is None else network
         if not has_text_tower(network):
+            if section.class_names or section.templates:
+                raise RecipeError("--class-names and --templates are for networks with a text tower; leave them out")
             return network
         data = self.data()
         if data.task == "unlabelled" and section.class_names is None:

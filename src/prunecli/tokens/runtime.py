@@ -302,8 +302,10 @@ def check_selection(tower: Tower, selection: TokenSelection) -> None:
         MethodError: It does not.
     """
     blocks = [stage.block for stage in selection.stages]
-    if blocks != sorted(set(blocks)) or blocks[-1] >= len(tower.blocks):
-        raise MethodError(f"stages at blocks {blocks}: give each once, in order, of 0 to {len(tower.blocks) - 1}")
+    if blocks != sorted(set(blocks)):
+        raise MethodError(f"stages at blocks {blocks}: give each once, in order")
+    if blocks[-1] >= len(tower.blocks):
+        raise MethodError(f"block {blocks[-1]}: give one of 0 to {len(tower.blocks) - 1}")
     left = selection.tokens - tower.prefix
     for stage in selection.stages if selection.selector != "tome" else ():
         if stage.kept >= left:

@@ -34,7 +34,9 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     if values["clip_benchmark"]:
         check_writable(Path(values["clip_benchmark"]), space.force)
     required(stage)  # a wrong condition is noticed before any work
-    if values["clip_benchmark"] and ("accuracy" not in stage.measure or not (space.model() and space.data_name())):
+    if values["clip_benchmark"] and "accuracy" not in stage.measure:
+        raise RecipeError("--clip-benchmark writes accuracies, and none is measured: add --measure accuracy")
+    if values["clip_benchmark"] and space.model() and not space.data_name():
         raise RecipeError("--clip-benchmark writes accuracies, and none is measured: name a data set with --data")
     report = eval_stage(space, stage, Path(values["out"]) if values["out"] else None)
     for_clip_benchmark = clip_benchmark_json(report) if values["clip_benchmark"] else ""

@@ -87,11 +87,12 @@ def _check_together(values: dict[str, Any]) -> None:
     drawn = values["frontier"] is not None
     of_one = ("keep", "tokens", "speedup", "k_anchors", "top_m", "stages", "merge", "selector", "block", "batch")
     unread = (*of_one, "latency_rounds", "extract_attention", "overlay", "out") if drawn else _OF_FRONTIER
-    for name in unread:
-        if values.get(name) not in (None, (), []):
-            flag = "-o" if name == "out" else f"--{name.replace('_', '-')}"
-            why = "--frontier tries many and saves none" if drawn else "it goes with --frontier: give the file to draw"
-            raise RecipeError(f"{flag}: {why}" + ("; leave it out" if drawn else ""))
+    given = [name for name in unread if values.get(name) not in (None, (), [])]
+    flags = ", ".join("-o" if name == "out" else f"--{name.replace('_', '-')}" for name in given)
+    if given and drawn:
+        raise RecipeError(f"{flags}: --frontier tries many, times none and saves none; leave out what is for one")
+    if given:
+        raise RecipeError(f"{flags}: goes with --frontier: give the file to draw, too")
 
 
 def _draw_frontier(output: Output, space: Workspace, stage: PruneStage, values: dict[str, Any]) -> None:
@@ -179,7 +180,8 @@ def show_tokens(output: Output, outcome: TokenOutcome) -> None:
             for ratio, (low, high) in zip(timing.ratios[1:], timing.ratio_intervals[1:], strict=True)
         ]
         rows.append(latency_row(batch, [one.median for one in timing.timings], speedups))
-        share = fixed(100 * speedups[0][0] / outcome.limit, 0, f" % of {outcome.limit:.2f}x")
+        reached = f"{100 * speedups[0][0] / outcome.limit:.0f} %" if speedups[0][0] > 1 else "nothing"
+        share = f"{reached} of {outcome.limit:.2f}x"
         rows.append(("of the MACs limit", "", share, ""))
     rows.append(("alone or in a batch", "", f"differs by {outcome.batch_difference:.0e}", ""))
     output.table(Table(COLUMNS, rows))
