@@ -9,7 +9,7 @@ import pytest
 
 from prunecli.errors import RecipeError
 from prunecli.report.comparison import Gate, compare_reports
-from prunecli.report.schema import Latency, Metrics, ModelInfo, Report, read_report
+from prunecli.report.schema import DataInfo, Latency, Metrics, ModelInfo, Report, read_report
 from prunecli.report.tables import comparison_table, count, plain_table, size
 
 
@@ -41,6 +41,23 @@ def test_drops_of_a_segmenter() -> None:
     assert "| mIoU | 40.00 % | 37.50 % (-2.50) |" in comparison_table(comparison).to_markdown()
     plain = plain_table(comparison)
     assert dict(zip(plain.columns, plain.rows[1], strict=True))["miou"] == "37.5"
+
+
+def test_accuracies_of_different_tasks_are_no_drop_and_no_pass() -> None:
+    """A linear probe is not better than zero-shot classification by so many points."""
+
+    def of(task: str, top1: float) -> Report:
+        info = DataInfo(name="digits", split="test", images=360, fingerprint="0", task=task)
+        return _report(top1=top1, loss=1.0, macs=10).model_copy(update={"data": info})
+
+    comparison = compare_reports(["a", "b"], [of("zeroshot", 10.0), of("linear-probe", 91.0)])
+    assert comparison.candidates[0].top1_drop is None and comparison.candidates[0].loss_rise is None
+    assert comparison.candidates[0].macs_ratio == 1.0
+    assert "b: its accuracy is that of linear-probe, the baseline's of zeroshot" in comparison.notes
+    with pytest.raises(RecipeError, match="top1_drop of b was not measured"):
+        Gate("top1_drop > 1").holds(comparison.candidates[0])
+    same = compare_reports(["a", "b"], [of("zeroshot", 10.0), of("zeroshot", 9.0)])
+    assert same.candidates[0].top1_drop == 1.0
 
 
 def test_ratios_of_spiking_networks() -> None:

@@ -84,7 +84,11 @@ def compare_reports(
     candidates = []
     for index, (name, report) in enumerate(zip(names[1:], reports[1:], strict=True), start=1):
         ratio, interval = paired[index] if paired else (_latency_ratio(base, report), None)
-        candidates.append(_candidate(name, base.metrics, report.metrics, ratio, interval))
+        candidate = _candidate(name, base.metrics, report.metrics, ratio, interval)
+        if _different_tasks(base, report):
+            losses = [field for field in Candidate.model_fields if field.endswith("_drop") or field == "loss_rise"]
+            candidate = candidate.model_copy(update=dict.fromkeys(losses))
+        candidates.append(candidate)
     return Comparison(
         schema=COMPARISON_SCHEMA,
         baseline=names[0],
@@ -151,15 +155,20 @@ def _difference(first: float | None, second: float | None) -> float | None:
     return first - second if first is not None and second is not None else None
 
 
+def _different_tasks(base: Report, other: Report) -> bool:
+    """Whether accuracies have nothing to do with each other."""
+    tasks = [one.data.task if one.data else None for one in (base, other)]
+    return None not in tasks and tasks[0] != tasks[1]
+
+
 def _notes(names: list[str], reports: list[Report], paired: bool) -> list[str]:
     notes = [note for name, report in zip(names, reports, strict=True) for note in _shortcomings(name, report)]
     base = reports[0]
     for name, report in zip(names[1:], reports[1:], strict=True):
         if base.data and report.data and base.data.fingerprint != report.data.fingerprint:
             notes.append(f"{name}: its accuracy was measured on other images than the baseline's")
-        tasks = [one.data.task if one.data else None for one in (report, base)]
-        if tasks[0] != tasks[1] and None not in tasks:
-            notes.append(f"{name}: its accuracy is that of {tasks[0]}, the baseline's of {tasks[1]}")
+        if base.data and report.data and _different_tasks(base, report):
+            notes.append(f"{name}: its accuracy is that of {report.data.task}, the baseline's of {base.data.task}")
         if not paired and report.environment.get("device") != base.environment.get("device"):
             notes.append(f"{name}: its latency was measured on another machine than the baseline's")
         if not paired and report.environment.get("threads") != base.environment.get("threads"):
