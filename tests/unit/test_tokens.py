@@ -350,7 +350,7 @@ def test_it_comes_off_a_copy(name: str, tmp_path: Path) -> None:
     dense = features(model, images())
     pruning = prune_tokens(model, selection(model, 20, inside=True))
     fewer = features(model, images())
-    torch.save(model, tmp_path / "whole.pt")
+    torch.save(model, tmp_path / "whole.pt")  # a whole network, and our own file, so it may run what is in it
     for twin in (copy.deepcopy(model), torch.load(tmp_path / "whole.pt", weights_only=False)):
         assert torch.equal(features(twin, images()), fewer)
         assert remove_tokens(twin) and not remove_tokens(twin) and applied_selection(twin) is None

@@ -16,6 +16,7 @@ def accuracy_interval(percent: float, images: int) -> tuple[float, float]:
     """
     from scipy.stats import norm
 
+    # scipy's own takes whole numbers of images, and recalls of captions are fractions of them.
     share, z = percent / 100, float(norm.ppf(0.975))
     middle = (share + z * z / (2 * images)) / (1 + z * z / images)
     reach = z * (share * (1 - share) / images + z * z / (4 * images * images)) ** 0.5 / (1 + z * z / images)

@@ -29,7 +29,7 @@ def judge_of(space: Workspace) -> Judge[Figures | Recalls]:
 
 def loss_of(space: Workspace) -> Loss:
     """What criteria take gradients of: for a network with a text tower that of its prompts, not of its features."""
-    classifier = space.classifier()
+    classifier = space.classifier(remember=True)
     if not isinstance(classifier, PromptClassifier):
         return default_loss
     classifier.eval()

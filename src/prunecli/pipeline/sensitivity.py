@@ -107,7 +107,8 @@ def sensitivity_stage(
     repair = Repair(calibration, stage.compensate, bool(stage.recalibrate))
 
     def judge(network: nn.Module) -> float:
-        return evaluate(space.classifier(network), batches, space.device, task=space.task()).score
+        classifier = space.classifier(network, remember=True)  # all share one text tower, so prompts are read once
+        return evaluate(classifier, batches, space.device, task=space.task()).score
 
     params: StructuralParams = get_structural(stage.method).params(**stage.params)
     study = Sensitivity(model, groups, scores, params, judge, repair)
