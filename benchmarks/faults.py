@@ -33,7 +33,7 @@ from tests.faults.fuzzing import GUIDED, TARGETS, run_coverage_guided, run_fuzz 
 from tests.faults.payloads import hostile, wrappings  # noqa: E402
 from tests.faults.processes import FAULTS, TRAIN, Processes, killed_and_resumed, sha256  # noqa: E402
 
-from prunecli.checkpoint.foreign import read_foreign  # noqa: E402
+from prunecli.checkpoint.foreign_files import read_foreign  # noqa: E402
 from prunecli.checkpoint.io import read_checkpoint, read_manifest, write_checkpoint  # noqa: E402
 from prunecli.checkpoint.manifest import Architecture, Manifest  # noqa: E402
 from prunecli.checkpoint.runstate import Ownership, StateStore  # noqa: E402

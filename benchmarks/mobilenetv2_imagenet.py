@@ -37,7 +37,7 @@ from prunecli.methods.params import StructuralParams
 from prunecli.methods.registry import get_method
 from prunecli.methods.structural import prune_structural
 from prunecli.models.loading import load_file
-from prunecli.surgery.compensate import Compensation
+from prunecli.surgery.removal.compensate import Compensation
 from uniform import prune_uniform
 
 CPU = torch.device("cpu")

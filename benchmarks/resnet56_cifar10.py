@@ -38,7 +38,7 @@ from prunecli.methods.params import StructuralParams
 from prunecli.methods.registry import get_method
 from prunecli.methods.structural import prune_structural
 from prunecli.models.loading import load_file
-from prunecli.surgery.compensate import Compensation
+from prunecli.surgery.removal.compensate import Compensation
 
 CPU = torch.device("cpu")
 METHODS = ("prune", "prune, uncompensated", "torch-pruning")

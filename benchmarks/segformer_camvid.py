@@ -28,12 +28,12 @@ from prunecli.measure.counts import count_macs, parameter_count
 from prunecli.measure.environment import describe_environment
 from prunecli.models.loading import LoadedModel
 from prunecli.pipeline.sink import Advance
-from prunecli.pipeline.stages import prune_stage
-from prunecli.pipeline.training import train_stage
+from prunecli.pipeline.stages.prune import prune_stage
+from prunecli.pipeline.stages.train import train_stage
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.resolve import load_plan
 from prunecli.recipe.schema import FinetuneStage, ModelSection, PruneStage, Recipe, TrainStage
-from prunecli.surgery.compensate import Compensation
+from prunecli.surgery.removal.compensate import Compensation
 from uniform import prune_uniform
 
 VARIANTS: dict[str, Compensation] = {"prune, regression": "ls", "prune, uncompensated": "none"}

@@ -30,8 +30,8 @@ from prunecli.engine.fit import Epoch, FitConfig, fit
 from prunecli.measure.environment import describe_environment
 from prunecli.measure.latency import summarise
 from prunecli.models.catalog import build
-from prunecli.surgery.awake import awake
-from prunecli.surgery.trace import trace
+from prunecli.surgery.proof.active_neurons import awake
+from prunecli.surgery.tracing.trace import trace
 
 CPU = torch.device("cpu")
 NETWORKS = {"spiking:vgg9": {"width": 0.25}, "spiking:spikformer-2-64": {}}

@@ -50,8 +50,8 @@ from prunecli.methods.params import SpikeParams, StructuralParams
 from prunecli.methods.registry import get_method
 from prunecli.methods.structural import prune_structural
 from prunecli.models.loading import load_file, load_reference, save
-from prunecli.surgery.recalibrate import recalibrate_batchnorm
-from prunecli.surgery.trace import trace
+from prunecli.surgery.removal.recalibrate import recalibrate_batchnorm
+from prunecli.surgery.tracing.trace import trace
 
 CPU = torch.device("cpu")
 SEEDS = (0, 1, 2)

@@ -36,16 +36,16 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from prunecli.inputs import doubled_batch
 from prunecli.measure.counts import count_macs, parameter_count
 from prunecli.measure.environment import describe_environment
-from prunecli.measure.forward import doubled_batch
 from prunecli.measure.latency import summarise, time_paired
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.registry import get_method
 from prunecli.methods.structural import StructuralOutcome, prune_structural
 from prunecli.models.catalog import input_spec
 from prunecli.models.loading import load_reference
-from prunecli.pipeline.coverage import cover
+from prunecli.studies.coverage import cover
 from uniform import prune_uniform
 
 RATIO = 0.5

@@ -30,7 +30,7 @@ from prunecli.measure.latency import time_paired
 from prunecli.methods.params import TokenParams
 from prunecli.methods.token import at_random, plan_selection
 from prunecli.models.loading import load_reference
-from prunecli.pipeline.tokens import compare_ways, networks_of
+from prunecli.pipeline.stages.runtime import compare_ways, networks_of
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import DataSection, ModelSection, Recipe
 from prunecli.tokens import runtime, selectors

@@ -22,7 +22,7 @@ _SERVER = """
 import json, os, signal, sys, threading, time
 import torch
 torch.set_num_threads(1)
-import prunecli.cli.app, prunecli.pipeline.run, prunecli.pipeline.sensitivity, prunecli.report.tables
+import prunecli.cli.app, prunecli.pipeline.run, prunecli.studies.sensitivity, prunecli.report.tables
 import sklearn.datasets, sklearn.model_selection, timm.data, torchvision.transforms
 
 def child(job):

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.criteria.base import Loss, default_loss
 from prunecli.errors import MethodError, ModelError, unknown
-from prunecli.measure.forward import Inputs
+from prunecli.inputs import Inputs
 from prunecli.measure.neurons import leave_to_caller, reset, reset_itself, spiking_neurons
 from prunecli.methods.registry import get_method
 from prunecli.methods.structural import Recover, Transition
-from prunecli.models.foreign import recognise
 from prunecli.models.loading import restore
+from prunecli.models.recognition import recognise
 from prunecli.pipeline.pruning import PruneReport, PruneResult, prune_model
 from prunecli.recipe.fields import fields_of
-from prunecli.surgery.compensate import Compensation
+from prunecli.surgery.removal.compensate import Compensation
 
 _MANIFEST, _DENSE = "_prunecli_manifest", "_prunecli_dense"
 

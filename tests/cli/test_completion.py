@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from prunecli.cli.complete import _words, complete, script
+from prunecli.cli.completion import _words, complete, script
 from tests.conftest import REPOSITORY
 
 SCRIPTS = {"bash": "prune.bash", "zsh": "_prune", "fish": "prune.fish"}

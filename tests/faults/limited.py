@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from prunecli.checkpoint.foreign import read_foreign
+from prunecli.checkpoint.foreign_files import read_foreign
 from prunecli.checkpoint.io import read_manifest
 from prunecli.errors import PruneError
 from prunecli.recipe.loader import load_yaml

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prunecli.checkpoint.foreign import read_foreign
+from prunecli.checkpoint.foreign_files import read_foreign
 from prunecli.checkpoint.io import read_checkpoint, read_manifest, write_checkpoint
 from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.cli.app import run

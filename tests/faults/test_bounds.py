@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunecli.checkpoint.foreign import read_foreign
+from prunecli.checkpoint.foreign_files import read_foreign
 from prunecli.checkpoint.io import read_checkpoint, write_checkpoint
 from prunecli.checkpoint.manifest import Architecture, Edit, Manifest
 from prunecli.errors import ModelError

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from prunecli.checkpoint import WEIGHT_SUFFIXES
-from prunecli.checkpoint.foreign import read_foreign
+from prunecli.checkpoint.foreign_files import read_foreign
 from prunecli.checkpoint.io import read_manifest
 from prunecli.data.catalog import load_data
 from prunecli.errors import PruneError

@@ -19,10 +19,10 @@ import torch
 import torchvision
 from torch import nn
 
-from prunecli.checkpoint.foreign import ForeignWeights, read_foreign
+from prunecli.checkpoint.foreign_files import ForeignWeights, read_foreign
 from prunecli.errors import ModelError
-from prunecli.models.foreign import identify
 from prunecli.models.loading import load_file
+from prunecli.models.recognition import identify
 from tests.conftest import Prune
 
 

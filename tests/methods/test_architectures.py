@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from prunecli.pipeline.coverage import Coverage, cover
-from prunecli.surgery.dependency_graph import dependency_groups
-from prunecli.surgery.follow import plain_attention
+from prunecli.studies.coverage import Coverage, cover
 from prunecli.surgery.groups import ChannelGroup, Trace
-from prunecli.surgery.slice import remove
-from prunecli.surgery.trace import trace
-from prunecli.surgery.trial import half_of
-from prunecli.surgery.verify import TOLERANCE, verify
+from prunecli.surgery.proof.verify import TOLERANCE, verify
+from prunecli.surgery.removal.slice import remove
+from prunecli.surgery.tracing.dependency_graph import dependency_groups
+from prunecli.surgery.tracing.follow import plain_attention
+from prunecli.surgery.tracing.trace import trace
+from prunecli.surgery.tracing.trial import half_of
 
 QUICK = (
     "test_resnet test_convnext3 test_byobnet test_efficientnet test_efficientnet_gn test_nfnet test_mambaout test_vit "

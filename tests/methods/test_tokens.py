@@ -10,7 +10,7 @@ from torch import Tensor
 from prunecli.cli.output import Output
 from prunecli.methods.params import TokenParams
 from prunecli.methods.token import at_random, plan_selection
-from prunecli.pipeline.tokens import compare_ways
+from prunecli.pipeline.stages.runtime import compare_ways
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import DataSection, ModelSection, Recipe
 from prunecli.tokens import runtime, selectors

@@ -16,7 +16,7 @@ from torch import nn
 
 import prunecli
 from prunecli.checkpoint.durable import write_atomically
-from prunecli.checkpoint.foreign import read_foreign
+from prunecli.checkpoint.foreign_files import read_foreign
 from prunecli.checkpoint.header import MANIFEST_KEY, seal
 from prunecli.checkpoint.io import read_checkpoint, read_manifest, write_checkpoint
 from prunecli.checkpoint.manifest import Architecture, Edit, Manifest

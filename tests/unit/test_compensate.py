@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import prunecli
-from prunecli.surgery.compensate import compensate
-from prunecli.surgery.slice import remove
-from prunecli.surgery.trace import trace
+from prunecli.surgery.removal.compensate import compensate
+from prunecli.surgery.removal.slice import remove
+from prunecli.surgery.tracing.trace import trace
 from tests.unit.networks import Grouped, Plain, Transposed, example
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prunecli.errors import RecipeError
-from prunecli.pipeline.stages import unmet
+from prunecli.pipeline.stages.eval import unmet
 from prunecli.recipe.schema import EvalStage
 from prunecli.report.schema import METRIC_NAMES, REPORT_SCHEMA, Metrics, ModelInfo, Report
 from tests.conftest import Prune

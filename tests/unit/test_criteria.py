@@ -20,7 +20,7 @@ from prunecli.criteria.magnitude import group_norm, l1
 from prunecli.criteria.wanda import wanda
 from prunecli.errors import MethodError
 from prunecli.surgery.groups import ChannelGroup, Member
-from prunecli.surgery.trace import trace
+from prunecli.surgery.tracing.trace import trace
 from tests.unit.networks import Flattened, Gated, Grouped, Plain, Residual, Transposed, example
 
 

@@ -14,7 +14,7 @@ from prunecli.engine.evaluate import evaluate
 from prunecli.engine.fit import Epoch, FitConfig, fit
 from prunecli.engine.tracking import MetricsLog
 from prunecli.errors import PruneError, RecipeError
-from prunecli.surgery.rebuild import state_tensors
+from prunecli.surgery.removal.rebuild import state_tensors
 
 CPU = torch.device("cpu")
 Batch = tuple[torch.Tensor, torch.Tensor]

@@ -16,6 +16,7 @@ PACKAGE = REPOSITORY / "src" / "prunecli"
 LAYERS = [
     {"cli"},
     {"api"},
+    {"studies"},
     {"pipeline"},
     {"recipe"},
     {"models", "data"},
@@ -26,6 +27,7 @@ LAYERS = [
     {"checkpoint"},
     {"measure"},
     {"report"},
+    {"inputs", "registry"},
     {"errors"},
 ]
 RANK = {name: place for place, names in enumerate(LAYERS) for name in names}

@@ -18,7 +18,7 @@ from prunecli.methods.params import StructuralParams
 from prunecli.methods.registry import get_method
 from prunecli.methods.structural import prune_structural
 from prunecli.surgery.groups import ChannelGroup
-from prunecli.surgery.trace import trace
+from prunecli.surgery.tracing.trace import trace
 from tests.unit.networks import Flattened, Grouped, Plain, example
 
 SEED = torch.Generator()

@@ -13,8 +13,8 @@ from torch import nn
 import prunecli
 from prunecli.errors import MethodError, ModelError
 from prunecli.models.catalog import SOURCES, build, input_spec, source_names, split_reference
-from prunecli.models.foreign import architecture_for, identify, recognise
 from prunecli.models.loading import load_file, load_reference, restore, save
+from prunecli.models.recognition import architecture_for, identify, recognise
 from prunecli.models.references import known_references
 from tests.unit.networks import Plain, example
 

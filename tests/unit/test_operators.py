@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import prunecli
 from prunecli.errors import DataDependentError, ModelError
-from prunecli.surgery.slice import remove
-from prunecli.surgery.trace import trace
-from prunecli.surgery.trial import half_of
-from prunecli.surgery.verify import TOLERANCE, verify
+from prunecli.surgery.proof.verify import TOLERANCE, verify
+from prunecli.surgery.removal.slice import remove
+from prunecli.surgery.tracing.trace import trace
+from prunecli.surgery.tracing.trial import half_of
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

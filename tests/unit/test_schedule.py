@@ -23,12 +23,12 @@ from prunecli.errors import MethodError
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.schedule import amounts
 from prunecli.methods.structural import prune_structural
-from prunecli.pipeline.stages import prune_stage
+from prunecli.pipeline.stages.prune import prune_stage
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import DataSection, ModelSection, PruneStage, Recipe
 from prunecli.surgery.groups import ChannelGroup
-from prunecli.surgery.slice import kept_positions, remove
-from prunecli.surgery.trace import trace
+from prunecli.surgery.removal.slice import kept_positions, remove
+from prunecli.surgery.tracing.trace import trace
 from tests.unit.networks import RIGHT, Plain, example
 
 CPU = torch.device("cpu")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from prunecli.errors import ModelError
 from prunecli.measure.counts import count_macs, parameter_count
 from prunecli.models.catalog import build
-from prunecli.models.foreign import architecture_for, recognise
 from prunecli.models.loading import load_file, restore, save
+from prunecli.models.recognition import architecture_for, recognise
 
 pytest.importorskip("transformers")
 

@@ -12,12 +12,12 @@ from torch import nn
 from prunecli.criteria.base import Calibration
 from prunecli.criteria.magnitude import l1
 from prunecli.methods.params import StructuralParams
-from prunecli.methods.sensitivity import Curve, Point, Sensitivity
 from prunecli.pipeline.run import check_plan
 from prunecli.recipe.resolve import load_plan
 from prunecli.report.plots import sensitivity_plot
+from prunecli.studies.layer_curves import Curve, Point, Sensitivity
 from prunecli.surgery.groups import ChannelGroup, Keep
-from prunecli.surgery.trace import trace
+from prunecli.surgery.tracing.trace import trace
 from tests.conftest import Prune
 from tests.unit.networks import Plain, example
 

@@ -20,7 +20,7 @@ from prunecli.criteria.spike import spike
 from prunecli.errors import MethodError
 from prunecli.measure.neurons import reset_itself, spiking_neurons
 from prunecli.surgery.groups import ChannelGroup
-from prunecli.surgery.trace import trace
+from prunecli.surgery.tracing.trace import trace
 from tests.unit.test_spiking_models import firing, images
 
 CRITERIA = ("rate", "rate+v", "entropy", "variance", "singular")

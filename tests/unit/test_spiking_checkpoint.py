@@ -15,7 +15,7 @@ from prunecli.checkpoint.manifest import Architecture
 from prunecli.errors import ModelError
 from prunecli.measure.neurons import spiking_neurons
 from prunecli.models.loading import load_file, load_reference, save
-from prunecli.surgery.awake import awake
+from prunecli.surgery.proof.active_neurons import awake
 from tests.unit.test_spiking_models import images
 
 NEURONS = {"neuron": "lif", "tau": 3.0, "v_threshold": 0.3, "v_reset": None, "decay_input": False, "alpha": 2.5}

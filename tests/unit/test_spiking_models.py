@@ -15,7 +15,7 @@ from prunecli.errors import ModelError
 from prunecli.measure.neurons import leave_to_caller, reset_itself, spiking_neurons
 from prunecli.models.catalog import build, source_names
 from prunecli.models.references import known_references
-from prunecli.surgery.awake import awake
+from prunecli.surgery.proof.active_neurons import awake
 
 SMALL: list[tuple[str, dict[str, Any]]] = [
     ("spikformer-1-32", {}),

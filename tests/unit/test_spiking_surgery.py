@@ -18,10 +18,10 @@ from prunecli.measure.neurons import spiking_neurons
 from prunecli.methods.params import SpikeParams, StructuralParams
 from prunecli.methods.structural import prune_structural
 from prunecli.models.catalog import build
-from prunecli.surgery.awake import awake
-from prunecli.surgery.slice import remove
-from prunecli.surgery.trace import trace
-from prunecli.surgery.verify import _difference, _probes
+from prunecli.surgery.proof.active_neurons import awake
+from prunecli.surgery.proof.verify import _difference, _probes
+from prunecli.surgery.removal.slice import remove
+from prunecli.surgery.tracing.trace import trace
 from tests.unit.test_spiking_models import images, made
 
 PLACES: list[tuple[str, dict[str, Any], dict[str, bool], str, str]] = [

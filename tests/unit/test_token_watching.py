@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from prunecli.checkpoint.manifest import TokenSelection, TokenStage
 from prunecli.errors import MethodError
-from prunecli.pipeline.token_pictures import _greyed, _patch_size
+from prunecli.studies.token_pictures import _greyed, _patch_size
 from prunecli.tokens import runtime
 from prunecli.tokens.runtime import applied_selection, tokens_pruned
 from prunecli.tokens.watching import attention_maps, kept_places

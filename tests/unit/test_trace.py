@@ -10,10 +10,10 @@ from torch import nn
 
 from prunecli.errors import ModelError
 from prunecli.models.cifar import ResNet
-from prunecli.surgery.follow import OUTPUT
-from prunecli.surgery.slice import remove
-from prunecli.surgery.trace import STEM, UNREACHED, trace
-from prunecli.surgery.verify import TOLERANCE, verify
+from prunecli.surgery.proof.verify import TOLERANCE, verify
+from prunecli.surgery.removal.slice import remove
+from prunecli.surgery.tracing.follow import OUTPUT
+from prunecli.surgery.tracing.trace import STEM, UNREACHED, trace
 from tests.unit.networks import RIGHT, Averaged, Gated, Grouped, Plain, SplitByAttribute, example
 
 

@@ -95,7 +95,7 @@ def run(argv: Sequence[str]) -> int:
         0 ok, 1 failure, 2 usage, recipe or input, 3 a gate, 130 interrupt.
     """
     if "_PRUNE_COMPLETE" in os.environ:
-        from prunecli.cli.complete import answer
+        from prunecli.cli.completion import answer
 
         return answer(os.environ)
     use_output(Output("json" if "--json" in argv else "human", debug="--debug" in argv))

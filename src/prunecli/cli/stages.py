@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunecli.cli.method_command import OptionSpec, option, options_of, plan_for_stage, shared_options
+from prunecli.cli.options import OptionSpec, option, options_of, plan_for_stage, shared_options
 from prunecli.cli.output import Output
 from prunecli.errors import RecipeError
 from prunecli.recipe.schema import Recipe
 
 if TYPE_CHECKING:
-    from prunecli.pipeline.stages import PruneOutcome
-    from prunecli.pipeline.training import TrainOutcome
+    from prunecli.pipeline.stages.prune import PruneOutcome
+    from prunecli.pipeline.stages.train import TrainOutcome
     from prunecli.pipeline.workspace import Workspace
     from prunecli.recipe.resolve import Plan
 

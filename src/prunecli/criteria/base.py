@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunecli.errors import MethodError
-from prunecli.measure.forward import logits
+from prunecli.inputs import logits
 from prunecli.surgery.groups import ChannelGroup, Member, Role
 
 Loss = Callable[[Any, Tensor | None], Tensor]
@@ -26,7 +26,7 @@ def default_loss(output: Any, labels: Tensor | None) -> Tensor:
     Where the output is no set of class scores, shape (samples, classes), half its sum of squares is taken.
 
     Args:
-        output: The model's output; see `prunecli.measure.forward.logits`.
+        output: The model's output; see `prunecli.inputs.logits`.
         labels: Class indices of shape (samples,) or, for dense predictions, (samples, height, width), where 255 is
             left out; or None.
     """

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from prunecli.criteria.base import Calibration, Loss, member_tensor, sum_by_unit
 from prunecli.criteria.readers import by_unit, readers_of
-from prunecli.measure.forward import model_device
+from prunecli.inputs import model_device
 from prunecli.measure.neurons import spiking_neurons
-from prunecli.surgery.compensate import channels_last
-from prunecli.surgery.follow import without_fastpath
 from prunecli.surgery.groups import ChannelGroup
+from prunecli.surgery.removal.compensate import channels_last
+from prunecli.surgery.tracing.follow import without_fastpath
 
 _AGREEMENT = 1e-2
 

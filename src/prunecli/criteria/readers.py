@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from prunecli.criteria.base import Calibration, sum_by_unit
-from prunecli.measure.forward import model_device
-from prunecli.surgery.compensate import channels_last
-from prunecli.surgery.follow import without_fastpath
+from prunecli.inputs import model_device
 from prunecli.surgery.groups import ChannelGroup, Member
+from prunecli.surgery.removal.compensate import channels_last
+from prunecli.surgery.tracing.follow import without_fastpath
 
 UNSEEN = "no layer that reads it can be watched"
 

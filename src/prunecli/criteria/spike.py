@@ -20,7 +20,7 @@ from prunecli.criteria.magnitude import l1
 from prunecli.criteria.random import random
 from prunecli.criteria.readers import exact
 from prunecli.errors import MethodError
-from prunecli.measure.forward import model_device
+from prunecli.inputs import model_device
 from prunecli.measure.neurons import counted, spiking_neurons, unknown_neurons
 from prunecli.surgery.groups import ChannelGroup
 

@@ -12,7 +12,7 @@ from prunecli.engine.device import channels_last
 from prunecli.engine.resources import resource_errors
 from prunecli.engine.tasks import Accuracy, Classification, Figures, Judge, SegmentationAccuracy
 from prunecli.errors import DataError
-from prunecli.measure.forward import logits
+from prunecli.inputs import logits
 
 __all__ = ["Accuracy", "Figures", "SegmentationAccuracy", "evaluate"]
 

@@ -36,7 +36,7 @@ from prunecli.engine.resuming import (
 )
 from prunecli.engine.tasks import Classification, Figures, Task
 from prunecli.errors import PruneError, RecipeError
-from prunecli.measure.forward import logits
+from prunecli.inputs import logits
 
 
 class SizedBatches(Sized, Protocol):

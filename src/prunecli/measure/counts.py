@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from prunecli.measure.forward import Inputs, call, cast_inputs
+from prunecli.inputs import Inputs, call, cast_inputs
 
 _MULTIPLYING = frozenset(
     "addbmm addmm addmv addr attention baddbmm bmm c2c c2r cdist cholesky combination conv convolution det dot eig "

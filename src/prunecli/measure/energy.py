@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.errors import DataError
-from prunecli.measure.forward import model_device
+from prunecli.inputs import model_device
 from prunecli.measure.neurons import without_memory
 from prunecli.measure.spikes import FiringStatistics, NeuronFigures
 from prunecli.measure.synops import LayerOperations, OperationCounter, counting

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from prunecli.measure.forward import Inputs, call, cast_inputs
+from prunecli.inputs import Inputs, call, cast_inputs
 
 _RESAMPLES = 2000
 _UNDISTURBED = 0.1

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from prunecli.measure.forward import Inputs, call, cast_inputs
+from prunecli.inputs import Inputs, call, cast_inputs
 
 
 def peak_memory_bytes(model: nn.Module, inputs: Inputs) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from prunecli.measure.forward import Inputs
+from prunecli.inputs import Inputs
 from prunecli.measure.latency import time_paired
 
 

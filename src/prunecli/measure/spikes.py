@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunecli.measure.forward import summing_dtype
+from prunecli.inputs import summing_dtype
 from prunecli.measure.neurons import counted, spiking_neurons
 
 SATURATED = 0.999

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from prunecli.inputs import summing_dtype
 from prunecli.measure.counts import may_multiply
-from prunecli.measure.forward import summing_dtype
 
 aten = torch.ops.aten
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunecli.surgery.compensate import Compensation, compensate
 from prunecli.surgery.groups import ChannelGroup, Keep
-from prunecli.surgery.recalibrate import recalibrate_batchnorm
+from prunecli.surgery.removal.compensate import Compensation, compensate
+from prunecli.surgery.removal.recalibrate import recalibrate_batchnorm
 
 
 class Clock:

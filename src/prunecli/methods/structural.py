@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from prunecli.checkpoint.manifest import Edit, Untouched
 from prunecli.criteria.base import Calibration, Criterion, Loss, default_loss
 from prunecli.errors import MethodError, ModelError, VerificationError
-from prunecli.measure.forward import Inputs
+from prunecli.inputs import Inputs
 from prunecli.methods.allocation import Allocation, Demand, allocate
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.repair import Clock, Repair
 from prunecli.methods.schedule import amounts
 from prunecli.methods.selection import apply_patterns, hold_residual, ratios_by_group, with_scope
 from prunecli.methods.targets import Ruler, Target, TargetKind, target_of
-from prunecli.surgery.compensate import Compensation
 from prunecli.surgery.groups import ChannelGroup, Trace
-from prunecli.surgery.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
-from prunecli.surgery.search import Assumptions
-from prunecli.surgery.slice import Kept, kept_positions, remove
-from prunecli.surgery.trace import trace, without
-from prunecli.surgery.verify import faulty_groups, verify
+from prunecli.surgery.proof.verify import faulty_groups, verify
+from prunecli.surgery.removal.compensate import Compensation
+from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
+from prunecli.surgery.removal.slice import Kept, kept_positions, remove
+from prunecli.surgery.tracing.search import Assumptions
+from prunecli.surgery.tracing.trace import trace, without
 
 State = dict[str, Any]
 """Plain data and tensors, from which a schedule goes on after a step."""

@@ -10,17 +10,17 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from prunecli.errors import MethodError
+from prunecli.inputs import Inputs, model_device
 from prunecli.measure.counts import count_macs, meta_copy, parameter_count
 from prunecli.measure.energy import first_images, profile
-from prunecli.measure.forward import Inputs, model_device
 from prunecli.measure.latency import time_paired
 from prunecli.measure.neurons import spiking_neurons
 from prunecli.methods.allocation import Allocation
 from prunecli.methods.params import TARGETS, StructuralParams
 from prunecli.methods.repair import Repair
-from prunecli.surgery.compensate import Compensation
 from prunecli.surgery.groups import ChannelGroup
-from prunecli.surgery.slice import remove
+from prunecli.surgery.removal.compensate import Compensation
+from prunecli.surgery.removal.slice import remove
 
 TargetKind = Literal["params", "macs", "latency", "synops", "energy"]
 Plan = Callable[[float], Allocation]

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from prunecli.checkpoint import WEIGHT_SUFFIXES
 from prunecli.checkpoint.finite import check_finite
-from prunecli.checkpoint.foreign import ForeignWeights, read_foreign
+from prunecli.checkpoint.foreign_files import ForeignWeights, read_foreign
 from prunecli.checkpoint.io import file_sha256, read_checkpoint, read_manifest, write_checkpoint
 from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.checkpoint.records import shown
 from prunecli.errors import MethodError, ModelError
 from prunecli.models.catalog import build, build_dense, input_spec, rebuild_dense, split_reference
-from prunecli.models.foreign import architecture_for, identify, recorded
+from prunecli.models.recognition import architecture_for, identify, recorded
 from prunecli.models.segformer_weights import SegFormerWeights, reference_of, rename, with_new_head
 from prunecli.models.spiking_weights import spikformer_weights
-from prunecli.surgery.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
+from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
 from prunecli.tokens.runtime import prune_tokens
 
 _IMAGE_DIMENSIONS = 3

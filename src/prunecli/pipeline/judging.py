@@ -11,7 +11,7 @@ from torch import Tensor
 from prunecli.criteria.base import Loss, default_loss
 from prunecli.engine.retrieval import RANKS, Recalls, Retrieval
 from prunecli.engine.tasks import Accuracy, Figures, Judge
-from prunecli.measure.forward import logits
+from prunecli.inputs import logits
 from prunecli.measure.intervals import accuracy_interval, mean_recall_interval
 from prunecli.models.prompt_classifier import PromptClassifier
 from prunecli.pipeline.workspace import Workspace

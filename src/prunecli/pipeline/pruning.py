@@ -13,15 +13,15 @@ from torch import nn
 from prunecli.checkpoint.manifest import Edit, Manifest, Step, Untouched, as_json
 from prunecli.criteria.base import Loss, default_loss
 from prunecli.errors import ModelError
+from prunecli.inputs import Inputs
 from prunecli.measure.counts import Macs, count_macs, parameter_count
 from prunecli.measure.environment import library_versions
-from prunecli.measure.forward import Inputs
 from prunecli.methods.registry import get_structural
 from prunecli.methods.structural import Recover, State, StructuralOutcome, prune_structural
 from prunecli.methods.targets import Target
 from prunecli.models.loading import save
-from prunecli.surgery.compensate import Compensation
 from prunecli.surgery.groups import Trace
+from prunecli.surgery.removal.compensate import Compensation
 
 
 @dataclass(frozen=True, repr=False)

@@ -19,11 +19,12 @@ from prunecli.errors import GateFailed, RecipeError
 from prunecli.methods.registry import get_method
 from prunecli.models.catalog import split_reference
 from prunecli.models.loading import load_file
-from prunecli.pipeline.comparing import compare_run, judge
 from prunecli.pipeline.resumption import discard_states
-from prunecli.pipeline.stages import eval_stage, prune_stage, required, unmet
-from prunecli.pipeline.tokens import token_stage
-from prunecli.pipeline.training import train_stage
+from prunecli.pipeline.stages.compare import compare_run, judge
+from prunecli.pipeline.stages.eval import eval_stage, required, unmet
+from prunecli.pipeline.stages.prune import prune_stage
+from prunecli.pipeline.stages.runtime import token_stage
+from prunecli.pipeline.stages.train import train_stage
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.resolve import Plan
 from prunecli.recipe.schema import CompareStage, EvalStage, PruneStage, Stage, TrainStage

@@ -25,8 +25,8 @@ from prunecli.engine.device import pick_device, seed_everything
 from prunecli.engine.resources import as_resource_error
 from prunecli.engine.tasks import Classification, Segmentation, Task
 from prunecli.errors import DataError, ModelError, RecipeError, ResourceError
+from prunecli.inputs import call, logits
 from prunecli.measure.environment import library_versions
-from prunecli.measure.forward import call, logits
 from prunecli.models.catalog import classes_are_texts
 from prunecli.models.loading import ANY_SIZE, LoadedModel, input_channels, load_file, load_reference, save
 from prunecli.models.prompt_classifier import has_text_tower, prompt_classifier

@@ -1,0 +1,1 @@
+"""Channel groups: finding them, removing them, proving the result."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from prunecli.surgery.axes import Axis
-    from prunecli.surgery.follow import Followed
-    from prunecli.surgery.search import Assumptions
+    from prunecli.surgery.tracing.follow import Followed
+    from prunecli.surgery.tracing.search import Assumptions
 
 Role = Literal["producer", "consumer", "carrier"]
 Kind = Literal["channel", "head_dim", "head"]

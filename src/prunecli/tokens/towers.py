@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from prunecli.errors import MethodError
-from prunecli.measure.forward import Inputs, call
+from prunecli.inputs import Inputs, call
 
 Style = Literal["open_clip", "layer_scale", "gamma", "other"]
 """How a block adds its attention up: see `tokens.blocks`."""

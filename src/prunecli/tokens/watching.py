@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import TokenSelection
 from prunecli.errors import MethodError
-from prunecli.measure.forward import call
+from prunecli.inputs import call
 from prunecli.tokens.attention import attention_by_head
 from prunecli.tokens.blocks import attention_input
 from prunecli.tokens.runtime import STEP, Forget, Pass, Step, applied_selection, tokens_pruned

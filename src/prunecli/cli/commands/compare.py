@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from prunecli.cli.lazy import make_command
-from prunecli.cli.method_command import option, overrides_from, shared_options, with_output
+from prunecli.cli.options import option, overrides_from, shared_options, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import check_writable, reproducible_command
 from prunecli.errors import RecipeError
@@ -38,7 +38,7 @@ def run(output: Output, paths: PathsArgument, values: dict[str, Any]) -> None:
     if values["out"] is not None:
         check_writable(Path(values["out"]), bool(values["force"]))
     from prunecli.checkpoint.durable import write_text_atomically
-    from prunecli.pipeline.comparing import compare_paths, judge
+    from prunecli.pipeline.stages.compare import compare_paths, judge
     from prunecli.report.comparison import Gate
     from prunecli.report.tables import comparison_table, plain_table
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from prunecli.cli.complete import install_path, script
+from prunecli.cli.completion import install_path, script
 from prunecli.cli.lazy import make_command
-from prunecli.cli.method_command import with_output
+from prunecli.cli.options import with_output
 from prunecli.cli.output import Output
 
 ShellArgument = Annotated[Literal["bash", "zsh", "fish"], typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from prunecli.cli.lazy import make_command
-from prunecli.cli.method_command import with_output
+from prunecli.cli.options import with_output
 from prunecli.cli.output import Output
 from prunecli.errors import RecipeError
 
@@ -60,8 +60,8 @@ def _cover(output: Output, pattern: str, max_params: float | None, out: str | No
     from pathlib import Path
 
     from prunecli.measure.environment import library_versions
-    from prunecli.pipeline.coverage import cover, matching
     from prunecli.report.tables import Table
+    from prunecli.studies.coverage import cover, matching
 
     refs = matching(pattern)
     found = []

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.cli.lazy import make_command
-from prunecli.cli.method_command import option, options_of, with_output
+from prunecli.cli.options import option, options_of, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import ModelArgument, check_writable, prepare, stage_options
 from prunecli.errors import RecipeError
@@ -25,7 +25,7 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     if space is None:
         return
     from prunecli.checkpoint.durable import write_text_atomically
-    from prunecli.pipeline.stages import eval_stage, required, unmet
+    from prunecli.pipeline.stages.eval import eval_stage, required, unmet
     from prunecli.report.clip_benchmark import clip_benchmark_json
     from prunecli.report.tables import energy_table, neuron_table, report_table
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunecli.cli.lazy import make_command
-from prunecli.cli.method_command import model_kwargs_options, option, options_of, plan_for_stage, with_output
+from prunecli.cli.options import model_kwargs_options, option, options_of, plan_for_stage, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import check_writable
 from prunecli.errors import ModelError, RecipeError
@@ -17,8 +17,8 @@ from prunecli.recipe.fields import fields_of
 from prunecli.recipe.schema import DataSection, ModelSection
 
 if TYPE_CHECKING:
-    from prunecli.pipeline.inspecting import Firing, LayerInfo
     from prunecli.pipeline.workspace import Workspace
+    from prunecli.studies.inspection import Firing, LayerInfo
 
 _DOCS = {field.name: field.doc for cls in (ModelSection, DataSection) for field in fields_of(cls)}
 IMAGES = 256
@@ -50,8 +50,8 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
         return
     _check_picture(values)
     from prunecli.measure.neurons import spiking_neurons
-    from prunecli.pipeline.inspecting import layers_of
     from prunecli.pipeline.workspace import Workspace
+    from prunecli.studies.inspection import layers_of
 
     plan = plan_for_stage(model, {"stage": "eval"}, OPTIONS, values)
     space = Workspace(plan.recipe, output)
@@ -87,7 +87,7 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
 def _firing(output: Output, space: Workspace, values: dict[str, Any]) -> Firing | None:
     """Firing rates, where they are asked for, and the picture of them."""
     from prunecli.measure.neurons import spiking_neurons
-    from prunecli.pipeline.inspecting import firing_of
+    from prunecli.studies.inspection import firing_of
 
     plot, images = values["plot"], IMAGES if values["images"] is None else values["images"]
     if images < 1:
@@ -135,8 +135,8 @@ def _check_picture(values: dict[str, Any]) -> None:
 
 
 def _verify(output: Output, model: str) -> None:
-    from prunecli.pipeline.inspecting import verify_file
     from prunecli.report.tables import Table, count
+    from prunecli.studies.inspection import verify_file
 
     verified = verify_file(Path(model).expanduser())
     output.document(

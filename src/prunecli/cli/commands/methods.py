@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prunecli.cli.lazy import make_command
-from prunecli.cli.method_command import with_output
+from prunecli.cli.options import with_output
 from prunecli.cli.output import Output
 from prunecli.methods.registry import all_methods
 from prunecli.recipe.fields import fields_of

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from prunecli.cli.lazy import make_command
-from prunecli.cli.method_command import with_output
+from prunecli.cli.options import with_output
 from prunecli.cli.output import Output
 from prunecli.errors import ModelError, unknown
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prunecli.cli.lazy import make_command
-from prunecli.cli.method_command import OptionSpec, options_of, with_output
+from prunecli.cli.options import OptionSpec, options_of, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import ModelArgument, checkpoint_path, nothing_left, prepare, show_pruning, stage_options
 from prunecli.methods.registry import get_method
@@ -47,14 +47,14 @@ def _runner(spec: MethodSpec | None, options: list[OptionSpec]) -> Any:
         space = prepare(output, model, stage, options, values)
         if space is None:
             return
-        from prunecli.pipeline.stages import prune_stage
+        from prunecli.pipeline.stages.prune import prune_stage
 
         chosen = space.recipe.stages[0]
         assert isinstance(chosen, PruneStage)
         out = checkpoint_path(space, values, chosen.method)
         if get_method(chosen.method).family == "runtime":
             from prunecli.cli.commands.token import show_tokens
-            from prunecli.pipeline.tokens import token_stage
+            from prunecli.pipeline.stages.runtime import token_stage
 
             show_tokens(output, token_stage(space, chosen, out))
         elif not nothing_left(output, space, out):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from prunecli.cli.lazy import Verb, make_command, make_group
-from prunecli.cli.method_command import option, overrides_from, with_output
+from prunecli.cli.options import option, overrides_from, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import check_writable, show_plan
 from prunecli.errors import PruneError

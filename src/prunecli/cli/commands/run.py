@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from prunecli.cli.lazy import make_command
-from prunecli.cli.method_command import option, options_of, overrides_from, with_output
+from prunecli.cli.options import option, options_of, overrides_from, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import RESUME_OPTIONS, reproducible_command, resume_command, resume_or_force, show_plan
 from prunecli.errors import RecipeError

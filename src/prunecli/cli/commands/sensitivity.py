@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunecli.cli.lazy import make_command
-from prunecli.cli.method_command import option, options_of, shared_options, with_output
+from prunecli.cli.options import option, options_of, shared_options, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import ModelArgument, check_writable, prepare, show_left_alone
 from prunecli.errors import RecipeError
@@ -16,8 +16,8 @@ from prunecli.methods.params import StructuralParams
 from prunecli.recipe.schema import PruneStage
 
 if TYPE_CHECKING:
-    from prunecli.pipeline.sensitivity import SensitivityOutcome
     from prunecli.pipeline.workspace import Workspace
+    from prunecli.studies.sensitivity import SensitivityOutcome
 
 RATIOS = "0.1,0.3,0.5,0.7"
 MAX_DROP = 1.0
@@ -54,7 +54,7 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     space = prepare(output, model, {"stage": "prune"}, OPTIONS, values | {"out": None})
     if space is None:
         return
-    from prunecli.pipeline.sensitivity import sensitivity_stage, write_plot, write_recipe
+    from prunecli.studies.sensitivity import sensitivity_stage, write_plot, write_recipe
 
     stage = space.recipe.stages[0]
     assert isinstance(stage, PruneStage)

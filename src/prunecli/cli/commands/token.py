@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from prunecli.cli.lazy import make_command
-from prunecli.cli.method_command import option, options_of, with_output
+from prunecli.cli.options import option, options_of, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import ModelArgument, check_writable, checkpoint_path, prepare, stage_options
 from prunecli.errors import RecipeError, unknown
@@ -16,9 +16,9 @@ from prunecli.methods.spec import MethodSpec
 from prunecli.recipe.schema import PruneStage
 
 if TYPE_CHECKING:
-    from prunecli.pipeline.token_pictures import Wanted
-    from prunecli.pipeline.tokens import TokenOutcome
+    from prunecli.pipeline.stages.runtime import TokenOutcome
     from prunecli.pipeline.workspace import Workspace
+    from prunecli.studies.token_pictures import Wanted
 
 Number = TypeVar("Number", int, float)
 IMAGES = 16
@@ -59,13 +59,13 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     if values["frontier"] is not None:
         _draw_frontier(output, space, stage, values)
         return
-    from prunecli.pipeline.tokens import token_stage
+    from prunecli.pipeline.stages.runtime import token_stage
 
     path, wanted = checkpoint_path(space, values, "token"), _wanted(values)
     if wanted is None:
         show_tokens(output, token_stage(space, stage, path))
         return
-    from prunecli.pipeline.token_pictures import check_wanted, write_attention, write_overlays
+    from prunecli.studies.token_pictures import check_wanted, write_attention, write_overlays
 
     check_wanted(space, wanted, TokenParams(**stage.params).selector, path)
     outcome = token_stage(space, stage, path)
@@ -107,9 +107,9 @@ def _draw_frontier(output: Output, space: Workspace, stage: PruneStage, values: 
             raise RecipeError(unknown("selector", name, SELECTORS.split(",")))
     blocks = _numbers(values["frontier_blocks"] or BLOCKS, "--frontier-blocks", int)
     keeps = _numbers(values["frontier_keeps"] or KEEPS, "--frontier-keeps", float)
-    from prunecli.pipeline.token_frontier import token_frontier, write_frontier
     from prunecli.report.tables import Table
     from prunecli.report.token_tables import frontier_columns, frontier_row
+    from prunecli.studies.token_frontier import token_frontier, write_frontier
 
     points = token_frontier(space, stage, selectors, blocks, keeps)
     rows = [
@@ -145,7 +145,7 @@ def _wanted(values: dict[str, Any]) -> Wanted | None:
         if values["pictures"] is not None:
             raise RecipeError("--pictures goes with --extract-attention or --overlay: give one of them, too")
         return None
-    from prunecli.pipeline.token_pictures import Wanted
+    from prunecli.studies.token_pictures import Wanted
 
     return Wanted(
         None if attention is None else Path(attention),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prunecli.cli.lazy import make_command
-from prunecli.cli.method_command import options_of, with_output
+from prunecli.cli.options import options_of, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import ModelArgument, checkpoint_path, nothing_left, prepare, show_training, stage_options
 from prunecli.recipe.schema import FinetuneStage, TrainStage
@@ -30,7 +30,7 @@ def _training_command(verb: str, suffix: str, kind: type[TrainStage], summary: s
         space = prepare(output, model, {"stage": verb}, options, values)
         if space is None:
             return
-        from prunecli.pipeline.training import train_stage
+        from prunecli.pipeline.stages.train import train_stage
 
         out = checkpoint_path(space, values, suffix)
         if nothing_left(output, space, out):

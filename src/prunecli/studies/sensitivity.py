@@ -1,0 +1,212 @@
+"""What every layer costs: curves, a recipe by layer name that keeps within a drop, and a plot."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+from prunecli.checkpoint.durable import write_atomically, write_text_atomically
+from prunecli.criteria.base import Calibration
+from prunecli.data.loader import CalibrationBatches
+from prunecli.engine.evaluate import evaluate
+from prunecli.engine.resources import resource_errors
+from prunecli.errors import MethodError, RecipeError
+from prunecli.methods.params import TARGETS, StructuralParams
+from prunecli.methods.registry import get_structural
+from prunecli.methods.repair import Repair
+from prunecli.methods.selection import apply_patterns
+from prunecli.pipeline.workspace import Workspace
+from prunecli.recipe.schema import DataSection, ModelSection, PruneStage
+from prunecli.report.plots import sensitivity_plot
+from prunecli.studies.layer_curves import Curve, Proposal, Sensitivity
+from prunecli.surgery.groups import ChannelGroup
+from prunecli.surgery.tracing.trace import trace
+
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
+_IN_MEMORY = 2**29
+"""Bytes of prepared validation images that are kept rather than prepared for every point."""
+
+
+@dataclass(frozen=True)
+class SensitivityOutcome:
+    """What was measured.
+
+    Attributes:
+        curves: One for each layer that can shrink.
+        baseline: Accuracy of the network as it is, percent.
+        proposal: Ratios that together keep within the drop.
+        left_out: Why layers that cannot shrink or be ranked are missing, by name.
+        images: Validation images that every point was judged on.
+    """
+
+    curves: tuple[Curve, ...]
+    baseline: float
+    proposal: Proposal
+    left_out: dict[str, str]
+    images: int
+
+
+def with_repairs(stage: PruneStage) -> PruneStage:
+    """The stage with its repairs spelled out: regression, and the statistics of normalisations as they are.
+
+    Measuring statistics anew costs some accuracy by itself, more than a lightly pruned layer does, and would hide it.
+    """
+    return dataclasses.replace(stage, compensate=stage.compensate or "ls", recalibrate=bool(stage.recalibrate))
+
+
+def sensitivity_stage(
+    space: Workspace, stage: PruneStage, ratios: Sequence[float], max_drop: float, images: int
+) -> SensitivityOutcome:
+    """Prunes every layer alone at every ratio, judges on held-out training images, and proposes ratios.
+
+    The test split is not touched.
+
+    Args:
+        space: Network, data and device.
+        stage: Method, its parameters, patterns and repairs, as in a prune stage.
+        ratios: Shares of channels.
+        max_drop: Points of top-1 that the proposal may lose.
+        images: Validation images to judge on; fewer where there are fewer.
+
+    Raises:
+        RecipeError: There are no validation images, or the ratios are wrong.
+        MethodError: No layer can shrink.
+    """
+    if not ratios or not all(0 < ratio < 1 for ratio in ratios) or max_drop <= 0:
+        raise RecipeError("--ratios have to lie between 0 and 1, and --max-drop over 0")
+    loaded, data = space.model(), space.data()
+    space.check_classes()
+    if not loaded.manifest.history:
+        space.sink.note("these weights may have been trained on the validation images; drops then look larger")
+    if data.validation is None:
+        raise RecipeError(f"{data.name} has no validation images to judge on; use a --val-fraction over 0")
+    chosen = np.random.default_rng(space.recipe.seed).permutation(len(data.validation.labels))[:images]
+    batches = _Remembered(space.batches(data.validation.subset(np.sort(chosen))), len(chosen), space.example_shape())
+    calibration = CalibrationBatches(
+        data.training_split(),
+        space.preprocessing(),
+        stage.calibration_images,
+        space.recipe.data.batch_size,
+        seed=space.recipe.seed,
+        bad=space.bad,
+    )
+    model = loaded.model.to(space.device).eval()
+    with resource_errors(space.recipe.data.batch_size):
+        groups, scores, left_out = _ranked(space, stage, model, calibration)
+    stage = with_repairs(stage)
+    assert stage.compensate is not None
+    repair = Repair(calibration, stage.compensate, bool(stage.recalibrate))
+
+    def judge(network: nn.Module) -> float:
+        classifier = space.classifier(network, remember=True)  # all share one text tower, so prompts are read once
+        return evaluate(classifier, batches, space.device, task=space.task()).score
+
+    params: StructuralParams = get_structural(stage.method).params(**stage.params)
+    study = Sensitivity(model, groups, scores, params, judge, repair)
+    space.sink.note(
+        f"{len(scores)} layers at {len(ratios)} ratios, judged on {len(chosen)} validation images of {data.name}; "
+        f"as it is: {study.baseline:.2f} %"
+    )
+    curves = []
+    done = itertools.count(1)
+    with space.sink.progress("sensitivity", len(scores) * len(ratios)) as advance:
+        for number, name in enumerate(scores):
+            curves.append(study.curve(name, ratios, lambda point: advance(next(done), f"{100 * point.ratio:g} %")))
+            worst = max(point.drop for point in curves[-1].points)
+            space.sink.note(f"{number + 1}/{len(scores)} {name}: at most {worst:.2f} points lost")
+    space.tell_bad()
+    return SensitivityOutcome(tuple(curves), study.baseline, study.propose(curves, max_drop), left_out, len(chosen))
+
+
+def write_recipe(space: Workspace, stage: PruneStage, outcome: SensitivityOutcome, path: Path) -> None:
+    """Writes the proposal as a recipe with one prune stage.
+
+    Raises:
+        MethodError: No layer may lose anything.
+    """
+    proposal, stage = outcome.proposal, with_repairs(stage)
+    if not any(proposal.ratios.values()):
+        raise MethodError("no layer can lose channels within this drop, so no recipe was written; raise --max-drop")
+    recipe = space.recipe
+    own = {key: value for key, value in stage.params.items() if key not in ("ratio", "layer_ratio", *TARGETS)}
+    defaults = dataclasses.asdict(get_structural(stage.method).params())
+    params = {key: value for key, value in own.items() if value != defaults[key]}
+    params["layer_ratio"] = proposal.ratios
+    written: dict[str, Any] = {
+        "version": 1,
+        "description": (
+            f"Ratios by layer for {Path(space.model().name).name}: {proposal.drop:.2f} points of top-1 lost on "
+            f"{outcome.images} validation images straight after pruning"
+        ),
+        "model": _differing(recipe.model, ModelSection()),
+        "data": _differing(recipe.data, DataSection()) | {"name": space.data().name},
+        "seed": recipe.seed,
+        "stages": [
+            {"stage": "prune", "method": stage.method} | _differing(stage, PruneStage()) | {"params": params},
+        ],
+    }
+    head = "# Written by `prune sensitivity`; use it with `prune run` or `prune prune`.\n"
+    text = head + yaml.safe_dump(written, sort_keys=False, width=110)
+    write_text_atomically(path, text, replace=space.force)
+
+
+def write_plot(outcome: SensitivityOutcome, max_drop: float, title: str, path: Path, *, replace: bool) -> None:
+    """Draws the curves to a .png, .svg or .pdf file."""
+    curves = {curve.group: [(point.removed, point.drop) for point in curve.points] for curve in outcome.curves}
+    picture = sensitivity_plot(curves, max_drop, title, path.suffix.removeprefix("."))
+    write_atomically(path, lambda temporary: temporary.write_bytes(picture), replace=replace)
+
+
+def _ranked(
+    space: Workspace, stage: PruneStage, model: nn.Module, calibration: CalibrationBatches
+) -> tuple[list[ChannelGroup], dict[str, Tensor], dict[str, str]]:
+    """The groups that can shrink, their scores, and why other layers cannot."""
+    method = get_structural(stage.method)
+    params: StructuralParams = method.params(**stage.params)
+    traced = trace(model, space.example(), prune_stem=params.prune_stem, heads=params.heads, only=params.only)
+    groups, kept = apply_patterns(model, traced, stage.keep)
+    order = {name: place for place, (name, _) in enumerate(model.named_modules())}
+    groups.sort(key=lambda group: order.get(group.name, -1))
+    left_out = {frozen.name: frozen.reason for frozen in traced.frozen} | {entry.name: entry.reason for entry in kept}
+    generator = torch.Generator().manual_seed(space.recipe.seed)
+    given = Calibration(generator, calibration.labelled, options=stage.params)
+    scores: dict[str, Tensor] = {}
+    for name, value in method.load()(model, groups, given).items():
+        if isinstance(value, str):
+            left_out[name] = value
+        else:
+            scores[name] = value
+    if not scores:
+        first = next((f"{name}: {reason}" for name, reason in left_out.items()), "the model has no layers")
+        raise MethodError(f"no layer can shrink; {first}")
+    return [group for group in groups if group.name in scores], scores, left_out
+
+
+class _Remembered:
+    """Batches that are prepared once and kept, if they fit into memory."""
+
+    def __init__(self, batches: Any, images: int, shape: tuple[int, ...]) -> None:
+        fits = 4 * images * int(np.prod(shape)) <= _IN_MEMORY
+        self._batches = list(batches) if fits else batches
+
+    def __iter__(self) -> Any:
+        return iter(self._batches)
+
+
+def _differing(given: Any, default: Any) -> dict[str, Any]:
+    """Fields of a section that are not at their default, as plain data."""
+    plain = {}
+    for field in dataclasses.fields(given):
+        value = getattr(given, field.name)
+        if value != getattr(default, field.name):
+            plain[field.name] = list(value) if isinstance(value, tuple) else value
+    return plain

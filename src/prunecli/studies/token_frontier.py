@@ -1,0 +1,122 @@
+"""Accuracy against MACs: every selector, placement and budget from one load and one pass over the images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prunecli.checkpoint.durable import write_atomically
+from prunecli.checkpoint.manifest import TokenSelection
+from prunecli.errors import DataError, MethodError
+from prunecli.measure.counts import count_macs
+from prunecli.methods.params import TokenParams, TokenSelector
+from prunecli.methods.token import plan_selection, unread_by
+from prunecli.pipeline.stages.runtime import Variant, compare_ways, networks_of
+from prunecli.pipeline.workspace import Workspace
+from prunecli.recipe.schema import PruneStage
+from prunecli.report.plots import frontier_plot
+from prunecli.tokens.towers import find_tower, token_count
+
+_UNPRUNED = "unpruned"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One selection and what it comes to.
+
+    Attributes:
+        selector: How tokens are chosen; "unpruned" for the network as it is.
+        block: First block with fewer tokens.
+        keep: Share of the tokens that was asked for.
+        macs_ratio: MACs of one image against unpruned.
+        variant: The figures.
+    """
+
+    selector: str
+    block: int
+    keep: float
+    macs_ratio: float
+    variant: Variant
+
+    @property
+    def score_name(self) -> str:
+        """What `score` is called in a report."""
+        recall = getattr(self.variant.metrics, "image_recall_1", None)
+        return "top1" if recall is None else "image_recall_1"
+
+    @property
+    def score(self) -> float | None:
+        """Accuracy, in percent; None of images without classes."""
+        found: float | None = getattr(self.variant.metrics, self.score_name, None)
+        return found
+
+
+def token_frontier(
+    space: Workspace,
+    stage: PruneStage,
+    selectors: Sequence[TokenSelector],
+    blocks: Sequence[int],
+    keeps: Sequence[float],
+) -> list[Point]:
+    """Measures all combinations, unpruned first.
+
+    Raises:
+        DataError: There is no data set.
+        MethodError: The network has no tokens to leave out, or no combination is possible.
+    """
+    if space.data_name() is None:
+        raise DataError("--frontier needs images: name a data set with --data")
+    model = space.model().model.cpu().eval()
+    tower, example = find_tower(model), space.example()
+    with space.running():
+        tokens = token_count(model, tower, example)
+    params = TokenParams(**stage.params)
+    wanted: dict[tuple[str, int, float], TokenSelection | None] = {(_UNPRUNED, 0, 1.0): None}
+    refused: dict[str, str] = {}
+    for selector in selectors:
+        for block in blocks:
+            for keep in keeps:
+                rest = {name: getattr(TokenParams(), name) for name in unread_by(selector)}
+                asked = dataclasses.replace(params, selector=selector, block=block, keep=keep, **rest)
+                try:
+                    wanted[selector, block, keep] = plan_selection(asked, tower, tokens, space.recipe.seed)
+                except MethodError as error:
+                    refused[f"{selector}, block {block}, {keep:g}"] = str(error)
+    for name, reason in refused.items():
+        space.sink.note(f"left out: {name}: {reason}")
+    if len(wanted) == 1:
+        raise MethodError(f"nothing to draw: {next(iter(refused.values()), 'no selector is named')}")
+    ways = {f"{selector} {block} {keep}": selection for (selector, block, keep), selection in wanted.items()}
+    macs = {name: count_macs(network, example) for name, network in networks_of(model, ways)}
+    variants = compare_ways(space, ways, macs)
+    dense = max(variants[0].macs.total, 1)
+    return [
+        Point(selector, block, keep, one.macs.total / dense, one)
+        for (selector, block, keep), one in zip(wanted, variants, strict=True)
+    ]
+
+
+def write_frontier(points: Sequence[Point], title: str, path: Path, *, replace: bool) -> None:
+    """Draws accuracy against MACs, a line for each selector and block; without classes agreement, or else cosine."""
+    heights, label = _heights(points)
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for point, height in zip(points, heights, strict=True):
+        blocks = len({other.block for other in points if other.selector == point.selector})
+        name = f"{point.selector}, block {point.block}" if blocks > 1 else point.selector
+        curves.setdefault(name, []).append((100 * point.macs_ratio, height))
+    picture = frontier_plot(curves, _UNPRUNED, label, title, path.suffix[1:])
+    write_atomically(path, lambda target: target.write_bytes(picture), replace=replace)
+
+
+def _heights(points: Sequence[Point]) -> tuple[list[float], str]:
+    """What is drawn of each point, and its name; all points have the same figures."""
+    labels = {"top1": "top-1 (%)", "image_recall_1": "image R@1 (%)"}
+    found = [(point.score, point.variant.agreement, point.variant.cosine) for point in points]
+    for place, label in enumerate((labels[points[0].score_name], "agreement (%)", "cosine of features")):
+        column = [values[place] for values in found]
+        heights = [value for value in column if value is not None]
+        if len(heights) == len(points):
+            return heights, label
+    raise AssertionError("images have a cosine at least")

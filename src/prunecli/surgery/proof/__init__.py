@@ -1,0 +1,1 @@
+"""Comparing a smaller network with the original whose removed channels are masked."""

@@ -1,0 +1,280 @@
+"""Proof that removing equals masking: both networks are run in float64 and compared."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.errors import VerificationError
+from prunecli.inputs import Inputs, call, cast_inputs, output_tensors
+from prunecli.surgery.axes import kept_mask
+from prunecli.surgery.groups import Keep, Trace
+from prunecli.surgery.proof.active_neurons import awake
+from prunecli.surgery.proof.masked import kept_positions_of, run_masked
+from prunecli.surgery.removal.rebuild import state_tensors
+from prunecli.surgery.removal.slice import remove
+from prunecli.surgery.tracing.follow import Label, one_line, plain_attention
+from prunecli.surgery.tracing.trial import RUNTIME_ERRORS
+
+TOLERANCE = 1e-9
+"""Largest accepted difference relative to the largest output; a correct removal in float64 stays below 1e-12."""
+SINGLE_TOLERANCE = 1e-4
+"""The same for networks that only run in float32, or cast to it inside."""
+
+
+_LARGE = 20_000
+"""Numbers in an input from which on one more trial is enough."""
+
+
+def verify(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> float:
+    """Checks that `pruned` computes what `original` computes with the removed units masked.
+
+    The mask is applied where a removed channel is emitted, after every operator that writes to it; normalisations and
+    other means over channels see the kept channels alone. Tensors whose entries are all equal (fresh scales, shifts and
+    statistics) are replaced by random ones in both networks, for a branch that ends in a zero scale would hide any
+    mistake. Spiking networks are compared a second time with thresholds at which their neurons fire.
+
+    Args:
+        original: The model before removal.
+        pruned: The model after removal and before compensation.
+        traced: The trace of `original`.
+        keep: Kept unit indices by group name.
+        inputs: Inputs both models accept.
+
+    Returns:
+        Largest absolute difference divided by the largest absolute reference output.
+
+    Raises:
+        VerificationError: They differ by more than `TOLERANCE`, or by `SINGLE_TOLERANCE` for a network that computes in
+            float32; the message names the first layer that differs.
+    """
+    if traced.part is not None:
+        name, inner = traced.part.module, traced.part.trace
+        own = traced.part.own(keep)
+        return verify(original.get_submodule(name), pruned.get_submodule(name), inner, own, traced.part.inputs)
+    probe, sliced = _probes(original, pruned, traced, keep)
+    exact = cast_inputs(inputs, device="cpu", dtype=traced.dtype)
+    difference = _difference(probe, sliced, traced, keep, exact)
+    if difference > _tolerance(traced):
+        where = _first_difference(probe, sliced, traced, keep, exact)
+        raise VerificationError(
+            f"the pruned network differs from the masked original by {difference:.2e} (relative) at {where}; "
+            "nothing was saved"
+        )
+    return difference
+
+
+def faulty_groups(original: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> dict[str, str]:
+    """Groups whose removal is not the same as masking, found by halving: by name, the reason."""
+    if traced.part is not None:
+        part = traced.part
+        found = faulty_groups(original.get_submodule(part.module), part.trace, part.own(keep), part.inputs)
+        return {f"{part.module}.{name}": reason for name, reason in found.items()}
+    exact = cast_inputs(inputs, device="cpu", dtype=traced.dtype)
+    faulty: dict[str, str] = {}
+
+    def search(names: Sequence[str]) -> None:
+        part = {name: keep[name] for name in names}
+        try:
+            pruned = copy.deepcopy(original)
+            remove(pruned, traced.groups, part)
+            difference = _difference(*_probes(original, pruned, traced, part), traced, part, exact)
+            reason = f"removing its channels is not the same as masking them (off by {difference:.1e})"
+        except VerificationError as error:
+            difference, reason = float("inf"), str(error)
+        if difference <= _tolerance(traced):
+            return
+        if len(names) == 1:
+            faulty[names[0]] = reason
+            return
+        before = len(faulty)
+        search(names[: len(names) // 2])
+        search(names[len(names) // 2 :])
+        if len(faulty) == before:  # only wrong together
+            faulty.update(dict.fromkeys(names, reason))
+
+    search(list(keep))
+    return faulty
+
+
+def _tolerance(traced: Trace) -> float:
+    exact = traced.dtype == torch.float64 and traced.followed is not None and not traced.followed.single
+    return TOLERANCE if exact else SINGLE_TOLERANCE
+
+
+def _probes(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep) -> tuple[nn.Module, nn.Module]:
+    """The two networks to compare, in the precision of the trace and without constant tensors.
+
+    Raises:
+        VerificationError: A tensor of `pruned` is not the slice of the original's it has to be.
+    """
+    probe = _evaluated(original, traced.dtype)
+    random = _randomise(probe)
+    sliced = copy.deepcopy(probe)
+    remove(sliced, traced.groups, keep)
+    wanted = state_tensors(sliced)
+    result = _evaluated(pruned, traced.dtype)
+    for name, tensor in state_tensors(result).items():
+        expected = wanted.get(name)
+        if expected is None or expected.shape != tensor.shape:
+            raise VerificationError(f"{name} of the pruned network has another shape than the original's kept channels")
+        if name not in random and not torch.allclose(tensor, expected, rtol=1e-5, atol=1e-7, equal_nan=True):
+            raise VerificationError(f"{name} of the pruned network is not made of the original's kept channels")
+        with torch.no_grad():
+            tensor.copy_(expected)
+    return probe, result
+
+
+def _evaluated(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return copy.deepcopy(model).cpu().to(dtype).eval()
+
+
+def _randomise(model: nn.Module) -> set[str]:
+    """Draws floating tensors whose entries are all equal from U(0.5, 1.5), in place; their names.
+
+    Numbers on their own are drawn too where they are zero, as gates of a branch are at first.
+    """
+    gates = {name for name, parameter in model.named_parameters() if parameter.numel() == 1}
+    generator = torch.Generator().manual_seed(0)
+    changed: set[str] = set()
+    for name, tensor in state_tensors(model).items():
+        if not tensor.is_floating_point() or tensor.numel() == 0 or not bool((tensor == tensor.flatten()[0]).all()):
+            continue
+        if tensor.numel() > 1 or (name in gates and not tensor.any()):
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+            changed.add(name)
+    return changed
+
+
+def _trials(inputs: Inputs) -> list[Inputs]:
+    """The inputs given and others drawn like them: on a few numbers a channel may happen to be silent.
+
+    Integers stay as they are. Small inputs are cheap and show little, so there are more of them.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        spread = tensor.std() if tensor.numel() > 1 and bool(tensor.std() > 0) else tensor.new_ones(())
+        return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * spread + tensor.mean()
+
+    values = inputs.values() if isinstance(inputs, Mapping) else inputs
+    size = inputs.numel() if isinstance(inputs, Tensor) else sum(tensor.numel() for tensor in values)
+    trials: list[Inputs] = [inputs]
+    for _ in range(8 if size < _LARGE else 1):
+        if isinstance(inputs, Tensor):
+            trials.append(drawn(inputs))
+        elif isinstance(inputs, Mapping):
+            trials.append({name: drawn(tensor) for name, tensor in inputs.items()})
+        else:
+            trials.append(tuple(drawn(tensor) for tensor in inputs))
+    return trials
+
+
+def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> float:
+    """The largest difference over all trials, for outputs that are not all zero.
+
+    Raises:
+        VerificationError: Nothing can be compared.
+    """
+    trials = [(probe, sliced, trial) for trial in _trials(inputs)]
+    firing = awake(probe, sliced, inputs)
+    if firing is not None:  # as it is, a network whose neurons are silent shows no more on other inputs
+        trials = [trials[0], *((*firing, trial) for _, _, trial in trials)]
+    found: list[float] = []
+    for first, second, trial in trials:
+        references, outputs = _both(first, second, traced, keep, trial)
+        if any(bool(reference.any()) for reference in references):
+            found.append(max(relative_difference(a, b) for a, b in zip(references, outputs, strict=True)))
+        elif any(bool(output.any()) for output in outputs):
+            return float("inf")
+    if not found:
+        raise VerificationError("the network's output is zero whatever goes in, so nothing can be compared")
+    return max(found)
+
+
+def _both(
+    probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, inputs: Inputs
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs of the masked original and of the pruned network."""
+    assert traced.followed is not None
+    try:
+        with torch.no_grad(), plain_attention():
+            outputs = output_tensors(call(sliced, inputs))
+    except RUNTIME_ERRORS as error:
+        raise VerificationError(f"the pruned network does not run: {one_line(error)}; nothing was saved") from error
+    references = output_tensors(run_masked(copy.deepcopy(probe), traced.followed, traced.groups, keep, inputs))
+    if not references or [tuple(t.shape) for t in references] != [tuple(t.shape) for t in outputs]:
+        raise VerificationError("the pruned network's output has another shape")
+    return references, outputs
+
+
+def relative_difference(reference: Tensor, output: Tensor) -> float:
+    """Largest absolute difference divided by the largest finite absolute reference.
+
+    Raises:
+        VerificationError: The reference holds no finite number.
+    """
+    finite = torch.isfinite(reference)
+    if not bool(finite.any()):
+        raise VerificationError("the network's output is not finite, so nothing can be compared; check its weights")
+    # What is not finite has to be the same infinity, or not a number, in both.
+    if not torch.equal(reference[~finite].nan_to_num(0.0), output[~finite].nan_to_num(0.0)):
+        return float("inf")
+    scale = max(float(reference[finite].abs().max()), torch.finfo(torch.float64).tiny)
+    return float((reference[finite] - output[finite]).abs().nan_to_num(float("inf")).max()) / scale
+
+
+def _first_difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> str:
+    """Name of the first module that gives back something else than its masked counterpart."""
+    assert traced.followed is not None
+    labels = traced.followed.outputs
+    found: dict[str, Tensor] = {}
+    with torch.no_grad(), plain_attention(), _recorded(sliced, found):
+        call(sliced, inputs)
+    masked: dict[str, Tensor] = {}
+    copied = copy.deepcopy(probe)
+    with _recorded(copied, masked):
+        run_masked(copied, traced.followed, traced.groups, keep, inputs)
+    kept = kept_positions_of(traced.groups, keep)
+    rescaled = {scale.module for group in traced.groups for scale in group.scales}
+    for name, reference in masked.items():
+        if name in found and name not in rescaled and not _same(reference, found[name], labels.get(name), kept):
+            return name
+    return "the output"
+
+
+def _same(reference: Tensor, output: Tensor, label: Label | None, kept: Mapping[Any, Any]) -> bool:
+    if label is None or len(label.dims) != reference.dim() or not reference.is_floating_point():
+        return True
+    for dim, term in enumerate(label.dims):
+        mask = torch.from_numpy(kept_mask(term, kept))
+        if len(mask) == reference.shape[dim]:
+            reference = reference.index_select(dim, mask.nonzero().flatten())
+    if reference.shape != output.shape:
+        return False
+    return relative_difference(reference, output) <= SINGLE_TOLERANCE
+
+
+@contextmanager
+def _recorded(model: nn.Module, outputs: dict[str, Tensor]) -> Iterator[None]:
+    """Notes the last tensor each module gives back, children before the modules around them."""
+
+    def noted(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            for tensor in output_tensors(output)[-1:]:
+                outputs[name] = tensor  # not a copy: operators are counted while this runs
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if name:
+                hooks.callback(module.register_forward_hook(noted(name)).remove)
+        yield

@@ -1,0 +1,1 @@
+"""Taking channels out of a network, and making up for what they did."""

@@ -1,0 +1,235 @@
+"""Folding removed channels into the ones that stay, by regression on what a layer reads.
+
+A layer that read x = (x_kept, x_removed) now reads x_kept alone. With the regression x_removed ~ A x_kept + b over
+calibration data, its weights become W_kept + W_removed A and its bias gains W_removed b: the least-squares choice among
+all layers that read only what stays (the reconstruction of He et al., Channel Pruning for Accelerating Very Deep Neural
+Networks, ICCV 2017, in closed form from second moments, so activations are never stored).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from prunecli.inputs import model_device
+from prunecli.surgery.groups import ChannelGroup, Keep, Role, dropped_units
+
+Compensation = Literal["none", "bias", "ls"]
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Candidate ridge strengths relative to the mean variance of the kept channels."""
+MAX_COLUMNS = 4096
+"""Wider readers would need second moments of hundreds of megabytes; they get the mean shift alone."""
+
+
+@dataclass
+class _Moments:
+    """Count, sum and second moments of a layer's input channels over some batches."""
+
+    count: int
+    total: Tensor
+    products: Tensor | None
+
+    def add(self, rows: Tensor) -> None:
+        self.count += len(rows)
+        self.total += rows.sum(dim=0).cpu().double()
+        if self.products is not None:
+            self.products += (rows.T @ rows).cpu().double()
+
+    def __add__(self, other: _Moments) -> _Moments:
+        products = None
+        if self.products is not None and other.products is not None:
+            products = self.products + other.products
+        return _Moments(self.count + other.count, self.total + other.total, products)
+
+    def second(self, *, centred: bool) -> Tensor:
+        """E[x x^T], or the covariance when `centred`."""
+        assert self.products is not None
+        mean = self.total / self.count
+        return self.products / self.count - (torch.outer(mean, mean) if centred else 0)
+
+
+def compensate(
+    dense: nn.Module,
+    pruned: nn.Module,
+    groups: Sequence[ChannelGroup],
+    keep: Keep,
+    batches: Iterable[Tensor],
+    mode: Compensation,
+    *,
+    intercept: bool,
+) -> int:
+    """Adjusts the layers of `pruned` that read removed channels, in place, after one pass of `dense` over `batches`.
+
+    Grouped convolutions are left as they are: each of their columns reads a block of its own.
+
+    Args:
+        dense: The network before removal; not changed.
+        pruned: The network after removal.
+        groups: The groups of the trace.
+        keep: Kept unit indices by group name.
+        batches: Input batches.
+        mode: "ls" regression with a ridge chosen by held-out error, "bias" mean shift only, "none" nothing.
+        intercept: Whether batch normalisation statistics are measured anew afterwards, which makes up for a constant
+            shift in a layer without a bias whose output goes straight into a normalisation.
+
+    Returns:
+        How many layers were adjusted.
+    """
+    if mode == "none":
+        return 0
+    removed, written = _removed(dense, groups, keep, "consumer", 1), _removed(dense, groups, keep, "producer", 0)
+    if not removed:
+        return 0
+    halves, normalised = _measure(dense, removed, batches, second=mode == "ls")
+    adjusted = 0
+    for name, columns in removed.items():
+        before, after = _reader(dense, name), _reader(pruned, name)
+        assert before is not None and after is not None
+        weight = before.weight.detach()
+        rows = ~written.get(name, torch.zeros(len(weight), dtype=torch.bool))
+        absorbed = intercept and name in normalised
+        adjusted += _adjust(weight[rows.to(weight.device)], after, columns, halves[name], absorbed)
+    return adjusted
+
+
+def _removed(dense: nn.Module, groups: Sequence[ChannelGroup], keep: Keep, role: Role, dim: int) -> dict[str, Tensor]:
+    """A mask for each layer with removed columns (consumer, dim 1) or rows (producer, dim 0), True where removed."""
+    masks: dict[str, Tensor] = {}
+    for group in groups:
+        dropped = dropped_units(group, keep[group.name]) if group.name in keep else torch.empty(0)
+        for member in group.members:
+            reader = _reader(dense, member.module)
+            if member.role != role or member.dim != dim or reader is None or len(dropped) == 0:
+                continue
+            mask = masks.setdefault(member.module, torch.zeros(reader.weight.shape[dim], dtype=torch.bool))
+            mask[member.index[dropped].flatten()] = True
+    return masks
+
+
+def _reader(model: nn.Module, name: str) -> nn.Linear | _ConvNd | None:
+    """The module, if it is one whose weight columns are its input channels."""
+    module = model.get_submodule(name)
+    if isinstance(module, nn.Linear):
+        return module
+    if isinstance(module, _ConvNd) and module.groups == 1 and not isinstance(module, _ConvTransposeNd):
+        return module
+    return None
+
+
+def channels_last(module: nn.Module, values: Tensor) -> Tensor:
+    """What goes into a layer (or its gradient) with the channel dimension last.
+
+    Args:
+        module: A linear layer or a convolution; spikingjelly's take all steps at once, (T, N, C, ...).
+        values: Of the shape of the layer's input.
+    """
+    if isinstance(module, nn.Linear):
+        return values
+    steps = isinstance(module, _ConvNd) and values.dim() > module.weight.dim()
+    return values.movedim(2 if steps else 1, -1)
+
+
+def _measure(
+    dense: nn.Module, removed: dict[str, Tensor], batches: Iterable[Tensor], *, second: bool
+) -> tuple[dict[str, list[_Moments]], set[str]]:
+    """Moments of every layer's input over even and odd batches, and the layers that feed a batch normalisation."""
+    device = model_device(dense)
+    moments: dict[str, list[_Moments]] = {}
+    for name, mask in removed.items():
+        size = len(mask)
+        wide = size > MAX_COLUMNS or not second
+        moments[name] = [
+            _Moments(
+                0,
+                torch.zeros(size, dtype=torch.float64),
+                None if wide else torch.zeros(size, size, dtype=torch.float64),
+            )
+            for _ in range(2)
+        ]
+    half = 0
+
+    def recorder(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def record(module: nn.Module, args: tuple[Any, ...]) -> None:
+            channels = channels_last(module, args[0].detach())
+            moments[name][half].add(channels.reshape(-1, channels.shape[-1]))
+
+        return record
+
+    outputs: dict[int, tuple[str, Tensor]] = {}  # the tensors are kept, so that an id cannot be used again
+    normalised: set[str] = set()
+
+    def written(name: str) -> Callable[..., None]:
+        return lambda module, args, output: outputs.update({id(output): (name, output)})
+
+    def reads(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if id(args[0]) in outputs:
+            normalised.add(outputs[id(args[0])][0])
+
+    hooks = [dense.get_submodule(name).register_forward_pre_hook(recorder(name)) for name in removed]
+    hooks += [dense.get_submodule(name).register_forward_hook(written(name)) for name in removed]
+    hooks += [module.register_forward_pre_hook(reads) for module in dense.modules() if isinstance(module, _BatchNorm)]
+    training = {module: module.training for module in dense.modules()}
+    dense.eval()
+    try:
+        with torch.no_grad():
+            for index, batch in enumerate(batches):
+                half = index % 2
+                outputs.clear()
+                dense(batch.to(device))
+    finally:
+        outputs.clear()
+        for hook in hooks:
+            hook.remove()
+        for module, mode in training.items():
+            module.training = mode
+    return moments, normalised
+
+
+def _adjust(
+    weight: Tensor, after: nn.Linear | _ConvNd, removed: Tensor, halves: list[_Moments], intercept: bool
+) -> bool:
+    """Adjusts one reader; `weight` has the dense layer's columns and the rows that stay."""
+    both = halves[0] + halves[1]
+    if both.count == 0:
+        return False
+    bias = after.bias
+    kept, gone = (mask.nonzero().flatten() for mask in (~removed, removed))
+    lost = weight.cpu().index_select(1, gone).double()
+    shift = (both.total / both.count)[gone]
+    with torch.no_grad():
+        if both.products is not None:
+            centred = intercept or bias is not None
+            fold = _regression(halves, both, kept, gone, centred=centred)
+            shift = shift - fold @ (both.total / both.count)[kept]
+            after.weight += torch.tensordot(lost, fold, dims=([1], [0])).movedim(-1, 1).to(weight)
+        if bias is not None:
+            # Each tap of a convolution reads the shift once; at zero-padded borders this is a little too much.
+            bias += (lost.flatten(2).sum(dim=2) if lost.dim() > 2 else lost).matmul(shift).to(bias)
+    return both.products is not None or bias is not None
+
+
+def _regression(halves: list[_Moments], both: _Moments, kept: Tensor, gone: Tensor, *, centred: bool) -> Tensor:
+    """Coefficients A of shape (removed, kept); the ridge is the one that predicts the other half of the data best."""
+    if min(half.count for half in halves) == 0:
+        return _solve(both.second(centred=centred), kept, gone, RIDGES[2])
+    fitted, held_out = (half.second(centred=centred) for half in halves)
+    errors = []
+    for ridge in RIDGES:
+        fold = _solve(fitted, kept, gone, ridge)
+        cross = held_out[gone][:, kept]
+        errors.append(float(((fold @ held_out[kept][:, kept]) * fold).sum() - 2 * (fold * cross).sum()))
+    return _solve(both.second(centred=centred), kept, gone, RIDGES[errors.index(min(errors))])
+
+
+def _solve(second: Tensor, kept: Tensor, gone: Tensor, ridge: float) -> Tensor:
+    gram = second[kept][:, kept]
+    strength = ridge * float(gram.diagonal().mean()) + torch.finfo(torch.float64).tiny
+    regular = gram + strength * torch.eye(len(kept), dtype=gram.dtype)
+    solution: Tensor = torch.linalg.solve(regular, second[kept][:, gone]).T
+    return solution

@@ -1,0 +1,217 @@
+"""Keeping attention's temperature when head dimensions are removed.
+
+Scores are divided by sqrt(head_dim), by `scaled_dot_product_attention` itself or through an attribute. With head_dim
+smaller they would be divided by less, so the rows that write queries are multiplied by sqrt(new / old) and such
+attributes follow the new head_dim: what is computed stays what it was. Query normalisations are layers that write
+queries, too. Spikes cannot be rescaled; where they are multiplied, the factor stays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.surgery.axes import Axis, Seq, Term, leaves, resolve
+from prunecli.surgery.groups import ChannelGroup, Scale, Size, Width
+from prunecli.surgery.tracing.follow import Followed, Label, Record
+
+_POWERS = (-0.5, 0.5, -0.25, 0.25)
+_WRITERS = (
+    "addmm",
+    "mm",
+    "convolution",
+    "native_layer_norm",
+    "_native_batch_norm_legit_no_training",
+    "native_batch_norm",
+)
+_SPIKES = ("ge", "gt", "le", "lt", "sign", "heaviside")
+"""Comparisons: what lies before one cannot be multiplied to the effect that what lies behind it is."""
+_VIEWS = ("view", "_unsafe_view", "_reshape_alias")
+_MOVES = ("permute", "transpose", "t", "select", "slice", "unsqueeze", "squeeze", "expand", "split",
+          "split_with_sizes", "unbind", "chunk", "unsafe_split", "unsafe_chunk")  # fmt: skip
+
+
+def temperatures(
+    model: nn.Module, followed: Followed, groups: Mapping[Axis, ChannelGroup]
+) -> tuple[list[Scale], list[Width]]:
+    """Parameters to rescale and scale attributes to set, for every group of head dimensions."""
+    made = _makers(followed)
+    readers = _readers(followed)
+    scales: dict[tuple[str, str, str], Scale] = {}
+    widths: list[Width] = []
+    for record in followed.records:
+        if record.operator not in ("bmm", "baddbmm") or any(label.source is not None for label in record.inputs[-2:]):
+            continue
+        queries, keys = record.inputs[-2:]
+        group = _group_in(queries.dims[2], groups)
+        head_dim = queries.dims[2].size
+        if group is None or not _is_scaled(record, head_dim, made, readers):
+            continue
+        paths = [path for path in (_path(queries, made), _path(keys, made)) if path]
+        try:
+            found = _written(_best(paths, readers), made) if paths else []
+        except (RuntimeError, ValueError):  # written in a way that is not understood: verify decides
+            found = []
+        for module, tensor, dim, positions in found:
+            scales.setdefault((group.name, module, tensor), Scale(group.name, module, tensor, dim, positions))
+        if found:  # else a constant stays what it is, and with it the temperature
+            widths += _scale_attributes(model, record.module, group, head_dim)
+    return list(scales.values()), list({(w.module, w.attribute): w for w in widths}.values())
+
+
+def _makers(followed: Followed) -> dict[Label, Record]:
+    made: dict[Label, Record] = {}
+    for record in followed.records:
+        for label in record.outputs:
+            if label not in record.inputs:
+                made.setdefault(label, record)
+    return made
+
+
+def _readers(followed: Followed) -> dict[Label, list[Record]]:
+    readers: dict[Label, list[Record]] = {}
+    for record in followed.records:
+        for label in dict.fromkeys(record.inputs):
+            readers.setdefault(label, []).append(record)
+    return readers
+
+
+def _main_input(record: Record) -> Label | None:
+    computed = [label for label in record.inputs if label.source is None]
+    return next((label for label in computed if label.from_input), computed[0] if computed else None)
+
+
+def _is_scaled(
+    product: Record, head_dim: int, made: Mapping[Label, Record], readers: Mapping[Label, list[Record]]
+) -> bool:
+    """Whether a power of head_dim is multiplied in somewhere between the writing layers and the softmax."""
+    wanted = [head_dim**power for power in _POWERS]
+
+    def found(record: Record) -> bool:
+        return record.operator.rstrip("_") in ("mul", "div", "baddbmm") and any(
+            math.isclose(value, want, rel_tol=1e-5) for value in record.numbers for want in wanted
+        )
+
+    if found(product):
+        return True
+    for operand in product.inputs[-2:]:
+        label: Label | None = operand
+        while label is not None and label in made and made[label].operator not in _WRITERS:
+            if found(made[label]):
+                return True
+            label = _main_input(made[label])
+    label = product.outputs[0]
+    for _ in range(8):
+        following = readers.get(label, [None])[0]
+        if following is None or not following.outputs or following.operator in ("_softmax", "_safe_softmax"):
+            return False
+        if found(following):
+            return True
+        label = following.outputs[0]
+    return False
+
+
+def _path(label: Label, made: Mapping[Label, Record]) -> list[tuple[Record, Label]]:
+    """Operators from a tensor back to the layer that writes it, each with the result that is followed; else empty."""
+    path: list[tuple[Record, Label]] = []
+    while label in made:
+        record = made[label]
+        path.append((record, label))
+        if record.operator in _SPIKES:
+            return []
+        if record.operator in _WRITERS or (record.operator == "mul" and any(given.source for given in record.inputs)):
+            return path
+        following = _main_input(record)
+        if following is None:
+            break
+        label = following
+    return []
+
+
+def _best(paths: list[list[tuple[Record, Label]]], readers: Mapping[Label, list[Record]]) -> list[tuple[Record, Label]]:
+    """Queries, unless something else reads them too (a residual connection, a relative position) and keys are free."""
+
+    def read_elsewhere(path: list[tuple[Record, Label]]) -> bool:
+        return any(len(readers.get(label, ())) > 1 for _, label in path)
+
+    return next((path for path in paths if not read_elsewhere(path)), paths[0])
+
+
+def _written(path: list[tuple[Record, Label]], made: Mapping[Label, Record]) -> list[tuple[str, str, int, Tensor]]:
+    """Weight and bias at the end of a path, with the positions along the written dimension the tensor is made of."""
+    writer = path[-1][0]
+    dim = 1 if writer.operator == "convolution" or "batch_norm" in writer.operator else -1
+    shape = [term.size for term in writer.outputs[0].dims]
+    along = [shape[dim] if place == dim % len(shape) else 1 for place in range(len(shape))]
+    moved = torch.arange(shape[dim]).reshape(along).expand(shape)
+    for record, label in reversed(path[:-1]):
+        place = record.outputs.index(label)
+        if record.operator in _VIEWS:
+            moved = moved.reshape([term.size for term in record.outputs[place].dims])
+        elif record.operator in _MOVES:
+            out = record.func(moved, *record.args[1:], **record.kwargs)
+            moved = out if isinstance(out, Tensor) else out[place]
+        else:
+            moved = _as_wide(moved, [term.size for term in record.outputs[place].dims])
+    positions = torch.unique(moved)
+    found = list(_parameters(writer, positions, made))
+    for record, _ in path[:-1]:  # for some layouts a linear layer is a product and an addition
+        for given in record.inputs if record.operator.startswith("add") else ():
+            if given.source is not None and [term.size for term in given.dims] == [shape[dim]]:
+                module, _, tensor = given.source[0].rpartition(".")
+                found.append((module, tensor, 0, positions))
+    return found
+
+
+def _as_wide(index: Tensor, shape: list[int]) -> Tensor:
+    """Positions after an operator that changes other dimensions, such as a concatenation of tokens."""
+    if index.dim() != len(shape):
+        raise ValueError(f"{index.dim()} dimensions became {len(shape)}")
+    for dim, size in enumerate(shape):
+        if index.shape[dim] != size:
+            index = index.narrow(dim, 0, 1)
+    return index.expand(shape)
+
+
+def _parameters(
+    writer: Record, positions: Tensor, made: Mapping[Label, Record]
+) -> Iterator[tuple[str, str, int, Tensor]]:
+    """Parameters of a writing operator that hold the positions, through a concatenation for biases put together."""
+    for given in writer.inputs:
+        pieces = [(given, 0)]
+        if given.source is None and not given.from_input and given in made and made[given].operator == "cat":
+            parts = made[given].inputs
+            starts = [sum(part.dims[0].size for part in parts[:count]) for count in range(len(parts))]
+            pieces = list(zip(parts, starts, strict=True))
+        for label, start in pieces:
+            if label.source is None:
+                continue
+            name, behind = label.source
+            module, _, tensor = name.rpartition(".")
+            transposed = writer.operator in ("addmm", "mm") and len(behind) == 2
+            dim = behind[1] if transposed else 0
+            end = start + label.dims[1 if transposed else 0].size
+            inside = positions[(positions >= start) & (positions < end)] - start
+            if tensor not in ("running_mean", "running_var") and len(inside):
+                yield module, tensor, dim, inside
+
+
+def _group_in(term: Term, groups: Mapping[Axis, ChannelGroup]) -> ChannelGroup | None:
+    """The one group that the size of a dimension is proportional to, if there is just one."""
+    found = resolve(term)
+    if isinstance(found, Seq):
+        return None
+    inside = [groups[leaf] for leaf in leaves(found) if leaf in groups]
+    return inside[0] if len(inside) == 1 else None
+
+
+def _scale_attributes(model: nn.Module, place: str, group: ChannelGroup, head_dim: int) -> Iterator[Width]:
+    """Numbers equal to head_dim ** -0.5 in the module that multiplies queries and keys."""
+    module = model.get_submodule(place)
+    for attribute, value in vars(module).items():
+        if isinstance(value, float) and not attribute.startswith("_"):
+            if math.isclose(value, head_dim**-0.5, rel_tol=1e-6):
+                yield Width(place, attribute, (), Size("group", group.units, group.name), root=True)

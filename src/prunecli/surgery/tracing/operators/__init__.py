@@ -1,0 +1,129 @@
+"""What each ATen operator does to channels: one rule per kind of operator.
+
+A rule reads the labels of an operator's arguments, unifies what has to be the same channels and labels the results. An
+operator without a rule freezes everything it touches and is named in the trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunecli.errors import DataDependentError
+from prunecli.surgery.axes import Term, fixed, freeze, unify
+from prunecli.surgery.groups import Role
+from prunecli.surgery.tracing.follow import Follower, Label
+
+MODULES = ("layout", "contraction", "statistics", "pointwise", "indexing")
+"""One module for each kind of operator, in this package."""
+
+
+@dataclass
+class Call:
+    """One operator call as its rule sees it."""
+
+    follower: Follower
+    func: Any
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    tensors: list[Tensor]
+    labels: tuple[Label, ...]
+    out: Any
+    results: list[Tensor]
+
+    def dims(self, tensor: Tensor) -> list[Term]:
+        """Terms of a tensor's dimensions."""
+        return list(self.follower.of(tensor).dims)
+
+    def set(self, tensor: Tensor, dims: Sequence[Term], source: tuple[str, tuple[int, ...]] | None = None) -> None:
+        """Labels a result."""
+        self.follower.label(tensor, dims, source=source)
+
+    def arg(self, place: int, name: str, default: Any = None) -> Any:
+        """An argument by place or name."""
+        return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
+
+    def role(self, weight: Tensor, dim: int, role: Role) -> None:
+        """Notes that a dimension of a parameter writes ("producer") or reads ("consumer") channels."""
+        label, followed = self.follower.of(weight), self.follower.followed
+        if label.source is not None:
+            followed.roles.setdefault((label.source[0], label.source[1][dim]), role)
+            return
+        for name in label.origins:  # a weight that is standardised or put together first
+            sizes = [term.size for term in followed.parameters[name].dims]
+            if sizes == list(weight.shape):
+                followed.roles.setdefault((name, dim), role)
+
+
+Rule = Callable[[Call], None]
+
+
+@cache
+def _rules() -> dict[str, Rule]:
+    table: dict[str, Rule] = {}
+    for module in MODULES:
+        table.update(import_module(f"prunecli.surgery.tracing.operators.{module}").RULES)
+    return table
+
+
+def apply_rule(call: Call) -> None:
+    """Labels the results of `call`.
+
+    Raises:
+        DataDependentError: What the model computes next depends on the values in a tensor.
+    """
+    rule = _rules().get(call.name) or _rules().get(call.name.removesuffix("_"))
+    if rule is None and torch.Tag.pointwise in call.func.tags:
+        rule = _rules()["pointwise"]
+    if rule is None:
+        _unknown(call)
+    else:
+        rule(call)
+
+
+def _unknown(call: Call) -> None:
+    where = call.follower.place or "the model itself"
+    reason = f"passes through operator {call.name} in {where}, which has no rule"
+    for label in call.labels:
+        for term in label.dims:
+            freeze(term, reason)
+    for result in call.results:
+        if result not in call.follower.labels:
+            call.set(result, [fixed(size, reason) for size in result.shape])
+
+
+def data_dependent(call: Call) -> None:
+    """Refuses a model whose course depends on its input's values."""
+    if any(label.from_input for label in call.labels):
+        where = call.follower.place or "the model itself"
+        raise DataDependentError(
+            f"what {where} computes depends on the values of its input (operator {call.name}), so no trace holds"
+        )
+    for result in call.results:
+        call.set(result, [fixed(size) for size in result.shape])
+
+
+def broadcast(call: Call, result: Tensor, operands: Sequence[Tensor]) -> list[Term]:
+    """Terms of a broadcast result; dimensions that meet are unified."""
+    found: list[Term] = []
+    for place, size in enumerate(result.shape):
+        back = result.dim() - place
+        meeting = [
+            call.dims(operand)[operand.dim() - back]
+            for operand in operands
+            if operand.dim() >= back and operand.shape[operand.dim() - back] == size
+        ]
+        if size == 1 or not meeting:
+            found.append(fixed(size))
+            continue
+        for other in meeting[1:]:
+            unify(meeting[0], other)
+        found.append(meeting[0])
+    return found

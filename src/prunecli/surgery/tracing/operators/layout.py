@@ -1,0 +1,370 @@
+"""Operators that only move positions: views, transpositions, slices, concatenations, padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from prunecli.surgery.axes import (
+    NOT_A_CHANNEL,
+    Axis,
+    Term,
+    cut,
+    factor,
+    fixed,
+    freeze,
+    is_fixed,
+    product,
+    reshape,
+    resolve,
+    sequence,
+    strided,
+    unify,
+)
+from prunecli.surgery.tracing.operators import Call, Rule
+
+REORDERED = "its channels are reordered by position"
+
+
+def view(call: Call) -> None:
+    """Any reshape of a contiguous tensor."""
+    x, result = call.tensors[0], call.results[0]
+    source = call.labels[0].source if x.shape == result.shape else None
+    call.set(result, reshape(call.dims(x), result.shape), source)
+
+
+def _permuted(call: Call, order: Sequence[int]) -> None:
+    dims, source = call.dims(call.args[0]), call.follower.of(call.args[0]).source
+    order = [place % len(dims) for place in order]
+    if source is not None:
+        source = (source[0], tuple(source[1][place] for place in order))
+    call.set(call.results[0], [dims[place] for place in order], source)
+
+
+def permute(call: Call) -> None:
+    """Dimensions in a given order."""
+    _permuted(call, call.arg(1, "dims"))
+
+
+def transpose(call: Call) -> None:
+    """Two dimensions swapped; `t` swaps the only two."""
+    count = call.args[0].dim()
+    order = list(range(count))
+    if call.name in ("t", "t_"):
+        _permuted(call, order[::-1])
+        return
+    a, b = call.arg(1, "dim0") % count, call.arg(2, "dim1") % count
+    order[a], order[b] = order[b], order[a]
+    _permuted(call, order)
+
+
+def same_sizes(call: Call) -> None:
+    """`squeeze` and `unsqueeze`: dimensions of size 1 come and go."""
+    x, result = call.args[0], call.results[0]
+    terms = [term for term in call.dims(x) if term.size != 1]
+    source = call.follower.of(x).source
+    if source is not None:
+        wide = [place for place, term in zip(source[1], call.dims(x), strict=True) if term.size != 1]
+        source = (source[0], tuple(wide)) if len(wide) == result.dim() else None
+    it = iter(terms)
+    call.set(result, [fixed(1) if size == 1 else next(it) for size in result.shape], source)
+
+
+def expand(call: Call) -> None:
+    """Dimensions of size 1 repeated."""
+    x, result = call.args[0], call.results[0]
+    dims = call.dims(x)
+    offset = result.dim() - x.dim()
+    found: list[Term] = []
+    for place, size in enumerate(result.shape):
+        old = place - offset
+        found.append(dims[old] if old >= 0 and x.shape[old] == size else _grown(size))
+    call.set(result, found, call.follower.of(x).source if x.shape == result.shape else None)
+
+
+def _grown(size: int) -> Term:
+    return Axis(size)  # copies of one position adapt to what they meet
+
+
+def slice_(call: Call) -> None:
+    """A range along one dimension."""
+    x, result = call.args[0], call.results[0]
+    dim = (call.arg(1, "dim", 0) or 0) % x.dim()
+    start, step = call.arg(2, "start", 0) or 0, call.arg(4, "step", 1) or 1
+    dims, size = call.dims(x), x.shape[dim]
+    start = min(max(start + size if start < 0 else start, 0), size)
+    if result.shape[dim] == size:
+        call.set(result, dims, call.follower.of(x).source)
+        return
+    length = (result.shape[dim] - 1) * step + 1
+    if step == 1:
+        dims[dim] = _span(dims[dim], start, start + length)
+    else:
+        dims[dim] = _strided_span(dims[dim], start, step, result.shape[dim])
+    call.set(result, dims)
+
+
+def _span(term: Term, start: int, end: int) -> Term:
+    return cut(cut(term, end)[0], start)[1]
+
+
+def _strided_span(term: Term, start: int, step: int, count: int) -> Term:
+    if is_fixed(term):
+        return fixed(count)
+    if start < step and term.size == count * step:
+        return strided(term, step)
+    freeze(term, REORDERED)
+    return fixed(count, REORDERED)
+
+
+def select(call: Call) -> None:
+    """One position of a dimension, which therefore has to stay."""
+    x = call.args[0]
+    dim = call.arg(1, "dim") % x.dim()
+    dims = call.dims(x)
+    freeze(dims.pop(dim), "single positions of it are picked out")
+    call.set(call.results[0], dims)
+
+
+def split(call: Call) -> None:
+    """`split`, `split_with_sizes`, `chunk` and `unsafe` forms."""
+    x = call.args[0]
+    dim = call.arg(2, "dim", 0) % x.dim()
+    dims = call.dims(x)
+    rest = dims[dim]
+    pieces: list[Term] = []
+    equal = len({result.shape[dim] for result in call.results}) == 1
+    if equal and len(call.results) > 1:
+        outer, inner = _halves(rest, call.results[0].shape[dim])
+        if outer is not None and inner is not None:
+            freeze(outer, "single positions of it are picked out")
+            pieces = [inner] * len(call.results)
+    if not pieces:
+        for result in call.results:
+            head, rest = cut(rest, result.shape[dim])
+            pieces.append(head)
+    sizes = tuple(piece.size for piece in pieces)
+    call.follower.followed.splits.setdefault(call.follower.place, {})[sizes] = tuple(pieces)
+    for result, piece in zip(call.results, pieces, strict=True):
+        call.set(result, [*dims[:dim], piece, *dims[dim + 1 :]])
+
+
+def _halves(term: Term, size: int) -> tuple[Term | None, Term | None]:
+    """Equal pieces of an unsplit dimension have to stay equally wide: the same channels go from each of them."""
+    found = resolve(term)
+    if isinstance(found, Axis) and found.reason is None:
+        return factor(found, size)
+    return None, None
+
+
+def glu(call: Call) -> None:
+    """The first half of a dimension times the sigmoid of the second."""
+    x = call.args[0]
+    dim = call.arg(1, "dim", -1) % x.dim()
+    dims = call.dims(x)
+    outer, dims[dim] = factor(dims[dim], x.shape[dim] // 2)
+    freeze(outer, "single positions of it are picked out")
+    call.set(call.results[0], dims)
+
+
+def unbind(call: Call) -> None:
+    """All positions of a dimension as tensors of their own."""
+    x = call.args[0]
+    dim = call.arg(1, "dim", 0) % x.dim()
+    dims = call.dims(x)
+    freeze(dims.pop(dim), "single positions of it are picked out")
+    for result in call.results:
+        call.set(result, dims)
+
+
+def cat(call: Call) -> None:
+    """Dimensions one after another; all others meet."""
+    tensors = [tensor for tensor in call.args[0] if tensor.dim() > 1 or tensor.numel() > 0]
+    dim = call.arg(1, "dim", 0) % tensors[0].dim()
+    every = [call.dims(tensor) for tensor in tensors]
+    dims = list(every[0])
+    for other in every[1:]:
+        for place, term in enumerate(other):
+            if place != dim:
+                unify(dims[place], term)
+    dims[dim] = sequence(terms[dim] for terms in every)
+    call.set(call.results[0], dims)
+
+
+def stack(call: Call) -> None:
+    """Tensors along a new dimension."""
+    tensors = call.args[0]
+    result = call.results[0]
+    dim = call.arg(1, "dim", 0) % result.dim()
+    every = [call.dims(tensor) for tensor in tensors]
+    for other in every[1:]:
+        for a, b in zip(every[0], other, strict=True):
+            unify(a, b)
+    dims = list(every[0])
+    dims.insert(dim, fixed(len(tensors)))
+    call.set(result, dims)
+
+
+def reordered(call: Call) -> None:
+    """`flip` and `roll`: the dimensions they act on keep their positions."""
+    x = call.args[0]
+    dims = call.dims(x)
+    touched = call.arg(2, "dims", ()) if call.name == "roll" else call.arg(1, "dims", ())
+    for dim in touched or range(x.dim()):
+        freeze(dims[dim], REORDERED)
+    call.set(call.results[0], dims)
+
+
+def pad(call: Call) -> None:
+    """`constant_pad_nd`, and the reflecting and repeating forms, which pad image dimensions."""
+    x, result = call.args[0], call.results[0]
+    amounts = list(call.arg(1, "pad"))
+    dims = call.dims(x)
+    for place in range(len(amounts) // 2):
+        before, after = amounts[2 * place], amounts[2 * place + 1]
+        at = x.dim() - 1 - place
+        if before or after:
+            inner = _span(dims[at], -before if before < 0 else 0, x.shape[at] + min(after, 0))
+            if call.name != "constant_pad_nd" or call.arg(2, "value", 0):
+                freeze(inner, REORDERED)
+            reason = "its zero padding has a constant width"
+            dims[at] = sequence((fixed(max(before, 0), reason), inner, fixed(max(after, 0), reason)))
+    call.set(result, dims)
+
+
+def restrided(call: Call) -> None:
+    """`as_strided_` to the same shape only changes the memory format (average pooling to 1 x 1 does it)."""
+    x, result = call.args[0], call.results[0]
+    if result is x:
+        return
+    for term in call.dims(x):
+        freeze(term, REORDERED)
+    call.set(result, [fixed(size, REORDERED) for size in result.shape])
+
+
+def repeat(call: Call) -> None:
+    """Whole copies along every dimension."""
+    x, result = call.args[0], call.results[0]
+    repeats = list(call.arg(1, "repeats"))
+    dims: list[Term] = [fixed(1)] * (len(repeats) - x.dim()) + call.dims(x)
+    found: list[Term] = []
+    for count, term in zip(repeats, dims, strict=True):
+        found.append(term if count == 1 else (_grown(count) if term.size == 1 else product((fixed(count), term))))
+    call.set(result, found)
+
+
+def windows(call: Call) -> None:
+    """`unfold` along one dimension."""
+    x, result = call.args[0], call.results[0]
+    dim = call.arg(1, "dimension") % x.dim()
+    dims = call.dims(x)
+    freeze(dims[dim], REORDERED)
+    dims[dim] = fixed(result.shape[dim])
+    call.set(result, [*dims, fixed(result.shape[-1])])
+
+
+def _hold(terms: Sequence[Term]) -> None:
+    """Image dimensions do not shrink, whatever they were before."""
+    for term in terms:
+        freeze(term, NOT_A_CHANNEL)
+
+
+def im2col(call: Call) -> None:
+    """Patches of an image: (N, C, H, W) to (N, C x kernel, patches)."""
+    x, result = call.args[0], call.results[0]
+    dims = call.dims(x)
+    _hold(dims[-2:])
+    taps = result.shape[-2] // x.shape[-3]
+    call.set(result, [*dims[:-3], product((dims[-3], fixed(taps))), fixed(result.shape[-1])])
+
+
+def col2im(call: Call) -> None:
+    """Patches back to an image: (N, C x kernel, patches) to (N, C, H, W)."""
+    x, result = call.args[0], call.results[0]
+    dims = call.dims(x)
+    _hold(dims[-1:])
+    outer, _ = factor(dims[-2], x.shape[-2] // result.shape[-3])
+    call.set(result, [*dims[:-2], outer, fixed(result.shape[-2]), fixed(result.shape[-1])])
+
+
+def pixel_shuffle(call: Call) -> None:
+    """(C r r, H, W) to (C, H r, W r)."""
+    x, result = call.args[0], call.results[0]
+    dims = call.dims(x)
+    _hold(dims[-2:])
+    outer, _ = factor(dims[-3], x.shape[-3] // result.shape[-3])
+    call.set(result, [*dims[:-3], outer, fixed(result.shape[-2]), fixed(result.shape[-1])])
+
+
+def pixel_unshuffle(call: Call) -> None:
+    """(C, H r, W r) to (C r r, H, W)."""
+    x, result = call.args[0], call.results[0]
+    dims = call.dims(x)
+    _hold(dims[-2:])
+    widened = product((dims[-3], fixed(result.shape[-3] // x.shape[-3])))
+    call.set(result, [*dims[:-3], widened, fixed(result.shape[-2]), fixed(result.shape[-1])])
+
+
+def channel_shuffle(call: Call) -> None:
+    """(groups, C / groups) transposed within the channel dimension."""
+    x, result = call.args[0], call.results[0]
+    dims = call.dims(x)
+    outer, inner = factor(dims[1], x.shape[1] // int(call.arg(1, "groups")))
+    call.set(result, [dims[0], product((inner, outer)), *dims[2:]])
+
+
+def image(call: Call) -> None:
+    """Pooling and resizing: batch and channels stay, image dimensions change."""
+    x = call.tensors[0]
+    dims = call.dims(x)
+    for result in call.results:
+        spatial = _spatial_dims(call, x)
+        kept = dims[: x.dim() - spatial]
+        _hold(dims[len(kept) :])
+        call.set(result, [*kept, *(fixed(size) for size in result.shape[len(kept) :])])
+
+
+def _spatial_dims(call: Call, x: Tensor) -> int:
+    for digit in "123":
+        if f"{digit}d" in call.name:
+            return int(digit)
+    return x.dim() - 2
+
+
+_VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "view_copy")
+_POOLS = ("avg_pool", "max_pool", "_adaptive_avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "mkldnn_max_pool",
+          "mkldnn_adaptive_avg_pool", "fractional_max_pool", "reflection_pad", "replication_pad")  # fmt: skip
+_RESIZES = ("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d",
+            "upsample_linear1d", "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa",
+            "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d", "grid_sampler_2d")  # fmt: skip
+_IMAGE = (*(f"{pool}{n}d{end}" for pool in _POOLS for n in (1, 2, 3) for end in ("", "_with_indices")), *_RESIZES)
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(_VIEWS, view),
+    **dict.fromkeys(_IMAGE, image),
+    "permute": permute,
+    **dict.fromkeys(("transpose", "t", "swapaxes"), transpose),
+    **dict.fromkeys(("squeeze", "unsqueeze"), same_sizes),
+    "expand": expand,
+    "slice": slice_,
+    "select": select,
+    **dict.fromkeys(
+        ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk"), split
+    ),
+    "glu": glu,
+    "unbind": unbind,
+    **dict.fromkeys(("cat", "concat"), cat),
+    "stack": stack,
+    **dict.fromkeys(("flip", "roll"), reordered),
+    "constant_pad_nd": pad,
+    "as_strided": restrided,
+    "repeat": repeat,
+    "unfold": windows,
+    "im2col": im2col,
+    "col2im": col2im,
+    "pixel_shuffle": pixel_shuffle,
+    "pixel_unshuffle": pixel_unshuffle,
+    "channel_shuffle": channel_shuffle,
+    "native_channel_shuffle": channel_shuffle,
+}

@@ -1,0 +1,118 @@
+"""Operators that work position by position, and tensors made from nothing."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from prunecli.surgery.axes import Axis, fixed, unify
+from prunecli.surgery.tracing.operators import Call, Rule, broadcast, data_dependent
+
+
+def pointwise(call: Call) -> None:
+    """Channels meet channels, with broadcasting; in place the first operand is also the result."""
+    for result in call.results:
+        operands = [tensor for tensor in call.tensors if tensor is not result]
+        if any(result is tensor for tensor in call.tensors):
+            broadcast(call, result, [result, *operands])
+        else:
+            source = None
+            if len(call.tensors) == 1 and call.tensors[0].shape == result.shape:
+                source = call.labels[0].source if call.name in _SAME_VALUES else None
+            call.set(result, broadcast(call, result, operands), source)
+
+
+def uniform(call: Call) -> None:
+    """A tensor whose positions are all alike, or all drawn alike, adapts to whatever it meets."""
+    for result in call.results:
+        if not any(result is tensor for tensor in call.tensors):
+            like = next((t for t in call.tensors if t.shape == result.shape), None)
+            call.set(result, call.dims(like) if like is not None else [Axis(size) for size in result.shape])
+
+
+def constant(call: Call) -> None:
+    """A tensor whose positions differ from each other has the size it has."""
+    for result in call.results:
+        call.set(result, [fixed(size) for size in result.shape])
+
+
+def first_alone(call: Call) -> None:
+    """Every result has the dimensions of the first tensor, such as dropout's output and mask."""
+    for result in call.results:
+        if not any(result is tensor for tensor in call.tensors):
+            call.set(result, call.dims(call.tensors[0]))
+
+
+def copied(call: Call) -> None:
+    """`copy_`: what is written has the channels of what is written to."""
+    target, value = call.args[0], call.args[1]
+    if isinstance(value, Tensor):
+        terms, others = call.dims(target), call.dims(value)
+        for place in range(1, value.dim() + 1):
+            if terms[-place].size == others[-place].size:
+                unify(terms[-place], others[-place])
+
+
+_SAME_VALUES = ("_to_copy", "clone", "detach", "alias", "lift_fresh", "lift_fresh_copy", "contiguous")
+
+RULES: dict[str, Rule] = {
+    "pointwise": pointwise,
+    **dict.fromkeys(_SAME_VALUES, pointwise),
+    **dict.fromkeys(
+        (
+            "where",
+            "masked_fill",
+            "mish",
+            "celu",
+            "logit",
+            "rrelu_with_noise",
+            "prelu",
+            "_prelu_kernel",
+            "dropout",
+            "lerp",
+            "hardswish",
+            "hardsigmoid",
+            "hardtanh",
+            "relu6",
+            "softplus",
+            "nan_to_num",
+        ),
+        pointwise,
+    ),
+    **dict.fromkeys(
+        (
+            "zeros",
+            "ones",
+            "full",
+            "empty",
+            "new_zeros",
+            "new_ones",
+            "new_full",
+            "new_empty",
+            "zeros_like",
+            "ones_like",
+            "full_like",
+            "empty_like",
+            "rand",
+            "randn",
+            "rand_like",
+            "randn_like",
+            "bernoulli",
+            "uniform",
+            "normal",
+            "fill",
+            "zero",
+            "scalar_tensor",
+            "empty_strided",
+            "new_empty_strided",
+            "exponential",
+        ),
+        uniform,
+    ),
+    **dict.fromkeys(("arange", "linspace", "logspace", "eye", "tril_indices", "triu_indices", "randperm"), constant),
+    **dict.fromkeys(("native_dropout", "tril", "triu"), first_alone),
+    "copy": copied,
+    **dict.fromkeys(
+        ("_local_scalar_dense", "item", "nonzero", "masked_select", "_unique2", "unique_dim", "is_nonzero", "equal"),
+        data_dependent,
+    ),
+}

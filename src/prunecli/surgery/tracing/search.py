@@ -1,0 +1,191 @@
+"""Finding the description of a model with which it runs when channels are removed.
+
+What operators show leaves some questions open: which of several equal widths an attribute holds, and whether code
+takes one width from another tensor's shape. Each answer is tried on the model itself; a group for which none works is
+frozen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from torch import nn
+
+from prunecli.inputs import Inputs
+from prunecli.surgery.groups import ChannelGroup, Frozen
+from prunecli.surgery.tracing.attributes import Question
+from prunecli.surgery.tracing.follow import Followed
+from prunecli.surgery.tracing.trial import Problem, first_problem, half_of
+
+Choice: TypeAlias = tuple[str, str, tuple[int | str, ...]]
+Place: TypeAlias = tuple[str, int, int]
+"""A state dict name, a dimension and a position: stands for the channel that lies there."""
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """Answers to what operators leave open.
+
+    Attributes:
+        choices: For (class, attribute, place): which of the possible widths.
+        tied: Classes whose modules take one width from another tensor's shape.
+        frozen: Why the channel at a place cannot be removed.
+        preferred: Of several ways to cut a dimension, which one an earlier trace took: (tensor, dimension, axis from
+            the left). Without it, a trace of an already smaller network might decide otherwise.
+    """
+
+    choices: Mapping[Choice, int] = field(default_factory=dict)
+    tied: frozenset[str] = frozenset()
+    frozen: Mapping[Place, str] = field(default_factory=dict)
+    preferred: frozenset[Place] = frozenset()
+
+    def after_removal(self) -> Assumptions:
+        """What still holds when positions have changed."""
+        return replace(self, frozen={})
+
+
+@dataclass(frozen=True)
+class Description:
+    """Groups under some assumptions.
+
+    Attributes:
+        followed: What they were found in.
+        groups: What can shrink.
+        frozen: Protected layers, with the reason.
+        questions: By module, attributes that could hold something else.
+        cuts: Where one of several ways to cut a dimension was taken.
+    """
+
+    followed: Followed
+    groups: list[ChannelGroup]
+    frozen: list[Frozen]
+    questions: Mapping[str, Sequence[Question]]
+    cuts: frozenset[Place] = frozenset()
+
+
+Describe: TypeAlias = Callable[[Assumptions], Description]
+
+
+def workable(
+    model: nn.Module, describe: Describe, inputs: Inputs, time_limit_s: float, start: Assumptions | None = None
+) -> Assumptions:
+    """Assumptions under which the model runs with half of all groups removed.
+
+    Args:
+        model: In evaluation mode on the CPU; not changed.
+        describe: Describes the model under some assumptions.
+        inputs: Inputs the model accepts.
+        time_limit_s: Seconds after which whatever still fails is frozen without looking for another answer.
+        start: Where to begin.
+    """
+    deadline = time.monotonic() + time_limit_s
+    current = start or Assumptions()
+    while True:
+        description = describe(current)
+        groups = description.groups
+        problem = _problem(model, current, groups, inputs)
+        if problem is None:
+            return current
+        late = time.monotonic() > deadline
+        better = None if late else _better(model, describe, inputs, current, description, problem)
+        if better is None:
+            better = _without_guilty(model, inputs, current, groups, problem, late=late)
+        current = better
+
+
+def _better(
+    model: nn.Module,
+    describe: Describe,
+    inputs: Inputs,
+    current: Assumptions,
+    description: Description,
+    problem: Problem,
+) -> Assumptions | None:
+    kind = type(model.get_submodule(problem.module))
+    progress: Assumptions | None = None
+    for option in _options(model, current, description, problem.module):
+        found = _problem(model, option, describe(option).groups, inputs)
+        if found is None:
+            return option
+        if progress is None and type(model.get_submodule(found.module)) is not kind:
+            progress = option  # the network runs further than before
+    return progress
+
+
+def _problem(
+    model: nn.Module, assumptions: Assumptions, groups: Sequence[ChannelGroup], inputs: Inputs
+) -> Problem | None:
+    """Where the network stops; after a choice among widths with other widths too, which may agree by chance."""
+    for seed in (0, 1) if assumptions.choices else (0,):
+        problem = first_problem(model, groups, half_of(groups, seed), inputs) if groups else None
+        if problem is not None:
+            return problem
+    return None
+
+
+def _options(model: nn.Module, current: Assumptions, description: Description, module: str) -> Iterator[Assumptions]:
+    """Other answers for the failing module and the two around it, all modules of their classes alike."""
+    for name in [module, *_around(module)][:3]:
+        inner = model.get_submodule(name)
+        kind = type(inner).__name__
+        others = [
+            replace(current, choices={**current.choices, (kind, attribute, place): other})
+            for attribute, place, alternatives in description.questions.get(name, ())
+            for other in range(alternatives)
+            if other != current.choices.get((kind, attribute, place), 0)
+        ]
+        tied = [replace(current, tied=current.tied | {kind})]
+        if not name or kind in current.tied or isinstance(inner, (nn.Sequential, nn.Linear, nn.ModuleList)):
+            tied = []
+        # In attention, reshape(B, N, C) with the input's C is by far the most common case.
+        of_heads = any(
+            group.kind != "channel" and member.module.startswith(name)
+            for group in description.groups
+            for member in group.members
+        )
+        yield from (*tied, *others) if of_heads else (*others, *tied)
+
+
+def _around(module: str) -> list[str]:
+    parts = module.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts) - 1, -1, -1)] if module else []
+
+
+def _without_guilty(
+    model: nn.Module,
+    inputs: Inputs,
+    current: Assumptions,
+    groups: Sequence[ChannelGroup],
+    problem: Problem,
+    *,
+    late: bool,
+) -> Assumptions:
+    """Freezes the groups in the failing module without which it runs alone; all of them if each one does."""
+    suspects = _suspects(groups, problem.module)
+    keep = half_of(groups)
+    guilty = [] if late else [g for g in suspects if first_problem(model, [g], keep, inputs) is not None]
+    return frozen_too(current, [(group, problem.reason) for group in guilty or suspects])
+
+
+def frozen_too(current: Assumptions, groups: Sequence[tuple[ChannelGroup, str]]) -> Assumptions:
+    """The same assumptions with the channels of some groups frozen, each for its reason."""
+    frozen = dict(current.frozen)
+    for group, reason in groups:
+        member = group.members[0]
+        frozen[(member.name, member.dim, int(member.index[0, 0]))] = reason
+    return replace(current, frozen=frozen)
+
+
+def _suspects(groups: Sequence[ChannelGroup], module: str) -> list[ChannelGroup]:
+    """Groups with members in the failing module, or in the closest one around it in which there are any."""
+    for name in [module, *_around(module)]:
+        prefix = f"{name}." if name else ""
+        found = [
+            group for group in groups if any(m.module == name or m.module.startswith(prefix) for m in group.members)
+        ]
+        if found:
+            return found
+    return list(groups)
