@@ -36,7 +36,7 @@ from tests.faults.processes import FAULTS, TRAIN, Processes, killed_and_resumed,
 from prunecli.checkpoint.foreign_files import read_foreign  # noqa: E402
 from prunecli.checkpoint.io import read_checkpoint, read_manifest, write_checkpoint  # noqa: E402
 from prunecli.checkpoint.manifest import Architecture, Manifest  # noqa: E402
-from prunecli.checkpoint.runstate import Ownership, StateStore  # noqa: E402
+from prunecli.checkpoint.runstate import RunIdentity, StateStore  # noqa: E402
 from prunecli.errors import ModelError, PruneError  # noqa: E402
 from prunecli.measure.environment import describe_environment  # noqa: E402
 from prunecli.measure.selfcheck import busy_cores, ratio_trials  # noqa: E402
@@ -205,7 +205,7 @@ def states(work: Work) -> dict[str, Any]:
         best = {key: value.clone() for key, value in network.state_dict().items()}
         content = {"model": dict(network.state_dict()), "best": best, "optimizer": optimizer.state_dict()}
         place = work.place()
-        store = StateStore(place, Ownership({}, {}))
+        store = StateStore(place, RunIdentity({}, {}))
         seconds = []
         for _ in range(3):
             start = time.perf_counter()

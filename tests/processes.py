@@ -132,7 +132,7 @@ class Processes:
         Args:
             words: The command line.
             cwd: Where to run.
-            fault: A point of `prunecli.checkpoint.durable.reach` to die at.
+            fault: A point of `prunecli.checkpoint.durable.crash_point` to die at.
             signals: What to send, in order.
             file_limit: Bytes that a file may have (RLIMIT_FSIZE); 0: any.
             memory_limit: Bytes of address space it may take beyond what it starts with; 0: any.

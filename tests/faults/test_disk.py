@@ -114,7 +114,7 @@ def test_a_disk_that_fills_up_costs_nothing(
     ended.set()
     filler.join()
     assert full.code == 1, full.err
-    assert full.err.count("the run goes on without") == 1 and "epoch 8/8" in full.err
+    assert full.err.count("the run continues") == 1 and "epoch 8/8" in full.err
     assert full.err.splitlines()[-1].startswith(f"error: {disk}/x.safetensors: could not be written (No space left")
     assert list(disk.glob("x.safetensors.state/state-*")) and not (disk / "x.safetensors").exists()
     (disk / "ballast").unlink()

@@ -35,7 +35,7 @@ def test_the_holder_of_a_lock_is_named(processes: Processes, tmp_path: Path) -> 
     second = processes.run([*words, "--force"], tmp_path)
     first.send_signal(signal.SIGTERM)
     _, err = first.communicate(timeout=60)
-    assert first.returncode == 143 and "Go on with" in err
+    assert first.returncode == 143 and "Resume with" in err
     assert second.code == 2 and len(second.err.splitlines()) == 1
     assert f"x.safetensors: in use by process {first.pid} on " in second.err
     assert "(prune train cifar:resnet20 --data digits --epochs 500)" in second.err
@@ -84,7 +84,7 @@ def test_outputs_are_not_overwritten_unasked(
 def test_a_file_that_appears_meanwhile_is_not_overwritten(
     processes: Processes, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    with pytest.raises(RecipeError, match="exists by now; add --force"):
+    with pytest.raises(RecipeError, match="created in the meantime; add --force"):
         write_text_atomically(Path(__file__), "", replace=False)
     assert Path(__file__).stat().st_size
     undisturbed.folder("progressive", tmp_path)
@@ -257,7 +257,7 @@ def test_a_name_that_is_taken_by_the_time_of_the_lock_is_refused(tmp_path: Path)
     """Two commands begin together and the other one is done first."""
     space = Workspace(Recipe(model=ModelSection(ref="cifar:resnet20"), device="cpu"), Output("quiet"))
     (tmp_path / "x.safetensors").write_text("precious")
-    with pytest.raises(RecipeError, match="exists by now"), saved_states(space, tmp_path / "x.safetensors", {}):
+    with pytest.raises(RecipeError, match="created in the meantime"), saved_states(space, tmp_path / "x.safetensors", {}):
         raise AssertionError
     space.in_run = True  # the folder of a run is its own
     with saved_states(space, tmp_path / "x.safetensors", {}):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunecli.checkpoint.runstate import Ownership, StateStore
+from prunecli.checkpoint.runstate import RunIdentity, StateStore
 from prunecli.errors import RecipeError, ResourceError, Stopped
 from tests.faults.bombs import bombs
 from tests.faults.conftest import Undisturbed, checkpoints
@@ -95,7 +95,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     lines = stopped.err.splitlines()
     assert lines[-2] == "finishing the step, then saving; once more aborts without saving"
     assert lines[-1].startswith(f"error: stopped by {name} at epoch ")
-    assert lines[-1].endswith(f"Go on with: prune {' '.join(words)} --resume")
+    assert lines[-1].endswith(f"Resume with: prune {' '.join(words)} --resume")
     assert len(list(tmp_path.glob("x.safetensors.state/state-*"))) == 1 and not (tmp_path / "x.safetensors").exists()
     resumed = processes.run([*words, "--resume"], tmp_path)
     assert resumed.code == 0 and checkpoints(tmp_path) == undisturbed.hashes("train"), resumed.err
@@ -133,10 +133,10 @@ def test_where_no_state_is_whole_nothing_is_thrown_away(
         (state / "manifest.json").write_text("{")
     resumed = processes.run([*TRAIN, "--resume"], tmp_path)
     assert resumed.code == 2 and resumed.err.count("set aside as") == 2
-    assert "none of its 2 states is whole; begin anew with --force" in resumed.err
+    assert "its 2 states are damaged; start again with --force" in resumed.err
     assert len(list(tmp_path.glob("x.safetensors.state/damaged-state-*/state.pt"))) == 2
     again = processes.run([*TRAIN, "--resume"], tmp_path)
-    assert again.code == 2 and "begin anew with --force" in again.err
+    assert again.code == 2 and "start again with --force" in again.err
     assert processes.run([*TRAIN, "--force"], tmp_path).code == 0
     assert checkpoints(tmp_path) == undisturbed.hashes("train")
 
@@ -194,7 +194,7 @@ def test_a_resumed_run_finds_its_plan_changed(processes: Processes, undisturbed:
 
 @pytest.mark.parametrize("keep", [1, 2, 3, 4, 5, 6])
 def test_as_many_states_stay_as_are_asked_for(tmp_path: Path, keep: int) -> None:
-    store = StateStore(tmp_path, Ownership({}, {}), keep=keep)
+    store = StateStore(tmp_path, RunIdentity({}, {}), keep=keep)
     for step in range(1, 9):
         store.save({"step": step}, str(step))
         assert len(list(tmp_path.glob("state-*"))) == min(step, keep)
@@ -205,7 +205,7 @@ def test_as_many_states_stay_as_are_asked_for(tmp_path: Path, keep: int) -> None
 def test_a_signal_while_a_state_is_read_is_not_taken_for_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = StateStore(tmp_path, Ownership({}, {}))
+    store = StateStore(tmp_path, RunIdentity({}, {}))
     store.save({"step": 1}, "1")
     for error in (Stopped(signal.SIGTERM), MemoryError(), OSError(5, "Input/output error")):
 
@@ -223,7 +223,7 @@ def test_a_signal_while_a_state_is_read_is_not_taken_for_damage(
 def test_a_state_from_a_stranger_is_bounded_and_runs_nothing(tmp_path: Path) -> None:
     sentinel = tmp_path / "sentinel"
     for content in [*hostile(sentinel).values(), *(make() for make in bombs().values())]:
-        store = StateStore(tmp_path, Ownership({}, {}))
+        store = StateStore(tmp_path, RunIdentity({}, {}))
         store.discard()
         store.save({"step": 1}, "1")
         (state,) = tmp_path.glob("state-*")
@@ -231,7 +231,7 @@ def test_a_state_from_a_stranger_is_bounded_and_runs_nothing(tmp_path: Path) -> 
         manifest = json.loads((state / "manifest.json").read_text())
         manifest["sha256"] = sha256(state / "state.pt")
         (state / "manifest.json").write_text(json.dumps(manifest))
-        with pytest.raises(RecipeError, match="none of its 1 states is whole"):
+        with pytest.raises(RecipeError, match="its state is damaged"):
             store.load()
         assert not sentinel.exists()
 
@@ -290,7 +290,7 @@ def test_a_progressive_run_can_be_stopped_in_its_last_step(
     wanted = undisturbed.hashes("progressive")
     words = undisturbed.folder("progressive", tmp_path)
     stopped = processes.run(words, tmp_path, signals=[Sent(signal.SIGTERM, text="step 1/2")])
-    assert stopped.code == 143 and "Go on with: prune l1" in stopped.err, stopped.err
+    assert stopped.code == 143 and "Resume with: prune l1" in stopped.err, stopped.err
     resumed = processes.run([*PROGRESSIVE, "--resume"], tmp_path)
     assert resumed.code == 0 and checkpoints(tmp_path) == wanted, resumed.err
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunecli.checkpoint.runstate import Ownership, StateStore
+from prunecli.checkpoint.runstate import RunIdentity, StateStore
 from prunecli.engine.fit import FitConfig, FitResult, fit
 from prunecli.engine.resuming import random_state, set_random_state
 from prunecli.errors import ModelError, PruneError, RecipeError, ResourceError
@@ -59,7 +59,7 @@ def _network() -> nn.Module:
 
 
 def _store(folder: Path, **identity: Any) -> StateStore:
-    return StateStore(folder, Ownership(identity, {}), every=0)
+    return StateStore(folder, RunIdentity(identity, {}), every=0)
 
 
 def _train(config: FitConfig, keeper: Any, validate: bool = False) -> tuple[str, FitResult]:
@@ -157,16 +157,16 @@ def test_a_state_of_another_network_is_one_line(tmp_path: Path) -> None:
 def test_states_say_whose_they_are(tmp_path: Path) -> None:
     told: list[str] = []
     content = {"x": torch.ones(2)}
-    StateStore(tmp_path, Ownership({"lr": 0.1}, {"torch": "1"})).save(content, "here")
+    StateStore(tmp_path, RunIdentity({"lr": 0.1}, {"torch": "1"})).save(content, "here")
     with pytest.raises(RecipeError, match=r"was saved with lr 0\.1, not 0\.2"):
-        StateStore(tmp_path, Ownership({"lr": 0.2}, {"torch": "1"})).load()
-    found = StateStore(tmp_path, Ownership({"lr": 0.1}, {"torch": "2"}), warn=told.append).load()
+        StateStore(tmp_path, RunIdentity({"lr": 0.2}, {"torch": "1"})).load()
+    found = StateStore(tmp_path, RunIdentity({"lr": 0.1}, {"torch": "2"}), warn=told.append).load()
     assert found is not None and torch.equal(found["x"], content["x"])
     assert len(told) == 1 and "was saved with torch 1, now 2; the last bits may differ" in told[0]
 
 
 def test_saving_takes_a_bounded_share_of_the_time(tmp_path: Path) -> None:
-    store = StateStore(tmp_path, Ownership({}, {}), every=0.05)
+    store = StateStore(tmp_path, RunIdentity({}, {}), every=0.05)
     assert not store.due()
     store._took = 10.0
     store._last -= 5
@@ -177,7 +177,7 @@ def test_saving_takes_a_bounded_share_of_the_time(tmp_path: Path) -> None:
 
 def test_a_state_that_cannot_be_written_leaves_the_last_one(tmp_path: Path) -> None:
     told: list[str] = []
-    store = StateStore(tmp_path, Ownership({}, {}), warn=told.append)
+    store = StateStore(tmp_path, RunIdentity({}, {}), warn=told.append)
     assert store.save({"x": 1}, "first")
     assert not store.save({"x": object()}, "second") and not store.save({"x": object()}, "third")
     assert len(told) == 1 and "the state at second could not be saved" in told[0]

@@ -14,38 +14,38 @@ from pathlib import Path
 from prunecli.errors import RecipeError, ResourceError
 
 FAULT_VARIABLE = "PRUNE_FAULT"
-"""Names a point of `reach` at which the process kills itself: NAME, or NAME@3 for the third time it gets there."""
+"""Names a `crash_point` at which the process kills itself: NAME, or NAME@3 for the third time it passes there."""
 
-_reached: dict[str, int] = {}
+_passes: dict[str, int] = {}
 
 
-def reach(point: str) -> None:
-    """Marks a place where a crash matters. It does nothing, except for tests that name it in `PRUNE_FAULT`.
+def crash_point(name: str) -> None:
+    """Marks a position where a crash matters. Does nothing, unless a test names the point in `PRUNE_FAULT`.
 
     Args:
-        point: For instance "file:synced".
+        name: For instance "file:synced".
     """
-    wanted = os.environ.get(FAULT_VARIABLE)
-    if wanted is None:
+    fault = os.environ.get(FAULT_VARIABLE)
+    if fault is None:
         return
-    name, _, time = wanted.partition("@")
-    if name == point:
-        _reached[point] = _reached.get(point, 0) + 1
-        if _reached[point] == int(time or 1):
+    target, _, nth = fault.partition("@")
+    if target == name:
+        _passes[name] = _passes.get(name, 0) + 1
+        if _passes[name] == int(nth or 1):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, replace: bool = True) -> None:
-    """Writes a file so that `path` holds either its old content or the complete new one.
+    """Writes a file so that `path` holds either its old content or the complete new content.
 
     Args:
-        path: The file to replace or create, with the mode the umask allows.
+        path: The file to replace or create, with the mode that the umask allows.
         write: Called with a temporary path in the same folder.
-        replace: Whether a file that is there by the end may be replaced.
+        replace: Whether to replace a file that exists when writing is done.
 
     Raises:
-        RecipeError: There is one and it may not.
-        ResourceError: The disk is full, or the folder cannot be written; `path` is as it was.
+        RecipeError: The file exists and `replace` is false.
+        ResourceError: The disk is full, or the folder is not writable; `path` is unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,17 +57,19 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, replace: bo
     try:
         write(temporary)
         temporary.chmod(0o666 & ~current_umask())
-        reach("file:staged")
+        crash_point("file:staged")
         sync(temporary)
-        reach("file:synced")
+        crash_point("file:synced")
         if replace:
             temporary.replace(path)
         else:
             _rename_to_new(temporary, path)
-        reach("file:renamed")
+        crash_point("file:renamed")
         sync_folder(path.parent)
     except FileExistsError as error:
-        raise RecipeError(f"{path}: exists by now; add --force to replace it, or choose another name") from error
+        raise RecipeError(
+            f"{path}: was created in the meantime; add --force to replace it, or choose another name"
+        ) from error
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
@@ -80,13 +82,13 @@ def write_text_atomically(path: Path, text: str, *, replace: bool = True) -> Non
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes what a killed process left of an unfinished `write_atomically`; nobody else may be writing `path`."""
+    """Removes temporary files of a killed `write_atomically`; no other process may be writing `path`."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.????????"):
         leftover.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
-    """Waits until a file's content is on the disk."""
+    """Flushes a file's content to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -95,13 +97,13 @@ def sync(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until a folder's list of names is on the disk, where the system can do that."""
+    """Flushes a folder's list of names to the disk, where the system supports it."""
     with suppress(OSError):  # not on Windows, not on every network file system
         sync(folder)
 
 
 def _rename_to_new(temporary: Path, path: Path) -> None:
-    """Gives a file a name that must be free."""
+    """Renames a file without replacing an existing one."""
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -112,17 +114,17 @@ def _rename_to_new(temporary: Path, path: Path) -> None:
 
 
 def current_umask() -> int:
-    """The mode bits that new files do not get."""
+    """The permission bits that are withheld from new files."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def require_space(path: Path, needed: int) -> None:
-    """Makes sure that a file of `needed` bytes could be written beside `path`, before hours of work.
+    """Checks before hours of work that `needed` bytes can be written to the folder of `path`.
 
     Raises:
-        ResourceError: The folder cannot be written, or has too little space.
+        ResourceError: The folder is not writable or has too little space.
     """
     folder = path.parent
     while not folder.exists():
@@ -136,11 +138,11 @@ def require_space(path: Path, needed: int) -> None:
     if free < needed:
         raise ResourceError(
             f"{folder}: has {free / 1e6:,.0f} MB free and this run writes up to {needed / 1e6:,.0f} MB (checkpoint and "
-            "saved states); free some, or choose another place"
+            "saved states); free some space or choose another folder"
         )
 
 
 def unwritable(path: Path, error: OSError) -> ResourceError:
-    """The error of a file that could not be written."""
+    """The error for a file that could not be written."""
     cause = error.strerror or str(error) or type(error).__name__
-    return ResourceError(f"{path}: could not be written ({cause}); free some space or choose another place")
+    return ResourceError(f"{path}: could not be written ({cause}); free some space or choose another folder")

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from pydantic import JsonValue
 
-from prunecli.checkpoint.durable import reach, remove_leftovers, require_space
+from prunecli.checkpoint.durable import crash_point, remove_leftovers, require_space
 from prunecli.checkpoint.locking import locked
 from prunecli.checkpoint.manifest import as_json
-from prunecli.checkpoint.runstate import Beside, Ownership, StateStore
+from prunecli.checkpoint.runstate import ExtraState, RunIdentity, StateStore
 from prunecli.errors import RecipeError
 from prunecli.measure.environment import library_versions
 from prunecli.pipeline.workspace import Workspace
@@ -53,17 +53,17 @@ def saved_states(space: Workspace, out: Path, identity: Mapping[str, JsonValue])
     with locked(folder, space.command, out):
         remove_leftovers(out)
         if out.exists() and not space.may_replace:  # another process had the lock and has just finished
-            raise RecipeError(f"{out}: exists by now; add --force to replace it, or choose another name")
+            raise RecipeError(f"{out}: was created in the meantime; add --force to replace it, or choose another name")
         store = StateStore(
             folder,
-            Ownership(identity, _environment(space)),
+            RunIdentity(identity, _environment(space)),
             keep=space.recipe.keep_states,
             every=space.recipe.save_every,
             warn=space.sink.warn,
-            tell=space.sink.note,
+            note=space.sink.note,
             command=space.resume_command,
             in_run=space.in_run,
-            beside=Beside(lambda: space.bad.left_out, space.bad.restore),
+            extra=ExtraState(lambda: space.bad.left_out, space.bad.restore),
         )
         if store.exists() and not space.resume:
             if not space.force:
@@ -77,7 +77,7 @@ def saved_states(space: Workspace, out: Path, identity: Mapping[str, JsonValue])
             yield store
         except KeyboardInterrupt as error:
             raise store.aborted(getattr(error, "signal", signal.SIGINT)) from error
-        reach("stage:saved")
+        crash_point("stage:saved")
         if not space.in_run:
             store.discard()
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from prunecli.checkpoint.durable import reach, remove_leftovers, write_text_atomically
+from prunecli.checkpoint.durable import crash_point, remove_leftovers, write_text_atomically
 from prunecli.checkpoint.locking import HOLDER_NAME, LOCK_NAME, locked
 from prunecli.data.catalog import find_data
 from prunecli.errors import GateFailed, RecipeError
@@ -120,7 +120,7 @@ def run_recipe(plan: Plan, folder: Path, space: Workspace) -> RunOutcome:
             comparison = found or comparison
             progress.done.append(StageRecord(stage.stage, path, figures))
             progress.save()
-            reach("run:noted")
+            crash_point("run:noted")
             if isinstance(stage, (TrainStage, PruneStage)):
                 discard_states(path)
             space.resume = False  # what comes now has not been begun

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunecli.checkpoint.durable import reach
+from prunecli.checkpoint.durable import crash_point
 from prunecli.criteria.base import default_loss
 from prunecli.data.loader import Batches, CalibrationBatches
 from prunecli.data.splits import ImageData, Split
@@ -109,7 +109,7 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
             step=space.step("prune", training, split=split),
         )
         space.tell_bad()
-        reach("stage:pruned")
+        crash_point("stage:pruned")
         networks = [loaded.model.cpu(), result.model.cpu()]
         timing = time_paired(networks, [example, example], rounds=stage.latency_rounds, device=space.device)
         energy = spikes_before_and_after(space, networks, stage.calibration_images) if data is not None else None

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from prunecli.checkpoint.confinement import stays_inside
-from prunecli.checkpoint.durable import reach
+from prunecli.checkpoint.durable import crash_point
 from prunecli.checkpoint.io import file_sha256
 from prunecli.checkpoint.manifest import Manifest
 from prunecli.data.catalog import holds_events
@@ -96,7 +96,7 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
             tell=space.sink.note,
         )
         space.tell_bad()
-        reach("stage:trained")
+        crash_point("stage:trained")
         loaded.manifest.history.append(step.model_copy(update={"figures": _fit_figures(result)}))
         path = space.finish(loaded, out)
     return TrainOutcome(path, log_path, result)
