@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunecli.checkpoint.manifest import Step
 from prunecli.cli.output import Output
-from prunecli.data.catalog import holds_events, load_data
+from prunecli.data.catalog import load_data, samples_of
 from prunecli.data.events import Binning, Events, pooled, to_frames
 from prunecli.data.images import BadImages
 from prunecli.data.loader import (
@@ -377,8 +377,8 @@ def test_a_network_for_colour_images_is_named(nmnist: Path) -> None:
 
 
 def test_events_are_told_by_name() -> None:
-    assert holds_events("n-mnist") and holds_events("events:x") and not holds_events("mnist")
-    assert not holds_events("x.npz")
+    assert samples_of("n-mnist") == samples_of("events:x") == "recordings"
+    assert samples_of("mnist") == samples_of("x.npz") == "images"
 
 
 def test_train_prune_and_evaluate(prune: Prune, nmnist: Path) -> None:

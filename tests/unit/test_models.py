@@ -12,10 +12,10 @@ from torch import nn
 
 import prunecli
 from prunecli.errors import MethodError, ModelError
-from prunecli.models.catalog import SOURCES, build, input_spec, source_names, split_reference
+from prunecli.models.catalog import build, input_spec, source_names, split_reference
 from prunecli.models.loading import load_file, load_reference, restore, save
 from prunecli.models.recognition import architecture_for, identify, recognise
-from prunecli.models.references import known_references
+from prunecli.models.index import SOURCES, known_references
 from tests.unit.networks import Plain, example
 
 HERE = Path("weights.pth")
@@ -23,7 +23,7 @@ HERE = Path("weights.pth")
 
 def test_known_references_are_the_installed_models() -> None:
     known = set(known_references())
-    installed = {f"{source}:{name}" for source in SOURCES for name in source_names(source) if "@" not in name}
+    installed = {f"{source}:{name}" for source in SOURCES.built_in for name in source_names(source) if "@" not in name}
     assert known <= installed, "write fingerprints.tsv again"
     assert len(installed - known) < 0.05 * len(installed)
 

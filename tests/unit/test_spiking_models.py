@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prunecli.errors import ModelError
 from prunecli.measure.neurons import leave_to_caller, reset_itself, spiking_neurons
 from prunecli.models.catalog import build, source_names
-from prunecli.models.references import known_references
+from prunecli.models.index import known_references
 from prunecli.surgery.proof.active_neurons import awake
 
 SMALL: list[tuple[str, dict[str, Any]]] = [

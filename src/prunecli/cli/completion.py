@@ -198,19 +198,19 @@ def _values(option: Any, current: str, choices: Callable[[Any], list[str]]) -> l
 
 
 def _data_sets(current: str) -> list[Candidate]:
-    from prunecli.data.catalog import DATASETS, PREFIXES
+    from prunecli.data.catalog import described_datasets
 
+    datasets = described_datasets()
     prefix, colon, path = current.partition(":")
-    if colon and prefix in PREFIXES:
-        wanted = (".npz",) if prefix == "npz" else ()
-        return [(f"{prefix}:{file}", text) for file, text in _files(path, wanted)]
-    names = [(name, text) for name, (_, text) in DATASETS.items()]
-    return _matching([*names, *((f"{name}:", text) for name, (_, text) in PREFIXES.items())], current)
+    if colon and f"{prefix}:" in dict(datasets):
+        suffixes = (".npz",) if prefix == "npz" else ()
+        return [(f"{prefix}:{file}", text) for file, text in _files(path, suffixes)]
+    return _matching(datasets, current)
 
 
 def _references(current: str) -> list[Candidate]:
     """Sources first; names once a source is typed, as there are more than a thousand."""
-    from prunecli.models.references import known_references
+    from prunecli.models.index import added_sources, known_references
 
     if current.startswith("open_clip:") and "@" in current:  # which weights there are only that library knows
         from prunecli.models import from_open_clip
@@ -219,6 +219,7 @@ def _references(current: str) -> list[Candidate]:
     references = known_references()
     if ":" not in current:
         sources = dict.fromkeys(reference.partition(":")[0] + ":" for reference in references)
+        sources |= dict.fromkeys(f"{source}:" for source in added_sources())
         return _matching([(source, "") for source in sources], current)
     return _matching([(reference, "") for reference in references], current)
 

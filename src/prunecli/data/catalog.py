@@ -1,40 +1,99 @@
-"""All data sets by name. A new one is a file with a `load` function and one line here."""
+"""All data sets by name: a built-in one is a file with a `load` function and one line here. Torch-free.
+
+An installed package adds its own with an entry point in the group `prunecli.data` that names a `DataModule`.
+"""
 
 from __future__ import annotations
 
 import os
-from importlib import import_module
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from prunecli.errors import DataError, unknown
+from prunecli.registry import Registry
 
 if TYPE_CHECKING:
     from prunecli.data.splits import ImageData
 
-EVENTS = "prunecli.data.event_sets"
-DATASETS: dict[str, tuple[str, str]] = {
-    "digits": ("prunecli.data.digits", "1,797 digits of 8x8 pixels from scikit-learn; nothing to download"),
-    "cifar10": ("prunecli.data.cifar", "CIFAR-10, 32x32"),
-    "cifar100": ("prunecli.data.cifar", "CIFAR-100, 32x32"),
-    "mnist": ("prunecli.data.mnist", "MNIST digits, 28x28"),
-    "fashion-mnist": ("prunecli.data.mnist", "Fashion-MNIST, 28x28"),
-    "cluttered-mnist": ("prunecli.data.clutter", "MNIST digits among pieces of other digits, 48x48"),
-    "n-mnist": (EVENTS, "N-MNIST, events of digits, 34x34"),
-    "cifar10-dvs": (EVENTS, "CIFAR10-DVS, events of moved images, 128x128"),
-    "dvs-gesture": (EVENTS, "DVS128 Gesture, events of 11 gestures, 128x128"),
-    "n-caltech101": (EVENTS, "N-Caltech101, events of objects, 180x240"),
+SampleKind: TypeAlias = Literal["images", "recordings"]
+
+
+class DataModule(Protocol):
+    """What brings a data set: a module, or an object, with a `load` function.
+
+    One whose samples are recordings of events also has `SAMPLES = "recordings"`.
+    """
+
+    def load(self, name: str, root: Path, download: bool, /) -> ImageData:
+        """Reads the data set.
+
+        Args:
+            name: What follows the colon in "NAME:ARGUMENT", else the name itself.
+            root: The data folder.
+            download: Whether missing files may be fetched.
+
+        Raises:
+            DataError: Files are missing or damaged.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A built-in data set.
+
+    Attributes:
+        module: A `DataModule`.
+        summary: One line for help and completion.
+        samples: What it has.
+        argument: Whether a path follows the name: never, always, or may be left out to mean the data folder.
+    """
+
+    module: str
+    summary: str
+    samples: SampleKind = "images"
+    argument: Literal["none", "required", "optional"] = "none"
+
+
+_EVENTS = "prunecli.data.event_sets"
+_BUILT_IN: dict[str, _Entry] = {
+    "digits": _Entry("prunecli.data.digits", "1,797 digits of 8x8 pixels from scikit-learn; nothing to download"),
+    "cifar10": _Entry("prunecli.data.cifar", "CIFAR-10, 32x32"),
+    "cifar100": _Entry("prunecli.data.cifar", "CIFAR-100, 32x32"),
+    "mnist": _Entry("prunecli.data.mnist", "MNIST digits, 28x28"),
+    "fashion-mnist": _Entry("prunecli.data.mnist", "Fashion-MNIST, 28x28"),
+    "cluttered-mnist": _Entry("prunecli.data.clutter", "MNIST digits among pieces of other digits, 48x48"),
+    "n-mnist": _Entry(_EVENTS, "N-MNIST, events of digits, 34x34", "recordings"),
+    "cifar10-dvs": _Entry(_EVENTS, "CIFAR10-DVS, events of moved images, 128x128", "recordings"),
+    "dvs-gesture": _Entry(_EVENTS, "DVS128 Gesture, events of 11 gestures, 128x128", "recordings"),
+    "n-caltech101": _Entry(_EVENTS, "N-Caltech101, events of objects, 180x240", "recordings"),
+    "events": _Entry(_EVENTS, "events:PATH, recordings of events, one folder per class", "recordings", "optional"),
+    "folder": _Entry("prunecli.data.folder", "folder:PATH, one folder per class", argument="optional"),
+    "images": _Entry("prunecli.data.unlabelled", "images:PATH, images without classes; for token", argument="optional"),
+    "npz": _Entry("prunecli.data.npz", "npz:FILE, arrays in one NumPy file", argument="required"),
+    "segmentation": _Entry(
+        "prunecli.data.segmentation",
+        "segmentation:PATH, images with masks (CamVid, ADE20K, VOC, plain)",
+        argument="optional",
+    ),
+    "wds": _Entry("prunecli.data.webdataset", "wds:PATH, tar files in CLIP_benchmark's layout", argument="optional"),
 }
-PREFIXES: dict[str, tuple[str, str]] = {
-    "events": (EVENTS, "events:PATH, recordings of events, one folder per class"),
-    "folder": ("prunecli.data.folder", "folder:PATH, one folder per class"),
-    "images": ("prunecli.data.unlabelled", "images:PATH, images without classes; for token"),
-    "npz": ("prunecli.data.npz", "npz:FILE, arrays in one NumPy file"),
-    "segmentation": ("prunecli.data.segmentation", "segmentation:PATH, images with masks (CamVid, ADE20K, VOC, plain)"),
-    "wds": ("prunecli.data.webdataset", "wds:PATH, tar files in CLIP_benchmark's layout"),
-}
-FOLDERS = ("events", "folder", "images", "segmentation", "wds")
-"""Prefixes that may stand alone: the data folder itself is then the set."""
+DATASETS: Registry[DataModule] = Registry(
+    "data set", "prunecli.data", {name: entry.module for name, entry in _BUILT_IN.items()}, DataError
+)
+
+
+def named_datasets() -> list[str]:
+    """Names of data sets that need no path; nothing is imported."""
+    return [name for name in DATASETS.names if name not in _BUILT_IN or _BUILT_IN[name].argument == "none"]
+
+
+def described_datasets() -> list[tuple[str, str]]:
+    """Every name with a line about it; one that a path may follow ends in a colon. Nothing is imported."""
+    built_in = [(name + ("" if e.argument == "none" else ":"), e.summary) for name, e in _BUILT_IN.items()]
+    added = [name for name in DATASETS.names if name not in _BUILT_IN]
+    return built_in + [(f"{name}{end}", f"from {DATASETS.package(name)}") for name in added for end in ("", ":")]
 
 
 def default_root() -> Path:
@@ -47,38 +106,58 @@ def load_data(name: str, root: Path | None = None, *, download: bool = False) ->
 
     Args:
         name: For instance "cifar10".
-        root: Where named sets lie, or what `FOLDERS` without a path read; default `default_root()`.
+        root: Where named sets lie, and what `folder` and the like read without a path; default `default_root()`.
         download: Whether a missing set may be fetched, where torchvision knows how.
 
     Raises:
         DataError: There is no such set, or it is missing or damaged.
     """
-    module, argument = find_data(name)
-    place = root or default_root()
-    data: ImageData = import_module(module).load(argument or str(place.absolute()), place, download)
-    return data
+    known, argument = find_data(name)
+    folder = root or default_root()
+    module = DATASETS.load(known)
+    if known in _BUILT_IN:
+        return module.load(argument or str(folder.absolute()), folder, download)
+    if not callable(getattr(module, "load", None)):
+        raise DataError(
+            f"data set {known!r} of package {DATASETS.package(known)} has no function load(name, root, download)"
+        )
+    # Checkpoints and reports record this name, and the data set is loaded again by it.
+    return replace(module.load(argument, folder, download), name=name)
 
 
-def holds_events(name: str) -> bool:
-    """Whether a data set has recordings of events, not images; nothing is read.
+def samples_of(name: str) -> SampleKind:
+    """What a data set has, by its name; nothing is read.
 
     Raises:
         DataError: There is no such set.
     """
-    return find_data(name)[0] == EVENTS
+    known, _ = find_data(name)
+    if known in _BUILT_IN:
+        return _BUILT_IN[known].samples
+    return "recordings" if getattr(DATASETS.load(known), "SAMPLES", None) == "recordings" else "images"
 
 
 def find_data(name: str) -> tuple[str, str]:
-    """The module that reads a data set, and what it is given (nothing: the data folder).
+    """The data set's name in the catalogue, and what its `load` is given (nothing: the data folder).
 
     Raises:
         DataError: There is no such set.
     """
-    prefix, colon, rest = name.partition(":")
+    known, colon, argument = name.partition(":")
     if not colon and name.endswith(".npz"):
-        prefix, rest = "npz", name
-    if name in DATASETS:
-        return DATASETS[name][0], name
-    if (prefix in PREFIXES and rest) or (name in FOLDERS and not colon):
-        return PREFIXES[prefix][0], rest
-    raise DataError(unknown("data set", name, [*DATASETS, *(f"{known}:..." for known in PREFIXES)]))
+        return "npz", name
+    if colon and not argument:
+        raise _no_such(name)
+    if known in _BUILT_IN:
+        allowed = _BUILT_IN[known].argument
+        if allowed == ("none" if colon else "required"):
+            raise _no_such(name)
+        return known, name if allowed == "none" else argument
+    if known in DATASETS.names:
+        return known, argument or name
+    raise _no_such(name)
+
+
+def _no_such(name: str) -> DataError:
+    paths = [f"{known}:..." for known, entry in _BUILT_IN.items() if entry.argument != "none"]
+    return DataError(unknown("data set", name, [*named_datasets(), *paths]))

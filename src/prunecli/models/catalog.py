@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import cache
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,28 +13,31 @@ from torch import nn
 
 from prunecli.checkpoint.manifest import Architecture, InputNormalisation
 from prunecli.errors import ModelError, unknown
+from prunecli.models.index import SOURCES, added_sources
+from prunecli.models.source import ModelSource, SettlingSource
 
-SOURCES: dict[str, str] = {
-    "cifar": "prunecli.models.cifar",
-    "open_clip": "prunecli.models.from_open_clip",
-    "segformer": "prunecli.models.segformer",
-    "spiking": "prunecli.models.spiking",
-    "timm": "prunecli.models.from_timm",
-    "torchvision": "prunecli.models.from_torchvision",
-}
 _BUILT_FROM = "_prunecli_built_from"
 
 
 def built_from(model: nn.Module) -> tuple[str, dict[str, Any]] | None:
     """The reference and the arguments that `build` made this network, or what it was copied from, with."""
-    found: tuple[str, dict[str, Any]] | None = getattr(model, _BUILT_FROM, None)
-    return found
+    origin: tuple[str, dict[str, Any]] | None = getattr(model, _BUILT_FROM, None)
+    return origin
 
 
 @cache
 def source_names(source: str) -> tuple[str, ...]:
     """All model names of one source."""
-    return tuple(_module(source).names())
+    return tuple(_source(source).names())
+
+
+def added_references() -> list[str]:
+    """Every "source:name" of the sources that installed packages add, which are imported for this.
+
+    Raises:
+        ModelError: A package is broken.
+    """
+    return [f"{source}:{name}" for source in added_sources() for name in source_names(source)]
 
 
 def split_reference(ref: str) -> tuple[str, str]:
@@ -47,11 +48,10 @@ def split_reference(ref: str) -> tuple[str, str]:
     """
     source, colon, name = ref.partition(":")
     if not colon:
-        known = [f"{s}:{ref}" for s in SOURCES if ref in source_names(s)]
+        known = [f"{s}:{ref}" for s in SOURCES.built_in if ref in source_names(s)]
         hint = f"did you mean {' or '.join(known)}?" if known else "write it as source:name, for instance timm:resnet50"
         raise ModelError(f"unknown architecture {ref!r}: {hint}")
-    if source not in SOURCES:
-        raise ModelError(unknown("model source", source, SOURCES))
+    SOURCES.require(source)
     if name not in source_names(source):
         message = unknown("architecture", ref, (f"{source}:{n}" for n in source_names(source)), see="prune models")
         raise ModelError(message)
@@ -71,12 +71,12 @@ def build(ref: str, *, pretrained: bool = False, meta: bool = False, **kwargs: A
         ModelError: The reference does not exist or the source refuses the arguments.
     """
     source, name = split_reference(ref)
-    module = _module(source)
+    module = _source(source)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with torch.device("meta") if meta else nullcontext():
-                model: nn.Module = module.build(name, pretrained and not meta, **kwargs)
+                model = module.build(name, pretrained and not meta, **kwargs)
             object.__setattr__(model, _BUILT_FROM, (ref, kwargs))
             return model
     except ModelError:
@@ -89,20 +89,19 @@ def build(ref: str, *, pretrained: bool = False, meta: bool = False, **kwargs: A
 def settled_arguments(ref: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments to record for a network: what it was built with, and defaults that its weights do not show."""
     source, name = split_reference(ref)
-    complete = getattr(_module(source), "settled", None)
-    return dict(kwargs) if complete is None else dict(complete(name, kwargs))
+    module = _source(source)
+    return dict(module.settled(name, kwargs) if isinstance(module, SettlingSource) else kwargs)
 
 
 def classes_are_texts(ref: str) -> bool:
     """Whether networks of a reference compare images with texts, so that no number of classes belongs to them."""
-    return bool(getattr(_module(split_reference(ref)[0]), "CLASSES_ARE_TEXTS", False))
+    return bool(getattr(_source(split_reference(ref)[0]), "CLASSES_ARE_TEXTS", False))
 
 
 def input_spec(ref: str, model: nn.Module) -> tuple[tuple[int, int] | None, InputNormalisation]:
     """Image height and width (None: any) and normalisation that go with a reference."""
     source, name = split_reference(ref)
-    found: tuple[tuple[int, int] | None, InputNormalisation] = _module(source).input_spec(name, model)
-    return found
+    return _source(source).input_spec(name, model)
 
 
 def rebuild_dense(architecture: Architecture) -> nn.Module:
@@ -119,5 +118,9 @@ def build_dense(architecture: Architecture, *, meta: bool = False) -> nn.Module:
     return build(architecture.ref, meta=meta, **arguments)
 
 
-def _module(source: str) -> ModuleType:
-    return import_module(SOURCES[source])
+def _source(source: str) -> ModelSource:
+    module = SOURCES.load(source)
+    if not isinstance(module, ModelSource):
+        package = SOURCES.package(source)
+        raise ModelError(f"model source {source!r} of package {package} lacks one of names, build and input_spec")
+    return module

@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from prunecli.models.references import FILE
+from prunecli.models.index import FINGERPRINTS
 
 _HASHES = 24
 
@@ -43,7 +43,7 @@ def nearest_references(shapes: Mapping[str, tuple[int, ...]], count: int) -> lis
 def _table() -> tuple[list[tuple[str, int]], NDArray[np.uint32]]:
     references: list[tuple[str, int]] = []
     rows: list[NDArray[np.uint32]] = []
-    for line in FILE.read_text(encoding="utf-8").splitlines():
+    for line in FINGERPRINTS.read_text(encoding="utf-8").splitlines():
         ref, size, packed = line.split("\t")
         references.append((ref, int(size)))
         rows.append(np.frombuffer(bytes.fromhex(packed), dtype="<u4"))
@@ -63,17 +63,18 @@ def write_table(references: Iterable[str]) -> int:
             continue
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         lines.append(f"{ref}\t{len(shapes)}\t{fingerprint(shapes).astype('<u4').tobytes().hex()}")
-    FILE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    FINGERPRINTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return len(lines)
 
 
 if __name__ == "__main__":
-    from prunecli.models.catalog import SOURCES, source_names
+    from prunecli.models.catalog import source_names
+    from prunecli.models.index import SOURCES
 
     everything = [
         f"{source}:{name}"
-        for source in sorted(SOURCES)
+        for source in SOURCES.built_in
         for name in source_names(source)
         if "@" not in name  # the same architecture with published weights
     ]
-    print(f"{write_table(everything)} of {len(everything)} models written to {FILE.name}")
+    print(f"{write_table(everything)} of {len(everything)} models written to {FINGERPRINTS.name}")

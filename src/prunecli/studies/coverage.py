@@ -21,7 +21,7 @@ from prunecli.measure.counts import parameter_count
 from prunecli.methods.params import StructuralParams
 from prunecli.models.catalog import input_spec, rebuild_dense
 from prunecli.models.loading import LoadedModel, input_channels, load_reference, restore
-from prunecli.models.references import known_references
+from prunecli.models.index import known_references
 from prunecli.pipeline.pruning import PruneResult, prune_model
 from prunecli.surgery.groups import Trace
 from prunecli.surgery.removal.rebuild import state_tensors

@@ -90,12 +90,12 @@ def _cover(output: Output, pattern: str, max_params: float | None, out: str | No
 
 
 def _data_sets() -> dict[str, str]:
-    from prunecli.data.catalog import DATASETS, default_root, load_data
+    from prunecli.data.catalog import default_root, load_data, named_datasets
     from prunecli.errors import DataError
 
     facts = {}
     root = default_root()
-    for name in DATASETS:
+    for name in named_datasets():
         try:
             data = load_data(name, root)
             train = len(data.train.labels) if data.train is not None else 0

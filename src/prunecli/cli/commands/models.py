@@ -18,10 +18,14 @@ def run(
     pattern: Annotated[str, typer.Argument(metavar="[PATTERN]", help="A part of the name, or a shell pattern.")] = "*",
 ) -> None:
     """Lists references."""
-    from prunecli.models.references import known_references
+    from prunecli.models.index import added_sources, known_references
 
     wanted = pattern if any(mark in pattern for mark in "*?[") else f"*{pattern}*"
     known = known_references()
+    if added_sources():
+        from prunecli.models.catalog import added_references  # imports torch, and the packages
+
+        known += added_references()
     found = [ref for ref in known if fnmatchcase(ref, wanted)]
     if not found:
         raise ModelError(unknown("architecture", pattern, known, see="prune models"))

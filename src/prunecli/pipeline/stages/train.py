@@ -1,32 +1,35 @@
-"""The stages train and finetune, from a workspace to a file."""
+"""The stages train and finetune."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from prunecli.checkpoint.confinement import stays_inside
 from prunecli.checkpoint.durable import crash_point
-from prunecli.checkpoint.io import file_sha256
 from prunecli.checkpoint.manifest import Manifest
-from prunecli.data.catalog import holds_events
-from prunecli.data.loader import Augmentation, TrainingBatches, training_batches
-from prunecli.data.splits import ImageData, Split
-from prunecli.engine.fit import Epoch, FitConfig, FitResult, fit
-from prunecli.engine.tasks import Accuracy, Figures
+from prunecli.data.splits import ImageData
+from prunecli.engine.distillation import Distillation
+from prunecli.engine.fit import Epoch, FitResult, fit
+from prunecli.engine.freezing import FreezeBackbone
+from prunecli.engine.hooks import Hook
+from prunecli.engine.tasks.base import Task
 from prunecli.engine.tracking import MetricsLog
 from prunecli.errors import ModelError, RecipeError
 from prunecli.inputs import logits
-from prunecli.models.loading import LoadedModel, load_companion
+from prunecli.models.loading import LoadedModel
+from prunecli.pipeline.fit_progress import FitProgress
 from prunecli.pipeline.resumption import identity_of, room_for, saved_states
-from prunecli.pipeline.sink import Advance
-from prunecli.pipeline.workspace import DEFAULT_DATA, Workspace
+from prunecli.pipeline.state import DEFAULT_DATA
+from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import FinetuneStage, TrainStage
+from prunecli.report.numbers import fixed
+from prunecli.report.table import Table
 
 _FINETUNE_LR = 0.01
 
@@ -44,6 +47,34 @@ class TrainOutcome:
         """The epoch whose weights were kept."""
         return self.result.epochs[self.result.chosen - 1]
 
+    def figures(self) -> dict[str, Any]:
+        """The chosen epoch."""
+        return asdict(self.chosen)
+
+    def document(self) -> dict[str, Any]:
+        """Every epoch."""
+        return {
+            "checkpoint": str(self.path),
+            "metrics_log": str(self.metrics_path),
+            "chosen_epoch": self.result.chosen,
+            "epochs": [asdict(epoch) for epoch in self.result.epochs],
+        }
+
+    def tables(self) -> Sequence[Table]:
+        """The chosen epoch."""
+        chosen = self.chosen
+        validation: Any = chosen.validation
+        label = validation.score_label if validation else "score"
+        rows = [
+            ("epoch kept", f"{chosen.epoch} of {len(self.result.epochs)}"),
+            ("training loss", fixed(chosen.loss, 4)),
+            (f"validation {label}", fixed(validation.score if validation else None, unit=" %")),
+            ("validation loss", fixed(validation.loss if validation else None, 4)),
+            ("checkpoint", str(self.path)),
+            ("metrics", str(self.metrics_path)),
+        ]
+        return [Table(("figure", "value"), rows)]
+
 
 def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
     """Trains the current network, or finetunes it, and saves it with its manifest.
@@ -52,107 +83,75 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
         DataError: The data cannot be used with the network.
         RecipeError: A setting is wrong.
     """
-    finetuning = isinstance(stage, FinetuneStage)
     if space.recipe.model.weights is None and space.loaded is None:
         space.use_data(DEFAULT_DATA)
     loaded = space.model()
     data = space.data()
-    space.check_classes()
+    space.judging.check()
+    task = space.judging.training_task()
     stage = dataclasses.replace(stage, lr=_learning_rate(stage, loaded.manifest))
-    _check_augmentation(stage, data)
-    teacher = _teacher(space, stage.teacher) if isinstance(stage, FinetuneStage) and stage.teacher else None
+    _check_augmentation(space, stage, data, task)
+    teacher = space.lineage.teacher(stage.teacher) if isinstance(stage, FinetuneStage) and stage.teacher else None
     learned_from = {}
     if teacher is not None:
-        _check_teacher(space, space.classifier(teacher.model))
+        _check_teacher(space, space.judging.classifier(teacher.model))
         learned_from = {"teacher's sha256": teacher.sha256}
     split = data.training_split()
-    step = space.step(stage.stage, _settings(stage), split=split)
-    config = _fit_config(stage, space.recipe.seed)
-    train = _batches(space, stage, split)
-    validation = space.batches(data.validation) if data.validation is not None else None
+    step = space.lineage.step(stage.stage, _settings(stage), split=split)
+    train = space.inputs.training(split, stage)
+    validation = space.inputs.batches(data.validation) if data.validation is not None else None
     if stage.patience is not None and validation is None:
         raise RecipeError("--patience needs validation images; use a --val-fraction over 0")
     log_path = out.with_suffix(".metrics.jsonl")
-    title = "finetune" if finetuning else "train"
     room_for(space, out, states=True)
     with (
         saved_states(space, out, identity_of(space, stage, **learned_from)) as states,
         MetricsLog(log_path, tensorboard=stage.tensorboard, continued=states.exists(), warn=space.sink.warn) as log,
-        space.sink.progress(title, config.epochs * len(train)) as advance,
+        space.sink.progress(stage.stage, stage.epochs * len(train)) as advance,
     ):
-        space.sink.note(f"{title} {loaded.name} on {len(split.labels)} images of {data.name}, {space.device.type}")
-        progress = _FitProgress(space, log, advance, config.epochs)
+        space.sink.note(
+            f"{stage.stage} {loaded.name} on {len(split.labels)} images of {data.name}, {space.device.type}"
+        )
         result = fit(
-            space.classifier(),
+            space.judging.classifier(),
             train,
             validation,
-            config,
+            stage,
             space.device,
-            num_classes=data.num_classes,
-            teacher=space.classifier(teacher.model) if teacher is not None else None,
-            progress=progress,
-            task=space.task(),
+            task=task,
+            seed=space.recipe.seed,
+            hooks=_hooks(space, stage, task, teacher),
+            progress=FitProgress(space.sink, advance, "", stage.epochs, log),
             keeper=states,
             tell=space.sink.note,
         )
-        space.tell_bad()
+        space.report_bad()
         crash_point("stage:trained")
         loaded.manifest.history.append(step.model_copy(update={"figures": _fit_figures(result)}))
-        path = space.finish(loaded, out)
+        path = space.lineage.finish(loaded, out)
     return TrainOutcome(path, log_path, result)
 
 
-def _batches(space: Workspace, stage: TrainStage, split: Split) -> TrainingBatches:
-    """The training images as the stage wants them augmented."""
-    section = space.recipe.data
-    return training_batches(
-        split,
-        space.preprocessing(),
-        Augmentation(space.data().flip, stage.auto_augment, stage.color_jitter, stage.random_erasing),
-        section.batch_size,
-        seed=space.recipe.seed,
-        workers=section.workers,
-        bad=space.bad,
-    )
-
-
-def _teacher(space: Workspace, name: str) -> LoadedModel:
-    if name != "parent":
-        return load_companion(Path(name).expanduser(), space.model().manifest.architecture.ref)
-    if space.parent is not None:
-        return space.parent
-    step = space.model().manifest.last("prune")
-    if step is None or step.parent is None:
-        raise ModelError(f"{space.model().name}: names no parent it was pruned from; give --teacher a weights file")
-    # Its path was written down where pruning ran, perhaps by somebody else; it may also lie beside the checkpoint.
-    here = space.model().path or Path()
-    places = [
-        p for p in (Path(step.parent), here.with_name(Path(step.parent).name)) if stays_inside(p, here.parent, Path())
-    ]
-    path = next((p for p in places if p.is_file() and file_sha256(p) == step.parent_sha256), None)
-    if path is None:
-        raise ModelError(
-            f"{step.parent}: the parent is not in this folder or the checkpoint's, or has changed; give --teacher the "
-            "file it was pruned from"
-        )
-    return load_companion(path, space.model().manifest.architecture.ref)
+def _hooks(space: Workspace, stage: TrainStage, task: Task, teacher: LoadedModel | None) -> list[Hook]:
+    hooks: list[Hook] = []
+    if stage.freeze_backbone_epochs:
+        hooks.append(FreezeBackbone(stage.freeze_backbone_epochs))
+    if teacher is not None:
+        assert isinstance(stage, FinetuneStage)
+        network = space.judging.classifier(teacher.model)
+        hooks.append(Distillation(network, task, stage.distill_weight, stage.distill_temperature))
+    return hooks
 
 
 def _check_teacher(space: Workspace, teacher: nn.Module) -> None:
-    shape = "x".join(map(str, space.input_shape()))
+    shape = "x".join(map(str, space.inputs.shape()))
     try:
         with torch.no_grad():
-            outputs = logits(teacher.cpu().eval()(space.example())).shape[1]
+            outputs = logits(teacher.cpu().eval()(space.inputs.example())).shape[1]
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"--teacher does not run on {shape} images; give a network for the same data") from error
     if outputs != space.data().num_classes:
         raise ModelError(f"--teacher has {outputs} outputs, not {space.data().num_classes}; give one for the same data")
-
-
-def _fit_config(stage: TrainStage, seed: int) -> FitConfig:
-    names = {field.name for field in dataclasses.fields(FitConfig)}
-    chosen = {key: value for key, value in dataclasses.asdict(stage).items() if key in names}
-    return FitConfig(**chosen, seed=seed)
 
 
 def _learning_rate(stage: TrainStage, manifest: Manifest) -> float:
@@ -166,13 +165,10 @@ def _learning_rate(stage: TrainStage, manifest: Manifest) -> float:
     return _FINETUNE_LR
 
 
-def _check_augmentation(stage: TrainStage, data: ImageData) -> None:
-    """Refuses what would change an image and leave its mask as it is, or what does not know frames."""
-    if holds_events(data.name) and stage.cutmix:
-        raise RecipeError(f"--cutmix cuts images, and {data.name} has frames of events: leave it out")
-    if data.task == "classification":
-        return
-    for name in ("mixup", "cutmix", "auto_augment", "random_erasing"):
+def _check_augmentation(space: Workspace, stage: TrainStage, data: ImageData, task: Task) -> None:
+    """Refuses what would change an image and leave its labels as they are, or what does not know frames."""
+    space.samples().check_augmentation(data.name, stage)
+    for name in task.refused_augmentations:
         if getattr(stage, name):
             raise RecipeError(
                 f"--{name.replace('_', '-')} is for images with one class each; {data.name} has masks: leave it out "
@@ -188,39 +184,5 @@ def _fit_figures(result: FitResult) -> dict[str, Any]:
     chosen = result.epochs[result.chosen - 1]
     figures: dict[str, Any] = {"epochs": len(result.epochs), "chosen_epoch": result.chosen, "train_loss": chosen.loss}
     if chosen.validation is not None:
-        figures |= _validation_figures(chosen.validation)
+        figures |= {f"validation_{name}": value for name, value in chosen.validation.logged.items()}
     return figures
-
-
-def _validation_figures(figures: Figures) -> dict[str, float]:
-    """What a log and a manifest say of a validation split."""
-    named = {f"validation_{figures.score_name}": figures.score, "validation_loss": figures.loss}
-    if not isinstance(figures, Accuracy):
-        named["validation_pixel_accuracy"] = figures.pixel_accuracy
-    return named
-
-
-class _FitProgress:
-    """Turns what `fit` reports into a log, a bar and lines."""
-
-    def __init__(self, space: Workspace, log: MetricsLog, advance: Advance, epochs: int) -> None:
-        self._space, self._log, self._advance, self._epochs = space, log, advance, epochs
-
-    def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
-        self._advance((epoch - 1) * steps + step, f"epoch {epoch}/{self._epochs} loss {loss:.4f}")
-
-    def on_epoch(self, epoch: Epoch) -> None:
-        validation = epoch.validation
-        self._log.write(
-            {
-                "epoch": epoch.epoch,
-                "lr": epoch.lr,
-                "train_loss": epoch.loss,
-                **(_validation_figures(validation) if validation else {}),
-                "seconds": round(epoch.seconds, 3),
-            }
-        )
-        shown = f", validation {validation.score_label} {validation.score:.2f} %" if validation else ""
-        self._space.sink.note(
-            f"epoch {epoch.epoch}/{self._epochs}: loss {epoch.loss:.4f}{shown}, {epoch.seconds:.1f} s"
-        )
