@@ -71,29 +71,29 @@ def _other_formats() -> list[BadFile]:
     return [
         BadFile("empty", b"", "is empty", "fetch or save"),
         BadFile("web page", page, "a web page", "download the file itself"),
-        BadFile("XML", b'<?xml version="1.0"?><Error/>', "an XML text", "download the file again"),
+        BadFile("XML", b'<?xml version="1.0"?><Error/>', "an XML document", "download the file again"),
         BadFile("LFS pointer", pointer, "Git LFS pointer", "git lfs pull"),
         BadFile("PNG", image, "a PNG image", "give a file of weights"),
         BadFile("JPEG", b"\xff\xd8\xff\xe0" + bytes(64), "a JPEG image", "give a file of weights"),
         BadFile("zeros", bytes(4096), "nothing but zero bytes", "fetch or copy"),
-        BadFile("gzip", gzip.compress(b"x" * 100), "packed with gzip", "unpack it"),
+        BadFile("gzip", gzip.compress(b"x" * 100), "compressed with gzip", "unpack it"),
         BadFile("tar", _tar(), "a tar archive", "unpack it"),
         BadFile("HDF5", b"\x89HDF\r\n\x1a\n" + bytes(64), "an HDF5 file", "convert it"),
         BadFile("GGUF", b"GGUF\3\0\0\0" + bytes(64), "a GGUF file", "converted from"),
         BadFile("ONNX", b"\x08\x07\x12\x07pytorch\x1a" + b"\x05" * 64, "an ONNX model", "exported from"),
-        BadFile("JSON", b'{"a": [1, 2]}', "a JSON text", "give a file of weights"),
+        BadFile("JSON", b'{"a": [1, 2]}', "a JSON document", "give a file of weights"),
         BadFile("index", b'{"weight_map": {"a": "model-00001.safetensors"}}', "a list of weight files", "in one file"),
         BadFile("text", "Gewichte für später\n".encode(), "a text file", "give a file of weights"),
         BadFile("pickle", pickle.dumps({"a": 1}), "a Python pickle", "torch.save"),
         BadFile("npy", _npy(), "a NumPy array", "named tensors"),
         BadFile("npz", _npz(), "a NumPy archive", "named tensors"),
         BadFile("zip", _zip({"a.txt": b"hello"}), "torch.save did not write", "unpack it"),
-        BadFile("noise", bytes(range(7, 255)) * 9, "no file of weights that is known", "give a file of weights"),
+        BadFile("noise", bytes(range(7, 255)) * 9, "not a known kind of weights file", "give a file of weights"),
         BadFile("TorchScript", _torchscript(), "a TorchScript program", r"torch\.jit\.load\('"),
         BadFile(
             "TorchScript data", _zip({"m/constants.pkl": b"", "m/data.pkl": b""}), "TorchScript", r"torch\.jit\.load\('"
         ),
-        BadFile("pt2", _exported(), "a program of torch.export", r"torch\.export\.load\('", (".pt2", ".pt")),
+        BadFile("pt2", _exported(), "a program saved by torch.export", r"torch\.export\.load\('", (".pt2", ".pt")),
         BadFile(
             "older pt2", _zip({"serialized_exported_program.json": b"{}"}), "torch.export", r"torch\.export\.load\('"
         ),
@@ -109,7 +109,7 @@ def _cut_short() -> list[BadFile]:
         BadFile("legacy cut in the pickle", legacy[:200], "cut short or damaged", "fetch or save"),
         BadFile("safetensors cut in the numbers", plain[:-4], "", "fetch or make"),
         BadFile("safetensors cut in the header", plain[:60], "is cut short", "fetch or save"),
-        BadFile("wrong magic", b"\x89" + zipped[1:], "no file of weights that is known", "give a file of weights"),
+        BadFile("wrong magic", b"\x89" + zipped[1:], "not a known kind of weights file", "give a file of weights"),
         BadFile("wrong magic of legacy", legacy.replace(b"\xfc\x9cF", b"\xfc\x9cG"), "a Python pickle", "torch.save"),
         BadFile("wrong magic of a pickle", as_zip(b"hello"), "instruction b'h'|cut short or damaged", "save"),
     ]
@@ -129,7 +129,7 @@ def _wrong_content() -> list[BadFile]:
     return [
         BadFile("later schema", safetensors(foreign), "prunecli.manifest/9", "another version"),
         BadFile("wrong schema", safetensors(other), "schema 'other'", "altered"),
-        BadFile("no JSON", safetensors(b"{not json}"), "no valid JSON", "fetch or make"),
+        BadFile("no JSON", safetensors(b"{not json}"), "not valid JSON", "fetch or make"),
         BadFile("no mapping", safetensors(b'{"a": 3}'), "claims a tensor 'a'", "fetch or make"),
         BadFile("no tensors in safetensors", safetensors(b"{}"), "holds no tensors", "give a file of weights"),
         BadFile("no tensors", nested.getvalue(), "holds no tensors", "state dict"),
@@ -158,9 +158,9 @@ def _nested() -> list[BadFile]:
         BadFile("deep list of legacy", as_legacy(deep), "holds a list", "state_dict"),
         BadFile("shared pairs", as_zip(pairs), "nested keys", "state_dict"),
         BadFile("wrapped", stream.getvalue(), "over and over", "state_dict"),
-        BadFile("deep JSON", safetensors(b'{"a":' + b"[" * 100_000), "no valid JSON", "fetch or make"),
-        BadFile("many marks", as_zip(b"\x80\x02" + b"(" * 500_000), "nested without end", "state_dict"),
-        BadFile("itself", as_zip(_module_in_itself()), "without end", "fetch or save"),
+        BadFile("deep JSON", safetensors(b'{"a":' + b"[" * 100_000), "not valid JSON", "fetch or make"),
+        BadFile("many marks", as_zip(b"\x80\x02" + b"(" * 500_000), "nested too deeply", "state_dict"),
+        BadFile("itself", as_zip(_module_in_itself()), "nested too deeply", "fetch or save"),
     ]
 
 

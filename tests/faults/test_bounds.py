@@ -28,14 +28,14 @@ CAUSES = {
     "10^12 numbers in a legacy file": "claims 4,000,000,000,000 bytes that the file does not have",
     "two sizes": "claims storage '0' twice",
     "numbers that expand": "is compressed",
-    "entries over each other": "lies over another one",
+    "entries over each other": "overlaps another one",
     "one number repeated": "repeats 1,000 numbers over and over",
-    "behind the end": "does not fit into its data",
+    "behind the end": "does not fit its data",
     "overlapping": "its tensors overlap",
     "call of torch.Tensor": "calls 'torch.Tensor'",
     "too many instructions": "over 1,000,000 instructions",
     "keys that share parts": "nested keys",
-    "keys that collide": "keys that no state dict has",
+    "keys that collide": "keys that do not belong in a state dict",
     "120,000 tensors": "over 100,000",
 }
 

@@ -168,7 +168,7 @@ def test_a_folder_of_states_may_be_no_link(processes: Processes, tmp_path: Path)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "x.safetensors.state").symlink_to(tmp_path / "elsewhere")
     refused = processes.run(TRAIN, tmp_path)
-    assert refused.code == 2 and "x.safetensors.state: is a link; remove it" in refused.err
+    assert refused.code == 2 and "x.safetensors.state: is a symbolic link; remove it" in refused.err
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
@@ -257,7 +257,10 @@ def test_a_name_that_is_taken_by_the_time_of_the_lock_is_refused(tmp_path: Path)
     """Two commands begin together and the other one is done first."""
     space = Workspace(Recipe(model=ModelSection(ref="cifar:resnet20"), device="cpu"), Output("quiet"))
     (tmp_path / "x.safetensors").write_text("precious")
-    with pytest.raises(RecipeError, match="created in the meantime"), saved_states(space, tmp_path / "x.safetensors", {}):
+    with (
+        pytest.raises(RecipeError, match="created in the meantime"),
+        saved_states(space, tmp_path / "x.safetensors", {}),
+    ):
         raise AssertionError
     space.in_run = True  # the folder of a run is its own
     with saved_states(space, tmp_path / "x.safetensors", {}):

@@ -179,7 +179,7 @@ def test_other_content_and_damaged_numbers_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="tensor 'a' holds NaN"):
         read_foreign(path)
     (tmp_path / "x.safetensors").write_bytes(b"{}")
-    with pytest.raises(ModelError, match="a JSON text"):
+    with pytest.raises(ModelError, match="a JSON document"):
         read_foreign(tmp_path / "x.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of ours, and other people's weights."""
+"""Checkpoints of this tool, and weights that other programs saved."""
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
-"""Endings of files that hold weights; here, because completion reads them without importing torch."""
+"""Suffixes of weights files; defined in this module because completion reads them without importing torch."""

@@ -1,4 +1,4 @@
-"""Paths that come out of files: a manifest or recipe from somebody else may not lead out of the folders at hand."""
+"""Paths read from files: a manifest or recipe from somebody else must not lead outside the allowed folders."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def stays_inside(path: str | Path, *folders: Path) -> bool:
-    """Whether `path` lies in one of `folders`, with `..` and symbolic links followed.
+    """Whether `path` lies in one of `folders` once `..` and symbolic links are resolved.
 
     Args:
-        path: Absolute, or relative to the current folder. What begins with `~` is never inside.
+        path: Absolute, or relative to the current folder. A path that begins with `~` is never inside.
         folders: Folders that may be read from.
     """
     if str(path).startswith("~"):

@@ -1,4 +1,4 @@
-"""Weights that are no numbers."""
+"""Refusing weights that are NaN or infinite."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path, allowed: bool) -> No
 
     Args:
         tensors: Tensors by name.
-        path: Their file, for the message.
-        allowed: Whether they are taken as they are.
+        path: The file they came from, for the message.
+        allowed: Whether to accept them anyway.
 
     Raises:
-        ModelError: Some do; the first are named.
+        ModelError: Some do; the first few are named.
     """
     if allowed:
         return
     bad: list[str] = []
-    known: dict[tuple[object, ...], bool] = {}  # tied tensors are looked at once
+    checked: dict[tuple[object, ...], bool] = {}  # tied tensors are checked once
     for name, tensor in tensors.items():
-        place = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
-        if place not in known:
-            known[place] = _is_finite(tensor)
-        if not known[place]:
+        view = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+        if view not in checked:
+            checked[view] = _is_finite(tensor)
+        if not checked[view]:
             bad.append(name)
     if bad:
         named = ", ".join(shown(name) for name in bad[:_NAMED])
         more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
         which = f"tensor {named} holds" if len(bad) == 1 else f"tensors {named}{more} hold"
         raise ModelError(
-            f"{path}: {which} NaN or infinity, so the network is broken; fetch or train it again, or load it as it is "
+            f"{path}: {which} NaN or infinity, so the network is broken; fetch or train it again, or load it anyway "
             "with --allow-nonfinite"
         )
 

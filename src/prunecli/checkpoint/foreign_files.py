@@ -1,4 +1,4 @@
-"""Reading other people's weights without running anything they contain."""
+"""Reading weights that other programs saved, without running anything in the file."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _MAX_NAME = 1024
 
 @dataclass(frozen=True)
 class ForeignWeights:
-    """Weights as somebody else saved them.
+    """Weights that another program saved.
 
     Attributes:
         tensors: The state dict.
-        class_path: For a whole pickled model the name of its class, for instance "torchvision.models.resnet.ResNet".
+        class_path: The class of a model pickled as a whole, for instance "torchvision.models.resnet.ResNet".
     """
 
     tensors: dict[str, Tensor]
@@ -38,14 +38,14 @@ class ForeignWeights:
 
 
 def read_foreign(path: Path, *, allow_nonfinite: bool = False) -> ForeignWeights:
-    """Reads weights from a safetensors file or from what torch.save wrote: a state dict or a whole model.
+    """Reads weights from a safetensors file or one of torch.save that holds a state dict or a whole model.
 
     Nested dictionaries (`state_dict`, `model`, `model_ema` and the like) are unwrapped, exponential averages first,
-    and prefixes that every key carries (`module.`, `_orig_mod.`) are removed. Nothing in the file is executed, and
-    classes in it are not looked up.
+    and prefixes that all keys share (`module.`, `_orig_mod.`) are removed. Nothing in the file is executed, and no
+    class named in it is imported.
 
     Args:
-        path: The file; what it is called does not matter.
+        path: The file; its name does not matter.
         allow_nonfinite: Whether tensors may hold NaN or infinity.
 
     Raises:
@@ -61,7 +61,7 @@ def read_foreign(path: Path, *, allow_nonfinite: bool = False) -> ForeignWeights
     tensors = _without_prefixes(weights.tensors)
     for name, tensor in tensors.items():
         if len(name) > _MAX_NAME:
-            raise refusal(path, f"has a tensor name of {len(name):,} letters", "fetch or save the file again")
+            raise refusal(path, f"has a tensor name of {len(name):,} characters", "fetch or save the file again")
         if tensor.is_sparse or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
             raise refusal(path, f"tensor {shown(name)} is not dense", "save dense tensors")
     check_finite(tensors, path, allow_nonfinite)
@@ -69,7 +69,7 @@ def read_foreign(path: Path, *, allow_nonfinite: bool = False) -> ForeignWeights
 
 
 def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Takes off what every name begins with, however often, and the counter of torch's AveragedModel."""
+    """Removes prefixes that all names share, repeatedly, and the counter of torch's AveragedModel."""
     while True:
         named = {name: tensor for name, tensor in tensors.items() if name != "n_averaged"}
         prefix = next((p for p in _PREFIXES if named and all(name.startswith(p) for name in named)), None)

@@ -1,9 +1,10 @@
-"""The header of a safetensors file: bounded before it is believed, and sealed with a hash in checkpoints of ours."""
+"""The header of a safetensors file: bounds are checked before it is parsed; our checkpoints seal it with a hash."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from prunecli.errors import ModelError
 
 MANIFEST_KEY = "prunecli.manifest"
 UNSEALED = "0" * 64
-MAX_HEADER = 64 << 20
-MAX_TENSORS = 100_000
+_MAX_HEADER = 64 << 20
+_MAX_TENSORS = 100_000
 _MAX_DIMENSIONS = 64
 _MAX_NAME = 1024
 _LENGTH = 8
@@ -23,7 +24,7 @@ _BEFORE_SEAL = f'{{"__metadata__":{{"{MANIFEST_KEY}":"{{\\"schema\\":\\"{MANIFES
 _SEAL_AT = _LENGTH + len(_BEFORE_SEAL)
 _AFTER_SEAL = b'\\",'
 _MARKS = (MANIFEST_KEY.encode(), b'\\"tensor_sha256\\":', MANIFEST_SCHEMA.encode())
-"""What a checkpoint of ours has in its header. One damaged byte leaves two of them, so it is not taken for plain."""
+"""Texts in the header of our checkpoints; one damaged byte leaves two, so it is not taken for plain weights."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class Header:
     """A safetensors header.
 
     Attributes:
-        raw: Its length (8 bytes, little-endian), its JSON and the padding.
-        metadata: The texts in it.
-        sizes: Bytes of every tensor.
+        raw: Length (8 bytes, little-endian), JSON and padding.
+        metadata: Its metadata strings.
+        sizes: Size of each tensor in bytes.
     """
 
     raw: bytes
@@ -42,12 +43,12 @@ class Header:
 
     @property
     def is_ours(self) -> bool:
-        """Whether it belongs to a checkpoint of ours, even if a byte of it is damaged."""
+        """Whether it belongs to one of our checkpoints, even with one damaged byte."""
         return MANIFEST_KEY in self.metadata or any(mark in self.raw for mark in _MARKS)
 
     @property
     def is_intact(self) -> bool:
-        """Whether it is a checkpoint's header as it was written."""
+        """Whether it is the header of a checkpoint, unchanged since it was written."""
         return _sealed(self.raw) == self.raw
 
 
@@ -55,16 +56,18 @@ def read_header(path: Path) -> Header:
     """Reads the header of a safetensors file.
 
     Raises:
-        ModelError: It is cut short, no valid JSON, or claims more than the file holds.
+        ModelError: It is cut short, not valid JSON, or claims more than the file holds.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_LENGTH), "little")
         if _LENGTH + length > size:
             raise refusal(path, f"is cut short: its header claims {length:,} bytes", "fetch or save the file again")
-        if length > MAX_HEADER:
+        if length > _MAX_HEADER:
             raise refusal(
-                path, f"its header is {length:,} bytes, over {MAX_HEADER:,}", "save the weights alone, without metadata"
+                path,
+                f"its header is {length:,} bytes, over {_MAX_HEADER:,}",
+                "save the weights alone, without metadata",
             )
         file.seek(0)
         raw = file.read(_LENGTH + length)
@@ -72,35 +75,35 @@ def read_header(path: Path) -> Header:
     try:
         content = json.loads(raw[_LENGTH:])
     except (ValueError, RecursionError) as error:
-        raise damaged(path, "is no valid JSON") from error
+        raise damaged(path, "is not valid JSON") from error
     metadata = content.pop("__metadata__", {}) if isinstance(content, dict) else None
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise damaged(path, "is no mapping of names to tensors")
-    if len(content) > MAX_TENSORS:
+        raise damaged(path, "is not a mapping from names to tensors")
+    if len(content) > _MAX_TENSORS:
         raise refusal(
-            path, f"claims {len(content):,} tensors, over {MAX_TENSORS:,}", "save the network's weights alone"
+            path, f"claims {len(content):,} tensors, over {_MAX_TENSORS:,}", "save the network's weights alone"
         )
     sizes: dict[str, int] = {}
     for name, entry in content.items():
-        found = _size(name, entry, size - len(raw))
-        if found is None:
+        tensor_size = _size(name, entry, size - len(raw))
+        if tensor_size is None:
             raise damaged(path, f"claims a tensor {name[:120]!r} that the file does not hold")
-        sizes[name] = found
+        sizes[name] = tensor_size
     return Header(raw, metadata, sizes)
 
 
 def seal(path: Path) -> None:
-    """Writes the hash of a checkpoint's header into the place kept for it."""
+    """Writes the hash of a checkpoint's header into the field reserved for it."""
     header = read_header(path)
     if not header.raw.startswith(_BEFORE_SEAL, _LENGTH):
-        raise ModelError(f"{path}: its header is not laid out as expected; install a version of safetensors that is")
+        raise ModelError(f"{path}: its header is not laid out as expected; install another version of safetensors")
     with path.open("r+b") as file:
         file.seek(_SEAL_AT)
         file.write(_sealed(header.raw)[_SEAL_AT : _SEAL_AT + len(UNSEALED)])
 
 
 def _sealed(raw: bytes) -> bytes:
-    """A header with its hash in place, whatever stood there; one without that place is no header of ours."""
+    """A header with its hash filled in; empty if it lacks the field, as headers of other programs do."""
     end = _SEAL_AT + len(UNSEALED)
     if not raw.startswith(_BEFORE_SEAL, _LENGTH) or not raw.startswith(_AFTER_SEAL, end):
         return b""
@@ -109,7 +112,7 @@ def _sealed(raw: bytes) -> bytes:
 
 
 def _size(name: str, entry: Any, available: int) -> int | None:
-    """Bytes of a tensor; None if the entry is wrong. The library checks the rest."""
+    """Size of a tensor in bytes; None if its entry is wrong. The library checks the rest."""
     if not isinstance(entry, dict) or len(name) > _MAX_NAME:
         return None
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
@@ -121,11 +124,7 @@ def _size(name: str, entry: Any, available: int) -> int | None:
     return end - begin if 0 <= begin <= end <= available else None
 
 
-def _damage(raw: bytes) -> Any:
+def _damage(raw: bytes) -> Callable[[Path, str], ModelError]:
     ours = any(mark in raw for mark in _MARKS)
-
-    def error(path: Path, what: str) -> ModelError:
-        whose = "its header is damaged: it" if ours else "not a readable safetensors file: its header"
-        return refusal(path, f"{whose} {what}", "fetch or make the file again")
-
-    return error
+    subject = "its header is damaged: it" if ours else "not a readable safetensors file: its header"
+    return lambda path, problem: refusal(path, f"{subject} {problem}", "fetch or make the file again")

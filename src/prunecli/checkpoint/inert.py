@@ -1,4 +1,4 @@
-"""Stand-ins for classes and functions that a file names: they hold what they are given and do nothing."""
+"""Stand-ins for classes and functions named in a file: they hold their arguments and do nothing."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ _WRAPPERS = ("torch.nn.parallel.", "torch.optim.swa_utils.", "torch._dynamo.")
 _PARTS = ("_parameters", "_buffers", "_modules")
 
 StandIn = tuple[Callable[..., Any], str]
-"""What torch is told to use for a name."""
+"""The class that torch uses for a name, and the name."""
 
 
 class Inert:
-    """An object of a class that is not looked up.
+    """An object of a class that is never imported.
 
     Attributes:
-        path: Name of the class or function that would have made it.
-        state: What it would have been filled with.
+        path: Name of the class or function that would have created it.
+        state: The state it would have been given.
     """
 
     path = ""
     state: Any = None
 
     def __new__(cls, *arguments: Any) -> Any:
-        """Takes any arguments; of some modules the first holds what is inside."""
-        made = object.__new__(cls)
+        """Accepts any arguments; the first one of some wrappers is the wrapped module."""
+        instance = object.__new__(cls)
         if arguments and cls.path.startswith("torch.fx."):
-            made.state = arguments[0]
+            instance.state = arguments[0]
         elif arguments and cls.path.startswith("torch._dynamo."):
-            made.state = {"_parameters": {}, "_buffers": {}, "_modules": {"_orig_mod": arguments[0]}}
-        return made
+            instance.state = {"_parameters": {}, "_buffers": {}, "_modules": {"_orig_mod": arguments[0]}}
+        return instance
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -63,13 +63,13 @@ class _ModuleClass(Inert):
 def stand_ins(
     names: Iterable[str], mappings: Iterable[str], sequences: Iterable[str], module_class: str
 ) -> list[StandIn]:
-    """Classes to stand in for names.
+    """Makes a stand-in for each name.
 
     Args:
-        names: All names in a file.
-        mappings: Those whose objects are filled like dictionaries; they become dictionaries.
-        sequences: Those whose objects are filled like lists; they become lists.
-        module_class: Name of the call that gives the class out of the note that older torch.save wrote.
+        names: All class and function names in a file.
+        mappings: Names of classes with dictionary-like instances, which become dictionaries.
+        sequences: Names of classes with list-like instances, which become lists.
+        module_class: Name of the call that extracts a class from its entry in files of older torch versions.
     """
     kinds: dict[str, type[Inert]] = {**dict.fromkeys(sequences, _Sequence), **dict.fromkeys(mappings, _Mapping)}
     classes = [(type("Inert", (kinds.get(name, Inert),), {"path": name}), name) for name in names]
@@ -77,13 +77,13 @@ def stand_ins(
 
 
 def is_module(value: Any) -> bool:
-    """Whether something stands for a pickled `nn.Module`."""
+    """Whether a value stands in for a pickled `nn.Module`."""
     state = value.state if isinstance(value, Inert) else None
     return isinstance(state, dict) and all(isinstance(state.get(part), dict) for part in _PARTS)
 
 
 def class_path(module: Inert) -> str:
-    """Name of a module's class; what only wraps another one, such as DataParallel, is looked through."""
+    """Name of a module's class; wrappers such as DataParallel are skipped."""
     for _ in range(_MAX_DEPTH):
         inside = [child for child in module.state["_modules"].values() if is_module(child)]
         if not module.path.startswith(_WRAPPERS) or len(inside) != 1:
@@ -93,19 +93,19 @@ def class_path(module: Inert) -> str:
 
 
 def state_dict_of(module: Inert) -> dict[str, Tensor]:
-    """What `module.state_dict()` would give: parameters and persistent buffers of a module and those inside it.
+    """The result of `module.state_dict()`: parameters and persistent buffers of a module and its submodules.
 
     Raises:
-        Damaged: It holds something else where tensors belong, or more than any network does.
+        Damaged: It holds something other than tensors in their place, or more of them than any network.
     """
     tensors: dict[str, Tensor] = {}
     visits = 0
-    waiting: list[tuple[str, Any, int]] = [("", module, 0)]
-    while waiting:
-        prefix, current, depth = waiting.pop()
+    pending: list[tuple[str, Any, int]] = [("", module, 0)]
+    while pending:
+        prefix, current, depth = pending.pop()
         visits += 1
         if visits > _MAX_MODULES or depth > _MAX_DEPTH:
-            raise Damaged("its modules are nested without end")
+            raise Damaged("its modules are nested too deeply")
         if not is_module(current):
             raise Damaged(f"its module {shown(prefix.removesuffix('.'))} is damaged")
         for name, tensor in _own_tensors(current):
@@ -116,7 +116,7 @@ def state_dict_of(module: Inert) -> dict[str, Tensor]:
         if len(tensors) > _MAX_TENSORS:
             raise Damaged(f"it holds over {_MAX_TENSORS:,} tensors", _SAVE)
         children = [(f"{prefix}{name}.", child, depth + 1) for name, child in current.state["_modules"].items()]
-        waiting += [child for child in reversed(children) if child[1] is not None]
+        pending += [child for child in reversed(children) if child[1] is not None]
     return tensors
 
 
@@ -125,9 +125,9 @@ _SAVE = "save `model.state_dict()` with torch.save and give that file"
 
 def _own_tensors(module: Inert) -> Iterator[tuple[str, Any]]:
     state = module.state
-    passing = state.get("_non_persistent_buffers_set")
-    passing = passing if isinstance(passing, set) else set()
+    transient = state.get("_non_persistent_buffers_set")
+    transient = transient if isinstance(transient, set) else set()
     for part in ("_parameters", "_buffers"):
         for name, tensor in state[part].items():
-            if tensor is not None and not (part == "_buffers" and name in passing):
+            if tensor is not None and not (part == "_buffers" and name in transient):
                 yield str(name), tensor

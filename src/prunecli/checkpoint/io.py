@@ -34,27 +34,27 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], manifest: Manife
     Args:
         path: The file to write; its folder is made if it does not exist.
         tensors: Tensors by name. Tensors that share memory are stored once and listed as aliases.
-        manifest: Stored beside them; its hashes and aliases are filled in on a copy.
+        manifest: Stored in the same file, in a copy with hashes and aliases filled in.
     """
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
     for name, tensor in sorted(tensors.items()):
         tensor = tensor.detach()
-        place = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()))
-        if tensor.numel() and place in seen:
-            aliases[name] = seen[place]
+        view = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()))
+        if tensor.numel() and view in seen:
+            aliases[name] = seen[view]
             continue
-        seen[place] = name
+        seen[view] = name
         stored[name] = tensor.cpu().contiguous().clone()
     hashes = {name: tensor_sha256(tensor) for name, tensor in stored.items()}
     complete = manifest.model_copy(update={"sha256": UNSEALED, "aliases": aliases, "tensor_sha256": hashes})
 
     def save(temporary: Path) -> None:
-        # One entry alone: safetensors writes several in random order, and equal networks should be equal bytes.
+        # A single entry: safetensors writes several in random order, and equal networks should be equal bytes.
         try:
             save_file(stored, temporary, metadata={MANIFEST_KEY: complete.to_json()})
-        except safetensors.SafetensorError as error:  # its text alone holds the system's error number
+        except safetensors.SafetensorError as error:  # the system's error number is only in its text
             number = _SYSTEM_ERROR.search(str(error))
             raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from error
         seal(temporary)
@@ -63,7 +63,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], manifest: Manife
 
 
 def read_checkpoint(path: Path, *, allow_nonfinite: bool = False) -> tuple[Manifest, dict[str, Tensor]]:
-    """Reads a checkpoint and checks its header and every tensor against the recorded hashes.
+    """Reads a checkpoint and compares its header and every tensor with the recorded hashes.
 
     Args:
         path: The file.
@@ -74,7 +74,7 @@ def read_checkpoint(path: Path, *, allow_nonfinite: bool = False) -> tuple[Manif
     """
     manifest, _ = _manifest_of(path)
     tensors: dict[str, Tensor] = {}
-    for name, tensor, intact in _checked(path, manifest):
+    for name, tensor, intact in _checked_tensors(path, manifest):
         if not intact:
             raise refusal(path, f"tensor {shown(name)} is damaged (its sha256 differs)", _AGAIN)
         tensors[name] = tensor
@@ -87,7 +87,7 @@ def read_checkpoint(path: Path, *, allow_nonfinite: bool = False) -> tuple[Manif
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """Reads only the manifest of a checkpoint; None for a file of plain weights.
+    """Reads only the manifest of a checkpoint; None for plain weights.
 
     Raises:
         ModelError: The file is unreadable, or its manifest is damaged or of another schema.
@@ -98,11 +98,11 @@ def read_manifest(path: Path) -> Manifest | None:
 
 @dataclass(frozen=True)
 class TensorState:
-    """Whether one tensor of a checkpoint is what was written.
+    """Whether a tensor of a checkpoint is unchanged since it was written.
 
     Attributes:
         name: The tensor.
-        size: Its bytes.
+        size: Its size in bytes.
         intact: Whether its hash is the recorded one.
     """
 
@@ -112,24 +112,26 @@ class TensorState:
 
 
 def verify_checkpoint(path: Path) -> tuple[Manifest, list[TensorState]]:
-    """Compares every tensor of a checkpoint with its recorded hash, one after the other.
+    """Compares every tensor of a checkpoint with its recorded hash, one at a time.
 
     Raises:
         ModelError: It has no hashes, or its header itself is damaged.
     """
     manifest, header = _manifest_of(path)
-    return manifest, [TensorState(name, header.sizes[name], intact) for name, _, intact in _checked(path, manifest)]
+    return manifest, [
+        TensorState(name, header.sizes[name], intact) for name, _, intact in _checked_tensors(path, manifest)
+    ]
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads all tensors of a safetensors file into memory of their own.
+    """Reads all tensors of a safetensors file.
 
-    Each is cloned: views into the file are often unaligned, and kernels then round differently.
+    Each is cloned, because views into the file are often unaligned and kernels then round differently.
 
     Raises:
         ModelError: The file is unreadable.
     """
-    with _library(path) as file:
+    with _open_safetensors(path) as file:
         return {name: file.get_tensor(name).clone() for name in file.keys()}
 
 
@@ -152,9 +154,7 @@ def _manifest_of(path: Path) -> tuple[Manifest, Header]:
         header = read_header(path) if kind == "safetensors" else None
     manifest = _manifest_in(header, path) if header is not None else None
     if manifest is None or header is None:
-        raise ModelError(
-            f"{path}: holds no pruning manifest, and so no hashes; plain weights load with their architecture (--arch)"
-        )
+        raise ModelError(f"{path}: holds no pruning manifest, and so no hashes; load plain weights with --arch")
     return manifest, header
 
 
@@ -166,28 +166,30 @@ def _manifest_in(header: Header, path: Path) -> Manifest | None:
     return parse_manifest(header.metadata[MANIFEST_KEY], path, intact=header.is_intact)
 
 
-def _checked(path: Path, manifest: Manifest) -> Iterator[tuple[str, Tensor, bool]]:
-    """Every tensor with whether it is the one that was written."""
-    with _library(path) as file:
+def _checked_tensors(path: Path, manifest: Manifest) -> Iterator[tuple[str, Tensor, bool]]:
+    """Yields every tensor with whether its hash is the recorded one."""
+    with _open_safetensors(path) as file:
         names = list(file.keys())
-        odd = sorted(set(names) ^ set(manifest.tensor_sha256))
-        if odd:
-            raise ModelError(f"{path}: tensor {shown(odd[0])} does not agree with the manifest; the file was altered")
+        differing = sorted(set(names) ^ set(manifest.tensor_sha256))
+        if differing:
+            raise ModelError(
+                f"{path}: tensor {shown(differing[0])} does not agree with the manifest; the file was altered"
+            )
         for name in names:
             tensor = file.get_tensor(name).clone()
             yield name, tensor, tensor_sha256(tensor) == manifest.tensor_sha256[name]
 
 
 @contextmanager
-def _library(path: Path) -> Iterator[Any]:
-    """A safetensors file whose header has been found bounded."""
+def _open_safetensors(path: Path) -> Iterator[Any]:
+    """Opens a safetensors file with the library, after checking the bounds of its header."""
     read_header(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             yield file
     except ModelError:
         raise
-    except Exception as error:  # the reader raises its own type, OSError and others
+    except Exception as error:  # the library raises its own type, OSError and others
         lines = str(error).strip().splitlines()
         cause = lines[0][:200] if lines else type(error).__name__
         raise ModelError(f"{path}: not a readable safetensors file ({cause}); {_AGAIN}") from error

@@ -1,4 +1,4 @@
-"""What a file is, by its content; its name decides nothing."""
+"""What kind of file something is, judged by its content and never by its name."""
 
 from __future__ import annotations
 
@@ -11,56 +11,52 @@ from prunecli.checkpoint.archive import Damaged, Entry, read_directory
 from prunecli.errors import ModelError
 
 Kind = Literal["safetensors", "torch", "legacy"]
-"""Formats that are read: safetensors, and the two of torch.save (a zip file, or pickles one after the other)."""
+"""Formats that can be read: safetensors, and the two of torch.save (a zip file, or a sequence of pickles)."""
 
-LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _HEAD = 4096
-_GIVE = "give a file of weights (safetensors, or written by torch.save)"
+_GIVE_WEIGHTS = "give a file of weights (safetensors, or written by torch.save)"
 _UNPACK = "unpack it and give the weights file inside"
 
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file it stands for", "run `git lfs pull` to fetch it"),
-    (b"\x89PNG", "a PNG image", _GIVE),
-    (b"\xff\xd8\xff", "a JPEG image", _GIVE),
-    (b"GIF8", "a GIF image", _GIVE),
-    (b"%PDF", "a PDF document", _GIVE),
-    (b"\x1f\x8b", "packed with gzip", _UNPACK),
-    (b"BZh", "packed with bzip2", _UNPACK),
-    (b"\xfd7zXZ", "packed with xz", _UNPACK),
-    (b"\x28\xb5\x2f\xfd", "packed with zstd", _UNPACK),
+    (b"\x89PNG", "a PNG image", _GIVE_WEIGHTS),
+    (b"\xff\xd8\xff", "a JPEG image", _GIVE_WEIGHTS),
+    (b"GIF8", "a GIF image", _GIVE_WEIGHTS),
+    (b"%PDF", "a PDF document", _GIVE_WEIGHTS),
+    (b"\x1f\x8b", "compressed with gzip", _UNPACK),
+    (b"BZh", "compressed with bzip2", _UNPACK),
+    (b"\xfd7zXZ", "compressed with xz", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", _UNPACK),
     (b"7z\xbc\xaf", "a 7z archive", _UNPACK),
     (b"Rar!", "a RAR archive", _UNPACK),
-    (b"\x89HDF", "an HDF5 file, perhaps of Keras", "convert it to a PyTorch state dict first"),
+    (b"\x89HDF", "an HDF5 file, perhaps from Keras", "convert it to a PyTorch state dict first"),
     (b"GGUF", "a GGUF file", "give the weights it was converted from"),
     (b"\x93NUMPY", "a NumPy array", "save named tensors with torch.save or safetensors"),
-    (b"\x7fELF", "a program", _GIVE),
+    (b"\x7fELF", "an executable program", _GIVE_WEIGHTS),
 )
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[BinaryIO, Kind]]:
-    """Opens a file of weights and finds out what it is.
+    """Opens a weights file and identifies its format.
 
     Raises:
-        ModelError: It cannot be opened, or is none.
+        ModelError: It cannot be opened, or is not a weights file.
     """
     try:
         file = path.open("rb")
     except OSError as error:
         raise refusal(path, f"cannot be opened ({error.strerror})", "check its name and its permissions") from error
     with file:
-        yield file, kind_of(file, path)
+        yield file, _kind_of(file, path)
 
 
-def kind_of(file: BinaryIO, path: Path) -> Kind:
-    """Finds out by a file's first bytes and, for a zip file, by its list of names, how it has to be read.
-
-    Args:
-        file: The open file.
-        path: Its name for messages.
+def _kind_of(file: BinaryIO, path: Path) -> Kind:
+    """Identifies the format by the first bytes and, for a zip file, by its entries.
 
     Raises:
-        ModelError: It is nothing that can be read here; the message says what it is and what to do.
+        ModelError: It cannot be read; the message says what it is and what to do.
     """
     file.seek(0, 2)
     size = file.tell()
@@ -72,7 +68,7 @@ def kind_of(file: BinaryIO, path: Path) -> Kind:
         raise refusal(path, "begins with nothing but zero bytes", "fetch or copy the file again")
     if head.startswith(b"PK\3\4"):
         return _kind_of_zip(file, size, path)
-    if head[:1] == b"\x80" and LEGACY_MAGIC in head[:32]:
+    if head[:1] == b"\x80" and _LEGACY_MAGIC in head[:32]:
         return "legacy"
     if head[8:9] == b"{":
         length = int.from_bytes(head[:8], "little")
@@ -95,7 +91,7 @@ def entries_of(file: BinaryIO, size: int, path: Path) -> dict[str, Entry]:
 
 
 def refusal(path: Path, cause: str, remedy: str) -> ModelError:
-    """Words the error of a file that is not read.
+    """Returns the error for a file that is refused.
 
     Args:
         path: The file.
@@ -117,7 +113,7 @@ def _kind_of_zip(file: BinaryIO, size: int, path: Path) -> Kind:
     if _is_exported(names, inside):
         raise refusal(
             path,
-            "is a program of torch.export, not weights",
+            "is a program saved by torch.export, not weights",
             f"convert it where you trust it: torch.save(torch.export.load({path.name!r}).state_dict, 'weights.pt')",
         )
     if "data.pkl" in inside:
@@ -135,9 +131,9 @@ def _is_exported(names: Collection[str], inside: Collection[str]) -> bool:
 
 
 def _describe(head: bytes) -> tuple[str, str]:
-    for signature, what, remedy in _SIGNATURES:
+    for signature, kind, remedy in _SIGNATURES:
         if head.startswith(signature):
-            return f"is {what}", remedy
+            return f"is {kind}", remedy
     if head[257:262] == b"ustar":
         return "is a tar archive", _UNPACK
     if head[:1] == b"\x80":
@@ -150,18 +146,18 @@ def _describe(head: bytes) -> tuple[str, str]:
     if text is not None:
         return _describe_text(text)
     start = head[:4].hex(" ")
-    return f"is no file of weights that is known here (it begins with {start})", _GIVE
+    return f"is not a known kind of weights file (it begins with {start})", _GIVE_WEIGHTS
 
 
 def _text(head: bytes) -> str | None:
-    """The beginning of a text file; None for anything else."""
+    """The head of a text file; None for anything else."""
     try:
         text = head.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 4:  # else a letter was cut in two
+        if error.start < len(head) - 4:  # otherwise a character was cut in two
             return None
         text = head[: error.start].decode("utf-8-sig")
-    return text if all(letter.isprintable() or letter in "\r\n\t\f" for letter in text) else None
+    return text if all(character.isprintable() or character in "\r\n\t\f" for character in text) else None
 
 
 def _describe_text(text: str) -> tuple[str, str]:
@@ -169,7 +165,7 @@ def _describe_text(text: str) -> tuple[str, str]:
     if start.startswith(("<!doctype html", "<html", "<head", "<body", "<script")):
         return "is a web page", "download the file itself, not the page that shows it"
     if start.startswith("<"):
-        return "is an XML text, perhaps a server's error", "download the file again"
+        return "is an XML document, perhaps a server's error message", "download the file again"
     if "weight_map" in text:
         return "is a list of weight files", "give a model whose weights are in one file"
-    return "is a JSON text" if start.startswith(("{", "[")) else "is a text file", _GIVE
+    return "is a JSON document" if start.startswith(("{", "[")) else "is a text file", _GIVE_WEIGHTS

@@ -1,4 +1,4 @@
-"""The pruning manifest: how a checkpoint was made and how to rebuild its network."""
+"""The pruning manifest: how a checkpoint was created, and how to rebuild its network."""
 
 from __future__ import annotations
 
@@ -8,14 +8,23 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from prunecli.errors import ModelError
 
 MANIFEST_SCHEMA: Literal["prunecli.manifest/1"] = "prunecli.manifest/1"
 
 
-_WHOLE = {
+_INTEGERS = {
     "num_classes": (0, 1_000_000),
     "in_chans": (1, 4096),
     "T": (1, 1024),
@@ -27,7 +36,7 @@ _WHOLE = {
     "img_size": (1, 4096),
     "embed_dim": (8, 8192),
 }
-_NUMBERS = {
+_FLOATS = {
     "width": (1e-3, 16.0),
     "mlp_ratio": (1e-2, 64.0),
     "tau": (1.0, 1e6),
@@ -35,19 +44,19 @@ _NUMBERS = {
     "v_reset": (-1e6, 1e6),
     "alpha": (1e-6, 1e6),
 }
-_OPEN = ("v_reset", "alpha")
-"""Numbers that may be left out (None)."""
+_OPTIONAL = ("v_reset", "alpha")
+"""Numbers that may be None."""
 _SWITCHES = ("decay_input", "detach_reset")
 _WORDS = ("neuron", "surrogate", "coding", "pool", "stem")
 _WORD = re.compile(r"[a-z0-9-]{1,32}")
-ARGUMENTS = (*_WHOLE, *_NUMBERS, *_SWITCHES, *_WORDS)
-"""What an architecture may be built with. Other arguments could make a library read or fetch files."""
+ARGUMENTS = (*_INTEGERS, *_FLOATS, *_SWITCHES, *_WORDS)
+"""Arguments that an architecture may be built with. Others could make a library read or download files."""
 _MAX_DIMENSIONS = 8
 _MAX_LENGTH = 1 << 20
 _MAX_NUMBERS = 1 << 26
 _MAX_CHANNELS = 4096
 
-Channels = Annotated[tuple[float, ...], Field(max_length=_MAX_CHANNELS)]
+_Channels = Annotated[tuple[float, ...], Field(max_length=_MAX_CHANNELS)]
 
 
 class _Strict(BaseModel):
@@ -55,9 +64,9 @@ class _Strict(BaseModel):
 
 
 class Architecture(_Strict):
-    """A model reference such as "timm:resnet50" and the arguments to build it dense.
+    """A model reference such as "timm:resnet50", and the arguments that build it unpruned.
 
-    An empty `ref` is a model of the user's own, which `prunecli.load` needs to be given.
+    An empty `ref` stands for the user's own model, which has to be passed to `prunecli.load`.
     """
 
     ref: str
@@ -78,7 +87,7 @@ class Architecture(_Strict):
     @classmethod
     def _check_shape(cls, shape: tuple[int, ...]) -> tuple[int, ...]:
         if len(shape) > _MAX_DIMENSIONS or not all(1 <= length <= _MAX_LENGTH for length in shape):
-            raise ValueError("no shape of an input")
+            raise ValueError("not a valid input shape")
         if math.prod(shape) > _MAX_NUMBERS:
             raise ValueError(f"over {_MAX_NUMBERS:,} numbers")
         return shape
@@ -87,14 +96,14 @@ class Architecture(_Strict):
 class InputNormalisation(_Strict):
     """How images were prepared for this network."""
 
-    mean: Channels
+    mean: _Channels
     std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(max_length=_MAX_CHANNELS)]
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     crop_pct: float = Field(1.0, ge=0.05, le=2.0)
 
 
 class TokenStage(_Strict):
-    """One place where tokens are left out: a block, how many patch tokens stay, and how many of these are anchors."""
+    """One pruning stage: the block, how many patch tokens are kept, and how many of these are anchors."""
 
     block: int = Field(ge=0, lt=1000)
     kept: int = Field(ge=1, le=_MAX_LENGTH)
@@ -102,17 +111,17 @@ class TokenStage(_Strict):
 
 
 class TokenSelection(_Strict):
-    """How a vision transformer leaves tokens out while it runs; its weights do not change.
+    """How a vision transformer drops tokens while it runs; its weights do not change.
 
     Attributes:
-        selector: See `prunecli.tokens.selectors`; "tome" merges `merged` pairs in every block from the only stage on.
-        tokens: All tokens that the network has without it, those before the patches included.
-        stages: Where, in order.
-        inside: Between the attention and the MLP of the block, not before it.
+        selector: See `prunecli.tokens.selectors`; "tome" merges `merged` pairs in every block from its single stage on.
+        tokens: Number of tokens without pruning, including those before the patches.
+        stages: The stages, in order.
+        inside: Prune between the attention and the MLP of the block instead of before it.
         alpha: Weight of attention against distance.
-        to_anchors: Attention that tokens pay to anchors counts, instead of what they get.
-        seed: Of random places.
-        merged: Pairs that are merged in each block.
+        to_anchors: Score tokens by the attention they pay to anchors instead of the attention they receive.
+        seed: Seed of random choices.
+        merged: Pairs merged in each block.
     """
 
     selector: Literal["anchor", "cls", "diversity", "random", "evit", "tome"]
@@ -125,8 +134,15 @@ class TokenSelection(_Strict):
     merged: int = Field(0, ge=0, le=_MAX_LENGTH)
 
 
+class RuntimeChange(_Strict):
+    """How a network runs differently, by a method that an installed package brings; its weights do not change."""
+
+    method: str = Field(max_length=200)
+    change: dict[str, JsonValue]
+
+
 class Edit(_Strict):
-    """One group of channels that was sliced. `keep_indices` are units of the layer's width before this edit."""
+    """One group of channels that was sliced. `keep_indices` refer to the width before this edit."""
 
     kind: Literal["slice"] = "slice"
     group: str
@@ -137,7 +153,7 @@ class Edit(_Strict):
 
 
 class Untouched(_Strict):
-    """A layer or group whose width did not change, or not as far as asked, and why."""
+    """A layer or group that was pruned less than requested, or not at all, and why."""
 
     name: str
     channels: int
@@ -145,7 +161,7 @@ class Untouched(_Strict):
 
 
 class UsedData(_Strict):
-    """The images that a stage worked with."""
+    """The images that a stage used."""
 
     name: str
     split: str = "train"
@@ -154,7 +170,7 @@ class UsedData(_Strict):
 
 
 class Step(_Strict):
-    """One stage in the life of a checkpoint: what was done, with what, to which file."""
+    """One stage in the history of a checkpoint: what was done, with which data and settings, to which file."""
 
     stage: str
     settings: dict[str, JsonValue] = Field(default_factory=dict)
@@ -169,9 +185,9 @@ class Step(_Strict):
 
 
 class Manifest(_Strict):
-    """Everything beside the tensors that a checkpoint holds.
+    """Everything in a checkpoint other than its tensors.
 
-    `sha256` is that of the file's header with zeros in its place; it is empty in files of versions that wrote none.
+    `sha256` is the hash of the file's header with zeros in this field; empty in files of versions that wrote none.
     """
 
     schema_name: Literal["prunecli.manifest/1"] = Field(MANIFEST_SCHEMA, alias="schema")
@@ -181,37 +197,46 @@ class Manifest(_Strict):
     attributes: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
     edits: list[Edit] = Field(default_factory=list)
     tokens: TokenSelection | None = None
+    runtime: RuntimeChange | None = None
     history: list[Step] = Field(default_factory=list)
     frozen_parameters: list[str] = Field(default_factory=list)
     aliases: dict[str, str] = Field(default_factory=dict)
     tensor_sha256: dict[str, str] = Field(default_factory=dict)
 
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out what only files with such a change have, so that all others keep their bytes."""
+        content: dict[str, Any] = handler(self)
+        if self.runtime is None:
+            content.pop("runtime", None)
+        return content
+
     def to_json(self) -> str:
-        """The manifest as compact JSON with a stable key order, so equal manifests are equal bytes."""
+        """Compact JSON with a stable key order, so that equal manifests give equal bytes."""
         return self.model_dump_json(by_alias=True)
 
     def last(self, stage: str) -> Step | None:
-        """The most recent step of that kind, if any."""
+        """The most recent step of that stage, if any."""
         return next((step for step in reversed(self.history) if step.stage == stage), None)
 
 
 def _problem(name: str, value: JsonValue) -> str | None:
-    """What is wrong with an argument that an architecture is to be built with."""
-    if name in _WHOLE:
-        lowest, highest = _WHOLE[name]
-        right = type(value) is int and lowest <= value <= highest
-        return None if right else f"{name} has to be a whole number from {lowest} to {highest:,}"
-    if name in _NUMBERS:
-        low, high = _NUMBERS[name]
-        right = type(value) in (int, float) and low <= value <= high  # type: ignore[operator]
-        right = right or (value is None and name in _OPEN)
-        return None if right else f"{name} has to be a number from {low:g} to {high:g}"
+    """The problem with an argument for building an architecture; None if there is none."""
+    if name in _INTEGERS:
+        lowest, highest = _INTEGERS[name]
+        valid = type(value) is int and lowest <= value <= highest
+        return None if valid else f"{name} has to be an integer from {lowest} to {highest:,}"
+    if name in _FLOATS:
+        low, high = _FLOATS[name]
+        valid = type(value) in (int, float) and low <= value <= high  # type: ignore[operator]
+        valid = valid or (value is None and name in _OPTIONAL)
+        return None if valid else f"{name} has to be a number from {low:g} to {high:g}"
     if name in _SWITCHES:
         return None if type(value) is bool else f"{name} has to be true or false"
     if name in _WORDS:
-        right = isinstance(value, str) and _WORD.fullmatch(value) is not None
-        return None if right else f"{name} has to be a word"
-    return f"{name[:80]!r} is no argument that a checkpoint may set"
+        valid = isinstance(value, str) and _WORD.fullmatch(value) is not None
+        return None if valid else f"{name} has to be a word of up to 32 lower-case letters, digits and hyphens"
+    return f"{name[:80]!r} is not an argument that a checkpoint may set"
 
 
 def parse_manifest(text: str, path: Path, *, intact: bool) -> Manifest:
@@ -219,20 +244,20 @@ def parse_manifest(text: str, path: Path, *, intact: bool) -> Manifest:
 
     Args:
         text: The text.
-        path: Its file, for messages.
-        intact: Whether the hash of the file's header is right.
+        path: The file, for messages.
+        intact: Whether the hash of the file's header is correct.
 
     Raises:
-        ModelError: It is damaged, of another schema, or asks for something that no checkpoint needs.
+        ModelError: It is damaged, has another schema, or sets something that no checkpoint needs.
     """
     try:
         content = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: its header is damaged (the manifest is no valid JSON); {_AGAIN}") from error
+        raise ModelError(f"{path}: its header is damaged (the manifest is not valid JSON); {_AGAIN}") from error
     schema = content.get("schema") if isinstance(content, dict) else None
     schema = schema if isinstance(schema, str) else None
     if schema is None:
-        raise ModelError(f"{path}: its header is damaged (the manifest names no schema); {_AGAIN}")
+        raise ModelError(f"{path}: its header is damaged (the manifest has no schema); {_AGAIN}")
     if schema != MANIFEST_SCHEMA:
         raise ModelError(
             f"{path}: its manifest is not one this version reads (schema {schema!r:.40}); "
@@ -259,14 +284,15 @@ def _refuse_constant(name: str) -> None:
 
 def _cause(error: Exception) -> str:
     if not isinstance(error, ValidationError):
-        return "it is nested too deep"
+        return "it is nested too deeply"
     first = error.errors(include_input=False)[0]
-    place = ".".join(str(part)[:40] for part in first["loc"])
-    return "".join(letter if letter.isprintable() else "?" for letter in f"{place}: {first['msg']}"[:200])
+    location = ".".join(str(part)[:40] for part in first["loc"])
+    message = f"{location}: {first['msg']}"[:200]
+    return "".join(character if character.isprintable() else "?" for character in message)
 
 
 def as_json(value: Any) -> JsonValue:
-    """Turns tuples into lists and leaves JSON values as they are."""
+    """Converts a value to JSON: tuples become lists, unknown objects become text."""
     if isinstance(value, (list, tuple)):
         return [as_json(item) for item in value]
     if isinstance(value, dict):

@@ -1,8 +1,8 @@
-"""Going through a pickle without making anything of it: what it would build, call and claim.
+"""Interpreting a pickle without creating its objects: what it would build, call and claim.
 
-torch's `weights_only` reader runs nothing foreign, but it believes sizes. This one understands the same instructions,
-builds inert records, and refuses what could not be read in bounded time and memory. Only what has passed here is given
-to torch.
+torch's `weights_only` reader runs nothing foreign, but it trusts sizes. This interpreter understands the same
+instructions, builds inert records, and refuses anything that cannot be read in bounded time and memory. A file is only
+passed on to torch after that.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 from prunecli.checkpoint.archive import Damaged
 from prunecli.checkpoint.rebuilding import call
-from prunecli.checkpoint.records import Global, Made, Storage, TensorRecord, shown
+from prunecli.checkpoint.records import Global, ObjectRecord, Storage, TensorRecord, shown
 
-MAX_INSTRUCTIONS = 1_000_000
+_MAX_INSTRUCTIONS = 1_000_000
 MAX_BYTES = 64 << 20
 _MAX_GLOBALS = 2_000
 _MAX_CONSTRUCTION_COST = 80_000_000
@@ -30,7 +30,7 @@ _PLAIN = (str, bytes, int, float, bool, type(None))
 _HASH_PERIOD = (1 << 61) - 1
 
 MODULE_CLASS = "prunecli.module_class"
-"""Name under which `without_sources` calls what takes a class out of the note that older torch.save wrote around it."""
+"""The call that `without_sources` inserts: it extracts a class from the entry that older torch.save wrote for it."""
 
 
 @dataclass
@@ -38,15 +38,15 @@ class Contents:
     """What a pickle holds.
 
     Attributes:
-        root: The value it stands for, with records in place of objects.
-        end: Where the next pickle would begin.
+        root: The pickled value, with records in place of objects.
+        end: Position after its last byte, where another pickle may start.
         globals: Names of all classes and functions in it.
-        mappings: Those of them whose instances are filled like dictionaries.
-        sequences: Those whose instances are filled like lists.
-        storages: Storages by key, as they are claimed.
-        parts: Storages that are part of another one: its key, the offset in it and the count.
+        mappings: Names of classes with instances that are filled like dictionaries.
+        sequences: Names of classes with instances that are filled like lists.
+        storages: Claimed storages by key.
+        parts: Storages that are part of another one: the other one's key, the offset in it and the count.
         tensors: All tensors that are described.
-        sources: For every class with its source code beside it: where the note begins, and where it is taken up.
+        sources: For each class stored with its source code: the positions where that entry starts and where it is read.
     """
 
     root: Any = None
@@ -60,17 +60,17 @@ class Contents:
     sources: list[tuple[int, int]] = field(default_factory=list)
 
 
-def examine(data: bytes, start: int = 0, *, legacy: bool = False, instructions: int = MAX_INSTRUCTIONS) -> Contents:
-    """Goes through one pickle.
+def examine(data: bytes, start: int = 0, *, legacy: bool = False, instructions: int = _MAX_INSTRUCTIONS) -> Contents:
+    """Interprets one pickle.
 
     Args:
-        data: Bytes that hold it.
-        start: Where it begins.
-        legacy: Whether storages and classes are noted as torch.save did before it wrote zip files.
-        instructions: The most that it may have.
+        data: The bytes that contain it.
+        start: Position of its first byte.
+        legacy: Whether persistent ids have the form that torch.save used before it wrote zip files.
+        instructions: The most instructions that it may have.
 
     Raises:
-        Damaged: It is no pickle that torch reads with `weights_only`, or is too large or too involved to be weights.
+        Damaged: torch does not read it with `weights_only`, or it is too large or too complex to be weights.
     """
     examiner = _Examiner(data, start, legacy)
     try:
@@ -81,27 +81,27 @@ def examine(data: bytes, start: int = 0, *, legacy: bool = False, instructions: 
 
 
 def without_sources(data: bytes, start: int, contents: Contents) -> bytes:
-    """A pickle without notes of classes' source code, which torch does not read with `weights_only`.
+    """Removes the source code of classes, which torch does not read with `weights_only`, from a pickle.
 
-    Each note is turned into a call of `MODULE_CLASS`, which gives back the class.
+    Each such entry becomes a call of `MODULE_CLASS`, which returns the class.
     """
     head = f"c{MODULE_CLASS.replace('.', chr(10))}\n".encode()
-    pieces: list[tuple[int, int, bytes]] = []
-    for begins, taken in contents.sources:
-        pieces += [(begins, begins, head), (taken, taken + 1, pickle.REDUCE)]
+    replacements: list[tuple[int, int, bytes]] = []
+    for entry_start, read_at in contents.sources:
+        replacements += [(entry_start, entry_start, head), (read_at, read_at + 1, pickle.REDUCE)]
     parts: list[bytes] = []
-    place = start
-    for begins, ends, new in sorted(pieces):
-        parts += [data[place:begins], new]
-        place = ends
-    return b"".join([*parts, data[place : contents.end]])
+    position = start
+    for first, end, new in sorted(replacements):
+        parts += [data[position:first], new]
+        position = end
+    return b"".join([*parts, data[position : contents.end]])
 
 
 class _Examiner:
-    """The state of going through one pickle; each instruction is a method."""
+    """The state while one pickle is interpreted; each instruction is a method."""
 
     def __init__(self, data: bytes, start: int, legacy: bool) -> None:
-        self.data, self.place, self.legacy = data, start, legacy
+        self.data, self.position, self.legacy = data, start, legacy
         self.contents = Contents()
         self.stack: list[Any] = []
         self.marks: list[tuple[list[Any], int]] = []
@@ -109,30 +109,30 @@ class _Examiner:
         self.tuple_starts: dict[int, tuple[Any, int]] = {}
         self.constructions = self.tuple_keys = 0
 
-    def run(self, most: int) -> None:
+    def run(self, limit: int) -> None:
         """Runs to the end of the pickle."""
         instructions = _INSTRUCTIONS
-        for _ in range(most):
-            code = self.data[self.place]
-            self.place += 1
+        for _ in range(limit):
+            code = self.data[self.position]
+            self.position += 1
             if code == _STOP:
-                self.contents.root, self.contents.end = self.stack.pop(), self.place
+                self.contents.root, self.contents.end = self.stack.pop(), self.position
                 return
             instruction = instructions.get(code)
             if instruction is None:
                 raise Damaged(
                     f"its pickle has the instruction {bytes([code])!r}, which plain weights do not need",
-                    "save `model.state_dict()` with torch.save, its pickle_protocol left alone",
+                    "save `model.state_dict()` with torch.save and its default pickle_protocol",
                 )
             instruction(self)
-        raise Damaged(f"its pickle has over {most:,} instructions", "save `model.state_dict()` alone with torch.save")
+        raise Damaged(f"its pickle has over {limit:,} instructions", "save `model.state_dict()` alone with torch.save")
 
     def take(self, count: int) -> bytes:
         """The next bytes of the stream."""
-        place, self.place = self.place, self.place + count
-        if self.place > len(self.data):
+        start, self.position = self.position, self.position + count
+        if self.position > len(self.data):
             raise IndexError
-        return self.data[place : self.place]
+        return self.data[start : self.position]
 
     def number(self, layout: str) -> Any:
         """The next number of the stream."""
@@ -140,15 +140,15 @@ class _Examiner:
         return value
 
     def line(self) -> str:
-        end = self.data.find(b"\n", self.place, self.place + _MAX_NAME + 1)
+        end = self.data.find(b"\n", self.position, self.position + _MAX_NAME + 1)
         if end < 0:
             raise IndexError
-        text = self.data[self.place : end].decode("utf-8")
-        self.place = end + 1
+        text = self.data[self.position : end].decode("utf-8")
+        self.position = end + 1
         return text
 
     def items(self) -> list[Any]:
-        """What was put on the stack since the last mark."""
+        """The values pushed since the last mark."""
         items = self.stack
         self.stack, _ = self.marks.pop()
         return items
@@ -172,15 +172,15 @@ class _Examiner:
 
     def mark(self) -> None:
         if len(self.marks) >= _MAX_DEPTH:
-            raise Damaged("it is nested without end", _STATE_DICT)
-        self.marks.append((self.stack, self.place - 1))
+            raise Damaged("it is nested too deeply", _STATE_DICT)
+        self.marks.append((self.stack, self.position - 1))
         self.stack = []
 
     def tuple_of_items(self) -> None:
-        begins = self.marks[-1][1]
+        start = self.marks[-1][1]
         value = tuple(self.items())
         if value and value[0] == "module":
-            self.tuple_starts[id(value)] = (value, begins)  # the value is kept, so that its id stays its own
+            self.tuple_starts[id(value)] = (value, start)  # keep the value, so that its id stays unique
         self.stack.append(value)
 
     def short_tuple(self, count: int) -> None:
@@ -219,10 +219,10 @@ class _Examiner:
         target = self.stack[-1]
         if type(target) is list:
             target.extend(values)
-        elif isinstance(target, Made) and target.foreign:
-            self.contents.sequences.add(target.maker)
+        elif isinstance(target, ObjectRecord) and target.foreign:
+            self.contents.sequences.add(target.factory)
         else:
-            raise Damaged("it fills something that is no list", _STATE_DICT)
+            raise Damaged("it fills something that is not a list", _STATE_DICT)
 
     def set_item(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -239,80 +239,81 @@ class _Examiner:
             self.check_key(key)
         if type(target) is dict:
             target.update(zip(items[::2], items[1::2], strict=True))
-        elif isinstance(target, Made) and target.values is not None:
+        elif isinstance(target, ObjectRecord) and target.values is not None:
             target.values.update(zip(items[::2], items[1::2], strict=True))
-        elif isinstance(target, Made) and target.foreign:
-            self.contents.mappings.add(target.maker)
+        elif isinstance(target, ObjectRecord) and target.foreign:
+            self.contents.mappings.add(target.factory)
         else:
-            raise Damaged("it fills something that is no dictionary", _STATE_DICT)
+            raise Damaged("it fills something that is not a dictionary", _STATE_DICT)
 
     def check_key(self, key: Any) -> None:
         """Nested tuples that share parts take exponential time to hash, and numbers can be chosen to collide."""
         if isinstance(key, tuple):
             self.tuple_keys += 1
             if self.tuple_keys > _MAX_TUPLE_KEYS or len(key) > _MAX_KEY_LENGTH:
-                raise Damaged("it has keys that no state dict has", _STATE_DICT)
+                raise Damaged("it has keys that do not belong in a state dict", _STATE_DICT)
             if not all(isinstance(part, _PLAIN) for part in key):
-                raise Damaged("it has nested keys, which no state dict has", _STATE_DICT)
+                raise Damaged("it has nested keys, which do not belong in a state dict", _STATE_DICT)
         elif isinstance(key, int):
             if not -_HASH_PERIOD < key < _HASH_PERIOD:
-                raise Damaged("it has keys that no state dict has", _STATE_DICT)
-        elif not isinstance(key, (*_PLAIN, Global, Made)):
-            raise Damaged("it has keys that no state dict has", _STATE_DICT)
+                raise Damaged("it has keys that do not belong in a state dict", _STATE_DICT)
+        elif not isinstance(key, (*_PLAIN, Global, ObjectRecord)):
+            raise Damaged("it has keys that do not belong in a state dict", _STATE_DICT)
 
     # Objects
 
     def reduce(self) -> None:
         arguments = self.stack.pop()
         function = self.stack[-1]
-        self.stack[-1] = self.made(function, arguments, new=False)
+        self.stack[-1] = self.construct(function, arguments, new=False)
 
     def new_object(self) -> None:
         arguments, cls = self.stack.pop(), self.stack.pop()
-        self.stack.append(self.made(cls, arguments, new=True))
+        self.stack.append(self.construct(cls, arguments, new=True))
 
-    def made(self, function: Any, arguments: Any, *, new: bool) -> Any:
+    def construct(self, function: Any, arguments: Any, *, new: bool) -> Any:
         if not isinstance(function, Global) or not isinstance(arguments, tuple):
-            raise Damaged("it calls something that is no function", _STATE_DICT)
-        self.constructed()
+            raise Damaged("it calls something that is not a function", _STATE_DICT)
+        self.count_construction()
         value = call(function, arguments, self.check_key, new=new)
         if isinstance(value, TensorRecord):
             self.contents.tensors.append(value)
         return value
 
-    def constructed(self) -> None:
-        """torch goes through the names of all classes for every object that is made or filled."""
+    def count_construction(self) -> None:
+        """torch searches all class names for every object that is created or filled."""
         self.constructions += 1
         if self.constructions * (200 + 4 * len(self.contents.globals)) > _MAX_CONSTRUCTION_COST:
             raise Damaged("it holds too many objects", _STATE_DICT)
 
     def build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
-        self.constructed()
-        if not isinstance(target, Made) or not (target.foreign or target.maker == "collections.OrderedDict"):
-            raise Damaged("it fills in something that is no object of a class", _STATE_DICT)
+        self.count_construction()
+        if not isinstance(target, ObjectRecord) or not (target.foreign or target.factory == "collections.OrderedDict"):
+            raise Damaged("it sets the state of something that is not an object", _STATE_DICT)
         if target.foreign:
             target.state = state
         elif not isinstance(state, dict):
-            raise Damaged("it fills in a dictionary with something else", _STATE_DICT)
+            raise Damaged("it sets the state of a dictionary to something else", _STATE_DICT)
 
     def persistent(self) -> None:
-        note = self.stack.pop()
-        if self.legacy and isinstance(note, tuple) and len(note) == 4 and note[0] == "module":
-            if id(note) not in self.tuple_starts or not isinstance(note[1], Global):
-                raise Damaged("a note of a class in it is damaged", _STATE_DICT)
-            self.contents.sources.append((self.tuple_starts[id(note)][1], self.place - 1))
-            self.stack.append(note[1])
+        reference = self.stack.pop()
+        if self.legacy and isinstance(reference, tuple) and len(reference) == 4 and reference[0] == "module":
+            if id(reference) not in self.tuple_starts or not isinstance(reference[1], Global):
+                raise Damaged("a reference to a class in it is damaged", _STATE_DICT)
+            self.contents.sources.append((self.tuple_starts[id(reference)][1], self.position - 1))
+            self.stack.append(reference[1])
             return
-        storage = Storage.from_note(note, legacy=self.legacy)
+        storage = Storage.from_persistent_id(reference, legacy=self.legacy)
         known = self.contents.storages.setdefault(storage.key, storage)
         if (known.type_name, known.count) != (storage.type_name, storage.count) and known.size + storage.size:
             raise Damaged(f"it claims storage {shown(storage.key)} twice, with different sizes")
-        self.stack.append(storage if not self.legacy or note[5] is None else self.part(storage, note[5]))
+        whole = not self.legacy or reference[5] is None
+        self.stack.append(storage if whole else self.part(storage, reference[5]))
 
     def part(self, storage: Storage, view: Any) -> Storage:
         if not isinstance(view, tuple) or len(view) != 3 or not isinstance(view[0], str):
-            raise Damaged("a note of a storage in it is damaged")
+            raise Damaged("a reference to a storage in it is damaged")
         key, offset, count = view
         if self.contents.parts.setdefault(key, (storage.key, offset, count)) != (storage.key, offset, count):
             raise Damaged(f"it claims storage {shown(key)} twice, with different sizes")

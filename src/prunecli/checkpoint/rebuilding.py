@@ -1,7 +1,7 @@
-"""Which calls in a pickle are understood, and with which arguments: those that make dense tensors and plain containers.
+"""The calls in a pickle that are accepted, and their arguments: those that create dense tensors and plain containers.
 
-torch allows more than that with `weights_only`, among it calls that take memory for a size without any data.
-Everything foreign is allowed as well, for it is never called: an inert object stands in its place.
+torch allows more with `weights_only`, including calls that allocate memory for a size without any data. Foreign classes
+and functions are accepted too, because they are never called: an inert object takes their place.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from prunecli.checkpoint.archive import Damaged
-from prunecli.checkpoint.records import Global, Made, Storage, TensorRecord, shown
+from prunecli.checkpoint.records import Global, ObjectRecord, Storage, TensorRecord, shown
 
-KeyCheck = Callable[[Any], None]
-_Rule = Callable[[tuple[Any, ...], KeyCheck], Any]
+_KeyCheck = Callable[[Any], None]
+_Rule = Callable[[tuple[Any, ...], _KeyCheck], Any]
 
 _TORCH_MODULES = frozenset(
     ("torch", "torch._utils", "torch._tensor", "torch.storage", "torch.serialization", "torch.nn.parameter", "_codecs")
@@ -35,39 +35,39 @@ _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.
 _UNTYPED: Mapping[str, torch.dtype] = {
     str(dtype): dtype for dtype in (torch.uint16, torch.uint32, torch.uint64, *_FLOAT8)
 }
-"""Types without a storage class of their own."""
+"""Types that have no storage class."""
 _MAX_DIMENSIONS = 64
 _DENSE = "save a plain `state_dict()` of dense tensors with torch.save"
 _DAMAGED = "its description of a tensor is damaged"
 
 
 def is_foreign(name: Global) -> bool:
-    """Whether a name is none of those that torch itself may resolve in a file of weights."""
+    """Whether torch itself may not resolve a name in a weights file."""
     if name.path.startswith("torch._") and name.module == "torch":  # classes of torch.compile
         return True
     kinds = name.path.startswith("torch.") and name.path.endswith(("Tensor", "Storage"))
     return not kinds and name.module not in _TORCH_MODULES and name.path not in _OWN
 
 
-def call(function: Global, arguments: tuple[Any, ...], check_key: KeyCheck, *, new: bool) -> Any:
-    """A record of what a call would give.
+def call(function: Global, arguments: tuple[Any, ...], check_key: _KeyCheck, *, new: bool) -> Any:
+    """Records what a call would return.
 
     Args:
-        function: What is called.
-        arguments: With what.
-        check_key: Refuses what may not be a key.
-        new: Whether a class is instantiated past its constructor.
+        function: The class or function that is called.
+        arguments: Its arguments.
+        check_key: Raises `Damaged` for a value that may not be a dictionary key.
+        new: Whether a class is instantiated by `__new__` alone.
 
     Raises:
-        Damaged: The call is not one that weights need.
+        Damaged: Weights do not need this call.
     """
     if function.path.partition(".")[0] in _SYSTEM or function.path in _RUNNING:
         raise Damaged(
-            f"it would call {shown(function.path)} when it is unpickled, which no weights need",
-            "it may be hostile: do not open it with anything else, and get the weights from their author",
+            f"it would call {shown(function.path)} when it is unpickled, which weights never need",
+            "it may be hostile: do not open it with other software, and get the weights from their author",
         )
     if is_foreign(function):
-        return Made(function.path)
+        return ObjectRecord(function.path)
     rule = _RULES.get(function.path)
     if rule is not None and (not new or (rule is _ordered and not arguments)):
         return rule(arguments, check_key)
@@ -77,7 +77,7 @@ def call(function: Global, arguments: tuple[Any, ...], check_key: KeyCheck, *, n
 
 
 def _tensor(arguments: tuple[Any, ...], dtype: torch.dtype | None = None) -> TensorRecord:
-    """Checks that a tensor lies inside its storage and is no larger than it."""
+    """Checks that a tensor lies inside its storage and is not larger than it."""
     storage, offset, shape, strides = arguments
     if not isinstance(storage, Storage) or type(offset) is not int or offset < 0:
         raise Damaged(_DAMAGED)
@@ -95,7 +95,7 @@ def _tensor(arguments: tuple[Any, ...], dtype: torch.dtype | None = None) -> Ten
         return TensorRecord((storage.key, offset, shape, strides), 0)
     last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
     if (last + 1) * itemsize > storage.size:
-        raise Damaged(f"it describes a tensor of shape {list(shape)} that does not fit into its data")
+        raise Damaged(f"it describes a tensor of shape {list(shape)} that does not fit its data")
     if count * itemsize > storage.size:
         raise Damaged(
             f"it describes a tensor of shape {list(shape)} that repeats {storage.count:,} numbers over and over",
@@ -108,18 +108,18 @@ def _whole_numbers(values: Any) -> bool:
     return isinstance(values, tuple) and all(type(value) is int and 0 <= value < 1 << 62 for value in values)
 
 
-def _rebuild_tensor(arguments: tuple[Any, ...], check_key: KeyCheck) -> TensorRecord:
+def _rebuild_tensor(arguments: tuple[Any, ...], check_key: _KeyCheck) -> TensorRecord:
     return _tensor(_exactly(arguments, 4))
 
 
-def _rebuild_tensor_v2(arguments: tuple[Any, ...], check_key: KeyCheck) -> TensorRecord:
+def _rebuild_tensor_v2(arguments: tuple[Any, ...], check_key: _KeyCheck) -> TensorRecord:
     if len(arguments) not in (6, 7):
         raise Damaged(_DAMAGED)
     _check_gradient(arguments[4:])
     return _tensor(arguments[:4])
 
 
-def _rebuild_tensor_v3(arguments: tuple[Any, ...], check_key: KeyCheck) -> TensorRecord:
+def _rebuild_tensor_v3(arguments: tuple[Any, ...], check_key: _KeyCheck) -> TensorRecord:
     if len(arguments) not in (7, 8) or not isinstance(arguments[6], Global):
         raise Damaged(_DAMAGED)
     _check_gradient((*arguments[4:6], *arguments[7:]))
@@ -131,30 +131,30 @@ def _rebuild_tensor_v3(arguments: tuple[Any, ...], check_key: KeyCheck) -> Tenso
 
 
 def _check_gradient(arguments: tuple[Any, ...]) -> None:
-    """requires_grad, hooks, and flags that stand for a conjugate or a negation that has not been carried out."""
+    """Checks requires_grad, hooks, and the flags of a lazy conjugate or negation."""
     trainable, hooks, *flags = arguments
     if type(trainable) is not bool or not _no_hooks(hooks) or any(flags):
         raise Damaged("it holds a tensor with hooks or flags", _DENSE)
 
 
 def _no_hooks(hooks: Any) -> bool:
-    return hooks is None or (isinstance(hooks, Made) and hooks.values == {})
+    return hooks is None or (isinstance(hooks, ObjectRecord) and hooks.values == {})
 
 
-def _rebuild_parameter(arguments: tuple[Any, ...], check_key: KeyCheck) -> TensorRecord:
+def _rebuild_parameter(arguments: tuple[Any, ...], check_key: _KeyCheck) -> TensorRecord:
     data, trainable, hooks = _exactly(arguments, 3)
     if not isinstance(data, TensorRecord) or type(trainable) is not bool or not _no_hooks(hooks):
         raise Damaged(_DAMAGED)
     return data
 
 
-def _rebuild_parameter_with_state(arguments: tuple[Any, ...], check_key: KeyCheck) -> TensorRecord:
+def _rebuild_parameter_with_state(arguments: tuple[Any, ...], check_key: _KeyCheck) -> TensorRecord:
     *parameter, state = _exactly(arguments, 4)
     _check_state(state)
     return _rebuild_parameter(tuple(parameter), check_key)
 
 
-def _rebuild_from_type(arguments: tuple[Any, ...], check_key: KeyCheck) -> TensorRecord:
+def _rebuild_from_type(arguments: tuple[Any, ...], check_key: _KeyCheck) -> TensorRecord:
     function, kind, inner, state = _exactly(arguments, 4)
     if not isinstance(function, Global) or function.path not in _TENSORS or not isinstance(inner, tuple):
         raise Damaged(_DAMAGED)
@@ -165,7 +165,7 @@ def _rebuild_from_type(arguments: tuple[Any, ...], check_key: KeyCheck) -> Tenso
 
 
 def _check_state(state: Any) -> None:
-    """Attributes that torch sets on a tensor: none may replace one of its own."""
+    """Checks that attributes to set on a tensor do not replace any that it has."""
     if isinstance(state, tuple):
         state, slots = _exactly(state, 2)
         if slots:
@@ -175,66 +175,68 @@ def _check_state(state: Any) -> None:
         raise Damaged("it holds a tensor with unusual attributes", _DENSE)
 
 
-def _ordered(arguments: tuple[Any, ...], check_key: KeyCheck) -> Made:
+def _ordered(arguments: tuple[Any, ...], check_key: _KeyCheck) -> ObjectRecord:
     pairs = _exactly(arguments, 1)[0] if arguments else []
-    made = Made("collections.OrderedDict", foreign=False, values={})
+    record = ObjectRecord("collections.OrderedDict", foreign=False, values={})
     if not isinstance(pairs, list):
         raise Damaged("a dictionary in it is damaged")
     for pair in pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise Damaged("a dictionary in it is damaged")
         check_key(pair[0])
-        assert made.values is not None
-        made.values[pair[0]] = pair[1]
-    return made
+        assert record.values is not None
+        record.values[pair[0]] = pair[1]
+    return record
 
 
-def _counter(arguments: tuple[Any, ...], check_key: KeyCheck) -> Made:
+def _counter(arguments: tuple[Any, ...], check_key: _KeyCheck) -> ObjectRecord:
     counts = _exactly(arguments, 1)[0] if arguments else {}
     if not isinstance(counts, dict):
         raise Damaged("a counter in it is damaged")
-    return Made("collections.Counter", foreign=False, values=dict(counts))
+    return ObjectRecord("collections.Counter", foreign=False, values=dict(counts))
 
 
-def _set(arguments: tuple[Any, ...], check_key: KeyCheck) -> Made:
+def _set(arguments: tuple[Any, ...], check_key: _KeyCheck) -> ObjectRecord:
     items = _exactly(arguments, 1)[0] if arguments else []
     if not isinstance(items, (list, tuple)):
         raise Damaged("a set in it is damaged")
     for item in items:
         check_key(item)
-    return Made("builtins.set", foreign=False)
+    return ObjectRecord("builtins.set", foreign=False)
 
 
-def _encoded(arguments: tuple[Any, ...], check_key: KeyCheck) -> bytes:
+def _encoded(arguments: tuple[Any, ...], check_key: _KeyCheck) -> bytes:
     text, encoding = _exactly(arguments, 2)
     if not isinstance(text, str) or encoding != "latin1":
-        raise Damaged("a run of bytes in it is damaged")
+        raise Damaged("a byte string in it is damaged")
     try:
         return text.encode("latin1")
     except UnicodeEncodeError as error:
-        raise Damaged("a run of bytes in it is damaged") from error
+        raise Damaged("a byte string in it is damaged") from error
 
 
-def _bytes(arguments: tuple[Any, ...], check_key: KeyCheck) -> Made:
+def _bytes(arguments: tuple[Any, ...], check_key: _KeyCheck) -> ObjectRecord:
     coded = len(arguments) == 2 and isinstance(arguments[0], str) and arguments[1] == "latin-1"
-    if arguments and not coded and not (len(arguments) == 1 and isinstance(arguments[0], bytes)):  # a number is a size
-        raise Damaged("a run of bytes in it is damaged")
-    return Made("builtins.bytearray", foreign=False)
+    if (
+        arguments and not coded and not (len(arguments) == 1 and isinstance(arguments[0], bytes))
+    ):  # a number would be a size to allocate
+        raise Damaged("a byte string in it is damaged")
+    return ObjectRecord("builtins.bytearray", foreign=False)
 
 
-def _size(arguments: tuple[Any, ...], check_key: KeyCheck) -> Any:
+def _size(arguments: tuple[Any, ...], check_key: _KeyCheck) -> Any:
     if not arguments or not _whole_numbers(arguments[0]):
         raise Damaged(_DAMAGED)
     return arguments[0]
 
 
-def _scalar(kind: type, maker: str) -> _Rule:
-    """A call whose arguments are plain values of one kind."""
+def _scalar(kind: type, factory: str) -> _Rule:
+    """The rule for a call with plain arguments of one kind."""
 
-    def rule(arguments: tuple[Any, ...], check_key: KeyCheck) -> Made:
+    def rule(arguments: tuple[Any, ...], check_key: _KeyCheck) -> ObjectRecord:
         if not arguments or len(arguments) > 2 or not all(isinstance(value, (kind, int)) for value in arguments):
-            raise Damaged(f"a call of {maker} in it is damaged")
-        return Made(maker, foreign=False)
+            raise Damaged(f"a call of {factory} in it is damaged")
+        return ObjectRecord(factory, foreign=False)
 
     return rule
 
@@ -245,7 +247,7 @@ def _exactly(arguments: tuple[Any, ...], count: int) -> tuple[Any, ...]:
     return arguments
 
 
-_TENSORS: Mapping[str, Callable[[tuple[Any, ...], KeyCheck], TensorRecord]] = {
+_TENSORS: Mapping[str, Callable[[tuple[Any, ...], _KeyCheck], TensorRecord]] = {
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor_v2,
     "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,

@@ -1,4 +1,4 @@
-"""Inert records of what a pickle would make: names, objects, storages and tensors."""
+"""Inert records of what a pickle would create: names, objects, storages and tensors."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ _STORAGES: dict[str, torch.dtype] = {
     "ComplexFloatStorage": torch.complex64,
 }
 _UNTYPED = "torch.storage.UntypedStorage"
-_LARGEST = 1 << 62
+_MAX_COUNT = 1 << 62
 
 
 @dataclass(frozen=True, eq=False)
 class Global:
-    """A class or function by its name, which is never looked up.
+    """A class or function by name; it is never imported.
 
     Attributes:
-        path: Module and name with dots between, which is all that torch goes by.
+        path: Module and name, joined by a dot, as torch identifies it.
     """
 
     path: str
 
     @property
     def module(self) -> str:
-        """The path without its last part."""
+        """The path without its last component."""
         return self.path.rpartition(".")[0]
 
 
 @dataclass(eq=False)
-class Made:
-    """An object that a pickle makes with a class or function.
+class ObjectRecord:
+    """An object that a pickle creates by calling a class or function.
 
     Attributes:
-        maker: Name of the class or function.
-        foreign: Whether that is none of the few that torch itself allows.
-        values: What a dictionary holds, if it is one.
-        state: What the object is filled with.
+        factory: Name of the class or function.
+        foreign: Whether it is not one of the few that torch itself allows.
+        values: The content of a dictionary; None for other objects.
+        state: The state that the object is given.
     """
 
-    maker: str
+    factory: str
     foreign: bool = True
     values: dict[Any, Any] | None = None
     state: Any = None
@@ -62,14 +62,14 @@ class Made:
 
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """A run of numbers that a pickle claims to be in the file.
+    """A block of numbers that the pickle claims is in the file.
 
     Attributes:
         key: Its name.
         type_name: For instance "torch.FloatStorage".
-        itemsize: Bytes of one number.
-        count: How many numbers.
-        dtype: Their type; bytes for an untyped storage.
+        itemsize: Size of one number in bytes.
+        count: How many numbers it has.
+        dtype: Their type; uint8 for an untyped storage.
     """
 
     key: str
@@ -80,22 +80,23 @@ class Storage:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return self.itemsize * self.count
 
     @classmethod
-    def from_note(cls, note: Any, *, legacy: bool) -> Storage:
-        """Reads the note that torch.save writes in place of a storage.
+    def from_persistent_id(cls, persistent_id: Any, *, legacy: bool) -> Storage:
+        """Reads the persistent id that torch.save writes in place of a storage.
 
         Raises:
-            Damaged: It is no such note.
+            Damaged: It is not a storage's persistent id.
         """
-        if not isinstance(note, tuple) or len(note) != (6 if legacy else 5) or note[0] != "storage":
-            raise Damaged("a note of a storage in it is damaged")
-        kind, key, location, count = note[1:5]
+        length = 6 if legacy else 5
+        if not isinstance(persistent_id, tuple) or len(persistent_id) != length or persistent_id[0] != "storage":
+            raise Damaged("a reference to a storage in it is damaged")
+        kind, key, location, count = persistent_id[1:5]
         if not isinstance(kind, Global) or not isinstance(key, str) or not isinstance(location, str):
-            raise Damaged("a note of a storage in it is damaged")
-        if type(count) is not int or not 0 <= count < _LARGEST:
+            raise Damaged("a reference to a storage in it is damaged")
+        if type(count) is not int or not 0 <= count < _MAX_COUNT:
             raise Damaged(f"storage {shown(key)} claims an impossible size")
         dtype = torch.uint8 if kind.path == _UNTYPED else _STORAGES.get(kind.path.removeprefix("torch."))
         if dtype is None:
@@ -105,13 +106,13 @@ class Storage:
         return cls(key, kind.path, dtype.itemsize, count, dtype)
 
     def part(self, key: str, offset: int, count: int) -> Storage:
-        """`count` numbers from `offset` on, which older versions of torch gave a key of their own.
+        """The `count` numbers from `offset` on, to which older versions of torch gave their own key.
 
         Raises:
-            Damaged: They lie outside.
+            Damaged: They lie outside the storage.
         """
         if type(offset) is not int or type(count) is not int or not 0 <= offset <= offset + count <= self.count:
-            raise Damaged(f"a part of storage {shown(self.key)} lies outside of it")
+            raise Damaged(f"a part of storage {shown(self.key)} lies outside it")
         return replace(self, key=key, count=count)
 
 
@@ -120,14 +121,14 @@ class TensorRecord:
     """A tensor that a pickle describes.
 
     Attributes:
-        place: What makes it one tensor: storage, offset, shape and strides.
-        size: Bytes of its numbers.
+        view: Storage key, offset, shape and strides.
+        size: Size of its numbers in bytes.
     """
 
-    place: tuple[Any, ...]
+    view: tuple[Any, ...]
     size: int
 
 
 def shown(name: str) -> str:
-    """A name from a file, fit to be printed: quoted, without control characters, and not too long."""
+    """Makes a name from a file safe to print: quoted, without control characters, and shortened."""
     return repr(name if len(name) <= 120 else name[:117] + "...")

@@ -32,17 +32,17 @@ def read_torch_file(file: BinaryIO, path: Path, *, legacy: bool) -> Any:
     Args:
         file: The open file.
         path: Its name for messages.
-        legacy: Whether it is of the format before torch 1.6, which is no zip file.
+        legacy: Whether it has the format from before torch 1.6, which is not a zip file.
 
     Returns:
-        Dense tensors on the CPU in plain containers, with `Inert` objects in place of everything else.
+        Dense tensors on the CPU in plain containers, with `Inert` objects in place of all other objects.
 
     Raises:
-        ModelError: It is damaged, hostile or holds something else than plain weights.
+        ModelError: It is damaged, hostile or holds something other than plain weights.
     """
     size = file.seek(0, 2)
     try:
-        with _uncollected():
+        with _garbage_collection_paused():
             return _read(file, path, size, legacy)
     except Damaged as error:
         raise refusal(path, f"is not a file of plain weights: {error.cause}", error.remedy) from error
@@ -51,8 +51,8 @@ def read_torch_file(file: BinaryIO, path: Path, *, legacy: bool) -> Any:
 def _read(file: BinaryIO, path: Path, size: int, legacy: bool) -> Any:
     contents, source = _checked_legacy(file, size) if legacy else (_checked(file, size, path), file)
     _check_repeats(contents, size)
-    contents.root = None  # its memory is needed for the second reading
-    # torch prefers what it allows itself to what stands in for it.
+    contents.root = None  # frees memory for the second pass
+    # Where torch allows a name itself, that takes precedence over the stand-in.
     return _load(source, stand_ins(contents.globals, contents.mappings, contents.sequences, MODULE_CLASS))
 
 
@@ -64,7 +64,9 @@ def _checked(file: BinaryIO, size: int, path: Path) -> Contents:
         raise Damaged("its zip file has more than one folder")
     packed = next((name for name, entry in entries.items() if not entry.plain), None)
     if packed is not None:
-        raise Damaged(f"its entry {shown(packed)} is compressed", "torch.save writes it uncompressed; save it again")
+        raise Damaged(
+            f"its entry {shown(packed)} is compressed", "save it again with torch.save, which does not compress"
+        )
     small = [entry for name, entry in entries.items() if name not in pickles and not name.startswith(f"{folder}/data/")]
     if entries[pickles[0]].size > MAX_BYTES:
         raise Damaged("its list of tensors is over 64 MiB", "save `model.state_dict()` alone with torch.save")
@@ -82,56 +84,60 @@ def _checked(file: BinaryIO, size: int, path: Path) -> Contents:
 
 
 def _checked_legacy(file: BinaryIO, size: int) -> tuple[Contents, BinaryIO]:
-    """Checks the older format: three pickles, that of the content, one of the storages' keys, and their numbers."""
+    """Checks the older format: three pickles, then those of the content and of the storage keys, then the numbers."""
     data = _bytes_of(file, 0, min(size, MAX_BYTES))
-    place = 0
+    position = 0
     for _ in range(_PARTS_OF_LEGACY):
-        place = examine(data, place, instructions=_MAX_SMALL).end
-    begins = place
-    contents = examine(data, begins, legacy=True)
+        position = examine(data, position, instructions=_MAX_SMALL).end
+    start = position
+    contents = examine(data, start, legacy=True)
     listed = examine(data, contents.end, instructions=_MAX_KEYS)
-    place, keys = listed.end, listed.root
+    position, keys = listed.end, listed.root
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise Damaged("its list of storages is damaged")
     if set(keys) != set(contents.storages) or len(set(keys)) != len(keys) or set(keys) & set(contents.parts):
         raise Damaged("its list of storages is damaged")
     for key in keys:
         storage = contents.storages[key]
-        (count,) = struct.unpack("<q", _bytes_of(file, place, 8))
-        place += 8 + storage.size
-        if count != storage.count or place > size:
+        (count,) = struct.unpack("<q", _bytes_of(file, position, 8))
+        position += 8 + storage.size
+        if count != storage.count or position > size:
             raise Damaged(f"storage {shown(key)} claims {storage.size:,} bytes that the file does not have")
     if not contents.sources:
         return contents, file
     rest = _bytes_of(file, contents.end, size - contents.end)
-    return contents, io.BytesIO(b"".join((data[:begins], without_sources(data, begins, contents), rest)))
+    return contents, io.BytesIO(b"".join((data[:start], without_sources(data, start, contents), rest)))
 
 
 def _check_repeats(contents: Contents, size: int) -> None:
-    """Refuses a small file that describes a great many large tensors which overlap."""
-    described: dict[tuple[Any, ...], TensorRecord] = {tensor.place: tensor for tensor in contents.tensors}
+    """Refuses a small file that describes many large overlapping tensors."""
+    described: dict[tuple[Any, ...], TensorRecord] = {tensor.view: tensor for tensor in contents.tensors}
     if sum(tensor.size for tensor in described.values()) > _MAX_REPEATS * size + _SLACK:
-        raise Damaged("its tensors overlap, and would be many times as large as the file", "save each tensor by itself")
+        raise Damaged(
+            "its tensors overlap, and would be many times as large as the file", "save a copy of each tensor (.clone())"
+        )
 
 
 def _load(source: BinaryIO, names: Sequence[StandIn]) -> Any:
     source.seek(0)
     try:
-        with _only(names), warnings.catch_warnings():
+        with _only_safe_globals(names), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(source, map_location="cpu", weights_only=True)
     except MemoryError as error:
-        raise Damaged("it needs more memory than there is", "close other programs or use a larger machine") from error
-    except Exception as error:  # ten different types in practice, some with an empty or misleading message
-        raise Damaged("it is damaged, or pickles objects that cannot be stood in for", _REMEDY) from error
+        raise Damaged(
+            "it needs more memory than is available", "close other programs or use a larger machine"
+        ) from error
+    except Exception as error:  # ten types in practice, some with an empty or misleading message
+        raise Damaged("it is damaged, or contains objects that cannot be read safely", _REMEDY) from error
 
 
 _REMEDY = "save `model.state_dict()` with torch.save and give that file"
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Stops the search for unreachable cycles, which takes half of the time that a million small objects need."""
+def _garbage_collection_paused() -> Iterator[None]:
+    """Pauses garbage collection, which takes half of the time for a million small objects."""
     active = gc.isenabled()
     gc.disable()
     try:
@@ -142,8 +148,8 @@ def _uncollected() -> Iterator[None]:
 
 
 @contextmanager
-def _only(names: Sequence[StandIn]) -> Iterator[None]:
-    """Makes torch use nothing but `names` beyond what it allows itself: other packages add real classes to its list."""
+def _only_safe_globals(names: Sequence[StandIn]) -> Iterator[None]:
+    """Limits torch to `names` and what it allows itself: other packages add real classes to its list."""
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     try:
