@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from prunecli.errors import ModelError
 from prunecli.measure.counts import count_macs, parameter_count
 from prunecli.models.catalog import build
+from prunecli.models.dialects.dialect import ForeignRequest
+from prunecli.models.dialects.index import translate
+from prunecli.models.dialects.segformer import reference_of
 from prunecli.models.loading import load_file, restore, save
 from prunecli.models.recognition import architecture_for, recognise
 
@@ -180,13 +183,11 @@ def test_fused_keys_and_values_are_split_as_they_were_read(network: nn.Module, t
 
 @pytest.mark.parametrize("size", ["b1", "b2", "b3", "b4", "b5"])
 def test_the_size_is_read_from_the_weights(size: str) -> None:
-    from prunecli.models.segformer_weights import reference_of, rename
-
+    path = Path("x.pth")
     state = build(f"segformer:{size}", meta=True).state_dict()
-    renamed = rename(_nvidia(state))
-    assert renamed is not None
-    assert reference_of(renamed.tensors, Path("x.pth")) == f"segformer:{size}"
-    assert architecture_for(f"segformer:{size}", renamed.tensors, Path("x.pth")).ref == f"segformer:{size}"
+    tensors = translate(_nvidia(state), ForeignRequest(path)).tensors
+    assert reference_of(tensors, path) == f"segformer:{size}"
+    assert architecture_for(f"segformer:{size}", tensors, path).ref == f"segformer:{size}"
 
 
 def test_a_size_that_nobody_published_is_refused(network: nn.Module, tmp_path: Path) -> None:

@@ -54,8 +54,8 @@ def test_a_checkpoint_can_run_for_another_time_and_nothing_else_changes(tmp_path
     for kwargs, said in (
         ({"width": 0.5}, "width cannot be set"),
         ({"tau": 3.0}, "tau cannot be set"),
-        ({"T": 0}, "T has to be a whole number"),
-        ({"T": 10**9}, "T has to be a whole number"),
+        ({"T": 0}, "T has to be an integer"),
+        ({"T": 10**9}, "T has to be an integer"),
     ):
         with pytest.raises(ModelError, match=said) as caught:
             load_file(file, kwargs=kwargs)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from prunecli.checkpoint import WEIGHT_SUFFIXES
 from prunecli.checkpoint.finite import check_finite
@@ -15,16 +15,16 @@ from prunecli.checkpoint.foreign_files import ForeignWeights, read_foreign
 from prunecli.checkpoint.io import file_sha256, read_checkpoint, read_manifest, write_checkpoint
 from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.checkpoint.records import shown
-from prunecli.errors import MethodError, ModelError
+from prunecli.errors import ModelError
+from prunecli.methods.runtime import apply_recorded
 from prunecli.models.catalog import build, build_dense, input_spec, rebuild_dense, split_reference
+from prunecli.models.dialects.dialect import ForeignRequest
+from prunecli.models.dialects.index import translate
 from prunecli.models.recognition import architecture_for, identify, recorded
-from prunecli.models.segformer_weights import SegFormerWeights, reference_of, rename, with_new_head
-from prunecli.models.spiking_weights import spikformer_weights
 from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
-from prunecli.tokens.runtime import prune_tokens
 
 _IMAGE_DIMENSIONS = 3
-_OVER_TIME = ("T", "coding")
+_RUN_TIME_SETTINGS = ("T", "coding")
 ANY_SIZE = (32, 32)
 """Image size of architectures that accept any, where neither data nor manifest say more."""
 
@@ -96,47 +96,31 @@ def load_file(
     manifest = read_manifest(path)
     if manifest is not None:
         loaded = _load_checkpoint(path, manifest, arch, allow_nonfinite)
-        _run_differently(loaded, kwargs or {})
+        _override_settings(loaded, kwargs or {})
         return loaded
     weights = read_foreign(path, allow_nonfinite=allow_nonfinite)
-    return _load_foreign(weights, path, arch, num_classes, data_classes, kwargs or {})
+    return _load_foreign(weights, ForeignRequest(path, arch, num_classes, data_classes), kwargs or {})
 
 
-def _load_foreign(
-    weights: ForeignWeights,
-    path: Path,
-    arch: str | None,
-    num_classes: int | None,
-    data_classes: Callable[[], int | None],
-    kwargs: Mapping[str, Any],
-) -> LoadedModel:
+def _load_foreign(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[str, Any]) -> LoadedModel:
     """Finds or checks the architecture of somebody else's weights and builds it with them; see `load_file`."""
-    tensors = weights.tensors
-    notes: list[str] = []
-    spikformer = spikformer_weights(tensors, path)
-    if spikformer is not None and arch is None:
-        tensors, arch, kwargs = spikformer.tensors, spikformer.ref, spikformer.kwargs | dict(kwargs)
-        notes += [f"recognised as {arch} by its keys and shapes", spikformer.note]
-    elif spikformer is not None:
-        tensors, kwargs = spikformer.tensors, spikformer.kwargs | dict(kwargs)
-    segformer = _renamed(tensors, path)
-    if segformer is not None:
-        notes.append(f"{segformer.origin}'s names of SegFormer's weights")
-        ref = arch or reference_of(segformer.tensors, path)
-        tensors, note = with_new_head(segformer, ref, num_classes, data_classes)
-        notes += [f"{path}: {note}"] if note else []
-    if arch is None:
+    path = request.path
+    translation = translate(weights.tensors, request)
+    tensors, notes = translation.tensors, list(translation.notes)
+    kwargs = {**translation.kwargs, **kwargs}
+    ref = request.arch or translation.ref
+    if ref is None:
         if kwargs:
             raise ModelError(f"{path}: --model-kwargs are arguments of an architecture; name it with --arch")
-        found = identify(tensors, path, weights.class_path)
-        architecture = found.architecture
-        others = f"; {', '.join(found.also)} would fit too: choose with --arch" if found.also else ""
+        identified = identify(tensors, path, weights.class_path)
+        architecture = identified.architecture
+        others = f"; {', '.join(identified.also)} would fit too: choose with --arch" if identified.also else ""
         signs = (
             f"its class {shown(weights.class_path)}, keys and shapes" if weights.class_path else "its keys and shapes"
         )
         notes.append(f"recognised as {architecture.ref} by {signs}{others}")
     else:
-        architecture = architecture_for(arch, tensors, path, kwargs)
+        architecture = architecture_for(ref, tensors, path, kwargs)
     model = build_dense(architecture)
     try:
         model.load_state_dict(tensors)
@@ -145,18 +129,10 @@ def _load_foreign(
         raise ModelError(
             f"{path}: the weights do not fit {architecture.ref}: {first}; name another with --arch"
         ) from error
-    if segformer is not None:
-        segformer.adapt(model)
+    translation.adapt(model)
     manifest = Manifest(architecture=architecture.model_copy(update={"class_name": type(model).__name__}))
     loaded = LoadedModel(model.eval(), manifest, path=path, sha256=file_sha256(path), notes=notes)
     return _with_input_spec(loaded)
-
-
-def _renamed(tensors: Mapping[str, Tensor], path: Path) -> SegFormerWeights | None:
-    try:
-        return rename(tensors)
-    except (RuntimeError, IndexError, TypeError) as error:
-        raise ModelError(f"{path}: has SegFormer's names with other shapes; get the weights again") from error
 
 
 def load_companion(path: Path, ref: str | None, *, allow_nonfinite: bool = False) -> LoadedModel:
@@ -193,11 +169,10 @@ def restore(
         raise ModelError(f"{path}: {error}") from error
     # Buffers that belong to no state dict may be infinite: attention masks are.
     check_finite(model.state_dict(), path, allow_nonfinite)
-    if manifest.tokens is not None:
-        try:
-            prune_tokens(model, manifest.tokens)
-        except MethodError as error:
-            raise ModelError(f"{path}: {error}") from error
+    try:
+        apply_recorded(model, manifest)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
     return model.eval(), manifest
 
 
@@ -244,29 +219,30 @@ def _load_checkpoint(path: Path, manifest: Manifest, arch: str | None, allow_non
     return loaded
 
 
-def _run_differently(loaded: LoadedModel, kwargs: Mapping[str, Any]) -> None:
-    """Sets how a spiking network runs over time, which its weights do not depend on.
+def _override_settings(loaded: LoadedModel, kwargs: Mapping[str, Any]) -> None:
+    """Changes how a spiking network runs over time, which does not affect its weights.
 
     Raises:
         ModelError: Something else is to be changed, or the network does not run over time.
     """
-    recorded_ones = loaded.manifest.architecture.kwargs
-    # A recipe that built the network says again what the manifest says.
-    kwargs = {
-        name: value for name, value in kwargs.items() if name not in recorded_ones or recorded_ones[name] != value
+    architecture = loaded.manifest.architecture
+    # A recipe that built the network repeats what the manifest says.
+    changed = {
+        name: value
+        for name, value in kwargs.items()
+        if name not in architecture.kwargs or architecture.kwargs[name] != value
     }
-    for name in kwargs:
-        if name not in _OVER_TIME or not hasattr(loaded.model, name):
-            known = f"{name}={getattr(loaded.model, name, '')}" if name in _OVER_TIME else name
+    for name in changed:
+        if name not in _RUN_TIME_SETTINGS or not hasattr(loaded.model, name):
+            setting = f"{name}={getattr(loaded.model, name, '')}" if name in _RUN_TIME_SETTINGS else name
             raise ModelError(
-                f"{loaded.path}: a checkpoint's architecture stands in its manifest, so {known} cannot be set; of a "
-                f"spiking one {' and '.join(_OVER_TIME)} can"
+                f"{loaded.path}: a checkpoint's architecture stands in its manifest, so {setting} cannot be set; of a "
+                f"spiking one {' and '.join(_RUN_TIME_SETTINGS)} can"
             )
-    if kwargs:
-        architecture = loaded.manifest.architecture
-        settled = {name: getattr(loaded.model, name) for name in _OVER_TIME} | dict(kwargs)
-        checked = recorded(architecture.ref, {**architecture.kwargs, **kwargs}).kwargs
-        loaded.model.prepare(**settled)  # type: ignore[operator]
+    if changed:
+        settings = {name: getattr(loaded.model, name) for name in _RUN_TIME_SETTINGS} | changed
+        checked = recorded(architecture.ref, {**architecture.kwargs, **changed}).kwargs
+        loaded.model.prepare(**settings)  # type: ignore[operator]
         loaded.manifest = loaded.manifest.model_copy(
             update={"architecture": architecture.model_copy(update={"kwargs": checked})}
         )

@@ -15,8 +15,8 @@ from prunecli.checkpoint.manifest import ARGUMENTS, Architecture
 from prunecli.checkpoint.records import shown
 from prunecli.errors import ModelError
 from prunecli.models.catalog import build, built_from, rebuild_dense, settled_arguments
+from prunecli.models.dialects.segformer import reference_of
 from prunecli.models.fingerprints import nearest_references
-from prunecli.models.segformer_weights import reference_of
 
 _CANDIDATES = 16
 _PREFERENCE = {

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from prunecli.errors import ModelError
 from prunecli.models.catalog import build
+from prunecli.models.dialects.dialect import ForeignRequest, Translation
 from prunecli.models.segformer import SIZES
 
-# What follows the stage and block number: theirs, ours.
+# What follows the numbers of stage and block: their name, our name.
 _NVIDIA_BLOCK = {
     "norm1": "layernorm_before",
     "norm2": "layernorm_after",
@@ -58,53 +59,58 @@ _BLOCK_NORMS = re.compile(r"segformer\.stages\.\d\.(blocks\.\d+\.layernorm_\w+|l
 
 
 @dataclass(frozen=True)
-class SegFormerWeights:
-    """Weights renamed to the catalogue's names.
+class _Publisher:
+    """Who published weights, and the epsilons that they trained with where these are not those of transformers."""
+
+    name: str
+    block_epsilon: float | None = None
+    batch_epsilon: float | None = None
+
+    def set_epsilons(self, model: nn.Module) -> None:
+        for name, module in model.named_modules():
+            if self.block_epsilon and isinstance(module, nn.LayerNorm) and _BLOCK_NORMS.fullmatch(name):
+                module.eps = self.block_epsilon
+            elif self.batch_epsilon and isinstance(module, nn.BatchNorm2d):
+                module.eps = self.batch_epsilon
+
+
+_HUGGING_FACE = _Publisher("Hugging Face")
+_NVIDIA = _Publisher("NVIDIA", 1e-6)
+_BUBBLIIIING = _Publisher("bubbliiiing", 1e-6, 1e-3)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """One way to name SegFormer's layers.
 
     Attributes:
-        tensors: By our names.
-        origin: Whose names they had.
-        has_head: Whether there is a decoder; ImageNet weights are an encoder alone.
+        sign: Matches the beginning of a name that only this layout has.
+        rename: A tensor by our names; several where it is divided.
+        publisher: Who published weights, by their names.
     """
 
-    tensors: dict[str, Tensor]
-    origin: str
-    has_head: bool
+    sign: re.Pattern[str]
+    rename: Callable[[str, Tensor], Mapping[str, Tensor]]
+    publisher: Callable[[Mapping[str, Tensor]], _Publisher] = lambda tensors: _HUGGING_FACE
 
-    def adapt(self, model: nn.Module) -> None:
-        """Gives the normalisations the epsilon they were trained with, where it is not that of transformers."""
-        if self.origin == "Hugging Face":
-            return
-        for name, module in model.named_modules():
-            if isinstance(module, nn.LayerNorm) and _BLOCK_NORMS.fullmatch(name):
-                module.eps = 1e-6
-            elif isinstance(module, nn.BatchNorm2d) and self.origin == "bubbliiiing" and self.has_head:
-                module.eps = 1e-3
-
-
-def rename(tensors: Mapping[str, Tensor]) -> SegFormerWeights | None:
-    """Renames SegFormer weights of any known layout; None when they are something else."""
-    nvidia = any(re.match(r"(backbone\.)?block1\.0\.attn\.kv\.", name) for name in tensors)
-    hub = any(re.match(r"(segformer\.)?encoder\.block\.0\.0\.attention\.self\.", name) for name in tensors)
-    ours = any(re.match(r"(segformer\.)?stages\.0\.blocks\.0\.attention\.q_proj\.", name) for name in tensors)
-    if not (nvidia or hub or ours):
-        return None
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if _UNUSED.fullmatch(name):
-            continue
-        if nvidia and (kv := re.fullmatch(r"(?:backbone\.)?block(\d)\.(\d+)\.attn\.kv\.(weight|bias)", name)):
-            prefix = f"segformer.stages.{int(kv[1]) - 1}.blocks.{kv[2]}.attention"
-            # The fused layer's output is reshaped to (2, heads, head_dim): all keys, then all values.
-            key, value = torch.chunk(tensor, 2)
-            renamed[f"{prefix}.k_proj.{kv[3]}"], renamed[f"{prefix}.v_proj.{kv[3]}"] = key.clone(), value.clone()
-        else:
-            renamed[_nvidia_name(name) if nvidia else _hub_name(name) if hub else _own_name(name)] = tensor
-    origin = "Hugging Face"
-    has_head = any(name.startswith("decode_head.") for name in renamed)
-    if nvidia:
-        origin = "NVIDIA" if "decode_head.conv_seg.weight" in tensors or not has_head else "bubbliiiing"
-    return SegFormerWeights(renamed, origin, has_head)
+    def translate(self, tensors: Mapping[str, Tensor], request: ForeignRequest) -> Translation | None:
+        """Renames the weights, and adds a new decoder or classifier where one is missing."""
+        if not any(self.sign.match(name) for name in tensors):
+            return None
+        renamed: dict[str, Tensor] = {}
+        try:
+            for name, tensor in tensors.items():
+                if not _UNUSED.fullmatch(name):
+                    renamed |= self.rename(name, tensor)
+        except (RuntimeError, IndexError, TypeError) as error:
+            raise ModelError(
+                f"{request.path}: has SegFormer's names with other shapes; get the weights again"
+            ) from error
+        publisher = self.publisher(tensors)
+        complete, note = _with_new_head(renamed, request)
+        notes = [f"{publisher.name}'s names of SegFormer's weights"]
+        notes += [f"{request.path}: {note}"] if note else []
+        return Translation(complete, notes=tuple(notes), adapt=publisher.set_epsilons)
 
 
 def reference_of(tensors: Mapping[str, Tensor], path: Path) -> str:
@@ -115,8 +121,8 @@ def reference_of(tensors: Mapping[str, Tensor], path: Path) -> str:
     """
     depths, widths = [], []
     for stage in range(4):
-        found = [re.match(rf"segformer\.stages\.{stage}\.blocks\.(\d+)\.", name) for name in tensors]
-        depths.append(1 + max((int(match[1]) for match in found if match), default=-1))
+        matches = [re.match(rf"segformer\.stages\.{stage}\.blocks\.(\d+)\.", name) for name in tensors]
+        depths.append(1 + max((int(match[1]) for match in matches if match), default=-1))
         norm = tensors.get(f"segformer.stages.{stage}.layer_norm.weight")
         widths.append(len(norm) if norm is not None else 0)
     decoder = tensors.get("decode_head.linear_fuse.weight")
@@ -134,30 +140,35 @@ def reference_of(tensors: Mapping[str, Tensor], path: Path) -> str:
     return f"segformer:{fitting[0]}"
 
 
-def with_new_head(
-    weights: SegFormerWeights, ref: str, num_classes: int | None, data_classes: Callable[[], int | None]
-) -> tuple[dict[str, Tensor], str | None]:
-    """The tensors with what they lack, newly drawn, and a note where that was something.
+def _with_new_head(tensors: dict[str, Tensor], request: ForeignRequest) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors and newly initialised ones for what they lack, with a note where that is something.
 
-    Args:
-        weights: An encoder alone gets a new decoder, a whole network a new classifier where it has other classes.
-        ref: Which SegFormer they belong to.
-        num_classes: Classes wanted; None: what there are.
-        data_classes: Asked where the weights have no classifier and none is wanted; its None: as many as ADE20K has.
+    An encoder alone gets a new decoder. A whole network gets a new classifier where it has another number of classes
+    than the user wants.
     """
-    tensors = dict(weights.tensors)
+    ref = request.arch or reference_of(tensors, request.path)
     classifier = tensors.get(_CLASSIFIER)
-    if classifier is not None and num_classes in (None, len(classifier)):
+    if classifier is not None and request.num_classes in (None, len(classifier)):
         return tensors, None
     first = tensors["segformer.stages.0.patch_embeddings.proj.weight"]
-    wanted = num_classes if num_classes is not None else data_classes()
-    classes: dict[str, Any] = {} if wanted is None else {"num_classes": wanted}
+    count = request.num_classes if request.num_classes is not None else request.data_classes()
+    classes: dict[str, Any] = {} if count is None else {"num_classes": count}
     fresh = build(ref, in_chans=first.shape[1], **classes).state_dict()
     if classifier is not None:
-        tensors |= {name: t for name, t in fresh.items() if name.startswith("decode_head.classifier.")}
-        return tensors, f"its classifier for {len(classifier)} classes gives way to a new one, which has to be trained"
+        new = {name: tensor for name, tensor in fresh.items() if name.startswith("decode_head.classifier.")}
+        note = f"its classifier for {len(classifier)} classes gives way to a new one, which has to be trained"
+        return tensors | new, note
     head = {name: tensor for name, tensor in fresh.items() if name.startswith("decode_head.")}
-    return {**head, **tensors}, "holds an encoder alone; the decoder has new weights and has to be trained"
+    return head | tensors, "holds an encoder alone; the decoder has new weights and has to be trained"
+
+
+def _from_nvidia(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    if kv := re.fullmatch(r"(?:backbone\.)?block(\d)\.(\d+)\.attn\.kv\.(weight|bias)", name):
+        prefix = f"segformer.stages.{int(kv[1]) - 1}.blocks.{kv[2]}.attention"
+        # The fused layer's output is reshaped to (2, heads, head_dim): all keys, then all values.
+        key, value = torch.chunk(tensor, 2)
+        return {f"{prefix}.k_proj.{kv[3]}": key.clone(), f"{prefix}.v_proj.{kv[3]}": value.clone()}
+    return {_nvidia_name(name): tensor}
 
 
 def _nvidia_name(name: str) -> str:
@@ -190,3 +201,23 @@ def _hub_name(name: str) -> str:
 
 def _own_name(name: str) -> str:
     return f"segformer.{name}" if name.startswith("stages.") else name
+
+
+def _publisher(tensors: Mapping[str, Tensor]) -> _Publisher:
+    """NVIDIA's framework has a layer that nothing uses; encoders alone came from NVIDIA."""
+    has_decoder = any(name.startswith("decode_head.") for name in tensors)
+    return _NVIDIA if "decode_head.conv_seg.weight" in tensors or not has_decoder else _BUBBLIIIING
+
+
+NVIDIA = _Layout(re.compile(r"(backbone\.)?block1\.0\.attn\.kv\."), _from_nvidia, _publisher)
+"""NVIDIA's names, and bubbliiiing's."""
+HUB = _Layout(
+    re.compile(r"(segformer\.)?encoder\.block\.0\.0\.attention\.self\."),
+    lambda name, tensor: {_hub_name(name): tensor},
+)
+"""Names of files on Hugging Face's hub."""
+TRANSFORMERS = _Layout(
+    re.compile(r"(segformer\.)?stages\.0\.blocks\.0\.attention\.q_proj\."),
+    lambda name, tensor: {_own_name(name): tensor},
+)
+"""The catalogue's names; an encoder alone has them without their prefix."""
