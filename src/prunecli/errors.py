@@ -1,13 +1,13 @@
-"""The exceptions of `prune`: each is one clear line and knows its exit code.
+"""The exceptions of `prune`: each has a one-line message and an exit code.
 
 PruneError (1)
 |-- RecipeError (2)        a recipe, flag or report is wrong
 |-- ModelError (2)         a model, checkpoint or weights file is wrong
-|   `-- DataDependentError a model takes another course for other inputs
-|-- MethodError (2)        a method cannot do what was asked
+|   `-- DataDependentError a model computes differently depending on its input values
+|-- MethodError (2)        a method is unknown or not applicable
 |-- DataError (2)          a data set is missing or wrong
-|-- VerificationError (1)  the pruned network is not the masked one
-|-- ResourceError (1)      the disk, the memory or a helper process failed
+|-- VerificationError (1)  the pruned network differs from the masked one
+|-- ResourceError (1)      the disk, memory or a worker process failed
 |-- Interrupted (130, 143) Ctrl-C or SIGTERM
 `-- GateFailed (3)         a --fail-if condition holds
 """
@@ -19,7 +19,7 @@ from collections.abc import Iterable
 
 
 class PruneError(Exception):
-    """Base of every error a user is meant to read.
+    """Base of every error shown to users.
 
     Args:
         message: What is wrong and what to do about it, in one line.
@@ -29,7 +29,7 @@ class PruneError(Exception):
 
 
 class RecipeError(PruneError):
-    """A recipe, command line value or report is invalid."""
+    """A recipe, command-line value or report is invalid."""
 
     exit_code = 2
 
@@ -41,11 +41,11 @@ class ModelError(PruneError):
 
 
 class DataDependentError(ModelError):
-    """What a model computes depends on the values of its input, so no single trace holds."""
+    """A model's control flow depends on the values of its input, so a single trace does not represent it."""
 
 
 class MethodError(PruneError):
-    """A pruning method does not exist or cannot do what was asked."""
+    """A pruning method does not exist, or does not support the request."""
 
     exit_code = 2
 
@@ -57,18 +57,18 @@ class DataError(PruneError):
 
 
 class VerificationError(PruneError):
-    """The pruned network does not compute what the masked original computes."""
+    """The pruned network computes something other than the masked original."""
 
 
 class ResourceError(PruneError):
-    """The disk is full, memory ran out, or a process that loads data has died."""
+    """The disk is full, memory ran out, or a data-loading process died."""
 
 
 class Interrupted(PruneError):
-    """A signal asked for the end; what was done is saved.
+    """A signal ended the run; its state has been saved where possible.
 
     Args:
-        message: What was saved and how to go on.
+        message: What was saved and how to resume.
         signal: Number of the signal, for instance 2 (Ctrl-C) or 15 (SIGTERM).
     """
 
@@ -78,10 +78,10 @@ class Interrupted(PruneError):
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that ends the command like Ctrl-C does. No Exception, so nothing that handles failures swallows it.
+    """A signal that ends the command as Ctrl-C does. Not an `Exception`, so that error handlers do not swallow it.
 
     Args:
-        signal: Its number.
+        signal: Number of the signal.
     """
 
     def __init__(self, signal: int) -> None:
@@ -90,24 +90,24 @@ class Stopped(KeyboardInterrupt):
 
 
 class GateFailed(PruneError):
-    """A condition given with --fail-if holds."""
+    """The condition of --fail-if is true."""
 
     exit_code = 3
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
-    """Returns up to `count` of `choices` that resemble `name`, best first."""
+    """Returns up to `count` of `choices` that resemble `name`, the best match first."""
     return difflib.get_close_matches(name, list(choices), n=count, cutoff=0.5)
 
 
 def unknown(kind: str, name: str, choices: Iterable[str], see: str | None = None) -> str:
-    """Words an error about a name that does not exist.
+    """Returns the message about an unknown name.
 
     Args:
-        kind: What the name should have been, for instance "method".
-        name: What was given.
+        kind: The kind of thing that the name refers to, for instance "method".
+        name: The unknown name.
         choices: The names that exist.
-        see: A command that lists the choices; without it they are listed here.
+        see: A command that lists the choices; without it the message lists them.
     """
     options = list(choices)
     close = nearest(name, options)

@@ -1,4 +1,4 @@
-"""Reading annotated dataclass fields: one description serves options, recipes and the JSON schema."""
+"""Reading annotated dataclass fields, which describe options, recipes and the JSON schema alike."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from annotated_doc import Doc
 
 @dataclass(frozen=True)
 class FieldInfo:
-    """One field: its type without annotations, its default, and its text."""
+    """A field: its type without annotations, its default, and its help text."""
 
     name: str
     type: Any
@@ -21,14 +21,14 @@ class FieldInfo:
 
 
 def fields_of(cls: type[Any]) -> tuple[FieldInfo, ...]:
-    """All fields of the dataclass `cls`, inherited ones included, in order."""
+    """Returns the fields of the dataclass `cls` in order, inherited ones included."""
     hints = typing.get_type_hints(cls, include_extras=True)
-    found = []
+    infos = []
     for field in dataclasses.fields(cls):
         hint, doc = hints[field.name], ""
         if get_origin(hint) is Annotated:
             hint, *extras = get_args(hint)
             doc = next((extra.documentation for extra in extras if isinstance(extra, Doc)), "")
         default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-        found.append(FieldInfo(field.name, hint, default, doc))
-    return tuple(found)
+        infos.append(FieldInfo(field.name, hint, default, doc))
+    return tuple(infos)

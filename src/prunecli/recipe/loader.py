@@ -1,4 +1,4 @@
-"""Reading YAML: line and column of every value, YAML 1.2 scalars, and no way to surprise."""
+"""Reading YAML: line and column of every value, YAML 1.2 scalars, no aliases, no tags, bounded depth."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import yaml
 
 from prunecli.errors import RecipeError
 
-Path_ = tuple[str | int, ...]
-MAX_DEPTH = 32
-MAX_BYTES = 1_000_000
+KeyPath = tuple[str | int, ...]
+"""Keys and list indices that lead to a value, for instance ("stages", 0, "lr")."""
+_MAX_DEPTH = 32
+_MAX_BYTES = 1_000_000
 _MAX_DIGITS = 1_000
 
 _NULL = re.compile(r"~|null|Null|NULL|")
@@ -26,29 +27,35 @@ _ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
 ENVIRONMENT = "<environment>"
-"""Added to the path of a value, it has a position if the value comes from the user's environment."""
+"""Appended to a value's path: this path has a position if the value comes from an environment variable."""
 
 
 @dataclass
 class Document:
-    """A parsed YAML file: its values, and where each stands as "file:line:column"."""
+    """A parsed YAML file.
+
+    Attributes:
+        data: Its values.
+        source: Name of the file.
+        positions: Position of every value as "file:line:column".
+    """
 
     data: dict[str, Any]
     source: str
-    positions: dict[Path_, str] = field(default_factory=dict)
+    positions: dict[KeyPath, str] = field(default_factory=dict)
 
 
 def load_yaml(path: Path) -> Document:
     """Reads a recipe file.
 
     Raises:
-        RecipeError: The file is missing or is not the plain YAML that recipes are written in.
+        RecipeError: The file is missing, or is not YAML without aliases, tags and duplicate keys.
     """
     if path.is_dir():
         raise RecipeError(f"{path}: is a directory; give a recipe file such as recipes/quickstart.yaml")
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise RecipeError(f"{path}: over {MAX_BYTES:,} bytes; that is no recipe")
+        if path.stat().st_size > _MAX_BYTES:
+            raise RecipeError(f"{path}: over {_MAX_BYTES:,} bytes, which is too large for a recipe")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise RecipeError(f"{path}: no such recipe; `prune recipe new` writes one") from error
@@ -58,7 +65,7 @@ def load_yaml(path: Path) -> Document:
 
 
 def parse_yaml(text: str, source: str) -> Document:
-    """Parses a recipe from text; `source` is the name used in messages.
+    """Parses the text of a recipe; `source` is its name in messages.
 
     Raises:
         RecipeError: See `load_yaml`.
@@ -83,11 +90,11 @@ def _compose(text: str, source: str) -> yaml.Node | None:
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise RecipeError(f"{_place(source, event)}: anchors and aliases are not allowed; use `extends`")
+                raise RecipeError(f"{_position(source, event)}: anchors and aliases are not allowed; use `extends`")
             if isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
-                if depth > MAX_DEPTH:
-                    raise RecipeError(f"{_place(source, event)}: nested more than {MAX_DEPTH} deep")
+                if depth > _MAX_DEPTH:
+                    raise RecipeError(f"{_position(source, event)}: nested more than {_MAX_DEPTH} deep")
             elif isinstance(event, yaml.CollectionEndEvent):
                 depth -= 1
         node: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -101,21 +108,21 @@ def _compose(text: str, source: str) -> yaml.Node | None:
         raise RecipeError(f"{source}: not valid YAML: {first}") from error
 
 
-def _construct(node: yaml.Node, path: Path_, document: Document) -> Any:
-    document.positions[path] = _place(document.source, node)
+def _construct(node: yaml.Node, path: KeyPath, document: Document) -> Any:
+    document.positions[path] = _position(document.source, node)
     if node.tag.startswith("!") or "python" in node.tag:
-        raise RecipeError(f"{_place(document.source, node)}: the tag {node.tag} is not allowed")
+        raise RecipeError(f"{_position(document.source, node)}: the tag {node.tag} is not allowed")
     if isinstance(node, yaml.MappingNode):
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str):
-                raise RecipeError(f"{_place(document.source, key_node)}: a key has to be plain text")
+                raise RecipeError(f"{_position(document.source, key_node)}: a key has to be plain text")
             if key in mapping:
-                raise RecipeError(f"{_place(document.source, key_node)}: {key!r} stands here twice")
+                raise RecipeError(f"{_position(document.source, key_node)}: {key!r} appears twice")
             mapping[key] = _construct(value_node, (*path, key), document)
-            # A wrong key is pointed at itself, a wrong value at the value.
-            document.positions[(*path, key, "<key>")] = _place(document.source, key_node)
+            # A message about a key points at the key, one about a value at the value.
+            document.positions[(*path, key, "<key>")] = _position(document.source, key_node)
         return mapping
     if isinstance(node, yaml.SequenceNode):
         return [_construct(item, (*path, index), document) for index, item in enumerate(node.value)]
@@ -125,7 +132,7 @@ def _construct(node: yaml.Node, path: Path_, document: Document) -> Any:
 
 
 def _from_environment(text: str) -> bool:
-    """Whether a value is nothing but a variable that the user has set: what is written around one is the recipe's."""
+    """Whether a value is one variable that is set, and nothing else: any text around it comes from the recipe."""
     match = _ENV.fullmatch(text)
     return match is not None and bool(os.environ.get(match[1]))
 
@@ -140,7 +147,7 @@ def _scalar(node: yaml.Node, source: str) -> Any:
         return text.lower() == "true"
     if _INT.fullmatch(text):
         if len(text) > _MAX_DIGITS:
-            raise RecipeError(f"{_place(source, node)}: a number of {len(text):,} digits")
+            raise RecipeError(f"{_position(source, node)}: a number of {len(text):,} digits is too long")
         return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
     if _FLOAT.fullmatch(text):
         return float(text)
@@ -149,19 +156,19 @@ def _scalar(node: yaml.Node, source: str) -> Any:
     return _interpolate(text, node, source)
 
 
-def _interpolate(text: str, node: yaml.Node, source: str) -> str:
+def _interpolate(template: str, node: yaml.Node, source: str) -> str:
     def value(match: re.Match[str]) -> str:
         name, default = match.groups()
-        found = os.environ.get(name) or default
-        if found is None:
+        text = os.environ.get(name) or default
+        if text is None:
             raise RecipeError(
-                f"{_place(source, node)}: environment variable {name} is not set; set it or write "
+                f"{_position(source, node)}: environment variable {name} is not set; set it or write "
                 f"${{env:{name}:-default}}"
             )
-        return found
+        return text
 
-    return _ENV.sub(value, text)
+    return _ENV.sub(value, template)
 
 
-def _place(source: str, marked: Any) -> str:
+def _position(source: str, marked: Any) -> str:
     return f"{source}:{marked.start_mark.line + 1}:{marked.start_mark.column + 1}"

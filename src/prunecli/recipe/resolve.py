@@ -14,7 +14,7 @@ from prunecli.checkpoint.confinement import stays_inside
 from prunecli.errors import MethodError, RecipeError, nearest, unknown
 from prunecli.methods.registry import get_method
 from prunecli.recipe.fields import fields_of
-from prunecli.recipe.loader import ENVIRONMENT, Document, Path_, load_yaml, parse_value
+from prunecli.recipe.loader import ENVIRONMENT, Document, KeyPath, load_yaml, parse_value
 from prunecli.recipe.schema import STAGES, DataSection, ModelSection, Recipe, Stage
 
 MAX_EXTENDS = 8
@@ -24,7 +24,7 @@ MAX_EXTENDS = 8
 class Override:
     """One value set from outside the recipe: where it goes, what it is, and who said so."""
 
-    path: Path_
+    path: KeyPath
     value: Any
     origin: str
 
@@ -34,7 +34,7 @@ class Plan:
     """A complete recipe, and for every value that is not a default where it was written."""
 
     recipe: Recipe
-    origins: Mapping[Path_, str]
+    origins: Mapping[KeyPath, str]
 
     def rows(self) -> list[tuple[str, Any, str]]:
         """(dotted path, value, origin) of every value, in order."""
@@ -108,7 +108,7 @@ def _describe(schema: dict[str, Any], classes: Sequence[type[Any]]) -> None:
                 properties[field.name]["description"] = field.doc
 
 
-def _with_extended(document: Document, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Path_, str]]:
+def _with_extended(document: Document, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     own = {key: value for key, value in document.data.items() if key != "extends"}
     origins = dict(document.positions)
     if "extends" not in document.data:
@@ -130,12 +130,12 @@ def _with_extended(document: Document, seen: tuple[Path, ...]) -> tuple[dict[str
     return data, merged
 
 
-def _confine(data: Mapping[str, Any], origins: Mapping[Path_, str], folder: Path) -> None:
+def _confine(data: Mapping[str, Any], origins: Mapping[KeyPath, str], folder: Path) -> None:
     """Refuses network files outside the recipe's folder and the current one, unless the user's environment names them.
 
     Flags and --set are the user's own words, too.
     """
-    places: list[tuple[Path_, Any]] = []
+    places: list[tuple[KeyPath, Any]] = []
     if isinstance(data.get("model"), dict):
         places.append((("model", "weights"), data["model"].get("weights")))
     for index, stage in enumerate(data["stages"] if isinstance(data.get("stages"), list) else []):
@@ -156,10 +156,10 @@ def _confine(data: Mapping[str, Any], origins: Mapping[Path_, str], folder: Path
 
 def _merge(
     into: dict[str, Any],
-    into_origins: dict[Path_, str],
+    into_origins: dict[KeyPath, str],
     data: Mapping[str, Any],
-    origins: Mapping[Path_, str],
-    path: Path_,
+    origins: Mapping[KeyPath, str],
+    path: KeyPath,
 ) -> None:
     for key, value in data.items():
         here = (*path, key)
@@ -172,7 +172,7 @@ def _merge(
         into_origins.update({place: where for place, where in origins.items() if place[: len(here)] == here})
 
 
-def _assign(data: dict[str, Any], origins: dict[Path_, str], override: Override) -> None:
+def _assign(data: dict[str, Any], origins: dict[KeyPath, str], override: Override) -> None:
     target: Any = data
     for place, part in enumerate(override.path[:-1], start=1):
         target = _step(target, part, override, place - 1)
@@ -205,7 +205,7 @@ def _check_index(target: Any, part: str | int, override: Override, place: int) -
 class _Checker:
     """Validates raw data piece by piece, so that an error has one cause and one place."""
 
-    def __init__(self, origins: Mapping[Path_, str]) -> None:
+    def __init__(self, origins: Mapping[KeyPath, str]) -> None:
         self._origins = origins
 
     def recipe(self, data: dict[str, Any]) -> Recipe:
@@ -217,7 +217,7 @@ class _Checker:
         checked = tuple(self._stage(raw, ("stages", index)) for index, raw in enumerate(stages))
         return dataclasses.replace(recipe, stages=checked)
 
-    def _stage(self, raw: Any, path: Path_) -> Stage:
+    def _stage(self, raw: Any, path: KeyPath) -> Stage:
         if not isinstance(raw, dict) or "stage" not in raw:
             raise RecipeError(f"{self._where(path)}: every stage needs `stage:`, one of {', '.join(STAGES)}")
         kind = raw["stage"]
@@ -233,7 +233,7 @@ class _Checker:
             stage = dataclasses.replace(stage, params=dataclasses.asdict(params))
         return stage  # type: ignore[no-any-return]
 
-    def _validated(self, cls: type[Any], raw: Any, path: Path_, extra: str | None = None) -> Any:
+    def _validated(self, cls: type[Any], raw: Any, path: KeyPath, extra: str | None = None) -> Any:
         if extra == "forbid" and isinstance(raw, dict):  # a method's own dataclass says nothing about extra keys
             for key in raw:
                 self._known(cls, key, (*path, key))
@@ -251,7 +251,7 @@ class _Checker:
             text = f"{where} {message}" if where.startswith("--") else f"{where}: {name} {message}"
             raise RecipeError(f"{text}{given}") from error
 
-    def _known(self, cls: type[Any], key: str, path: Path_) -> None:
+    def _known(self, cls: type[Any], key: str, path: KeyPath) -> None:
         raw_owner: Any = cls
         if raw_owner is Recipe and len(path) > 1:
             raw_owner = {"model": ModelSection, "data": DataSection}.get(str(path[0]), Recipe)
@@ -264,7 +264,7 @@ class _Checker:
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(names)}"
         raise RecipeError(f"{self._where((*path, '<key>'))}: unknown key {key!r}; {hint}")
 
-    def _where(self, path: Path_) -> str:
+    def _where(self, path: KeyPath) -> str:
         """The place of `path`, or of the nearest thing around it that was written down."""
         if path and path[-1] == "<key>" and path not in self._origins:
             path = path[:-1]
@@ -273,7 +273,7 @@ class _Checker:
         return self._origins.get(path, "recipe")
 
 
-def _leaves(value: Any, path: Path_) -> list[tuple[Path_, Any]]:
+def _leaves(value: Any, path: KeyPath) -> list[tuple[KeyPath, Any]]:
     if isinstance(value, dict) and value:
         return [leaf for key, item in value.items() for leaf in _leaves(item, (*path, key))]
     if isinstance(value, (list, tuple)) and value and any(isinstance(item, dict) for item in value):
