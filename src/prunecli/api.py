@@ -15,12 +15,14 @@ from prunecli.criteria.base import Loss, default_loss
 from prunecli.errors import MethodError, ModelError, unknown
 from prunecli.inputs import Inputs
 from prunecli.measure.neurons import leave_to_caller, reset, reset_itself, spiking_neurons
-from prunecli.methods.registry import get_method
-from prunecli.methods.structural import Recover, Transition
+from prunecli.methods.outcome import PruneReport
+from prunecli.methods.registry import get_method, get_structural
+from prunecli.methods.request import PruneRequest, Recover, Transition
 from prunecli.models.loading import restore
 from prunecli.models.recognition import recognise
-from prunecli.pipeline.pruning import PruneReport, PruneResult, prune_model
+from prunecli.pipeline.pruning import PruneResult, prune_model
 from prunecli.recipe.fields import fields_of
+from prunecli.surgery.groups import Trace
 from prunecli.surgery.removal.compensate import Compensation
 
 _MANIFEST, _DENSE = "_prunecli_manifest", "_prunecli_dense"
@@ -40,6 +42,7 @@ def prune(
     seed: int = 0,
     loss: Loss = default_loss,
     recover: Recover | None = None,
+    trace: Trace | None = None,
     **params: Any,
 ) -> PruneResult:
     """Removes channels from a copy of `model` and proves that the result is the masked original.
@@ -59,6 +62,7 @@ def prune(
         loss: From outputs and labels to the sum of the samples' losses, for methods that take gradients.
         recover: Called with a `Transition` after every step of a schedule, to train its `after` in place; an optimizer
             goes on with `prunecli.engine.optimizer.carry_over`.
+        trace: The `trace` of an earlier result for the same model and example inputs, which saves tracing it again.
         **params: The method's parameters, for instance `ratio=0.5`, `params=0.5` (half the parameters),
             `layer_ratio={"layer1.*": 0.3}`, `scope="local"`, `schedule="cubic"`.
 
@@ -94,12 +98,10 @@ def prune(
         model = copy.deepcopy(model)
         reset_itself(model)
     manifest = getattr(model, _MANIFEST, None) or Manifest(architecture=recognise(model))
-    result = prune_model(
-        model,
-        manifest,
-        method,
-        checked,
-        example_inputs,
+    request = PruneRequest(
+        method=get_structural(method).name,
+        params=checked,
+        example_inputs=example_inputs,
         keep=keep,
         seed=seed,
         calibration=_Batches(data) if data is not None else None,
@@ -107,8 +109,9 @@ def prune(
         recalibrate=recalibrate,
         loss=loss,
         recover=recover,
-        dense=getattr(model, _DENSE, None),
+        trace=trace,
     )
+    result = prune_model(model, manifest, request, dense=getattr(model, _DENSE, None))
     leave_to_caller(result.model)
     _remember(result.model, result.manifest, result.dense)
     return result

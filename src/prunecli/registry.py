@@ -33,14 +33,15 @@ class Registry(Generic[Thing]):
         *,
         see: str | None = None,
     ) -> None:
-        self._kind, self._group, self._built_in, self._error, self._see = kind, group, dict(built_in), error, see
+        self._kind, self._group, self._error, self._see = kind, group, error, see
+        self._entries = dict(built_in)
         self._loaded: dict[str, Thing] = {}
 
     @cached_property
     def _added(self) -> dict[str, EntryPoint]:
         added: dict[str, EntryPoint] = {}
         for point in entry_points(group=self._group):
-            if point.name in self._built_in or point.name in added:
+            if point.name in self._entries or point.name in added:
                 raise self._error(
                     f"{self._kind} {point.name!r} of package {_package(point)} has a name that is taken; "
                     "the package has to rename it"
@@ -49,13 +50,18 @@ class Registry(Generic[Thing]):
         return added
 
     @property
+    def built_in(self) -> tuple[str, ...]:
+        """Names of what this package brings."""
+        return tuple(self._entries)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """All names, built-in ones first; nothing is imported.
 
         Raises:
             PruneError: An installed package takes a name that is there already.
         """
-        return (*self._built_in, *self._added)
+        return (*self._entries, *self._added)
 
     def package(self, name: str) -> str:
         """The installed package that added `name`; empty for a built-in thing."""
@@ -67,7 +73,7 @@ class Registry(Generic[Thing]):
         Raises:
             PruneError: It does not; the message suggests the nearest.
         """
-        if name not in self._built_in and name not in self._added:
+        if name not in self._entries and name not in self._added:
             raise self._error(unknown(self._kind, name, self.names, see=self._see))
 
     def load(self, name: str) -> Thing:
@@ -89,7 +95,7 @@ class Registry(Generic[Thing]):
                 raise self._error(
                     f"{self._kind} {name!r} of package {_package(self._added[name])} cannot be loaded: {error}"
                 ) from error
-        entry = self._built_in[name]
+        entry = self._entries[name]
         return cast(Thing, imported(entry)) if isinstance(entry, str) else entry
 
 

@@ -107,7 +107,7 @@ def complete(words: Sequence[str]) -> list[Candidate]:
     Args:
         words: The line up to the cursor, beginning with "prune"; the last word may be empty or incomplete.
     """
-    from prunecli.cli.app import root
+    from prunecli.cli.verbs import root
 
     *before, current = words[1:] if len(words) > 1 else [""]
     group: Any = root()

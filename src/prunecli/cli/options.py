@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 import typer
 
-from prunecli.cli.output import Output
+from prunecli.cli.output import Output, use_output
 from prunecli.errors import RecipeError
 from prunecli.recipe.fields import FieldInfo, fields_of
 from prunecli.recipe.schema import DataSection, ModelSection, Recipe
@@ -118,8 +118,6 @@ def with_output(function: Callable[..., None], specs: Sequence[OptionSpec] = ())
     generated = {spec.name for spec in specs}
 
     def command(**given: Any) -> None:
-        from prunecli.cli.app import use_output
-
         mode = "json" if given.pop("json") else "human"
         if given.pop("quiet") and mode == "human":
             mode = "quiet"

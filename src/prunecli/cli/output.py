@@ -13,8 +13,9 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from prunecli.cli.live import LiveBar
     from prunecli.pipeline.sink import Advance
-    from prunecli.report.tables import Table
+    from prunecli.report.table import Table
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 Mode = Literal["human", "json", "quiet"]
@@ -30,7 +31,7 @@ class Output:
 
     def __init__(self, mode: Mode = "human", *, debug: bool = False) -> None:
         self.mode, self.debug = mode, debug
-        self._console: Console | None = None
+        self._bar: LiveBar | None = None
         self._tables = 0
 
     def note(self, text: str) -> None:
@@ -54,15 +55,7 @@ class Output:
             rows = [table.columns, *table.rows]
             print("\n".join("\t".join(" ".join(printable(cell).split()) for cell in row) for row in rows))
             return
-        from rich import box
-        from rich.table import Table as RichTable
-
-        drawn = RichTable(title=table.title or None, box=box.SIMPLE_HEAD, title_justify="left", show_edge=False)
-        for place, column in enumerate(table.columns):
-            drawn.add_column(column, justify="right" if place in table.numeric else "left", overflow="fold")
-        for row in table.rows:
-            drawn.add_row(*(_plain(cell) for cell in row))
-        _console(sys.stdout).print(drawn)
+        _console(sys.stdout).print(_drawn(table))
 
     def text(self, text: str) -> None:
         """Text on stdout as it is: what the user asked for in human and quiet mode."""
@@ -74,6 +67,11 @@ class Output:
         """The one JSON document on stdout, json mode only."""
         if self.mode == "json":
             print(json.dumps(document, indent=2, allow_nan=False))
+
+    def live(self, table: Table) -> None:
+        """A table below the bar that is drawn, in place of the last one of its title; elsewhere nothing."""
+        if self._bar is not None:
+            self._bar.show(_drawn(table))
 
     def error(self, message: str, code: int, kind: str) -> None:
         """One line on stderr, or the JSON document of a failed command."""
@@ -92,29 +90,33 @@ class Output:
         if self.mode != "human" or not _interactive(sys.stderr):
             yield lambda done, text: None
             return
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from prunecli.cli.live import LiveBar
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
-        )
-        with Progress(*columns, console=_console(sys.stderr), transient=True) as bar:
-            task = bar.add_task(title, total=total, text="")
-            self._console = bar.console
+        with LiveBar(_console(sys.stderr), title, total) as bar:
+            self._bar = bar
             try:
-                yield lambda done, text: bar.update(task, completed=done, text=text)
+                yield bar.advance
             finally:
-                self._console = None
+                self._bar = None
 
     def _err(self, text: str) -> None:
-        if self._console is not None:  # a bar is drawn: print above it
-            self._console.print(_plain(text), soft_wrap=True)
+        if self._bar is not None:  # a bar is drawn: print above it
+            self._bar.console.print(_plain(text), soft_wrap=True)
         else:
             print(printable(text), file=sys.stderr)
+
+
+def _drawn(table: Table) -> Any:
+    """The table as rich draws it."""
+    from rich import box
+    from rich.table import Table as RichTable
+
+    drawn = RichTable(title=table.title or None, box=box.SIMPLE_HEAD, title_justify="left", show_edge=False)
+    for index, column in enumerate(table.columns):
+        drawn.add_column(column, justify="right" if index in table.numeric else "left", overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*(_plain(cell) for cell in row))
+    return drawn
 
 
 def _plain(text: str) -> Any:
@@ -139,3 +141,16 @@ def _console(stream: IO[str]) -> Console:
     live = _interactive(stream)
     # Some environment variables make rich write escape codes into files; only a terminal decides here.
     return Console(file=stream, force_terminal=live, color_system="auto" if live else None, highlight=False)
+
+
+_current = [Output()]
+
+
+def use_output(output: Output) -> None:
+    """Makes `output` the one that errors of the running command go to."""
+    _current[0] = output
+
+
+def current_output() -> Output:
+    """The output of the running command."""
+    return _current[0]

@@ -16,10 +16,9 @@ from prunecli.errors import RecipeError
 from prunecli.recipe.schema import Recipe
 
 if TYPE_CHECKING:
-    from prunecli.pipeline.stages.prune import PruneOutcome
-    from prunecli.pipeline.stages.train import TrainOutcome
     from prunecli.pipeline.workspace import Workspace
     from prunecli.recipe.resolve import Plan
+    from prunecli.report.results import StageOutcome
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A weights file, a reference such as timm:resnet50, or a recipe.")
@@ -27,7 +26,7 @@ ModelArgument = Annotated[
 
 
 RESUME_OPTIONS = [
-    option("resume", bool, "Go on where an earlier run was stopped; begin if there is none.", "--resume"),
+    option("resume", bool, "Continue where an earlier run was stopped; start if there is none.", "--resume"),
     *options_of(Recipe, (), only=("save_every", "keep_states")),
 ]
 
@@ -62,7 +61,7 @@ def prepare(
 
 def show_plan(output: Output, plan: Plan) -> None:
     """Every value and its origin."""
-    from prunecli.report.tables import Table
+    from prunecli.report.table import Table
 
     rows = plan.rows()
     output.document([{"key": key, "value": value, "origin": origin} for key, value, origin in rows])
@@ -110,25 +109,25 @@ def nothing_left(output: Output, space: Workspace, path: Path) -> bool:
 
     if not space.resume or not path.exists() or is_unfinished(path):
         return False
-    output.note(f"{path}: finished already, nothing to go on with")
+    output.note(f"{path}: finished already, nothing to resume")
     output.document({"checkpoint": str(path), "finished": True})
     return True
 
 
 def resume_or_force(values: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Whether to go on with an earlier run, and whether to replace what is there.
+    """Whether to resume an earlier run, and whether to replace existing files.
 
     Raises:
         RecipeError: Both are asked for.
     """
     resume, force = bool(values.get("resume")), bool(values.get("force"))
     if resume and force:
-        raise RecipeError("--resume goes on with a run and --force begins it anew; give one of them")
+        raise RecipeError("--resume continues a run and --force starts it again; give one of them")
     return resume, force
 
 
 def resume_command(argv: Sequence[str]) -> str:
-    """The command line that goes on with this one."""
+    """The command line that resumes this one."""
     words = [word for word in argv if word not in ("--resume", "--force")]
     return shlex.join(["prune", *words, "--resume"])
 
@@ -151,106 +150,17 @@ def reproducible_command(argv: Sequence[str]) -> str:
     return shlex.join(["prune", *kept])
 
 
-def show_training(output: Output, outcome: TrainOutcome) -> None:
-    """What training came to."""
-    from dataclasses import asdict
-
-    from prunecli.report.tables import Table, fixed
-
-    chosen = outcome.chosen
-    validation = chosen.validation
-    label = validation.score_label if validation else "score"
-    output.document(
-        {
-            "checkpoint": str(outcome.path),
-            "metrics_log": str(outcome.metrics_path),
-            "chosen_epoch": outcome.result.chosen,
-            "epochs": [asdict(epoch) for epoch in outcome.result.epochs],
-        }
-    )
-    output.table(
-        Table(
-            ("figure", "value"),
-            [
-                ("epoch kept", f"{chosen.epoch} of {len(outcome.result.epochs)}"),
-                ("training loss", fixed(chosen.loss, 4)),
-                (f"validation {label}", fixed(validation.score if validation else None, unit=" %")),
-                ("validation loss", fixed(validation.loss if validation else None, 4)),
-                ("checkpoint", str(outcome.path)),
-                ("metrics", str(outcome.metrics_path)),
-            ],
-        )
-    )
+def show_outcome(output: Output, outcome: StageOutcome) -> None:
+    """What a stage came to."""
+    output.document(outcome.document())
+    for table in outcome.tables():
+        output.table(table)
 
 
-def show_pruning(output: Output, outcome: PruneOutcome) -> None:
-    """What pruning removed, what it left and why."""
-    from prunecli.report.energy_tables import change_rows
-    from prunecli.report.tables import Table, count, fixed, interval, macs
-
-    report, timing = outcome.report, outcome.timing
-    ratio, bounds = timing.ratios[1], timing.ratio_intervals[1]
-    output.document(
-        {
-            "checkpoint": str(outcome.path),
-            **report.to_dict(),
-            "latency_ms_before": timing.timings[0].median,
-            "latency_ms_after": timing.timings[1].median,
-            "latency_ratio": ratio,
-            "latency_ratio_interval": list(bounds),
-            "energy": [figures.model_dump(exclude_none=True) for figures in outcome.energy] if outcome.energy else None,
-        }
-    )
-    before, after = report.params_before, report.params_after
-    macs_before, macs_after = report.macs_before.total, report.macs_after.total
-    rows: list[tuple[str, ...]] = [
-        ("channels removed", fixed(100 * report.requested, 1, " % asked"), fixed(100 * report.achieved, 1, " %"), ""),
-    ]
-    if report.target is not None:
-        reached = fixed(report.target.achieved, 3)
-        rows = [
-            ("channels removed", "", fixed(100 * report.achieved, 1, " %"), ""),
-            (f"target: {report.target.name}", f"x{report.target.requested:.3f} asked", f"x{reached}", ""),
-        ]
-    rows += [
-        ("allocation", "", report.scope if report.steps == 1 else f"{report.scope}, {report.steps} steps", ""),
-        ("parameters", count(before), count(after), f"x{after / before:.3f}"),
-        (
-            "MACs",
-            macs(macs_before, report.macs_before.uncounted),
-            macs(macs_after, report.macs_after.uncounted),
-            f"x{macs_after / max(macs_before, 1):.3f}",
-        ),
-        (
-            "latency",
-            f"{timing.timings[0].median:.2f} ms",
-            f"{timing.timings[1].median:.2f} ms",
-            f"x{ratio:.3f} {interval(*bounds, digits=3)}",
-        ),
-        *(change_rows(*outcome.energy) if outcome.energy else []),
-        ("difference to masked original", "", f"{report.verify_error:.1e}", "verified"),
-        ("layers compensated", "", str(report.compensated), ""),
-        ("normalisations recalibrated", "", str(report.recalibrated), ""),
-    ]
-    uncounted = sorted({*report.macs_before.uncounted, *report.macs_after.uncounted})
-    if uncounted:
-        rows.append(("not counted in MACs", "", ", ".join(uncounted), ""))
-    output.table(Table(("figure", "before", "after", "ratio"), rows))
-    show_left_alone(output, {entry.name: entry.reason for entry in report.untouched})
+def show_pruning(output: Output, outcome: StageOutcome) -> None:
+    """What a prune stage came to, and where it was saved."""
+    show_outcome(output, outcome)
     output.note(f"saved {outcome.path}")
-
-
-def show_left_alone(output: Output, reasons: Mapping[str, str]) -> None:
-    """Layers by the reason why they kept their width, or more of it than was asked."""
-    if not reasons:
-        return
-    from prunecli.report.tables import Table
-
-    layers: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        layers.setdefault(reason, []).append(name)
-    rows = [(str(len(names)), reason, ", ".join(names)) for reason, names in layers.items()]
-    output.table(Table(("layers left alone", "why", "which"), rows, numeric=(0,)))
 
 
 def _shown(value: Any) -> str:

@@ -58,6 +58,7 @@ class Calibration:
     batches: Iterable[Any] | None = None
     loss: Loss = default_loss
     options: Mapping[str, Any] = field(default_factory=dict)
+    example_inputs: Any = None
 
     def pairs(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yields (inputs, labels or None).

@@ -1,16 +1,20 @@
-"""Where to compute, and how to compute the same thing twice."""
+"""Where to compute, and how to get the same result twice."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunecli.errors import RecipeError
+from prunecli.inputs import map_tensors
+
+_IMAGE_DIMENSIONS = 4
 
 
 def pick_device(name: str) -> torch.device:
@@ -26,7 +30,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # each backend says no in its own way
-        raise RecipeError(f"device {name!r} is not to be had on this machine; use auto or cpu") from error
+        raise RecipeError(f"device {name!r} is not available on this machine; use auto or cpu") from error
     return device
 
 
@@ -47,3 +51,13 @@ def channels_last(model: nn.Module) -> Iterator[torch.memory_format]:
         yield layout
     finally:
         model.to(memory_format=torch.contiguous_format)
+
+
+def move_batch(inputs: Any, device: torch.device, layout: torch.memory_format) -> Any:
+    """Moves a batch's tensors to `device`; those of four dimensions are laid out as `layout` says."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        memory_format = layout if tensor.dim() == _IMAGE_DIMENSIONS else torch.contiguous_format
+        return tensor.to(device, non_blocking=True, memory_format=memory_format)
+
+    return map_tensors(inputs, moved)

@@ -3,62 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, overload
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from prunecli.engine.device import channels_last
+from prunecli.engine.device import channels_last, move_batch
 from prunecli.engine.resources import resource_errors
-from prunecli.engine.tasks import Accuracy, Classification, Figures, Judge, SegmentationAccuracy
+from prunecli.engine.tasks.base import Task
+from prunecli.engine.tasks.classification import AccuracyMeter
 from prunecli.errors import DataError
-from prunecli.inputs import logits
-
-__all__ = ["Accuracy", "Figures", "SegmentationAccuracy", "evaluate"]
-
-_IMAGE_DIMENSIONS = 4
-Found = TypeVar("Found")
+from prunecli.inputs import call, logits, map_tensors, sample_count
 
 
-@overload
 def evaluate(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    device: torch.device,
-    on_step: Callable[[int], None] | None = None,
-) -> Accuracy: ...
-
-
-@overload
-def evaluate(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Any],
     device: torch.device,
     on_step: Callable[[int], None] | None = None,
     *,
-    task: Judge[Found],
-) -> Found: ...
-
-
-def evaluate(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    device: torch.device,
-    on_step: Callable[[int], None] | None = None,
-    *,
-    task: Judge[Any] | None = None,
+    task: Task | None = None,
 ) -> Any:
     """Runs `model` over all batches in evaluation mode.
 
     Args:
-        model: Returns class scores as `task` wants them; moved to `device`, its mode is put back afterwards.
-        batches: Images of shape (N, C, H, W), or frames (N, T, C, H, W), and labels as `task` wants them.
+        model: Returns scores as `task` expects them; moved to `device`, its mode is restored afterwards.
+        batches: Pairs of inputs (a tensor such as (N, C, H, W) or frames (N, T, C, H, W), a tuple, a mapping or a list)
+            and labels as `task` expects them.
         device: Where to run.
         on_step: Called after each batch with the number of images done so far.
         task: How scores and labels are compared; default: classification.
 
     Returns:
-        Figures of the images that the batches gave.
+        The task's figures of the images in the batches.
 
     Raises:
         DataError: No image could be read.
@@ -66,14 +43,13 @@ def evaluate(
     """
     training = model.training
     model.to(device).eval()
-    meter = (task or Classification()).meter(device)
+    meter = AccuracyMeter() if task is None else task.meter(device)
     images = 0
     with resource_errors(getattr(batches, "batch_size", None)), channels_last(model) as layout, torch.inference_mode():
-        for batch, labels in batches:
-            labels = labels.to(device, non_blocking=True)
-            fitting = layout if batch.dim() == _IMAGE_DIMENSIONS else torch.contiguous_format  # frames have one more
-            meter.update(logits(model(batch.to(device, non_blocking=True, memory_format=fitting))).float(), labels)
-            images += len(labels)
+        for inputs, labels in batches:
+            labels = map_tensors(labels, lambda tensor: tensor.to(device, non_blocking=True))
+            meter.update(logits(call(model, move_batch(inputs, device, layout))).float(), labels)
+            images += sample_count(inputs)
             if on_step is not None:
                 on_step(images)
     model.train(training)

@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -16,17 +16,17 @@ from timm.data import Mixup
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
-from prunecli.checkpoint.durable import reach
-from prunecli.engine.device import channels_last, seed_everything
+from prunecli.checkpoint.durable import crash_point
+from prunecli.engine.config import FitConfig
+from prunecli.engine.device import channels_last, move_batch, seed_everything
 from prunecli.engine.evaluate import evaluate
-from prunecli.engine.freezing import FrozenBackbone
+from prunecli.engine.hooks import Batch, Hook, State, Training
 from prunecli.engine.optimizer import make_optimizer
 from prunecli.engine.resources import resource_errors
 from prunecli.engine.resuming import (
     Checkpoint,
     Keeper,
     Position,
-    State,
     StopRequest,
     figures_from_state,
     figures_to_state,
@@ -34,45 +34,18 @@ from prunecli.engine.resuming import (
     set_random_state,
     stop_requests,
 )
-from prunecli.engine.tasks import Classification, Figures, Task
+from prunecli.engine.tasks.base import Figures, Task
 from prunecli.errors import PruneError, RecipeError
-from prunecli.inputs import logits
+from prunecli.inputs import call, logits, map_tensors, sample_count
+from prunecli.report.table import Table
 
 
 class SizedBatches(Sized, Protocol):
-    """Batches of images and labels whose number is known."""
+    """Batches of inputs and labels whose number is known."""
 
     def __iter__(self) -> Any:
-        """Yields (images, labels)."""
+        """Yields (inputs, labels)."""
         ...
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """How to train. Optimizers and schedules are timm's, by their names there.
-
-    The backbone is held still for the first `freeze_backbone_epochs` (see `FrozenBackbone`).
-    """
-
-    epochs: int
-    lr: float
-    optimizer: str = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: str = "cosine"
-    warmup_epochs: int = 0
-    min_lr: float = 0.0
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    clip_grad: float | None = None
-    accumulate: int = 1
-    amp: bool = True
-    freeze_backbone_epochs: int = 0
-    patience: int | None = None
-    seed: int = 0
-    distill_weight: float = 0.5
-    distill_temperature: float = 4.0
 
 
 @dataclass(frozen=True)
@@ -102,8 +75,8 @@ class Progress(Protocol):
         """After each optimizer step."""
         ...
 
-    def on_epoch(self, epoch: Epoch) -> None:
-        """After each epoch."""
+    def on_epoch(self, epoch: Epoch, tables: Sequence[Table]) -> None:
+        """After each epoch, with the tables of the hooks."""
         ...
 
 
@@ -114,70 +87,62 @@ def fit(
     config: FitConfig,
     device: torch.device,
     *,
-    num_classes: int,
-    teacher: nn.Module | None = None,
+    task: Task,
+    seed: int = 0,
+    hooks: Sequence[Hook] = (),
     progress: Progress | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-    task: Task | None = None,
     keeper: Keeper | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> FitResult:
     """Trains `model` in place and leaves it with the weights of the best validation epoch (the last without one).
 
-    With a teacher the loss is (1 - w) CE + w T^2 KL(teacher || student) at temperature T (Hinton et al., 2015).
-
     Args:
-        model: Returns class scores as `task` wants them.
-        train: Training batches.
-        validation: Held-out batches that best epoch and early stop are chosen on.
-        config: Hyper-parameters.
+        model: Returns scores as `task` expects them.
+        train: Training batches: pairs of inputs (a tensor, tuple, mapping or list) and labels.
+        validation: Held-out batches for choosing the best epoch and stopping early.
+        config: Hyperparameters. What concerns images alone (augmentation) was up to whoever made `train`.
         device: Where to train.
-        num_classes: Number of classes, for soft targets.
-        teacher: A network to learn from beside the labels; not changed.
+        task: Loss and figures.
+        seed: Seed of everything random.
+        hooks: What else takes part, in this order.
         progress: Told about steps and epochs.
-        optimizer: One that goes on, moments and all, instead of a new one; its learning rate is set by the schedule.
-        task: Loss and figures; default: classification.
-        keeper: Keeps states of the run, from which it goes on bit by bit if `train` has `epoch(number, first)`. With
-            one, Ctrl-C and SIGTERM end the run after the step.
-        tell: Told when such a signal was heard.
+        optimizer: An optimizer to continue with, including its moments; the schedule sets its learning rate.
+        keeper: Keeps states of the run, from which it resumes bit by bit if `train` has `epoch(number, first)`. With
+            one, Ctrl-C and SIGTERM end the run after the current step.
+        tell: Told when such a signal arrives.
 
     Raises:
-        RecipeError: timm does not know the optimizer or schedule, or there is no backbone to freeze.
+        RecipeError: timm does not know the optimizer or schedule, or a hook cannot be used with the model.
         PruneError: The loss or the weights are no longer finite.
         ModelError: A saved state does not fit.
         Interrupted: A signal came; the state is saved.
         ResourceError: Memory ran out, or a process that loads images died.
     """
-    seed_everything(config.seed)
+    seed_everything(seed)
     model.to(device)
-    run = _Run(model, train, config, device, num_classes, teacher, optimizer, task or Classification())
-    frozen = FrozenBackbone(model, num_classes) if config.freeze_backbone_epochs else None
+    run = _Run(model, train, config, device, optimizer, task, hooks)
     listening = stop_requests(tell) if keeper is not None else nullcontext(StopRequest())
     with channels_last(model), listening as stop:
         checkpoint = Checkpoint(run, keeper, stop)
         checkpoint.restore()
         while not run.finished():
-            if frozen is not None and run.position.epoch > config.freeze_backbone_epochs:
-                frozen.release()
-                frozen = None
             with resource_errors(getattr(train, "batch_size", None)):
-                loss = run.epoch(train, progress, frozen, checkpoint)
+                loss = run.epoch(train, progress, checkpoint)
             figures = None
             if validation is not None:
-                figures = evaluate(model, validation, device, on_step=lambda done: checkpoint.stop(), task=run.task)
+                figures = evaluate(model, validation, device, on_step=lambda done: checkpoint.stop(), task=task)
             entry = run.close_epoch(loss, figures)
-            reach("fit:epoch")
+            crash_point("fit:epoch")
             if progress is not None:
-                progress.on_epoch(entry)
+                progress.on_epoch(entry, [table for hook in hooks for table in hook.tables()])
             checkpoint()
         checkpoint.stop()
-    if frozen is not None:
-        frozen.release()
     return run.result()
 
 
 class _Run:
-    """Optimizer, schedule and loss of one call of `fit`."""
+    """Optimizer, schedule, loss and hooks of one call of `fit`."""
 
     def __init__(
         self,
@@ -185,29 +150,15 @@ class _Run:
         train: SizedBatches,
         config: FitConfig,
         device: torch.device,
-        num_classes: int,
-        teacher: nn.Module | None,
         optimizer: torch.optim.Optimizer | None,
         task: Task,
+        hooks: Sequence[Hook],
     ) -> None:
-        self.model, self.config, self.device, self.task = model, config, device, task
-        self.teacher = teacher.to(device).eval() if teacher is not None else None
-        self._steps = math.ceil(len(train) / config.accumulate)
+        self.model, self.config, self.device, self.task, self._hooks = model, config, device, task, hooks
+        steps = math.ceil(len(train) / config.accumulate)
         self._optimizer = optimizer if optimizer is not None else make_optimizer(model, config)
-        try:
-            self._schedule, _ = create_scheduler_v2(
-                self._optimizer,
-                sched=config.schedule,
-                num_epochs=config.epochs,
-                warmup_epochs=config.warmup_epochs,
-                warmup_lr=config.lr / 100,
-                min_lr=config.min_lr,
-                decay_rate=1.0 if config.schedule == "poly" else 0.1,  # of poly it is the power, and 1 is usual
-                step_on_epochs=False,
-                updates_per_epoch=self._steps,
-            )
-        except (ValueError, AssertionError, KeyError, RuntimeError) as error:
-            raise RecipeError(f"schedule {config.schedule!r}: {error}; use for instance cosine or constant") from error
+        self._schedule = _schedule(self._optimizer, config, steps)
+        num_classes = len(task.class_names)
         self._mixup = None
         if config.mixup or config.cutmix:
             self._mixup = Mixup(
@@ -225,15 +176,16 @@ class _Run:
         self.position = Position()
         self._history: list[Epoch] = []
         self._best: tuple[float, int, dict[str, Tensor]] | None = None
+        training = Training(model, self._optimizer, device, config.epochs, steps, num_classes)
+        for hook in hooks:
+            hook.begin(training)
 
-    def epoch(
-        self, batches: SizedBatches, progress: Progress | None, frozen: FrozenBackbone | None, checkpoint: Checkpoint
-    ) -> float:
-        """Goes through the batches that are left of the epoch, with `frozen` held still; returns the mean loss."""
+    def epoch(self, batches: SizedBatches, progress: Progress | None, checkpoint: Checkpoint) -> float:
+        """Goes through the batches that are left of the epoch; returns the mean loss."""
         self.model.train()
-        if frozen is not None:
-            frozen.hold()
         here = self.position
+        for hook in self._hooks:
+            hook.epoch_start(here.epoch, here.batch)
         start = time.perf_counter() - here.seconds
         last = len(batches) - 1
         group: int | None = None  # of batches that make one step, while it is open
@@ -241,40 +193,46 @@ class _Run:
         def close(done: int) -> None:
             self._step()
             here.batch, here.seconds = done, time.perf_counter() - start
-            reach("fit:step")
+            crash_point("fit:step")
             if progress is not None:
                 progress.on_step(here.epoch, done, last + 1, here.loss / here.images)
             checkpoint()
 
-        for place, (images, labels) in enumerate(_batches_of(batches, here.epoch, here.batch), start=here.batch):
-            # Batches of which no image could be read are passed over, but have their place.
-            index = getattr(batches, "position", place + 1) - 1
+        for count, (inputs, labels) in enumerate(_batches_of(batches, here.epoch, here.batch), start=here.batch + 1):
+            # Batches of which no image could be read are skipped, but they are counted.
+            index = getattr(batches, "position", count) - 1
             if group is not None and group != index // self.config.accumulate:
                 close(index)
             group = index // self.config.accumulate
-            loss = self._loss(images, labels)
+            loss = self._loss(inputs, labels)
             value = loss.item()
             if not math.isfinite(value):
                 raise PruneError(
                     f"the loss is {value} at epoch {here.epoch}, batch {index + 1}; lower the learning rate (--lr)"
                 )
             self._scaler.scale(loss / self._batches_in_step(index, last)).backward()  # type: ignore[no-untyped-call]
-            here.loss += value * len(labels)
-            here.images += len(labels)
+            samples = sample_count(inputs)
+            here.loss += value * samples
+            here.images += samples
             if (index + 1) % self.config.accumulate == 0 or index == last:
                 close(index + 1)
                 group = None
         if group is not None:
             close(last + 1)
         self.require_finite()
+        for hook in self._hooks:
+            hook.epoch_end(here.epoch)
         return here.loss / max(here.images, 1)
 
     def close_epoch(self, loss: float, figures: Figures | None) -> Epoch:
         """Notes what the epoch came to and goes on to the next."""
         here = self.position
-        improved = figures is not None and (self._best is None or figures.score > self._best[0])
-        if figures is not None and improved:
-            self._best = (figures.score, here.epoch, copy.deepcopy(self.model.state_dict()))
+        score = figures.score if figures is not None else None
+        for hook in self._hooks:
+            score = hook.score(here.epoch, score) if score is not None else None
+        improved = score is not None and (self._best is None or self.task.better(score, self._best[0]))
+        if score is not None and improved:
+            self._best = (score, here.epoch, copy.deepcopy(self.model.state_dict()))
         entry = Epoch(here.epoch, self._lr, loss, figures, improved or figures is None, here.seconds)
         self._history.append(entry)
         self.position = Position(epoch=here.epoch + 1)
@@ -291,6 +249,8 @@ class _Run:
         """Leaves the model with the weights of the best epoch."""
         if self._best is not None:
             self.model.load_state_dict(self._best[2])
+        for hook in self._hooks:
+            hook.end()
         self.model.eval()
         return FitResult(tuple(self._history), self._best[1] if self._best is not None else len(self._history))
 
@@ -316,6 +276,7 @@ class _Run:
             "updates": self._updates,
             "lr": self._lr,
             "random": random_state(self.device),
+            "hooks": {hook.name: hook.state() for hook in self._hooks},
         }
 
     def restore(self, state: State) -> None:
@@ -331,9 +292,12 @@ class _Run:
         self._updates, self._lr = state["updates"], state["lr"]
         self.position = Position(**state["position"])
         self._history = [
-            Epoch(**(entry | {"validation": figures_from_state(entry["validation"])})) for entry in state["history"]
+            Epoch(**(entry | {"validation": figures_from_state(entry["validation"], self.task.figures)}))
+            for entry in state["history"]
         ]
         self._best = tuple(state["best"]) if state["best"] is not None else None
+        for hook in self._hooks:
+            hook.restore(state["hooks"][hook.name])
         set_random_state(state["random"], self.device)
 
     def _batches_in_step(self, index: int, last: int) -> int:
@@ -342,37 +306,60 @@ class _Run:
         return min(self.config.accumulate, last - first + 1)
 
     def _step(self) -> None:
+        self._scaler.unscale_(self._optimizer)
         if self.config.clip_grad is not None:
-            self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad)
+        for hook in self._hooks:
+            hook.before_step()
         self._lr = float(self._optimizer.param_groups[-1]["lr"])
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        for hook in self._hooks:
+            hook.after_step()
         self._optimizer.zero_grad(set_to_none=True)
         self._updates += 1
         if self._schedule is not None:
             self._schedule.step_update(num_updates=self._updates)
 
-    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        labels = labels.to(self.device, non_blocking=True)
-        layout = torch.channels_last if images.dim() == 4 else torch.contiguous_format
-        images = images.to(self.device, non_blocking=True, memory_format=layout)
+    def _loss(self, inputs: Any, labels: Any) -> Tensor:
+        labels = map_tensors(labels, lambda tensor: tensor.to(self.device, non_blocking=True))
+        inputs = move_batch(inputs, self.device, torch.channels_last)
         if self._mixup is not None and len(labels) > 1:
             even = len(labels) // 2 * 2  # timm mixes images in pairs
-            images, labels = self._mixup(images[:even], labels[:even])
+            inputs, labels = self._mixup(inputs[:even], labels[:even])
         context: AbstractContextManager[object] = nullcontext()
         if self._amp_dtype is not None:
             context = torch.autocast(self.device.type, dtype=self._amp_dtype)
         with context:
-            scores = logits(self.model(images))
+            scores = logits(call(self.model, inputs))
             loss = self.task.loss(scores, labels, self.config.label_smoothing)
-            if self.teacher is None or self.config.distill_weight == 0:
-                return loss
-            with torch.no_grad():
-                wanted = logits(self.teacher(images))
-            temperature, weight = self.config.distill_temperature, self.config.distill_weight
-            divergence = self.task.divergence(scores, wanted, temperature)
-            return (1 - weight) * loss + weight * temperature**2 * divergence
+            batch = Batch(inputs, labels, scores)
+            for hook in self._hooks:
+                loss = hook.loss(loss, batch)
+        return loss
+
+
+def _schedule(optimizer: torch.optim.Optimizer, config: FitConfig, steps: int) -> Any:
+    """timm's learning rate schedule, None for a constant rate.
+
+    Raises:
+        RecipeError: timm does not know it.
+    """
+    try:
+        schedule, _ = create_scheduler_v2(
+            optimizer,
+            sched=config.schedule,
+            num_epochs=config.epochs,
+            warmup_epochs=config.warmup_epochs,
+            warmup_lr=config.lr / 100,
+            min_lr=config.min_lr,
+            decay_rate=1.0 if config.schedule == "poly" else 0.1,  # for poly it is the power, usually 1
+            step_on_epochs=False,
+            updates_per_epoch=steps,
+        )
+    except (ValueError, AssertionError, KeyError, RuntimeError) as error:
+        raise RecipeError(f"schedule {config.schedule!r}: {error}; use for instance cosine or constant") from error
+    return schedule
 
 
 def _batches_of(batches: SizedBatches, epoch: int, first: int) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Holding the backbone still while a new or pruned head settles."""
+"""Freezing the backbone while a new or pruned head settles."""
 
 from __future__ import annotations
 
@@ -6,45 +6,52 @@ from typing import Any
 
 from torch import nn
 
+from prunecli.engine.hooks import Hook, Training
 from prunecli.errors import RecipeError
 
 
-class FrozenBackbone:
-    """The backbone of a network, which can be held still and released.
+class FreezeBackbone(Hook):
+    """Freezes the backbone for the first epochs.
 
-    It is the module called `backbone` where the network has one (SegFormer's encoder), else everything but the
-    classifier: timm's `get_classifier()`, or the last layer with `num_classes` outputs. A held backbone gets no
-    gradients and runs in evaluation mode, so the statistics of its batch normalisations stay too. Parameters that were
-    frozen before stay frozen after `release`.
+    The backbone is the module called `backbone` where the network has one (SegFormer's encoder), else everything but
+    the classifier: timm's `get_classifier()`, or the last layer with `num_classes` outputs. A frozen backbone gets no
+    gradients and runs in evaluation mode, so the statistics of its batch normalisations stay too; the optimizer has no
+    state for it until it is released. Parameters that were frozen before stay frozen.
 
     Args:
-        model: The network.
-        num_classes: Outputs of its classifier.
+        epochs: How many epochs to freeze it for.
 
     Raises:
-        RecipeError: It has neither a backbone nor such a classifier.
+        RecipeError: In `begin`: the network has neither a backbone nor such a classifier.
     """
 
-    def __init__(self, model: nn.Module, num_classes: int) -> None:
-        head = _head_parameters(model, num_classes)
-        self._parameters = [p for p in model.parameters() if id(p) not in head and p.requires_grad]
-        self._modules = [m for m in model.modules() if _only_outside(m, head)]
-        self._held = False
+    name = "freeze-backbone"
 
-    def hold(self) -> None:
-        """Freezes the backbone; to be called again whenever the network was put into training mode."""
-        self._held = True
-        for parameter in self._parameters:
-            parameter.requires_grad_(False)
-        for module in self._modules:
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+        self._parameters: list[nn.Parameter] = []
+        self._modules: list[nn.Module] = []
+
+    def begin(self, training: Training) -> None:
+        """Finds the backbone."""
+        head = _head_parameters(training.model, training.num_classes)
+        self._parameters = [p for p in training.model.parameters() if id(p) not in head and p.requires_grad]
+        self._modules = [m for m in training.model.modules() if _only_outside(m, head)]
+
+    def epoch_start(self, epoch: int, batch: int) -> None:
+        """Freezes the backbone, which has just been put into training mode, or releases it."""
+        frozen = epoch <= self._epochs
+        self._require_gradients(not frozen)
+        for module in self._modules if frozen else ():
             module.eval()
 
-    def release(self) -> None:
-        """Lets the backbone train again. What its parameters know of the optimizer begins here."""
-        if self._held:
-            for parameter in self._parameters:
-                parameter.requires_grad_(True)
-        self._held = False
+    def end(self) -> None:
+        """Releases the backbone."""
+        self._require_gradients(True)
+
+    def _require_gradients(self, required: bool) -> None:
+        for parameter in self._parameters:
+            parameter.requires_grad_(required)
 
 
 def _only_outside(module: nn.Module, head: set[int]) -> bool:
@@ -67,6 +74,6 @@ def _head_parameters(model: nn.Module, num_classes: int) -> set[int]:
                 classifier = module
     if classifier is None:
         raise RecipeError(
-            f"freeze_backbone_epochs: no layer with {num_classes} outputs to train alone was found; leave it out"
+            f"freeze_backbone_epochs: the network has no layer with {num_classes} outputs to train alone; leave it out"
         )
     return {id(parameter) for parameter in classifier.parameters()}

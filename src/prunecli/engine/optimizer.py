@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
+from prunecli.engine.config import FitConfig
 from prunecli.errors import RecipeError
 
-if TYPE_CHECKING:
-    from prunecli.engine.fit import FitConfig
-
-Kept = Mapping[str, Mapping[int, Tensor]]
+KeptPositions = Mapping[str, Mapping[int, Tensor]]
 """For each parameter name and dimension that lost positions, those that stayed, in order."""
 
 
@@ -34,7 +32,7 @@ def make_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer
     return optimizer
 
 
-def carry_over(optimizer: torch.optim.Optimizer, before: nn.Module, after: nn.Module, kept: Kept) -> None:
+def carry_over(optimizer: torch.optim.Optimizer, before: nn.Module, after: nn.Module, kept: KeptPositions) -> None:
     """Makes `optimizer` train `after` instead of `before`, with its moments sliced like the parameters.
 
     Every state tensor of a parameter's shape keeps the positions that the parameter kept, bit for bit; scalars such as

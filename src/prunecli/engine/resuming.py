@@ -15,11 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from prunecli.engine.tasks import Accuracy, Figures, SegmentationAccuracy
+from prunecli.engine.hooks import State
+from prunecli.engine.tasks.base import Figures
 from prunecli.errors import Interrupted, ModelError
-
-_FIGURES: dict[str, type[Figures]] = {cls.__name__: cls for cls in (Accuracy, SegmentationAccuracy)}
-State = dict[str, Any]
 
 
 class Keeper(Protocol):
@@ -33,11 +31,11 @@ class Keeper(Protocol):
         """Whether it is time to save one."""
         ...
 
-    def save(self, content: State, place: str) -> bool:
+    def save(self, content: State, position: str) -> bool:
         """Saves one."""
         ...
 
-    def interrupted(self, signal: int, content: State, place: str) -> Interrupted:
+    def interrupted(self, signal: int, content: State, position: str) -> Interrupted:
         """Saves one because of a signal, and says how to go on."""
         ...
 
@@ -133,16 +131,15 @@ def set_random_state(state: State, device: torch.device) -> None:
     random.setstate(state["python"])
 
 
-def figures_to_state(figures: Figures | None) -> State | None:
-    """Figures of a split as plain data."""
-    return None if figures is None else {"kind": type(figures).__name__, **asdict(figures)}
+def figures_to_state(figures: Any) -> State | None:
+    """Figures of a split (a dataclass) as plain data."""
+    return None if figures is None else asdict(figures)
 
 
-def figures_from_state(state: State | None) -> Figures | None:
-    """The inverse of `figures_to_state`."""
-    if state is None:
-        return None
-    return _FIGURES[state["kind"]](**{key: value for key, value in state.items() if key != "kind"})
+def figures_from_state(state: State | None, kind: type[Any]) -> Figures | None:
+    """The inverse of `figures_to_state`; `kind` is the class of the figures."""
+    figures: Figures | None = None if state is None else kind(**state)
+    return figures
 
 
 class Resumable(Protocol):

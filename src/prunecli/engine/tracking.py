@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ class MetricsLog:
     """Writes one JSON object per epoch, and TensorBoard event files beside it when asked.
 
     Args:
-        path: The .jsonl file; it is started anew.
+        path: The .jsonl file; a file that exists is replaced.
         tensorboard: Whether to write event files into a folder called tensorboard.
         continued: Keep the rows of the epochs before the first one that is written now.
         warn: Told when a row cannot be written: a full disk costs the log, not the training.
@@ -45,14 +45,20 @@ class MetricsLog:
                 raise RecipeError("TensorBoard is not installed; pip install 'prunecli[tracking]'") from error
             self._writer = SummaryWriter
 
-    def write(self, row: Mapping[str, float | int | None]) -> None:
-        """Appends one row; its "epoch" is the step of the TensorBoard curves."""
+    def write(self, row: Mapping[str, float | int | None], tables: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Appends one row; its "epoch" is the step of the TensorBoard curves.
+
+        Args:
+            row: Numbers by name; those that are None are left out.
+            tables: What training hooks have to show, as plain data.
+        """
         if self._failed:
             return
         try:
             if self._file is None:
                 self._file = self._open(int(row["epoch"] or 0))
-            self._file.write(json.dumps({key: value for key, value in row.items() if value is not None}) + "\n")
+            entry: dict[str, Any] = {key: value for key, value in row.items() if value is not None}
+            self._file.write(json.dumps(entry | ({"tables": list(tables)} if tables else {})) + "\n")
             self._file.flush()
             if self._board is not None:
                 for key, value in row.items():

@@ -73,49 +73,6 @@ class StructuralParams:
     ] = None
 
 
-@dataclass(frozen=True)
-class LampParams(StructuralParams):
-    """LAMP scores compare across layers as they are."""
-
-    normalise: Annotated[
-        Literal["mean", "none"], Doc("Before ranking divide each layer's scores by their mean, or take them raw.")
-    ] = "none"
-
-
-SpikeCriterion = Literal["rate", "rate+v", "entropy", "variance", "singular", "l1", "bn-scale", "random"]
-
-
-@dataclass(frozen=True)
-class SpikeParams(StructuralParams):
-    """What pruning by spikes understands beside."""
-
-    criterion: Annotated[
-        SpikeCriterion,
-        Doc(
-            "rate: mean spikes of a channel's neurons; rate+v: and the mean size of their potential; entropy of their "
-            "firing; variance over time; singular: nuclear norm of spikes, steps by positions; l1, bn-scale and random "
-            "to compare."
-        ),
-    ] = "rate"
-    residual: Annotated[
-        bool, Doc("Whether a width that several layers add to (the residual stream) may shrink too.")
-    ] = False
-
-    @property
-    def looks_at_inputs(self) -> bool:
-        """Whether the criterion runs the network."""
-        return self.criterion not in ("l1", "bn-scale", "random")
-
-
-@dataclass(frozen=True)
-class ActivationParams(StructuralParams):
-    """What ranking by activations understands beside."""
-
-    statistic: Annotated[
-        Literal["mean", "std"], Doc("mean: of the absolute activation; std: its standard deviation.")
-    ] = "mean"
-
-
 TokenSelector = Literal["anchor", "cls", "diversity", "random", "evit", "tome"]
 
 

@@ -1,58 +1,71 @@
-"""Finding methods, built in or brought by other packages. Torch-free."""
+"""Finding methods, built in or added by other packages. Torch-free."""
 
 from __future__ import annotations
 
 from functools import cache
-from importlib.metadata import entry_points
 
-from prunecli.errors import MethodError, unknown
-from prunecli.methods.index import METHODS
-from prunecli.methods.spec import MethodSpec
-
-ENTRY_POINT_GROUP = "prunecli.methods"
+from prunecli.criteria.index import CRITERIA
+from prunecli.errors import MethodError
+from prunecli.methods.index import METHODS, method_of
+from prunecli.methods.spec import FAMILIES, Family, MethodSpec
 
 
 @cache
 def all_methods() -> dict[str, MethodSpec]:
-    """Every method by name; a package's method cannot replace a built-in one.
+    """Every method by name: built-in ones, and the methods and criteria of installed packages.
 
     Raises:
-        MethodError: An installed package's entry point is broken or takes a built-in name.
+        MethodError: An installed package's entry point is broken or takes a name that is there already.
     """
-    found = dict(METHODS)
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        try:
-            spec = point.load()
-        except Exception as error:
-            raise MethodError(f"method {point.name!r} of an installed package cannot be loaded: {error}") from error
-        if not isinstance(spec, MethodSpec) or spec.name in found:
-            raise MethodError(f"entry point {point.name!r} ({point.value}) is not a MethodSpec with a name of its own")
-        found[spec.name] = spec
-    return found
-
-
-def get_structural(name: str) -> MethodSpec:
-    """Returns the method called `name`, which removes channels.
-
-    Raises:
-        MethodError: There is none, or it changes how a network runs and nothing in it.
-    """
-    spec = get_method(name)
-    if spec.family != "structural":
-        raise MethodError(
-            f"method {name} removes no channels; on the command line use `prune {name}`, in Python "
-            "prunecli.tokens.runtime.prune_tokens"
-        )
-    return spec
+    specs = {name: METHODS.load(name) for name in METHODS.names}
+    for name in CRITERIA.names:
+        if name in CRITERIA.built_in:
+            continue
+        if name in specs:
+            raise MethodError(f"criterion {name!r} of package {CRITERIA.package(name)} has the name of a method")
+        specs[name] = method_of(CRITERIA.load(name))
+    for name, spec in specs.items():
+        if not isinstance(spec, MethodSpec) or spec.name != name or spec.family not in FAMILIES:
+            package = METHODS.package(name)
+            raise MethodError(
+                f"entry point {name!r} of package {package} is not a MethodSpec of that name in one of the families "
+                f"{', '.join(FAMILIES)}"
+            )
+    return specs
 
 
 def get_method(name: str) -> MethodSpec:
     """Returns the method called `name`.
 
     Raises:
-        MethodError: There is none; the message names the nearest.
+        MethodError: There is none; the message suggests the nearest.
     """
     methods = all_methods()
     if name not in methods:
-        raise MethodError(unknown("method", name, methods, see="prune methods"))
+        METHODS.require(name)
     return methods[name]
+
+
+def family_of(name: str) -> Family:
+    """What runs the method called `name`.
+
+    Raises:
+        MethodError: There is no such method.
+    """
+    return FAMILIES[get_method(name).family]
+
+
+def get_structural(name: str) -> MethodSpec:
+    """Returns the method called `name`, which ranks channels.
+
+    Raises:
+        MethodError: There is none, or it does not rank channels.
+    """
+    spec = get_method(name)
+    if spec.family != "structural":
+        family = FAMILIES[spec.family]
+        raise MethodError(
+            f"method {name} does not rank channels: it is for methods that {family.summary}; "
+            f"on the command line use `prune {name}`"
+        )
+    return spec

@@ -1,13 +1,12 @@
-"""What a pruning method is. Torch-free."""
+"""What a pruning method is, and the families of methods. Torch-free."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
-Family = Literal["structural", "runtime"]
+from prunecli.registry import imported
 
 
 @dataclass(frozen=True)
@@ -17,25 +16,80 @@ class MethodSpec:
     Attributes:
         name: The verb on the command line and the value of `method:` in a recipe.
         summary: One line of help.
-        paper: Address of the paper the method follows, or empty.
-        family: Decides the protocol that `load` returns: "structural" is `prunecli.criteria.base.Criterion`, "runtime",
-            which changes how a network runs and no weight, is `prunecli.methods.token.plan_selection`.
+        paper: URL of the paper that the method follows, or empty.
+        family: Name in `FAMILIES`: what runs the method, and what `load` has to return.
         params: A frozen dataclass with annotated fields.
         entry: "module:attribute" of the algorithm.
         needs_data: Whether it looks at calibration images.
-        without_data: Parameters that let it do without images, for where there are none.
+        without_data: Parameters with which it needs no images, for when there are none.
+        command: "module:attribute" of a function from the spec to a command, for methods whose verb does more than
+            those of its family.
     """
 
     name: str
     summary: str
     paper: str
-    family: Family
+    family: str
     params: type[Any]
     entry: str
     needs_data: bool = False
     without_data: Mapping[str, Any] | None = None
+    command: str = ""
 
     def load(self) -> Any:
         """Imports the algorithm; this is the first moment that torch is needed."""
-        module, _, attribute = self.entry.partition(":")
-        return getattr(import_module(module), attribute)
+        return imported(self.entry)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What runs the methods of one kind.
+
+    Attributes:
+        name: As in `MethodSpec.family`.
+        summary: What its methods do, to complete "is for methods that ...".
+        runner: "module:attribute" of a function (workspace, stage, out) that runs a prune stage and returns a
+            `prunecli.report.results.StageOutcome`.
+        settings: Fields of a prune stage that it reads.
+        resumable: Whether its stages keep states to resume from.
+    """
+
+    name: str
+    summary: str
+    runner: str
+    settings: tuple[str, ...]
+    resumable: bool
+
+
+_REPAIRS = ("keep", "recalibrate", "compensate", "calibration_images")
+_TRAINING = ("epochs", "lr", "optimizer")
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family(
+            "structural",
+            "remove channels",
+            "prunecli.pipeline.stages.structural:structural_stage",
+            (*_REPAIRS, *_TRAINING, "latency_rounds"),
+            resumable=True,
+        ),
+        Family(
+            "trained",
+            "prune while they train",
+            "prunecli.pipeline.stages.trained:trained_stage",
+            (*_REPAIRS, *_TRAINING, "latency_rounds"),
+            resumable=True,
+        ),
+        Family(
+            "runtime",
+            "change how a network runs",
+            "prunecli.pipeline.stages.runtime:runtime_stage",
+            ("latency_rounds",),
+            resumable=False,
+        ),
+    )
+}
+"""Structural methods are criteria (`prunecli.criteria.base.Criterion`): score, allocate, remove. Trained methods take
+part in training (`prunecli.methods.trained.TrainedMethod`) and may remove channels afterwards. Runtime methods
+(`prunecli.methods.runtime.RuntimeMethod`) change no weight."""

@@ -3,256 +3,152 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Edit, Untouched
-from prunecli.criteria.base import Calibration, Criterion, Loss, default_loss
+from prunecli.criteria.base import Criterion
+from prunecli.engine.hooks import State
+from prunecli.engine.optimizer import KeptPositions
 from prunecli.errors import MethodError, ModelError, VerificationError
-from prunecli.inputs import Inputs
+from prunecli.measure.counts import count_macs, parameter_count
 from prunecli.methods.allocation import Allocation, Demand, allocate
+from prunecli.methods.outcome import Pruned, PruneReport
 from prunecli.methods.params import StructuralParams
+from prunecli.methods.ranking import Ranking, score, select, why_nothing
+from prunecli.methods.registry import get_structural
 from prunecli.methods.repair import Clock, Repair
+from prunecli.methods.request import PruneRequest, Transition
 from prunecli.methods.schedule import amounts
-from prunecli.methods.selection import apply_patterns, hold_residual, ratios_by_group, with_scope
-from prunecli.methods.targets import Ruler, Target, TargetKind, target_of
-from prunecli.surgery.groups import ChannelGroup, Trace
+from prunecli.methods.selection import ratios_by_group, with_scope
+from prunecli.methods.targets import Ruler, target_of
+from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.proof.verify import faulty_groups, verify
-from prunecli.surgery.removal.compensate import Compensation
 from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
-from prunecli.surgery.removal.slice import Kept, kept_positions, remove
+from prunecli.surgery.removal.slice import kept_positions, remove
 from prunecli.surgery.tracing.search import Assumptions
-from prunecli.surgery.tracing.trace import trace, without
-
-State = dict[str, Any]
-"""Plain data and tensors, from which a schedule goes on after a step."""
-_NOTHING = "the model has no convolution or linear layer"
+from prunecli.surgery.tracing.trace import without
 
 
-@dataclass(frozen=True)
-class Transition:
-    """What one step of a schedule did, for whoever trains between the steps.
-
-    Attributes:
-        before: The network before the step.
-        after: The network after it, to be trained in place.
-        kept: What `before`'s tensors kept; with it `prunecli.engine.optimizer.carry_over` slices an optimizer.
-        step: Number of the step, from 1.
-        steps: How many there are.
-        state: Gives what pruning has to remember to go on from here, as plain data and tensors; `prune_structural`
-            takes it as `resume`, together with `step`.
-    """
-
-    before: nn.Module
-    after: nn.Module
-    kept: Kept
-    step: int
-    steps: int
-    state: Callable[[], State] = dict
-
-
-Recover = Callable[[Transition], None]
-"""Trains `Transition.after` in place."""
-
-
-@dataclass(frozen=True)
-class StructuralOutcome:
-    """A pruned model with everything that was decided on the way.
-
-    Attributes:
-        model: The smaller network; the original is unchanged.
-        edits: One entry per step and group that lost channels.
-        untouched: Every layer that kept its width or was held back, with the reason.
-        requested: Share of prunable channels that was to be removed.
-        achieved: Share that was removed.
-        verify_error: Largest relative difference to the masked original in float64, over all steps.
-        compensated: Number of layers into which removed channels were folded, in the last step that removed any.
-        recalibrated: Number of batch normalisations whose statistics were measured anew in that step.
-        seconds: Wall time by phase.
-        scope: How channels competed.
-        steps: Steps of the schedule.
-        target: The figure that was aimed at, if it was not the ratio, with what was reached.
-        trace: Groups and frozen layers of the last step.
-    """
-
-    model: nn.Module
-    edits: list[Edit]
-    untouched: list[Untouched]
-    requested: float
-    achieved: float
-    verify_error: float
-    compensated: int
-    recalibrated: int
-    seconds: dict[str, float]
-    scope: str = "global"
-    steps: int = 1
-    target: Target | None = None
-    trace: Trace = field(default_factory=lambda: Trace(groups=()))
-
-
-def prune_structural(
-    model: nn.Module,
-    example_inputs: Inputs,
-    criterion: Criterion,
-    params: StructuralParams,
-    *,
-    keep_patterns: Sequence[str] = (),
-    seed: int = 0,
-    calibration: Iterable[Any] | None = None,
-    compensation: Compensation = "none",
-    recalibrate: bool = True,
-    loss: Loss = default_loss,
-    recover: Recover | None = None,
-    resume: tuple[int, State] | None = None,
-) -> StructuralOutcome:
+def prune_structural(model: nn.Module, request: PruneRequest) -> Pruned:
     """Removes the least important channels of a copy of `model`.
 
     Args:
         model: Any module; not changed.
-        example_inputs: Inputs the model accepts.
-        criterion: Ranks units; see `prunecli.criteria.base`.
-        params: How much to remove, where, and in how many steps.
-        keep_patterns: Layer names or shell patterns whose output width must stay.
-        seed: Seeds criteria that draw random numbers.
-        calibration: Batches that can be gone through more than once, each an input tensor or (inputs, labels), for
-            criteria that look at data and for the two steps below; None leaves those out.
-        compensation: How removed channels are folded into those that stay, after verification.
-        recalibrate: Whether batch normalisation statistics are measured anew.
-        loss: What criteria take gradients of.
-        recover: Called after every step, to train.
-        resume: A step and the `Transition.state` of it: steps before it are not done again, its own removal neither.
+        request: The method, how much to remove, where, and in how many steps.
 
     Raises:
         MethodError: A pattern matches no layer, settings exclude each other, or nothing can be removed.
+        ModelError: The network cannot be traced, or a saved state does not fit it.
         VerificationError: The result is not the masked original; nothing is returned.
     """
+    params = request.params
     target = target_of(params)
     if params.schedule == "once" and (params.steps != StructuralParams.steps or params.initial_ratio is not None):
         raise MethodError("--steps and --initial-ratio belong to a schedule; add --schedule linear, cubic or ramp")
-    clock = Clock()
-    given = Calibration(torch.Generator().manual_seed(seed), calibration, loss, asdict(params))
-    run = _Run(
-        model,
-        example_inputs,
-        keep_patterns,
-        with_scope(model, params),
-        target,
-        lambda network, live: criterion(network, live, given),
-        clock,
-        partial(Ruler, batches=calibration, compensation=compensation, recalibrate=recalibrate),
-    )
-    repair = Repair(calibration, compensation, recalibrate)
+    run = _Run(model, replace(request, params=with_scope(model, params)))
     final = 1 - target.requested if target is not None else params.ratio
     plan = amounts(params.schedule, params.steps, final, params.initial_ratio)
-    first, saved = resume or (0, None)
+    first, saved = request.resume or (0, None)
     if saved is not None:
-        try:
-            run.restore(saved, repair)
-            given.generator.set_state(saved["generator"])
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:  # whoever wrote it
-            raise ModelError(f"the saved state does not fit this network ({error}); begin anew with --force") from error
+        run.restore(saved)
     for step, amount in enumerate(plan, start=1):
         if step < first:
             continue
         before = run.network
-        kept = run.step(amount, amount / final, repair) if amount > 0 and step != first else {}
-        if recover is not None:
+        kept = run.step(amount, amount / final) if amount > 0 and step != first else {}
+        if request.recover is not None:
             if run.network is model:
                 run.network = copy.deepcopy(model)
-            state = partial(run.state, repair, given.generator.get_state())
-            recover(Transition(before, run.network, kept, step, len(plan), state))
-            clock.lap("train")
-    return run.outcome(repair, len(plan))
+            state = partial(run.state, run.generator_state())
+            request.recover(Transition(before, run.network, kept, step, len(plan), state))
+            run.clock.lap("train")
+    return run.outcome(len(plan))
 
 
 class _Run:
     """One pruned network in the making, over the steps of a schedule."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        inputs: Inputs,
-        keep_patterns: Sequence[str],
-        params: StructuralParams,
-        target: Target | None,
-        score: Callable[[nn.Module, list[ChannelGroup]], dict[str, Tensor | str]],
-        clock: Clock,
-        ruler: Callable[[TargetKind, nn.Module, Inputs], Ruler],
-    ) -> None:
-        self.network = self._given = model
-        self._inputs, self._patterns, self._params, self._score = inputs, keep_patterns, params, score
-        self._clock, self._target = clock, target
+    def __init__(self, model: nn.Module, request: PruneRequest) -> None:
+        self.network = self._original = model
+        self.clock = Clock()
+        self._request, self._params = request, request.params
+        self._criterion: Criterion = get_structural(request.method).load()
+        self._calibration = request.calibrated()
+        self._repair = Repair(request.calibration, request.compensation, request.recalibrate)
         self._dense: dict[str, int] = {}
         self._left: dict[str, int] = {}  # channels after the last removal
         self._edits: list[Edit] = []
         self._follow(None)
-        self._own = ratios_by_group(self._traced, self._groups, params.layer_ratio)
-        self._ruler = ruler(target.kind, model, inputs) if target is not None else None
-        self._allocation = Allocation({}, {}, params.ratio, 0.0)
+        self._own = ratios_by_group(self._traced, self._groups, self._params.layer_ratio)
+        self._target = target_of(self._params)
+        self._ruler = None
+        if self._target is not None:
+            self._ruler = Ruler(
+                self._target.kind,
+                model,
+                request.example_inputs,
+                batches=request.calibration,
+                compensation=request.compensation,
+                recalibrate=request.recalibrate,
+            )
+        self._allocation = Allocation({}, {}, self._params.ratio, 0.0)
         self._error = 0.0
 
     def _follow(self, assumptions: Assumptions | None) -> None:
         """Traces the present network."""
-        params = self._params
         self._traced_network = self.network
-        self._traced = trace(
-            self.network,
-            self._inputs,
-            prune_stem=params.prune_stem,
-            heads=params.heads,
-            only=params.only,
-            assumptions=assumptions,
-        )
-        self._groups, kept_by_pattern = apply_patterns(self.network, self._traced, self._patterns)
-        if not getattr(params, "residual", True):
-            self._groups, held = hold_residual(self._traced, self._groups)
-            kept_by_pattern += held
-        frozen = [Untouched(name=f.name, channels=f.channels, reason=f.reason) for f in self._traced.frozen]
-        self.untouched = [*frozen, *kept_by_pattern]
+        self._selection = select(self.network, self._request, assumptions)
+        self._traced, self._groups = self._selection.trace, list(self._selection.groups)
+        self.untouched = list(self._selection.untouched)
         if not self._edits:
             self._dense = {}  # names may have moved on to other groups since an earlier trace
         for group in self._groups:
             self._dense.setdefault(group.name, group.channels)
-        self._clock.lap("trace")
+        self.clock.lap("trace")
 
-    def step(self, amount: float, part: float, repair: Repair) -> Kept:
-        """Goes on until `amount` is gone; `part` is its share of the final amount. Returns what tensors kept."""
+    def step(self, amount: float, part: float) -> KeptPositions:
+        """Removes channels until `amount` is gone; `part` is its share of the final amount.
+
+        Returns:
+            What tensors kept.
+        """
         if self._edits and self._traced_network is not self.network:
-            found = self._traced.assumptions
-            self._follow(found.after_removal() if found is not None else None)
-        scores = self._scores()
-        allocation = self._allocate(scores, amount, part)
+            known = self._traced.assumptions
+            self._follow(known.after_removal() if known is not None else None)
+        ranking = self._ranked()
+        allocation = self._allocate(ranking.scores, amount, part)
         self._allocation = allocation
-        self._clock.lap("score")
+        self.clock.lap("score")
         groups, keep = self._groups, allocation.keep
-        edits = _edits(groups, allocation)
+        edits = edits_of(groups, keep)
         if not edits:
             return {}
         kept = kept_positions(self.network, groups, keep)
         pruned = copy.deepcopy(self.network)
         remove(pruned, groups, keep)
-        self._clock.lap("remove")
+        self.clock.lap("remove")
+        inputs = self._request.example_inputs
         try:
-            self._error = max(self._error, verify(self.network, pruned, self._traced, keep, self._inputs))
+            self._error = max(self._error, verify(self.network, pruned, self._traced, keep, inputs))
         except VerificationError:
-            faulty = faulty_groups(self.network, self._traced, keep, self._inputs)
+            faulty = faulty_groups(self.network, self._traced, keep, inputs)
             if not faulty:
                 raise
             self._follow(without(self._traced, faulty))  # with the groups at fault left as they are
-            return self.step(amount, part, repair)
-        self._clock.lap("verify")
-        repair(self.network, pruned, groups, keep, self._clock)
+            return self.step(amount, part)
+        self.clock.lap("verify")
+        self._repair(self.network, pruned, groups, keep, self.clock)
         self.network = pruned
         self._edits += edits
         self._left |= {group.name: len(keep[group.name]) * group.channels_per_unit for group in groups}
         return kept
 
-    def outcome(self, repair: Repair, steps: int) -> StructuralOutcome:
+    def outcome(self, steps: int) -> Pruned:
         """The result.
 
         Raises:
@@ -260,9 +156,7 @@ class _Run:
         """
         held = self._allocation.held_back
         if not self._edits:
-            left = [f"{entry.name}: {entry.reason}" for entry in self.untouched]
-            remedies = [reason for reason in left if "--" in reason]
-            reasons = [*(f"{name}: {reason}" for name, reason in held.items()), *remedies, *left, _NOTHING]
+            reasons = [*(f"{name}: {reason}" for name, reason in held.items()), why_nothing(self.untouched)]
             raise MethodError(f"nothing would be removed at {self._asked()}; {reasons[0]}")
         self.untouched += [
             Untouched(name=name, channels=self._dense[name], reason=reason) for name, reason in held.items()
@@ -272,28 +166,38 @@ class _Run:
             target = replace(target, achieved=self._ruler.measure(self.network))
         total = sum(self._dense[name] for name in self._left)
         achieved = 1 - sum(self._left.values()) / total
-        wanted = sum(self._own.get(name, 0.0) * self._dense[name] for name in self._left) / total
-        return StructuralOutcome(
-            model=self.network,
-            edits=self._edits,
-            untouched=self.untouched,
-            requested=achieved if target is not None else wanted if self._own else self._params.ratio,
-            achieved=achieved,
-            verify_error=self._error,
-            compensated=repair.compensated,
-            recalibrated=repair.recalibrated,
-            seconds=self._clock.laps,
+        own = sum(self._own.get(name, 0.0) * self._dense[name] for name in self._left) / total
+        requested = achieved if target is not None else own if self._own else self._params.ratio
+        inputs = self._request.example_inputs
+        report = PruneReport(
+            method=self._request.method,
             scope="by name" if self._own else self._params.scope,
             steps=steps,
             target=target,
-            trace=self._traced,
+            requested=round(requested, 6),
+            achieved=round(achieved, 6),
+            params_before=parameter_count(self._original),
+            params_after=parameter_count(self.network),
+            macs_before=count_macs(self._original, inputs),
+            macs_after=count_macs(self.network, inputs),
+            verify_error=self._error,
+            compensated=self._repair.compensated,
+            recalibrated=self._repair.recalibrated,
+            seconds=self.clock.laps,
+            edits=tuple(self._edits),
+            untouched=tuple(self.untouched),
         )
+        return Pruned(self.network, report, self._traced)
 
-    def state(self, repair: Repair, generator: Tensor) -> State:
-        """What the steps so far came to; the network is in it as what differs from the one given."""
-        found = self._traced.assumptions or Assumptions()
+    def generator_state(self) -> Tensor:
+        """Where the criterion's random numbers stand."""
+        return self._calibration.generator.get_state()
+
+    def state(self, generator: Tensor) -> State:
+        """What the steps so far came to; of the network, what differs from the original."""
+        known = self._traced.assumptions or Assumptions()
         return {
-            "attributes": attribute_differences(self._given, self.network),
+            "attributes": attribute_differences(self._original, self.network),
             "tensors": state_tensors(self.network),
             "frozen": [name for name, parameter in self.network.named_parameters() if not parameter.requires_grad],
             "dense": self._dense,
@@ -303,16 +207,29 @@ class _Run:
             "error": self._error,
             "edits": [edit.model_dump() for edit in self._edits],
             "untouched": [entry.model_dump() for entry in self.untouched],
-            "choices": dict(found.choices),
-            "tied": sorted(found.tied),
-            "preferred": sorted(found.preferred),
-            "repaired": (repair.compensated, repair.recalibrated),
+            "choices": dict(known.choices),
+            "tied": sorted(known.tied),
+            "preferred": sorted(known.preferred),
+            "repaired": (self._repair.compensated, self._repair.recalibrated),
             "generator": generator,
         }
 
-    def restore(self, state: State, repair: Repair) -> None:
-        """Puts `state()` back; the network that was given is traced already."""
-        self.network = copy.deepcopy(self._given)
+    def restore(self, state: State) -> None:
+        """Puts `state()` back; the original network is traced already.
+
+        Raises:
+            ModelError: It is the state of another network.
+        """
+        try:
+            self._restore(state)
+            self._calibration.generator.set_state(state["generator"])
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:  # whoever wrote it
+            raise ModelError(
+                f"the saved state does not fit this network ({error}); start again with --force"
+            ) from error
+
+    def _restore(self, state: State) -> None:
+        self.network = copy.deepcopy(self._original)
         apply_attributes(self.network, state["attributes"])
         assign_tensors(self.network, _tied(state["tensors"]), frozenset(state["frozen"]))
         self._dense, self._left, self._own = state["dense"], state["left"], state["own"]
@@ -322,25 +239,19 @@ class _Run:
         self.untouched = [Untouched(**entry) for entry in state["untouched"]]
         known = Assumptions(state["choices"], frozenset(state["tied"]), {}, frozenset(state["preferred"]))
         self._traced = replace(self._traced, assumptions=known)
-        repair.compensated, repair.recalibrated = state["repaired"]
+        self._repair.compensated, self._repair.recalibrated = state["repaired"]
 
     def _asked(self) -> str:
         if self._target is not None:
             return f"--{self._target.kind} {self._target.requested:g}"
         return "the ratios given" if self._own else f"ratio {self._params.ratio:g}"
 
-    def _scores(self) -> dict[str, Tensor]:
-        """Scores of the groups that can be ranked; the others become untouched once."""
-        scores: dict[str, Tensor] = {}
-        for name, value in self._score(self.network, self._groups).items():
-            if isinstance(value, str):
-                self.untouched.append(Untouched(name=name, channels=self._dense[name], reason=value))
-            elif not bool(torch.isfinite(value).all()):
-                raise MethodError(f"{name}: its scores are not finite; check the weights and the data")
-            else:
-                scores[name] = value
-        self._groups = [group for group in self._groups if group.name in scores]
-        return scores
+    def _ranked(self) -> Ranking:
+        """Ranks the groups of the present network; those that cannot be ranked become untouched once."""
+        selection = replace(self._selection, groups=tuple(self._groups), untouched=tuple(self.untouched))
+        ranking = score(self.network, selection, self._criterion, self._calibration)
+        self._groups, self.untouched = list(ranking.groups), list(ranking.untouched)
+        return ranking
 
     def _allocate(self, scores: dict[str, Tensor], amount: float, part: float) -> Allocation:
         own = {name: ratio * part for name, ratio in self._own.items()} or None
@@ -360,17 +271,18 @@ class _Run:
         return self._ruler.reach(1 - amount, self.network, self._groups, plan)
 
 
-def _edits(groups: Sequence[ChannelGroup], allocation: Allocation) -> list[Edit]:
+def edits_of(groups: Sequence[ChannelGroup], keep: Mapping[str, Tensor]) -> list[Edit]:
+    """One entry for each group that loses units, given the kept units by group name."""
     return [
         Edit(
             group=group.name,
             width_before=group.channels,
-            width_after=len(allocation.keep[group.name]) * group.channels_per_unit,
-            keep_indices=allocation.keep[group.name].tolist(),
+            width_after=len(keep[group.name]) * group.channels_per_unit,
+            keep_indices=keep[group.name].tolist(),
             layers=list(group.modules("producer")),
         )
         for group in groups
-        if len(allocation.keep[group.name]) < group.units
+        if len(keep[group.name]) < group.units
     ]
 
 

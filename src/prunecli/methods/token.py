@@ -2,16 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from prunecli.checkpoint.manifest import TokenSelection, TokenStage
+import torch
+from torch import nn
+
+from prunecli.checkpoint.manifest import Manifest, TokenSelection, TokenStage
 from prunecli.errors import MethodError
+from prunecli.inputs import Inputs, call
 from prunecli.methods.params import TokenParams, TokenSelector
-from prunecli.tokens.runtime import check_selection
-from prunecli.tokens.towers import Tower
+from prunecli.methods.runtime import Description, RuntimeMethod
+from prunecli.report.token_tables import per_block_text
+from prunecli.tokens.runtime import check_selection, prune_tokens
+from prunecli.tokens.towers import Tower, find_tower, token_count
 
 _DEFAULT_KEEP = 0.5
 _WITH_ANCHORS = ("anchor", "diversity")
+
+
+class TokenMethod(RuntimeMethod):
+    """Leaves tokens of a vision transformer out; a change is a `TokenSelection`."""
+
+    done = "its tokens are pruned"
+
+    def plan(
+        self,
+        model: nn.Module,
+        example_inputs: Inputs,
+        params: TokenParams,
+        seed: int,
+        speedup_of: Callable[[TokenSelection], float],
+    ) -> TokenSelection:
+        """See `plan_selection`."""
+        tower = find_tower(model)
+        return plan_selection(params, tower, token_count(model, tower, example_inputs), seed, speedup_of)
+
+    def apply(self, model: nn.Module, change: TokenSelection) -> Callable[[], None]:
+        """Puts hooks on the blocks."""
+        return prune_tokens(model, change).remove
+
+    def baseline(self, model: nn.Module, change: TokenSelection, seed: int) -> TokenSelection:
+        """As many tokens, chosen at random."""
+        return at_random(change, find_tower(model), seed)
+
+    def describe(
+        self, model: nn.Module, changes: Mapping[str, TokenSelection | None], example_inputs: Inputs
+    ) -> Description:
+        """The selection, and how many tokens each block passes on."""
+        tower = find_tower(model)
+        counts = []
+        for name in ("unpruned", "pruned"):
+            with self.applied(model, changes[name]):
+                counts.append(_tokens_per_block(model, tower, example_inputs))
+        selection = changes["pruned"]
+        assert selection is not None
+        unpruned, pruned = map(per_block_text, counts)
+        return Description(
+            {
+                "selection": selection.model_dump(mode="json"),
+                "tokens_per_block": [list(pair) for pair in zip(*counts, strict=True)],
+            },
+            [("tokens behind blocks", unpruned, pruned, pruned)],
+        )
+
+    def record(self, manifest: Manifest, method: str, change: TokenSelection) -> Manifest:
+        """Token selections have an entry of their own."""
+        return manifest.model_copy(update={"tokens": change})
+
+
+def _tokens_per_block(model: nn.Module, tower: Tower, example_inputs: Inputs) -> list[int]:
+    counts: list[int] = []
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda module, args, out: counts.append(out.shape[1]))
+        for name in tower.blocks
+    ]
+    try:
+        with torch.no_grad():
+            call(model, example_inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return counts
 
 
 def plan_selection(

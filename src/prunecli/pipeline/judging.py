@@ -1,80 +1,139 @@
-"""What the test images are judged by, and the figures by their names in a report, with intervals."""
+"""What the current network is judged by: its task, and what gives scores."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from typing import Any
+import torch
+from torch import nn
 
-from torch import Tensor
+from prunecli.criteria.base import Loss
+from prunecli.data.prompts import class_texts, templates
+from prunecli.engine.tasks.base import Task
+from prunecli.engine.tasks.index import task_of
+from prunecli.errors import DataError, RecipeError
+from prunecli.inputs import call, logits
+from prunecli.models.scoring import Scoring, Wordings, loss_of, scoring_of
+from prunecli.pipeline.model_inputs import ModelInputs
+from prunecli.pipeline.state import RunState
 
-from prunecli.criteria.base import Loss, default_loss
-from prunecli.engine.retrieval import RANKS, Recalls, Retrieval
-from prunecli.engine.tasks import Accuracy, Figures, Judge
-from prunecli.inputs import logits
-from prunecli.measure.intervals import accuracy_interval, mean_recall_interval
-from prunecli.models.prompt_classifier import PromptClassifier
-from prunecli.pipeline.workspace import Workspace
-
-
-def judge_of(space: Workspace) -> Judge[Figures | Recalls]:
-    """What scores of the data set's images are judged by.
-
-    Raises:
-        DataError: They have neither classes nor captions.
-    """
-    data = space.data()
-    return Retrieval(data.described) if data.task == "retrieval" else space.task()
+_ANY_CHANNELS = (1, 3)
+"""Images are converted between grey and colour."""
+_OF_DATA = ("zeroshot", "classification", "retrieval")
+"""Values of `--task` that a data set may not be for."""
 
 
-def loss_of(space: Workspace) -> Loss:
-    """What criteria take gradients of: for a network with a text tower that of its prompts, not of its features."""
-    classifier = space.classifier(remember=True)
-    if not isinstance(classifier, PromptClassifier):
-        return default_loss
-    classifier.eval()
-
-    def loss(output: Any, labels: Tensor | None) -> Tensor:
-        return default_loss(classifier.scores(logits(output)), labels)
-
-    return loss
-
-
-def named_figures(figures: Figures | Recalls, class_names: Sequence[str] = ()) -> dict[str, Any]:
-    """What `report.schema.Metrics` calls them.
+class Judging:
+    """The task of a run's data set and the current network's way to give scores.
 
     Args:
-        figures: Of one network.
-        class_names: Of a segmentation's classes.
+        state: The run.
+        inputs: What its network takes in.
     """
-    if isinstance(figures, Accuracy):
-        return _of_accuracy(figures)
-    if isinstance(figures, Recalls):
-        return _of_recalls(figures)
-    named = dataclasses.asdict(figures)
-    found = zip(class_names, figures.class_iou, strict=True)
-    named["class_iou"] = {name: value for name, value in found if value is not None}
-    return named
 
+    def __init__(self, state: RunState, inputs: ModelInputs) -> None:
+        self._state, self._inputs = state, inputs
 
-def _of_accuracy(figures: Accuracy) -> dict[str, Any]:
-    return {
-        "top1": figures.top1,
-        "top5": figures.top5,
-        "loss": figures.loss,
-        "images": figures.images,
-        "mean_class_recall": figures.mean_class_recall,
-        "top1_interval": accuracy_interval(figures.top1, figures.images),
-        "top5_interval": accuracy_interval(figures.top5, figures.images),
-        "mean_class_recall_interval": mean_recall_interval(figures.class_hits, figures.class_images),
-    }
+    @property
+    def scoring(self) -> Scoring:
+        """How the current network gives scores."""
+        return scoring_of(self._state.model().model)
 
+    def task(self) -> Task:
+        """What the data set is for.
 
-def _of_recalls(figures: Recalls) -> dict[str, Any]:
-    """Intervals are of so many images: captions of one image are not independent of each other."""
-    named: dict[str, Any] = {"images": figures.images, "captions": figures.captions}
-    for sought, recalls in (("image", figures.image), ("text", figures.text)):
-        for rank, recall in zip(RANKS, recalls, strict=True):
-            named[f"{sought}_recall_{rank}"] = recall
-            named[f"{sought}_recall_{rank}_interval"] = accuracy_interval(recall, figures.images)
-    return named
+        Raises:
+            DataError: There is none.
+        """
+        return task_of(self._state.data())
+
+    def labelled_task(self) -> Task:
+        """The task, of which figures can be measured.
+
+        Raises:
+            DataError: The data set has no labels.
+        """
+        task = self.task()
+        task.require_labels()
+        return task
+
+    def training_task(self) -> Task:
+        """The task, for which networks can be trained.
+
+        Raises:
+            DataError: Nothing can be learned from the data set.
+        """
+        task = self.task()
+        task.require_training()
+        return task
+
+    def task_name(self) -> str:
+        """What judging the current network is called in reports."""
+        name = self._state.data().task
+        return self.scoring.task_names.get(name, name)
+
+    def check_evaluation(self, asked: str) -> None:
+        """Checks a value of `--task`.
+
+        Raises:
+            RecipeError: The network, or the data set, cannot be judged that way.
+        """
+        loaded = self._state.model()
+        refused = self.scoring.refused_evaluations.get(asked)
+        if refused is not None:
+            raise RecipeError(f"--task {asked}: {loaded.name} {refused}")
+        if asked in _OF_DATA and self._state.data_name() is not None:
+            task = self.task()
+            if asked in task.refused_evaluations:
+                has, other = task.refused_evaluations[asked]
+                raise RecipeError(f"--task {asked}: {task.data_name} has {has}; use --task {other}")
+
+    def check(self) -> None:
+        """Compares what the network gives with the data set's labels.
+
+        Raises:
+            DataError: They do not fit, or the network does not run on such images.
+        """
+        data, loaded, channels = self._state.data(), self._state.model(), self._inputs.shape()[0]
+        task, scoring = self.task(), self.scoring
+        scoring.check_task(task, loaded.name)
+        with self._inputs.running(), torch.no_grad():
+            scores = logits(call(loaded.model.cpu().eval(), self._inputs.example()))
+        task.check_scores(scores, loaded.name)
+        if channels not in _ANY_CHANNELS and self._inputs.binning() is None and data.channels != channels:
+            raise DataError(
+                f"{loaded.name} reads {channels} channels and {data.name} has images of {data.channels}; "
+                "give the data set it was trained on with --data"
+            )
+        if data.channels != channels:
+            self._state.sink.warn(
+                f"{data.name} has {data.channels}-channel images; they are converted for {loaded.name}"
+            )
+        scoring.check_outputs(scores, task, loaded.name)
+
+    def classifier(self, network: nn.Module | None = None, *, remember: bool = False) -> nn.Module:
+        """What gives scores: towers with prompts for classes that have names, else the network alone.
+
+        Args:
+            network: Another network of the same architecture, in place of the current one.
+            remember: Whether features of prompts come from the disk, and go there if they are new.
+
+        Raises:
+            DataError: Files of class names or templates do not fit.
+            RecipeError: They are given and there is no text tower.
+            ModelError: The text tower's tokenizer cannot be fetched.
+        """
+        loaded, section = self._state.model(), self._state.recipe.data
+        network = loaded.model if network is None else network
+        scoring = scoring_of(network)
+        if section.class_names or section.templates:
+            scoring.refuse_wordings()
+        return scoring.classifier(loaded.manifest.architecture.ref, network, self._wordings, remember=remember)
+
+    def loss(self) -> Loss:
+        """What criteria take gradients of."""
+        return loss_of(self.classifier(remember=True))
+
+    def _wordings(self) -> Wordings | None:
+        data, section = self._state.data(), self._state.recipe.data
+        if not self.task().labelled and section.class_names is None:
+            return None
+        return Wordings(class_texts(data, section.class_names), templates(data, section.templates))

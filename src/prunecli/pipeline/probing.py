@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunecli.data.splits import Split
 from prunecli.engine.resources import resource_errors
-from prunecli.engine.tasks import Accuracy, Classification
+from prunecli.engine.tasks.classification import Classification
 from prunecli.errors import DataError, ModelError
 from prunecli.pipeline.workspace import Workspace
 
@@ -19,11 +19,14 @@ _STRENGTH = 1.0
 _ITERATIONS = 1000
 
 
-def linear_probe(space: Workspace, split: Split) -> Accuracy:
+def linear_probe(space: Workspace, split: Split) -> dict[str, Any]:
     """Fits scikit-learn's logistic regression on features of the training images, and judges it on `split`.
 
     Features are scaled to mean zero and deviation one over the training images; C is 1. Only features are kept, one
     vector for each image.
+
+    Returns:
+        Accuracies by their names in a report.
 
     Raises:
         DataError: There are no training images, or none of them could be read, or they have no classes to tell apart.
@@ -33,24 +36,22 @@ def linear_probe(space: Workspace, split: Split) -> Accuracy:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    training = space.data().training_split()
-    if space.data().task != "classification" or len(np.unique(training.labels)) < 2:
+    training, task = space.data().training_split(), space.judging.task()
+    if not isinstance(task, Classification) or len(np.unique(training.labels)) < 2:
         raise DataError(f"{space.data().name}: a linear probe needs training images of two classes or more")
     features, labels = _features(space, training, "features")
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, max_iter=_ITERATIONS))
     probe.fit(features, labels)
-    tested, wanted = _features(space, split, "linear probe")
-    scores = torch.full((len(wanted), space.data().num_classes), -torch.inf)
+    tested, test_labels = _features(space, split, "linear probe")
+    scores = torch.full((len(test_labels), space.data().num_classes), -torch.inf)
     scores[:, torch.from_numpy(probe.classes_)] = torch.from_numpy(probe.predict_log_proba(tested)).float()
-    meter = Classification().meter(torch.device("cpu"))
-    meter.update(scores.clamp_min(-1e4), torch.from_numpy(wanted))
-    found = meter.compute()
-    assert isinstance(found, Accuracy)
-    return found
+    meter = task.meter(torch.device("cpu"))
+    meter.update(scores.clamp_min(-1e4), torch.from_numpy(test_labels))
+    return task.named(meter.compute())
 
 
 def image_features(model: nn.Module, images: Tensor) -> Tensor:
-    """What a network makes of images before its classifier, or its image tower's features; shape (N, D).
+    """Features of images: those before the classifier, or those of the image tower; shape (N, D).
 
     Raises:
         ModelError: It is neither timm's nor has an image tower.
@@ -68,7 +69,7 @@ def image_features(model: nn.Module, images: Tensor) -> Tensor:
 
 def _features(space: Workspace, split: Split, title: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     model = space.model().model.to(space.device).eval()
-    found: list[NDArray[np.float64]] = []
+    features: list[NDArray[np.float64]] = []
     labels: list[NDArray[np.int64]] = []
     done = 0
     with (
@@ -76,11 +77,11 @@ def _features(space: Workspace, split: Split, title: str) -> tuple[NDArray[np.fl
         space.sink.progress(f"{title} {space.data().name}", len(split.labels)) as advance,
         torch.inference_mode(),
     ):
-        for batch, classes in space.batches(split):
-            found.append(image_features(model, batch.to(space.device)).double().cpu().numpy())
+        for batch, classes in space.inputs.batches(split):
+            features.append(image_features(model, batch.to(space.device)).double().cpu().numpy())
             labels.append(classes.numpy())
             done += len(classes)
             advance(done, f"{done} images")
     if not done:
         raise DataError(f"{space.data().name}: none of its images could be read")
-    return np.concatenate(found), np.concatenate(labels)
+    return np.concatenate(features), np.concatenate(labels)

@@ -1,4 +1,4 @@
-"""Where an unfinished stage keeps its states, whose they are, and when one is gone on from."""
+"""Where an unfinished stage keeps its states, which run they belong to, and when it is resumed from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prunecli.checkpoint.manifest import as_json
 from prunecli.checkpoint.runstate import ExtraState, RunIdentity, StateStore
 from prunecli.errors import RecipeError
 from prunecli.measure.environment import library_versions
-from prunecli.pipeline.workspace import Workspace
+from prunecli.pipeline.state import RunState
 
 _COPIES_IN_A_STATE = 4
 """Weights, the best weights so far, and up to two moments of the optimizer."""
@@ -38,11 +38,11 @@ def is_unfinished(out: Path) -> bool:
 
 
 @contextmanager
-def saved_states(space: Workspace, out: Path, identity: Mapping[str, JsonValue]) -> Iterator[StateStore]:
+def saved_states(space: RunState, out: Path, identity: Mapping[str, JsonValue]) -> Iterator[StateStore]:
     """Holds the lock on `out` and keeps the states of the stage that writes it; they go when the stage is done.
 
     Args:
-        space: Says whether to go on, and how often to save.
+        space: Says whether to resume, and how often to save.
         out: The checkpoint that the stage will write.
         identity: See `identity_of`.
 
@@ -68,11 +68,12 @@ def saved_states(space: Workspace, out: Path, identity: Mapping[str, JsonValue])
         if store.exists() and not space.resume:
             if not space.force:
                 raise RecipeError(
-                    f"{folder}: holds the state of an unfinished run; add --resume to go on, or --force to begin anew"
+                    f"{folder}: holds the state of an unfinished run; add --resume to continue it, or --force to start "
+                    "again"
                 )
             store.discard()
         elif space.resume and not store.exists():
-            space.sink.note(f"{folder}: no saved state; from the beginning")
+            space.sink.note(f"{folder}: no saved state; starting from the beginning")
         try:
             yield store
         except KeyboardInterrupt as error:
@@ -83,25 +84,25 @@ def saved_states(space: Workspace, out: Path, identity: Mapping[str, JsonValue])
 
 
 def discard_states(out: Path) -> None:
-    """Removes what the stage that wrote `out` kept to go on from."""
+    """Removes the states of the stage that wrote `out`."""
     shutil.rmtree(state_folder(out), ignore_errors=True)
 
 
-def identity_of(space: Workspace, stage: Any, **files: str | None) -> dict[str, JsonValue]:
+def identity_of(space: RunState, stage: Any, **files: str | None) -> dict[str, JsonValue]:
     """Everything that decides what a stage computes, by names that a message can use; `files` are hashes of more."""
     loaded = space.model()
     recipe = space.recipe
     data = {key: value for key, value in dataclasses.asdict(recipe.data).items() if key not in _NOT_IDENTITY}
-    found: dict[str, Any] = {f"data.{key}": value for key, value in data.items()}
-    found |= dataclasses.asdict(stage)
-    found |= {"seed": recipe.seed, "model": loaded.sha256 or loaded.manifest.architecture.ref, **files}
+    identity: dict[str, Any] = {f"data.{key}": value for key, value in data.items()}
+    identity |= dataclasses.asdict(stage)
+    identity |= {"seed": recipe.seed, "model": loaded.sha256 or loaded.manifest.architecture.ref, **files}
     if space.data_name() is not None:
         parts = {"training images": space.data().train, "validation images": space.data().validation}
-        found |= {name: part.fingerprint() for name, part in parts.items() if part is not None}
-    return {key: as_json(value) for key, value in found.items()}
+        identity |= {name: part.fingerprint() for name, part in parts.items() if part is not None}
+    return {key: as_json(value) for key, value in identity.items()}
 
 
-def room_for(space: Workspace, out: Path, *, states: bool) -> None:
+def room_for(space: RunState, out: Path, *, states: bool) -> None:
     """Checks before any work that the checkpoint, and `states` beside it, can be written.
 
     Raises:
@@ -112,6 +113,6 @@ def room_for(space: Workspace, out: Path, *, states: bool) -> None:
     require_space(out, size * (2 + (_COPIES_IN_A_STATE * (space.recipe.keep_states + 1) if states else 0)))
 
 
-def _environment(space: Workspace) -> dict[str, JsonValue]:
+def _environment(space: RunState) -> dict[str, JsonValue]:
     versions = library_versions()
     return {"device": str(space.device), "threads": torch.get_num_threads(), **versions}

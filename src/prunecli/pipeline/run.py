@@ -5,34 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from prunecli.checkpoint.durable import crash_point, remove_leftovers, write_text_atomically
 from prunecli.checkpoint.locking import HOLDER_NAME, LOCK_NAME, locked
 from prunecli.data.catalog import find_data
 from prunecli.errors import GateFailed, RecipeError
-from prunecli.methods.registry import get_method
 from prunecli.models.catalog import split_reference
-from prunecli.models.loading import load_file
 from prunecli.pipeline.resumption import discard_states
-from prunecli.pipeline.stages.compare import compare_run, judge
-from prunecli.pipeline.stages.eval import eval_stage, required, unmet
-from prunecli.pipeline.stages.prune import prune_stage
-from prunecli.pipeline.stages.runtime import token_stage
-from prunecli.pipeline.stages.train import train_stage
+from prunecli.pipeline.stages.compare import judge
+from prunecli.pipeline.stages.runners import RUNNERS, Planned
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.resolve import Plan
-from prunecli.recipe.schema import CompareStage, EvalStage, PruneStage, Stage, TrainStage
+from prunecli.recipe.schema import CompareStage
 from prunecli.report.comparison import Comparison, Gate
 
 PLAN_NAME, RUN_NAME = "plan.yaml", "run.json"
 RUN_SCHEMA = "prunecli.run/1"
-_NAMES = {"train": "trained", "prune": "pruned", "finetune": "finetuned"}
 
 
 @dataclass(frozen=True)
@@ -69,26 +62,11 @@ def check_plan(plan: Plan) -> list[Path]:
     if not plan.recipe.stages:
         raise RecipeError("the recipe has no stages; add for instance `stages: [{stage: train}]`")
     files: list[Path] = []
-    evaluations = 0
-    last = "baseline"
-    for place, stage in enumerate(plan.recipe.stages):
-        if isinstance(stage, EvalStage):
-            evaluations += 1
-            required(stage)
-            name = stage.report or f"{last}.json"
-            if Path(name).name != name or not name.endswith(".json"):
-                raise RecipeError(f"stages.{place}.report: {name!r} has to be a plain file name ending in .json")
-        elif isinstance(stage, CompareStage):
-            name = "comparison.json"
-            if stage.fail_if is not None:
-                Gate(stage.fail_if)
-            if evaluations < 2:
-                raise RecipeError(f"stages.{place}: compare needs two eval stages before it, not {evaluations}")
-        else:
-            last = _NAMES[stage.stage]
-            name = f"{last}.safetensors"
+    before = Planned()
+    for index, stage in enumerate(plan.recipe.stages):
+        name = RUNNERS[stage.stage].plan(stage, f"stages.{index}", before)
         if Path(name) in files:  # the same kind of stage again
-            name = f"{Path(name).stem}-{place}{Path(name).suffix}"
+            name = f"{Path(name).stem}-{index}{Path(name).suffix}"
         files.append(Path(name))
     return files
 
@@ -97,10 +75,10 @@ def run_recipe(plan: Plan, folder: Path, space: Workspace) -> RunOutcome:
     """Runs all stages; `folder` receives the plan, every checkpoint, report and metrics log.
 
     What is done is noted in `run.json` after every stage. With `space.resume` noted stages are not run again, and the
-    one after them goes on from its saved state.
+    one after them resumes from its saved state.
 
     Raises:
-        RecipeError: Another process runs there, or the run to go on with was another one.
+        RecipeError: Another process runs there, or the run to resume was a different one.
         PruneError: A stage fails; what earlier stages wrote stays.
     """
     files = [folder / name for name in check_plan(plan)]
@@ -111,63 +89,25 @@ def run_recipe(plan: Plan, folder: Path, space: Workspace) -> RunOutcome:
         write_text_atomically(folder / PLAN_NAME, _plan_text(plan))
         space.in_run = True
         comparison: Comparison | None = None
-        for place, (stage, path) in enumerate(zip(plan.recipe.stages, files, strict=True)):
-            if place < len(progress.done):
-                comparison = _pass_over(space, stage, path) or comparison
+        for index, (stage, path) in enumerate(zip(plan.recipe.stages, files, strict=True)):
+            runner = RUNNERS[stage.stage]
+            if index < len(progress.done):
+                if not path.is_file():
+                    raise RecipeError(f"{path}: is gone, so the run cannot be resumed; start again with --force")
+                comparison = runner.skip(space, stage, path) or comparison
                 continue
-            space.sink.note(f"stage {place + 1}/{len(files)}: {stage.stage}")
-            figures, found = _run_stage(space, stage, path)
-            comparison = found or comparison
-            progress.done.append(StageRecord(stage.stage, path, figures))
+            space.sink.note(f"stage {index + 1}/{len(files)}: {stage.stage}")
+            result = runner.run(space, stage, path)
+            comparison = result.comparison or comparison
+            progress.done.append(StageRecord(stage.stage, path, result.figures))
             progress.save()
             crash_point("run:noted")
-            if isinstance(stage, (TrainStage, PruneStage)):
-                discard_states(path)
-            space.resume = False  # what comes now has not been begun
+            discard_states(path)
+            space.resume = False  # the next stage starts from the beginning
     gates = [stage.fail_if for stage in plan.recipe.stages if isinstance(stage, CompareStage)]
     gate = Gate(gates[-1]) if gates and gates[-1] is not None else None
     failure = judge(comparison, gate) if comparison is not None else None
     return RunOutcome(folder, tuple(progress.done), comparison, failure)
-
-
-def _run_stage(space: Workspace, stage: Stage, path: Path) -> tuple[dict[str, Any], Comparison | None]:
-    """Figures of one stage, and the comparison if it was one."""
-    if isinstance(stage, EvalStage):
-        report = eval_stage(space, stage, path)
-        failure = unmet(stage, report)
-        if failure is not None:
-            raise failure
-        return report.metrics.model_dump(mode="json", exclude_none=True), None
-    if isinstance(stage, CompareStage):
-        comparison = compare_run(space.reports, space.device)
-        write_text_atomically(path, comparison.model_dump_json(by_alias=True, indent=2) + "\n")
-        return {}, comparison
-    if isinstance(stage, PruneStage) and get_method(stage.method).family == "runtime":
-        return token_stage(space, stage, path).to_dict(), None
-    if isinstance(stage, PruneStage):
-        pruned = prune_stage(space, stage, path).report
-        return {"achieved": pruned.achieved, "verify_error": pruned.verify_error}, None
-    assert isinstance(stage, TrainStage)
-    return asdict(train_stage(space, stage, path).chosen), None
-
-
-def _pass_over(space: Workspace, stage: Stage, path: Path) -> Comparison | None:
-    """Brings the workspace to where a finished stage left it."""
-    if not path.is_file():
-        raise RecipeError(f"{path}: is gone, so the run cannot be gone on with; begin it anew with --force")
-    if isinstance(stage, EvalStage):
-        space.reports.append(path)
-    elif isinstance(stage, CompareStage):
-        try:
-            return Comparison.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise RecipeError(f"{path}: is damaged; begin the run anew with --force") from error
-    else:
-        discard_states(path)
-        if isinstance(stage, PruneStage):
-            space.parent = space.model()
-        space.loaded = load_file(path, allow_nonfinite=space.recipe.model.allow_nonfinite)
-    return None
 
 
 @dataclass
@@ -185,7 +125,7 @@ class _Progress:
 
 
 def _progress(plan: Plan, folder: Path, space: Workspace) -> _Progress:
-    """What an earlier run in `folder` finished, if that is to be gone on with; turns `space.resume` off if not."""
+    """What an earlier run in `folder` finished, if it is to be resumed; turns `space.resume` off if not."""
     path = folder / RUN_NAME
     plan_sha256 = hashlib.sha256(_plan_text(plan).encode()).hexdigest()
     for written in (path, folder / PLAN_NAME):
@@ -193,10 +133,8 @@ def _progress(plan: Plan, folder: Path, space: Workspace) -> _Progress:
     if not space.resume or not path.is_file():
         if space.resume:
             if any(entry.name not in (LOCK_NAME, HOLDER_NAME) for entry in folder.glob("[!.]*")):
-                raise RecipeError(
-                    f"{folder}: holds no run to go on with (no {RUN_NAME}); give its folder with --output"
-                )
-            space.sink.note(f"{folder}: no run to go on with; from the beginning")
+                raise RecipeError(f"{folder}: holds no run to resume (no {RUN_NAME}); give its folder with --output")
+            space.sink.note(f"{folder}: no run to resume; starting from the beginning")
         space.resume = False
         return _Progress(path, plan_sha256, [])
     try:
@@ -209,10 +147,10 @@ def _progress(plan: Plan, folder: Path, space: Workspace) -> _Progress:
         if noted["schema"] != RUN_SCHEMA or [record.stage for record in done] != kinds[: len(done)]:
             raise ValueError(path)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecipeError(f"{path}: is damaged; begin the run anew with --force") from error
+        raise RecipeError(f"{path}: is damaged; start the run again with --force") from error
     if noted.get("plan_sha256") != plan_sha256:
         raise RecipeError(
-            f"{folder / PLAN_NAME}: is another plan than this one; give the same recipe and values, or begin anew "
+            f"{folder / PLAN_NAME}: differs from this plan; give the same recipe and values, or start again "
             "with --force"
         )
     return _Progress(path, plan_sha256, done)

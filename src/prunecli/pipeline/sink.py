@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from prunecli.report.table import Table
+
 Advance = Callable[[int, str], None]
 """Called with the work done so far and a short text."""
 
@@ -19,6 +21,10 @@ class Sink(Protocol):
 
     def warn(self, text: str) -> None:
         """One line about something that may surprise."""
+        ...
+
+    def live(self, table: Table) -> None:
+        """A table that takes the place of the last one of its title while a bar is drawn; elsewhere nothing."""
         ...
 
     def progress(self, title: str, total: int) -> AbstractContextManager[Advance]:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from annotated_doc import Doc
 from annotated_types import Ge, Gt, Le, Lt
 
+from prunecli.engine.config import FitConfig
+
 Measurement = Literal["accuracy", "params", "macs", "latency", "memory", "size", "spikes", "energy"]
 MEASUREMENTS: tuple[Measurement, ...] = (
     "accuracy",
@@ -99,33 +101,17 @@ class DataSection:
 
 
 @dataclass(frozen=True)
-class TrainStage:
+class _TrainingStage:
+    stage: str = "train"
+
+
+@dataclass(frozen=True)
+class TrainStage(FitConfig, _TrainingStage):
     """Train all weights."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     stage: Literal["train"] = "train"
-    epochs: Annotated[int, Ge(1), Doc("Passes over the training images.")] = 10
-    lr: Annotated[float, Gt(0), Doc("Peak learning rate.")] = 0.1
-    optimizer: Annotated[str, Doc("A timm optimizer: sgd, adamw, lamb ...")] = "sgd"
-    momentum: Annotated[float, Ge(0), Lt(1), Doc("Momentum of sgd.")] = 0.9
-    weight_decay: Annotated[float, Ge(0), Doc("Weight decay, not applied to biases and norms.")] = 5e-4
-    schedule: Annotated[str, Doc("A timm schedule: cosine, constant, step ...")] = "cosine"
-    warmup_epochs: Annotated[int, Ge(0), Doc("Epochs during which the learning rate rises.")] = 0
-    min_lr: Annotated[float, Ge(0), Doc("Learning rate at the end of the schedule.")] = 0.0
-    label_smoothing: Annotated[float, Ge(0), Lt(1), Doc("Share of each target spread over all classes.")] = 0.0
-    mixup: Annotated[float, Ge(0), Doc("Mixup alpha; 0 is off.")] = 0.0
-    cutmix: Annotated[float, Ge(0), Doc("CutMix alpha; 0 is off.")] = 0.0
-    auto_augment: Annotated[str | None, Doc("A timm policy such as rand-m9-mstd0.5.")] = None
-    color_jitter: Annotated[float, Ge(0), Doc("Strength of colour jitter.")] = 0.0
-    random_erasing: Annotated[float, Ge(0), Le(1), Doc("Probability of erasing a rectangle.")] = 0.0
-    freeze_backbone_epochs: Annotated[
-        int, Ge(0), Doc("Epochs at the start in which only the head (decoder, classifier) is trained.")
-    ] = 0
-    clip_grad: Annotated[float | None, Gt(0), Doc("Largest gradient norm.")] = None
-    accumulate: Annotated[int, Ge(1), Doc("Batches whose gradients make one step.")] = 1
-    amp: Annotated[bool, Doc("Mixed precision on a GPU.")] = True
-    patience: Annotated[int | None, Ge(1), Doc("Stop after this many epochs without a better validation score.")] = None
     tensorboard: Annotated[bool, Doc("Write TensorBoard files beside the metrics.")] = False
 
 

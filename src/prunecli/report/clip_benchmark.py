@@ -9,6 +9,7 @@ from prunecli.report.schema import Metrics, Report
 
 _TASKS = {"zeroshot": "zeroshot_classification", "linear-probe": "linear_probe", "retrieval": "zeroshot_retrieval"}
 """What they are called there."""
+_NAMES = {"acc1": "top1", "acc5": "top5", "mean_per_class_recall": "mean_class_recall"}
 
 
 def clip_benchmark_json(report: Report) -> str:
@@ -36,7 +37,7 @@ def clip_benchmark_json(report: Report) -> str:
 
 def _named(metrics: Metrics) -> dict[str, float]:
     """Shares of one under that tool's names."""
-    found = {"acc1": metrics.top1, "acc5": metrics.top5, "mean_per_class_recall": metrics.mean_class_recall}
+    found = {theirs: getattr(metrics, ours) for theirs, ours in _NAMES.items()}
     for name in Metrics.model_fields:
         sought, between, rank = name.partition("_recall_")
         if between and rank.isdecimal():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from prunecli.report.conditions import Condition
 from prunecli.report.schema import Metrics, Report
+from prunecli.report.scores import SCORES
 
 COMPARISON_SCHEMA: Literal["prunecli.comparison/1"] = "prunecli.comparison/1"
 
@@ -16,25 +17,21 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Candidate(_Strict):
+class _Compared(_Strict):
+    name: str
+    metrics: Metrics
+
+
+_fields: dict[str, Any] = {f"{score.name}_drop": (float | None, None) for score in SCORES}
+_Drops: Any = create_model("_Drops", __base__=_Compared, **_fields)
+
+
+class Candidate(_Drops):
     """One network beside the baseline. A ratio is candidate / baseline; what cannot be compared is absent.
 
     The rise of a sparsity is in shares of one.
     """
 
-    name: str
-    metrics: Metrics
-    top1_drop: float | None = None
-    top5_drop: float | None = None
-    mean_class_recall_drop: float | None = None
-    image_recall_1_drop: float | None = None
-    image_recall_5_drop: float | None = None
-    image_recall_10_drop: float | None = None
-    text_recall_1_drop: float | None = None
-    text_recall_5_drop: float | None = None
-    text_recall_10_drop: float | None = None
-    miou_drop: float | None = None
-    pixel_accuracy_drop: float | None = None
     loss_rise: float | None = None
     params_ratio: float | None = None
     params_nonzero_ratio: float | None = None
@@ -105,17 +102,7 @@ def _candidate(
     return Candidate(
         name=name,
         metrics=other,
-        top1_drop=_difference(base.top1, other.top1),
-        top5_drop=_difference(base.top5, other.top5),
-        mean_class_recall_drop=_difference(base.mean_class_recall, other.mean_class_recall),
-        image_recall_1_drop=_difference(base.image_recall_1, other.image_recall_1),
-        image_recall_5_drop=_difference(base.image_recall_5, other.image_recall_5),
-        image_recall_10_drop=_difference(base.image_recall_10, other.image_recall_10),
-        text_recall_1_drop=_difference(base.text_recall_1, other.text_recall_1),
-        text_recall_5_drop=_difference(base.text_recall_5, other.text_recall_5),
-        text_recall_10_drop=_difference(base.text_recall_10, other.text_recall_10),
-        miou_drop=_difference(base.miou, other.miou),
-        pixel_accuracy_drop=_difference(base.pixel_accuracy, other.pixel_accuracy),
+        **{f"{s.name}_drop": _difference(getattr(base, s.name), getattr(other, s.name)) for s in SCORES},
         loss_rise=_difference(other.loss, base.loss),
         params_ratio=_ratio(base.params, other.params),
         params_nonzero_ratio=_ratio(base.params_nonzero, other.params_nonzero),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def count(value: float | None) -> str:
@@ -13,6 +14,11 @@ def count(value: float | None) -> str:
         if value >= size:
             return f"{value / size:.2f}{unit}"
     return f"{value:.0f}"
+
+
+def macs(total: float | None, uncounted: Sequence[str]) -> str:
+    """MACs, marked as a lower bound where operators were run that could not be counted."""
+    return count(total) if total is None or not uncounted else f">= {count(total)}"
 
 
 def size(value: float | None) -> str:

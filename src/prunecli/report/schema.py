@@ -7,9 +7,10 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, create_model, model_validator
 
 from prunecli.errors import RecipeError
+from prunecli.report.scores import SCORES
 
 REPORT_SCHEMA: Literal["prunecli.report/1"] = "prunecli.report/1"
 
@@ -30,7 +31,20 @@ class Latency(_Strict):
     runs: int
 
 
-class Metrics(_Strict):
+def _score_fields() -> dict[str, Any]:
+    """The scores of each task, and after them their intervals."""
+    fields: dict[str, Any] = {}
+    for task in dict.fromkeys(score.task for score in SCORES):
+        scores = [score for score in SCORES if score.task == task]
+        fields |= {score.name: (float | None, None) for score in scores}
+        fields |= {f"{s.name}_interval": (tuple[float, float] | None, None) for s in scores if s.has_interval}
+    return fields
+
+
+_Scores: Any = create_model("_Scores", __base__=_Strict, **_score_fields())
+
+
+class Metrics(_Scores):
     """Figures of one model. What was not measured is absent; accuracies are percentages, with 95 % intervals.
 
     `miou` is the mean over the classes that occur; `class_iou` has those by name. With operators in `macs_uncounted`,
@@ -45,26 +59,6 @@ class Metrics(_Strict):
     by spikes in that reading, `effective_macs` multiplications without zeros. Sparsities and rates are shares of one.
     """
 
-    top1: float | None = None
-    top5: float | None = None
-    mean_class_recall: float | None = None
-    top1_interval: tuple[float, float] | None = None
-    top5_interval: tuple[float, float] | None = None
-    mean_class_recall_interval: tuple[float, float] | None = None
-    image_recall_1: float | None = None
-    image_recall_5: float | None = None
-    image_recall_10: float | None = None
-    text_recall_1: float | None = None
-    text_recall_5: float | None = None
-    text_recall_10: float | None = None
-    image_recall_1_interval: tuple[float, float] | None = None
-    image_recall_5_interval: tuple[float, float] | None = None
-    image_recall_10_interval: tuple[float, float] | None = None
-    text_recall_1_interval: tuple[float, float] | None = None
-    text_recall_5_interval: tuple[float, float] | None = None
-    text_recall_10_interval: tuple[float, float] | None = None
-    miou: float | None = None
-    pixel_accuracy: float | None = None
     class_iou: dict[str, float] | None = None
     loss: float | None = None
     images: int | None = None

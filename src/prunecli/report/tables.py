@@ -2,73 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from prunecli.report.comparison import Candidate, Comparison
 from prunecli.report.energy_tables import LAYER_COLUMNS, NEURON_COLUMNS, energy_rows, layer_rows, neuron_rows
-from prunecli.report.numbers import count, fixed, interval, joules, share, size
+from prunecli.report.numbers import count, fixed, interval, joules, macs, share, size
 from prunecli.report.schema import Metrics, Report
-
-__all__ = [
-    "Table",
-    "comparison_table",
-    "count",
-    "energy_table",
-    "fixed",
-    "interval",
-    "macs",
-    "neuron_table",
-    "plain_table",
-    "report_table",
-    "size",
-]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text under a header; `numeric` columns are right-aligned."""
-
-    columns: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    title: str = ""
-    numeric: tuple[int, ...] = field(default=())
-
-    def to_csv(self) -> str:
-        """Comma-separated, with a header."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerows([self.columns, *self.rows])
-        return buffer.getvalue()
-
-    def to_markdown(self) -> str:
-        """A GitHub table."""
-        marks = ["---:" if place in self.numeric else "---" for place in range(len(self.columns))]
-        lines = [[cell.replace("|", "\\|") for cell in row] for row in (self.columns, tuple(marks), *self.rows)]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-SCORES = (
-    ("top1", "top-1"),
-    ("top5", "top-5"),
-    ("mean_class_recall", "mean class recall"),
-    ("image_recall_1", "image R@1"),
-    ("image_recall_5", "image R@5"),
-    ("image_recall_10", "image R@10"),
-    ("text_recall_1", "text R@1"),
-    ("text_recall_5", "text R@5"),
-    ("text_recall_10", "text R@10"),
-    ("miou", "mIoU"),
-    ("pixel_accuracy", "pixel accuracy"),
-)
-"""Percentages of a report, and what tables call them."""
-
-
-def macs(total: float | None, uncounted: Sequence[str]) -> str:
-    """MACs, marked as a lower bound where operators were run that could not be counted."""
-    return count(total) if total is None or not uncounted else f">= {count(total)}"
+from prunecli.report.scores import SCORES
+from prunecli.report.table import Table
 
 
 def score_text(metrics: Metrics, name: str, base: Metrics | None = None) -> str:
@@ -101,7 +42,7 @@ def report_table(report: Report) -> Table:
         skipped = f", {report.data.skipped} could not be read" if report.data.skipped else ""
         captions = f" with {m.captions} captions" if m.captions else ""
         rows.append(("images", f"{report.data.images}{captions} of {report.data.name} ({report.data.split}){skipped}"))
-    rows += [(label, score_text(m, name)) for name, label in SCORES if getattr(m, name) is not None]
+    rows += [(score.label, score_text(m, score.name)) for score in SCORES if getattr(m, score.name) is not None]
     rows += [(f"IoU of {name}", fixed(value, unit=" %")) for name, value in (m.class_iou or {}).items()]
     rows += [("loss", _loss(m))] if _loss(m) != "-" else []
     rows += [
@@ -157,9 +98,11 @@ def comparison_table(comparison: Comparison) -> Table:
         return text if text == "-" or note == "-" else f"{text} ({note})"
 
     each = comparison.candidates
-    for name, label in SCORES:
-        cells = [beside(fixed(getattr(c.metrics, name), unit=" %"), _signed(getattr(c, f"{name}_drop"))) for c in each]
-        row(label, fixed(getattr(base, name), unit=" %"), cells)
+    for score in SCORES:
+        drops = [_signed(getattr(c, f"{score.name}_drop")) for c in each]
+        figures = [fixed(getattr(c.metrics, score.name), unit=" %") for c in each]
+        cells = [beside(figure, drop) for figure, drop in zip(figures, drops, strict=True)]
+        row(score.label, fixed(getattr(base, score.name), unit=" %"), cells)
     row("loss", _loss(base), [_loss(c.metrics) for c in each])
     row("parameters", count(base.params), [beside(count(c.metrics.params), _times(c.params_ratio)) for c in each])
     row(
@@ -184,7 +127,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def plain_table(comparison: Comparison) -> Table:
     """One row of unrounded numbers for each network, the baseline first; what was not measured is empty."""
-    scores = [name for name, _ in SCORES]
+    scores = [score.name for score in SCORES]
     figures = (*scores, "loss", "params", "params_nonzero", "macs", "macs_uncounted", "peak_memory_bytes", "size_bytes")
     figures = (*figures, *_ENERGY_FIGURES)
     names = [name for name in comparison.candidates[0].__class__.model_fields if name not in ("name", "metrics")]

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from prunecli.report.numbers import fixed, interval
-from prunecli.report.tables import macs
+from prunecli.report.numbers import fixed, interval, macs
 
 Rows = list[tuple[str, ...]]
-COLUMNS = ("figure", "unpruned", "pruned", "random")
 
 
 def per_block_text(per_block: Sequence[int]) -> str:

@@ -19,9 +19,10 @@ from prunecli.errors import MethodError, ModelError, PruneError, VerificationErr
 from prunecli.inputs import call, doubled_batch, output_tensors
 from prunecli.measure.counts import parameter_count
 from prunecli.methods.params import StructuralParams
+from prunecli.methods.request import PruneRequest
 from prunecli.models.catalog import input_spec, rebuild_dense
-from prunecli.models.loading import LoadedModel, input_channels, load_reference, restore
 from prunecli.models.index import known_references
+from prunecli.models.loading import LoadedModel, input_channels, load_reference, restore
 from prunecli.pipeline.pruning import PruneResult, prune_model
 from prunecli.surgery.groups import Trace
 from prunecli.surgery.removal.rebuild import state_tensors
@@ -107,7 +108,8 @@ def _cover(ref: str, max_params: float | None, seed: int) -> Coverage:
     inputs = torch.randn(1, input_channels(loaded.model), *size, generator=generator)
     try:
         params = StructuralParams(ratio=RATIO, scope="local", round_to=1, min_width=1, max_ratio=1.0)
-        result = prune_model(loaded.model, loaded.manifest, "l1", params, inputs, seed=seed)
+        request = PruneRequest(method="l1", params=params, example_inputs=inputs, seed=seed)
+        result = prune_model(loaded.model, loaded.manifest, request)
     except VerificationError as error:
         return Coverage(ref, "wrong", reason=_first(error))
     except (ModelError, MethodError) as error:

@@ -12,12 +12,8 @@ from prunecli.checkpoint.io import TensorState, verify_checkpoint
 from prunecli.checkpoint.records import shown
 from prunecli.errors import ModelError
 from prunecli.measure.counts import module_macs
-from prunecli.measure.neurons import spiking_neurons
 from prunecli.models.catalog import rebuild_dense
 from prunecli.models.loading import LoadedModel
-from prunecli.pipeline.profiling import all_metrics, image_split, neuron_rates, profile_network
-from prunecli.pipeline.workspace import Workspace
-from prunecli.report.schema import Metrics, NeuronRates
 
 _NAMED = 8
 
@@ -66,41 +62,6 @@ def layers_of(loaded: LoadedModel, example: torch.Tensor) -> list[LayerInfo]:
             )
         )
     return layers
-
-
-@dataclass(frozen=True)
-class Firing:
-    """How the neurons of a network fire over training images.
-
-    Attributes:
-        neurons: Figures by layer.
-        timesteps: Steps for each image.
-        images: How many.
-        data: Name of the data set.
-        metrics: Rates, operations, energy and sparsities of the whole network.
-    """
-
-    neurons: tuple[NeuronRates, ...]
-    timesteps: int
-    images: int
-    data: str
-    metrics: Metrics
-
-
-def firing_of(space: Workspace, images: int) -> Firing:
-    """Runs the current network on training images; where a data set has none, on its test images.
-
-    Raises:
-        DataError: No data set is named, neither here nor in the checkpoint.
-        ModelError: The network has no spiking neurons.
-    """
-    loaded = space.model()
-    if not spiking_neurons(loaded.model):
-        raise ModelError(f"{loaded.name} has no spiking neurons, so there are no firing rates; leave out --plot")
-    found = profile_network(space, image_split(space), images)
-    return Firing(
-        neuron_rates(found), found.timesteps, found.images, space.data().name, all_metrics(found, loaded.model)
-    )
 
 
 @dataclass(frozen=True)

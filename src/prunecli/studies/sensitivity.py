@@ -10,26 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
 from prunecli.checkpoint.durable import write_atomically, write_text_atomically
-from prunecli.criteria.base import Calibration
-from prunecli.data.loader import CalibrationBatches
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.resources import resource_errors
 from prunecli.errors import MethodError, RecipeError
-from prunecli.methods.params import TARGETS, StructuralParams
+from prunecli.methods.params import TARGETS
+from prunecli.methods.ranking import rank, why_nothing
 from prunecli.methods.registry import get_structural
 from prunecli.methods.repair import Repair
-from prunecli.methods.selection import apply_patterns
+from prunecli.methods.request import PruneRequest
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import DataSection, ModelSection, PruneStage
 from prunecli.report.plots import sensitivity_plot
 from prunecli.studies.layer_curves import Curve, Proposal, Sensitivity
-from prunecli.surgery.groups import ChannelGroup
-from prunecli.surgery.tracing.trace import trace
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 _IN_MEMORY = 2**29
@@ -84,46 +80,54 @@ def sensitivity_stage(
     if not ratios or not all(0 < ratio < 1 for ratio in ratios) or max_drop <= 0:
         raise RecipeError("--ratios have to lie between 0 and 1, and --max-drop over 0")
     loaded, data = space.model(), space.data()
-    space.check_classes()
+    space.judging.check()
     if not loaded.manifest.history:
         space.sink.note("these weights may have been trained on the validation images; drops then look larger")
     if data.validation is None:
         raise RecipeError(f"{data.name} has no validation images to judge on; use a --val-fraction over 0")
     chosen = np.random.default_rng(space.recipe.seed).permutation(len(data.validation.labels))[:images]
-    batches = _Remembered(space.batches(data.validation.subset(np.sort(chosen))), len(chosen), space.example_shape())
-    calibration = CalibrationBatches(
-        data.training_split(),
-        space.preprocessing(),
-        stage.calibration_images,
-        space.recipe.data.batch_size,
-        seed=space.recipe.seed,
-        bad=space.bad,
-    )
+    held_out = space.inputs.batches(data.validation.subset(np.sort(chosen)))
+    batches = _Remembered(held_out, len(chosen), space.inputs.example_shape())
+    calibration = space.inputs.calibration(data.training_split(), stage.calibration_images).labelled
     model = loaded.model.to(space.device).eval()
-    with resource_errors(space.recipe.data.batch_size):
-        groups, scores, left_out = _ranked(space, stage, model, calibration)
     stage = with_repairs(stage)
     assert stage.compensate is not None
+    request = PruneRequest(
+        method=stage.method,
+        params=get_structural(stage.method).params(**stage.params),
+        example_inputs=space.inputs.example(),
+        keep=stage.keep,
+        seed=space.recipe.seed,
+        calibration=calibration,
+        loss=space.judging.loss(),
+    )
+    with resource_errors(space.recipe.data.batch_size):
+        ranking = rank(model, request)
+    if not ranking.groups:
+        raise MethodError(f"no layer can shrink; {why_nothing(ranking.untouched)}")
     repair = Repair(calibration, stage.compensate, bool(stage.recalibrate))
+    task = space.judging.labelled_task()
 
     def judge(network: nn.Module) -> float:
-        classifier = space.classifier(network, remember=True)  # all share one text tower, so prompts are read once
-        return evaluate(classifier, batches, space.device, task=space.task()).score
+        classifier = space.judging.classifier(network, remember=True)  # all share one text tower: prompts are read once
+        return float(evaluate(classifier, batches, space.device, task=task).score)
 
-    params: StructuralParams = get_structural(stage.method).params(**stage.params)
-    study = Sensitivity(model, groups, scores, params, judge, repair)
+    order = {name: index for index, (name, _) in enumerate(model.named_modules())}
+    names = sorted(ranking.scores, key=lambda name: order.get(name, -1))
+    study = Sensitivity(model, ranking.groups, ranking.scores, request.params, judge, repair)
     space.sink.note(
-        f"{len(scores)} layers at {len(ratios)} ratios, judged on {len(chosen)} validation images of {data.name}; "
+        f"{len(names)} layers at {len(ratios)} ratios, judged on {len(chosen)} validation images of {data.name}; "
         f"as it is: {study.baseline:.2f} %"
     )
     curves = []
     done = itertools.count(1)
-    with space.sink.progress("sensitivity", len(scores) * len(ratios)) as advance:
-        for number, name in enumerate(scores):
+    with space.sink.progress("sensitivity", len(names) * len(ratios)) as advance:
+        for number, name in enumerate(names):
             curves.append(study.curve(name, ratios, lambda point: advance(next(done), f"{100 * point.ratio:g} %")))
             worst = max(point.drop for point in curves[-1].points)
-            space.sink.note(f"{number + 1}/{len(scores)} {name}: at most {worst:.2f} points lost")
-    space.tell_bad()
+            space.sink.note(f"{number + 1}/{len(names)} {name}: at most {worst:.2f} points lost")
+    space.report_bad()
+    left_out = {entry.name: entry.reason for entry in ranking.untouched}
     return SensitivityOutcome(tuple(curves), study.baseline, study.propose(curves, max_drop), left_out, len(chosen))
 
 
@@ -164,31 +168,6 @@ def write_plot(outcome: SensitivityOutcome, max_drop: float, title: str, path: P
     curves = {curve.group: [(point.removed, point.drop) for point in curve.points] for curve in outcome.curves}
     picture = sensitivity_plot(curves, max_drop, title, path.suffix.removeprefix("."))
     write_atomically(path, lambda temporary: temporary.write_bytes(picture), replace=replace)
-
-
-def _ranked(
-    space: Workspace, stage: PruneStage, model: nn.Module, calibration: CalibrationBatches
-) -> tuple[list[ChannelGroup], dict[str, Tensor], dict[str, str]]:
-    """The groups that can shrink, their scores, and why other layers cannot."""
-    method = get_structural(stage.method)
-    params: StructuralParams = method.params(**stage.params)
-    traced = trace(model, space.example(), prune_stem=params.prune_stem, heads=params.heads, only=params.only)
-    groups, kept = apply_patterns(model, traced, stage.keep)
-    order = {name: place for place, (name, _) in enumerate(model.named_modules())}
-    groups.sort(key=lambda group: order.get(group.name, -1))
-    left_out = {frozen.name: frozen.reason for frozen in traced.frozen} | {entry.name: entry.reason for entry in kept}
-    generator = torch.Generator().manual_seed(space.recipe.seed)
-    given = Calibration(generator, calibration.labelled, options=stage.params)
-    scores: dict[str, Tensor] = {}
-    for name, value in method.load()(model, groups, given).items():
-        if isinstance(value, str):
-            left_out[name] = value
-        else:
-            scores[name] = value
-    if not scores:
-        first = next((f"{name}: {reason}" for name, reason in left_out.items()), "the model has no layers")
-        raise MethodError(f"no layer can shrink; {first}")
-    return [group for group in groups if group.name in scores], scores, left_out
 
 
 class _Remembered:

@@ -12,11 +12,12 @@ from prunecli.checkpoint.manifest import TokenSelection
 from prunecli.errors import DataError, MethodError
 from prunecli.measure.counts import count_macs
 from prunecli.methods.params import TokenParams, TokenSelector
-from prunecli.methods.token import plan_selection, unread_by
-from prunecli.pipeline.stages.runtime import Variant, compare_ways, networks_of
+from prunecli.methods.token import TokenMethod, plan_selection, unread_by
+from prunecli.pipeline.stages.runtime import compare_changes
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import PruneStage
 from prunecli.report.plots import frontier_plot
+from prunecli.report.variant_tables import Variant
 from prunecli.tokens.towers import find_tower, token_count
 
 _UNPRUNED = "unpruned"
@@ -69,11 +70,11 @@ def token_frontier(
     if space.data_name() is None:
         raise DataError("--frontier needs images: name a data set with --data")
     model = space.model().model.cpu().eval()
-    tower, example = find_tower(model), space.example()
-    with space.running():
+    tower, example = find_tower(model), space.inputs.example()
+    with space.inputs.running():
         tokens = token_count(model, tower, example)
     params = TokenParams(**stage.params)
-    wanted: dict[tuple[str, int, float], TokenSelection | None] = {(_UNPRUNED, 0, 1.0): None}
+    selections: dict[tuple[str, int, float], TokenSelection | None] = {(_UNPRUNED, 0, 1.0): None}
     refused: dict[str, str] = {}
     for selector in selectors:
         for block in blocks:
@@ -81,20 +82,23 @@ def token_frontier(
                 rest = {name: getattr(TokenParams(), name) for name in unread_by(selector)}
                 asked = dataclasses.replace(params, selector=selector, block=block, keep=keep, **rest)
                 try:
-                    wanted[selector, block, keep] = plan_selection(asked, tower, tokens, space.recipe.seed)
+                    selections[selector, block, keep] = plan_selection(asked, tower, tokens, space.recipe.seed)
                 except MethodError as error:
                     refused[f"{selector}, block {block}, {keep:g}"] = str(error)
     for name, reason in refused.items():
         space.sink.note(f"left out: {name}: {reason}")
-    if len(wanted) == 1:
+    if len(selections) == 1:
         raise MethodError(f"nothing to draw: {next(iter(refused.values()), 'no selector is named')}")
-    ways = {f"{selector} {block} {keep}": selection for (selector, block, keep), selection in wanted.items()}
-    macs = {name: count_macs(network, example) for name, network in networks_of(model, ways)}
-    variants = compare_ways(space, ways, macs)
-    dense = max(variants[0].macs.total, 1)
+    changes = {f"{selector} {block} {keep}": selection for (selector, block, keep), selection in selections.items()}
+    method, macs = TokenMethod(), {}
+    for name, selection in changes.items():
+        with method.applied(model, selection):
+            macs[name] = count_macs(model, example)
+    variants = compare_changes(space, method, changes, macs)
+    dense = max(variants[0].macs, 1)
     return [
-        Point(selector, block, keep, one.macs.total / dense, one)
-        for (selector, block, keep), one in zip(wanted, variants, strict=True)
+        Point(selector, block, keep, variant.macs / dense, variant)
+        for (selector, block, keep), variant in zip(selections, variants, strict=True)
     ]
 
 

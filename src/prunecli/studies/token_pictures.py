@@ -21,7 +21,6 @@ from prunecli.checkpoint.manifest import TokenSelection
 from prunecli.data.loader import Preprocessing, evaluation_batches
 from prunecli.engine.resources import resource_errors
 from prunecli.errors import DataError, MethodError, RecipeError
-from prunecli.pipeline.profiling import split_for
 from prunecli.pipeline.workspace import Workspace
 from prunecli.tokens.towers import find_tower, patch_grid
 from prunecli.tokens.watching import attention_maps, check_blocks, kept_places
@@ -113,7 +112,7 @@ def write_attention(
     blocks = blocks or tuple(stage.block for stage in selection.stages)
     model = space.model().model.to(space.device).eval()
     parts: dict[str, list[Tensor]] = {}
-    with space.running(), resource_errors(space.recipe.data.batch_size):
+    with space.inputs.running(), resource_errors(space.recipe.data.batch_size):
         for images, indices in _images(space, count):
             found = attention_maps(model, images.to(space.device), blocks)
             found = {name: weights.float() for name, weights in found.items()}  # NumPy has no bfloat16
@@ -144,8 +143,8 @@ def write_overlays(space: Workspace, selection: TokenSelection, folder: Path, co
     tower = find_tower(model)
     owner = model.get_submodule(tower.name)
     rows, columns = _grid(owner, selection.tokens - tower.prefix)
-    preprocessing = space.preprocessing()
-    with space.running(), resource_errors(space.recipe.data.batch_size):
+    preprocessing = space.inputs.preprocessing()
+    with space.inputs.running(), resource_errors(space.recipe.data.batch_size):
         for images, indices in _images(space, count):
             kept = kept_places(model, selection, images.to(space.device))
             if kept is None:
@@ -176,14 +175,14 @@ def _images(space: Workspace, count: int) -> Iterator[tuple[Tensor, list[int]]]:
     while batch := list(islice(wanted, space.recipe.data.batch_size)):
         yield torch.cat([image for image, _ in batch]), [index for _, index in batch]
         found += len(batch)
-    space.tell_bad()
+    space.report_bad()
     if not found:
         raise DataError(f"{space.data().name}: no test image can be read, so there is nothing to show; see --data")
 
 
 def _readable(space: Workspace) -> Iterator[tuple[Tensor, int]]:
     """One by one, as a batch does not say which images it is without."""
-    split, preprocessing = split_for(space, "test"), space.preprocessing()
+    split, preprocessing = space.split("test"), space.inputs.preprocessing()
     for index in range(len(split.labels)):
         for image, _ in evaluation_batches(split.subset(np.array([index])), preprocessing, 1, bad=space.bad):
             yield image, index

@@ -32,7 +32,7 @@ def run(
     if max_params is not None or out is not None:
         raise RecipeError("--max-params and --out belong to --coverage PATTERN; give that too")
     from prunecli.measure.environment import describe_environment
-    from prunecli.report.tables import Table
+    from prunecli.report.table import Table
 
     problems: list[str] = []
     facts: dict[str, str] = {}
@@ -45,7 +45,7 @@ def run(
         facts |= _data_sets()
     except Exception as error:  # a mismatched pair fails in many ways
         first = (str(error).strip().splitlines() or [""])[0]
-        problems.append(f"torch and torchvision do not fit each other ({first}); install both anew, together")
+        problems.append(f"torch and torchvision do not fit each other ({first}); install both again, together")
     output.document({"facts": facts, "problems": problems})
     output.table(Table(("what", "found"), list(facts.items())))
     for problem in problems:
@@ -60,7 +60,7 @@ def _cover(output: Output, pattern: str, max_params: float | None, out: str | No
     from pathlib import Path
 
     from prunecli.measure.environment import library_versions
-    from prunecli.report.tables import Table
+    from prunecli.report.table import Table
     from prunecli.studies.coverage import cover, matching
 
     refs = matching(pattern)

@@ -17,8 +17,9 @@ from prunecli.recipe.fields import fields_of
 from prunecli.recipe.schema import DataSection, ModelSection
 
 if TYPE_CHECKING:
+    from prunecli.pipeline.activity import Firing
     from prunecli.pipeline.workspace import Workspace
-    from prunecli.studies.inspection import Firing, LayerInfo
+    from prunecli.studies.inspection import LayerInfo
 
 _DOCS = {field.name: field.doc for cls in (ModelSection, DataSection) for field in fields_of(cls)}
 IMAGES = 256
@@ -49,7 +50,6 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
         _verify(output, model)
         return
     _check_picture(values)
-    from prunecli.measure.neurons import spiking_neurons
     from prunecli.pipeline.workspace import Workspace
     from prunecli.studies.inspection import layers_of
 
@@ -61,15 +61,15 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
             output.document(loaded.manifest.model_dump(mode="json", by_alias=True))
         output.text(loaded.manifest.model_dump_json(by_alias=True, indent=2))
         return
-    with space.running():
-        layers = layers_of(loaded, space.example())
+    with space.inputs.running():
+        layers = layers_of(loaded, space.inputs.example())
     firing = _firing(output, space, values)
     output.document(
         {
             "model": loaded.manifest.architecture.model_dump(mode="json"),
             "path": str(loaded.path) if loaded.path else None,
             "sha256": loaded.sha256,
-            "input_shape": list(space.input_shape()),
+            "input_shape": list(space.inputs.shape()),
             "layers": [vars(layer) for layer in layers],
             "firing": _as_document(firing),
             "manifest": loaded.manifest.model_dump(mode="json", by_alias=True),
@@ -78,24 +78,21 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     _show(output, space, layers, bool(values["layers"]))
     if firing is not None:
         _show_firing(output, firing, bool(values["layers"]))
-    elif spiking_neurons(loaded.model):
-        output.note("for firing rates, silent and saturated channels name a data set: --data NAME")
+    elif space.activity.firing_hint:
+        output.note(space.activity.firing_hint)
     if values["plot"]:
         output.note(f"wrote {values['plot']}")
 
 
 def _firing(output: Output, space: Workspace, values: dict[str, Any]) -> Firing | None:
     """Firing rates, where they are asked for, and the picture of them."""
-    from prunecli.measure.neurons import spiking_neurons
-    from prunecli.studies.inspection import firing_of
-
     plot, images = values["plot"], IMAGES if values["images"] is None else values["images"]
     if images < 1:
         raise RecipeError(f"--images has to be at least 1 (got {images})")
-    if plot is None and (values["data"] is None or not spiking_neurons(space.model().model)):
+    if plot is None and values["data"] is None:
         return None
-    firing = firing_of(space, images)
-    if plot is not None:
+    firing = space.activity.firing(images, required=plot is not None)
+    if firing is not None and plot is not None:
         from prunecli.checkpoint.durable import write_atomically
         from prunecli.report.plots import firing_plot
 
@@ -108,7 +105,7 @@ def _firing(output: Output, space: Workspace, values: dict[str, Any]) -> Firing 
 def _show_firing(output: Output, firing: Firing, everything: bool) -> None:
     from prunecli.measure.energy import FORMULA
     from prunecli.report.energy_tables import NEURON_COLUMNS, energy_rows, neuron_rows
-    from prunecli.report.tables import Table
+    from prunecli.report.table import Table
 
     output.note(f"firing rates over {firing.images} images of {firing.data}, {firing.timesteps} time steps each:")
     output.table(Table(NEURON_COLUMNS, neuron_rows(firing.neurons, everything=everything), numeric=(1, 2, 3)))
@@ -135,7 +132,8 @@ def _check_picture(values: dict[str, Any]) -> None:
 
 
 def _verify(output: Output, model: str) -> None:
-    from prunecli.report.tables import Table, count
+    from prunecli.report.numbers import count
+    from prunecli.report.table import Table
     from prunecli.studies.inspection import verify_file
 
     verified = verify_file(Path(model).expanduser())
@@ -158,21 +156,21 @@ def _verify(output: Output, model: str) -> None:
 
 def _show(output: Output, space: Workspace, layers: list[LayerInfo], everything: bool) -> None:
     from prunecli.measure.counts import count_macs
-    from prunecli.measure.neurons import spiking_neurons
-    from prunecli.report.tables import Table, count, macs
+    from prunecli.report.numbers import count, macs
+    from prunecli.report.table import Table
 
     loaded = space.model()
     params, zeros = sum(layer.params for layer in layers), sum(layer.zeros for layer in layers)
     changed = [layer for layer in layers if layer.shape != layer.dense_shape]
-    counted = count_macs(loaded.model, space.example())
-    steps = getattr(loaded.model, "T", None)
+    counted = count_macs(loaded.model, space.inputs.example())
+    steps = space.activity.time_steps
     rows = [
         ("architecture", loaded.manifest.architecture.ref),
-        ("input", "x".join(map(str, space.input_shape()))),
+        ("input", "x".join(map(str, space.inputs.shape()))),
         ("parameters", count(params)),
         ("zeros", f"{100 * zeros / max(params, 1):.2f} %"),
         ("MACs", macs(counted.total, counted.uncounted)),
-        *([("time steps, in MACs too", str(steps))] if spiking_neurons(loaded.model) and steps else []),
+        *([("time steps, in MACs too", str(steps))] if steps else []),
         *([("not counted in MACs", ", ".join(counted.uncounted))] if counted.uncounted else []),
         ("layers changed", f"{len(changed)} of {len(layers)}"),
         ("sha256", loaded.sha256 or "-"),

@@ -13,7 +13,7 @@ from prunecli.recipe.fields import fields_of
 
 def run(output: Output) -> None:
     """Lists methods."""
-    from prunecli.report.tables import Table
+    from prunecli.report.table import Table
 
     specs = all_methods().values()
     output.document(

@@ -8,36 +8,34 @@ from prunecli.cli.lazy import make_command
 from prunecli.cli.options import OptionSpec, options_of, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import ModelArgument, checkpoint_path, nothing_left, prepare, show_pruning, stage_options
-from prunecli.methods.registry import get_method
-from prunecli.methods.spec import MethodSpec
+from prunecli.methods.params import StructuralParams
+from prunecli.methods.registry import family_of, get_method
+from prunecli.methods.spec import FAMILIES, Family, MethodSpec
 from prunecli.recipe.schema import PruneStage
+from prunecli.registry import imported
 
 
 def command() -> Any:
     """`prune prune MODEL --method NAME`: the parameters are those that structural methods share."""
-    from prunecli.methods.params import StructuralParams
-
-    specs = _options(StructuralParams, skip=())
-    return make_command("prune", with_output(_runner(None, specs), specs), "Prune a network with any method.")
+    options = _options(StructuralParams, FAMILIES["structural"], "method")
+    return make_command("prune", with_output(_runner(None, options), options), "Prune a network with any method.")
 
 
 def method_command(name: str) -> Any:
     """`prune NAME MODEL`."""
     spec = get_method(name)
-    if spec.family == "runtime":
-        from prunecli.cli.commands.token import method_command as runtime_command
-
-        return runtime_command(spec)
-    options = _options(spec.params, skip=("method",))
+    if spec.command:
+        return imported(spec.command)(spec)
+    options = _options(spec.params, FAMILIES[spec.family])
     epilog = f"Paper: {spec.paper}" if spec.paper else None
     return make_command(name, with_output(_runner(spec, options), options), spec.summary, epilog)
 
 
-def _options(params: type[Any], skip: tuple[str, ...]) -> list[OptionSpec]:
+def _options(params: type[Any], family: Family, *more: str) -> list[OptionSpec]:
     return [
         *options_of(params, ("stages", "STAGE", "params")),
-        *options_of(PruneStage, ("stages", "STAGE"), skip=("stage", "params", *skip)),
-        *stage_options("checkpoint", resumable=True),
+        *options_of(PruneStage, ("stages", "STAGE"), only=(*more, *family.settings)),
+        *stage_options("checkpoint", resumable=family.resumable),
     ]
 
 
@@ -52,12 +50,7 @@ def _runner(spec: MethodSpec | None, options: list[OptionSpec]) -> Any:
         chosen = space.recipe.stages[0]
         assert isinstance(chosen, PruneStage)
         out = checkpoint_path(space, values, chosen.method)
-        if get_method(chosen.method).family == "runtime":
-            from prunecli.cli.commands.token import show_tokens
-            from prunecli.pipeline.stages.runtime import token_stage
-
-            show_tokens(output, token_stage(space, chosen, out))
-        elif not nothing_left(output, space, out):
+        if not (family_of(chosen.method).resumable and nothing_left(output, space, out)):
             show_pruning(output, prune_stage(space, chosen, out))
 
     return run

@@ -40,7 +40,8 @@ def run(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None:
     folder = _folder(recipe, values["output"], force, resume)
     from prunecli.pipeline.run import run_recipe
     from prunecli.pipeline.workspace import Workspace
-    from prunecli.report.tables import Table, comparison_table
+    from prunecli.report.table import Table
+    from prunecli.report.tables import comparison_table
 
     words = sys.argv[1:] if values["output"] is not None else [*sys.argv[1:], "--output", str(folder)]
     space = Workspace(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prunecli.cli.lazy import make_command
 from prunecli.cli.options import option, options_of, shared_options, with_output
 from prunecli.cli.output import Output
-from prunecli.cli.stages import ModelArgument, check_writable, prepare, show_left_alone
+from prunecli.cli.stages import ModelArgument, check_writable, prepare
 from prunecli.errors import RecipeError
 from prunecli.methods.params import StructuralParams
 from prunecli.recipe.schema import PruneStage
@@ -104,7 +104,9 @@ def _title(space: Workspace, stage: PruneStage, outcome: SensitivityOutcome) -> 
 
 
 def _show(output: Output, outcome: SensitivityOutcome, ratios: list[float], out: Path, picture: Path) -> None:
-    from prunecli.report.tables import Table, fixed
+    from prunecli.report.numbers import fixed
+    from prunecli.report.pruning_tables import left_alone_tables
+    from prunecli.report.table import Table
 
     proposal = outcome.proposal
     output.document(
@@ -137,7 +139,8 @@ def _show(output: Output, outcome: SensitivityOutcome, ratios: list[float], out:
         ("validation images", str(outcome.images)),
     ]
     output.table(Table(("all layers together", "value"), together))
-    show_left_alone(output, outcome.left_out)
+    for table in left_alone_tables(outcome.left_out):
+        output.table(table)
 
 
 def command() -> Any:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 from prunecli.cli.lazy import make_command
 from prunecli.cli.options import option, options_of, with_output
 from prunecli.cli.output import Output
-from prunecli.cli.stages import ModelArgument, check_writable, checkpoint_path, prepare, stage_options
+from prunecli.cli.stages import ModelArgument, check_writable, checkpoint_path, prepare, show_pruning, stage_options
 from prunecli.errors import RecipeError, unknown
 from prunecli.methods.params import TokenParams, TokenSelector
 from prunecli.methods.spec import MethodSpec
 from prunecli.recipe.schema import PruneStage
 
 if TYPE_CHECKING:
-    from prunecli.pipeline.stages.runtime import TokenOutcome
     from prunecli.pipeline.workspace import Workspace
     from prunecli.studies.token_pictures import Wanted
 
@@ -59,22 +58,22 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     if values["frontier"] is not None:
         _draw_frontier(output, space, stage, values)
         return
-    from prunecli.pipeline.stages.runtime import token_stage
+    from prunecli.pipeline.stages.runtime import runtime_stage
 
     path, wanted = checkpoint_path(space, values, "token"), _wanted(values)
     if wanted is None:
-        show_tokens(output, token_stage(space, stage, path))
+        show_pruning(output, runtime_stage(space, stage, path))
         return
     from prunecli.studies.token_pictures import check_wanted, write_attention, write_overlays
 
     check_wanted(space, wanted, TokenParams(**stage.params).selector, path)
-    outcome = token_stage(space, stage, path)
-    show_tokens(output, outcome)
+    outcome = runtime_stage(space, stage, path)
+    show_pruning(output, outcome)
     if wanted.attention is not None:
-        write_attention(space, outcome.selection, wanted.attention, wanted.blocks, wanted.count)
+        write_attention(space, outcome.change, wanted.attention, wanted.blocks, wanted.count)
         output.note(f"wrote {wanted.attention}")
     if wanted.overlay is not None:
-        write_overlays(space, outcome.selection, wanted.overlay, wanted.count)
+        write_overlays(space, outcome.change, wanted.overlay, wanted.count)
         output.note(f"drew pictures in {wanted.overlay}")
 
 
@@ -107,7 +106,7 @@ def _draw_frontier(output: Output, space: Workspace, stage: PruneStage, values: 
             raise RecipeError(unknown("selector", name, SELECTORS.split(",")))
     blocks = _numbers(values["frontier_blocks"] or BLOCKS, "--frontier-blocks", int)
     keeps = _numbers(values["frontier_keeps"] or KEEPS, "--frontier-keeps", float)
-    from prunecli.report.tables import Table
+    from prunecli.report.table import Table
     from prunecli.report.token_tables import frontier_columns, frontier_row
     from prunecli.studies.token_frontier import token_frontier, write_frontier
 
@@ -153,39 +152,6 @@ def _wanted(values: dict[str, Any]) -> Wanted | None:
         None if overlay is None else Path(overlay),
         IMAGES if values["pictures"] is None else values["pictures"],
     )
-
-
-def show_tokens(output: Output, outcome: TokenOutcome) -> None:
-    """Unpruned, pruned and random beside each other."""
-    from prunecli.report.numbers import fixed
-    from prunecli.report.tables import SCORES, Table, score_text
-    from prunecli.report.token_tables import COLUMNS, latency_row, macs_row, per_block_text
-
-    output.document(outcome.to_dict())
-    unpruned, pruned = (per_block_text(counts) for counts in zip(*outcome.per_block, strict=True))
-    rows: list[tuple[str, ...]] = [("tokens behind blocks", unpruned, pruned, pruned)]
-    base, metrics = outcome.variants[0].metrics, [one.metrics for one in outcome.variants]
-    for name, label in SCORES:
-        if getattr(base, name, None) is not None:
-            cells = [score_text(one, name, base if place else None) for place, one in enumerate(metrics) if one]
-            rows.append((label, *cells))
-    if outcome.variants[0].agreement is not None:
-        rows.append(("agreement", "", *(fixed(one.agreement, unit=" %") for one in outcome.variants[1:])))
-    if outcome.variants[0].cosine is not None:
-        rows.append(("cosine of features", "", *(fixed(one.cosine, 4) for one in outcome.variants[1:])))
-    rows.append(macs_row(*zip(*((one.macs.total, one.macs.uncounted) for one in outcome.variants), strict=True)))
-    for batch, timing in outcome.timings.items():
-        speedups = [
-            (1 / ratio, 1 / high, 1 / low)
-            for ratio, (low, high) in zip(timing.ratios[1:], timing.ratio_intervals[1:], strict=True)
-        ]
-        rows.append(latency_row(batch, [one.median for one in timing.timings], speedups))
-        reached = f"{100 * speedups[0][0] / outcome.limit:.0f} %" if speedups[0][0] > 1 else "nothing"
-        share = f"{reached} of {outcome.limit:.2f}x"
-        rows.append(("of the MACs limit", "", share, ""))
-    rows.append(("alone or in a batch", "", f"differs by {outcome.batch_difference:.0e}", ""))
-    output.table(Table(COLUMNS, rows))
-    output.note(f"saved {outcome.path}")
 
 
 def method_command(spec: MethodSpec) -> Any:

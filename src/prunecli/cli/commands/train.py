@@ -7,13 +7,13 @@ from typing import Any
 from prunecli.cli.lazy import make_command
 from prunecli.cli.options import options_of, with_output
 from prunecli.cli.output import Output
-from prunecli.cli.stages import ModelArgument, checkpoint_path, nothing_left, prepare, show_training, stage_options
+from prunecli.cli.stages import ModelArgument, checkpoint_path, nothing_left, prepare, show_outcome, stage_options
 from prunecli.recipe.schema import FinetuneStage, TrainStage
 
 
 def command() -> Any:
     """`prune train`."""
-    summary = "Train a network, or go on training one. Without --data a new network learns scikit-learn's digits."
+    summary = "Train a network, or continue training one. Without --data a new network learns scikit-learn's digits."
     return _training_command("train", "trained", TrainStage, summary)
 
 
@@ -37,6 +37,6 @@ def _training_command(verb: str, suffix: str, kind: type[TrainStage], summary: s
             return
         stage = space.recipe.stages[0]
         assert isinstance(stage, kind)
-        show_training(output, train_stage(space, stage, out))
+        show_outcome(output, train_stage(space, stage, out))
 
     return make_command(verb, with_output(run, options), summary)

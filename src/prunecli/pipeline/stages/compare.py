@@ -13,7 +13,6 @@ from prunecli.checkpoint import WEIGHT_SUFFIXES
 from prunecli.checkpoint.io import read_manifest
 from prunecli.errors import GateFailed, RecipeError
 from prunecli.measure.latency import time_paired
-from prunecli.measure.neurons import spiking_neurons
 from prunecli.models.loading import load_companion
 from prunecli.pipeline.sink import Sink
 from prunecli.pipeline.stages.eval import eval_stage, latency_figures
@@ -56,9 +55,9 @@ def compare_paths(
     timing = time_paired(networks, examples, rounds=rounds, device=Workspace(recipe, sink).device)
     reports = [
         report.model_copy(
-            update={"metrics": report.metrics.model_copy(update={"latency_ms": latency_figures(timing.timings[place])})}
+            update={"metrics": report.metrics.model_copy(update={"latency_ms": latency_figures(timing.timings[index])})}
         )
-        for place, report in enumerate(reports)
+        for index, report in enumerate(reports)
     ]
     return compare_reports(names, reports, list(zip(timing.ratios, timing.ratio_intervals, strict=True)))
 
@@ -104,24 +103,17 @@ def _measure(
     for path in paths:
         section = ModelSection(weights=str(path), ref=_reference_for(path, recipe.model.ref))
         space = Workspace(replace(recipe, model=section), sink, command)
-        measure = _measurements(space.model().model, recipe.data.name is not None)
+        measure = _measurements(space, recipe.data.name is not None)
         reports.append(eval_stage(space, EvalStage(measure=measure), None))
         networks.append(space.model().model)
-        examples.append(space.example())
+        examples.append(space.inputs.example())
     return reports, networks, examples
 
 
-def _measurements(model: nn.Module, has_data: bool) -> tuple[Measurement, ...]:
+def _measurements(space: Workspace, has_data: bool) -> tuple[Measurement, ...]:
     """What can be measured of a network; latencies are taken afterwards, in turns."""
-    names: list[Measurement] = ["params", "macs", "memory", "size"]
-    spiking = bool(spiking_neurons(model))
-    if has_data:
-        names.append("accuracy")
-    if has_data and spiking:
-        names.append("spikes")
-    if has_data or not spiking:
-        names.append("energy")
-    return tuple(names)
+    accuracy: tuple[Measurement, ...] = ("accuracy",) if has_data else ()
+    return ("params", "macs", "memory", "size", *accuracy, *space.activity.comparable(has_data))
 
 
 def _reference_for(path: Path, ref: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""The stages prune and eval, each from a workspace to a file."""
+"""The stage eval."""
 
 from __future__ import annotations
 
@@ -9,21 +9,18 @@ from torch import nn
 
 from prunecli.checkpoint.durable import write_text_atomically
 from prunecli.engine.evaluate import evaluate
-from prunecli.engine.retrieval import Recalls
-from prunecli.engine.tasks import Figures
-from prunecli.errors import GateFailed, RecipeError
+from prunecli.errors import GateFailed
 from prunecli.measure.counts import count_macs, nonzero_count, parameter_count
 from prunecli.measure.environment import describe_environment
 from prunecli.measure.latency import Timing, time_model
 from prunecli.measure.memory import peak_memory_bytes
-from prunecli.models.prompt_classifier import has_text_tower
-from prunecli.pipeline.judging import judge_of, named_figures
 from prunecli.pipeline.probing import linear_probe
-from prunecli.pipeline.profiling import energy_figures, split_for
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import EvalStage
 from prunecli.report.conditions import Condition
 from prunecli.report.schema import METRIC_NAMES, REPORT_SCHEMA, DataInfo, Latency, Metrics, ModelInfo, Report
+
+_PROBE = "linear-probe"
 
 
 def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
@@ -31,22 +28,10 @@ def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
 
     Raises:
         DataError: Accuracy is asked for and the data cannot be used with the network.
+        RecipeError: The network cannot be judged as asked.
     """
     loaded = space.model()
-    texts = has_text_tower(loaded.model)
-    if stage.task == "zeroshot" and not texts:
-        raise RecipeError(
-            f"--task zeroshot: {loaded.name} has no text tower; leave it out, or give an open_clip network"
-        )
-    if stage.task == "classification" and texts:
-        raise RecipeError(
-            f"--task classification: {loaded.name} has a text tower and no classifier; use --task zeroshot"
-        )
-    if stage.task in ("zeroshot", "classification", "retrieval") and space.data_name() is not None:
-        captions = space.data().task == "retrieval"
-        if captions != (stage.task == "retrieval"):
-            has, task = ("captions", "retrieval") if captions else ("no captions", "zeroshot")
-            raise RecipeError(f"--task {stage.task}: {space.data().name} has {has}; use --task {task}")
+    space.judging.check_evaluation(stage.task)
     accuracy: dict[str, Any] = {}
     info = None
     if "accuracy" in stage.measure:
@@ -54,13 +39,13 @@ def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
             accuracy, info = _accuracy(space, stage)
         else:
             space.sink.warn("no data set, so no accuracy: name one with --data")
-    example = space.example()
+    example = space.inputs.example()
     model = loaded.model.cpu()
-    with space.running():
+    with space.inputs.running():
         macs = count_macs(model, example) if "macs" in stage.measure else None
         latency = _latency(space, model, stage.latency_rounds) if "latency" in stage.measure else None
         memory = peak_memory_bytes(model, example) if "memory" in stage.measure else None
-        energy = energy_figures(space, stage, macs, example)
+        energy = space.activity.evaluate(stage, macs, example)
     metrics = Metrics(
         **accuracy,
         params=parameter_count(model) if "params" in stage.measure else None,
@@ -78,7 +63,7 @@ def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
             ref=loaded.manifest.architecture.ref,
             path=str(loaded.path) if loaded.path else None,
             sha256=loaded.sha256,
-            input_shape=space.input_shape(),
+            input_shape=space.inputs.shape(),
             arguments=loaded.manifest.architecture.kwargs,
         ),
         data=info,
@@ -95,10 +80,10 @@ def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
 
 
 def required(stage: EvalStage) -> Condition | None:
-    """What the figures of a stage have to meet, if anything.
+    """The condition that the figures of a stage have to meet, if there is one.
 
     Raises:
-        RecipeError: It is no condition.
+        RecipeError: It is not a valid condition.
     """
     return Condition(stage.require, METRIC_NAMES, "require", "top1 >= 95") if stage.require is not None else None
 
@@ -118,47 +103,40 @@ def unmet(stage: EvalStage, report: Report) -> GateFailed | None:
     return GateFailed(f"{name}: required {condition.text}, but {found}")
 
 
-def _accuracy(space: Workspace, stage: EvalStage) -> tuple[dict[str, Any], DataInfo]:
-    """Figures of the data's task by their names in a report, and what they were measured on."""
-    data = space.data()
-    split = split_for(space, stage.split)
-    if stage.task == "linear-probe":
-        figures: Figures | Recalls = linear_probe(space, split)
-    else:
-        space.check_classes()
-        with space.sink.progress(f"eval {data.name}", len(split.labels)) as advance:
-            figures = evaluate(
-                space.classifier(remember=True),
-                space.batches(split),
-                space.device,
-                lambda done: advance(done, f"{done} images"),
-                task=judge_of(space),
-            )
-    space.tell_bad()
-    info = DataInfo(
-        name=data.name,
-        split=stage.split,
-        images=figures.images,
-        fingerprint=split.fingerprint(),
-        skipped=len(split.labels) - figures.images,
-        task=_task(space, stage),
-    )
-    return named_figures(figures, data.class_names), info
-
-
-def _task(space: Workspace, stage: EvalStage) -> str:
-    """What was judged, by its name in a report."""
-    if stage.task == "linear-probe":
-        return stage.task
-    if space.data().task != "classification":
-        return space.data().task
-    return "zeroshot" if has_text_tower(space.model().model) else "classification"
-
-
-def _latency(space: Workspace, model: nn.Module, rounds: int) -> Latency:
-    return latency_figures(time_model(model, space.example(), rounds=rounds, device=space.device))
-
-
 def latency_figures(timing: Timing) -> Latency:
     """A timing of one image as a report records it."""
     return Latency(median=timing.median, interval=timing.interval, batch_size=1, runs=timing.runs)
+
+
+def _latency(space: Workspace, model: nn.Module, rounds: int) -> Latency:
+    return latency_figures(time_model(model, space.inputs.example(), rounds=rounds, device=space.device))
+
+
+def _accuracy(space: Workspace, stage: EvalStage) -> tuple[dict[str, Any], DataInfo]:
+    """Figures of the data's task by their names in a report, and what they were measured on."""
+    data = space.data()
+    split = space.split(stage.split)
+    if stage.task == _PROBE:
+        named = linear_probe(space, split)
+    else:
+        space.judging.check()
+        task = space.judging.labelled_task()
+        with space.sink.progress(f"eval {data.name}", len(split.labels)) as advance:
+            figures = evaluate(
+                space.judging.classifier(remember=True),
+                space.inputs.batches(split),
+                space.device,
+                lambda done: advance(done, f"{done} images"),
+                task=task,
+            )
+        named = task.named(figures)
+    space.report_bad()
+    info = DataInfo(
+        name=data.name,
+        split=stage.split,
+        images=named["images"],
+        fingerprint=split.fingerprint(),
+        skipped=len(split.labels) - named["images"],
+        task=stage.task if stage.task == _PROBE else space.judging.task_name(),
+    )
+    return named, info

@@ -1,106 +1,78 @@
-"""The stage that leaves out tokens: apply, prove, and measure unpruned, pruned and random beside each other."""
+"""Prune stages of methods that change how a network runs: apply, prove, and measure with and without."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from prunecli.checkpoint.manifest import TokenSelection, as_json
+from prunecli.checkpoint.manifest import as_json
 from prunecli.engine.resources import resource_errors
-from prunecli.errors import DataError, MethodError, RecipeError
-from prunecli.inputs import Inputs, call, logits
+from prunecli.errors import DataError, MethodError
+from prunecli.inputs import call, logits, map_tensors, repeat_sample, sample_count
 from prunecli.measure.counts import Macs, count_macs
 from prunecli.measure.latency import PairedTiming, time_paired
-from prunecli.methods.params import TokenParams
-from prunecli.methods.token import at_random, plan_selection
+from prunecli.methods.registry import get_method
+from prunecli.methods.runtime import Description, RuntimeMethod, get_runtime, recorded_change
 from prunecli.models.loading import LoadedModel
-from prunecli.models.prompt_classifier import PromptClassifier, has_text_tower
-from prunecli.pipeline.judging import judge_of, named_figures
-from prunecli.pipeline.profiling import split_for
+from prunecli.models.scoring import has_best_class, network_in, scored
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import PruneStage
 from prunecli.report.schema import Metrics
-from prunecli.tokens.runtime import tokens_pruned
-from prunecli.tokens.towers import Tower, find_tower, token_count
+from prunecli.report.table import Table
+from prunecli.report.variant_tables import Variant, variant_table
 
-_CHECKED = 4
+_IMAGES_CHECKED = 4
 _BOUND = 1e-4
 """Largest difference, relative to the features' size, that the order of additions in another batch size explains."""
+_BATCH = 8
+"""Images in a batch whose latency is measured, where the method does not say."""
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One way to run the network, and what it gives.
-
-    Attributes:
-        name: "unpruned", "pruned" or "random".
-        metrics: Accuracy or recalls on the images; None without data, or without classes.
-        agreement: Share of the images, in percent, with the same best class, or caption, as unpruned.
-        cosine: Mean cosine between its image features and the unpruned network's; of a network without a text tower
-            between class scores.
-        macs: Of one image.
-    """
-
-    name: str
-    macs: Macs
-    metrics: Metrics | None = None
-    agreement: float | None = None
-    cosine: float | None = None
-
-
-@dataclass(frozen=True)
-class TokenOutcome:
-    """What leaving out tokens came to.
+class RuntimeOutcome:
+    """What a change came to.
 
     Attributes:
         path: The checkpoint.
-        selection: Which tokens stay where.
-        per_block: Tokens that each block gives to the next, unpruned and pruned.
-        variants: Unpruned, pruned, and random at the same budget.
-        timings: By batch size: unpruned, pruned and random, timed in turns.
-        limit: Speed-up if time were MACs and choosing were free.
+        change: What the method decided.
+        description: What the method says of it.
+        variants: The network as it is, changed, and changed at random by the same amount if the method has that.
+        timings: By batch size: the variants, timed in turns.
+        limit: Speed-up if time were MACs and deciding were free.
         batch_difference: Largest difference between features of images alone and in a batch.
     """
 
     path: Path
-    selection: TokenSelection
-    per_block: tuple[tuple[int, int], ...]
+    change: Any
+    description: Description
     variants: tuple[Variant, ...]
     timings: dict[int, PairedTiming] = field(default_factory=dict)
     limit: float = 1.0
     batch_difference: float = 0.0
 
-    def to_dict(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
+        """Everything."""
+        return self.document()
+
+    def document(self) -> dict[str, Any]:
         """As a JSON document."""
         return {
             "checkpoint": str(self.path),
-            "selection": self.selection.model_dump(mode="json"),
-            "tokens_per_block": [list(pair) for pair in self.per_block],
+            **self.description.document,
             "limit": self.limit,
             "batch_difference": self.batch_difference,
-            "variants": [
-                {
-                    "name": one.name,
-                    "macs": one.macs.total,
-                    "macs_uncounted": list(one.macs.uncounted),
-                    "agreement": one.agreement,
-                    "cosine": one.cosine,
-                    **({} if one.metrics is None else one.metrics.model_dump(mode="json", exclude_defaults=True)),
-                }
-                for one in self.variants
-            ],
+            "variants": [variant.document() for variant in self.variants],
             "latency": {
                 str(batch): {
-                    "milliseconds": [one.median for one in timing.timings],
+                    "milliseconds": [timing.median for timing in timing.timings],
                     "ratios": list(timing.ratios),
                     "ratio_intervals": [list(bounds) for bounds in timing.ratio_intervals],
                 }
@@ -108,177 +80,151 @@ class TokenOutcome:
             },
         }
 
+    def tables(self) -> Sequence[Table]:
+        """The variants beside each other."""
+        return [variant_table(self.variants, self.description.rows, self.timings, self.limit, self.batch_difference)]
 
-def token_stage(space: Workspace, stage: PruneStage, out: Path) -> TokenOutcome:
-    """Leaves tokens out of the current network, compares, and saves it with the selection in its manifest.
+
+def runtime_stage(space: Workspace, stage: PruneStage, out: Path) -> RuntimeOutcome:
+    """Changes how the current network runs, compares, and saves it with the change in its manifest.
 
     Raises:
-        MethodError: The network has no tokens to leave out, or the budget makes no sense.
+        MethodError: The network does not allow it, or the parameters make no sense.
     """
     loaded = space.model()
-    params = TokenParams(**stage.params)
-    _check_stage(stage)
+    params: Any = get_method(stage.method).params(**stage.params)
+    method = get_runtime(stage.method)
     if space.untrained():
         space.sink.warn(f"{loaded.name} has random weights, so nothing but its latency means anything")
-    if loaded.manifest.tokens is not None:
-        raise MethodError(f"{loaded.name}: its tokens are pruned already; start from the network without")
+    recorded = recorded_change(loaded.manifest)
+    if recorded is not None:
+        raise MethodError(f"{loaded.name}: {recorded.method.done} already; start from the network without")
     model = loaded.model.to(space.device).eval()
-    tower = find_tower(model)
-    example = space.example().to(space.device)
-    with space.running():
-        tokens = token_count(model, tower, example)
-    selection = plan_selection(params, tower, tokens, space.recipe.seed, _speedups(space, model, params, stage))
-    baseline = at_random(selection, tower, space.recipe.seed)
-    ways: dict[str, TokenSelection | None] = {"unpruned": None, "pruned": selection, "random": baseline}
-    difference = _batch_difference(space, model, selection)
-    macs = {name: count_macs(network, example.cpu()) for name, network in networks_of(model.cpu(), ways)}
-    counts = [_per_block(network, tower, example.cpu()) for _, network in networks_of(model, ways)]
-    per_block = tuple(zip(counts[0], counts[1], strict=True))
-    variants = compare_ways(space, ways, macs)
-    timings = {batch: _timed(space, model, ways, stage, batch) for batch in dict.fromkeys((1, params.batch))}
-    step = space.step("prune", {"method": stage.method, "params": as_json(dataclasses.asdict(params))})
-    manifest = loaded.manifest.model_copy(update={"tokens": selection, "history": [*loaded.manifest.history, step]})
-    with tokens_pruned(model, selection):
-        path = space.finish(LoadedModel(model, manifest, loaded.fixed_size), out)
+    example = space.inputs.example().to(space.device)
+    batch = getattr(params, "batch", _BATCH)
+    with space.inputs.running():
+        change = method.plan(model, example, params, space.recipe.seed, _speedups(space, method, model, batch, stage))
+        changes: dict[str, Any] = {"unpruned": None, "pruned": change}
+        baseline = method.baseline(model, change, space.recipe.seed)
+        if baseline is not None:
+            changes["random"] = baseline
+        difference = _batch_difference(space, method, model, change)
+    model, example = model.cpu(), example.cpu()
+    macs = {name: _macs(method, model, one, example) for name, one in changes.items()}
+    description = method.describe(model, changes, example)
+    variants = compare_changes(space, method, changes, macs)
+    timings = {size: _timed(space, method, model, changes, stage, size) for size in dict.fromkeys((1, batch))}
+    step = space.lineage.step("prune", {"method": stage.method, "params": as_json(dataclasses.asdict(params))})
+    manifest = method.record(loaded.manifest, stage.method, change)
+    manifest = manifest.model_copy(update={"history": [*loaded.manifest.history, step]})
+    with method.applied(model, change):
+        path = space.lineage.finish(LoadedModel(model, manifest, loaded.fixed_size), out)
     space.parent = loaded
-    limit = macs["unpruned"].total / max(macs["random"].total, 1)
-    return TokenOutcome(path, selection, per_block, variants, timings, limit, difference)
+    limit = macs["unpruned"].total / max(list(macs.values())[-1].total, 1)
+    return RuntimeOutcome(path, change, description, variants, timings, limit, difference)
 
 
-def _check_stage(stage: PruneStage) -> None:
-    """What is for methods that remove channels is no help here.
-
-    Raises:
-        RecipeError: Some of it was given.
-    """
-    usual = PruneStage()
-    for name in ("keep", "recalibrate", "compensate", "calibration_images", "epochs", "lr", "optimizer"):
-        if getattr(stage, name) != getattr(usual, name):
-            hint = "; the share of the tokens that stays is --keep of `prune token`, params.keep in a recipe"
-            flag = name.replace("_", "-")
-            raise RecipeError(f"--{flag} is for methods that remove channels" + (hint if name == "keep" else ""))
-
-
-def networks_of(model: nn.Module, ways: dict[str, TokenSelection | None]) -> Iterator[tuple[str, nn.Module]]:
-    """The network run in each way; one at a time, and as it was afterwards."""
-    for name, selection in ways.items():
-        with _running(model, selection):
-            yield name, model
-
-
-@contextmanager
-def _running(model: nn.Module, selection: TokenSelection | None) -> Iterator[None]:
-    with nullcontext() if selection is None else tokens_pruned(model, selection):
-        yield
-
-
-def compare_ways(
-    space: Workspace, ways: dict[str, TokenSelection | None], macs: dict[str, Macs]
+def compare_changes(
+    space: Workspace, method: RuntimeMethod, changes: Mapping[str, Any], macs: Mapping[str, Macs]
 ) -> tuple[Variant, ...]:
-    """Accuracy, agreement and cosine of every way, from one pass over the images."""
+    """Accuracy, agreement and cosine under every change, from one pass over the images.
+
+    Args:
+        space: With the network and its data.
+        method: What applies the changes.
+        changes: By name; the first is the reference.
+        macs: Of each.
+    """
     if space.data_name() is None:
         space.sink.warn("no data set, so no accuracy: name one with --data")
-        return tuple(Variant(name, macs[name]) for name in ways)
-    data, device = space.data(), space.device
-    space.check_classes()
-    classifier = space.classifier(remember=True).to(device).eval()
-    towers = classifier.towers if isinstance(classifier, PromptClassifier) else classifier
-    split = split_for(space, "test")
-    judged = data.task != "unlabelled"
-    meters = {name: judge_of(space).meter(device) for name in ways} if judged else {}
-    agreed, alike, images = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0.0), 0
+        return tuple(Variant(name, macs[name].total, macs[name].uncounted) for name in changes)
+    data, device, task = space.data(), space.device, space.judging.task()
+    space.judging.check()
+    classifier = space.judging.classifier(remember=True).to(device).eval()
+    network = network_in(classifier)
+    split = space.split("test")
+    meters = {name: task.meter(device) for name in changes}
+    agreeing, cosines, images = dict.fromkeys(changes, 0), dict.fromkeys(changes, 0.0), 0
     with (
         resource_errors(space.recipe.data.batch_size),
-        space.sink.progress(f"tokens {data.name}", len(split.labels)) as advance,
+        space.sink.progress(f"{task.name} {data.name}", len(split.labels)) as advance,
         torch.inference_mode(),
     ):
-        for batch, labels in space.batches(split):
-            batch, labels = batch.to(device), labels.to(device)
-            reference: tuple[Tensor, Tensor] | None = None
-            for name, selection in ways.items():
-                with _running(towers, selection):
-                    features, scores = _features_and_scores(classifier, batch)
-                reference = reference or (features, scores)
-                if judged:
-                    meters[name].update(scores.float(), labels)
-                agreed[name] += int((scores.argmax(1) == reference[1].argmax(1)).sum())
-                alike[name] += float(F.cosine_similarity(features, reference[0], dim=1).sum())
-            images += len(labels)
+        for inputs, labels in space.inputs.batches(split):
+            inputs = map_tensors(inputs, lambda tensor: tensor.to(device))
+            labels = map_tensors(labels, lambda tensor: tensor.to(device))
+            reference = None
+            for name, change in changes.items():
+                with method.applied(network, change):
+                    current = scored(classifier, inputs)
+                reference = reference or current
+                meters[name].update(current.scores.float(), labels)
+                agreeing[name] += int((current.scores.argmax(1) == reference.scores.argmax(1)).sum())
+                cosines[name] += float(F.cosine_similarity(current.features, reference.features, dim=1).sum())
+            images += sample_count(inputs)
             advance(images, f"{images} images")
-    space.tell_bad()
+    space.report_bad()
     if not images:
         raise DataError(f"{data.name}: none of its images could be read")
-    compared = isinstance(classifier, PromptClassifier) or not has_text_tower(towers)  # features have no best class
+
+    def metrics(name: str) -> Metrics | None:
+        figures = meters[name].compute()
+        return Metrics(**task.named(figures)) if figures is not None else None
+
     return tuple(
         Variant(
             name,
-            macs[name],
-            Metrics(**named_figures(meters[name].compute(), data.class_names)) if judged else None,
-            100 * agreed[name] / images if compared else None,
-            alike[name] / images,
+            macs[name].total,
+            macs[name].uncounted,
+            metrics(name),
+            100 * agreeing[name] / images if has_best_class(classifier) else None,
+            cosines[name] / images,
         )
-        for name in ways
+        for name in changes
     )
 
 
-def _features_and_scores(classifier: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    if isinstance(classifier, PromptClassifier):
-        features = classifier.features(images)
-        return features, classifier.scores(features)
-    scores = logits(call(classifier, images))
-    return scores, scores
+def _macs(method: RuntimeMethod, model: nn.Module, change: Any, example: torch.Tensor) -> Macs:
+    with method.applied(model, change):
+        return count_macs(model, example)
 
 
-def _per_block(model: nn.Module, tower: Tower, example: Inputs) -> list[int]:
-    counts: list[int] = []
-    hooks = [
-        model.get_submodule(name).register_forward_hook(lambda module, args, out: counts.append(out.shape[1]))
-        for name in tower.blocks
-    ]
-    try:
-        with torch.no_grad():
-            call(model, example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return counts
-
-
-def _batch_difference(space: Workspace, model: nn.Module, selection: TokenSelection) -> float:
-    """How far features of an image depend on what else is in its batch: nothing but rounding may be left.
+def _batch_difference(space: Workspace, method: RuntimeMethod, model: nn.Module, change: Any) -> float:
+    """How much features of an image depend on what else is in its batch: nothing but rounding may be left.
 
     Raises:
         MethodError: They do.
     """
     generator = torch.Generator().manual_seed(space.recipe.seed)
-    images = torch.randn(_CHECKED, *space.input_shape(), generator=generator).to(space.device)
-    with tokens_pruned(model, selection), torch.no_grad():
+    images = torch.randn(_IMAGES_CHECKED, *space.inputs.example_shape(), generator=generator).to(space.device)
+    with method.applied(model, change), torch.no_grad():
         together = logits(call(model, images.flip(0))).flip(0)
         alone = torch.cat([logits(call(model, image.unsqueeze(0))) for image in images])
     difference = float((together - alone).abs().max() / together.abs().max().clamp_min(1e-12))
     if difference > _BOUND:
         raise MethodError(
             f"features of an image differ by {difference:.1e} with the batch it is in, so this network cannot be run "
-            "with fewer tokens; please report its architecture"
+            "that way; please report its architecture"
         )
     return difference
 
 
 def _timed(
-    space: Workspace, model: nn.Module, ways: dict[str, TokenSelection | None], stage: PruneStage, batch: int
+    space: Workspace, method: RuntimeMethod, model: nn.Module, changes: Mapping[str, Any], stage: PruneStage, batch: int
 ) -> PairedTiming:
-    images = space.example().expand(batch, -1, -1, -1).contiguous()
+    images = repeat_sample(space.inputs.example(), batch)
     networks = []
-    for _, network in networks_of(model, ways):
-        networks.append(copy.deepcopy(network))
+    for change in changes.values():
+        with method.applied(model, change):
+            networks.append(copy.deepcopy(model))
     return time_paired(networks, [images] * len(networks), rounds=stage.latency_rounds, device=space.device)
 
 
 def _speedups(
-    space: Workspace, model: nn.Module, params: TokenParams, stage: PruneStage
-) -> Callable[[TokenSelection], float]:
-    def speedup_of(selection: TokenSelection) -> float:
-        ways = {"unpruned": None, "pruned": selection}
-        return 1 / _timed(space, model, ways, stage, params.batch).ratios[1]
+    space: Workspace, method: RuntimeMethod, model: nn.Module, batch: int, stage: PruneStage
+) -> Callable[[Any], float]:
+    def speedup_of(change: Any) -> float:
+        changes = {"unpruned": None, "pruned": change}
+        return 1 / _timed(space, method, model, changes, stage, batch).ratios[1]
 
     return speedup_of

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+
+from prunecli.engine.tasks.base import Described, Task
+from prunecli.measure.intervals import accuracy_interval
 
 RANKS = (1, 5, 10)
 """Numbers of best answers among which a right one is looked for."""
@@ -27,21 +30,45 @@ class Recalls:
     text: tuple[float, ...]
     images: int
     captions: int
+    score_name: ClassVar[str] = "image_recall_1"
+    score_label: ClassVar[str] = "image R@1"
+
+    @property
+    def score(self) -> float:
+        """Share of captions whose image comes first."""
+        return self.image[0]
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """The score alone: networks are not trained for retrieval."""
+        return {self.score_name: self.score}
 
 
-class Retrieval:
-    """Scores of shape (N, captions); the label of an image is its own number.
+class Retrieval(Task):
+    """Scores of shape (N, captions); the label of an image is its own number."""
 
-    Args:
-        described: Number of the image that each caption describes.
-    """
+    name = "retrieval"
+    figures = Recalls
+    trainable = False
+    needs_text_tower = True
+    refused_evaluations = dict.fromkeys(("zeroshot", "classification"), ("captions", "retrieval"))
 
-    def __init__(self, described: Sequence[int]) -> None:
-        self._described = torch.tensor(described)
+    def __init__(self, data: Described) -> None:
+        super().__init__(data)
+        self._described = torch.tensor(data.described)
 
     def meter(self, device: torch.device) -> _RecallMeter:
         """Counts recalls."""
         return _RecallMeter(self._described.to(device))
+
+    def named(self, figures: Recalls) -> dict[str, Any]:
+        """Recalls with intervals of so many images: captions of one image are not independent of each other."""
+        named: dict[str, Any] = {"images": figures.images, "captions": figures.captions}
+        for target, recalls in (("image", figures.image), ("text", figures.text)):
+            for rank, recall in zip(RANKS, recalls, strict=True):
+                named[f"{target}_recall_{rank}"] = recall
+                named[f"{target}_recall_{rank}_interval"] = accuracy_interval(recall, figures.images)
+        return named
 
 
 class _RecallMeter:

@@ -1,0 +1,121 @@
+"""All criteria by name: a new one is a function in a file here and an entry below. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prunecli.criteria.options import ActivationOptions, LampOptions, NoOptions, SpikeOptions
+from prunecli.errors import MethodError
+from prunecli.registry import Registry
+
+
+@dataclass(frozen=True)
+class CriterionSpec:
+    """One criterion; it makes a structural method of the same name.
+
+    Attributes:
+        name: The verb on the command line and the value of `method:` in a recipe.
+        entry: "module:attribute" of the function, see `prunecli.criteria.base.Criterion`.
+        summary: One line of help.
+        paper: URL of the paper that it follows, or empty.
+        options: A frozen dataclass with annotated fields: what can be said beside what all structural methods take.
+        needs_data: Whether it looks at calibration images.
+        without_data: Options with which it needs no images, for when there are none.
+    """
+
+    name: str
+    entry: str
+    summary: str
+    paper: str = ""
+    options: type[Any] = NoOptions
+    needs_data: bool = False
+    without_data: Mapping[str, Any] | None = None
+
+
+_BUILT_IN = (
+    CriterionSpec(
+        "l1",
+        "prunecli.criteria.magnitude:l1",
+        "Remove the channels whose weights have the smallest L1 norm.",
+        "https://arxiv.org/abs/1608.08710",
+    ),
+    CriterionSpec(
+        "l2",
+        "prunecli.criteria.magnitude:l2",
+        "Remove the channels whose weights have the smallest L2 norm.",
+        "https://arxiv.org/abs/1608.08710",
+    ),
+    CriterionSpec(
+        "group-norm",
+        "prunecli.criteria.magnitude:group_norm",
+        "Remove the channels with the smallest L2 norm over their group.",
+        "https://arxiv.org/abs/2301.12900",
+    ),
+    CriterionSpec(
+        "lamp",
+        "prunecli.criteria.lamp:lamp",
+        "Rank L2 norms by scores that compare across layers.",
+        "https://arxiv.org/abs/2010.07611",
+        options=LampOptions,
+    ),
+    CriterionSpec(
+        "fpgm",
+        "prunecli.criteria.fpgm:fpgm",
+        "Remove the filters nearest to all others of their layer.",
+        "https://arxiv.org/abs/1811.00250",
+    ),
+    CriterionSpec(
+        "bn-scale",
+        "prunecli.criteria.bn_scale:bn_scale",
+        "Remove the channels with the smallest batch normalisation scale.",
+        "https://arxiv.org/abs/1708.06519",
+    ),
+    CriterionSpec(
+        "taylor",
+        "prunecli.criteria.gradient:taylor",
+        "Remove the channels whose loss changes least to first order.",
+        "https://arxiv.org/abs/1611.06440",
+        needs_data=True,
+    ),
+    CriterionSpec(
+        "fisher",
+        "prunecli.criteria.gradient:fisher",
+        "Remove the channels with the least empirical Fisher information.",
+        "https://arxiv.org/abs/1801.05787",
+        needs_data=True,
+    ),
+    CriterionSpec(
+        "activation",
+        "prunecli.criteria.activation:activation",
+        "Remove the channels whose activations are small or constant.",
+        "https://arxiv.org/abs/1607.03250",
+        options=ActivationOptions,
+        needs_data=True,
+    ),
+    CriterionSpec(
+        "wanda",
+        "prunecli.criteria.wanda:wanda",
+        "Remove the channels with the smallest weights times activations.",
+        "https://arxiv.org/abs/2306.11695",
+        needs_data=True,
+    ),
+    CriterionSpec(
+        "spike",
+        "prunecli.criteria.spike:spike",
+        "Remove the channels whose spiking neurons do the least.",
+        "https://arxiv.org/abs/2209.15425",
+        options=SpikeOptions,
+        without_data={"criterion": "bn-scale"},
+    ),
+    CriterionSpec(
+        "random",
+        "prunecli.criteria.random:random",
+        "Remove channels at random: the baseline to beat.",
+    ),
+)
+
+CRITERIA: Registry[CriterionSpec] = Registry(
+    "criterion", "prunecli.criteria", {spec.name: spec for spec in _BUILT_IN}, MethodError, see="prune methods"
+)

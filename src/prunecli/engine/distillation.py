@@ -1,0 +1,39 @@
+"""Learning from another network beside the labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.engine.hooks import Batch, Hook, Training
+from prunecli.engine.tasks.base import Task
+from prunecli.inputs import call, logits
+
+
+class Distillation(Hook):
+    """Makes the loss (1 - w) CE + w T^2 KL(teacher || student) at temperature T (Hinton et al., 2015).
+
+    Args:
+        teacher: The network to learn from; not changed.
+        task: What scores are for.
+        weight: w.
+        temperature: T.
+    """
+
+    name = "distillation"
+
+    def __init__(self, teacher: nn.Module, task: Task, weight: float = 0.5, temperature: float = 4.0) -> None:
+        self._teacher, self._task, self._weight, self._temperature = teacher, task, weight, temperature
+
+    def begin(self, training: Training) -> None:
+        """Moves the teacher to where the network is trained."""
+        self._teacher.to(training.device).eval()
+
+    def loss(self, loss: Tensor, batch: Batch) -> Tensor:
+        """Mixes the teacher's part in."""
+        if self._weight == 0:
+            return loss
+        with torch.no_grad():
+            teacher_scores = logits(call(self._teacher, batch.inputs))
+        divergence = self._task.teacher_loss(batch.scores, teacher_scores, self._temperature)
+        return (1 - self._weight) * loss + self._weight * self._temperature**2 * divergence

@@ -1,0 +1,1 @@
+"""What networks are trained and judged for: one module for each task, listed in `index.py`."""

@@ -1,0 +1,200 @@
+"""What a task brings: a loss, figures, what better means, and what it calls its figures."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from prunecli.errors import DataError
+
+_DENSE_DIMENSIONS = 4
+
+
+class Figures(Protocol):
+    """Figures of one network on one split. `images` is how many images they were measured on."""
+
+    score_name: ClassVar[str]
+    """What reports call the figure that epochs are chosen by."""
+    score_label: ClassVar[str]
+    """What people call it."""
+
+    @property
+    def images(self) -> int:
+        """Images that could be read."""
+        ...
+
+    @property
+    def score(self) -> float:
+        """The figure that epochs are chosen by."""
+        ...
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """What the log of a training run says of a validation split."""
+        ...
+
+
+class Meter(Protocol):
+    """Adds batches up to figures."""
+
+    def update(self, scores: Tensor, labels: Any) -> None:
+        """Takes one batch: scores as the network gives them, labels on the same device."""
+        ...
+
+    def compute(self) -> Any:
+        """Returns the figures of everything so far; None where there are no labels."""
+        ...
+
+
+class Described(Protocol):
+    """What a task reads of a data set."""
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        ...
+
+    @property
+    def task(self) -> str:
+        """Name of its task."""
+        ...
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """One for each class; captions where there are no classes."""
+        ...
+
+    @property
+    def described(self) -> Sequence[int]:
+        """Number of the image that each caption describes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A data set as a task sees it, where there is no data set: what its labels mean and nothing else."""
+
+    name: str
+    task: str
+    class_names: tuple[str, ...]
+    described: tuple[int, ...] = ()
+
+
+class Task(ABC):
+    """What scores are for.
+
+    Args:
+        data: The data set it is made for.
+
+    Attributes:
+        name: As reports call it.
+        figures: The class of its figures.
+        per_pixel: Whether a network gives a score for every pixel, shape (N, classes, h, w).
+        labelled: Whether there is anything to judge scores by.
+        trainable: Whether networks can be trained for it.
+        needs_text_tower: Whether a network has to compare images with texts.
+        refused_augmentations: Training settings that would change an image and not its labels.
+        refused_evaluations: Values of `--task` that do not fit the data set, with what it has and what to ask for.
+    """
+
+    name: ClassVar[str]
+    figures: ClassVar[type[Any]]
+    per_pixel: ClassVar[bool] = False
+    labelled: ClassVar[bool] = True
+    trainable: ClassVar[bool] = True
+    needs_text_tower: ClassVar[bool] = False
+    refused_augmentations: ClassVar[tuple[str, ...]] = ()
+    refused_evaluations: ClassVar[Mapping[str, tuple[str, str]]] = {"retrieval": ("no captions", "zeroshot")}
+
+    def __init__(self, data: Described) -> None:
+        self.data_name = data.name
+        self.class_names = tuple(data.class_names)
+
+    @classmethod
+    def with_classes(cls, count: int) -> Self:
+        """The task for `count` classes that are called by their numbers."""
+        return cls(Labels("the data", cls.name, tuple(map(str, range(count)))))
+
+    @abstractmethod
+    def meter(self, device: torch.device) -> Meter:
+        """Returns a new meter."""
+
+    @abstractmethod
+    def named(self, figures: Any) -> dict[str, Any]:
+        """Returns the figures by their names in a report, with 95 % intervals."""
+
+    def loss(self, scores: Tensor, labels: Any, label_smoothing: float) -> Tensor:
+        """Returns the mean loss of a batch.
+
+        Raises:
+            DataError: Nothing can be learned from the data set.
+        """
+        self.require_training()
+        raise AssertionError("a task that can be trained has a loss")
+
+    def teacher_loss(self, scores: Tensor, teacher_scores: Tensor, temperature: float) -> Tensor:
+        """Returns KL(teacher || student) of scores softened by `temperature`, averaged over what is classified.
+
+        Raises:
+            DataError: Nothing can be learned from the data set.
+        """
+        self.require_training()
+        raise AssertionError("a task that can be trained has a teacher's loss")
+
+    def better(self, score: float, best: float) -> bool:
+        """Whether a validation score is better than the best one so far."""
+        return score > best
+
+    def require_labels(self) -> None:
+        """Checks that figures can be measured.
+
+        Raises:
+            DataError: The images have no labels.
+        """
+        if not self.labelled:
+            raise DataError(self._without_classes())
+
+    def require_training(self) -> None:
+        """Checks that networks can be trained for the task.
+
+        Raises:
+            DataError: They cannot.
+        """
+        if not self.trainable:
+            raise DataError(self._without_classes())
+
+    def _without_classes(self) -> str:
+        return f"{self.data_name} has images without classes: give another data set, or use it with `prune token`"
+
+    def check_scores(self, scores: Tensor, network: str) -> None:
+        """Compares the shape of a network's scores with what the data set has labels for.
+
+        Raises:
+            DataError: One has a class for each image, the other one for every pixel.
+        """
+        if (scores.dim() == _DENSE_DIMENSIONS) != self.per_pixel:
+            finds, has = ("each image", "every pixel") if self.per_pixel else ("every pixel", "each image")
+            raise DataError(f"{network} finds a class for {finds}, {self.data_name} has one for {has}; see --data")
+
+    def check_outputs(self, outputs: int, network: str) -> None:
+        """Compares the number of a network's outputs with the data set's classes.
+
+        Raises:
+            DataError: They differ.
+        """
+        if outputs != len(self.class_names):
+            raise DataError(
+                f"{network} has {outputs} outputs and {self.data_name} has {len(self.class_names)} classes; "
+                "give the data set it was trained on with --data"
+            )
+
+
+def softened_divergence(scores: Tensor, teacher_scores: Tensor, temperature: float) -> Tensor:
+    """KL(teacher || student) of softened scores, summed; classes lie along dimension 1."""
+    student, teacher = (torch.log_softmax(tensor / temperature, dim=1) for tensor in (scores, teacher_scores))
+    return torch.nn.functional.kl_div(student, teacher, reduction="sum", log_target=True)

@@ -1,0 +1,21 @@
+"""All tasks by the name that a data set gives. A new one is a module here and one line."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from prunecli.engine.tasks.base import Described, Task
+
+TASKS = {
+    "classification": "classification:Classification",
+    "segmentation": "segmentation:Segmentation",
+    "retrieval": "retrieval:Retrieval",
+    "unlabelled": "unlabelled:Unlabelled",
+}
+
+
+def task_of(data: Described) -> Task:
+    """The task that a data set is for."""
+    module, _, name = TASKS[data.task].partition(":")
+    kind: type[Task] = getattr(import_module(f"prunecli.engine.tasks.{module}"), name)
+    return kind(data)

@@ -1,0 +1,99 @@
+"""What pruning came to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from pydantic import JsonValue
+from torch import nn
+
+from prunecli.checkpoint.manifest import Edit, Untouched
+from prunecli.measure.counts import Macs
+from prunecli.methods.targets import Target
+from prunecli.surgery.groups import Trace
+
+
+@dataclass(frozen=True, repr=False)
+class PruneReport:
+    """What pruning did, in figures.
+
+    Attributes:
+        method: Name of the method.
+        scope: How channels competed: global, local, isomorphic, or "by name".
+        steps: Steps of the schedule.
+        target: The figure that was aimed at instead of a ratio, with the share asked for and the share reached.
+        requested: Share of the prunable channels that was to be removed; with a target, that was removed.
+        achieved: Share that was removed.
+        params_before: Parameters of the original network.
+        params_after: Parameters of the pruned network.
+        macs_before: Multiply-accumulates for the example inputs.
+        macs_after: The same, pruned.
+        verify_error: Largest relative difference to the masked original, in float64, over all steps.
+        compensated: Layers into which removed channels were folded, in the last step that removed any.
+        recalibrated: Batch normalisations whose statistics were measured again in that step.
+        seconds: Wall time by phase.
+        edits: One entry per step and group that lost channels.
+        untouched: Every layer that kept its width or was held back, and why.
+    """
+
+    method: str
+    scope: str
+    steps: int
+    target: Target | None
+    requested: float
+    achieved: float
+    params_before: int
+    params_after: int
+    macs_before: Macs
+    macs_after: Macs
+    verify_error: float
+    compensated: int
+    recalibrated: int
+    seconds: dict[str, float]
+    edits: tuple[Edit, ...]
+    untouched: tuple[Untouched, ...]
+
+    def __repr__(self) -> str:
+        return (
+            f"PruneReport(method={self.method!r}, requested={self.requested:g}, achieved={self.achieved:g}, "
+            f"params={self.params_before} -> {self.params_after}, macs={self.macs_before.total} -> "
+            f"{self.macs_after.total}, verify_error={self.verify_error:.1e}, edits={len(self.edits)}, "
+            f"untouched={len(self.untouched)})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data, edits without their indices."""
+        plain = {key: value for key, value in asdict(self).items() if key not in ("edits", "untouched")}
+        plain["edits"] = [edit.model_dump(exclude={"keep_indices", "kind"}) for edit in self.edits]
+        plain["untouched"] = [entry.model_dump() for entry in self.untouched]
+        plain["macs_uncounted"] = sorted({*self.macs_before.uncounted, *self.macs_after.uncounted})
+        for key in ("macs_before", "macs_after"):
+            plain[key] = plain[key]["total"]
+        return plain
+
+    def figures(self) -> dict[str, JsonValue]:
+        """What the manifest keeps; a time differs from run to run, so a latency reached stays out."""
+        aim = {f"{self.target.kind}_asked": self.target.requested} if self.target is not None else {}
+        return {
+            "scope": self.scope,
+            "steps": self.steps,
+            **aim,
+            "requested": self.requested,
+            "achieved": self.achieved,
+            "params_before": self.params_before,
+            "params_after": self.params_after,
+            "macs_before": self.macs_before.total,
+            "macs_after": self.macs_after.total,
+            "verify_error": self.verify_error,
+            "compensated": self.compensated,
+            "recalibrated": self.recalibrated,
+        }
+
+
+class Pruned(NamedTuple):
+    """A pruned network, its report, and the trace that led to it (that of the last step)."""
+
+    model: nn.Module
+    report: PruneReport
+    trace: Trace

@@ -1,0 +1,88 @@
+"""What is asked of a method that removes channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunecli.criteria.base import Calibration, Loss, default_loss
+from prunecli.engine.hooks import State
+from prunecli.engine.optimizer import KeptPositions
+from prunecli.inputs import Inputs
+from prunecli.methods.params import StructuralParams
+from prunecli.surgery.groups import Trace
+from prunecli.surgery.removal.compensate import Compensation
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What one step of a schedule did, for whoever trains between the steps.
+
+    Attributes:
+        before: The network before the step.
+        after: The network after it, to be trained in place.
+        kept: What `before`'s tensors kept; with it `prunecli.engine.optimizer.carry_over` slices an optimizer.
+        step: Number of the step, from 1.
+        steps: How many there are.
+        state: Returns what pruning has to remember to resume after this step, as plain data and tensors;
+            `PruneRequest.resume` takes it, together with `step`.
+    """
+
+    before: nn.Module
+    after: nn.Module
+    kept: KeptPositions
+    step: int
+    steps: int
+    state: Callable[[], State] = dict
+
+
+Recover = Callable[[Transition], None]
+"""Trains `Transition.after` in place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneRequest:
+    """One request, from the Python interface or the command line down to the method.
+
+    Attributes:
+        method: Name of a method.
+        params: An instance of that method's parameter dataclass.
+        example_inputs: Inputs the network accepts.
+        keep: Layer names or shell patterns whose output width stays.
+        seed: Seed of methods that draw random numbers.
+        calibration: Batches that can be iterated more than once, inputs or (inputs, labels), for methods that look at
+            data; None leaves compensation and recalibration out too.
+        compensation: How removed channels are folded into those that stay, after verification.
+        recalibrate: Whether batch normalisation statistics are measured again.
+        loss: What methods take gradients of.
+        recover: Called after every step of a schedule, to train.
+        resume: A step and the `Transition.state` of it: earlier steps are not repeated, nor is its own removal.
+        trace: A trace of the network that was made before, with the same example inputs.
+    """
+
+    method: str
+    params: StructuralParams
+    example_inputs: Inputs
+    keep: Sequence[str] = ()
+    seed: int = 0
+    calibration: Iterable[Any] | None = None
+    compensation: Compensation = "none"
+    recalibrate: bool = True
+    loss: Loss = default_loss
+    recover: Recover | None = None
+    resume: tuple[int, State] | None = None
+    trace: Trace | None = field(default=None, repr=False)
+
+    def calibrated(self) -> Calibration:
+        """What a criterion may look at, with a generator that starts from the seed."""
+        return Calibration(
+            generator=torch.Generator().manual_seed(self.seed),
+            batches=self.calibration,
+            loss=self.loss,
+            options=asdict(self.params),
+            example_inputs=self.example_inputs,
+        )

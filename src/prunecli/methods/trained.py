@@ -1,0 +1,158 @@
+"""Methods that prune while a network trains, and the removal of what they left without use."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.checkpoint.manifest import Untouched
+from prunecli.engine.hooks import Hook
+from prunecli.errors import MethodError, VerificationError
+from prunecli.inputs import Inputs
+from prunecli.measure.counts import count_macs, parameter_count
+from prunecli.methods.outcome import Pruned, PruneReport
+from prunecli.methods.ranking import Selection
+from prunecli.methods.repair import Clock, Repair
+from prunecli.methods.structural import edits_of
+from prunecli.surgery.groups import ChannelGroup
+from prunecli.surgery.proof.verify import faulty_groups, verify
+from prunecli.surgery.removal.compensate import Compensation
+from prunecli.surgery.removal.slice import remove
+
+
+class PruningHook(Hook):
+    """A hook that prunes."""
+
+    def keep(self) -> Mapping[str, Tensor]:
+        """What stays when training is over.
+
+        Returns:
+            For each channel group that is to lose units, the indices of those that stay, sorted; empty where the method
+            changes weights alone (sparse masks).
+        """
+        return {}
+
+
+@dataclass(frozen=True)
+class TrainedContext:
+    """What a trained method starts from.
+
+    Attributes:
+        selection: The trace of the network, and the groups that may shrink.
+        example_inputs: Inputs the network accepts.
+        generator: Source of every random number.
+        epochs: Epochs of the run.
+    """
+
+    selection: Selection
+    example_inputs: Inputs
+    generator: torch.Generator
+    epochs: int
+
+
+class TrainedMethod(Protocol):
+    """What `MethodSpec.entry` of a trained method names."""
+
+    def __call__(self, model: nn.Module, params: Any, context: TrainedContext) -> PruningHook:
+        """Makes the hook that takes part in training `model`.
+
+        Raises:
+            MethodError: The network or the parameters do not allow it.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removal:
+    """How channels are removed after training.
+
+    Attributes:
+        method: Name of the method.
+        selection: The groups that were to choose from.
+        example_inputs: Inputs the network accepts.
+        calibration: Batches for repairs; None: no repairs.
+        compensation: How removed channels are folded into those that stay.
+        recalibrate: Whether batch normalisation statistics are measured again.
+    """
+
+    method: str
+    selection: Selection
+    example_inputs: Inputs
+    calibration: Iterable[Any] | None = None
+    compensation: Compensation = "none"
+    recalibrate: bool = False
+
+
+def remove_kept(model: nn.Module, keep: Mapping[str, Tensor], removal: Removal) -> Pruned:
+    """Removes from a copy of `model` what a trained method does not keep, and proves the result.
+
+    Args:
+        model: The trained network; not changed. It may be one whose unused channels are not zero.
+        keep: Kept units by group name.
+        removal: Groups, inputs and repairs.
+
+    Raises:
+        MethodError: A group does not exist, or would lose everything.
+        VerificationError: The result is not the masked original.
+    """
+    clock = Clock()
+    trace, by_name = removal.selection.trace, {group.name: group for group in removal.selection.groups}
+    for name, units in keep.items():
+        if name not in by_name:
+            raise MethodError(f"{removal.method}: {name} is not a group that may shrink")
+        if len(units) == 0:
+            raise MethodError(f"{removal.method}: nothing is left of {name}; prune less")
+    untouched = list(removal.selection.untouched)
+    keep = {name: units for name, units in keep.items() if len(units) < by_name[name].units}
+    pruned, groups, error = copy.deepcopy(model), _chosen(by_name, keep), 0.0
+    while groups:
+        pruned = copy.deepcopy(model)
+        remove(pruned, groups, keep)
+        clock.lap("remove")
+        try:
+            error = verify(model, pruned, trace, keep, removal.example_inputs)
+            break
+        except VerificationError:
+            faulty = faulty_groups(model, trace, keep, removal.example_inputs)
+            if not faulty:
+                raise
+        untouched += [
+            Untouched(name=name, channels=by_name[name].channels, reason=reason) for name, reason in faulty.items()
+        ]
+        keep = {name: units for name, units in keep.items() if name not in faulty}
+        groups, pruned = _chosen(by_name, keep), copy.deepcopy(model)
+    clock.lap("verify")
+    repair = Repair(removal.calibration, removal.compensation, removal.recalibrate)
+    if groups:
+        repair(model, pruned, groups, keep, clock)
+    whole = sum(group.channels for group in by_name.values())
+    removed = sum((group.units - len(keep[group.name])) * group.channels_per_unit for group in groups)
+    share = round(removed / whole, 6) if whole else 0.0
+    report = PruneReport(
+        method=removal.method,
+        scope="trained",
+        steps=1,
+        target=None,
+        requested=share,
+        achieved=share,
+        params_before=parameter_count(model),
+        params_after=parameter_count(pruned),
+        macs_before=count_macs(model, removal.example_inputs),
+        macs_after=count_macs(pruned, removal.example_inputs),
+        verify_error=error,
+        compensated=repair.compensated,
+        recalibrated=repair.recalibrated,
+        seconds=clock.laps,
+        edits=tuple(edits_of(groups, keep)),
+        untouched=tuple(untouched),
+    )
+    return Pruned(pruned, report, trace)
+
+
+def _chosen(by_name: Mapping[str, ChannelGroup], keep: Mapping[str, Tensor]) -> Sequence[ChannelGroup]:
+    return [group for name, group in by_name.items() if name in keep]

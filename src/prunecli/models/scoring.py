@@ -1,0 +1,173 @@
+"""How networks give scores for the classes of a data set: by their outputs, or by comparing images with texts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from prunecli.criteria.base import Loss, default_loss
+from prunecli.engine.tasks.base import Task
+from prunecli.errors import DataError, RecipeError
+from prunecli.inputs import call, logits
+from prunecli.models.prompt_classifier import PromptClassifier, has_text_tower, prompt_classifier
+
+
+@dataclass(frozen=True)
+class Wordings:
+    """What classes are called in prompts: a text for each class, and templates with `{}` for it."""
+
+    texts: Sequence[str]
+    templates: Sequence[str]
+
+
+class Scoring(ABC):
+    """How one network gives scores.
+
+    Attributes:
+        refused_evaluations: Values of `--task` that it cannot be judged by: what to say behind the network's name.
+        task_names: What judging is called in reports, where that is not the name of the data set's task.
+    """
+
+    refused_evaluations: ClassVar[Mapping[str, str]] = {}
+    task_names: ClassVar[Mapping[str, str]] = {}
+
+    @abstractmethod
+    def classifier(
+        self, ref: str, network: nn.Module, wordings: Callable[[], Wordings | None], *, remember: bool
+    ) -> nn.Module:
+        """What gives scores for classes.
+
+        Args:
+            ref: The network's reference.
+            network: The network.
+            wordings: Reads what classes are called; None where nothing says it.
+            remember: Whether features of prompts come from the disk, and go there if they are new.
+
+        Raises:
+            DataError: Files of class names or templates do not fit.
+            ModelError: The text tower's tokenizer cannot be fetched.
+        """
+
+    @abstractmethod
+    def check_task(self, task: Task, network: str) -> None:
+        """Checks that the network can be judged by a task at all.
+
+        Raises:
+            DataError: It cannot.
+        """
+
+    @abstractmethod
+    def check_outputs(self, scores: Tensor, task: Task, network: str) -> None:
+        """Compares the network's outputs with a data set's classes.
+
+        Raises:
+            DataError: They differ.
+        """
+
+    @abstractmethod
+    def refuse_wordings(self) -> None:
+        """To be called where class names or templates are given.
+
+        Raises:
+            RecipeError: The network does not read texts.
+        """
+
+
+class OutputScoring(Scoring):
+    """The outputs are scores of classes."""
+
+    refused_evaluations: ClassVar[Mapping[str, str]] = {
+        "zeroshot": "has no text tower; leave it out, or give an open_clip network",
+    }
+
+    def classifier(
+        self, ref: str, network: nn.Module, wordings: Callable[[], Wordings | None], *, remember: bool
+    ) -> nn.Module:
+        """The network itself."""
+        return network
+
+    def check_task(self, task: Task, network: str) -> None:
+        """Captions need a text tower."""
+        if task.needs_text_tower:
+            raise DataError(f"{task.data_name} has captions and {network} no text tower: give an open_clip network")
+
+    def check_outputs(self, scores: Tensor, task: Task, network: str) -> None:
+        """One output for each class."""
+        task.check_outputs(scores.shape[1], network)
+
+    def refuse_wordings(self) -> None:
+        """Raises an error."""
+        raise RecipeError("--class-names and --templates are for networks with a text tower; leave them out")
+
+
+class TextScoring(Scoring):
+    """Classes are texts, and an image belongs to the nearest one."""
+
+    refused_evaluations: ClassVar[Mapping[str, str]] = {
+        "classification": "has a text tower and no classifier; use --task zeroshot"
+    }
+    task_names: ClassVar[Mapping[str, str]] = {"classification": "zeroshot"}
+
+    def classifier(
+        self, ref: str, network: nn.Module, wordings: Callable[[], Wordings | None], *, remember: bool
+    ) -> nn.Module:
+        """The towers with prompts; without wordings the network alone."""
+        read = wordings()
+        return network if read is None else prompt_classifier(ref, network, read.texts, read.templates, remember)
+
+    def check_task(self, task: Task, network: str) -> None:
+        """Any task will do."""
+
+    def check_outputs(self, scores: Tensor, task: Task, network: str) -> None:
+        """Outputs are features, of any number."""
+
+    def refuse_wordings(self) -> None:
+        """Any wordings will do."""
+
+
+def scoring_of(network: nn.Module) -> Scoring:
+    """How a network gives scores."""
+    return TextScoring() if has_text_tower(network) else OutputScoring()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a classifier makes of a batch: features (scores, where there is no text tower) and scores of classes."""
+
+    features: Tensor
+    scores: Tensor
+
+
+def scored(classifier: nn.Module, inputs: Any) -> Scored:
+    """Runs a classifier once."""
+    if isinstance(classifier, PromptClassifier):
+        features = classifier.features(inputs)
+        return Scored(features, classifier.scores(features))
+    scores = logits(call(classifier, inputs))
+    return Scored(scores, scores)
+
+
+def network_in(classifier: nn.Module) -> nn.Module:
+    """The network that a classifier was made of."""
+    return classifier.towers if isinstance(classifier, PromptClassifier) else classifier
+
+
+def has_best_class(classifier: nn.Module) -> bool:
+    """Whether the largest of its scores means something: features of a tower without prompts have no best class."""
+    return isinstance(classifier, PromptClassifier) or not has_text_tower(classifier)
+
+
+def loss_of(classifier: nn.Module) -> Loss:
+    """What criteria take gradients of: with a text tower the loss of its prompts' scores, not of its features."""
+    if not isinstance(classifier, PromptClassifier):
+        return default_loss
+    classifier.eval()
+
+    def loss(output: Any, labels: Tensor | None) -> Tensor:
+        return default_loss(classifier.scores(logits(output)), labels)
+
+    return loss

@@ -1,0 +1,56 @@
+"""What a person sees of training, and what its log keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from prunecli.engine.fit import Epoch
+from prunecli.engine.tracking import MetricsLog
+from prunecli.pipeline.sink import Advance, Sink
+from prunecli.report.table import Table
+
+
+class FitProgress:
+    """Turns what `fit` reports into a log, a bar, lines and live tables.
+
+    Args:
+        sink: Where lines and tables go.
+        advance: Moves the bar, whose total is the batches of all epochs.
+        title: What lines begin with; empty: nothing.
+        epochs: How many epochs there are.
+        log: Gets a row for each epoch.
+    """
+
+    def __init__(self, sink: Sink, advance: Advance, title: str, epochs: int, log: MetricsLog | None = None) -> None:
+        self._sink, self._advance, self._log = sink, advance, log
+        self._title, self._epochs = title, epochs
+
+    def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        """Moves the bar."""
+        self._advance((epoch - 1) * steps + step, f"epoch {epoch}/{self._epochs} loss {loss:.4f}")
+
+    def on_epoch(self, epoch: Epoch, tables: Sequence[Table]) -> None:
+        """Writes a row and a line, and shows the tables."""
+        validation = epoch.validation
+        if self._log is not None:
+            logged = validation.logged if validation is not None else {}
+            self._log.write(
+                {
+                    "epoch": epoch.epoch,
+                    "lr": epoch.lr,
+                    "train_loss": epoch.loss,
+                    **{f"validation_{name}": value for name, value in logged.items()},
+                    "seconds": round(epoch.seconds, 3),
+                },
+                [asdict(table) for table in tables],
+            )
+        score = ""
+        if validation is not None:
+            score = f", validation {validation.score_label} {validation.score:.2f} %"
+        title = f"{self._title}, " if self._title else ""
+        self._sink.note(
+            f"{title}epoch {epoch.epoch}/{self._epochs}: loss {epoch.loss:.4f}{score}, {epoch.seconds:.1f} s"
+        )
+        for table in tables:
+            self._sink.live(table)

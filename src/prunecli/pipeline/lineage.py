@@ -1,0 +1,111 @@
+"""Where networks come from and go: history, parents, checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prunecli.checkpoint.confinement import stays_inside
+from prunecli.checkpoint.io import file_sha256
+from prunecli.checkpoint.manifest import InputNormalisation, Step, UsedData, as_json
+from prunecli.data.splits import Split
+from prunecli.errors import ModelError
+from prunecli.measure.environment import library_versions
+from prunecli.models.loading import LoadedModel, load_companion, load_file, save
+from prunecli.pipeline.model_inputs import ModelInputs
+from prunecli.pipeline.state import RunState
+
+
+class Lineage:
+    """History of the current network of a run.
+
+    Args:
+        state: The run.
+        inputs: What its network takes in.
+    """
+
+    def __init__(self, state: RunState, inputs: ModelInputs) -> None:
+        self._state, self._inputs = state, inputs
+
+    def step(
+        self, stage: str, settings: Mapping[str, Any], *, split: Split | None = None, split_name: str = "train"
+    ) -> Step:
+        """A history entry for the current network."""
+        loaded = self._state.model()
+        data = None
+        if split is not None:
+            data = UsedData(
+                name=self._state.data().name,
+                split=split_name,
+                images=len(split.labels),
+                fingerprint=split.fingerprint(),
+            )
+        binning = self._inputs.binning() if split is not None else None
+        frames = {"binning": dataclasses.asdict(binning)} if binning is not None else {}
+        return Step(
+            stage=stage,
+            settings=as_json({**settings, **frames}),
+            seed=self._state.recipe.seed,
+            data=data,
+            parent=str(loaded.path) if loaded.path else None,
+            parent_sha256=loaded.sha256,
+            versions=library_versions(),
+            command=self._state.command,
+        )
+
+    def finish(self, loaded: LoadedModel, path: Path) -> Path:
+        """Saves `loaded` as the run's current network.
+
+        Returns:
+            Where it was saved: under a similar name if somebody else has written `path` since the run began.
+        """
+        state = self._state
+        wanted, number = path, 1
+        while path.exists() and not state.may_replace:
+            number += 1
+            path = wanted.with_stem(f"{wanted.stem}-{number}")
+        if path != wanted:
+            state.sink.warn(f"{wanted}: another process has written it meanwhile; saved as {path}")
+        used = self._inputs.preprocessing()
+        architecture = loaded.manifest.architecture.model_copy(update={"input_shape": self._inputs.shape()})
+        normalisation = InputNormalisation(
+            mean=used.mean, std=used.std, interpolation=used.interpolation, crop_pct=used.crop_pct
+        )
+        manifest = loaded.manifest.model_copy(update={"architecture": architecture, "normalisation": normalisation})
+        save(path, loaded.model.cpu(), manifest)
+        # The next stage starts from what is on the disk, so that it computes the same when it is resumed from there.
+        state.loaded = load_file(path, allow_nonfinite=state.recipe.model.allow_nonfinite)
+        return path
+
+    def teacher(self, name: str) -> LoadedModel:
+        """The network to learn from: a weights file, or "parent" for the one that the current network was pruned from.
+
+        Raises:
+            ModelError: There is none, or it cannot be loaded.
+        """
+        loaded = self._state.model()
+        ref = loaded.manifest.architecture.ref
+        if name != "parent":
+            return load_companion(Path(name).expanduser(), ref)
+        if self._state.parent is not None:
+            return self._state.parent
+        step = loaded.manifest.last("prune")
+        if step is None or step.parent is None:
+            raise ModelError(f"{loaded.name}: names no parent it was pruned from; give --teacher a weights file")
+        # Its path was written down where pruning ran, perhaps by somebody else; it may also lie beside the checkpoint.
+        checkpoint = loaded.path or Path()
+        recorded = Path(step.parent)
+        candidates = [
+            path
+            for path in (recorded, checkpoint.with_name(recorded.name))
+            if stays_inside(path, checkpoint.parent, Path())
+        ]
+        path = next((p for p in candidates if p.is_file() and file_sha256(p) == step.parent_sha256), None)
+        if path is None:
+            raise ModelError(
+                f"{step.parent}: the parent is not in this folder or the checkpoint's, or has changed; give --teacher "
+                "the file it was pruned from"
+            )
+        return load_companion(path, ref)

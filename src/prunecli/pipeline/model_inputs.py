@@ -1,0 +1,131 @@
+"""What the current network takes in: shapes, preprocessing, examples and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from prunecli.data.events import Binning
+from prunecli.data.loader import (
+    Augmentation,
+    Batches,
+    CalibrationBatches,
+    Preprocessing,
+    TrainingBatches,
+    evaluation_batches,
+    training_batches,
+)
+from prunecli.data.splits import Split
+from prunecli.engine.config import FitConfig
+from prunecli.engine.resources import as_resource_error
+from prunecli.errors import ModelError, ResourceError
+from prunecli.models.loading import ANY_SIZE, input_channels
+from prunecli.pipeline.state import RunState
+from prunecli.recipe.sizes import parse_size
+
+
+class ModelInputs:
+    """Inputs of the current network of a run.
+
+    Args:
+        state: The run.
+    """
+
+    def __init__(self, state: RunState) -> None:
+        self._state = state
+
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image, or of one frame."""
+        loaded, section = self._state.model(), self._state.recipe.data
+        if section.image_size is not None:
+            size = parse_size(section.image_size)
+        elif loaded.fixed_size is not None:
+            size = loaded.fixed_size
+        else:
+            size = (self._state.data().image_size if self._state.data_name() is not None else None) or ANY_SIZE
+        return (input_channels(loaded.model), *size)
+
+    def binning(self) -> Binning | None:
+        """How recordings become frames; None where the data set has images, or there is none.
+
+        Raises:
+            DataError: The data set has recordings and the network takes none.
+            RecipeError: Frames are asked for and the data set has images.
+        """
+        name = self._state.data_name()
+        return self._state.samples().binning(name, self._state.recipe.data, self._state.model())
+
+    def preprocessing(self) -> Preprocessing:
+        """How images, or recordings of events, are prepared."""
+        manifest = self._state.model().manifest
+        shape = self.shape()
+        binning = self.binning()
+        if binning is not None:
+            return Preprocessing(shape, (0.0,) * shape[0], (1.0,) * shape[0], frames=binning)
+        normalisation = manifest.normalisation
+        if normalisation is None or len(normalisation.mean) != shape[0]:
+            data = self._state.data() if self._state.data_name() is not None else None
+            if data is not None and len(data.mean) == shape[0]:
+                return Preprocessing(shape, data.mean, data.std)
+            return Preprocessing(shape, (0.5,) * shape[0], (0.5,) * shape[0])
+        return Preprocessing(
+            shape, normalisation.mean, normalisation.std, normalisation.interpolation, normalisation.crop_pct
+        )
+
+    def example_shape(self) -> tuple[int, ...]:
+        """Shape of one image (C, H, W), or of the frames of one recording (T, C, H, W)."""
+        binning = self.binning()
+        return self.shape() if binning is None else (binning.frames, *self.shape())
+
+    def example(self) -> Tensor:
+        """One seeded random image, shape (1, C, H, W), or the frames of one recording, (1, T, C, H, W)."""
+        generator = torch.Generator().manual_seed(self._state.recipe.seed)
+        return torch.randn(1, *self.example_shape(), generator=generator)
+
+    def batches(self, split: Split) -> Batches:
+        """Evaluation batches of a split."""
+        section = self._state.recipe.data
+        return evaluation_batches(split, self.preprocessing(), section.batch_size, section.workers, bad=self._state.bad)
+
+    def calibration(self, split: Split, images: int, batch_size: int | None = None) -> CalibrationBatches:
+        """Batches of a seeded choice of `images` images of a split."""
+        recipe = self._state.recipe
+        size = recipe.data.batch_size if batch_size is None else batch_size
+        return CalibrationBatches(split, self.preprocessing(), images, size, seed=recipe.seed, bad=self._state.bad)
+
+    def training(self, split: Split, config: FitConfig | None = None) -> TrainingBatches:
+        """Shuffled batches of a split, augmented as `config` says; default: shifted, and mirrored if it makes sense."""
+        recipe, flip = self._state.recipe, self._state.data().flip
+        augmentation = Augmentation(flip)
+        if config is not None:
+            augmentation = Augmentation(flip, config.auto_augment, config.color_jitter, config.random_erasing)
+        return training_batches(
+            split,
+            self.preprocessing(),
+            augmentation,
+            recipe.data.batch_size,
+            seed=recipe.seed,
+            workers=recipe.data.workers,
+            bad=self._state.bad,
+        )
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """A context in which the current network runs on an example: one that does not is named.
+
+        Raises:
+            ModelError: It does not run on such images.
+            ResourceError: There is not enough memory for it.
+        """
+        try:
+            yield
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, MemoryError) as error:
+            name, shape = self._state.model().name, "x".join(map(str, self.example_shape()))
+            scarce = as_resource_error(error)
+            if scarce is not None:
+                raise ResourceError(f"{name}, an image of {shape}: {scarce}") from error
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ModelError(f"{name} does not run on {shape} images: {first}; see --image-size") from error

@@ -1,0 +1,185 @@
+"""Prune stages of methods that remove channels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunecli.checkpoint.durable import crash_point
+from prunecli.criteria.base import default_loss
+from prunecli.data.loader import Batches
+from prunecli.data.splits import ImageData, Split
+from prunecli.engine.resources import resource_errors
+from prunecli.errors import MethodError, RecipeError
+from prunecli.measure.latency import PairedTiming, time_paired
+from prunecli.methods.outcome import PruneReport
+from prunecli.methods.params import StructuralParams
+from prunecli.methods.registry import get_method
+from prunecli.methods.request import PruneRequest
+from prunecli.methods.runtime import recorded_change
+from prunecli.methods.spec import MethodSpec
+from prunecli.models.loading import LoadedModel
+from prunecli.pipeline.progressive import StepTraining
+from prunecli.pipeline.pruning import prune_model
+from prunecli.pipeline.resumption import identity_of, room_for, saved_states
+from prunecli.pipeline.workspace import Workspace
+from prunecli.recipe.schema import PruneStage
+from prunecli.report.pruning_tables import left_alone_tables, pruning_table
+from prunecli.report.schema import Metrics
+from prunecli.report.table import Table
+from prunecli.surgery.removal.compensate import Compensation
+
+
+@dataclass(frozen=True)
+class PruneOutcome:
+    """What a stage that removed channels left behind.
+
+    Attributes:
+        path: The checkpoint.
+        report: What was removed.
+        timing: The networks before and after, timed in turns.
+        energy: Firing and energy before and after, on training images; None without spiking neurons or data.
+    """
+
+    path: Path
+    report: PruneReport
+    timing: PairedTiming
+    energy: tuple[Metrics, Metrics] | None = None
+
+    def figures(self) -> dict[str, Any]:
+        """Share removed, and the difference to the masked original."""
+        return {"achieved": self.report.achieved, "verify_error": self.report.verify_error}
+
+    def document(self) -> dict[str, Any]:
+        """Everything, without kept indices."""
+        return {
+            "checkpoint": str(self.path),
+            **self.report.to_dict(),
+            "latency_ms_before": self.timing.timings[0].median,
+            "latency_ms_after": self.timing.timings[1].median,
+            "latency_ratio": self.timing.ratios[1],
+            "latency_ratio_interval": list(self.timing.ratio_intervals[1]),
+            "energy": [figures.model_dump(exclude_none=True) for figures in self.energy] if self.energy else None,
+        }
+
+    def tables(self) -> Sequence[Table]:
+        """Figures before and after, and layers left alone."""
+        medians = [timing.median for timing in self.timing.timings]
+        table = pruning_table(self.report, medians, self.timing.ratios[1], self.timing.ratio_intervals[1], self.energy)
+        return [table, *left_alone_tables({entry.name: entry.reason for entry in self.report.untouched})]
+
+
+def structural_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
+    """Prunes the current network, verifies it, and saves it with its manifest.
+
+    Raises:
+        MethodError: Nothing can be removed as asked.
+        VerificationError: The result is not the masked original; nothing is saved.
+    """
+    loaded = space.model()
+    refuse_unprunable(space)
+    method, data = get_method(stage.method), space.data() if space.data_name() is not None else None
+    recalibrate, compensation = repairs(space, stage)
+    params: StructuralParams = method.params(**stage.params)
+    on_data = [f"--{kind}" for kind in space.activity.targets_on_data if stage.params.get(kind) is not None]
+    if data is None and (method.needs_data or stage.epochs or on_data):
+        what = f"method {stage.method}" if method.needs_data else "--epochs" if stage.epochs else on_data[0]
+        raise RecipeError(f"{what} needs images: name a data set with --data")
+    scored = method.without_data is not None and getattr(params, "looks_at_inputs", True)
+    looks = recalibrate or compensation != "none" or method.needs_data or bool(on_data)
+    looks = looks or (scored and data is not None and data.train is not None)
+    split = data.training_split() if data is not None and looks else None
+    calibration = calibration_of(space, stage, split)
+    if calibration is None and scored:
+        params = _without_data(space, method, params)
+    training = {"epochs": stage.epochs, "lr": stage.lr, "optimizer": stage.optimizer} if stage.epochs else {}
+    example = space.inputs.example()
+    room_for(space, out, states=stage.epochs > 0)
+    with (
+        resource_errors(space.recipe.data.batch_size),
+        saved_states(space, out, identity_of(space, stage)) as states,
+    ):
+        recover = StepTraining(space, stage, states) if stage.epochs else None
+        request = PruneRequest(
+            method=stage.method,
+            params=params,
+            example_inputs=example,
+            keep=stage.keep,
+            seed=space.recipe.seed,
+            calibration=calibration,
+            loss=default_loss if calibration is None else space.judging.loss(),
+            compensation=compensation,
+            recalibrate=recalibrate,
+            recover=recover,
+            resume=recover.resume if recover is not None else None,
+        )
+        step = space.lineage.step("prune", training, split=split)
+        result = prune_model(loaded.model.to(space.device), loaded.manifest, request, step=step)
+        space.report_bad()
+        crash_point("stage:pruned")
+        return finished(space, stage, LoadedModel(result.model, result.manifest, loaded.fixed_size), result.report, out)
+
+
+def refuse_unprunable(space: Workspace) -> None:
+    """Checks that channels of the current network can be removed, and warns if it has random weights.
+
+    Raises:
+        MethodError: It runs differently than its weights say.
+    """
+    loaded = space.model()
+    if space.untrained():
+        space.sink.warn(f"{loaded.name} has random weights; give a weights file, or --pretrained")
+    recorded = recorded_change(loaded.manifest)
+    if recorded is not None:
+        raise MethodError(f"{loaded.name}: {recorded.method.done} already; prune its channels first, then that")
+
+
+def repairs(space: Workspace, stage: PruneStage) -> tuple[bool, Compensation]:
+    """Whether to recalibrate and how to compensate: both, where there are training images and nothing else is said.
+
+    Raises:
+        RecipeError: There are no images for what is asked.
+    """
+    data: ImageData | None = space.data() if space.data_name() is not None else None
+    images = data is not None and data.train is not None
+    recalibrate = images if stage.recalibrate is None else stage.recalibrate
+    compensation: Compensation = ("ls" if images else "none") if stage.compensate is None else stage.compensate
+    if data is None and (recalibrate or compensation != "none"):
+        raise RecipeError("--recalibrate and --compensate need images: name a data set with --data")
+    if data is not None and not images:
+        space.sink.warn(f"{data.name} has no training images, so nothing is compensated or recalibrated")
+    return recalibrate, compensation
+
+
+def calibration_of(space: Workspace, stage: PruneStage, split: Split | None) -> Batches | None:
+    """Batches of images and labels from `split`."""
+    return None if split is None else space.inputs.calibration(split, stage.calibration_images).labelled
+
+
+def finished(space: Workspace, stage: PruneStage, pruned: LoadedModel, report: PruneReport, out: Path) -> PruneOutcome:
+    """Times the networks before and after in turns, and saves the pruned one as the run's current network."""
+    loaded, example = space.model(), space.inputs.example()
+    networks = [loaded.model.cpu(), pruned.model.cpu()]
+    timing = time_paired(networks, [example, example], rounds=stage.latency_rounds, device=space.device)
+    energy = None
+    if space.data_name() is not None:
+        energy = space.activity.before_and_after(networks, stage.calibration_images)
+    space.parent = loaded
+    return PruneOutcome(space.lineage.finish(pruned, out), report, timing, energy)
+
+
+def _without_data(space: Workspace, method: MethodSpec, params: StructuralParams) -> StructuralParams:
+    """Parameters with which a method needs no images.
+
+    Raises:
+        RecipeError: Others were asked for.
+    """
+    instead, default = method.without_data or {}, method.params()
+    for name in instead:
+        if getattr(params, name) != getattr(default, name):
+            raise RecipeError(f"--{name} {getattr(params, name)} needs images: name a data set with --data")
+    space.activity.warn_ranked_without_data(", ".join(f"{name} {value}" for name, value in instead.items()))
+    return dataclasses.replace(params, **instead)

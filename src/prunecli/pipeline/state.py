@@ -1,0 +1,185 @@
+"""The current network and data set of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunecli.checkpoint.confinement import stays_inside
+from prunecli.data.catalog import default_root, load_data
+from prunecli.data.images import BadImages
+from prunecli.data.splits import ImageData, Split, hold_out
+from prunecli.engine.device import pick_device, seed_everything
+from prunecli.errors import DataError, RecipeError
+from prunecli.models.catalog import classes_are_texts
+from prunecli.models.loading import LoadedModel, load_file, load_reference
+from prunecli.pipeline.samples import Samples, samples_in
+from prunecli.pipeline.sink import Sink
+from prunecli.recipe.schema import Recipe
+from prunecli.recipe.sizes import parse_size
+
+DEFAULT_DATA = "digits"
+_NAMED = 3
+
+
+@dataclass
+class RunState:
+    """State of one run.
+
+    Attributes:
+        recipe: The resolved recipe.
+        sink: Told what happens.
+        command: How to run this again.
+        resume_command: How to resume after an interrupt.
+        resume: Resume from saved states.
+        force: Replace existing files, saved states too.
+        in_run: A run follows the stages, and removes their states once it has noted that they are done.
+        loaded: The current network; None until it is needed.
+        parent: The network that was pruned last, for distillation and paired timing.
+        reports: Reports written so far, in order.
+        bad: Unreadable images met so far.
+    """
+
+    recipe: Recipe
+    sink: Sink
+    command: str = ""
+    resume_command: str = ""
+    resume: bool = False
+    force: bool = False
+    in_run: bool = False
+    loaded: LoadedModel | None = None
+    parent: LoadedModel | None = None
+    reports: list[Path] = field(default_factory=list)
+    _data: ImageData | None = None
+
+    def __post_init__(self) -> None:
+        self.device = pick_device(self.recipe.device)
+        self.bad = BadImages(self.recipe.data.skip_bad)
+        self._reported_bad = 0
+        if self.recipe.data.image_size is not None:
+            parse_size(self.recipe.data.image_size)  # a wrong one is noticed before any work
+        if self.recipe.data.frame_duration is not None and self.recipe.data.frames_by == "number":
+            raise RecipeError("--frame-duration and --frames-by number exclude each other; give one of them")
+        if self.recipe.threads is not None:
+            torch.set_num_threads(self.recipe.threads)
+
+    @property
+    def may_replace(self) -> bool:
+        """Whether an existing file may be overwritten: the user says so, or it is the run's own."""
+        return self.force or self.resume or self.in_run
+
+    def data_name(self) -> str | None:
+        """The data set asked for, else the one the checkpoint was last used with."""
+        if self.recipe.data.name is not None:
+            return self.recipe.data.name
+        if self.loaded is not None:
+            for step in reversed(self.loaded.manifest.history):
+                if step.data is not None:
+                    return self._trusted(step.data.name)
+        return None
+
+    def samples(self) -> Samples:
+        """What the samples of the data set are."""
+        return samples_in(self.data_name())
+
+    def data(self) -> ImageData:
+        """The data set with its validation split held out.
+
+        Raises:
+            DataError: No data set is named, or it cannot be read.
+        """
+        if self._data is None:
+            name = self.data_name()
+            if name is None:
+                raise DataError("no data set: name one with --data, for instance --data cifar10")
+            section = self.recipe.data
+            self._data = hold_out(load_data(name, self._data_root(), download=section.download), section.val_fraction)
+        return self._data
+
+    def split(self, name: str) -> Split:
+        """The test or the validation split of the data set.
+
+        Raises:
+            RecipeError: No image is held out for validation.
+        """
+        data = self.data()
+        split = data.test if name == "test" else data.validation
+        if split is None:
+            raise RecipeError(f"{data.name} has no validation split; use --split test or a --val-fraction over 0")
+        return split
+
+    def use_data(self, name: str) -> None:
+        """Makes `name` the data set of this run where none was named."""
+        if self.recipe.data.name is None:
+            self.recipe = replace(self.recipe, data=replace(self.recipe.data, name=name))
+
+    def model(self) -> LoadedModel:
+        """The current network, loaded on first use.
+
+        Raises:
+            ModelError: It cannot be loaded.
+            RecipeError: None is named.
+        """
+        if self.loaded is None:
+            section = self.recipe.model
+            seed_everything(self.recipe.seed)  # new weights are drawn here
+            if section.weights is not None:
+                self.loaded = load_file(
+                    Path(section.weights).expanduser(),
+                    section.ref,
+                    num_classes=section.num_classes,
+                    data_classes=lambda: self._build_arguments().get("num_classes"),
+                    kwargs=section.kwargs,
+                    allow_nonfinite=section.allow_nonfinite,
+                )
+            elif section.ref is not None:
+                self.loaded = load_reference(section.ref, pretrained=section.pretrained, **self._build_arguments())
+            else:
+                raise RecipeError("no model: give a weights file or a reference such as cifar:resnet20")
+            for note in self.loaded.notes:
+                self.sink.note(note)
+        return self.loaded
+
+    def untrained(self) -> bool:
+        """Whether the current network has the random weights that it was built with."""
+        section = self.recipe.model
+        published = section.pretrained or "@" in (section.ref or "")
+        return section.weights is None and not published and not self.model().manifest.history
+
+    def report_bad(self) -> None:
+        """Warns about unreadable images that were left out since the last time."""
+        files = list(self.bad.left_out)
+        if len(files) > self._reported_bad:
+            more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
+            noun = self.samples().noun
+            self.sink.warn(f"unreadable {noun} left out: {len(files)} ({', '.join(files[:_NAMED])}{more})")
+        self._reported_bad = len(files)
+
+    def _trusted(self, name: str) -> str:
+        """A data set that a manifest names, perhaps somebody else's: no path out of this folder or the data folder."""
+        path = name.partition(":")[2] or (name if name.endswith(".npz") else "")
+        if path and not stays_inside(path, Path(), self._data_root()):
+            raise DataError(
+                f"the checkpoint was last used with {name}, outside this folder: name it with --data {name}"
+            )
+        return name
+
+    def _data_root(self) -> Path:
+        section = self.recipe.data
+        return Path(section.root).expanduser() if section.root else default_root()
+
+    def _build_arguments(self) -> dict[str, Any]:
+        section = self.recipe.model
+        if section.ref is not None and classes_are_texts(section.ref):
+            return dict(section.kwargs)
+        arguments: dict[str, Any] = {"num_classes": section.num_classes, "in_chans": section.in_chans}
+        if not section.pretrained and self.recipe.data.name is not None:
+            data = self.data()
+            arguments["num_classes"] = arguments["num_classes"] or data.num_classes
+            arguments["in_chans"] = arguments["in_chans"] or data.channels
+        if arguments["in_chans"] == 3 and section.in_chans is None:
+            del arguments["in_chans"]  # three is what every architecture has, and not every one takes the argument
+        return {**{key: value for key, value in arguments.items() if value is not None}, **section.kwargs}

@@ -1,0 +1,120 @@
+"""What pruning came to, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from prunecli.report.energy_tables import change_rows
+from prunecli.report.numbers import count, fixed, interval, macs
+from prunecli.report.schema import Metrics
+from prunecli.report.table import Table
+
+
+class _Target(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def requested(self) -> float: ...
+    @property
+    def achieved(self) -> float | None: ...
+
+
+class _Macs(Protocol):
+    @property
+    def total(self) -> int: ...
+    @property
+    def uncounted(self) -> tuple[str, ...]: ...
+
+
+class PruningFigures(Protocol):
+    """What the table reads of a report of pruning."""
+
+    @property
+    def scope(self) -> str: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def target(self) -> _Target | None: ...
+    @property
+    def requested(self) -> float: ...
+    @property
+    def achieved(self) -> float: ...
+    @property
+    def params_before(self) -> int: ...
+    @property
+    def params_after(self) -> int: ...
+    @property
+    def macs_before(self) -> _Macs: ...
+    @property
+    def macs_after(self) -> _Macs: ...
+    @property
+    def verify_error(self) -> float: ...
+    @property
+    def compensated(self) -> int: ...
+    @property
+    def recalibrated(self) -> int: ...
+
+
+def pruning_table(
+    report: PruningFigures,
+    medians: Sequence[float],
+    ratio: float,
+    ratio_interval: tuple[float, float],
+    energy: tuple[Metrics, Metrics] | None,
+) -> Table:
+    """Figures before and after, with their ratios.
+
+    Args:
+        report: What was removed.
+        medians: Milliseconds of the networks before and after.
+        ratio: Of the latencies, timed in turns.
+        ratio_interval: Its 95 % interval.
+        energy: Firing and energy before and after, of a spiking network.
+    """
+    before, after = report.params_before, report.params_after
+    macs_before, macs_after = report.macs_before, report.macs_after
+    rows: list[tuple[str, ...]] = [
+        ("channels removed", fixed(100 * report.requested, 1, " % asked"), fixed(100 * report.achieved, 1, " %"), ""),
+    ]
+    if report.target is not None:
+        reached = fixed(report.target.achieved, 3)
+        rows = [
+            ("channels removed", "", fixed(100 * report.achieved, 1, " %"), ""),
+            (f"target: {report.target.name}", f"x{report.target.requested:.3f} asked", f"x{reached}", ""),
+        ]
+    rows += [
+        ("allocation", "", report.scope if report.steps == 1 else f"{report.scope}, {report.steps} steps", ""),
+        ("parameters", count(before), count(after), f"x{after / before:.3f}"),
+        (
+            "MACs",
+            macs(macs_before.total, macs_before.uncounted),
+            macs(macs_after.total, macs_after.uncounted),
+            f"x{macs_after.total / max(macs_before.total, 1):.3f}",
+        ),
+        (
+            "latency",
+            f"{medians[0]:.2f} ms",
+            f"{medians[1]:.2f} ms",
+            f"x{ratio:.3f} {interval(*ratio_interval, digits=3)}",
+        ),
+        *(change_rows(*energy) if energy else []),
+        ("difference to masked original", "", f"{report.verify_error:.1e}", "verified"),
+        ("layers compensated", "", str(report.compensated), ""),
+        ("normalisations recalibrated", "", str(report.recalibrated), ""),
+    ]
+    uncounted = sorted({*macs_before.uncounted, *macs_after.uncounted})
+    if uncounted:
+        rows.append(("not counted in MACs", "", ", ".join(uncounted), ""))
+    return Table(("figure", "before", "after", "ratio"), rows)
+
+
+def left_alone_tables(reasons: Mapping[str, str]) -> list[Table]:
+    """Layers by the reason why they kept their width, or more of it than was asked; no table where there are none."""
+    if not reasons:
+        return []
+    layers: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        layers.setdefault(reason, []).append(name)
+    rows = [(str(len(names)), reason, ", ".join(names)) for reason, names in layers.items()]
+    return [Table(("layers left alone", "why", "which"), rows, numeric=(0,))]
