@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -21,7 +23,9 @@ from prunecli.data.loader import (
     training_batches,
 )
 from prunecli.data.masks import MaskSplit
-from prunecli.data.splits import ArraySplit
+from prunecli.data.splits import ArraySplit, SampleSplit
+from prunecli.errors import DataError
+from prunecli.inputs import sample_count
 
 PREPROCESSING = Preprocessing((3, 16, 16), (0.5,) * 3, (0.25,) * 3)
 EVERYTHING = Augmentation(flip=True, auto_augment="rand-m9-mstd0.5", color_jitter=0.4, random_erasing=0.5)
@@ -35,9 +39,9 @@ def split(request: pytest.FixtureRequest, tmp_path: Path) -> ArraySplit | MaskSp
     if request.param == "images":
         return ArraySplit(pixels, np.arange(22))
     images, masks = [], []
-    for place, image in enumerate(pixels):
-        images.append(tmp_path / f"{place}.png")
-        masks.append(tmp_path / f"{place}_mask.png")
+    for index, image in enumerate(pixels):
+        images.append(tmp_path / f"{index}.png")
+        masks.append(tmp_path / f"{index}_mask.png")
         Image.fromarray(image).save(images[-1])
         Image.fromarray(generator.integers(0, 3, size=(16, 16), dtype=np.uint8)).save(masks[-1])
     return MaskSplit(tuple(images), tuple(masks), np.arange(256).astype(np.int16))
@@ -120,3 +124,46 @@ def test_a_last_batch_of_one_is_left_out(images: int, size: int, counts: list[in
     epochs = [[labels for _, labels in batches] for _ in range(30)]
     assert all([len(labels) for labels in epoch] == counts for epoch in epochs) and len(batches) == len(counts)
     assert set(torch.cat([labels for epoch in epochs for labels in epoch]).tolist()) == set(range(images))
+
+
+class Sentences:
+    """A split whose samples are mappings, tuples or lists."""
+
+    def __init__(self, kind: str, indices: NDArray[np.int64]) -> None:
+        self._kind, self._indices, self.labels = kind, indices, indices % 3
+
+    def sample(self, index: int) -> Any:
+        number = int(self._indices[index])
+        ids, mask = torch.full((5,), number), torch.ones(5, dtype=torch.bool)
+        if self._kind == "mapping":
+            return {"input_ids": ids, "attention_mask": mask}
+        return (ids, mask) if self._kind == "tuple" else [torch.full((3, 4, 4 + number), float(number))]
+
+    def subset(self, indices: NDArray[np.int64]) -> Sentences:
+        return Sentences(self._kind, self._indices[indices])
+
+    def fingerprint(self) -> str:
+        return f"{self._kind} {self._indices.tolist()}"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", ["mapping", "tuple", "list"])
+def test_samples_that_are_not_images(kind: str, workers: int) -> None:
+    split = Sentences(kind, np.arange(7))
+    assert isinstance(split, SampleSplit)
+    batches = list(evaluation_batches(split, PREPROCESSING, 3, workers))
+    assert [sample_count(inputs) for inputs, _ in batches] == [len(labels) for _, labels in batches] == [3, 3, 1]
+    inputs, labels = batches[1]
+    assert labels.tolist() == [0, 1, 2]
+    if kind == "list":
+        assert [image.shape[-1] for image in inputs] == [7, 8, 9]
+    else:
+        ids, mask = inputs.values() if kind == "mapping" else inputs
+        assert type(inputs) is (dict if kind == "mapping" else tuple)
+        assert ids[:, 0].tolist() == [3, 4, 5] and mask.shape == (3, 5)
+    epoch = list(training_batches(split, PREPROCESSING, Augmentation(), 3, seed=1, workers=workers))
+    assert [len(labels) for _, labels in epoch] == [3, 3]  # a last batch of one sample is left out
+    calibration = CalibrationBatches(split, PREPROCESSING, 4, 2, seed=0)
+    assert [sample_count(inputs) for inputs in calibration] == [2, 2]
+    with pytest.raises(DataError, match="the samples of this data set are taken as they are"):
+        training_batches(split, PREPROCESSING, EVERYTHING, 3, seed=1)

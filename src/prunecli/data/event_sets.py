@@ -154,6 +154,7 @@ def _image_data(
         train=train,
         test=test,
         validation=validation,
+        samples="recordings",
     )
 
 

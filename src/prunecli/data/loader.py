@@ -1,4 +1,8 @@
-"""From splits to batches: timm's transforms, torch's loader."""
+"""From splits to batches: timm's transforms, torch's loader.
+
+A batch is inputs (see `prunecli.inputs`) and labels. Splits of images give tensors (N, C, H, W), recordings of events
+tensors (N, T, 2, H, W), and a `SampleSplit` whatever its samples are.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,17 +24,22 @@ from prunecli.data.events import Binning
 from prunecli.data.images import BadImages, UnreadableImage
 from prunecli.data.masks import MaskDataset, MaskSplit, evaluation_transform, training_transform
 from prunecli.data.recordings import EventDataset, EventSplit
-from prunecli.data.splits import ImageSplit, Split
+from prunecli.data.splits import ImageSplit, SampleSplit, Split
 from prunecli.engine.resources import as_loader_error
 from prunecli.errors import DataError, PruneError, ResourceError
+from prunecli.inputs import map_tensors, sample_count
 
 _SMALL = 64
 """Images up to this size are shifted rather than cropped and zoomed, as is usual on CIFAR."""
+_Sample: TypeAlias = tuple[Any, Tensor]
+"""A network's inputs and a label, both without a batch dimension."""
+_Batch: TypeAlias = tuple[Any, Tensor]
+"""Inputs (see `prunecli.inputs`) and labels."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a model wants its images.
+    """How images are prepared for a model.
 
     Attributes:
         size: Channels, height, width.
@@ -52,8 +62,8 @@ class Preprocessing:
 class Augmentation:
     """Random changes of training images; the defaults shift and, where it makes sense, mirror.
 
-    Images with masks are scaled and cropped too; of the others they take `flip` and `color_jitter`. Recordings of
-    events take `flip`.
+    Images with masks are scaled and cropped as well, and take `flip` and `color_jitter` only; recordings of events take
+    `flip` only. A `SampleSplit` takes none.
     """
 
     flip: bool = True
@@ -62,7 +72,7 @@ class Augmentation:
     random_erasing: float = 0.0
 
 
-class _SplitDataset(Dataset[tuple[Tensor, Tensor]]):
+class _ImageDataset(Dataset[_Sample]):
     def __init__(self, split: ImageSplit, transform: Any, channels: int) -> None:
         self._split, self._transform = split, transform
         self._mode = "L" if channels == 1 else "RGB"
@@ -70,50 +80,85 @@ class _SplitDataset(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self._split.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> _Sample:
         image = self._split.image(index)
         if image.mode != self._mode:
             image = image.convert(self._mode)
         return self._transform(image), torch.tensor(self._split.labels[index])
 
 
-class _PlannedDataset(Dataset[Any]):
-    """Loads a batch as planned: what can be read of it, and the files that cannot with the reasons."""
-
-    def __init__(self, images: _Samples) -> None:
-        self._images = images
+class _SampleDataset(Dataset[_Sample]):
+    def __init__(self, split: SampleSplit) -> None:
+        self._split = split
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._split.labels)
+
+    def __getitem__(self, index: int) -> _Sample:
+        return self._split.sample(index), torch.tensor(self._split.labels[index])
+
+
+_Samples = _ImageDataset | _SampleDataset | MaskDataset | EventDataset
+_Unreadable = list[tuple[str, str, str]]
+"""File, reason and what it should have been."""
+_Loaded = tuple[list[_Sample], _Unreadable]
+
+
+class _PlannedDataset(Dataset[Any]):
+    """Loads one planned batch: the samples that can be read, and the files that cannot, with the reasons."""
+
+    def __init__(self, samples: _Samples) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
 
     def __getitems__(self, plan: BatchPlan) -> _Loaded:
-        samples: list[tuple[Tensor, Tensor]] = []
+        samples: list[_Sample] = []
         unreadable: _Unreadable = []
         with seeded(plan.seed):
             for index in plan.indices:
                 try:
-                    samples.append(self._images[index])
+                    samples.append(self._samples[index])
                 except UnreadableImage as error:
                     unreadable.append((str(error.path), error.reason, error.kind))
         return samples, unreadable
 
 
-_Samples = _SplitDataset | MaskDataset | EventDataset
-_Unreadable = list[tuple[str, str, str]]
-"""File, reason and what it should have been."""
-_Loaded = tuple[list[tuple[Tensor, Tensor]], _Unreadable]
+@dataclass(frozen=True)
+class _Collated:
+    """One batch, None if nothing of it could be read, and what could not."""
+
+    batch: _Batch | None
+    unreadable: _Unreadable
+
+    def pin_memory(self) -> _Collated:
+        """The same in page-locked memory. torch calls this; older versions would turn tuples into lists themselves."""
+        return _Collated(map_tensors(self.batch, Tensor.pin_memory), self.unreadable)
 
 
-def _collate(loaded: Any) -> tuple[Any, _Unreadable]:
+def _collate(loaded: Any) -> _Collated:
     samples, unreadable = loaded
-    return (default_collate(samples) if samples else None), unreadable
+    if not samples:
+        return _Collated(None, unreadable)
+    inputs, labels = zip(*samples, strict=True)
+    return _Collated((_stacked(list(inputs)), default_collate(list(labels))), unreadable)
+
+
+def _stacked(inputs: list[Any]) -> Any:
+    """One batch of the inputs of several samples."""
+    if isinstance(inputs[0], list):
+        return list(chain.from_iterable(inputs))
+    stacked = default_collate(inputs)
+    # default_collate makes a list of tuples: one argument in place of several.
+    return tuple(stacked) if isinstance(inputs[0], tuple) and isinstance(stacked, list) else stacked
 
 
 @contextmanager
 def _no_signals() -> Iterator[None]:
-    """Keeps torch from raising an error, wherever the program then is, when a process that loads has died.
+    """Keeps torch from raising an error at an arbitrary point of the program when a loading process has died.
 
-    It is noticed all the same, within five seconds of waiting for a batch of that process.
+    The death is still noticed, within five seconds of waiting for a batch of that process.
     """
     before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
     yield
@@ -122,20 +167,20 @@ def _no_signals() -> Iterator[None]:
 
 
 class Batches:
-    """Batches of images (N, C, H, W), or frames of events (N, T, 2, H, W), and labels, the same ones each time.
+    """Batches of inputs and labels, the same ones on each iteration.
 
-    Unreadable images are left out as far as `bad` allows; a batch that nothing is left of is passed over. The global
-    random generators are left as they are.
+    Unreadable images are left out as far as `bad` allows; a batch in which none is left is skipped. The global random
+    generators are not touched.
 
     Attributes:
-        batch_size: Images in a full batch.
+        batch_size: Samples in a full batch.
 
     Args:
-        dataset: Images and labels.
-        order: The batches to be.
-        workers: Processes that load; 0 loads in this one.
-        bad: Counts what cannot be read; without it the first one is an error.
-        keep_workers: Whether the processes live on when all batches have been given.
+        dataset: Samples with labels.
+        order: Which samples make up each batch.
+        workers: Number of loading processes; 0 loads in this process.
+        bad: Counts unreadable images; without it the first is an error.
+        keep_workers: Whether loading processes stay alive after the last batch.
     """
 
     def __init__(
@@ -162,24 +207,24 @@ class Batches:
     def __len__(self) -> int:
         return len(self._order)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields images and labels.
+    def __iter__(self) -> Iterator[_Batch]:
+        """Yields inputs and labels.
 
         Raises:
             DataError: A file or mask is wrong, or more images cannot be read than may be left out.
-            ResourceError: A process that loads has died, or memory ran out.
+            ResourceError: A loading process has died, or memory ran out.
         """
         for batch in self._load():
             if batch is not None:
                 yield batch
 
-    def _load(self) -> Iterator[tuple[Tensor, Tensor] | None]:
-        """Batches as they are planned, None for one that nothing could be read of."""
+    def _load(self) -> Iterator[_Batch | None]:
+        """The planned batches; None for one of which nothing could be read."""
         with _no_signals():
             batches = iter(self._loader)
         while True:
             try:
-                batch, unreadable = next(batches)
+                collated = next(batches)
             except StopIteration:
                 return
             except PruneError as error:
@@ -187,23 +232,23 @@ class Batches:
                 kind = type(error) if isinstance(error, ResourceError) else DataError
                 raise kind(last.partition(f"{type(error).__name__}: ")[2] or last) from error
             except (RuntimeError, OSError, EOFError, MemoryError) as error:
-                found = as_loader_error(error, self.batch_size)
-                if found is None:
+                explained = as_loader_error(error, self.batch_size)
+                if explained is None:
                     raise
-                raise found from error
-            for path, reason, kind in unreadable:
+                raise explained from error
+            for path, reason, kind in collated.unreadable:
                 self._bad.add(path, reason, kind)
-            yield (batch[0], batch[1]) if batch is not None else None
+            yield collated.batch
 
 
 class TrainingBatches(Batches):
-    """Shuffled, augmented batches: an epoch's order and augmentation follow from the seed and its number alone.
+    """Shuffled, augmented batches: an epoch's order and augmentation depend on the seed and the epoch's number alone.
 
-    So they do not depend on the number of workers or on what was loaded before, and an epoch can be entered anywhere.
-    Iterating gives the epoch after the one that was given last.
+    They do not depend on the number of workers or on what was loaded before, so an epoch can be entered anywhere.
+    Iterating yields the epoch after the last one.
 
     Attributes:
-        position: Index in its epoch of the batch after the one that was given last.
+        position: Index, within its epoch, of the batch after the last one that was yielded.
     """
 
     def __init__(self, dataset: _Samples, order: Shuffled, workers: int, bad: BadImages | None) -> None:
@@ -212,27 +257,27 @@ class TrainingBatches(Batches):
         self._next = 1
         self.position = 0
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[_Batch]:
         """Yields the batches of the next epoch."""
         return self.epoch(self._next)
 
-    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields the batches of epoch `number`, counted from 1, from that with index `first` on; none before is loaded.
+    def epoch(self, number: int, first: int = 0) -> Iterator[_Batch]:
+        """Yields the batches of epoch `number` (from 1), starting with index `first`; earlier ones are not loaded.
 
-        Where unreadable images are left out there may be fewer than `len` says; `position` counts those as well.
+        If unreadable images are left out, there may be fewer batches than `len` says; `position` counts all.
 
         Raises:
             DataError: A file or mask is wrong, or more images cannot be read than may be left out.
-            ResourceError: A process that loads has died, or memory ran out.
+            ResourceError: A loading process has died, or memory ran out.
         """
         self._next = number + 1
         return self._from(number, first)
 
-    def _from(self, number: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _from(self, number: int, first: int) -> Iterator[_Batch]:
         self._shuffled.epoch, self._shuffled.first, self.position = number, first, first
         fewest = min(2, self.batch_size)
         for index, batch in enumerate(self._load(), start=first):
-            if batch is not None and len(batch[1]) >= fewest:
+            if batch is not None and sample_count(batch[1]) >= fewest:
                 self.position = index + 1
                 yield batch
 
@@ -240,9 +285,10 @@ class TrainingBatches(Batches):
 def evaluation_batches(
     split: Split, preprocessing: Preprocessing, batch_size: int, workers: int = 0, *, bad: BadImages | None = None
 ) -> Batches:
-    """All images of `split` in order, resized, centre-cropped (not where there are masks) and normalised.
+    """All samples of `split` in order.
 
-    Of recordings of events the frames, as `preprocessing.frames` says.
+    Images are resized, centre-cropped (not if they have masks) and normalised; recordings of events become frames as
+    `preprocessing.frames` says.
     """
     dataset = _dataset(split, preprocessing, None)
     return Batches(dataset, InOrder(len(dataset), batch_size), workers, bad)
@@ -258,23 +304,27 @@ def training_batches(
     workers: int = 0,
     bad: BadImages | None = None,
 ) -> TrainingBatches:
-    """Shuffled, augmented batches; one of a single image is left out, as batch normalisation needs two."""
+    """Shuffled, augmented batches; a batch of one sample is left out, because batch normalisation needs two.
+
+    Raises:
+        DataError: The augmentation does not suit the samples.
+    """
     dataset = _dataset(split, preprocessing, augmentation)
     return TrainingBatches(dataset, Shuffled(len(dataset), batch_size, seed), workers, bad)
 
 
 class CalibrationBatches:
-    """Batches from a seeded choice of training images, without augmentation; labels only if asked for.
+    """Batches of a seeded choice of training samples, without augmentation: inputs alone, or `labelled`.
 
-    They can be gone through more than once and are the same each time.
+    They can be iterated over more than once and are the same each time.
 
     Args:
-        split: Training images.
-        preprocessing: How the model wants them.
-        images: How many to choose; fewer where there are fewer.
-        batch_size: Images per batch.
+        split: Training samples.
+        preprocessing: How they are prepared for the model.
+        images: How many to choose; all if there are fewer.
+        batch_size: Samples per batch.
         seed: Seed of the choice.
-        bad: Counts images that cannot be read, which are left out; without it one is an error.
+        bad: Counts unreadable images, which are left out; without it the first is an error.
     """
 
     def __init__(
@@ -296,35 +346,42 @@ class CalibrationBatches:
 
     @property
     def labelled(self) -> Batches:
-        """The same batches as (images, labels), for what looks at labels too."""
+        """The same batches as (inputs, labels)."""
         return self._batches
 
-    def __iter__(self) -> Iterator[Tensor]:
-        """Yields images of shape (N, C, H, W), or frames (N, T, 2, H, W)."""
+    def __iter__(self) -> Iterator[Any]:
+        """Yields inputs."""
         for batch, _ in self._batches:
             yield batch
 
 
 def _dataset(split: Split, preprocessing: Preprocessing, augmentation: Augmentation | None) -> _Samples:
     channels, height, width = preprocessing.size
+    size = (height, width)
     if isinstance(split, EventSplit):
         assert preprocessing.frames is not None, "recordings need to become frames"
-        shifted = augmentation is not None
-        if augmentation is not None and augmentation != Augmentation(augmentation.flip):
+        flip = augmentation is not None and augmentation.flip
+        if augmentation not in (None, Augmentation(flip)):
             raise DataError(
                 "--auto-augment, --color-jitter and --random-erasing are for images and the data set has recordings of "
                 "events: leave them out (frames are shifted and, where it makes sense, mirrored)"
             )
-        flip = augmentation is not None and augmentation.flip
-        return EventDataset(split, preprocessing.frames, (height, width), shift=shifted, flip=flip)
-    if not isinstance(split, MaskSplit):
-        assert isinstance(split, ImageSplit), "a split has images or recordings"
-        return _SplitDataset(split, _transform(preprocessing, augmentation), channels)
-    common = ((height, width), preprocessing.mean, preprocessing.std, preprocessing.interpolation)
-    if augmentation is None:
-        return MaskDataset(split, evaluation_transform(*common), channels)
-    jitter = augmentation.color_jitter
-    return MaskDataset(split, training_transform(*common, flip=augmentation.flip, color_jitter=jitter), channels)
+        return EventDataset(split, preprocessing.frames, size, shift=augmentation is not None, flip=flip)
+    if isinstance(split, MaskSplit):
+        common = (size, preprocessing.mean, preprocessing.std, preprocessing.interpolation)
+        if augmentation is None:
+            return MaskDataset(split, evaluation_transform(*common), channels)
+        jitter = augmentation.color_jitter
+        return MaskDataset(split, training_transform(*common, flip=augmentation.flip, color_jitter=jitter), channels)
+    if isinstance(split, SampleSplit):
+        if augmentation is not None and augmentation != Augmentation(augmentation.flip):
+            raise DataError(
+                "--auto-augment, --color-jitter and --random-erasing are for images, and the samples of this data set "
+                "are taken as they are: leave them out"
+            )
+        return _SampleDataset(split)
+    assert isinstance(split, ImageSplit), "a split has images, recordings or samples"
+    return _ImageDataset(split, _transform(preprocessing, augmentation), channels)
 
 
 def _transform(preprocessing: Preprocessing, augmentation: Augmentation | None) -> Any:

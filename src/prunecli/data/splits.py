@@ -21,15 +21,15 @@ SPLIT_SEED = 0
 
 
 class Split(Protocol):
-    """Images, or recordings of events, with class labels."""
+    """Samples with class labels: an `ImageSplit`, a `SampleSplit`, or recordings of events."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Class indices, shape (images,)."""
+        """Class indices, shape (samples,)."""
         ...
 
     def subset(self, indices: NDArray[np.int64]) -> Split:
-        """The images at `indices`."""
+        """The samples at `indices`."""
         ...
 
     def fingerprint(self) -> str:
@@ -43,6 +43,23 @@ class ImageSplit(Split, Protocol):
 
     def image(self, index: int) -> Image.Image:
         """The image at `index`."""
+        ...
+
+
+@runtime_checkable
+class SampleSplit(Split, Protocol):
+    """Samples that are already a network's inputs, and are neither resized nor augmented."""
+
+    def sample(self, index: int) -> Any:
+        """What the network takes for the sample at `index`, without a batch dimension.
+
+        A tensor, a tuple (positional arguments), a mapping (keyword arguments), or a list of tensors of any shapes. All
+        but lists are stacked to a batch; the lists of a batch are joined to one, as detectors take images.
+
+        Raises:
+            UnreadableImage: The sample cannot be read and may be left out with --skip-bad.
+            DataError: It is wrong in another way.
+        """
         ...
 
 
@@ -92,30 +109,30 @@ class FileSplit:
         return digest("\n".join(f"{n} {s}" for n, s in zip(self.files, sizes, strict=True)).encode(), self.labels.data)
 
 
-def find_folder(name: str, path: str, root: Path, wanted: str) -> Path:
-    """The folder at `path`; a relative one is looked for here first and then in `root`.
+def find_folder(name: str, path: str, root: Path, expected: str) -> Path:
+    """The folder at `path`; a relative one is looked for in the current folder, then in `root`.
 
     Args:
-        name: What the data set is called.
-        path: Of the folder.
+        name: Name of the data set, for messages.
+        path: Path of the folder.
         root: The data folder.
-        wanted: What to give instead, in words, where there is none.
+        expected: What to give instead where there is no such folder, for messages.
 
     Raises:
-        DataError: There is none.
+        DataError: There is no such folder.
     """
-    given = Path(path).expanduser()
-    folder = next((place for place in (given, root / given) if place.is_dir()), None)
+    relative = Path(path).expanduser()
+    folder = next((candidate for candidate in (relative, root / relative) if candidate.is_dir()), None)
     if folder is None:
-        raise DataError(f"{name}: no such folder; give {wanted}")
+        raise DataError(f"{name}: no such folder; give {expected}")
     return folder
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, without blank ones and without space around them.
+    """The lines of a text file, stripped, without blank ones.
 
     Raises:
-        DataError: It is no text, or cannot be read.
+        DataError: It is not UTF-8 text, or cannot be read.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -125,7 +142,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def too_large(claimed: int) -> str:
-    """Words for data that do not fit into this machine's memory."""
+    """Message for data of `claimed` bytes that do not fit into this machine's memory."""
     return f"its data would take {claimed / 2**30:,.1f} GiB, and this machine has {memory_bytes() / 2**30:,.1f} GiB"
 
 
@@ -139,22 +156,23 @@ def digest(*parts: Any) -> str:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A data set. Choices are made on `validation`, which comes from the training images; `test` is for eval alone.
+    """A data set. Decisions are made on `validation`, which comes from the training images; `test` is for eval alone.
 
     Attributes:
-        name: As given on the command line.
+        name: As on the command line.
         class_names: One per class; the captions of all images where the task is retrieval.
-        channels: 1 or 3; 2 where the set has recordings of events, one for each polarity.
-        image_size: Height and width where all images share one, else None; of recordings the camera's.
+        channels: 1 or 3; 2 for recordings of events, one for each polarity.
+        image_size: Height and width if all images have the same, else None; for recordings, the camera's.
         mean: Per-channel mean of the pixels in 0..1.
         std: Per-channel standard deviation.
         flip: Whether a mirrored image is still an image of its class.
-        train: Images to learn from; None where the set has only a test split.
-        validation: Held out from the training images; None before `hold_out`.
-        test: Images that only evaluation touches.
-        task: "classification", "segmentation" where every pixel has a class, "retrieval" where images have captions and
-            their labels are their own numbers, or "unlabelled".
+        train: Images to learn from; None if the set has only a test split.
+        validation: Images held out from the training images; None before `hold_out`.
+        test: Images that only evaluation uses.
+        task: "classification", "segmentation" if every pixel has a class, "retrieval" if images have captions and the
+            labels are the images' own numbers, or "unlabelled".
         described: Number of the image that each caption belongs to.
+        samples: Whether splits have images (or a network's inputs, see `SampleSplit`) or recordings of events.
     """
 
     name: str
@@ -169,6 +187,7 @@ class ImageData:
     validation: Split | None = None
     task: Literal["classification", "segmentation", "retrieval", "unlabelled"] = "classification"
     described: tuple[int, ...] = ()
+    samples: Literal["images", "recordings"] = "images"
 
     @property
     def num_classes(self) -> int:
@@ -190,7 +209,11 @@ class ImageData:
 
 
 def hold_out(data: ImageData, fraction: float) -> ImageData:
-    """Moves `fraction` of the training images, evenly over classes, to `validation`; the choice never varies."""
+    """Moves `fraction` of the training images, evenly over classes, to `validation`; always the same ones.
+
+    Raises:
+        DataError: There are too few training images.
+    """
     if data.train is None or data.validation is not None or fraction == 0:
         return data
     labels = data.train.labels
