@@ -56,12 +56,12 @@ def prune(
             labels; without them the model's own predictions.
         compensate: "ls" folds removed channels into those that stay by regression on `data`, "bias" by their mean
             alone, "none" leaves the weights as they are.
-        recalibrate: Whether batch normalisation statistics are measured anew on `data`.
+        recalibrate: Whether batch normalisation statistics are measured again on `data`.
         keep: Layer names or patterns whose output width stays.
         seed: Seed of methods that draw random numbers.
         loss: From outputs and labels to the sum of the samples' losses, for methods that take gradients.
         recover: Called with a `Transition` after every step of a schedule, to train its `after` in place; an optimizer
-            goes on with `prunecli.engine.optimizer.carry_over`.
+            is carried over with `prunecli.engine.optimizer.carry_over`.
         trace: The `trace` of an earlier result for the same model and example inputs, which saves tracing it again.
         **params: The method's parameters, for instance `ratio=0.5`, `params=0.5` (half the parameters),
             `layer_ratio={"layer1.*": 0.3}`, `scope="local"`, `schedule="cubic"`.
@@ -89,9 +89,9 @@ def prune(
         checked = TypeAdapter(spec.params).validate_python(params)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        field = ".".join(str(part) for part in first["loc"])
         raise MethodError(
-            f"{place}: {first['msg'].replace('Input should be', 'has to be')} (got {first['input']!r})"
+            f"{field}: {first['msg'].replace('Input should be', 'has to be')} (got {first['input']!r})"
         ) from error
     if spiking_neurons(model):
         reset(model)  # what it remembers of earlier inputs belongs to none of those that follow

@@ -1,4 +1,4 @@
-"""From a command line to an exit code: what happens to signals and errors."""
+"""Runs a command line: signals, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """SIGTERM outside training ends the command like Ctrl-C does, so temporary files go."""
+    """Handles SIGTERM outside training like Ctrl-C, so that temporary files are removed."""
     _stopped_by.append(number)
     raise Stopped(number)
 

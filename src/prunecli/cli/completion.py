@@ -102,7 +102,7 @@ def answer(environment: Mapping[str, str]) -> int:
 
 
 def complete(words: Sequence[str]) -> list[Candidate]:
-    """What may stand in place of the last word.
+    """Candidates for the last word.
 
     Args:
         words: The line up to the cursor, beginning with "prune"; the last word may be empty or incomplete.
@@ -112,14 +112,14 @@ def complete(words: Sequence[str]) -> list[Candidate]:
     *before, current = words[1:] if len(words) > 1 else [""]
     group: Any = root()
     while hasattr(group, "verbs"):
-        place = next((i for i, word in enumerate(before) if not word.startswith("-")), None)
-        if place is None:
-            verbs = [(name, verb.summary) for name, verb in group.verbs.items()]
+        verb = next((i for i, word in enumerate(before) if not word.startswith("-")), None)
+        if verb is None:
+            verbs = [(name, entry.summary) for name, entry in group.verbs.items()]
             return _matching([*verbs, ("--help", "Show help."), *_root_options(group)], current)
-        found = group.get_command(None, before[place])
-        if found is None:
+        command = group.get_command(None, before[verb])
+        if command is None:
             return []
-        group, before = found, before[place + 1 :]
+        group, before = command, before[verb + 1 :]
     return _complete_command(group, before, current)
 
 
@@ -209,7 +209,7 @@ def _data_sets(current: str) -> list[Candidate]:
 
 
 def _references(current: str) -> list[Candidate]:
-    """Sources first; names once a source is typed, as there are more than a thousand."""
+    """Sources first, then names: there are more than a thousand."""
     from prunecli.models.index import added_sources, known_references
 
     if current.startswith("open_clip:") and "@" in current:  # which weights there are only that library knows
@@ -228,7 +228,7 @@ def _files(current: str, suffixes: tuple[str, ...] | None) -> list[Candidate]:
     """Files with one of `suffixes` (None: any) and folders that begin with `current`."""
     head, slash, start = current.rpartition("/")
     folder = Path(head + slash).expanduser() if slash else Path()
-    found: list[Candidate] = []
+    candidates: list[Candidate] = []
     try:
         entries = sorted(folder.iterdir())
     except OSError:
@@ -237,17 +237,17 @@ def _files(current: str, suffixes: tuple[str, ...] | None) -> list[Candidate]:
         if not entry.name.startswith(start) or (entry.name.startswith(".") and not start.startswith(".")):
             continue
         if entry.is_dir():
-            found.append((f"{head}{slash}{entry.name}/", ""))
+            candidates.append((f"{head}{slash}{entry.name}/", ""))
         elif suffixes is None or entry.suffix in suffixes:
-            found.append((f"{head}{slash}{entry.name}", ""))
-    return found
+            candidates.append((f"{head}{slash}{entry.name}", ""))
+    return candidates
 
 
 _BREAKS = (":", "=", "@")
 
 
 def _words(shell: str, environment: Mapping[str, str]) -> tuple[list[str], int]:
-    """The line's words up to the cursor, and how much of the last one the shell has already put aside."""
+    """The line's words up to the cursor, and how much of the last one the shell keeps to itself."""
     if shell != "bash":
         typed = environment["_PRUNE_WORDS"].split("\n")
         # fish drops an empty last word, so it sends the word under the cursor apart.
@@ -260,8 +260,8 @@ def _words(shell: str, environment: Mapping[str, str]) -> tuple[list[str], int]:
     words: list[str] = []
     cut = 0
     glue = False
-    for place, piece in enumerate(pieces):
-        if words and place > 1 and (piece in _BREAKS or glue):
+    for index, piece in enumerate(pieces):
+        if words and index > 1 and (piece in _BREAKS or glue):
             cut = len(words[-1]) + (1 if piece in _BREAKS else 0)
             words[-1] += piece
         else:

@@ -11,12 +11,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 
 class LiveBar:
-    """One bar; what is printed on its console meanwhile appears above it.
+    """One bar; text printed on its console appears above it.
 
     Args:
         console: Where to draw.
-        title: What stands before the bar.
-        total: How much work there is.
+        title: Text before the bar.
+        total: Amount of work.
 
     Attributes:
         console: Where to print while the bar is drawn.

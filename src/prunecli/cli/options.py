@@ -24,9 +24,9 @@ RecipePath = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class OptionSpec:
-    """One option: the parameter it becomes, and the place in a recipe that it sets (None: not a recipe value).
+    """One option: the parameter it becomes, and the recipe value that it sets (None: not a recipe value).
 
-    A `mapping` is given entry by entry, as NAME=VALUE; one of "numbers" takes nothing else.
+    A `mapping` option is given once per entry, as NAME=VALUE; for "numbers" every value must be a number.
     """
 
     name: str
@@ -45,7 +45,7 @@ def option(
         kind: Type of the value.
         doc: Help.
         *flags: Spellings.
-        default: What help says the default is.
+        default: The default to show in help.
         path: Recipe value that it sets.
     """
     flag = "--" + name.replace("_", "-")
@@ -168,7 +168,7 @@ def _entries(texts: Sequence[str], flag: str, kind: str) -> dict[str, Any]:
             if not equals or not name:
                 raise RecipeError(f"{flag} {text}: write it as PATTERN=RATIO, for instance {flag} 'layer1.*=0.3'")
         if name in entries:
-            raise RecipeError(f"{flag} {text}: {name} stands here twice")
+            raise RecipeError(f"{flag} {text}: {name} is given twice")
         entries[name] = value
     return entries
 
@@ -197,18 +197,18 @@ def plan_for_stage(model: str, stage: dict[str, Any], specs: Sequence[OptionSpec
         return resolve(document, overrides_from(specs, values, 0))
     document = load_yaml(Path(model))
     draft = resolve(document, confined=False)
-    places = [
-        place
-        for place, found in enumerate(draft.recipe.stages)
-        if found.stage == stage["stage"]
-        and getattr(found, "method", None) == stage.get("method", getattr(found, "method", None))
+    matches = [
+        index
+        for index, candidate in enumerate(draft.recipe.stages)
+        if candidate.stage == stage["stage"]
+        and getattr(candidate, "method", None) == stage.get("method", getattr(candidate, "method", None))
     ]
-    if len(places) != 1:
-        count = f"{len(places)} stages" if places else "no stage"
-        wanted = f"{stage['stage']}, method {stage['method']}" if "method" in stage else stage["stage"]
-        raise RecipeError(f"{model}: has {count} `{wanted}`; use `prune run`, or a recipe with just one")
-    plan = resolve(document, overrides_from(specs, values, places[0]))
-    return replace(plan, recipe=replace(plan.recipe, stages=(plan.recipe.stages[places[0]],)))
+    if len(matches) != 1:
+        count = f"{len(matches)} stages" if matches else "no stage"
+        kind = f"{stage['stage']}, method {stage['method']}" if "method" in stage else stage["stage"]
+        raise RecipeError(f"{model}: has {count} `{kind}`; use `prune run`, or a recipe with just one")
+    plan = resolve(document, overrides_from(specs, values, matches[0]))
+    return replace(plan, recipe=replace(plan.recipe, stages=(plan.recipe.stages[matches[0]],)))
 
 
 def _mapping(field: FieldInfo) -> Literal["", "numbers", "values"]:

@@ -1,4 +1,4 @@
-"""The one place where anything is printed: results on stdout, everything else on stderr."""
+"""All printing: results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the stage verbs share: options, dry runs, where results go, what is shown."""
+"""Shared by the stage verbs: options, dry runs, output files, results."""
 
 from __future__ import annotations
 
@@ -151,14 +151,14 @@ def reproducible_command(argv: Sequence[str]) -> str:
 
 
 def show_outcome(output: Output, outcome: StageOutcome) -> None:
-    """What a stage came to."""
+    """Prints the result of a stage."""
     output.document(outcome.document())
     for table in outcome.tables():
         output.table(table)
 
 
 def show_pruning(output: Output, outcome: StageOutcome) -> None:
-    """What a prune stage came to, and where it was saved."""
+    """Prints the result of a prune stage and where it was saved."""
     show_outcome(output, outcome)
     output.note(f"saved {outcome.path}")
 

@@ -1,4 +1,4 @@
-"""How to train, in numbers. Torch-free: recipes and the command line read it."""
+"""Hyperparameters of training. Torch-free, because recipes and the command line read them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 @dataclass(frozen=True)
 class FitConfig:
-    """Hyperparameters of training. Optimizers, schedules and augmentation policies are timm's, by their names there."""
+    """Hyperparameters of training. Optimizers, schedules and augmentation policies go by their names in timm."""
 
     epochs: Annotated[int, Ge(1), Doc("Passes over the training images.")] = 10
     lr: Annotated[float, Gt(0), Doc("Peak learning rate.")] = 0.1

@@ -43,7 +43,7 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def channels_last(model: nn.Module) -> Iterator[torch.memory_format]:
-    """Lays a 2-d convolutional network's weights out channels last, which is faster, and puts them back afterwards."""
+    """Converts a 2-d convolutional network to channels-last memory format, which is faster, and back afterwards."""
     convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
     layout = torch.channels_last if convolutional else torch.contiguous_format
     model.to(memory_format=layout)
@@ -54,7 +54,7 @@ def channels_last(model: nn.Module) -> Iterator[torch.memory_format]:
 
 
 def move_batch(inputs: Any, device: torch.device, layout: torch.memory_format) -> Any:
-    """Moves a batch's tensors to `device`; those of four dimensions are laid out as `layout` says."""
+    """Moves a batch's tensors to `device`; four-dimensional ones get the memory format `layout`."""
 
     def moved(tensor: Tensor) -> Tensor:
         memory_format = layout if tensor.dim() == _IMAGE_DIMENSIONS else torch.contiguous_format

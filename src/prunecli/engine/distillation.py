@@ -1,4 +1,4 @@
-"""Learning from another network beside the labels."""
+"""Learning from another network in addition to the labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prunecli.inputs import call, logits
 
 
 class Distillation(Hook):
-    """Makes the loss (1 - w) CE + w T^2 KL(teacher || student) at temperature T (Hinton et al., 2015).
+    """Turns the loss into (1 - w) CE + w T^2 KL(teacher || student) at temperature T (Hinton et al., 2015).
 
     Args:
         teacher: The network to learn from; not changed.
@@ -26,11 +26,11 @@ class Distillation(Hook):
         self._teacher, self._task, self._weight, self._temperature = teacher, task, weight, temperature
 
     def begin(self, training: Training) -> None:
-        """Moves the teacher to where the network is trained."""
+        """Moves the teacher to the training device."""
         self._teacher.to(training.device).eval()
 
     def loss(self, loss: Tensor, batch: Batch) -> Tensor:
-        """Mixes the teacher's part in."""
+        """Blends in the teacher's term."""
         if self._weight == 0:
             return loss
         with torch.no_grad():

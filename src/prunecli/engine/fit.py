@@ -41,7 +41,7 @@ from prunecli.report.table import Table
 
 
 class SizedBatches(Sized, Protocol):
-    """Batches of inputs and labels whose number is known."""
+    """A sized iterable of (inputs, labels)."""
 
     def __iter__(self) -> Any:
         """Yields (inputs, labels)."""
@@ -62,14 +62,14 @@ class Epoch:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What training came to: every epoch, and the number of the one whose weights the model now has."""
+    """The result of training: every epoch, and the number of the epoch whose weights the model now has."""
 
     epochs: tuple[Epoch, ...]
     chosen: int
 
 
 class Progress(Protocol):
-    """What a caller may want to know while training runs."""
+    """Receives the progress of a training run."""
 
     def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
         """After each optimizer step."""
@@ -101,11 +101,11 @@ def fit(
         model: Returns scores as `task` expects them.
         train: Training batches: pairs of inputs (a tensor, tuple, mapping or list) and labels.
         validation: Held-out batches for choosing the best epoch and stopping early.
-        config: Hyperparameters. What concerns images alone (augmentation) was up to whoever made `train`.
+        config: Hyperparameters. Augmentation settings are not used here; they belong to whoever makes `train`.
         device: Where to train.
         task: Loss and figures.
         seed: Seed of everything random.
-        hooks: What else takes part, in this order.
+        hooks: Hooks, called in this order.
         progress: Told about steps and epochs.
         optimizer: An optimizer to continue with, including its moments; the schedule sets its learning rate.
         keeper: Keeps states of the run, from which it resumes bit by bit if `train` has `epoch(number, first)`. With
@@ -181,7 +181,7 @@ class _Run:
             hook.begin(training)
 
     def epoch(self, batches: SizedBatches, progress: Progress | None, checkpoint: Checkpoint) -> float:
-        """Goes through the batches that are left of the epoch; returns the mean loss."""
+        """Runs the remaining batches of the epoch and returns the mean loss."""
         self.model.train()
         here = self.position
         for hook in self._hooks:
@@ -199,7 +199,7 @@ class _Run:
             checkpoint()
 
         for count, (inputs, labels) in enumerate(_batches_of(batches, here.epoch, here.batch), start=here.batch + 1):
-            # Batches of which no image could be read are skipped, but they are counted.
+            # Batches without a single readable image are skipped but still counted.
             index = getattr(batches, "position", count) - 1
             if group is not None and group != index // self.config.accumulate:
                 close(index)
@@ -225,7 +225,7 @@ class _Run:
         return here.loss / max(here.images, 1)
 
     def close_epoch(self, loss: float, figures: Figures | None) -> Epoch:
-        """Notes what the epoch came to and goes on to the next."""
+        """Records the epoch and moves on to the next."""
         here = self.position
         score = figures.score if figures is not None else None
         for hook in self._hooks:
@@ -246,7 +246,7 @@ class _Run:
         return done >= self.config.epochs or (patience is not None and self._best is not None and waited >= patience)
 
     def result(self) -> FitResult:
-        """Leaves the model with the weights of the best epoch."""
+        """Loads the weights of the best epoch into the model."""
         if self._best is not None:
             self.model.load_state_dict(self._best[2])
         for hook in self._hooks:
@@ -255,7 +255,7 @@ class _Run:
         return FitResult(tuple(self._history), self._best[1] if self._best is not None else len(self._history))
 
     def require_finite(self) -> None:
-        """Stops before weights that are not numbers are saved or judged."""
+        """Raises an error before NaN or infinite weights are saved or evaluated."""
         for name, tensor in self.model.state_dict(keep_vars=True).items():
             if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor.detach()).all()):
                 raise PruneError(
@@ -264,7 +264,7 @@ class _Run:
                 )
 
     def state(self) -> State:
-        """All that decides how training goes on; see `prunecli.engine.resuming`."""
+        """Returns everything that determines how training continues; see `prunecli.engine.resuming`."""
         return {
             "position": asdict(self.position),
             "history": [vars(entry) | {"validation": figures_to_state(entry.validation)} for entry in self._history],
@@ -280,7 +280,7 @@ class _Run:
         }
 
     def restore(self, state: State) -> None:
-        """Puts `state()` back."""
+        """Restores `state()`."""
         with torch.no_grad():
             for name, tensor in _tensors(self.model).items():
                 tensor.copy_(state["model"][name])
@@ -363,11 +363,11 @@ def _schedule(optimizer: torch.optim.Optimizer, config: FitConfig, steps: int) -
 
 
 def _batches_of(batches: SizedBatches, epoch: int, first: int) -> Iterator[Any]:
-    """The batches of an epoch from `first` on; what has no epochs of its own gives the same ones each time."""
+    """The batches of an epoch, starting at `first`; an iterable without epochs yields the same batches every time."""
     of_epoch = getattr(batches, "epoch", None)
     return of_epoch(epoch, first) if of_epoch is not None else itertools.islice(batches, first, None)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, also those that are in no state dict."""
+    """All parameters and buffers, including non-persistent ones."""
     return {name: tensor.detach() for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers())}

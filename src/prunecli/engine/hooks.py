@@ -1,4 +1,4 @@
-"""What takes part in training without a loop of its own."""
+"""Hooks: everything that takes part in training without a loop of its own."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class Training:
-    """What a hook may need to know about the run it takes part in.
+    """The training run that a hook takes part in.
 
     Attributes:
-        model: The network that is trained, on `device`.
+        model: The network being trained, on `device`.
         optimizer: Its optimizer.
         device: Where it runs.
         epochs: Epochs of the whole run.
@@ -41,9 +41,9 @@ class Batch:
     """One batch after the forward pass.
 
     Attributes:
-        inputs: What the network was given, on its device, mixed if mixup is on.
-        labels: Labels as the task wants them.
-        scores: What the network made of them.
+        inputs: The network's inputs, on its device, after mixup.
+        labels: Labels in the form the task expects.
+        scores: The network's output scores.
     """
 
     inputs: Any
@@ -52,13 +52,13 @@ class Batch:
 
 
 class Hook:
-    """Takes part in training. Every method may be left out.
+    """Takes part in training. Overriding any of the methods is optional.
 
-    Hooks are called in the order in which `fit` was given them. What a hook remembers between two steps goes into
-    `state`; then a run that was interrupted continues bit by bit.
+    `fit` calls hooks in the order in which it receives them. Whatever a hook remembers between steps belongs in
+    `state`, so that an interrupted run resumes bit by bit.
 
     Attributes:
-        name: Under which its state is saved; different for all hooks of a run.
+        name: Key under which the state is saved; unique within a run.
     """
 
     name: ClassVar[str] = "hook"
@@ -71,46 +71,46 @@ class Hook:
 
         Args:
             epoch: From 1.
-            batch: The batch that comes first; more than 0 where an epoch is resumed.
+            batch: Index of the first batch; greater than 0 when an epoch is resumed in the middle.
         """
 
     def loss(self, loss: Tensor, batch: Batch) -> Tensor:
         """Returns the loss to minimise, for instance `loss` plus a penalty.
 
         Args:
-            loss: What the task and the hooks before this one make of the batch.
+            loss: The loss so far: the task's, as changed by earlier hooks.
             batch: The batch.
         """
         return loss
 
     def before_step(self) -> None:
-        """Called when the gradients are complete and clipped."""
+        """Called once the gradients are complete and clipped."""
 
     def after_step(self) -> None:
-        """Called after the optimizer has changed the weights and before they are used or saved."""
+        """Called after the optimizer has updated the weights, before they are used or saved."""
 
     def epoch_end(self, epoch: int) -> None:
         """Called after the last step of an epoch, before validation."""
 
     def score(self, epoch: int, score: float) -> float | None:
-        """Returns the validation score that epochs are chosen by; None if this epoch may not be chosen.
+        """Returns the score by which the best epoch is chosen, or None to rule this epoch out.
 
         Args:
             epoch: From 1.
-            score: The task's score, as the hooks before this one see it.
+            score: The validation score so far: the task's, as changed by earlier hooks.
         """
         return score
 
     def tables(self) -> Sequence[Table]:
-        """Returns what a person may want to see after an epoch, for instance a row for each layer."""
+        """Returns tables to show after an epoch, for instance with a row per layer."""
         return ()
 
     def end(self) -> None:
-        """Called once after the last epoch, when the model has the weights of the chosen epoch."""
+        """Called once after the last epoch, with the weights of the chosen epoch loaded."""
 
     def state(self) -> State:
-        """Returns all that decides how the hook continues: plain data and tensors."""
+        """Returns everything that determines how the hook continues, as plain data and tensors."""
         return {}
 
     def restore(self, state: State) -> None:
-        """Puts `state()` back."""
+        """Restores `state()`."""

@@ -1,4 +1,4 @@
-"""Making an optimizer, and one that goes on when the network it trains gets smaller."""
+"""Creating an optimizer, and carrying one over to a smaller network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KeptPositions = Mapping[str, Mapping[int, Tensor]]
 
 
 def make_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
-    """timm's optimizer of that name, without weight decay on biases and norms.
+    """Creates timm's optimizer of that name, without weight decay on biases and norms.
 
     Raises:
         RecipeError: timm does not know it.
@@ -36,19 +36,19 @@ def carry_over(optimizer: torch.optim.Optimizer, before: nn.Module, after: nn.Mo
     """Makes `optimizer` train `after` instead of `before`, with its moments sliced like the parameters.
 
     Every state tensor of a parameter's shape keeps the positions that the parameter kept, bit for bit; scalars such as
-    step counts stay. State of another shape (factored second moments) cannot be sliced and begins anew for that
+    step counts are kept. State of any other shape (factored second moments) cannot be sliced and is reset for that
     parameter.
 
     Args:
         optimizer: Changed in place; parameter groups, learning rates and decay stay.
         before: The network it was made for.
         after: The same network with fewer channels, or a copy.
-        kept: What `before`'s tensors kept; a tensor that is not named kept everything.
+        kept: Kept positions of `before`'s tensors; tensors that are not listed kept everything.
     """
     names = {id(parameter): name for name, parameter in before.named_parameters()}
     new = dict(after.named_parameters())
     for group in optimizer.param_groups:
-        for place, old in enumerate(group["params"]):
+        for index, old in enumerate(group["params"]):
             name = names.get(id(old))
             if name is None or name not in new:
                 continue
@@ -58,11 +58,11 @@ def carry_over(optimizer: torch.optim.Optimizer, before: nn.Module, after: nn.Mo
                 moved = _sliced(state, old, kept.get(name, {}))
                 if moved is not None:
                     optimizer.state[parameter] = moved
-            group["params"][place] = parameter
+            group["params"][index] = parameter
 
 
 def _sliced(state: Mapping[str, Any], old: Tensor, dims: Mapping[int, Tensor]) -> dict[str, Any] | None:
-    """The state of one parameter after the removal; None when it cannot be sliced."""
+    """The state of one parameter after the removal, or None if it cannot be sliced."""
     moved: dict[str, Any] = {}
     for key, value in state.items():
         if isinstance(value, Tensor) and value.dim() > 0:

@@ -1,4 +1,4 @@
-"""Memory that runs out and loader processes that die, as one line each."""
+"""Out-of-memory errors and dead loader processes as one-line errors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _SHARED_MEMORY = re.compile(r"unable to (?:write to|open|allocate|mmap|resize).*
 
 @contextmanager
 def resource_errors(batch_size: int | None = None) -> Iterator[None]:
-    """Turns running out of memory and the death of a loader process into an error that says what helps.
+    """Turns out-of-memory errors and dead loader processes into errors that say what helps.
 
     Args:
-        batch_size: Images in a batch, to be named.
+        batch_size: Images per batch, for the message.
 
     Raises:
         ResourceError: One of these has happened.
@@ -32,14 +32,14 @@ def resource_errors(batch_size: int | None = None) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as error:
-        found = as_resource_error(error, batch_size)
-        if found is None:
+        scarce = as_resource_error(error, batch_size)
+        if scarce is None:
             raise
-        raise found from error
+        raise scarce from error
 
 
 def as_resource_error(error: BaseException, batch_size: int | None = None) -> ResourceError | None:
-    """The error in one line if it is about memory or a loader process, else None."""
+    """A one-line error if `error` is about memory or a loader process, else None."""
     if isinstance(error, PruneError):
         return None
     text = str(error)
@@ -66,7 +66,7 @@ def as_resource_error(error: BaseException, batch_size: int | None = None) -> Re
 
 
 def as_loader_error(error: BaseException, batch_size: int) -> ResourceError | None:
-    """The same for an error met while waiting for a batch, where a lost connection means a dead process, too."""
+    """Likewise for an error raised while waiting for a batch, where a lost connection also means a dead process."""
     lost = isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) or "items of ancdata" in str(error)
     if lost and not str(error).startswith("Caught "):  # that is how torch passes on what was raised over there
         return _dead_worker("")

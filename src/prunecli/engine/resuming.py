@@ -1,4 +1,4 @@
-"""What training has to remember to go on as if nothing had happened, and how a signal asks it to stop."""
+"""What training has to remember to continue as if nothing had happened, and how a signal asks it to stop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Keeper(Protocol):
     """Where the states of a training run are kept; see `prunecli.checkpoint.runstate.StateStore`."""
 
     def load(self) -> State | None:
-        """The state to go on from, if there is one."""
+        """Returns the state to resume from, if there is one."""
         ...
 
     def due(self) -> bool:
@@ -36,18 +36,18 @@ class Keeper(Protocol):
         ...
 
     def interrupted(self, signal: int, content: State, position: str) -> Interrupted:
-        """Saves one because of a signal, and says how to go on."""
+        """Saves one because of a signal; the result says how to resume."""
         ...
 
 
 @dataclass
 class Position:
-    """How far training has come.
+    """Progress of a training run.
 
     Attributes:
-        epoch: The epoch it is in, from 1.
-        batch: Batches of it that are done.
-        images: Their images.
+        epoch: Current epoch, from 1.
+        batch: Batches of this epoch that are done.
+        images: Images in those batches.
         loss: Sum of the loss over these images.
         seconds: Time spent in it.
     """
@@ -63,17 +63,17 @@ class Position:
 
 
 class StopRequest:
-    """Which signal asked for the end, if one did."""
+    """The signal that asked the run to end, if any."""
 
     signal: int | None = None
 
 
 @contextmanager
 def stop_requests(tell: Callable[[str], None]) -> Iterator[StopRequest]:
-    """Makes the first Ctrl-C or SIGTERM a request that is answered after the step; the second aborts at once.
+    """Turns the first Ctrl-C or SIGTERM into a request to stop after the current step; the second aborts at once.
 
     Args:
-        tell: Told that the request was heard.
+        tell: Called with a message when the request arrives.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
@@ -90,7 +90,7 @@ def stop_requests(tell: Callable[[str], None]) -> Iterator[StopRequest]:
             return
         if request.signal is None:
             request.signal = number
-            tell("finishing the step, then saving; once more aborts without saving")
+            tell("finishing the step, then saving; press again to abort without saving")
             return
         restore()
         signal.raise_signal(number)
@@ -148,11 +148,11 @@ class Resumable(Protocol):
     position: Position
 
     def state(self) -> State:
-        """All that decides how it goes on."""
+        """Returns all that decides how it continues."""
         ...
 
     def restore(self, state: State) -> None:
-        """Puts `state()` back."""
+        """Restores `state()`."""
         ...
 
     def require_finite(self) -> None:
@@ -161,30 +161,32 @@ class Resumable(Protocol):
 
 
 class Checkpoint:
-    """Saves the state of a run where it is due, and ends the run where a signal asked for it."""
+    """Saves the state of a run when it is due, and ends the run when a signal asked for it."""
 
     def __init__(self, run: Resumable, keeper: Keeper | None, stop: StopRequest) -> None:
         self._run, self._keeper, self._stop = run, keeper, stop
 
     def __call__(self) -> None:
-        """To be called between steps."""
+        """Call between steps."""
         self.stop()
         if self._keeper is not None and self._keeper.due():
             self._run.require_finite()
             self._keeper.save(self._run.state(), str(self._run.position))
 
     def stop(self) -> None:
-        """To be called where nothing but the steps so far would be saved, such as during validation."""
+        """Call where only the steps so far would be saved, such as during validation."""
         if self._keeper is not None and self._stop.signal is not None:
             self._run.require_finite()
             raise self._keeper.interrupted(self._stop.signal, self._run.state(), str(self._run.position))
 
     def restore(self) -> None:
-        """Goes on from the newest state, if there is one."""
+        """Resumes from the newest state, if there is one."""
         state = self._keeper.load() if self._keeper is not None else None
         if state is None:
             return
         try:
             self._run.restore(state)
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ModelError(f"the saved state does not fit this network ({error}); begin anew with --force") from error
+            raise ModelError(
+                f"the saved state does not fit this network ({error}); start again with --force"
+            ) from error

@@ -1,4 +1,4 @@
-"""Where the figures of a training run go: always metrics.jsonl, TensorBoard when asked."""
+"""The log of a training run: always metrics.jsonl, and TensorBoard on request."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from prunecli.errors import RecipeError, ResourceError
 
 
 class MetricsLog:
-    """Writes one JSON object per epoch, and TensorBoard event files beside it when asked.
+    """Writes one JSON object per epoch, and TensorBoard event files beside it on request.
 
     Args:
         path: The .jsonl file; a file that exists is replaced.
         tensorboard: Whether to write event files into a folder called tensorboard.
-        continued: Keep the rows of the epochs before the first one that is written now.
-        warn: Told when a row cannot be written: a full disk costs the log, not the training.
+        continued: Whether to keep rows of earlier epochs.
+        warn: Called when a row cannot be written; a full disk costs the log, not the training.
 
     Raises:
         RecipeError: TensorBoard is asked for but not installed.

@@ -1,4 +1,4 @@
-"""How many units each group keeps."""
+"""Allocation: how many units each group keeps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Signature = tuple[tuple[str, str, int, str], ...]
 
 @dataclass(frozen=True)
 class Allocation:
-    """Kept units by group name, and for groups that were held back, why."""
+    """Kept units by group name, and the reason for each group that was held back."""
 
     keep: dict[str, Tensor]
     held_back: dict[str, str]
@@ -28,11 +28,11 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Demand:
-    """How much is to go.
+    """How much to remove.
 
     Attributes:
         ratio: Share of the channels, counted against the dense network.
-        own: Ratios of single groups by name, in place of `ratio`; all other groups stay whole.
+        own: Ratios of individual groups by name, instead of `ratio`; all other groups keep everything.
         dense: Channels of each group before anything was removed; default: as they are now.
     """
 
@@ -59,7 +59,7 @@ def allocate(
         groups: The groups that may shrink.
         scores: For each group name, scores of shape (units,).
         params: Scope, rounding and bounds.
-        demand: How much is to go; default: the ratio of `params`, of the channels there are.
+        demand: How much to remove; default: the ratio in `params`, of the present channels.
     """
     demand = demand or Demand(params.ratio)
     if not groups:
@@ -178,14 +178,14 @@ def _ranked_counts(
     scaled = [scores[group.name] for group in groups]
     if params.normalise == "mean":
         scaled = [values / values.mean().clamp_min(torch.finfo(torch.float64).tiny) for values in scaled]
-    places = _places(scaled)
+    ranks = _ranks(scaled)
     dense = sum(limit.dense_units * group.channels_per_unit for limit, group in zip(limits, groups, strict=True))
     target = (1 - ratio) * dense
 
     def counts_at(weakest: int) -> list[int]:
         if weakest > last:  # everything ranks below; only the limits hold
             return [limit.smallest for limit in limits]
-        below = [int(torch.searchsorted(found, weakest)) for found in places]
+        below = [int(torch.searchsorted(of_group, weakest)) for of_group in ranks]
         return [limit.nearest(limit.units - b) for limit, b in zip(limits, below, strict=True)]
 
     def width(counts: list[int]) -> int:
@@ -199,8 +199,8 @@ def _ranked_counts(
     return min((counts_at(low), counts_at(high)), key=lambda counts: abs(width(counts) - target))
 
 
-def _places(scores: Sequence[Tensor]) -> list[Tensor]:
-    """Where each group's units stand in the ranking of all, weakest first, sorted: one (units,) tensor per group.
+def _ranks(scores: Sequence[Tensor]) -> list[Tensor]:
+    """Ranks of each group's units among all units, weakest first, sorted: one (units,) tensor per group.
 
     Equal scores of several groups are dealt out evenly, so that a ranking full of zeros does not empty one group first.
     """
@@ -208,6 +208,6 @@ def _places(scores: Sequence[Tensor]) -> list[Tensor]:
     depth = torch.cat([torch.arange(len(values)) / len(values) for values in ordered])
     by_depth = torch.sort(depth, stable=True).indices
     by_score = torch.sort(torch.cat(ordered)[by_depth], stable=True).indices
-    place = torch.empty(len(depth), dtype=torch.int64)
-    place[by_depth[by_score]] = torch.arange(len(depth))
-    return [part.sort().values for part in torch.split(place, [len(values) for values in ordered])]
+    rank = torch.empty(len(depth), dtype=torch.int64)
+    rank[by_depth[by_score]] = torch.arange(len(depth))
+    return [part.sort().values for part in torch.split(rank, [len(values) for values in ordered])]

@@ -1,4 +1,4 @@
-"""What pruning came to."""
+"""The result of pruning."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from prunecli.surgery.groups import Trace
 
 @dataclass(frozen=True, repr=False)
 class PruneReport:
-    """What pruning did, in figures.
+    """Figures of one pruning.
 
     Attributes:
         method: Name of the method.
         scope: How channels competed: global, local, isomorphic, or "by name".
         steps: Steps of the schedule.
-        target: The figure that was aimed at instead of a ratio, with the share asked for and the share reached.
-        requested: Share of the prunable channels that was to be removed; with a target, that was removed.
+        target: The target that was set instead of a ratio, with the share requested and the share reached.
+        requested: Share of the prunable channels to remove; with a target, the share that was removed.
         achieved: Share that was removed.
         params_before: Parameters of the original network.
         params_after: Parameters of the pruned network.
@@ -73,7 +73,7 @@ class PruneReport:
         return plain
 
     def figures(self) -> dict[str, JsonValue]:
-        """What the manifest keeps; a time differs from run to run, so a latency reached stays out."""
+        """Figures for the manifest, without latencies, which differ from run to run."""
         aim = {f"{self.target.kind}_asked": self.target.requested} if self.target is not None else {}
         return {
             "scope": self.scope,

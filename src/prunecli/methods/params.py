@@ -78,7 +78,7 @@ TokenSelector = Literal["anchor", "cls", "diversity", "random", "evit", "tome"]
 
 @dataclass(frozen=True)
 class TokenParams:
-    """Which tokens of a vision transformer stay, and where; a budget is given in one way alone."""
+    """Which tokens of a vision transformer stay, and where; exactly one kind of budget may be given."""
 
     keep: Annotated[float | None, Gt(0), Lt(1), Doc("Share of all tokens that stays; default: 0.5.")] = None
     tokens: Annotated[int | None, Ge(2), Doc("Or: how many stay, the class token and its like included.")] = None

@@ -54,8 +54,8 @@ def select(model: nn.Module, request: PruneRequest, assumptions: Assumptions | N
 
     Args:
         model: The network.
-        request: Whose patterns, parameters and, without `assumptions`, earlier trace count.
-        assumptions: What an earlier trace found out by trying, on a network that has changed since.
+        request: Patterns and parameters, and an earlier trace, which is used unless there are `assumptions`.
+        assumptions: Answers that an earlier trace found by trial, for a network that has changed since.
 
     Raises:
         MethodError: A pattern matches no layer.
@@ -118,7 +118,7 @@ def rank(model: nn.Module, request: PruneRequest) -> Ranking:
 
 
 def why_nothing(untouched: Sequence[Untouched]) -> str:
-    """The reason why nothing can shrink that helps most: one that names an option, else the first."""
+    """The most helpful reason why nothing can shrink: one that names an option, else the first."""
     reasons = [f"{entry.name}: {entry.reason}" for entry in untouched]
     return next((reason for reason in reasons if "--" in reason), reasons[0] if reasons else _NOTHING)
 

@@ -15,7 +15,7 @@ def all_methods() -> dict[str, MethodSpec]:
     """Every method by name: built-in ones, and the methods and criteria of installed packages.
 
     Raises:
-        MethodError: An installed package's entry point is broken or takes a name that is there already.
+        MethodError: An installed package's entry point is broken or its name is taken.
     """
     specs = {name: METHODS.load(name) for name in METHODS.names}
     for name in CRITERIA.names:

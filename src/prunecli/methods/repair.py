@@ -1,4 +1,4 @@
-"""What makes up for a removal without labels, and the time that every phase takes."""
+"""Label-free repair after a removal, and timing by phase."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Repair:
     """Compensation and recalibration of a pruned network.
 
     Args:
-        calibration: Batches that can be gone through more than once, inputs or (inputs, labels); None: no repair.
+        calibration: Batches that can be iterated more than once, inputs or (inputs, labels); None: no repair.
         compensation: How removed channels are folded into those that stay.
-        recalibrate: Whether batch normalisation statistics are measured anew.
+        recalibrate: Whether batch normalisation statistics are measured again.
 
     Attributes:
         compensated: Layers that were adjusted in the last repair.
-        recalibrated: Batch normalisations that were measured in it.
+        recalibrated: Batch normalisations that were measured in that repair.
     """
 
     def __init__(self, calibration: Iterable[Any] | None, compensation: Compensation, recalibrate: bool) -> None:
@@ -53,7 +53,7 @@ class Repair:
         keep: Keep,
         clock: Clock | None = None,
     ) -> None:
-        """Repairs `after`, in place, which is `before` without what `keep` leaves out."""
+        """Repairs `after` in place: the network `before` with only the units in `keep`."""
         clock = clock or Clock()
         if self._calibration is None:
             return

@@ -1,4 +1,4 @@
-"""What is asked of a method that removes channels."""
+"""The request that a structural method receives."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from prunecli.surgery.removal.compensate import Compensation
 
 @dataclass(frozen=True)
 class Transition:
-    """What one step of a schedule did, for whoever trains between the steps.
+    """One step of a schedule, for code that trains between steps.
 
     Attributes:
         before: The network before the step.
         after: The network after it, to be trained in place.
-        kept: What `before`'s tensors kept; with it `prunecli.engine.optimizer.carry_over` slices an optimizer.
+        kept: Kept positions of `before`'s tensors; `prunecli.engine.optimizer.carry_over` uses them.
         step: Number of the step, from 1.
         steps: How many there are.
-        state: Returns what pruning has to remember to resume after this step, as plain data and tensors;
+        state: Returns the state needed to resume after this step, as plain data and tensors;
             `PruneRequest.resume` takes it, together with `step`.
     """
 
@@ -58,10 +58,10 @@ class PruneRequest:
             data; None leaves compensation and recalibration out too.
         compensation: How removed channels are folded into those that stay, after verification.
         recalibrate: Whether batch normalisation statistics are measured again.
-        loss: What methods take gradients of.
+        loss: The loss whose gradients methods take.
         recover: Called after every step of a schedule, to train.
-        resume: A step and the `Transition.state` of it: earlier steps are not repeated, nor is its own removal.
-        trace: A trace of the network that was made before, with the same example inputs.
+        resume: A step and its `Transition.state`: earlier steps and the removal of this step are not repeated.
+        trace: An earlier trace of the network, made with the same example inputs.
     """
 
     method: str
@@ -78,7 +78,7 @@ class PruneRequest:
     trace: Trace | None = field(default=None, repr=False)
 
     def calibrated(self) -> Calibration:
-        """What a criterion may look at, with a generator that starts from the seed."""
+        """Calibration for criteria, with a generator seeded with `seed`."""
         return Calibration(
             generator=torch.Generator().manual_seed(self.seed),
             batches=self.calibration,

@@ -1,4 +1,4 @@
-"""Methods that change how a network runs and no weight."""
+"""Methods that change how a network runs but none of its weights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from prunecli.methods.registry import get_method
 
 @dataclass(frozen=True)
 class Description:
-    """What a method says of a change, beside what is measured of any.
+    """What a method reports about a change, in addition to the usual measurements.
 
     Attributes:
         document: Entries of the JSON document.
-        rows: Rows of the table: a label, and a text for the network as it is, changed, and with the baseline's change.
+        rows: Table rows: a label, and texts for the unpruned network, the pruned one, and the baseline.
     """
 
     document: Mapping[str, Any] = field(default_factory=dict)
@@ -30,13 +30,13 @@ class Description:
 
 
 class RuntimeMethod(ABC):
-    """A method that changes how a network runs; `MethodSpec.entry` names the class, which is made without arguments.
+    """A method that changes how a network runs; `MethodSpec.entry` names the class.
 
-    A *change* is what the method decided: plain data (a mapping) or a pydantic model of it, from which the same can be
-    done again to the same network.
+    A *change* is what the method decided, as plain data (a mapping or a pydantic model), so that it can be applied to
+    the same network again.
 
     Attributes:
-        done: What the method has done to a network, to complete "its tokens are pruned already".
+        done: What the method has done to a network, as in "its tokens are pruned".
     """
 
     done: str = "it runs differently"
@@ -65,27 +65,27 @@ class RuntimeMethod(ABC):
 
     @abstractmethod
     def apply(self, model: nn.Module, change: Any) -> Callable[[], None]:
-        """Makes the network run differently, in place; returns a function that undoes it.
+        """Applies the change in place and returns a function that undoes it.
 
         Raises:
             MethodError: The change does not fit the network.
         """
 
     def baseline(self, model: nn.Module, change: Any, seed: int) -> Any:
-        """The same amount of change chosen at random, as the baseline to beat; None if that means nothing."""
+        """A random change of the same size, as the baseline to beat; None if there is no such thing."""
         return None
 
     def describe(self, model: nn.Module, changes: Mapping[str, Any], example_inputs: Inputs) -> Description:
-        """What to say of the changes, by name: "unpruned" (None), "pruned" and "random"."""
+        """Describes the changes, given by name: "unpruned" (None), "pruned" and perhaps "random"."""
         return Description()
 
     def record(self, manifest: Manifest, method: str, change: Any) -> Manifest:
-        """The manifest of a network with the change; `recorded_change` reads it."""
+        """Returns the manifest with the change recorded; `recorded_change` reads it back."""
         return manifest.model_copy(update={"runtime": RuntimeChange(method=method, change=dict(change))})
 
     @contextmanager
     def applied(self, model: nn.Module, change: Any) -> Iterator[nn.Module]:
-        """The network with the change, and afterwards as it was; without a change (None) as it is."""
+        """A context in which the network runs with the change; None means no change."""
         undo = self.apply(model, change) if change is not None else None
         try:
             yield model
@@ -95,7 +95,7 @@ class RuntimeMethod(ABC):
 
 
 class RecordedChange(NamedTuple):
-    """A change that a manifest records, and its method."""
+    """A change recorded in a manifest, and its method."""
 
     method: RuntimeMethod
     change: Any
@@ -115,7 +115,7 @@ def get_runtime(name: str) -> RuntimeMethod:
 
 
 def recorded_change(manifest: Manifest) -> RecordedChange | None:
-    """How a network with this manifest runs differently, if it does.
+    """The runtime change that a manifest records, if any.
 
     Raises:
         ModelError: The method is not installed.
@@ -134,7 +134,7 @@ def recorded_change(manifest: Manifest) -> RecordedChange | None:
 
 
 def apply_recorded(model: nn.Module, manifest: Manifest) -> None:
-    """Makes a restored network run as its manifest says.
+    """Applies the recorded runtime change to a restored network.
 
     Raises:
         ModelError: The method is not installed, or the change does not fit the network.

@@ -1,4 +1,4 @@
-"""How much is removed by the end of every step."""
+"""How much has been removed after each step of a schedule."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def amounts(kind: Schedule, steps: int, final: float, initial: float | None = No
 
     Args:
         kind: The schedule.
-        steps: How many steps; "once" has one whatever is said here.
+        steps: Number of steps; ignored for "once".
         final: Amount at the end, 0 to 1.
         initial: Amount at the beginning; more than `final` counts as `final`.
     """
     if kind == "once":
         return [final]
     start = min(final, initial if initial is not None else (_RAMP_INITIAL if kind == "ramp" else 0.0))
-    found = []
+    amounts_by_step = []
     for step in range(1, steps + 1):
         progress = step / steps
         if kind == "ramp":
             along = (progress - _RAMP_FROM) / (_RAMP_TO - _RAMP_FROM)
-            # 3 of 10 steps are 30 % of them, whatever binary fractions say.
-            found.append(0.0 if along < -1e-9 else start + (final - start) * min(1.0, max(0.0, along)))
+            # 3 of 10 steps count as 30 %, despite binary rounding.
+            amounts_by_step.append(0.0 if along < -1e-9 else start + (final - start) * min(1.0, max(0.0, along)))
         else:
             left = (1 - progress) ** (3 if kind == "cubic" else 1)
-            found.append(final + (start - final) * left)
-    return found
+            amounts_by_step.append(final + (start - final) * left)
+    return amounts_by_step

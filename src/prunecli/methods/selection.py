@@ -62,18 +62,18 @@ def apply_patterns(
 
 
 def hold_residual(traced: Trace, groups: Sequence[ChannelGroup]) -> tuple[list[ChannelGroup], list[Untouched]]:
-    """Splits groups into those whose channels are read once they are written, and residual streams.
+    """Splits groups into ordinary ones and residual streams.
 
     A residual stream is written again after some layer has read it.
     """
     inner = traced.part.trace if traced.part is not None else traced
     prefix = f"{traced.part.module}." if traced.part is not None else ""
     called = inner.followed.order if inner.followed is not None else []
-    place = {prefix + name: index for index, name in enumerate(called)}
+    position = {prefix + name: index for index, name in enumerate(called)}
     held = []
     for group in groups:
         read, written = (
-            [place[name] for name in group.modules(role) if name in place] for role in ("consumer", "producer")
+            [position[name] for name in group.modules(role) if name in position] for role in ("consumer", "producer")
         )
         if read and written and min(read) <= max(written):
             held.append(group)
@@ -92,7 +92,7 @@ def ratios_by_group(traced: Trace, groups: Sequence[ChannelGroup], ratios: Mappi
     Raises:
         MethodError: A pattern matches no group that may shrink, or two patterns match the same one.
     """
-    found: dict[str, float] = {}
+    by_group: dict[str, float] = {}
     by: dict[str, str] = {}
     for pattern, ratio in ratios.items():
         exact = [group.name for group in groups if group.name == pattern]
@@ -105,8 +105,8 @@ def ratios_by_group(traced: Trace, groups: Sequence[ChannelGroup], ratios: Mappi
                     f"layer_ratio: {by[name]!r} and {pattern!r} both match {name}; write patterns that do not overlap"
                 )
             by[name] = pattern
-            found[name] = ratio
-    return found
+            by_group[name] = ratio
+    return by_group
 
 
 def _why_nothing(traced: Trace, groups: Sequence[ChannelGroup], pattern: str) -> str:

@@ -1,4 +1,4 @@
-"""What a pruning method is, and the families of methods. Torch-free."""
+"""Pruning methods and their families. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prunecli.registry import imported
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """One method: how it is called, where it comes from, what it can be told, and where its algorithm is.
+    """One method: its name, origin, parameters and algorithm.
 
     Attributes:
         name: The verb on the command line and the value of `method:` in a recipe.
@@ -37,17 +37,17 @@ class MethodSpec:
     command: str = ""
 
     def load(self) -> Any:
-        """Imports the algorithm; this is the first moment that torch is needed."""
+        """Imports the algorithm, and with it torch."""
         return imported(self.entry)
 
 
 @dataclass(frozen=True)
 class Family:
-    """What runs the methods of one kind.
+    """One kind of methods, and what runs them.
 
     Attributes:
         name: As in `MethodSpec.family`.
-        summary: What its methods do, to complete "is for methods that ...".
+        summary: What its methods do, as in "methods that remove channels".
         runner: "module:attribute" of a function (workspace, stage, out) that runs a prune stage and returns a
             `prunecli.report.results.StageOutcome`.
         settings: Fields of a prune stage that it reads.

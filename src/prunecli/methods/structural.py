@@ -71,7 +71,7 @@ def prune_structural(model: nn.Module, request: PruneRequest) -> Pruned:
 
 
 class _Run:
-    """One pruned network in the making, over the steps of a schedule."""
+    """One network being pruned, over the steps of a schedule."""
 
     def __init__(self, model: nn.Module, request: PruneRequest) -> None:
         self.network = self._original = model
@@ -190,11 +190,11 @@ class _Run:
         return Pruned(self.network, report, self._traced)
 
     def generator_state(self) -> Tensor:
-        """Where the criterion's random numbers stand."""
+        """State of the criterion's random number generator."""
         return self._calibration.generator.get_state()
 
     def state(self, generator: Tensor) -> State:
-        """What the steps so far came to; of the network, what differs from the original."""
+        """The result of the steps so far; of the network, only what differs from the original."""
         known = self._traced.assumptions or Assumptions()
         return {
             "attributes": attribute_differences(self._original, self.network),
@@ -287,7 +287,7 @@ def edits_of(groups: Sequence[ChannelGroup], keep: Mapping[str, Tensor]) -> list
 
 
 def _tied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, with one object for those that lie at one place in memory."""
+    """The same tensors, with a single object for those that share memory."""
     seen: dict[tuple[int, torch.Size], Tensor] = {}
     return {
         name: seen.setdefault((tensor.data_ptr(), tensor.shape), tensor) if tensor.numel() else tensor

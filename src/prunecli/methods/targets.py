@@ -44,7 +44,7 @@ _IMAGES = 64
 
 @dataclass(frozen=True)
 class Target:
-    """A figure of the result, as a share of the dense network's.
+    """A target figure, as a share of the dense network's.
 
     Attributes:
         kind: Which figure.
@@ -66,7 +66,7 @@ def target_of(params: StructuralParams) -> Target | None:
     """The target that was set, if any.
 
     Raises:
-        MethodError: Two things were asked for that exclude each other.
+        MethodError: Two settings exclude each other.
     """
     given = {kind: getattr(params, kind) for kind in TARGETS if getattr(params, kind) is not None}
     asked = [f"--{kind} {value:g}" for kind, value in given.items()]
@@ -80,7 +80,7 @@ def target_of(params: StructuralParams) -> Target | None:
 
 
 class Ruler:
-    """Measures what a removal leaves of a figure, relative to the dense network.
+    """Measures a figure of pruned networks, relative to the dense network.
 
     Args:
         kind: Which figure.
@@ -89,7 +89,7 @@ class Ruler:
         batches: Calibration batches, inputs or (inputs, labels); the first 64 images are used for figures of spikes.
         compensation: With `recalibrate`, how a candidate is repaired on those images before its spikes are counted:
             a network that was just cut fires much less than it will.
-        recalibrate: Whether normalisations are measured anew.
+        recalibrate: Whether normalisations are measured again.
 
     Raises:
         MethodError: A figure of spikes is asked for, and the network has none or there is no image.
@@ -131,12 +131,12 @@ class Ruler:
 
     def _count(self, model: nn.Module) -> float:
         if self.kind in SPIKE_TARGETS:
-            found = profile(model, self._images)
-            return found.synops if self.kind == "synops" else found.energy_nj
+            activity = profile(model, self._images)
+            return activity.synops if self.kind == "synops" else activity.energy_nj
         return parameter_count(model) if self.kind == "params" else count_macs(model, self._inputs).total
 
     def reach(self, share: float, model: nn.Module, groups: list[ChannelGroup], plan: Plan) -> Allocation:
-        """The allocation that leaves nearest to `share`, by bisection on the channel ratio.
+        """The allocation whose share is nearest to `share`, by bisection on the channel ratio.
 
         Raises:
             MethodError: Even the most that the bounds allow leaves too much.
@@ -145,7 +145,7 @@ class Ruler:
         least_share = self.share(model, groups, most)
         if least_share > 1:
             raise MethodError(
-                f"--{self.kind} {share:g} cannot be reached: the network given hardly does anything, and a repaired "
+                f"--{self.kind} {share:g} cannot be reached: the network hardly does anything, and a repaired "
                 f"smaller one {least_share:.1f} times its {_NAMES[self.kind]}; train it first"
             )
         if least_share > share + _SLACK[self.kind]:
@@ -163,10 +163,10 @@ class Ruler:
             widths = tuple(len(allocation.keep[group.name]) for group in groups)
             if widths not in known or self.kind == "latency":
                 known[widths] = self.share(model, groups, allocation)
-            found = known[widths]
-            if abs(found - share) < abs(best_share - share):
-                best, best_share = allocation, found
-            low, high = (middle, high) if found > share else (low, middle)
+            reached = known[widths]
+            if abs(reached - share) < abs(best_share - share):
+                best, best_share = allocation, reached
+            low, high = (middle, high) if reached > share else (low, middle)
         return best
 
 

@@ -98,8 +98,8 @@ def plan_selection(
         params: The budget and how tokens are chosen.
         tower: The vision transformer.
         tokens: All its tokens, those before the patches included.
-        seed: Of random places.
-        speedup_of: Measures how many times as fast a selection makes the network; for `params.speedup`.
+        seed: Seed of random choices.
+        speedup_of: Measures the speed-up of a selection; for `params.speedup`.
 
     Raises:
         MethodError: Two budgets are given, or one that leaves nothing out or asks for more than there is.
@@ -119,14 +119,14 @@ def plan_selection(
 
 
 def unread_by(selector: TokenSelector) -> tuple[str, ...]:
-    """Parameters that mean nothing to a selector."""
+    """Parameters that a selector does not use."""
     of_anchors = () if selector == "anchor" else ("alpha", "to_anchors")
     number = () if selector in _WITH_ANCHORS else ("k_anchors",)
     return (*of_anchors, *number, *(("inside",) if selector == "tome" else ()))
 
 
 def at_random(selection: TokenSelection, tower: Tower, seed: int) -> TokenSelection:
-    """The same numbers of tokens at the same places, chosen at random: the baseline to beat, which scores nothing."""
+    """As many tokens after the same blocks, chosen at random: the baseline to beat, which scores nothing."""
     if selection.selector == "tome":
         left, first = selection.tokens - tower.prefix, selection.stages[0].block
         counts = []
@@ -163,12 +163,12 @@ def _check_budget(params: TokenParams) -> None:
 
 
 def _check_selector(params: TokenParams) -> None:
-    """Nothing may be given that the selector does not look at."""
+    """Refuses parameters that the selector does not use."""
     usual = TokenParams()
     for name in unread_by(params.selector):
         if getattr(params, name) != getattr(usual, name):
             flag = name.replace("_", "-")
-            raise MethodError(f"--{flag}: --selector {params.selector} does not look at it; leave it out")
+            raise MethodError(f"--{flag}: --selector {params.selector} does not use it; leave it out")
     if params.stages and params.block != usual.block:
         raise MethodError("--block: --stages names its blocks; leave it out")
 
@@ -186,7 +186,7 @@ def _patches(params: TokenParams, tower: Tower, tokens: int) -> int:
 
 
 def _possible(total: int, tower: Tower, tokens: int) -> int:
-    """Patch tokens of so many tokens in all.
+    """Patch tokens among `total` tokens.
 
     Raises:
         MethodError: All are to stay, or more, or none of the patches.
@@ -206,21 +206,21 @@ def _possible(total: int, tower: Tower, tokens: int) -> int:
 
 
 def _staged(params: TokenParams, tower: Tower, tokens: int) -> list[tuple[int, int]]:
-    """Blocks and the patch tokens that stay there; every share is that of the tokens that come in."""
-    found = []
+    """Blocks and the patch tokens they keep; each share refers to the tokens that arrive there."""
+    stages = []
     left = tokens - tower.prefix
     for text in (part for entry in params.stages for part in entry.replace(",", " ").split()):
         block, _, share = text.partition(":")
         try:
-            place, keep = int(block), float(share)
+            index, keep = int(block), float(share)
         except ValueError:
             raise MethodError(f"--stages {text}: write it as BLOCK:SHARE, for instance 3:0.7") from None
         if not 0 < keep < 1:
             raise MethodError(f"--stages {text}: a share lies between 0 and 1")
         left = max(1, round(keep * left))
-        found.append((place, left))
+        stages.append((index, left))
         left += params.selector == "evit"
-    return found
+    return stages
 
 
 def _selection(
@@ -256,10 +256,10 @@ def _merging(params: TokenParams, tower: Tower, tokens: int, seed: int) -> Token
 def _fastest(
     params: TokenParams, tower: Tower, tokens: int, seed: int, speedup_of: Callable[[TokenSelection], float]
 ) -> TokenSelection:
-    """The most tokens that are as fast as is asked, by bisection.
+    """The largest selection that reaches the requested speed-up, by bisection.
 
     Raises:
-        MethodError: Even two patch tokens, or the anchors that are wanted, are slower than that.
+        MethodError: Even two patch tokens, or the anchors asked for, are slower than that.
     """
     assert params.speedup is not None
     low = max(2, params.k_anchors or 0)
@@ -273,7 +273,7 @@ def _fastest(
     if least < params.speedup:
         raise MethodError(
             f"--speedup {params.speedup:g} cannot be reached: {low} patch tokens from block {params.block} on are "
-            f"{least:.2f} times as fast; ask for less, or begin at an earlier --block"
+            f"{least:.2f} times as fast; ask for less, or start at an earlier --block"
         )
     while high - low > max(1, tokens // 64):
         middle = (low + high) // 2

@@ -1,4 +1,4 @@
-"""Methods that prune while a network trains, and the removal of what they left without use."""
+"""Methods that prune while a network trains, and the removal of the channels they no longer use."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PruningHook(Hook):
     """A hook that prunes."""
 
     def keep(self) -> Mapping[str, Tensor]:
-        """What stays when training is over.
+        """Returns which units stay once training is over.
 
         Returns:
             For each channel group that is to lose units, the indices of those that stay, sorted; empty where the method
@@ -40,7 +40,7 @@ class PruningHook(Hook):
 
 @dataclass(frozen=True)
 class TrainedContext:
-    """What a trained method starts from.
+    """The starting point of a trained method.
 
     Attributes:
         selection: The trace of the network, and the groups that may shrink.
@@ -73,7 +73,7 @@ class Removal:
 
     Attributes:
         method: Name of the method.
-        selection: The groups that were to choose from.
+        selection: The groups that could be pruned.
         example_inputs: Inputs the network accepts.
         calibration: Batches for repairs; None: no repairs.
         compensation: How removed channels are folded into those that stay.
@@ -89,7 +89,7 @@ class Removal:
 
 
 def remove_kept(model: nn.Module, keep: Mapping[str, Tensor], removal: Removal) -> Pruned:
-    """Removes from a copy of `model` what a trained method does not keep, and proves the result.
+    """Removes the units that a trained method does not keep from a copy of `model`, and verifies the result.
 
     Args:
         model: The trained network; not changed. It may be one whose unused channels are not zero.

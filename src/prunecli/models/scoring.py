@@ -1,4 +1,4 @@
-"""How networks give scores for the classes of a data set: by their outputs, or by comparing images with texts."""
+"""How networks produce scores for classes: by their outputs, or by comparing images with texts."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from prunecli.models.prompt_classifier import PromptClassifier, has_text_tower, 
 
 @dataclass(frozen=True)
 class Wordings:
-    """What classes are called in prompts: a text for each class, and templates with `{}` for it."""
+    """Texts of the classes, and prompt templates with `{}` for the text."""
 
     texts: Sequence[str]
     templates: Sequence[str]
 
 
 class Scoring(ABC):
-    """How one network gives scores.
+    """How one network produces scores.
 
     Attributes:
-        refused_evaluations: Values of `--task` that it cannot be judged by: what to say behind the network's name.
-        task_names: What judging is called in reports, where that is not the name of the data set's task.
+        refused_evaluations: Values of `--task` that do not apply, with the reason, to follow the network's name.
+        task_names: Names of evaluations in reports, where they differ from the data set's task.
     """
 
     refused_evaluations: ClassVar[Mapping[str, str]] = {}
@@ -39,13 +39,13 @@ class Scoring(ABC):
     def classifier(
         self, ref: str, network: nn.Module, wordings: Callable[[], Wordings | None], *, remember: bool
     ) -> nn.Module:
-        """What gives scores for classes.
+        """The module that produces scores for classes.
 
         Args:
             ref: The network's reference.
             network: The network.
-            wordings: Reads what classes are called; None where nothing says it.
-            remember: Whether features of prompts come from the disk, and go there if they are new.
+            wordings: Reads the class texts; returns None if there are none.
+            remember: Whether to cache features of prompts on disk.
 
         Raises:
             DataError: Files of class names or templates do not fit.
@@ -70,7 +70,7 @@ class Scoring(ABC):
 
     @abstractmethod
     def refuse_wordings(self) -> None:
-        """To be called where class names or templates are given.
+        """Call when class names or templates are given.
 
         Raises:
             RecipeError: The network does not read texts.
@@ -126,7 +126,7 @@ class TextScoring(Scoring):
         """Outputs are features, of any number."""
 
     def refuse_wordings(self) -> None:
-        """Any wordings will do."""
+        """Accepts any class names."""
 
 
 def scoring_of(network: nn.Module) -> Scoring:
@@ -136,7 +136,7 @@ def scoring_of(network: nn.Module) -> Scoring:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a classifier makes of a batch: features (scores, where there is no text tower) and scores of classes."""
+    """Output of a classifier: features (the scores, without a text tower) and class scores."""
 
     features: Tensor
     scores: Tensor
@@ -157,12 +157,12 @@ def network_in(classifier: nn.Module) -> nn.Module:
 
 
 def has_best_class(classifier: nn.Module) -> bool:
-    """Whether the largest of its scores means something: features of a tower without prompts have no best class."""
+    """Whether its outputs are class scores: features of a tower without prompts have no best class."""
     return isinstance(classifier, PromptClassifier) or not has_text_tower(classifier)
 
 
 def loss_of(classifier: nn.Module) -> Loss:
-    """What criteria take gradients of: with a text tower the loss of its prompts' scores, not of its features."""
+    """The loss for criteria that take gradients: with a text tower that of the prompts' scores, not of the features."""
     if not isinstance(classifier, PromptClassifier):
         return default_loss
     classifier.eval()

@@ -1,4 +1,4 @@
-"""What the neurons of a network do, as reports have it: firing rates and energy, where there are spikes."""
+"""Firing rates and energy of the current network, in the form of a report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PRUNING_IMAGES = 128
 
 @dataclass(frozen=True)
 class EnergyFigures:
-    """Parts of a report: fields of its metrics, and of itself."""
+    """Fields for a report and for its metrics."""
 
     metrics: dict[str, Any] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
@@ -37,12 +37,12 @@ class EnergyFigures:
 
 @dataclass(frozen=True)
 class Firing:
-    """How the neurons of a network fire.
+    """Firing rates of a network.
 
     Attributes:
         neurons: Figures by layer.
-        timesteps: Steps for each image.
-        images: How many images were shown.
+        timesteps: Time steps per image.
+        images: Number of images shown.
         data: Name of the data set.
         metrics: Rates, operations, energy and sparsities of the whole network.
     """
@@ -55,11 +55,11 @@ class Firing:
 
 
 class Activity(ABC):
-    """What can be measured of one kind of networks.
+    """Measurements that depend on whether a network has spiking neurons.
 
     Attributes:
-        targets_on_data: Targets of pruning that are measured on images.
-        firing_hint: What to tell people who have not named a data set; empty: nothing.
+        targets_on_data: Pruning targets that are measured on images.
+        firing_hint: A hint for users who have not named a data set, or empty.
     """
 
     targets_on_data: tuple[str, ...] = ()
@@ -70,18 +70,18 @@ class Activity(ABC):
 
     @property
     def time_steps(self) -> int | None:
-        """Steps that a network with spikes runs for each image, if it says so."""
+        """Time steps per image of a spiking network, if it has such an attribute."""
         return None
 
     @abstractmethod
     def comparable(self, has_data: bool) -> tuple[Measurement, ...]:
-        """What can be measured to compare networks, beside what every network has."""
+        """Additional measurements for comparing networks."""
 
     @abstractmethod
     def evaluate(self, stage: EvalStage, macs: Macs | None, example: Tensor) -> EnergyFigures:
-        """What `spikes` and `energy` of an eval stage come to.
+        """Measures `spikes` and `energy` for an eval stage.
 
-        What cannot be measured is left out, with a warning if it was asked for by name.
+        Figures that cannot be measured are left out, with a warning if they were requested by name.
 
         Args:
             stage: What to measure.
@@ -108,7 +108,7 @@ class Activity(ABC):
 
     @abstractmethod
     def warn_ranked_without_data(self, instead: str) -> None:
-        """Says that a method ranks by something else, for lack of images."""
+        """Warns that a method ranks by something else because there are no images."""
 
 
 class _Spiking(Activity):
@@ -209,7 +209,7 @@ class _Spiking(Activity):
 
 
 class _Dense(Activity):
-    """Networks without spiking neurons: all that can be said is the energy of their MACs."""
+    """Networks without spiking neurons: only the energy of their MACs is known."""
 
     def comparable(self, has_data: bool) -> tuple[Measurement, ...]:
         return ("energy",)
@@ -228,7 +228,7 @@ class _Dense(Activity):
         return None
 
     def warn_ranked_without_data(self, instead: str) -> None:
-        pass  # the method says that there are no spikes
+        pass  # the method itself reports that there are no spikes
 
     def firing(self, images: int, *, required: bool) -> None:
         if required:
@@ -238,11 +238,11 @@ class _Dense(Activity):
 
 
 def activity_of(state: RunState, inputs: ModelInputs) -> Activity:
-    """What can be measured of the current network of a run."""
+    """The measurements for the current network of a run."""
     kind = _Spiking if spiking_neurons(state.model().model) else _Dense
     return kind(state, inputs)
 
 
 def _static_figures(model: nn.Module) -> dict[str, Any]:
-    """What the weights alone say."""
+    """Figures that depend on the weights alone."""
     return {"connection_sparsity": connection_sparsity(model), "footprint_bytes": footprint_bytes(model)}

@@ -11,7 +11,7 @@ _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def spike_metrics(profiled: Profile) -> dict[str, Any]:
-    """Fields of metrics about firing."""
+    """Metrics of firing."""
     return {
         "firing_rate": profiled.firing_rate,
         "activation_sparsity": profiled.activation_sparsity,
@@ -21,7 +21,7 @@ def spike_metrics(profiled: Profile) -> dict[str, Any]:
 
 
 def energy_metrics(profiled: Profile) -> dict[str, Any]:
-    """Fields of metrics about operations."""
+    """Metrics of operations and energy."""
     return {
         "synops": profiled.synops,
         "multiplied": profiled.total("macs"),
@@ -36,7 +36,7 @@ def energy_metrics(profiled: Profile) -> dict[str, Any]:
 
 
 def neuron_rates(profiled: Profile) -> tuple[NeuronRates, ...]:
-    """Layers of neurons as a report has them."""
+    """Firing rates by layer of neurons, in the form of a report."""
     return tuple(
         NeuronRates(
             name=neuron.name,
@@ -51,7 +51,7 @@ def neuron_rates(profiled: Profile) -> tuple[NeuronRates, ...]:
 
 
 def layer_energies(profiled: Profile) -> tuple[LayerEnergy, ...]:
-    """Layers that multiply as a report has them."""
+    """Operations and energy by layer, in the form of a report."""
     return tuple(
         LayerEnergy(
             name=layer.name,

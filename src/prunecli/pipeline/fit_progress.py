@@ -1,4 +1,4 @@
-"""What a person sees of training, and what its log keeps."""
+"""Progress of training: bar, lines, live tables and log."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class FitProgress:
     Args:
         sink: Where lines and tables go.
         advance: Moves the bar, whose total is the batches of all epochs.
-        title: What lines begin with; empty: nothing.
-        epochs: How many epochs there are.
+        title: Prefix of the lines, or empty.
+        epochs: Number of epochs.
         log: Gets a row for each epoch.
     """
 

@@ -1,4 +1,4 @@
-"""What the current network is judged by: its task, and what gives scores."""
+"""Evaluation of the current network: its task, and how it produces scores."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _OF_DATA = ("zeroshot", "classification", "retrieval")
 
 
 class Judging:
-    """The task of a run's data set and the current network's way to give scores.
+    """The task of a run's data set, and how the current network produces scores.
 
     Args:
         state: The run.
-        inputs: What its network takes in.
+        inputs: Inputs of its network.
     """
 
     def __init__(self, state: RunState, inputs: ModelInputs) -> None:
@@ -34,11 +34,11 @@ class Judging:
 
     @property
     def scoring(self) -> Scoring:
-        """How the current network gives scores."""
+        """How the current network produces scores."""
         return scoring_of(self._state.model().model)
 
     def task(self) -> Task:
-        """What the data set is for.
+        """The task of the data set.
 
         Raises:
             DataError: There is none.
@@ -46,7 +46,7 @@ class Judging:
         return task_of(self._state.data())
 
     def labelled_task(self) -> Task:
-        """The task, of which figures can be measured.
+        """The task, provided that the data set has labels.
 
         Raises:
             DataError: The data set has no labels.
@@ -56,7 +56,7 @@ class Judging:
         return task
 
     def training_task(self) -> Task:
-        """The task, for which networks can be trained.
+        """The task, provided that networks can be trained for it.
 
         Raises:
             DataError: Nothing can be learned from the data set.
@@ -66,7 +66,7 @@ class Judging:
         return task
 
     def task_name(self) -> str:
-        """What judging the current network is called in reports."""
+        """Name of the evaluation in reports."""
         name = self._state.data().task
         return self.scoring.task_names.get(name, name)
 
@@ -74,7 +74,7 @@ class Judging:
         """Checks a value of `--task`.
 
         Raises:
-            RecipeError: The network, or the data set, cannot be judged that way.
+            RecipeError: The network or the data set does not allow it.
         """
         loaded = self._state.model()
         refused = self.scoring.refused_evaluations.get(asked)
@@ -87,7 +87,7 @@ class Judging:
                 raise RecipeError(f"--task {asked}: {task.data_name} has {has}; use --task {other}")
 
     def check(self) -> None:
-        """Compares what the network gives with the data set's labels.
+        """Checks that the network's scores fit the data set's labels.
 
         Raises:
             DataError: They do not fit, or the network does not run on such images.
@@ -110,11 +110,11 @@ class Judging:
         scoring.check_outputs(scores, task, loaded.name)
 
     def classifier(self, network: nn.Module | None = None, *, remember: bool = False) -> nn.Module:
-        """What gives scores: towers with prompts for classes that have names, else the network alone.
+        """The module that produces scores: towers with prompts for the class names, or else the network itself.
 
         Args:
-            network: Another network of the same architecture, in place of the current one.
-            remember: Whether features of prompts come from the disk, and go there if they are new.
+            network: Another network of the same architecture, instead of the current one.
+            remember: Whether to cache features of prompts on disk.
 
         Raises:
             DataError: Files of class names or templates do not fit.
@@ -129,7 +129,7 @@ class Judging:
         return scoring.classifier(loaded.manifest.architecture.ref, network, self._wordings, remember=remember)
 
     def loss(self) -> Loss:
-        """What criteria take gradients of."""
+        """The loss whose gradients criteria take."""
         return loss_of(self.classifier(remember=True))
 
     def _wordings(self) -> Wordings | None:

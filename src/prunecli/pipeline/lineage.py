@@ -1,4 +1,4 @@
-"""Where networks come from and go: history, parents, checkpoints."""
+"""History of networks: parents and checkpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Lineage:
 
     Args:
         state: The run.
-        inputs: What its network takes in.
+        inputs: Inputs of its network.
     """
 
     def __init__(self, state: RunState, inputs: ModelInputs) -> None:
@@ -59,15 +59,15 @@ class Lineage:
         """Saves `loaded` as the run's current network.
 
         Returns:
-            Where it was saved: under a similar name if somebody else has written `path` since the run began.
+            The file it was saved to: one with a similar name if somebody else has written `path` in the meantime.
         """
         state = self._state
-        wanted, number = path, 1
+        asked, number = path, 1
         while path.exists() and not state.may_replace:
             number += 1
-            path = wanted.with_stem(f"{wanted.stem}-{number}")
-        if path != wanted:
-            state.sink.warn(f"{wanted}: another process has written it meanwhile; saved as {path}")
+            path = asked.with_stem(f"{asked.stem}-{number}")
+        if path != asked:
+            state.sink.warn(f"{asked}: another process has written it meanwhile; saved as {path}")
         used = self._inputs.preprocessing()
         architecture = loaded.manifest.architecture.model_copy(update={"input_shape": self._inputs.shape()})
         normalisation = InputNormalisation(
@@ -94,7 +94,7 @@ class Lineage:
         step = loaded.manifest.last("prune")
         if step is None or step.parent is None:
             raise ModelError(f"{loaded.name}: names no parent it was pruned from; give --teacher a weights file")
-        # Its path was written down where pruning ran, perhaps by somebody else; it may also lie beside the checkpoint.
+        # The path is that of the machine that pruned; the file may also be next to the checkpoint.
         checkpoint = loaded.path or Path()
         recorded = Path(step.parent)
         candidates = [

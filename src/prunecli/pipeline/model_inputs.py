@@ -1,4 +1,4 @@
-"""What the current network takes in: shapes, preprocessing, examples and batches."""
+"""Inputs of the current network: shapes, preprocessing, examples and batches."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class ModelInputs:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """A context in which the current network runs on an example: one that does not is named.
+        """A context for running the current network on an example; failures become errors that name the network.
 
         Raises:
             ModelError: It does not run on such images.

@@ -1,4 +1,4 @@
-"""Linear probe: what a classifier of one layer makes of a network's features, which stay as they are."""
+"""Linear probe: a one-layer classifier on a network's frozen features."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ITERATIONS = 1000
 
 
 def linear_probe(space: Workspace, split: Split) -> dict[str, Any]:
-    """Fits scikit-learn's logistic regression on features of the training images, and judges it on `split`.
+    """Fits scikit-learn's logistic regression on features of the training images, and evaluates it on `split`.
 
     Features are scaled to mean zero and deviation one over the training images; C is 1. Only features are kept, one
     vector for each image.

@@ -29,7 +29,7 @@ class StepTraining:
         states: Keeps the state of pruning and training together.
 
     Attributes:
-        resume: The step to resume at, and what pruning had come to by then; None at the beginning.
+        resume: The step to resume at and the state of pruning at that point; None for a fresh start.
 
     Raises:
         DataError: The data cannot be used with the network.
@@ -79,7 +79,7 @@ class StepTraining:
 
 
 class _StepKeeper:
-    """Adds to the state of training what pruning has come to."""
+    """Adds the state of pruning to the state of training."""
 
     def __init__(self, states: StateStore, transition: Transition, training: State | None) -> None:
         self._states, self._transition, self._training = states, transition, training

@@ -56,7 +56,7 @@ def prune_model(
     Args:
         model: The network; not changed.
         manifest: What is known about it; the result's manifest continues it.
-        request: The method and what is asked of it.
+        request: The method, its parameters and everything it needs.
         step: Origin of the new entry in the history (parent, data, command).
         dense: For a network outside the catalogue that was pruned before: the original one.
 
@@ -79,10 +79,10 @@ def continued_manifest(
     """The manifest of a pruned network: that of the original with the edits and a new entry in the history.
 
     Args:
-        manifest: Of the original.
-        pruned: What pruning came to.
-        settings: Parameters of the method, and what else was asked.
-        seed: Of everything random.
+        manifest: The manifest of the original.
+        pruned: The result of pruning.
+        settings: Parameters of the method and other settings.
+        seed: Seed of everything random.
         step: Origin of the new entry (parent, data, command).
     """
     report = pruned.report

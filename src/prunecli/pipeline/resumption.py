@@ -33,13 +33,13 @@ def state_folder(out: Path) -> Path:
 
 
 def is_unfinished(out: Path) -> bool:
-    """Whether a stage that was to write `out` left states behind."""
+    """Whether an unfinished stage left states for `out` behind."""
     return any(state_folder(out).glob("*state-*"))
 
 
 @contextmanager
 def saved_states(space: RunState, out: Path, identity: Mapping[str, JsonValue]) -> Iterator[StateStore]:
-    """Holds the lock on `out` and keeps the states of the stage that writes it; they go when the stage is done.
+    """Holds the lock on `out` and keeps states of the stage that writes it, which are removed when it is done.
 
     Args:
         space: Says whether to resume, and how often to save.
@@ -47,7 +47,7 @@ def saved_states(space: RunState, out: Path, identity: Mapping[str, JsonValue]) 
         identity: See `identity_of`.
 
     Raises:
-        RecipeError: Another process writes `out`, or an unfinished run is there and nobody said what to do with it.
+        RecipeError: Another process writes `out`, or there is an unfinished run and neither --resume nor --force.
     """
     folder = state_folder(out)
     with locked(folder, space.command, out):
@@ -89,7 +89,7 @@ def discard_states(out: Path) -> None:
 
 
 def identity_of(space: RunState, stage: Any, **files: str | None) -> dict[str, JsonValue]:
-    """Everything that decides what a stage computes, by names that a message can use; `files` are hashes of more."""
+    """Everything that determines the result of a stage, by names for messages; `files` are hashes of further files."""
     loaded = space.model()
     recipe = space.recipe
     data = {key: value for key, value in dataclasses.asdict(recipe.data).items() if key not in _NOT_IDENTITY}

@@ -39,7 +39,7 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What a run wrote, in order, its last comparison, and the gate that failed, to be raised when all is shown."""
+    """What a run wrote, in order, its last comparison, and the failed gate, to be raised after printing."""
 
     folder: Path
     stages: tuple[StageRecord, ...]
@@ -74,8 +74,8 @@ def check_plan(plan: Plan) -> list[Path]:
 def run_recipe(plan: Plan, folder: Path, space: Workspace) -> RunOutcome:
     """Runs all stages; `folder` receives the plan, every checkpoint, report and metrics log.
 
-    What is done is noted in `run.json` after every stage. With `space.resume` noted stages are not run again, and the
-    one after them resumes from its saved state.
+    Finished stages are recorded in `run.json`. With `space.resume` they are not run again, and the next one resumes
+    from its saved state.
 
     Raises:
         RecipeError: Another process runs there, or the run to resume was a different one.
@@ -93,7 +93,7 @@ def run_recipe(plan: Plan, folder: Path, space: Workspace) -> RunOutcome:
             runner = RUNNERS[stage.stage]
             if index < len(progress.done):
                 if not path.is_file():
-                    raise RecipeError(f"{path}: is gone, so the run cannot be resumed; start again with --force")
+                    raise RecipeError(f"{path}: is missing, so the run cannot be resumed; start again with --force")
                 comparison = runner.skip(space, stage, path) or comparison
                 continue
             space.sink.note(f"stage {index + 1}/{len(files)}: {stage.stage}")
@@ -112,7 +112,7 @@ def run_recipe(plan: Plan, folder: Path, space: Workspace) -> RunOutcome:
 
 @dataclass
 class _Progress:
-    """The stages of a run that are finished, as `run.json` has them."""
+    """The finished stages of a run, as recorded in `run.json`."""
 
     path: Path
     plan_sha256: str

@@ -1,4 +1,4 @@
-"""What the samples of a data set are, and what follows for preparing them."""
+"""Kinds of samples, images and recordings of events, and how each is prepared."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Samples(Protocol):
     """One kind of samples.
 
     Attributes:
-        noun: What people call several of them.
+        noun: Plural noun for messages.
     """
 
     noun: ClassVar[str]
@@ -104,7 +104,7 @@ def _time_steps(model: nn.Module) -> int | None:
 
 
 def _earlier_binnings(name: str, manifest: Manifest) -> Iterator[Binning]:
-    """How recordings became frames when the checkpoint was used with some, latest first."""
+    """The binnings that the checkpoint was used with, latest first."""
     for step in reversed(manifest.history):
         recorded = step.settings.get("binning")
         if recorded is not None:

@@ -1,4 +1,4 @@
-"""What a stage tells its caller while it works; the command line shows it, tests collect it."""
+"""Notes and progress of a stage: the command line shows them, tests collect them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Sink(Protocol):
         ...
 
     def warn(self, text: str) -> None:
-        """One line about something that may surprise."""
+        """One line about something unexpected."""
         ...
 
     def live(self, table: Table) -> None:
-        """A table that takes the place of the last one of its title while a bar is drawn; elsewhere nothing."""
+        """A live table below the progress bar, replacing the last one with that title; ignored without a bar."""
         ...
 
     def progress(self, title: str, total: int) -> AbstractContextManager[Advance]:

@@ -31,12 +31,12 @@ class RunState:
 
     Attributes:
         recipe: The resolved recipe.
-        sink: Told what happens.
+        sink: Receives notes and progress.
         command: How to run this again.
         resume_command: How to resume after an interrupt.
         resume: Resume from saved states.
         force: Replace existing files, saved states too.
-        in_run: A run follows the stages, and removes their states once it has noted that they are done.
+        in_run: Whether the stages belong to a run, which removes their states once it has recorded them as done.
         loaded: The current network; None until it is needed.
         parent: The network that was pruned last, for distillation and paired timing.
         reports: Reports written so far, in order.
@@ -60,7 +60,7 @@ class RunState:
         self.bad = BadImages(self.recipe.data.skip_bad)
         self._reported_bad = 0
         if self.recipe.data.image_size is not None:
-            parse_size(self.recipe.data.image_size)  # a wrong one is noticed before any work
+            parse_size(self.recipe.data.image_size)  # so that a wrong size is reported before any work
         if self.recipe.data.frame_duration is not None and self.recipe.data.frames_by == "number":
             raise RecipeError("--frame-duration and --frames-by number exclude each other; give one of them")
         if self.recipe.threads is not None:
@@ -68,7 +68,7 @@ class RunState:
 
     @property
     def may_replace(self) -> bool:
-        """Whether an existing file may be overwritten: the user says so, or it is the run's own."""
+        """Whether existing files may be overwritten: the user allowed it, or they are the run's own."""
         return self.force or self.resume or self.in_run
 
     def data_name(self) -> str | None:
@@ -82,7 +82,7 @@ class RunState:
         return None
 
     def samples(self) -> Samples:
-        """What the samples of the data set are."""
+        """The kind of samples of the data set."""
         return samples_in(self.data_name())
 
     def data(self) -> ImageData:
@@ -181,5 +181,5 @@ class RunState:
             arguments["num_classes"] = arguments["num_classes"] or data.num_classes
             arguments["in_chans"] = arguments["in_chans"] or data.channels
         if arguments["in_chans"] == 3 and section.in_chans is None:
-            del arguments["in_chans"]  # three is what every architecture has, and not every one takes the argument
+            del arguments["in_chans"]  # every architecture has three by default, and not all of them take the argument
         return {**{key: value for key, value in arguments.items() if value is not None}, **section.kwargs}

@@ -1,4 +1,4 @@
-"""What the stages of one run share: the current network and data set, its inputs, its task, and its history."""
+"""Shared by the stages of one run: the current network and data set with their inputs, task and history."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prunecli.pipeline.state import RunState
 
 
 class Workspace(RunState):
-    """State of one run, with what can be asked of its current network."""
+    """State of one run, with the inputs, evaluation, history and activity of its current network."""
 
     @cached_property
     def inputs(self) -> ModelInputs:
@@ -21,7 +21,7 @@ class Workspace(RunState):
 
     @cached_property
     def judging(self) -> Judging:
-        """The task, and what gives scores."""
+        """The task, and how scores are produced."""
         return Judging(self, self.inputs)
 
     @cached_property
@@ -31,5 +31,5 @@ class Workspace(RunState):
 
     @property
     def activity(self) -> Activity:
-        """What can be measured of the neurons of the current network."""
+        """Firing rates and energy."""
         return activity_of(self, self.inputs)

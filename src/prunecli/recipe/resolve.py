@@ -135,13 +135,13 @@ def _confine(data: Mapping[str, Any], origins: Mapping[KeyPath, str], folder: Pa
 
     Flags and --set are the user's own words, too.
     """
-    places: list[tuple[KeyPath, Any]] = []
+    networks: list[tuple[KeyPath, Any]] = []
     if isinstance(data.get("model"), dict):
-        places.append((("model", "weights"), data["model"].get("weights")))
+        networks.append((("model", "weights"), data["model"].get("weights")))
     for index, stage in enumerate(data["stages"] if isinstance(data.get("stages"), list) else []):
         if isinstance(stage, dict) and stage.get("teacher") != "parent":
-            places.append((("stages", index, "teacher"), stage.get("teacher")))
-    for path, value in places:
+            networks.append((("stages", index, "teacher"), stage.get("teacher")))
+    for path, value in networks:
         if not isinstance(value, str) or (*path, ENVIRONMENT) in origins:
             continue
         if origins.get(path, "--").startswith("--"):
@@ -167,17 +167,17 @@ def _merge(
             _merge(into[key], into_origins, value, origins, here)
             continue
         into[key] = value
-        for old in [place for place in into_origins if place[: len(here)] == here]:
+        for old in [path for path in into_origins if path[: len(here)] == here]:
             del into_origins[old]
-        into_origins.update({place: where for place, where in origins.items() if place[: len(here)] == here})
+        into_origins.update({path: where for path, where in origins.items() if path[: len(here)] == here})
 
 
 def _assign(data: dict[str, Any], origins: dict[KeyPath, str], override: Override) -> None:
     target: Any = data
-    for place, part in enumerate(override.path[:-1], start=1):
-        target = _step(target, part, override, place - 1)
+    for depth, part in enumerate(override.path[:-1], start=1):
+        target = _step(target, part, override, depth - 1)
         if not isinstance(target, (dict, list)):
-            where = ".".join(map(str, override.path[:place]))
+            where = ".".join(map(str, override.path[:depth]))
             raise RecipeError(f"{override.origin}: {where} holds a single value")
     _check_index(target, override.path[-1], override, len(override.path) - 1)
     target[override.path[-1]] = override.value
@@ -188,22 +188,22 @@ def _assign(data: dict[str, Any], origins: dict[KeyPath, str], override: Overrid
         origins[path] = override.origin
 
 
-def _step(target: Any, part: str | int, override: Override, place: int) -> Any:
+def _step(target: Any, part: str | int, override: Override, depth: int) -> Any:
     """What lies at `part` of a mapping or list; a mapping that is not there yet is made."""
-    _check_index(target, part, override, place)
+    _check_index(target, part, override, depth)
     if isinstance(target, dict) and target.get(part) is None:
         target[part] = {}
     return target[part]
 
 
-def _check_index(target: Any, part: str | int, override: Override, place: int) -> None:
+def _check_index(target: Any, part: str | int, override: Override, depth: int) -> None:
     if isinstance(target, list) and (not isinstance(part, int) or part >= len(target)):
-        where = ".".join(map(str, override.path[:place]))
+        where = ".".join(map(str, override.path[:depth]))
         raise RecipeError(f"{override.origin}: {where} has entries 0 to {len(target) - 1}, not {part!r}")
 
 
 class _Checker:
-    """Validates raw data piece by piece, so that an error has one cause and one place."""
+    """Validates raw data piece by piece, so that an error has one cause and one position."""
 
     def __init__(self, origins: Mapping[KeyPath, str]) -> None:
         self._origins = origins
@@ -265,7 +265,7 @@ class _Checker:
         raise RecipeError(f"{self._where((*path, '<key>'))}: unknown key {key!r}; {hint}")
 
     def _where(self, path: KeyPath) -> str:
-        """The place of `path`, or of the nearest thing around it that was written down."""
+        """Where `path` was written, or the nearest thing around it."""
         if path and path[-1] == "<key>" and path not in self._origins:
             path = path[:-1]
         while path and path not in self._origins:

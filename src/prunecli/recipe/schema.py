@@ -144,7 +144,7 @@ class PruneStage:
     params: dict[str, Any] = field(default_factory=dict)
     keep: Annotated[tuple[str, ...], Doc("Layer, block or pattern whose widths stay; may be given again.")] = ()
     recalibrate: Annotated[
-        bool | None, Doc("Measure batch normalisation statistics anew; default: when there are training images.")
+        bool | None, Doc("Measure batch normalisation statistics again; default: when there are training images.")
     ] = None
     compensate: Annotated[
         Literal["none", "bias", "ls"] | None,
@@ -154,7 +154,7 @@ class PruneStage:
         int, Ge(2), Doc("Training images used for both, and by methods that look at data.")
     ] = 1024
     epochs: Annotated[
-        int, Ge(0), Doc("Training epochs after each step of the schedule; the optimizer goes on, moments and all.")
+        int, Ge(0), Doc("Training epochs after each step of the schedule; the optimizer keeps its moments.")
     ] = 0
     lr: Annotated[float, Gt(0), Doc("Learning rate of those epochs, constant.")] = 0.01
     optimizer: Annotated[str, Doc("Their optimizer, by its name in timm.")] = "sgd"

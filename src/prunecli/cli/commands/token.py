@@ -60,21 +60,21 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
         return
     from prunecli.pipeline.stages.runtime import runtime_stage
 
-    path, wanted = checkpoint_path(space, values, "token"), _wanted(values)
-    if wanted is None:
+    path, views = checkpoint_path(space, values, "token"), _views(values)
+    if views is None:
         show_pruning(output, runtime_stage(space, stage, path))
         return
     from prunecli.studies.token_pictures import check_wanted, write_attention, write_overlays
 
-    check_wanted(space, wanted, TokenParams(**stage.params).selector, path)
+    check_wanted(space, views, TokenParams(**stage.params).selector, path)
     outcome = runtime_stage(space, stage, path)
     show_pruning(output, outcome)
-    if wanted.attention is not None:
-        write_attention(space, outcome.change, wanted.attention, wanted.blocks, wanted.count)
-        output.note(f"wrote {wanted.attention}")
-    if wanted.overlay is not None:
-        write_overlays(space, outcome.change, wanted.overlay, wanted.count)
-        output.note(f"drew pictures in {wanted.overlay}")
+    if views.attention is not None:
+        write_attention(space, outcome.change, views.attention, views.blocks, views.count)
+        output.note(f"wrote {views.attention}")
+    if views.overlay is not None:
+        write_overlays(space, outcome.change, views.overlay, views.count)
+        output.note(f"drew pictures in {views.overlay}")
 
 
 def _check_together(values: dict[str, Any]) -> None:
@@ -131,7 +131,7 @@ def _numbers(text: str, flag: str, kind: Callable[[str], Number]) -> list[Number
         raise RecipeError(f"{flag} {text}: write numbers with commas") from None
 
 
-def _wanted(values: dict[str, Any]) -> Wanted | None:
+def _views(values: dict[str, Any]) -> Wanted | None:
     """What is to be seen.
 
     Raises:

@@ -1,1 +1,1 @@
-"""What networks are trained and judged for: one module for each task, listed in `index.py`."""
+"""Tasks: one module each, listed in `index.py`."""

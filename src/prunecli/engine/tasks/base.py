@@ -1,4 +1,4 @@
-"""What a task brings: a loss, figures, what better means, and what it calls its figures."""
+"""What a task defines: its loss, its figures, and which score is better."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Figures(Protocol):
     """Figures of one network on one split. `images` is how many images they were measured on."""
 
     score_name: ClassVar[str]
-    """What reports call the figure that epochs are chosen by."""
+    """Name of the score in reports."""
     score_label: ClassVar[str]
-    """What people call it."""
+    """Label of the score in tables."""
 
     @property
     def images(self) -> int:
@@ -30,17 +30,17 @@ class Figures(Protocol):
 
     @property
     def score(self) -> float:
-        """The figure that epochs are chosen by."""
+        """The figure by which the best epoch is chosen."""
         ...
 
     @property
     def logged(self) -> dict[str, float]:
-        """What the log of a training run says of a validation split."""
+        """Entries for the log of a training run."""
         ...
 
 
 class Meter(Protocol):
-    """Adds batches up to figures."""
+    """Accumulates batches into figures."""
 
     def update(self, scores: Tensor, labels: Any) -> None:
         """Takes one batch: scores as the network gives them, labels on the same device."""
@@ -52,7 +52,7 @@ class Meter(Protocol):
 
 
 class Described(Protocol):
-    """What a task reads of a data set."""
+    """What a task needs to know about a data set."""
 
     @property
     def name(self) -> str:
@@ -77,7 +77,7 @@ class Described(Protocol):
 
 @dataclass(frozen=True)
 class Labels:
-    """A data set as a task sees it, where there is no data set: what its labels mean and nothing else."""
+    """A minimal description of labels, for tasks without a data set."""
 
     name: str
     task: str
@@ -86,7 +86,7 @@ class Labels:
 
 
 class Task(ABC):
-    """What scores are for.
+    """What a network's scores are for: how to train and evaluate it.
 
     Args:
         data: The data set it is made for.
@@ -95,10 +95,10 @@ class Task(ABC):
         name: As reports call it.
         figures: The class of its figures.
         per_pixel: Whether a network gives a score for every pixel, shape (N, classes, h, w).
-        labelled: Whether there is anything to judge scores by.
-        trainable: Whether networks can be trained for it.
-        needs_text_tower: Whether a network has to compare images with texts.
-        refused_augmentations: Training settings that would change an image and not its labels.
+        labelled: Whether there are labels to evaluate against.
+        trainable: Whether networks can be trained for this task.
+        needs_text_tower: Whether a network must be able to compare images with texts.
+        refused_augmentations: Training settings that would change an image but not its labels.
         refused_evaluations: Values of `--task` that do not fit the data set, with what it has and what to ask for.
     """
 
@@ -117,7 +117,7 @@ class Task(ABC):
 
     @classmethod
     def with_classes(cls, count: int) -> Self:
-        """The task for `count` classes that are called by their numbers."""
+        """A task for `count` classes named by their numbers."""
         return cls(Labels("the data", cls.name, tuple(map(str, range(count)))))
 
     @abstractmethod

@@ -74,7 +74,7 @@ class Retrieval(Task):
 class _RecallMeter:
     def __init__(self, described: Tensor) -> None:
         self._described = described
-        self._found = torch.zeros(len(RANKS), dtype=torch.long)
+        self._hits = torch.zeros(len(RANKS), dtype=torch.long)
         self._seen: list[Tensor] = []
         self._scores: Tensor | None = None
         self._best: Tensor | None = None
@@ -83,13 +83,13 @@ class _RecallMeter:
     def update(self, scores: Tensor, labels: Tensor) -> None:
         answers = scores.topk(min(RANKS[-1], scores.shape[1]), dim=1).indices
         right = self._described[answers] == labels.unsqueeze(1)
-        self._found += torch.stack([right[:, :rank].any(dim=1).sum() for rank in RANKS]).cpu()
+        self._hits += torch.stack([right[:, :rank].any(dim=1).sum() for rank in RANKS]).cpu()
         self._seen.append(labels)
         numbers = labels.unsqueeze(1).expand_as(scores)
         if self._scores is not None and self._best is not None:
             scores, numbers = torch.cat([self._scores, scores]), torch.cat([self._best, numbers])
-        self._scores, places = scores.topk(min(RANKS[-1], len(scores)), dim=0)
-        self._best = numbers.gather(0, places)
+        self._scores, rows = scores.topk(min(RANKS[-1], len(scores)), dim=0)
+        self._best = numbers.gather(0, rows)
 
     def compute(self) -> Recalls:
         if self._best is None:
@@ -97,11 +97,11 @@ class _RecallMeter:
         seen = torch.cat(self._seen)
         asked = torch.isin(self._described, seen)  # not the captions of an image that could not be read
         right = (self._best == self._described) & asked
-        found = torch.stack([right[:rank].any(dim=0).sum() for rank in RANKS])
+        hits = torch.stack([right[:rank].any(dim=0).sum() for rank in RANKS])
         images, captions = len(seen), int(asked.sum())
         return Recalls(
-            tuple((100 * found.double() / max(captions, 1)).tolist()),
-            tuple((100 * self._found.double() / images).tolist()),
+            tuple((100 * hits.double() / max(captions, 1)).tolist()),
+            tuple((100 * self._hits.double() / images).tolist()),
             images,
             captions,
         )

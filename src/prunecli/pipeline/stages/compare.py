@@ -1,4 +1,4 @@
-"""Comparing reports, or networks that are measured side by side for it."""
+"""The stage compare: comparing reports, or networks measured side by side."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def compare_paths(
 ) -> Comparison:
     """Compares every report or checkpoint after the first with the first.
 
-    Checkpoints are measured here, and their latencies are taken in turns, so that the ratio is a paired one. With a
-    data set in `recipe` their accuracy is measured too.
+    Checkpoints are measured, with latencies taken in turns so that their ratio is a paired one; given a data set in
+    `recipe`, their accuracy is measured too.
 
     Args:
         paths: Reports (.json), or weights files.
         recipe: Data, device, seed, and the architecture of foreign weights.
-        sink: Told what happens.
+        sink: Receives notes and progress.
         rounds: Paired timings.
         command: How to run this again.
 

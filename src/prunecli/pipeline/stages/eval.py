@@ -99,8 +99,8 @@ def unmet(stage: EvalStage, report: Report) -> GateFailed | None:
     figures = report.metrics.model_dump() | {"name": name}
     if condition is None or condition.true_of(figures):
         return None
-    found = ", ".join(f"{figure} is {figures[figure]:g}" for figure in condition.named)
-    return GateFailed(f"{name}: required {condition.text}, but {found}")
+    measured = ", ".join(f"{figure} is {figures[figure]:g}" for figure in condition.named)
+    return GateFailed(f"{name}: required {condition.text}, but {measured}")
 
 
 def latency_figures(timing: Timing) -> Latency:
