@@ -32,6 +32,7 @@ from tests.faults.conftest import Undisturbed, checkpoints  # noqa: E402
 from tests.faults.fuzzing import GUIDED, TARGETS, run_coverage_guided, run_fuzz  # noqa: E402
 from tests.faults.payloads import hostile, wrappings  # noqa: E402
 from tests.faults.processes import FAULTS, TRAIN, Processes, killed_and_resumed, sha256  # noqa: E402
+from tests.faults.ratio_trials import busy_cores, ratio_trials  # noqa: E402
 
 from prunecli.checkpoint.foreign_files import read_foreign  # noqa: E402
 from prunecli.checkpoint.io import read_checkpoint, read_manifest, write_checkpoint  # noqa: E402
@@ -39,7 +40,6 @@ from prunecli.checkpoint.manifest import Architecture, Manifest  # noqa: E402
 from prunecli.checkpoint.runstate import RunIdentity, StateStore  # noqa: E402
 from prunecli.errors import ModelError, PruneError  # noqa: E402
 from prunecli.measure.environment import describe_environment  # noqa: E402
-from prunecli.measure.selfcheck import busy_cores, ratio_trials  # noqa: E402
 from prunecli.recipe.loader import load_yaml  # noqa: E402
 from prunecli.report.schema import read_report  # noqa: E402
 

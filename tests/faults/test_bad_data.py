@@ -65,9 +65,9 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "nothing.jpg": (lambda path: path.touch(), "the file is empty"),
     "bomb.png": (_bomb, "it has more than 89,478,485 pixels"),
     "large.png": (lambda path: _bomb(path, 10_000), "it has more than 89,478,485 pixels"),  # Pillow would only warn
-    "pipe.jpg": (os.mkfifo, "no regular file"),
+    "pipe.jpg": (os.mkfifo, "not a regular file"),
     "link.jpg": (lambda path: path.symlink_to("nowhere.jpg"), "a link to a file that does not exist"),
-    "device.jpg": (lambda path: path.symlink_to("/dev/zero"), "no regular file"),
+    "device.jpg": (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
     "program.jpg": (_postscript, "its content is not"),  # Pillow would start Ghostscript
 }
 
@@ -181,7 +181,7 @@ def test_a_wrong_number_in_a_mask_is_never_left_out(tmp_path: Path) -> None:
         Image.fromarray(np.full((40, 30), place, dtype=np.uint8)).save(tmp_path / "masks" / f"{place}.png")
     (tmp_path / "classes.txt").write_text("one\ntwo\n")
     data = load_data(f"segmentation:{tmp_path}")
-    with pytest.raises(DataError, match="none of the 2 classes"):
+    with pytest.raises(DataError, match="not one of 2 classes"):
         list(evaluation_batches(data.test, PREPROCESSING, 4, 1, bad=BadImages(9)))
 
 

@@ -20,10 +20,10 @@ from prunecli.measure.commit import head_commit, source_commit
 from prunecli.measure.counts import count_macs
 from prunecli.measure.environment import describe_environment
 from prunecli.measure.latency import summarise
-from prunecli.measure.selfcheck import busy_cores, ratio_trials
 from prunecli.report.comparison import compare_reports
 from prunecli.report.schema import DataInfo, Metrics, ModelInfo, Report, read_report
 from prunecli.report.tables import comparison_table, interval, plain_table, report_table
+from tests.faults.ratio_trials import busy_cores, ratio_trials
 
 IMAGE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

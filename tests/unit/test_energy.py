@@ -274,7 +274,7 @@ def test_a_bounded_number_of_images() -> None:
         raise AssertionError("nobody needs more")
 
     assert [len(batch) for batch in first_images(batches(), 5)] == [3, 2]
-    with pytest.raises(DataError, match="there is no image to measure spikes on"):
+    with pytest.raises(DataError, match="there are no images to measure spikes on"):
         profile(nn.Linear(1, 1), [])
 
 

@@ -1,4 +1,4 @@
-"""Which git commit is checked out, read from the files: running git would run what a repository's settings name."""
+"""The git commit that is checked out, read from the files of `.git`; see "Written by hand" in docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -8,51 +8,52 @@ from pathlib import Path
 
 _HASH = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _REF = re.compile(r"refs/[\w][\w./@+-]*")
-_LARGEST = 2**26
-_LINKS = 5
+_MAX_BYTES = 2**26
+_MAX_LINKS = 5
 
 
 def head_commit(folder: Path) -> str | None:
-    """The commit checked out in the repository that `folder` lies in, in full; changes since then do not show.
+    """Returns the full hash of the commit checked out in the repository that contains `folder`.
 
-    Worktrees, submodules, packed and symbolic references and SHA-256 repositories are understood.
+    Worktrees, submodules, packed and symbolic references and SHA-256 repositories are supported. Uncommitted changes
+    are not detected.
 
     Returns:
-        40 or 64 hex digits; None outside of a repository, before the first commit, or where that cannot be found out.
+        40 or 64 hex digits; None outside a repository, before the first commit, or if the files cannot be read.
     """
     try:
         start = folder.resolve()
-        for place in (start, *start.parents):
-            directory = _git_directory(place)
+        for parent in (start, *start.parents):
+            directory = _git_directory(parent)
             if directory is not None:
                 return _resolve(directory)
-    except (OSError, ValueError, RuntimeError):  # unreadable, odd bytes in a name, a circle of links
+    except (OSError, ValueError, RuntimeError):  # unreadable, invalid bytes in a name, a loop of links
         pass
     return None
 
 
 def source_commit() -> str | None:
-    """The commit of this tool where it runs from a checkout of its own source; None where it is installed."""
+    """Returns the commit of this tool when it runs from a checkout of its source; None if it is installed."""
     root = Path(__file__).resolve().parents[3]
     checkout = (root / ".git").exists() and (root / "src" / "prunecli" / "measure").is_dir()
     return head_commit(root) if checkout else None
 
 
-def _git_directory(place: Path) -> Path | None:
-    found = place / ".git"
-    if found.is_dir():
-        return found if _read(found / "HEAD") is not None else None
-    text = _read(found)  # a worktree and a submodule have a file that names it
+def _git_directory(folder: Path) -> Path | None:
+    path = folder / ".git"
+    if path.is_dir():
+        return path if _read(path / "HEAD") is not None else None
+    text = _read(path)  # worktrees and submodules have a file that names the directory
     if text is None or not text.startswith("gitdir:"):
         return None
-    return place / text.removeprefix("gitdir:").strip()
+    return folder / text.removeprefix("gitdir:").strip()
 
 
 def _resolve(directory: Path) -> str | None:
     shared = _read(directory / "commondir")
     common = directory / shared.strip() if shared is not None else directory
     text = _read(directory / "HEAD")
-    for _ in range(_LINKS):
+    for _ in range(_MAX_LINKS):
         if text is None:
             return None
         text = text.strip()
@@ -74,10 +75,10 @@ def _packed(common: Path, name: str) -> str | None:
 
 
 def _read(path: Path) -> str | None:
-    """Text of a regular file of moderate size, else None; opening a pipe would wait for ever."""
+    """Text of a regular file of moderate size, otherwise None; opening a pipe would block."""
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
             return None
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

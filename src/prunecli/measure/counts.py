@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from prunecli.inputs import Inputs, call, cast_inputs
+from prunecli.inputs import Inputs, call, cast_inputs, map_tensors
 
 _MULTIPLYING = frozenset(
     "addbmm addmm addmv addr attention baddbmm bmm c2c c2r cdist cholesky combination conv convolution det dot eig "
     "eigh eigvals geqrf gru householder hspmm inv inverse ldl linear lstm lstsq lu matmul mm mv ormqr pdist polar qr "
     "r2c rnn slogdet solve sqrth spsolve sspaddmm svd transformer trilinear vdot".split()
 )
-"""Words in the names of ATen operators that multiply and accumulate; those that torch's counter knows are counted."""
+"""Words in the names of ATen operators that multiply and accumulate. Torch's counter covers some of these operators."""
 _BY_NAME = {"linalg_matrix_exp": True, "polar": False, "slice_inverse": False, "_cudnn_rnn_flatten_weight": False}
-"""Operators of which the words in their names say the wrong thing."""
+"""Operators with misleading names, and whether they multiply."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,12 @@ class Macs:
     """Multiply-accumulates of one forward pass.
 
     Attributes:
-        total: MACs for the whole batch given.
-        uncounted: Operators that were run but that nobody knows how to count; then `total` is a lower bound.
+        total: MACs for the whole batch.
+        uncounted: Operators that ran but have no counting formula; if there are any, `total` is a lower bound.
     """
 
     total: int
     uncounted: tuple[str, ...] = ()
-
-    @property
-    def lower_bound(self) -> bool:
-        """Whether some operator was not counted."""
-        return bool(self.uncounted)
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -57,26 +52,26 @@ def nonzero_count(model: nn.Module) -> int:
 def count_macs(model: nn.Module, inputs: Inputs) -> Macs:
     """Counts the MACs of one forward pass without computing anything: the pass runs on the meta device.
 
-    Convolutions, matrix products and attention are counted, biases and element-wise work are not, as is usual. The
-    figures are torch's FlopCounterMode divided by two, with the fused kernels that it cannot see switched off.
+    Convolutions, matrix products and attention are counted; biases and element-wise operations are not, by convention.
+    The figures are those of torch's FlopCounterMode divided by two, with the fused kernels that it cannot see disabled.
 
     Args:
-        model: Any module; it is not changed.
-        inputs: Inputs the model accepts, with the batch size to count for.
+        model: Any module, also on the meta device; it is not changed.
+        inputs: Inputs of any form that the model accepts, with the batch size to count for.
     """
     try:
         return _count(meta_copy(model), cast_inputs(inputs, device="meta"))
     except (NotImplementedError, RuntimeError):
-        # Some models make tensors on the CPU inside forward, or look at values: those have to be run for real.
-        return _count(copy.deepcopy(model).cpu().eval(), cast_inputs(inputs, device="cpu"))
+        # Models that create CPU tensors in forward, or read values, have to run for real.
+        return _count(cpu_copy(model), cpu_inputs(inputs))
 
 
 def module_macs(model: nn.Module, inputs: Inputs) -> dict[str, int]:
-    """MACs by module name (the empty name is the whole model), each including its children; no lower-bound check."""
-    counted = copy.deepcopy(model).cpu().eval()
+    """MACs by module name, children included; the empty name is the whole model. Uncounted operators are ignored."""
+    counted = cpu_copy(model)
     counter = FlopCounterMode(display=False)
     with _countable_kernels(), torch.no_grad(), counter:
-        call(counted, cast_inputs(inputs, device="cpu"))
+        call(counted, cpu_inputs(inputs))
     prefix = type(counted).__name__ + "."
     return {
         name.removeprefix(prefix) if name != "Global" else "": sum(flops.values()) // 2
@@ -85,21 +80,41 @@ def module_macs(model: nn.Module, inputs: Inputs) -> dict[str, int]:
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode whose tensors have shapes and nothing else."""
-    memo: dict[int, Any] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        meta = torch.empty_like(tensor, device="meta")
-        memo[id(tensor)] = nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta
+    """Copies a model to the meta device, in evaluation mode."""
+    tensors = (*model.parameters(), *model.buffers())
+    return _copy_with(model, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors})
+
+
+def cpu_copy(model: nn.Module) -> nn.Module:
+    """Copies a model to the CPU, in evaluation mode; tensors on the meta device become zeros."""
+    tensors = (tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_meta)
+    return _copy_with(model, {id(tensor): torch.zeros_like(tensor, device="cpu") for tensor in tensors}).cpu()
+
+
+def cpu_inputs(inputs: Inputs) -> Any:
+    """Moves inputs to the CPU; tensors on the meta device become zeros."""
+    return map_tensors(
+        inputs, lambda tensor: torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor.to("cpu")
+    )
+
+
+def _copy_with(model: nn.Module, replacements: dict[int, Tensor]) -> nn.Module:
+    """Copies a model with parameters and buffers replaced by id; tied ones stay tied."""
+    trainable = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
+    memo: dict[int, Any] = {
+        key: nn.Parameter(tensor, trainable[key]) if key in trainable else tensor
+        for key, tensor in replacements.items()
+    }
     return copy.deepcopy(model, memo).eval()
 
 
 def _count(model: nn.Module, inputs: Inputs) -> Macs:
     counter = FlopCounterMode(display=False)
-    seen = _OperatorRecorder()
-    # The recorder is entered first, so it stands below the counter and sees the operators that decompose to nothing.
-    with _countable_kernels(), torch.no_grad(), seen, counter:
+    recorder = _OperatorRecorder()
+    # The recorder is entered first, so that it sits below the counter and also sees operators without a decomposition.
+    with _countable_kernels(), torch.no_grad(), recorder, counter:
         call(model, inputs)
-    return Macs(counter.get_total_flops() // 2, tuple(sorted(seen.uncounted)))
+    return Macs(counter.get_total_flops() // 2, tuple(sorted(recorder.uncounted)))
 
 
 @contextmanager
@@ -117,7 +132,7 @@ def _countable_kernels() -> Iterator[None]:
 
 
 class _OperatorRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes every operator that may do arithmetic work and that has no counting formula."""
+    """Records every operator that may multiply and has no counting formula."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -130,9 +145,9 @@ class _OperatorRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def may_multiply(func: Any) -> bool:
-    """Whether an operator that a dispatch mode meets may multiply and accumulate; those of other libraries may.
+    """Whether an operator may multiply and accumulate, judged by its name; operators of other libraries may.
 
-    spikingjelly's (sj_lif and others) are neurons, which work element by element.
+    Those of spikingjelly (sj_lif and others) are neurons, which are element-wise.
     """
     namespace, _, name = func.overloadpacket._qualified_op_name.partition("::")
     if namespace.startswith("sj_") or namespace == "profiler":
@@ -141,6 +156,6 @@ def may_multiply(func: Any) -> bool:
 
 
 def _multiplies(name: str) -> bool:
-    """Whether an ATen operator does what is counted, by the words in its name, such as "conv" in conv_depthwise3d."""
+    """Judges an ATen operator by the words in its name, such as "conv" in conv_depthwise3d."""
     words = {word.rstrip("123d") if word.startswith("conv") else word for word in name.split("_")}
     return _BY_NAME.get(name, not words.isdisjoint(_MULTIPLYING))

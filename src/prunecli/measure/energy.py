@@ -1,46 +1,46 @@
-"""Energy of a network's operations at 45 nm CMOS, and the one pass over data that a spiking network's takes.
+"""Energy of a network's operations in 45 nm CMOS, and the pass over data that measures a spiking network.
 
 Horowitz, Computing's Energy Problem (and what we can do about it), ISSCC 2014: a 32-bit floating-point multiplication
-takes 3.7 pJ and an addition 0.9 pJ. Memory, control and everything element-wise are left out.
+takes 3.7 pJ and an addition 0.9 pJ. Memory, control and element-wise operations are not included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunecli.errors import DataError
-from prunecli.inputs import model_device
+from prunecli.inputs import Inputs, call, cast_inputs, model_device, sample_count, split_batch, take_samples
 from prunecli.measure.neurons import without_memory
 from prunecli.measure.spikes import FiringStatistics, NeuronFigures
 from prunecli.measure.synops import LayerOperations, OperationCounter, counting
 
-MAC_PJ = 4.6
-AC_PJ = 0.9
-FORMULA = f"{MAC_PJ} pJ x MACs + {AC_PJ} pJ x ACs (45 nm)"
+_MAC_PJ = 4.6
+_AC_PJ = 0.9
+FORMULA = f"{_MAC_PJ} pJ x MACs + {_AC_PJ} pJ x ACs (45 nm)"
 
 
 def energy_nj(macs: float, acs: float = 0.0) -> float:
-    """Nanojoules of so many multiply-accumulates and accumulates."""
-    return (MAC_PJ * macs + AC_PJ * acs) / 1000
+    """Energy in nanojoules of `macs` multiply-accumulates and `acs` accumulates."""
+    return (_MAC_PJ * macs + _AC_PJ * acs) / 1000
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What a network does over data, for one image.
+    """Operations and spikes of a network per image, averaged over data.
 
     Attributes:
-        images: Images that were run.
-        timesteps: Steps for each image; 0 for a network without spiking neurons.
-        firing_rate: Spikes per neuron and step.
-        activation_sparsity: Share of zeros that neurons and activation functions gave out.
-        neurons: How each layer of neurons fires.
-        layers: What each layer multiplies and accumulates.
-        uncounted: Operators that may multiply and were not counted; then operations and energy are lower bounds.
+        images: Number of images that were run.
+        timesteps: Time steps per image; 0 for a network without spiking neurons.
+        firing_rate: Spikes per neuron and time step.
+        activation_sparsity: Share of zeros in the outputs of neurons and activation functions.
+        neurons: Firing statistics of each layer of neurons.
+        layers: Operations of each layer.
+        uncounted: Operators that may multiply and were not counted; if any, operations and energy are lower bounds.
     """
 
     images: int
@@ -52,32 +52,35 @@ class Profile:
     uncounted: tuple[str, ...] = ()
 
     def total(self, figure: str) -> float:
-        """A figure of `LayerOperations`, added up over layers."""
+        """The sum over layers of a figure of `LayerOperations`."""
         return float(sum(getattr(layer, figure) for layer in self.layers))
 
     @property
     def synops(self) -> float:
-        """Synaptic operations: accumulates driven by spikes, an integer read as that many."""
+        """Synaptic operations: accumulates driven by spikes; an integer counts as that many spikes."""
         return self.total("integer_acs")
 
     @property
     def energy_nj(self) -> float:
-        """Nanojoules with integers multiplied."""
+        """Energy in nanojoules if integers are multiplied."""
         return energy_nj(self.total("macs"), self.total("acs"))
 
     @property
     def integer_energy_nj(self) -> float:
-        """Nanojoules with integers read as that many spikes."""
+        """Energy in nanojoules if an integer is read as that many spikes."""
         return energy_nj(self.total("integer_macs"), self.total("integer_acs"))
 
 
-def profile(model: nn.Module, batches: Iterable[Any], *, images: int | None = None) -> Profile:
-    """Runs a network over data once, in evaluation mode, and adds up what its neurons and layers do.
+def profile(
+    model: nn.Module, batches: Iterable[Any], *, images: int | None = None, like: Inputs | None = None
+) -> Profile:
+    """Runs a network over data once, in evaluation mode, and adds up the operations of its neurons and layers.
 
     Args:
-        model: The network; its mode is put back afterwards.
-        batches: Inputs of shape (N, ...), or (inputs, labels).
-        images: Stop after so many.
+        model: The network; its training mode is restored afterwards.
+        batches: Inputs, or (inputs, labels); see `prunecli.inputs.split_batch`.
+        images: Stop after this many; None: run all.
+        like: Example inputs, where inputs are a tuple.
 
     Raises:
         DataError: There was no image.
@@ -87,15 +90,17 @@ def profile(model: nn.Module, batches: Iterable[Any], *, images: int | None = No
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        for inputs in first_images(batches, images):
+        for inputs in first_images(batches, images, like):
             with torch.no_grad(), without_memory(model), statistics.watching(), counting(model, counter):
-                model(inputs.to(device))
-            statistics.passed(len(inputs))
+                call(model, cast_inputs(inputs, device=device))
+            statistics.end_pass(sample_count(inputs))
     finally:
         for module, mode in training.items():
             module.training = mode
     if statistics.images == 0:
-        raise DataError("there is no image to measure spikes on: none could be read; check the data set's files")
+        raise DataError(
+            "there are no images to measure spikes on: none could be read; check the data files"
+        )
     return Profile(
         images=statistics.images,
         timesteps=statistics.timesteps,
@@ -107,15 +112,15 @@ def profile(model: nn.Module, batches: Iterable[Any], *, images: int | None = No
     )
 
 
-def first_images(batches: Iterable[Any], images: int | None) -> Iterable[Tensor]:
-    """Inputs of the first so many images."""
+def first_images(batches: Iterable[Any], images: int | None, like: Inputs | None = None) -> Iterator[Any]:
+    """Yields the inputs of batches up to a number of images; see `profile`."""
     left = images
     for batch in batches:
-        inputs: Tensor = batch[0] if isinstance(batch, (list, tuple)) else batch
+        inputs, _ = split_batch(batch, like)
         if left is not None:
-            inputs = inputs[:left]
-            left -= len(inputs)
-        if len(inputs):
+            inputs = take_samples(inputs, 0, left)
+            left -= sample_count(inputs)
+        if sample_count(inputs):
             yield inputs
         if left == 0:
             return

@@ -1,4 +1,4 @@
-"""On what a figure was measured."""
+"""The machine and software versions that a figure was measured on."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from prunecli.measure.commit import head_commit, source_commit
 if sys.platform != "win32":
     import resource
 
-LIBRARIES = ("prunecli", "torch", "torchvision", "timm", "torch-pruning", "spikingjelly")
+_LIBRARIES = ("prunecli", "torch", "torchvision", "timm", "torch-pruning", "spikingjelly")
 
 
-def library_versions(names: tuple[str, ...] = LIBRARIES) -> dict[str, str]:
-    """Installed versions by distribution name; what is not installed is left out."""
+def library_versions(names: tuple[str, ...] = _LIBRARIES) -> dict[str, str]:
+    """Installed versions by distribution name; packages that are not installed are omitted."""
     versions: dict[str, str] = {}
     for name in names:
         try:
@@ -30,28 +30,28 @@ def library_versions(names: tuple[str, ...] = LIBRARIES) -> dict[str, str]:
 
 
 def memory_bytes() -> int:
-    """Memory this process may use: the machine's, or less where a container or `ulimit -v` bounds it."""
+    """Bytes of memory that this process may use: that of the machine, or the limit of a container or `ulimit -v`."""
     if sys.platform == "win32":
         return sys.maxsize
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             limits.append(int(Path(file).read_text(encoding="ascii")))
-        except (OSError, ValueError):  # no such bound, or "max"
+        except (OSError, ValueError):  # no such limit, or "max"
             continue
     bound = resource.getrlimit(resource.RLIMIT_AS)[0]
     return min(*limits, bound) if bound != resource.RLIM_INFINITY else min(limits)
 
 
 def describe_environment(device: torch.device | str = "cpu") -> dict[str, str | int]:
-    """Processor or accelerator, cores, threads, memory, versions and commits, as a report records them.
+    """Processor or accelerator, cores, threads, memory, versions and commits, as recorded in a report.
 
-    `commit` is what is checked out in the repository that the current folder lies in, `prunecli_commit` that of this
-    tool where it runs from its source; either is left out where there is none.
+    `commit` is that of the repository around the current folder, and `prunecli_commit` that of this tool when it runs
+    from its source; each is omitted if there is none.
     """
     device = torch.device(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    commits = {"commit": _commit_here(), "prunecli_commit": source_commit()}
+    commits = {"commit": _current_commit(), "prunecli_commit": source_commit()}
     return {
         "device": f"{device.type} ({name})",
         "threads": torch.get_num_threads(),
@@ -61,15 +61,15 @@ def describe_environment(device: torch.device | str = "cpu") -> dict[str, str | 
         "machine": platform.machine(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        **library_versions((*LIBRARIES, "numpy")),
+        **library_versions((*_LIBRARIES, "numpy")),
         **{key: commit for key, commit in commits.items() if commit is not None},
     }
 
 
-def _commit_here() -> str | None:
+def _current_commit() -> str | None:
     try:
         return head_commit(Path.cwd())
-    except OSError:  # the folder is gone
+    except OSError:  # the folder was removed
         return None
 
 

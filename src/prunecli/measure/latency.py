@@ -1,8 +1,7 @@
-"""Latency on a shared machine: models are timed in turns, and the ratio comes with an interval.
+"""Latency on a shared machine: models are timed in turns, and ratios come with an interval.
 
-A run that other programs interrupt takes as long as they please, and a long run is interrupted more often than a
-short one: on a busy machine a ratio of medians says little about the networks. So a ratio is that of the times which a
-tenth of the runs stay below. On a quiet machine it is the same.
+Other programs interrupt long runs more often than short ones, so on a busy machine the ratio of medians says little
+about the networks. A ratio is therefore that of the 10 % quantiles; on a quiet machine both are the same.
 """
 
 from __future__ import annotations
@@ -21,14 +20,20 @@ from prunecli.inputs import Inputs, call, cast_inputs
 
 _RESAMPLES = 2000
 _UNDISTURBED = 0.1
-"""Share of the runs that stay below the time which stands for a network in a ratio."""
+"""Quantile of a network's times that is used in ratios."""
 _CAUTIOUS = 0.99
-"""A bootstrap of few rounds promises too much: on an overloaded machine 99 % of it hold about 95 %, on others more."""
+"""A bootstrap of few rounds is too narrow: on an overloaded machine its 99 % interval covers 95 %, on others more."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one forward pass: the median and its 95 % bootstrap interval."""
+    """Time of one forward pass.
+
+    Attributes:
+        median: Median in milliseconds.
+        interval: Its 95 % bootstrap interval.
+        runs: How many passes were timed.
+    """
 
     median: float
     interval: tuple[float, float]
@@ -37,9 +42,12 @@ class Timing:
 
 @dataclass(frozen=True)
 class PairedTiming:
-    """Timings of several models taken in turns, and each one's ratio to the first with an interval.
+    """Timings of several models taken in turns.
 
-    A ratio is not that of the medians: see `time_paired`.
+    Attributes:
+        timings: The timing of each model.
+        ratios: Ratio of each model to the first, which is not the ratio of medians; see `time_paired`.
+        ratio_intervals: Interval of each ratio.
     """
 
     timings: tuple[Timing, ...]
@@ -50,29 +58,29 @@ class PairedTiming:
 def time_paired(
     models: Sequence[nn.Module], inputs: Sequence[Inputs], *, rounds: int = 30, device: torch.device | str = "cpu"
 ) -> PairedTiming:
-    """Times models in interleaved rounds, so that a busy machine slows all of them alike.
+    """Times models in interleaved rounds, so that a busy machine slows all of them equally.
 
-    Every second round goes backwards through the order of the one before, and the order is drawn anew in between: a
-    fixed one can fall into step with the scheduler, which then always interrupts the same model.
+    Every second round reverses the order of the previous one, and each pair of rounds draws a new order: a fixed order
+    can synchronise with the scheduler, which then always interrupts the same model.
 
     Args:
-        models: One or more models; the first is the reference of the ratios. They are not changed.
-        inputs: One input for each model.
+        models: One or more models; ratios refer to the first. They are not changed.
+        inputs: Inputs of any form for each model.
         rounds: How often each model is timed, at least 2.
-        device: Where to run.
+        device: The device to run on.
 
     Returns:
-        Medians in milliseconds with 95 % intervals, and ratios of the times that a tenth of the runs stay below, whose
-        intervals hold the true ratio in at least 95 of 100 cases. All are bootstraps that resample whole rounds.
+        Medians in milliseconds with 95 % intervals, and ratios of 10 % quantiles with intervals that contain the true
+        ratio in at least 95 of 100 cases. All intervals are bootstraps over whole rounds.
     """
     device = torch.device(device)
     ready = [copy.deepcopy(model).to(device).eval() for model in models]
-    moved = [cast_inputs(one, device=device) for one in inputs]
+    moved = [cast_inputs(model_inputs, device=device) for model_inputs in inputs]
     samples = np.empty((rounds, len(ready)))
     with torch.inference_mode():
-        for model, one in zip(ready, moved, strict=True):
+        for model, model_inputs in zip(ready, moved, strict=True):
             for _ in range(3):
-                _timed(model, one, device)
+                _timed(model, model_inputs, device)
         for row, order in enumerate(_orders(rounds, len(ready))):
             for column in order:
                 samples[row, column] = _timed(ready[column], moved[column], device)
@@ -107,8 +115,8 @@ def summarise(samples: NDArray[np.float64], quantile: float = 0.5, confidence: f
 
     Args:
         samples: Shape (rounds, columns).
-        quantile: Which quantile of the columns the ratios are of; default: the median.
-        confidence: Share of the resampled ratios that lies in their intervals.
+        quantile: Quantile of each column that ratios compare; by default the median.
+        confidence: Share of the resampled ratios inside each interval.
     """
     rounds = len(samples)
     picks = np.random.default_rng(0).integers(0, rounds, size=(_RESAMPLES, rounds))

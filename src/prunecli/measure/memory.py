@@ -1,20 +1,26 @@
-"""Peak memory of one forward pass, by accounting rather than by sampling: it repeats exactly."""
+"""Peak memory of one forward pass, by accounting instead of sampling, so that it is reproducible."""
 
 from __future__ import annotations
-
-import copy
 
 import torch
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from prunecli.inputs import Inputs, call, cast_inputs
+from prunecli.inputs import Inputs, call
+from prunecli.measure.counts import cpu_copy, cpu_inputs
 
 
 def peak_memory_bytes(model: nn.Module, inputs: Inputs) -> int:
-    """Bytes held at the worst moment of one inference pass on the CPU: weights, buffers, inputs and activations."""
-    tracked = copy.deepcopy(model).cpu().eval()
-    moved = cast_inputs(inputs, device="cpu")
+    """Peak bytes of one inference pass on the CPU: weights, buffers, inputs and activations.
+
+    Args:
+        model: Any module, also on the meta device; it is not changed.
+        inputs: Inputs of any form that it accepts.
+    """
+    tracked = cpu_copy(model)
+    for parameter in tracked.parameters():  # the tracker puts gradient hooks on parameters, frozen ones too
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    moved = cpu_inputs(inputs)
     tracker = MemTracker()
     tracker.track_external(tracked)
     with torch.no_grad(), tracker:

@@ -1,7 +1,7 @@
-"""Spiking neurons in a network: which modules they are, and forgetting what they have integrated.
+"""Spiking neurons in a network: finding them, and resetting their membrane potentials.
 
-A neuron carries its membrane potential from one call to the next. A network whose neurons were not reset computes
-something else and raises nothing, so every pass goes through `without_memory` or a network that resets itself.
+A neuron keeps its membrane potential between calls. Without a reset a network silently computes something else, so
+every pass goes through `without_memory` or a network that resets itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NODES = "spikingjelly.activation_based.neuron"
 
 def spiking_neurons(model: nn.Module) -> dict[str, nn.Module]:
     """Modules that integrate and fire, by dotted name in the model's order; empty for other networks."""
-    nodes = sys.modules.get(_NODES)  # where it was never imported nothing can be one of its classes
+    nodes = sys.modules.get(_NODES)  # if it was never imported, no module can be an instance
     if nodes is None:
         return {}
     classes = (nodes.BaseNode, nodes.SimpleBaseNode)
@@ -27,13 +27,13 @@ def spiking_neurons(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def counted(module: nn.Module, output: Tensor) -> Tensor:
-    """What a neuron gave out as numbers of spikes: one of -1, as ternary neurons have, is a spike too."""
+    """Converts a neuron's output to numbers of spikes: the -1 of a ternary neuron is a spike too."""
     nodes: Any = sys.modules[_NODES]
     return output.abs() if isinstance(module, (nodes.TernaryIFNode, nodes.TernaryLIFNode)) else output
 
 
 def unknown_neurons(model: nn.Module) -> dict[str, str]:
-    """The class of each of spikingjelly's neurons that is not among `spiking_neurons`, such as PSN."""
+    """Class names of spikingjelly's neurons that are not among `spiking_neurons`, such as PSN, by module name."""
     known = spiking_neurons(model)
     return {
         name: type(module).__name__
@@ -43,7 +43,7 @@ def unknown_neurons(model: nn.Module) -> dict[str, str]:
 
 
 def reset(model: nn.Module) -> None:
-    """Puts every module that remembers (neurons, recurrent containers) back to where a new sample begins."""
+    """Resets every module with memory (neurons, recurrent containers) to its state before a new sample."""
     base: Any = sys.modules.get(_BASE)
     if base is None:
         return
@@ -53,13 +53,13 @@ def reset(model: nn.Module) -> None:
 
 
 def reset_itself(model: nn.Module) -> None:
-    """Makes a network reset itself before and after each pass, by hooks that copies of it have too."""
+    """Adds hooks that reset a network before and after each pass; copies of the network keep them."""
     model.register_forward_pre_hook(_before)
     model.register_forward_hook(_after, always_call=True)
 
 
 def leave_to_caller(model: nn.Module) -> None:
-    """Takes the hooks of `reset_itself` off again."""
+    """Removes the hooks of `reset_itself`."""
     for hooks, own in ((model._forward_pre_hooks, _before), (model._forward_hooks, _after)):
         for key in [key for key, hook in hooks.items() if hook is own]:
             del hooks[key]
@@ -75,7 +75,7 @@ def _after(module: nn.Module, args: Any, output: Any) -> None:
 
 @contextmanager
 def without_memory(model: nn.Module) -> Iterator[None]:
-    """Resets before and after, whatever happens in between, so that nothing is carried over in either direction."""
+    """Resets the network before and after, even on an error, so that no state is carried over."""
     reset(model)
     try:
         yield

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from prunecli.inputs import summing_dtype
 from prunecli.measure.neurons import counted, spiking_neurons
 
-SATURATED = 0.999
-"""A channel that fires at this share of all steps and places, or more, says as good as nothing."""
+_SATURATED = 0.999
+"""A channel that fires in at least this share of all steps and positions carries almost no information."""
 _SYNAPTIC = (nn.modules.conv._ConvNd, nn.Linear)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _NO_ACTIVATIONS = ("MultiheadAttention", "Softmax", "Softmax2d", "LogSoftmax", "Softmin")
@@ -22,14 +22,14 @@ _NO_ACTIVATIONS = ("MultiheadAttention", "Softmax", "Softmax2d", "LogSoftmax", "
 
 @dataclass(frozen=True)
 class NeuronFigures:
-    """How one layer of neurons fires over the data given.
+    """Firing statistics of one layer of neurons.
 
     Attributes:
         name: Dotted name.
-        rate: Spikes per neuron and step: the mean over steps, images and places.
-        channel_rates: The same for each channel, the dimension after steps and images.
+        rate: Spikes per neuron and step: the mean over steps, images and positions.
+        channel_rates: The rate of each channel, which is the dimension after steps and images.
         silent: Channels that never fire.
-        saturated: Channels that fire always, or as good as always: see `SATURATED`.
+        saturated: Channels that fire in at least 99.9 % of all steps and positions.
     """
 
     name: str
@@ -39,15 +39,15 @@ class NeuronFigures:
     saturated: tuple[int, ...]
 
     def quantile(self, share: float) -> float:
-        """The rate that a share of the channels stays below or at."""
+        """The quantile of the channels' rates for a share of the channels."""
         return float(np.quantile(self.channel_rates, share))
 
 
 class FiringStatistics:
-    """Sums of one number per channel; what the neurons gave out is not kept.
+    """Accumulates one sum per channel; the outputs of neurons are not kept.
 
     Attributes:
-        images: Images that were seen; whoever runs the network adds them.
+        images: Number of images so far; see `end_pass`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -55,14 +55,14 @@ class FiringStatistics:
         self._model = model
         self._neurons = spiking_neurons(model)
         self._spikes: dict[str, Tensor] = {}
-        self._seen: dict[str, int] = {}
+        self._counts: dict[str, int] = {}
         self._steps: dict[str, int] = {}
         self._longest = 0
         self._zeros = self._activations = 0
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Adds up what the network's neurons and activation functions give out inside."""
+        """Accumulates the outputs of neurons and activation functions of passes inside the block."""
         hooks = []
         for name, module in self._model.named_modules():
             if name in self._neurons or _is_activation(module):
@@ -73,20 +73,20 @@ class FiringStatistics:
             for hook in hooks:
                 hook.remove()
 
-    def passed(self, images: int) -> None:
-        """One pass of so many images is over."""
+    def end_pass(self, images: int) -> None:
+        """Ends a pass of this many images."""
         self.images += images
         self._longest = max(self._longest, *self._steps.values(), 0)
         self._steps = {}
 
     @property
     def timesteps(self) -> int:
-        """Steps of one pass, the most that any neuron made."""
+        """Time steps of a pass: the most that any neuron made."""
         return self._longest
 
     @property
     def activation_sparsity(self) -> float:
-        """Share of zeros in what neurons and activation functions gave out."""
+        """Share of zeros in the outputs of neurons and activation functions."""
         return self._zeros / max(self._activations, 1)
 
     @property
@@ -95,25 +95,25 @@ class FiringStatistics:
         return sum(float(spikes.sum()) for spikes in self._spikes.values()) / max(sum(self._outputs().values()), 1)
 
     def neurons(self) -> tuple[NeuronFigures, ...]:
-        """Figures of every layer of neurons that was run, in the model's order."""
+        """Statistics of every layer of neurons that ran, in the order of the model."""
         figures = []
         for name in self._neurons:
             if name not in self._spikes:
                 continue
-            rates = self._spikes[name] / self._seen[name]
+            rates = self._spikes[name] / self._counts[name]
             figures.append(
                 NeuronFigures(
                     name=name,
                     rate=float(rates.mean()),
                     channel_rates=tuple(rates.tolist()),
                     silent=tuple((self._spikes[name] == 0).nonzero().flatten().tolist()),
-                    saturated=tuple((rates >= SATURATED).nonzero().flatten().tolist()),
+                    saturated=tuple((rates >= _SATURATED).nonzero().flatten().tolist()),
                 )
             )
         return tuple(figures)
 
     def _outputs(self) -> dict[str, int]:
-        return {name: seen * len(self._spikes[name]) for name, seen in self._seen.items()}
+        return {name: count * len(self._spikes[name]) for name, count in self._counts.items()}
 
     def _add(self, name: str, module: nn.Module, output: object) -> None:
         if not isinstance(output, Tensor):
@@ -128,13 +128,13 @@ class FiringStatistics:
         spikes = counted(module, output.detach()).sum(others, dtype=summing_dtype(output)).cpu().double()
         before = self._spikes.get(name)
         self._spikes[name] = spikes if before is None else before + spikes
-        self._seen[name] = self._seen.get(name, 0) + output.numel() // output.shape[channel]
-        before_steps = self._steps.get(name, 0)  # of this pass; a neuron may stand in several places of a network
+        self._counts[name] = self._counts.get(name, 0) + output.numel() // output.shape[channel]
+        before_steps = self._steps.get(name, 0)  # of this pass; a module may be called several times
         self._steps[name] = max(before_steps, output.shape[0]) if steps else before_steps + 1
 
 
 def connection_sparsity(model: nn.Module) -> float:
-    """Share of zeros in the weights of layers that connect: convolutions, linear and recurrent layers; no biases."""
+    """Share of zeros in the weights of convolutions, linear and recurrent layers, without biases."""
     zeros = total = 0
     for weight in _connections(model):
         zeros += weight.numel() - int(torch.count_nonzero(weight))
@@ -143,7 +143,7 @@ def connection_sparsity(model: nn.Module) -> float:
 
 
 def footprint_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers; tied ones count once."""
+    """Bytes of all parameters and buffers; tied ones are counted once."""
     return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
 
 
