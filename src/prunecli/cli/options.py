@@ -19,7 +19,7 @@ from prunecli.recipe.schema import DataSection, ModelSection, Recipe
 if TYPE_CHECKING:
     from prunecli.recipe.resolve import Override, Plan
 
-RecipePath = tuple[str | int, ...]
+_RecipePath = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class OptionSpec:
 
     name: str
     parameter: inspect.Parameter
-    path: RecipePath | None = None
+    path: _RecipePath | None = None
     mapping: Literal["", "numbers", "values"] = ""
 
 
 def option(
-    name: str, kind: Any, doc: str, *flags: str, default: Any = None, path: RecipePath | None = None
+    name: str, kind: Any, doc: str, *flags: str, default: Any = None, path: _RecipePath | None = None
 ) -> OptionSpec:
     """An option that is None unless it is given.
 
@@ -57,7 +57,7 @@ def option(
 
 
 def options_of(
-    cls: type[Any], path: RecipePath, *, only: Sequence[str] = (), skip: Sequence[str] = ()
+    cls: type[Any], path: _RecipePath, *, only: Sequence[str] = (), skip: Sequence[str] = ()
 ) -> list[OptionSpec]:
     """One option for each field of a dataclass, setting the recipe values below `path`."""
     return [
@@ -98,7 +98,7 @@ def shared_options() -> list[OptionSpec]:
     ]
 
 
-OUTPUT_OPTIONS = [
+_OUTPUT_OPTIONS = [
     option("json", bool, "Print one JSON document.", "--json"),
     option("quiet", bool, "Print results only.", "--quiet", "-q"),
     option("debug", bool, "Show the traceback of an error.", "--debug"),
@@ -114,7 +114,7 @@ def with_output(function: Callable[..., None], specs: Sequence[OptionSpec] = ())
     """
     signature = inspect.signature(function, eval_str=True)
     own = [p for p in signature.parameters.values() if p.name not in ("output", "values")]
-    parameters = [*own, *(spec.parameter for spec in specs), *(spec.parameter for spec in OUTPUT_OPTIONS)]
+    parameters = [*own, *(spec.parameter for spec in specs), *(spec.parameter for spec in _OUTPUT_OPTIONS)]
     generated = {spec.name for spec in specs}
 
     def command(**given: Any) -> None:

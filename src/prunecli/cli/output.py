@@ -53,14 +53,14 @@ class Output:
         self._tables += 1
         if not sys.stdout.isatty():
             rows = [table.columns, *table.rows]
-            print("\n".join("\t".join(" ".join(printable(cell).split()) for cell in row) for row in rows))
+            print("\n".join("\t".join(" ".join(_printable(cell).split()) for cell in row) for row in rows))
             return
         _console(sys.stdout).print(_drawn(table))
 
     def text(self, text: str) -> None:
         """Text on stdout as it is: what the user asked for in human and quiet mode."""
         if self.mode != "json":
-            text = printable(text)
+            text = _printable(text)
             sys.stdout.write(text if text.endswith("\n") else text + "\n")
 
     def document(self, document: Any) -> None:
@@ -82,7 +82,7 @@ class Output:
 
     def complain(self, message: str) -> None:
         """One line on stderr in every mode."""
-        print(f"error: {printable(message)}", file=sys.stderr)
+        print(f"error: {_printable(message)}", file=sys.stderr)
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Advance]:
@@ -103,7 +103,7 @@ class Output:
         if self._bar is not None:  # a bar is drawn: print above it
             self._bar.console.print(_plain(text), soft_wrap=True)
         else:
-            print(printable(text), file=sys.stderr)
+            print(_printable(text), file=sys.stderr)
 
 
 def _drawn(table: Table) -> Any:
@@ -122,10 +122,10 @@ def _drawn(table: Table) -> Any:
 def _plain(text: str) -> Any:
     from rich.text import Text
 
-    return Text(printable(text))
+    return Text(_printable(text))
 
 
-def printable(text: str) -> str:
+def _printable(text: str) -> str:
     """The text without control characters, which could come from a stranger's file and move a terminal's cursor."""
     return _CONTROL.sub("?", text)
 

@@ -12,7 +12,7 @@ from prunecli.cli.lazy import LazyGroup, Verb, make_group
 from prunecli.errors import PruneError
 from prunecli.methods.registry import all_methods
 
-SUMMARY = "Prune trained neural networks, with proof that the smaller network is the right one."
+_SUMMARY = "Prune trained neural networks, with proof that the smaller network is the right one."
 
 
 def _command(module: str, attribute: str = "command", *arguments: Any) -> Callable[[], Any]:
@@ -67,4 +67,4 @@ def root() -> LazyGroup:
         if ctx.invoked_subcommand is None:
             print(ctx.get_help())
 
-    return make_group("prune", verbs(), prune, SUMMARY)
+    return make_group("prune", verbs(), prune, _SUMMARY)

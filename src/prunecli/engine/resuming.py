@@ -142,7 +142,7 @@ def figures_from_state(state: State | None, kind: type[Any]) -> Figures | None:
     return figures
 
 
-class Resumable(Protocol):
+class _Resumable(Protocol):
     """A run whose state can be saved between any two steps."""
 
     position: Position
@@ -163,7 +163,7 @@ class Resumable(Protocol):
 class Checkpoint:
     """Saves the state of a run when it is due, and ends the run when a signal asked for it."""
 
-    def __init__(self, run: Resumable, keeper: Keeper | None, stop: StopRequest) -> None:
+    def __init__(self, run: _Resumable, keeper: Keeper | None, stop: StopRequest) -> None:
         self._run, self._keeper, self._stop = run, keeper, stop
 
     def __call__(self) -> None:

@@ -63,7 +63,7 @@ def select(model: nn.Module, request: PruneRequest, assumptions: Assumptions | N
     """
     traced = request.trace if assumptions is None else None
     if traced is None:
-        traced = trace_for(model, request.params, request, assumptions)
+        traced = _trace_for(model, request.params, request, assumptions)
     groups, held = apply_patterns(model, traced, request.keep)
     if not getattr(request.params, "residual", True):
         groups, residual = hold_residual(traced, groups)
@@ -72,7 +72,7 @@ def select(model: nn.Module, request: PruneRequest, assumptions: Assumptions | N
     return Selection(traced, tuple(groups), (*frozen, *held))
 
 
-def trace_for(
+def _trace_for(
     model: nn.Module, params: StructuralParams, request: PruneRequest, assumptions: Assumptions | None = None
 ) -> Trace:
     """Traces `model` as the parameters say; `PruneRequest.trace` can take the result."""

@@ -94,7 +94,7 @@ class RuntimeMethod(ABC):
                 undo()
 
 
-class RecordedChange(NamedTuple):
+class _RecordedChange(NamedTuple):
     """A change recorded in a manifest, and its method."""
 
     method: RuntimeMethod
@@ -114,18 +114,18 @@ def get_runtime(name: str) -> RuntimeMethod:
     return method
 
 
-def recorded_change(manifest: Manifest) -> RecordedChange | None:
+def recorded_change(manifest: Manifest) -> _RecordedChange | None:
     """The runtime change that a manifest records, if any.
 
     Raises:
         ModelError: The method is not installed.
     """
     if manifest.tokens is not None:
-        return RecordedChange(get_runtime("token"), manifest.tokens)
+        return _RecordedChange(get_runtime("token"), manifest.tokens)
     if manifest.runtime is None:
         return None
     try:
-        return RecordedChange(get_runtime(manifest.runtime.method), manifest.runtime.change)
+        return _RecordedChange(get_runtime(manifest.runtime.method), manifest.runtime.change)
     except MethodError as error:
         raise ModelError(
             f"its manifest needs method {manifest.runtime.method!r}, which is not installed here; "

@@ -16,7 +16,7 @@ from prunecli.surgery.groups import ChannelGroup, Trace
 _ALIKE = ("LayerNorm", "RMSNorm", "Attention")
 """Parts of class names that make a network's blocks worth ranking each with its like."""
 
-RESIDUAL = "residual stream (protected; --residual to include it)"
+_RESIDUAL = "residual stream (protected; --residual to include it)"
 
 
 def with_scope(model: nn.Module, params: StructuralParams) -> StructuralParams:
@@ -77,7 +77,7 @@ def hold_residual(traced: Trace, groups: Sequence[ChannelGroup]) -> tuple[list[C
         )
         if read and written and min(read) <= max(written):
             held.append(group)
-    kept = [Untouched(name=group.name, channels=group.channels, reason=RESIDUAL) for group in held]
+    kept = [Untouched(name=group.name, channels=group.channels, reason=_RESIDUAL) for group in held]
     return [group for group in groups if group not in held], kept
 
 

@@ -22,7 +22,7 @@ from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.removal.compensate import Compensation
 from prunecli.surgery.removal.slice import remove
 
-TargetKind = Literal["params", "macs", "latency", "synops", "energy"]
+_TargetKind = Literal["params", "macs", "latency", "synops", "energy"]
 Plan = Callable[[float], Allocation]
 """From a channel ratio to what stays where."""
 
@@ -52,7 +52,7 @@ class Target:
         achieved: The share that remains; None before anything was removed.
     """
 
-    kind: TargetKind
+    kind: _TargetKind
     requested: float
     achieved: float | None = None
 
@@ -97,7 +97,7 @@ class Ruler:
 
     def __init__(
         self,
-        kind: TargetKind,
+        kind: _TargetKind,
         dense: nn.Module,
         inputs: Inputs,
         batches: Iterable[Any] | None = None,

@@ -77,7 +77,7 @@ class Scoring(ABC):
         """
 
 
-class OutputScoring(Scoring):
+class _OutputScoring(Scoring):
     """The outputs are scores of classes."""
 
     refused_evaluations: ClassVar[Mapping[str, str]] = {
@@ -104,7 +104,7 @@ class OutputScoring(Scoring):
         raise RecipeError("--class-names and --templates are for networks with a text tower; leave them out")
 
 
-class TextScoring(Scoring):
+class _TextScoring(Scoring):
     """Classes are texts, and an image belongs to the nearest one."""
 
     refused_evaluations: ClassVar[Mapping[str, str]] = {
@@ -131,24 +131,24 @@ class TextScoring(Scoring):
 
 def scoring_of(network: nn.Module) -> Scoring:
     """How a network gives scores."""
-    return TextScoring() if has_text_tower(network) else OutputScoring()
+    return _TextScoring() if has_text_tower(network) else _OutputScoring()
 
 
 @dataclass(frozen=True)
-class Scored:
+class _Scored:
     """Output of a classifier: features (the scores, without a text tower) and class scores."""
 
     features: Tensor
     scores: Tensor
 
 
-def scored(classifier: nn.Module, inputs: Any) -> Scored:
+def scored(classifier: nn.Module, inputs: Any) -> _Scored:
     """Runs a classifier once."""
     if isinstance(classifier, PromptClassifier):
         features = classifier.features(inputs)
-        return Scored(features, classifier.scores(features))
+        return _Scored(features, classifier.scores(features))
     scores = logits(call(classifier, inputs))
-    return Scored(scores, scores)
+    return _Scored(scores, scores)
 
 
 def network_in(classifier: nn.Module) -> nn.Module:

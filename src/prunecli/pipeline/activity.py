@@ -28,7 +28,7 @@ _PRUNING_IMAGES = 128
 
 
 @dataclass(frozen=True)
-class EnergyFigures:
+class _EnergyFigures:
     """Fields for a report and for its metrics."""
 
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Activity(ABC):
         """Additional measurements for comparing networks."""
 
     @abstractmethod
-    def evaluate(self, stage: EvalStage, macs: Macs | None, example: Tensor) -> EnergyFigures:
+    def evaluate(self, stage: EvalStage, macs: Macs | None, example: Tensor) -> _EnergyFigures:
         """Measures `spikes` and `energy` for an eval stage.
 
         Figures that cannot be measured are left out, with a warning if they were requested by name.
@@ -125,16 +125,16 @@ class _Spiking(Activity):
     def comparable(self, has_data: bool) -> tuple[Measurement, ...]:
         return ("spikes", "energy") if has_data else ()
 
-    def evaluate(self, stage: EvalStage, macs: Macs | None, example: Tensor) -> EnergyFigures:
+    def evaluate(self, stage: EvalStage, macs: Macs | None, example: Tensor) -> _EnergyFigures:
         measured = {"spikes", "energy"} & set(stage.measure)
         steps = {"timesteps": getattr(self._state.model().model, "T", None)}
         if not measured:
-            return EnergyFigures(steps)
+            return _EnergyFigures(steps)
         static = _static_figures(self._state.model().model)
         if self._state.data_name() is None:
             if stage.measure != MEASUREMENTS:
                 self._state.sink.warn("no data set, so no firing rates and no energy of spikes: name one with --data")
-            return EnergyFigures(steps | (static if "energy" in measured else {}))
+            return _EnergyFigures(steps | (static if "energy" in measured else {}))
         profiled = self._profile(self._state.split(stage.split), stage.energy_images)
         metrics: dict[str, Any] = {"timesteps": profiled.timesteps, "energy_images": profiled.images}
         report: dict[str, Any] = {}
@@ -144,7 +144,7 @@ class _Spiking(Activity):
         if "energy" in measured:
             metrics |= static | energy_metrics(profiled)
             report |= {"energy_formula": FORMULA, "layers": layer_energies(profiled)}
-        return EnergyFigures(metrics, report)
+        return _EnergyFigures(metrics, report)
 
     def before_and_after(self, networks: Sequence[nn.Module], images: int) -> tuple[Metrics, Metrics] | None:
         split = self._image_split()
@@ -214,15 +214,15 @@ class _Dense(Activity):
     def comparable(self, has_data: bool) -> tuple[Measurement, ...]:
         return ("energy",)
 
-    def evaluate(self, stage: EvalStage, macs: Macs | None, example: Tensor) -> EnergyFigures:
+    def evaluate(self, stage: EvalStage, macs: Macs | None, example: Tensor) -> _EnergyFigures:
         loaded = self._state.model()
         if "spikes" in stage.measure and stage.measure != MEASUREMENTS:
             self._state.sink.warn(f"{loaded.name} has no spiking neurons, so no firing rates; measure energy instead")
         if "energy" not in stage.measure:
-            return EnergyFigures()
+            return _EnergyFigures()
         macs = macs or count_macs(loaded.model, example)
         figures = {"multiplied": macs.total, "energy_nj": energy_nj(macs.total), "energy_uncounted": macs.uncounted}
-        return EnergyFigures(figures | _static_figures(loaded.model), {"energy_formula": FORMULA})
+        return _EnergyFigures(figures | _static_figures(loaded.model), {"energy_formula": FORMULA})
 
     def before_and_after(self, networks: Sequence[nn.Module], images: int) -> None:
         return None

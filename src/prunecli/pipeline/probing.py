@@ -50,7 +50,7 @@ def linear_probe(space: Workspace, split: Split) -> dict[str, Any]:
     return task.named(meter.compute())
 
 
-def image_features(model: nn.Module, images: Tensor) -> Tensor:
+def _image_features(model: nn.Module, images: Tensor) -> Tensor:
     """Features of images: those before the classifier, or those of the image tower; shape (N, D).
 
     Raises:
@@ -78,7 +78,7 @@ def _features(space: Workspace, split: Split, title: str) -> tuple[NDArray[np.fl
         torch.inference_mode(),
     ):
         for batch, classes in space.inputs.batches(split):
-            features.append(image_features(model, batch.to(space.device)).double().cpu().numpy())
+            features.append(_image_features(model, batch.to(space.device)).double().cpu().numpy())
             labels.append(classes.numpy())
             done += len(classes)
             advance(done, f"{done} images")

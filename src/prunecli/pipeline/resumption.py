@@ -27,14 +27,14 @@ _NOT_IDENTITY = frozenset(("root", "download", "workers"))
 """Data settings that change nothing about what is computed."""
 
 
-def state_folder(out: Path) -> Path:
+def _state_folder(out: Path) -> Path:
     """The folder of the states of the stage that will write `out`."""
     return out.with_name(f"{out.name}.state")
 
 
 def is_unfinished(out: Path) -> bool:
     """Whether an unfinished stage left states for `out` behind."""
-    return any(state_folder(out).glob("*state-*"))
+    return any(_state_folder(out).glob("*state-*"))
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def saved_states(space: RunState, out: Path, identity: Mapping[str, JsonValue]) 
     Raises:
         RecipeError: Another process writes `out`, or there is an unfinished run and neither --resume nor --force.
     """
-    folder = state_folder(out)
+    folder = _state_folder(out)
     with locked(folder, space.command, out):
         remove_leftovers(out)
         if out.exists() and not space.may_replace:  # another process had the lock and has just finished
@@ -85,7 +85,7 @@ def saved_states(space: RunState, out: Path, identity: Mapping[str, JsonValue]) 
 
 def discard_states(out: Path) -> None:
     """Removes the states of the stage that wrote `out`."""
-    shutil.rmtree(state_folder(out), ignore_errors=True)
+    shutil.rmtree(_state_folder(out), ignore_errors=True)
 
 
 def identity_of(space: RunState, stage: Any, **files: str | None) -> dict[str, JsonValue]:

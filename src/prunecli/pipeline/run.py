@@ -25,7 +25,7 @@ from prunecli.recipe.schema import CompareStage
 from prunecli.report.comparison import Comparison, Gate
 
 PLAN_NAME, RUN_NAME = "plan.yaml", "run.json"
-RUN_SCHEMA = "prunecli.run/1"
+_RUN_SCHEMA = "prunecli.run/1"
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class _Progress:
 
     def save(self) -> None:
         stages = [{"stage": r.stage, "path": r.path.name, "figures": dict(r.figures)} for r in self.done]
-        text = json.dumps({"schema": RUN_SCHEMA, "plan_sha256": self.plan_sha256, "stages": stages}, indent=2)
+        text = json.dumps({"schema": _RUN_SCHEMA, "plan_sha256": self.plan_sha256, "stages": stages}, indent=2)
         write_text_atomically(self.path, text + "\n")
 
 
@@ -144,7 +144,7 @@ def _progress(plan: Plan, folder: Path, space: Workspace) -> _Progress:
             StageRecord(entry["stage"], folder / Path(entry["path"]).name, entry["figures"])
             for entry in noted["stages"]
         ]
-        if noted["schema"] != RUN_SCHEMA or [record.stage for record in done] != kinds[: len(done)]:
+        if noted["schema"] != _RUN_SCHEMA or [record.stage for record in done] != kinds[: len(done)]:
             raise ValueError(path)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecipeError(f"{path}: is damaged; start the run again with --force") from error

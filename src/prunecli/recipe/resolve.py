@@ -17,7 +17,7 @@ from prunecli.recipe.fields import fields_of
 from prunecli.recipe.loader import ENVIRONMENT, Document, KeyPath, load_yaml, parse_value
 from prunecli.recipe.schema import STAGES, DataSection, ModelSection, Recipe, Stage
 
-MAX_EXTENDS = 8
+_MAX_EXTENDS = 8
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _with_extended(document: Document, seen: tuple[Path, ...]) -> tuple[dict[str
     top = seen[0] if seen else here
     if not stays_inside(target, top.parent):
         raise RecipeError(f"{where}: extends {base} leads out of {top.parent}; copy that recipe into the folder")
-    if target in (*seen, here) or len(seen) >= MAX_EXTENDS:
+    if target in (*seen, here) or len(seen) >= _MAX_EXTENDS:
         raise RecipeError(f"{where}: {base} extends itself, directly or through others")
     shown = Path(document.source).parent / base
     data, merged = _with_extended(load_yaml(shown), (*seen, here))

@@ -10,7 +10,7 @@ from prunecli.report.conditions import Condition
 from prunecli.report.schema import Metrics, Report
 from prunecli.report.scores import SCORES
 
-COMPARISON_SCHEMA: Literal["prunecli.comparison/1"] = "prunecli.comparison/1"
+_COMPARISON_SCHEMA: Literal["prunecli.comparison/1"] = "prunecli.comparison/1"
 
 
 class _Strict(BaseModel):
@@ -53,7 +53,7 @@ class Candidate(_Drops):
 class Comparison(_Strict):
     """A baseline and its candidates."""
 
-    schema_name: Literal["prunecli.comparison/1"] = Field(COMPARISON_SCHEMA, alias="schema")
+    schema_name: Literal["prunecli.comparison/1"] = Field(_COMPARISON_SCHEMA, alias="schema")
     baseline: str
     baseline_metrics: Metrics
     candidates: tuple[Candidate, ...]
@@ -61,7 +61,8 @@ class Comparison(_Strict):
     notes: tuple[str, ...] = ()
 
 
-GATE_NAMES = tuple(name for name in Candidate.model_fields if name not in ("name", "metrics", "latency_ratio_interval"))
+_NOT_GATES = ("name", "metrics", "latency_ratio_interval")
+_GATE_NAMES = tuple(name for name in Candidate.model_fields if name not in _NOT_GATES)
 
 
 def compare_reports(
@@ -87,7 +88,7 @@ def compare_reports(
             candidate = candidate.model_copy(update=dict.fromkeys(losses))
         candidates.append(candidate)
     return Comparison(
-        schema=COMPARISON_SCHEMA,
+        schema=_COMPARISON_SCHEMA,
         baseline=names[0],
         baseline_metrics=base.metrics,
         candidates=tuple(candidates),
@@ -200,7 +201,7 @@ class Gate(Condition):
     """
 
     def __init__(self, text: str) -> None:
-        super().__init__(text, GATE_NAMES, "--fail-if", "top1_drop > 1.0")
+        super().__init__(text, _GATE_NAMES, "--fail-if", "top1_drop > 1.0")
 
     def holds(self, candidate: Candidate) -> bool:
         """Whether the condition is true of `candidate`.

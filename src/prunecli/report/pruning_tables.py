@@ -27,7 +27,7 @@ class _Macs(Protocol):
     def uncounted(self) -> tuple[str, ...]: ...
 
 
-class PruningFigures(Protocol):
+class _PruningFigures(Protocol):
     """What the table reads of a report of pruning."""
 
     @property
@@ -57,7 +57,7 @@ class PruningFigures(Protocol):
 
 
 def pruning_table(
-    report: PruningFigures,
+    report: _PruningFigures,
     medians: Sequence[float],
     ratio: float,
     ratio_interval: tuple[float, float],

@@ -24,12 +24,12 @@ OPTIONS = [
     *shared_options(),
 ]
 
-PathsArgument = Annotated[
+_PathsArgument = Annotated[
     list[Path], typer.Argument(metavar="BASELINE OTHER...", help="Reports of `prune eval`, or weights files.")
 ]
 
 
-def run(output: Output, paths: PathsArgument, values: dict[str, Any]) -> None:
+def run(output: Output, paths: _PathsArgument, values: dict[str, Any]) -> None:
     """Compares."""
     from prunecli.recipe.loader import Document
     from prunecli.recipe.resolve import resolve

@@ -11,12 +11,12 @@ from prunecli.cli.lazy import make_command
 from prunecli.cli.options import with_output
 from prunecli.cli.output import Output
 
-ShellArgument = Annotated[Literal["bash", "zsh", "fish"], typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]
+_ShellArgument = Annotated[Literal["bash", "zsh", "fish"], typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]
 
 
 def run(
     output: Output,
-    shell: ShellArgument,
+    shell: _ShellArgument,
     install: Annotated[bool, typer.Option("--install", help="Write it where the shell looks for completions.")] = False,
 ) -> None:
     """Prints or installs the script."""

@@ -13,7 +13,7 @@ from prunecli.cli.output import Output
 from prunecli.cli.stages import check_writable, show_plan
 from prunecli.errors import PruneError
 
-SHOW_OPTIONS = [option("set_values", list[str], "Set a value first: KEY=VALUE.", "--set")]
+_SHOW_OPTIONS = [option("set_values", list[str], "Set a value first: KEY=VALUE.", "--set")]
 
 _TEMPLATE = """\
 # yaml-language-server: $schema={schema}
@@ -57,7 +57,7 @@ def show(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None
     """Every value and where it comes from."""
     from prunecli.recipe.resolve import load_plan
 
-    show_plan(output, load_plan(recipe, overrides_from(SHOW_OPTIONS, values, 0)))
+    show_plan(output, load_plan(recipe, overrides_from(_SHOW_OPTIONS, values, 0)))
 
 
 def schema(
@@ -120,7 +120,7 @@ VERBS = {
     "show": Verb(
         "Print every value and its origin.",
         "Commands",
-        lambda: make_command("show", with_output(show, SHOW_OPTIONS), "Print every value of a recipe and its origin."),
+        lambda: make_command("show", with_output(show, _SHOW_OPTIONS), "Print every value of a recipe and its origin."),
     ),
     "schema": Verb(
         "Print the JSON schema, for editors.",

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from prunecli.engine.tasks.base import Described, Task
 
-TASKS = {
+_TASKS = {
     "classification": "classification:Classification",
     "segmentation": "segmentation:Segmentation",
     "retrieval": "retrieval:Retrieval",
@@ -16,6 +16,6 @@ TASKS = {
 
 def task_of(data: Described) -> Task:
     """The task that a data set is for."""
-    module, _, name = TASKS[data.task].partition(":")
+    module, _, name = _TASKS[data.task].partition(":")
     kind: type[Task] = getattr(import_module(f"prunecli.engine.tasks.{module}"), name)
     return kind(data)

@@ -12,7 +12,7 @@ from torch import Tensor
 from prunecli.engine.tasks.base import Described, Task, softened_divergence
 from prunecli.errors import RecipeError
 
-IGNORED = 255
+_IGNORED = 255
 """Class index of pixels that count nowhere."""
 
 
@@ -62,9 +62,9 @@ class Segmentation(Task):
     def loss(self, scores: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
         """Cross-entropy per pixel that is not void; 0 for a batch of nothing but void."""
         total = F.cross_entropy(
-            _enlarged(scores, labels), labels, ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="sum"
+            _enlarged(scores, labels), labels, ignore_index=_IGNORED, label_smoothing=label_smoothing, reduction="sum"
         )
-        return total / (labels != IGNORED).sum().clamp(min=1)
+        return total / (labels != _IGNORED).sum().clamp(min=1)
 
     def teacher_loss(self, scores: Tensor, teacher_scores: Tensor, temperature: float) -> Tensor:
         """Averaged over scores, at the resolution the network gives them."""
@@ -104,14 +104,14 @@ class _PixelMeter:
             from torchmetrics.classification import MulticlassConfusionMatrix
         except ImportError as error:
             raise RecipeError("mIoU needs torchmetrics; pip install 'prunecli[segmentation]'") from error
-        self._confusion: Any = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED).to(device)
+        self._confusion: Any = MulticlassConfusionMatrix(num_classes, ignore_index=_IGNORED).to(device)
         self._losses: list[Tensor] = []
         self._images = 0
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         full = _enlarged(scores, labels)
         self._confusion.update(full.argmax(dim=1), labels)
-        self._losses.append(F.cross_entropy(full, labels, ignore_index=IGNORED, reduction="sum"))
+        self._losses.append(F.cross_entropy(full, labels, ignore_index=_IGNORED, reduction="sum"))
         self._images += len(labels)
 
     def compute(self) -> SegmentationAccuracy:
