@@ -24,12 +24,12 @@ class Condition:
 
     Args:
         text: Comparisons of names and numbers, joined by and, or, not and parentheses.
-        names: Figures it may name.
-        option: What to call it in messages.
-        example: One that is right, for messages.
+        names: The figures that it may name.
+        option: The option or recipe key that it comes from, for messages.
+        example: A valid condition, for messages.
 
     Raises:
-        RecipeError: It is not such a condition, or a name is unknown.
+        RecipeError: It is not a valid condition, or a name is unknown.
     """
 
     def __init__(self, text: str, names: Collection[str], option: str, example: str) -> None:
@@ -38,19 +38,22 @@ class Condition:
         try:
             self._tree = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise RecipeError(f"{option} {text!r}: not a condition; write for instance {example!r}") from error
+            raise RecipeError(f"{option} {text!r}: not a valid condition; for example {example!r}") from error
         self._check(self._tree, boolean=True)
 
     @property
     def named(self) -> tuple[str, ...]:
-        """The figures it names, each once."""
+        """The figures that it names, without repetitions."""
         return tuple(dict.fromkeys(node.id for node in ast.walk(self._tree) if isinstance(node, ast.Name)))
 
     def true_of(self, figures: Mapping[str, Any]) -> bool:
-        """Whether the condition is true of figures by name; `name` says whose they are.
+        """Evaluates the condition.
+
+        Args:
+            figures: Figures by name; "name" is what the message calls their source.
 
         Raises:
-            RecipeError: A figure it needs was not measured.
+            RecipeError: A figure that it needs was not measured.
         """
         return self._evaluate(self._tree, figures)
 
@@ -69,7 +72,7 @@ class Condition:
             if node.id not in self._names:
                 raise RecipeError(f"{self._option}: {unknown('figure', node.id, self._names)}")
         elif boolean or not isinstance(node, ast.Constant) or type(node.value) not in (int, float):
-            raise RecipeError(f"{self._option} {self.text!r}: not a condition; write for instance {self._example!r}")
+            raise RecipeError(f"{self._option} {self.text!r}: not a valid condition; for example {self._example!r}")
 
     def _evaluate(self, node: ast.AST, figures: Mapping[str, Any]) -> bool:
         if isinstance(node, ast.BoolOp):
@@ -91,6 +94,6 @@ class Condition:
         assert isinstance(node, ast.Name)
         if figures[node.id] is None:
             raise RecipeError(
-                f"{self._option}: {node.id} of {figures['name']} was not measured, so it cannot be judged"
+                f"{self._option}: {node.id} of {figures['name']} was not measured, so the condition cannot be evaluated"
             )
         return float(figures[node.id])

@@ -1,4 +1,4 @@
-"""Tables of what a spiking network does: layer by layer, and the rows that it adds to a report."""
+"""Tables about spiking networks: neurons and operations by layer, and the rows that they add to a report."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from prunecli.report.numbers import count, joules, share, size
 from prunecli.report.schema import LayerEnergy, Metrics, NeuronRates
 
-Rows = list[tuple[str, ...]]
-_NAMED = 4
+_Rows = list[tuple[str, ...]]
+_LISTED = 4
 
 
 def energy_rows(metrics: Metrics, formula: str | None) -> list[tuple[str, str]]:
-    """Rows of a report's table; empty for a report without energy and spikes."""
+    """Rows for the table of a report; empty without energy and spikes."""
     m = metrics
     mark = ">= " if m.energy_uncounted else ""
     entries = (
@@ -36,20 +36,20 @@ def energy_rows(metrics: Metrics, formula: str | None) -> list[tuple[str, str]]:
     return [(label, text) for label, text, value in entries if value is not None]
 
 
-def neuron_rows(neurons: Sequence[NeuronRates], *, everything: bool = False) -> Rows:
-    """For each layer of neurons: name, channels, rate, its 5 % and 95 % quantiles, silent and saturated channels.
+def neuron_rows(neurons: Sequence[NeuronRates], *, everything: bool = False) -> _Rows:
+    """One row for each layer of neurons, as in `NEURON_COLUMNS`.
 
-    Of many silent or saturated channels the first few are named, or all with `everything`.
+    Only the first few silent and saturated channels are listed, or all of them with `everything`.
     """
-    named = None if everything else _NAMED
+    limit = None if everything else _LISTED
     return [
         (
             neuron.name,
             str(neuron.channels),
             share(neuron.rate),
             f"{share(neuron.quantiles.get('0.05'), 1).removesuffix(' %')} to {share(neuron.quantiles.get('0.95'), 1)}",
-            numbers(neuron.silent, named),
-            numbers(neuron.saturated, named),
+            _channel_list(neuron.silent, limit),
+            _channel_list(neuron.saturated, limit),
         )
         for neuron in neurons
     ]
@@ -59,8 +59,8 @@ NEURON_COLUMNS = ("neurons", "channels", "rate", "5 to 95 %", "silent", "saturat
 LAYER_COLUMNS = ("layer", "reads", "MACs", "ACs", "energy", "as spikes")
 
 
-def layer_rows(layers: Sequence[LayerEnergy]) -> Rows:
-    """For each layer that multiplies: name, what arrives, operations, energy, and ACs with integers read as spikes."""
+def layer_rows(layers: Sequence[LayerEnergy]) -> _Rows:
+    """One row for each layer with operations, as in `LAYER_COLUMNS`; the last column reads integers as spikes."""
     return [
         (
             layer.name,
@@ -74,8 +74,8 @@ def layer_rows(layers: Sequence[LayerEnergy]) -> Rows:
     ]
 
 
-def change_rows(before: Metrics, after: Metrics) -> Rows:
-    """Figure, before, after and ratio of what pruning did to a spiking network."""
+def change_rows(before: Metrics, after: Metrics) -> _Rows:
+    """Effect of pruning on a spiking network: figure, before, after and ratio."""
     entries = (
         ("firing rate", share(before.firing_rate), share(after.firing_rate), before.firing_rate, after.firing_rate),
         ("synaptic operations", count(before.synops), count(after.synops), before.synops, after.synops),
@@ -88,7 +88,7 @@ def change_rows(before: Metrics, after: Metrics) -> Rows:
             after.integer_energy_nj,
         ),
     )
-    # A network whose neurons were silent and were woken by recalibration spends more than before, which says nothing.
+    # If all neurons were silent before recalibration, a ratio says nothing.
     fired = bool(before.firing_rate)
 
     def ratio(old: float | None, new: float | None) -> str:
@@ -99,12 +99,12 @@ def change_rows(before: Metrics, after: Metrics) -> Rows:
     return [(label, b, a, ratio(old, new)) for label, b, a, old, new in entries]
 
 
-def numbers(channels: Sequence[int], named: int | None = _NAMED) -> str:
-    """How many channels, and the first `named` of them; None names all."""
+def _channel_list(channels: Sequence[int], limit: int | None) -> str:
+    """Number of channels and the first `limit` of them; None lists all."""
     if not channels:
         return "0"
-    shown = channels[:named]
-    return f"{len(channels)}: {', '.join(map(str, shown))}{' ...' if len(shown) < len(channels) else ''}"
+    listed = channels[:limit]
+    return f"{len(channels)}: {', '.join(map(str, listed))}{' ...' if len(listed) < len(channels) else ''}"
 
 
 def _integers(metrics: Metrics) -> str:

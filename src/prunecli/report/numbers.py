@@ -1,4 +1,4 @@
-"""Numbers as a person reads them."""
+"""Formatting numbers for people."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def count(value: float | None) -> str:
-    """1,234,567 as 1.23M."""
+    """Formats a count with a unit prefix: 1,234,567 as 1.23M."""
     if value is None:
         return "-"
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -17,12 +17,12 @@ def count(value: float | None) -> str:
 
 
 def macs(total: float | None, uncounted: Sequence[str]) -> str:
-    """MACs, marked as a lower bound where operators were run that could not be counted."""
+    """Formats MACs, marked as a lower bound if some operators could not be counted."""
     return count(total) if total is None or not uncounted else f">= {count(total)}"
 
 
 def size(value: float | None) -> str:
-    """Bytes in binary units."""
+    """Formats bytes in binary units."""
     if value is None:
         return "-"
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
@@ -32,19 +32,19 @@ def size(value: float | None) -> str:
 
 
 def fixed(value: float | None, digits: int = 2, unit: str = "") -> str:
-    """A number with so many digits, or a dash."""
+    """Formats a number with a fixed number of decimals; None as a dash."""
     return "-" if value is None else f"{value:.{digits}f}{unit}"
 
 
 def interval(low: float, high: float, digits: int = 2) -> str:
-    """An interval, rounded outward: what lies in it lies in what is printed."""
+    """Formats an interval, rounded outward so that the printed interval contains it."""
     scale = 10.0**digits
     low, high = math.floor(low * scale) / scale, math.ceil(high * scale) / scale
     return f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def joules(nanojoules: float | None) -> str:
-    """Energy with a unit that leaves a readable number."""
+    """Formats an energy in a suitable unit."""
     if nanojoules is None:
         return "-"
     for unit, factor in (("J", 1e9), ("mJ", 1e6), ("uJ", 1e3)):
@@ -54,5 +54,5 @@ def joules(nanojoules: float | None) -> str:
 
 
 def share(value: float | None, digits: int = 2) -> str:
-    """A share of one as a percentage."""
+    """Formats a fraction as a percentage."""
     return "-" if value is None else f"{100 * value:.{digits}f} %"

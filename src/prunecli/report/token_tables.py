@@ -1,4 +1,4 @@
-"""What leaving out tokens came to, as rows: plain numbers in, text out."""
+"""Table rows about token pruning."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from typing import Any
 
 from prunecli.report.numbers import fixed, interval, macs
 
-Rows = list[tuple[str, ...]]
-
 
 def per_block_text(per_block: Sequence[int]) -> str:
-    """Tokens behind each block, runs of equal ones put together: "65 x1, 33 x5"."""
+    """Number of tokens after each block, with equal neighbours grouped: "65 x1, 33 x5"."""
     runs = [(tokens, len(list(group))) for tokens, group in groupby(per_block)]
     return ", ".join(f"{tokens} x{blocks}" for tokens, blocks in runs)
 
 
 def macs_row(totals: Sequence[int], uncounted: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """MACs of an image with their ratio to the first, marked where they are lower bounds."""
+    """MACs per image with their ratio to the first, marked if they are lower bounds."""
     texts = [macs(total, missing) for total, missing in zip(totals, uncounted, strict=True)]
     first, *others = totals
     ratios = (f"{text} (x{other / max(first, 1):.3f})" for text, other in zip(texts[1:], others, strict=True))
@@ -28,7 +26,7 @@ def macs_row(totals: Sequence[int], uncounted: Sequence[Sequence[str]]) -> tuple
 def latency_row(
     batch: int, medians: Sequence[float], speedups: Sequence[tuple[float, float, float]]
 ) -> tuple[str, ...]:
-    """Milliseconds of a batch, and how many times as fast with an interval."""
+    """Milliseconds per batch, and the speed-up with its interval."""
     images = "1 image" if batch == 1 else f"{batch} images"
     cells = [f"{medians[0]:.2f} ms"]
     for median, (speedup, low, high) in zip(medians[1:], speedups, strict=True):
@@ -37,12 +35,12 @@ def latency_row(
 
 
 def frontier_columns(score: str) -> tuple[str, ...]:
-    """What a frontier says of each selection; `score` is what its accuracy is called."""
+    """Columns of a frontier; `score` is the name of its accuracy."""
     return ("selector", "block", "keep", "macs_ratio", score, "agreement", "cosine")
 
 
 def frontier_row(values: Sequence[Any]) -> tuple[str, ...]:
-    """One selection of a frontier, in the order of `frontier_columns`."""
+    """One row of a frontier, in the order of `frontier_columns`."""
     selector, block, keep, macs, score, agreement, cosine = values
     scores = (fixed(score, unit=" %"), fixed(agreement, unit=" %"), fixed(cosine, 4))
     return (selector, str(block), f"{keep:g}", f"x{macs:.3f}", *scores)
