@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.criteria.base import Loss, default_loss
 from prunecli.errors import MethodError, ModelError, unknown
-from prunecli.inputs import Inputs
+from prunecli.inputs import Inputs, output_tensors
 from prunecli.measure.neurons import leave_to_caller, reset, reset_itself, spiking_neurons
 from prunecli.methods.outcome import PruneReport
 from prunecli.methods.registry import get_method, get_structural
@@ -51,9 +51,11 @@ def prune(
         model: Any module; it is not changed, but spiking neurons in it are reset. They are reset before and after each
             pass that is made here; the result leaves that to its caller, as the given model does.
         method: "l1", "taylor", "fisher" or any other that `prune methods` lists.
-        example_inputs: Inputs of a shape the model accepts: a tensor such as (1, 3, 224, 224), a tuple or a mapping.
-        data: Calibration batches: input tensors, or tuples of inputs and labels. Methods that take gradients use the
-            labels; without them the model's own predictions.
+        example_inputs: Inputs of a shape the model accepts: a tensor such as (1, 3, 224, 224), a tuple of
+            positional arguments, a mapping of keyword arguments, or a list of images.
+        data: Calibration batches: inputs of the same form as `example_inputs`, or pairs of inputs and labels; a mapping
+            may hold its labels as `labels`. Methods that take gradients use the labels; without them the model's own
+            predictions.
         compensate: "ls" folds removed channels into those that stay by regression on `data`, "bias" by their mean
             alone, "none" leaves the weights as they are.
         recalibrate: Whether batch normalisation statistics are measured again on `data`.
@@ -168,8 +170,6 @@ class _Batches:
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._data:
-            if not isinstance(batch, Tensor) and (
-                isinstance(batch, Mapping) or not len(batch) or not isinstance(batch[0], Tensor)
-            ):
-                raise MethodError("data: each batch has to be a tensor or a tuple that begins with one")
+            if not output_tensors(batch):
+                raise MethodError("data: each batch has to hold tensors: inputs alone, or a pair of inputs and labels")
             yield batch

@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from prunecli.inputs import Inputs, split_batch
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.removal.compensate import Compensation, compensate
 from prunecli.surgery.removal.recalibrate import recalibrate_batchnorm
@@ -34,14 +35,21 @@ class Repair:
         calibration: Batches that can be iterated more than once, inputs or (inputs, labels); None: no repair.
         compensation: How removed channels are folded into those that stay.
         recalibrate: Whether batch normalisation statistics are measured again.
+        example_inputs: Inputs the network accepts, which tell a batch of several inputs from one with labels.
 
     Attributes:
         compensated: Layers that were adjusted in the last repair.
         recalibrated: Batch normalisations that were measured in that repair.
     """
 
-    def __init__(self, calibration: Iterable[Any] | None, compensation: Compensation, recalibrate: bool) -> None:
-        self._calibration = _Inputs(calibration) if calibration is not None else None
+    def __init__(
+        self,
+        calibration: Iterable[Any] | None,
+        compensation: Compensation,
+        recalibrate: bool,
+        example_inputs: Inputs | None = None,
+    ) -> None:
+        self._calibration = _BatchInputs(calibration, example_inputs) if calibration is not None else None
         self._compensation, self._recalibrate = compensation, recalibrate
         self.compensated = self.recalibrated = 0
 
@@ -66,12 +74,12 @@ class Repair:
         clock.lap("recalibrate")
 
 
-class _Inputs:
+class _BatchInputs:
     """The inputs of batches that may have labels."""
 
-    def __init__(self, batches: Iterable[Any]) -> None:
-        self._batches = batches
+    def __init__(self, batches: Iterable[Any], example_inputs: Inputs | None) -> None:
+        self._batches, self._example_inputs = batches, example_inputs
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Any]:
         for batch in self._batches:
-            yield batch if isinstance(batch, Tensor) else batch[0]
+            yield split_batch(batch, self._example_inputs)[0]

@@ -79,7 +79,7 @@ class _Run:
         self._request, self._params = request, request.params
         self._criterion: Criterion = get_structural(request.method).load()
         self._calibration = request.calibrated()
-        self._repair = Repair(request.calibration, request.compensation, request.recalibrate)
+        self._repair = Repair(request.calibration, request.compensation, request.recalibrate, request.example_inputs)
         self._dense: dict[str, int] = {}
         self._left: dict[str, int] = {}  # channels after the last removal
         self._edits: list[Edit] = []

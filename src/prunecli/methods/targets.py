@@ -108,7 +108,7 @@ class Ruler:
         self._images: list[Tensor] = []
         if kind in SPIKE_TARGETS:
             self._images = _images_for(kind, dense, batches)
-        self._repair = Repair(self._images or None, compensation, recalibrate)
+        self._repair = Repair(self._images or None, compensation, recalibrate, inputs)
         self._base = self._count(dense) if kind != "latency" else 0.0
         if self._base == 0 and kind in SPIKE_TARGETS:
             raise MethodError(f"--{kind}: no spike reaches any layer of the network; train it first")

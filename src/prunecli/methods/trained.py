@@ -127,7 +127,7 @@ def remove_kept(model: nn.Module, keep: Mapping[str, Tensor], removal: Removal) 
         keep = {name: units for name, units in keep.items() if name not in faulty}
         groups, pruned = _chosen(by_name, keep), copy.deepcopy(model)
     clock.lap("verify")
-    repair = Repair(removal.calibration, removal.compensation, removal.recalibrate)
+    repair = Repair(removal.calibration, removal.compensation, removal.recalibrate, removal.example_inputs)
     if groups:
         repair(model, pruned, groups, keep, clock)
     whole = sum(group.channels for group in by_name.values())
