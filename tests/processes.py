@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
 import subprocess
 import sys
 import threading
@@ -19,7 +21,7 @@ from pathlib import Path
 from prunecli.checkpoint.durable import FAULT_VARIABLE
 
 _SERVER = """
-import json, os, signal, sys, threading, time
+import importlib, json, os, signal, sys, threading, time
 import torch
 torch.set_num_threads(1)
 import prunecli.cli.app, prunecli.pipeline.run, prunecli.studies.sensitivity, prunecli.report.tables
@@ -29,8 +31,15 @@ def child(job):
     os.setsid()
     os.chdir(job["cwd"])
     os.environ.update(job["env"])
-    for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    for name in job["unset"]:
+        os.environ.pop(name, None)
+    if job["terminal"]:  # the first one that a session leader opens becomes its controlling terminal
+        terminal = os.open(job["terminal"], os.O_RDWR)
+        for number in range(3):
+            os.dup2(terminal, number)
+    else:
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     if job["limit"]:
         import resource
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["limit"], job["limit"]))
@@ -54,6 +63,9 @@ def child(job):
 
 for line in sys.stdin:
     job = json.loads(line)
+    if "preload" in job:
+        importlib.import_module(job["preload"])
+        continue
     start = time.monotonic()
     pid = os.fork()
     if pid == 0:
@@ -77,6 +89,7 @@ for line in sys.stdin:
                 waiting.pop(0)
         time.sleep(0.002)
     print(json.dumps([os.waitstatus_to_exitcode(status), time.monotonic() - start]), flush=True)
+os._exit(0)
 """
 
 
@@ -104,6 +117,7 @@ class Processes:
     """Runs command lines, one after the other."""
 
     def __init__(self) -> None:
+        self._preloaded: set[str] = set()
         self._server = subprocess.Popen(
             [sys.executable, "-c", _SERVER],
             stdin=subprocess.PIPE,
@@ -126,6 +140,8 @@ class Processes:
         umask: int = 0o022,
         env: Mapping[str, str] | None = None,
         streams: Path | None = None,
+        unset: Sequence[str] = (),
+        terminal: bool = False,
     ) -> Ended:
         """Runs `prune WORDS`.
 
@@ -141,6 +157,8 @@ class Processes:
             umask: Bits that new files do not get.
             env: More of the environment.
             streams: Folder for what it prints; default: `.out` and `.err` where it runs.
+            unset: Names in the environment that it does not get.
+            terminal: Whether its streams are a pseudo-terminal; everything written to it is returned as `out`.
         """
         out, err = (streams or cwd) / ".out", (streams or cwd) / ".err"
         for stream in (out, err):
@@ -158,12 +176,50 @@ class Processes:
             "user": user,
             "warm": [str(word) for word in warm],
             "umask": umask,
+            "unset": list(unset),
+            "terminal": "",
         }
-        assert self._server.stdin is not None and self._server.stdout is not None
+        if terminal:
+            return self._run_in_terminal(job)
+        self._send(job)
+        code, seconds = self._result()
+        return Ended(code, out.read_text(), err.read_text(), seconds)
+
+    def preload(self, module: str) -> None:
+        """Imports a module once, so that later processes have it from the start."""
+        if module not in self._preloaded:
+            self._preloaded.add(module)
+            self._send({"preload": module})
+
+    def _send(self, job: Mapping[str, object]) -> None:
+        assert self._server.stdin is not None
         self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()
+
+    def _result(self) -> tuple[int, float]:
+        assert self._server.stdout is not None
         code, seconds = json.loads(self._server.stdout.readline())
-        return Ended(code, out.read_text(), err.read_text(), seconds)
+        return code, seconds
+
+    def _run_in_terminal(self, job: dict[str, object]) -> Ended:
+        assert self._server.stdout is not None
+        terminal, inner = pty.openpty()
+        try:
+            self._send({**job, "terminal": os.ttyname(inner)})
+            seen = b""
+            ended = False
+            while True:
+                ready, _, _ = select.select([terminal, self._server.stdout], [], [], 0 if ended else None)
+                if terminal in ready:
+                    seen += os.read(terminal, 65536)
+                elif ended:
+                    break
+                ended = ended or self._server.stdout in ready
+        finally:
+            os.close(inner)
+            os.close(terminal)
+        code, seconds = self._result()
+        return Ended(code, seen.decode(), "", seconds)
 
     def close(self) -> None:
         """Ends the server."""

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
-import select
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +14,7 @@ import torch
 import prunecli
 from prunecli.models.loading import load_reference, save
 from tests.conftest import REPOSITORY, Prune
+from tests.processes import Processes
 
 ESCAPE = "\x1b"
 
@@ -256,33 +253,16 @@ def test_a_closed_pipe_is_not_an_error() -> None:
     assert done.stdout.splitlines()[1] == "0" and "Traceback" not in done.stderr
 
 
-def _terminal(words: list[str], width: int, env: dict[str, str], cwd: Path) -> str:
-    """Runs in a pseudo-terminal of a given width and returns everything that was written to it."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(cwd)
-        environment = {**os.environ, "TERM": "xterm", "COLUMNS": str(width), "OMP_NUM_THREADS": "1", **env}
-        environment = {key: value for key, value in environment.items() if value != "UNSET"}
-        os.execve(sys.executable, [sys.executable, "-m", "prunecli", *words], environment)
-    seen = b""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        ready, _, _ = select.select([terminal], [], [], 1)
-        if not ready:
-            continue
-        try:
-            piece = os.read(terminal, 65536)
-        except OSError:
-            break
-        if not piece:
-            break
-        seen += piece
-    os.waitpid(pid, 0)
-    return seen.decode()
+def _terminal(processes: Processes, words: list[str], width: int, env: dict[str, str | None], cwd: Path) -> str:
+    """Runs in a pseudo-terminal and returns everything that was written to it; None leaves a name out of `env`."""
+    kept = {name: value for name, value in env.items() if value is not None}
+    unset = [name for name in env if name not in kept]
+    done = processes.run(words, cwd, env={"TERM": "xterm", "COLUMNS": str(width), **kept}, unset=unset, terminal=True)
+    return done.out
 
 
 @pytest.mark.parametrize("width", [80, 140])
-def test_tables_on_a_terminal_fit_and_are_whole(tmp_path: Path, width: int) -> None:
+def test_tables_on_a_terminal_fit_and_are_whole(processes: Processes, tmp_path: Path, width: int) -> None:
     report = {
         "schema": "prunecli.report/1",
         "model": {"ref": "cifar:resnet20", "input_shape": [3, 32, 32]},
@@ -295,7 +275,7 @@ def test_tables_on_a_terminal_fit_and_are_whole(tmp_path: Path, width: int) -> N
     for name in ("baseline", "a-rather-long-name-of-a-report", "third"):
         (tmp_path / f"{name}.json").write_text(json.dumps(report))
     words = ["compare", "baseline.json", "a-rather-long-name-of-a-report.json", "third.json"]
-    shown = _terminal(words, width, {"NO_COLOR": "1", "GITHUB_ACTIONS": "true"}, tmp_path)
+    shown = _terminal(processes, words, width, {"NO_COLOR": "1", "GITHUB_ACTIONS": "true"}, tmp_path)
     assert ESCAPE not in shown
     lines = shown.replace("\r", "").split("\n")
     assert max(map(len, lines)) <= max(width, 110)  # the note below the table is a line of its own
@@ -305,15 +285,17 @@ def test_tables_on_a_terminal_fit_and_are_whole(tmp_path: Path, width: int) -> N
     assert re.sub(r"\s", "", "latency") in table and table.count("90.00 %") == 3
 
 
-def test_colours_only_where_they_are_wanted(tmp_path: Path) -> None:
-    assert ESCAPE in _terminal(["methods"], 100, {"NO_COLOR": "UNSET"}, tmp_path)
-    assert ESCAPE not in _terminal(["methods"], 100, {"NO_COLOR": "1"}, tmp_path)
-    assert ESCAPE not in _terminal(["methods"], 100, {"TERM": "dumb"}, tmp_path)
+def test_colours_only_where_they_are_wanted(processes: Processes, tmp_path: Path) -> None:
+    assert ESCAPE in _terminal(processes, ["methods"], 100, {"NO_COLOR": None}, tmp_path)
+    assert ESCAPE not in _terminal(processes, ["methods"], 100, {"NO_COLOR": "1"}, tmp_path)
+    assert ESCAPE not in _terminal(processes, ["methods"], 100, {"TERM": "dumb"}, tmp_path)
 
 
-def test_a_bar_on_a_terminal_and_plain_lines_without_colour(tmp_path: Path, checkpoint: Path) -> None:
+def test_a_bar_on_a_terminal_and_plain_lines_without_colour(
+    processes: Processes, tmp_path: Path, checkpoint: Path
+) -> None:
     words = ["train", str(checkpoint), "--data", "digits", "--epochs", "1", "-o", "t.safetensors", "--force"]
-    live = _terminal(words, 100, {"NO_COLOR": "UNSET"}, tmp_path)
+    live = _terminal(processes, words, 100, {"NO_COLOR": None}, tmp_path)
     assert "%" in live and ESCAPE in live and "epoch 1/1: loss" in live
-    plain = _terminal(words, 100, {"NO_COLOR": "1"}, tmp_path)
+    plain = _terminal(processes, words, 100, {"NO_COLOR": "1"}, tmp_path)
     assert ESCAPE not in plain and "epoch 1/1: loss" in plain

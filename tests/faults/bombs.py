@@ -24,9 +24,13 @@ MANY = 990_000
 _START = b"\x80\x02"
 
 
-def bombs() -> dict[str, Callable[[], bytes]]:
-    """Files of weights by name; each is made when it is called."""
-    return {**_claims(), **_archives(), **_views(), **_calls(), **_floods(), **_headers()}
+def bombs(many: int = MANY) -> dict[str, Callable[[], bytes]]:
+    """Files of weights by name; each is made when it is called.
+
+    Args:
+        many: How often instructions and the like are repeated; the default is just below what a reader allows.
+    """
+    return {**_claims(), **_archives(), **_views(), **_calls(), **_floods(many), **_headers(many)}
 
 
 def text_bombs() -> dict[str, bytes]:
@@ -152,24 +156,28 @@ def _calls() -> dict[str, Callable[[], bytes]]:
     return {**made, "a new torch.FloatTensor": lambda: as_zip(new)}
 
 
-def _floods() -> dict[str, Callable[[], bytes]]:
+def _floods(many: int) -> dict[str, Callable[[], bytes]]:
     keys = b"".join(instructions(place * ((1 << 61) - 1)) + b"N" for place in range(1, 100))
     module = b"\x80\x02cmine\nNet\n)\x81q\0}("
     parts = b"X\x0b\0\0\0_parameters}X\x08\0\0\0_buffers}X\x08\0\0\0_modules}("
     shared = b"Nq\1" + b"".join(b"cmine\nNet\n)\x81}(" + parts + b"X\1\0\0\0ah\1X\1\0\0\0bh\1uubq\1" for _ in range(60))
-    objects = b"cm\nf\nq\0](" + b"h\0)R" * 240_000 + b"e."
+    objects = b"cm\nf\nq\0](" + b"h\0)R" * (many * 8 // 33) + b"e."
     named = (
-        b"](" + b"".join(b"cm\nf%d\n)R" % place for place in range(1900)) + b"cm\nx\nq\0" + b"h\0)R" * 100_000 + b"e."
+        b"]("
+        + b"".join(b"cm\nf%d\n)R" % place for place in range(1900))
+        + b"cm\nx\nq\0"
+        + b"h\0)R" * (many // 10)
+        + b"e."
     )
     return {
         "too many instructions": lambda: as_zip(_START + b"](" + b"]" * (2 * MANY) + b"e."),
-        "lists": lambda: as_zip(_START + b"](" + b"]" * MANY + b"e."),
-        "nested lists": lambda: as_zip(_START + b"]" * (MANY // 2) + b"a" * (MANY // 2 - 1) + b"."),
-        "nested tuples": lambda: as_zip(_START + b")" + b"\x85" * MANY + b"."),
+        "lists": lambda: as_zip(_START + b"](" + b"]" * many + b"e."),
+        "nested lists": lambda: as_zip(_START + b"]" * (many // 2) + b"a" * (many // 2 - 1) + b"."),
+        "nested tuples": lambda: as_zip(_START + b")" + b"\x85" * many + b"."),
         "memo": lambda: as_zip(
-            _START + b"]" + b"".join(b"r" + struct.pack("<I", place) for place in range(MANY)) + b"."
+            _START + b"]" + b"".join(b"r" + struct.pack("<I", place) for place in range(many)) + b"."
         ),
-        "marks": lambda: as_zip(_START + b"(" * MANY),
+        "marks": lambda: as_zip(_START + b"(" * many),
         "objects": lambda: as_zip(_START + objects),
         "objects of many names": lambda: as_zip(_START + named),
         "keys that collide": lambda: as_zip(_START + b"}(" + keys + b"u."),
@@ -178,7 +186,7 @@ def _floods() -> dict[str, Callable[[], bytes]]:
     }
 
 
-def _headers() -> dict[str, Callable[[], bytes]]:
+def _headers(many: int) -> dict[str, Callable[[], bytes]]:
     entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     far = {"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}
     flat = {"a": {"dtype": "F32", "shape": [1] * 1_000_000, "data_offsets": [0, 4]}}
@@ -193,11 +201,11 @@ def _headers() -> dict[str, Callable[[], bytes]]:
         "a header of 2^60 bytes": lambda: safetensors(b"{}", length=1 << 60),
         "a header of 70 MB": lambda: safetensors(b'{"' + b"a" * 70_000_000),
         "120,000 tensors": lambda: safetensors(tensors(120_000), bytes(4)),
-        "tensors over each other": lambda: safetensors(tensors(90_000), bytes(4)),
+        "tensors over each other": lambda: safetensors(tensors(many // 11), bytes(4)),
         "a tensor of 4 TiB": lambda: safetensors(json.dumps(far).encode(), bytes(4)),
         "a million dimensions": lambda: safetensors(json.dumps(flat).encode(), bytes(4)),
         "nested JSON": lambda: safetensors(b'{"a":' + b"[" * 10_000_000),
         "a nested manifest": lambda: safetensors(manifest('{"schema":' + "[" * 10_000_000)),
         "a manifest of one number": lambda: safetensors(manifest('{"schema":' + "9" * 10_000_000)),
-        "a manifest of many numbers": lambda: safetensors(manifest("[" + "1," * 10_000_000 + "1]")),
+        "a manifest of many numbers": lambda: safetensors(manifest("[" + "1," * (10 * many) + "1]")),
     }

@@ -12,7 +12,7 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from prunecli.data.catalog import load_data
 from prunecli.data.images import BadImages, read_image
@@ -70,6 +71,15 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "device.jpg": (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
     "program.jpg": (_postscript, "its content is not"),  # Pillow would start Ghostscript
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frequent_checks() -> Iterator[None]:
+    """torch would look after the processes that load images only every five seconds."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.5,))
+        patched.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)
+        yield
 
 
 @pytest.fixture
@@ -286,6 +296,7 @@ def test_killed_workers_end_with_one_line(tmp_path: Path, kind: str, count: int)
 _EXHAUST = """
 import resource, sys, torch
 from torch import nn
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from prunecli.engine.evaluate import Accuracy, evaluate
 torch.set_num_threads(1)
 model = nn.Sequential(nn.Conv2d(3, 512, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())

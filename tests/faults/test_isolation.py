@@ -22,7 +22,7 @@ from prunecli.pipeline.resumption import saved_states
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import ModelSection, Recipe
 from tests.faults.conftest import Undisturbed
-from tests.faults.processes import PROGRESSIVE, TRAIN, Processes, sha256, when
+from tests.faults.processes import FEW_DIGITS, PROGRESSIVE, TRAIN, Processes, sha256, when
 
 
 def test_the_holder_of_a_lock_is_named(processes: Processes, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_manifest_names_no_parent_outside_its_folder(
     parent = where.replace("ABSOLUTE", str(tmp_path / "dense.safetensors"))
     pruned = undisturbed.result("progressive") / "x.safetensors"
     _with_step(pruned, folder / "p.safetensors", parent=parent, parent_sha256=sha256(tmp_path / "dense.safetensors"))
-    words = "finetune p.safetensors --data digits --epochs 1 --teacher parent -o f.safetensors".split()
+    words = f"finetune p.safetensors --data {FEW_DIGITS} --epochs 1 --teacher parent -o f.safetensors".split()
     refused = processes.run(words, folder)
     assert refused.code == 2 and "the parent is not in this folder" in refused.err, refused.err
     accepted = processes.run([*words, "--teacher", "../dense.safetensors"], folder)
@@ -237,7 +237,7 @@ def test_a_parent_beside_the_checkpoint_is_found(
     place.mkdir()
     undisturbed.folder("progressive", place)
     (place / "x.safetensors").write_bytes((undisturbed.result("progressive") / "x.safetensors").read_bytes())
-    words = "finetune elsewhere/x.safetensors --epochs 1 --teacher parent -o f.safetensors".split()
+    words = f"finetune elsewhere/x.safetensors --data {FEW_DIGITS} --epochs 1 --teacher parent -o f.safetensors".split()
     assert processes.run(words, tmp_path).code == 0
     assert prunecli.load(tmp_path / "f.safetensors") is not None
 

@@ -10,7 +10,7 @@ import pytest
 from prunecli.checkpoint.io import read_checkpoint, write_checkpoint
 from prunecli.checkpoint.manifest import InputNormalisation, Step, UsedData
 from tests.faults.conftest import Undisturbed
-from tests.faults.processes import Processes
+from tests.faults.processes import FEW_DIGITS, Processes
 
 ODD: dict[str, dict[str, Any]] = {
     "settings of no method": {"history": [Step(stage="prune", settings={"a": 1})]},
@@ -28,8 +28,8 @@ ODD: dict[str, dict[str, Any]] = {
 COMMANDS = (
     "inspect odd.safetensors",
     "inspect odd.safetensors --verify",
-    "eval odd.safetensors --data digits --measure accuracy --measure macs",
-    "finetune odd.safetensors --data digits --epochs 1 -o out.safetensors",
+    f"eval odd.safetensors --data {FEW_DIGITS} --measure accuracy --measure macs",
+    f"finetune odd.safetensors --data {FEW_DIGITS} --epochs 1 -o out.safetensors",
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import enum
+import functools
 import io
 import logging
 import warnings
@@ -85,6 +86,12 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@functools.lru_cache(maxsize=1)
+def _model(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return MODELS[name]()
+
+
 def _inner(model: nn.Module) -> nn.Module:
     """What is inside a wrapper."""
     for name in ("module", "_orig_mod"):
@@ -102,10 +109,9 @@ def _assert_equal(found: ForeignWeights, model: nn.Module) -> None:
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_whole_model_is_its_state_dict(name: str, legacy: bool, tmp_path: Path) -> None:
-    torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = MODELS[name]()
+        model = _model(name)
         for place, wrapped in enumerate((model, {"model": model, "epoch": 3}, {"what": model, "x": [1]})):
             path = tmp_path / f"{place}.pt"
             torch.save(wrapped, path, _use_new_zipfile_serialization=not legacy)
