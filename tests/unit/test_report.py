@@ -136,7 +136,7 @@ def test_gates(text: str, holds: bool) -> None:
      "(lambda: 1)() > 0", "top1_drop in (1,)", "True > 0", "[1] > 0", "top1_drop > 1;", "(" * 500],
 )  # fmt: skip
 def test_a_gate_is_nothing_but_comparisons(text: str) -> None:
-    with pytest.raises(RecipeError, match=r"not a condition|unknown figure"):
+    with pytest.raises(RecipeError, match=r"not a valid condition|unknown figure"):
         Gate(text)
 
 

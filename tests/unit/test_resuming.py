@@ -1,4 +1,4 @@
-"""Training that is stopped after any step and resumed is the training that was not."""
+"""Training that is stopped after any step and resumed equals training that is not stopped."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ import torch
 from torch import nn
 
 from prunecli.checkpoint.runstate import RunIdentity, StateStore
-from prunecli.engine.fit import FitConfig, FitResult, fit
+from prunecli.engine.config import FitConfig
+from prunecli.engine.fit import FitResult, fit
+from prunecli.engine.freezing import FreezeBackbone
 from prunecli.engine.resuming import random_state, set_random_state
+from prunecli.engine.tasks.classification import Classification
 from prunecli.errors import ModelError, PruneError, RecipeError, ResourceError
 from tests.unit.test_engine import CPU, _batches, _digest
 
@@ -29,6 +32,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "early stop": {"lr": 1e-9, "patience": 1, "epochs": 5},
 }
 VALIDATED = ("best epoch", "early stop")
+TASK = Classification.with_classes(4)
 
 
 class _Stopped(Exception):
@@ -36,17 +40,17 @@ class _Stopped(Exception):
 
 
 class _Dies:
-    """A keeper that ends the process, so to say, after its states were saved so many times."""
+    """A keeper that raises `_Stopped` once it has saved a number of states; None: never."""
 
     def __init__(self, store: StateStore, after: int | None) -> None:
-        self._store, self._left = store, after
+        self._store, self._after = store, after
         self.saved = 0
         self.load, self.due, self.interrupted = store.load, store.due, store.interrupted
 
-    def save(self, content: dict[str, Any], place: str) -> bool:
-        self._store.save(content, place)
+    def save(self, content: dict[str, Any], position: str) -> bool:
+        self._store.save(content, position)
         self.saved += 1
-        if self.saved == self._left:
+        if self.saved == self._after:
             raise _Stopped
         return True
 
@@ -65,24 +69,25 @@ def _store(folder: Path, **identity: Any) -> StateStore:
 def _train(config: FitConfig, keeper: Any, validate: bool = False) -> tuple[str, FitResult]:
     model = _network()
     validation = _batches(2, seed=1) if validate else None
-    result = fit(model, _batches(4, 8), validation, config, CPU, num_classes=4, keeper=keeper)
+    hooks = [FreezeBackbone(config.freeze_backbone_epochs)] if config.freeze_backbone_epochs else []
+    result = fit(model, _batches(4, 8), validation, config, CPU, task=TASK, hooks=hooks, keeper=keeper)
     return _digest(model), result
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_stopped_after_any_step_it_goes_on_the_same(tmp_path: Path, name: str) -> None:
+def test_stopped_after_any_step_it_resumes_the_same(tmp_path: Path, name: str) -> None:
     config = FitConfig(**({"epochs": 3 if name == "frozen at first" else 2, "lr": 0.05} | CONFIGS[name]))
     validate = name in VALIDATED
-    wanted, result = _train(config, None, validate)
+    expected, result = _train(config, None, validate)
     watching = _Dies(_store(tmp_path / "whole"), None)
-    assert _train(config, watching, validate)[0] == wanted  # saving changes nothing
+    assert _train(config, watching, validate)[0] == expected  # saving changes nothing
     for after in range(1, watching.saved + 1):
         folder = tmp_path / str(after)
         folder.mkdir()
         with pytest.raises(_Stopped):
             _train(config, _Dies(_store(folder), after), validate)
         digest, resumed = _train(config, _Dies(_store(folder), None), validate)
-        assert digest == wanted, f"stopped after {after} of {watching.saved}"
+        assert digest == expected, f"stopped after {after} of {watching.saved}"
         assert resumed.chosen == result.chosen
         assert [(e.epoch, e.lr, e.loss, e.validation) for e in resumed.epochs] == [
             (e.epoch, e.lr, e.loss, e.validation) for e in result.epochs
@@ -93,11 +98,11 @@ def test_stopped_after_any_step_it_goes_on_the_same(tmp_path: Path, name: str) -
 
 
 @pytest.mark.parametrize("left_out", ["random", "optimizer", "updates", "best", "position"])
-def test_nothing_of_the_state_is_idle(tmp_path: Path, left_out: str) -> None:
-    """A state without one of its parts leads elsewhere, or nowhere: so the test above can fail."""
+def test_every_part_of_the_state_matters(tmp_path: Path, left_out: str) -> None:
+    """A state that lacks a part gives another result or an error, so the test above can fail."""
     config = FitConfig(epochs=3, lr=0.05, mixup=0.2)
     validate = left_out == "best"
-    wanted, result = _train(config, None, validate)
+    expected, result = _train(config, None, validate)
     assert not validate or result.chosen == 1
     with pytest.raises(_Stopped):
         _train(config, _Dies(_store(tmp_path), 7), validate)
@@ -118,10 +123,10 @@ def test_nothing_of_the_state_is_idle(tmp_path: Path, left_out: str) -> None:
                 kept[left_out] = fresh[left_out]
             self.load = lambda: kept  # type: ignore[method-assign]
 
-    assert _train(config, _Forgetful(), validate)[0] != wanted
+    assert _train(config, _Forgetful(), validate)[0] != expected
 
 
-def test_every_generator_goes_on_where_it_was() -> None:
+def test_every_generator_continues_where_it_was() -> None:
     def draw() -> list[float]:
         return [float(torch.rand(())), float(np.random.rand()), float(np.random.randn()), random.random()]
 
@@ -133,7 +138,7 @@ def test_every_generator_goes_on_where_it_was() -> None:
     assert draw() == first
 
 
-def test_weights_that_are_no_numbers_are_neither_saved_nor_returned(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_neither_saved_nor_returned(tmp_path: Path) -> None:
     config = FitConfig(epochs=2, lr=1e30, schedule="constant")
     with pytest.raises(PruneError, match=r"NaN or infinity|loss is (nan|inf)"):
         _train(config, _Dies(_store(tmp_path), None))
@@ -142,7 +147,7 @@ def test_weights_that_are_no_numbers_are_neither_saved_nor_returned(tmp_path: Pa
     # One step alone breaks the weights and no later loss shows it: the end of the epoch does.
     model = _network()
     with pytest.raises(PruneError, match="holds NaN or infinity at epoch 1, batch 1"):
-        fit(model, _batches(1), None, FitConfig(epochs=1, lr=3e38, schedule="constant"), CPU, num_classes=4)
+        fit(model, _batches(1), None, FitConfig(epochs=1, lr=3e38, schedule="constant"), CPU, task=TASK)
 
 
 def test_a_state_of_another_network_is_one_line(tmp_path: Path) -> None:
@@ -151,18 +156,18 @@ def test_a_state_of_another_network_is_one_line(tmp_path: Path) -> None:
         _train(config, _Dies(_store(tmp_path), 1))
     other = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
     with pytest.raises(ModelError, match="the saved state does not fit this network"):
-        fit(other, _batches(4, 8), None, config, CPU, num_classes=4, keeper=_store(tmp_path))
+        fit(other, _batches(4, 8), None, config, CPU, task=TASK, keeper=_store(tmp_path))
 
 
-def test_states_say_whose_they_are(tmp_path: Path) -> None:
-    told: list[str] = []
+def test_states_of_another_run_are_refused(tmp_path: Path) -> None:
+    warnings: list[str] = []
     content = {"x": torch.ones(2)}
     StateStore(tmp_path, RunIdentity({"lr": 0.1}, {"torch": "1"})).save(content, "here")
     with pytest.raises(RecipeError, match=r"was saved with lr 0\.1, not 0\.2"):
         StateStore(tmp_path, RunIdentity({"lr": 0.2}, {"torch": "1"})).load()
-    found = StateStore(tmp_path, RunIdentity({"lr": 0.1}, {"torch": "2"}), warn=told.append).load()
-    assert found is not None and torch.equal(found["x"], content["x"])
-    assert len(told) == 1 and "was saved with torch 1, now 2; the last bits may differ" in told[0]
+    restored = StateStore(tmp_path, RunIdentity({"lr": 0.1}, {"torch": "2"}), warn=warnings.append).load()
+    assert restored is not None and torch.equal(restored["x"], content["x"])
+    assert len(warnings) == 1 and "was saved with torch 1, now 2; the last bits may differ" in warnings[0]
 
 
 def test_saving_takes_a_bounded_share_of_the_time(tmp_path: Path) -> None:
@@ -176,17 +181,17 @@ def test_saving_takes_a_bounded_share_of_the_time(tmp_path: Path) -> None:
 
 
 def test_a_state_that_cannot_be_written_leaves_the_last_one(tmp_path: Path) -> None:
-    told: list[str] = []
-    store = StateStore(tmp_path, RunIdentity({}, {}), warn=told.append)
+    warnings: list[str] = []
+    store = StateStore(tmp_path, RunIdentity({}, {}), warn=warnings.append)
     assert store.save({"x": 1}, "first")
     assert not store.save({"x": object()}, "second") and not store.save({"x": object()}, "third")
-    assert len(told) == 1 and "the state at second could not be saved" in told[0]
+    assert len(warnings) == 1 and "the state at second could not be saved" in warnings[0]
     assert store.load() == {"x": 1} and not list(tmp_path.glob(".staged-*"))
     assert issubclass(ResourceError, PruneError)
 
 
 class _Gappy:
-    """Four batches an epoch, of which one could not be read."""
+    """Four batches per epoch, one of which cannot be read."""
 
     def __init__(self, missing: int) -> None:
         self._missing, self.position = missing, 0
@@ -203,7 +208,7 @@ class _Gappy:
 
 @pytest.mark.parametrize("missing", [0, 1, 2, 3])
 def test_a_missing_batch_leaves_no_gradient_behind(tmp_path: Path, missing: int) -> None:
-    """Batches 0 and 1 make a step, 2 and 3 the next, whichever of them is missing, also after a resume."""
+    """Batches 0 and 1 make one step, 2 and 3 the next, whichever is missing, also after a resume."""
     config = FitConfig(epochs=2, lr=0.05, accumulate=2)
     steps: list[tuple[int, int]] = []
 
@@ -211,20 +216,20 @@ def test_a_missing_batch_leaves_no_gradient_behind(tmp_path: Path, missing: int)
         def on_step(self, epoch: int, step: int, steps_: int, loss: float) -> None:
             steps.append((epoch, step))
 
-        def on_epoch(self, epoch: Any) -> None:
+        def on_epoch(self, epoch: Any, tables: Any) -> None:
             pass
 
     def train(keeper: Any) -> str:
         model = _network()
         batches: Any = _Gappy(missing)
-        fit(model, batches, None, config, CPU, num_classes=4, keeper=keeper, progress=_Steps())
+        fit(model, batches, None, config, CPU, task=TASK, keeper=keeper, progress=_Steps())
         return _digest(model)
 
-    wanted = train(None)
+    expected = train(None)
     assert len(steps) == 4, steps
     for after in range(1, 6):
         folder = tmp_path / str(after)
         folder.mkdir()
         with pytest.raises(_Stopped):
             train(_Dies(_store(folder), after))
-        assert train(_store(folder)) == wanted, after
+        assert train(_store(folder)) == expected, after
