@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prunecli.checkpoint.records import shown
+from prunecli.checkpoint.records import printable
 from prunecli.errors import ModelError
 
 _NAMED = 3
@@ -37,7 +37,7 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path, allowed: bool) -> No
         if not checked[view]:
             bad.append(name)
     if bad:
-        named = ", ".join(shown(name) for name in bad[:_NAMED])
+        named = ", ".join(printable(name) for name in bad[:_NAMED])
         more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
         which = f"tensor {named} holds" if len(bad) == 1 else f"tensors {named}{more} hold"
         raise ModelError(

@@ -13,8 +13,8 @@ from prunecli.checkpoint.archive import Damaged
 from prunecli.checkpoint.finite import check_finite
 from prunecli.checkpoint.inert import Inert, class_path, is_module, state_dict_of
 from prunecli.checkpoint.io import read_tensors
-from prunecli.checkpoint.kinds import opened, refusal
-from prunecli.checkpoint.records import shown
+from prunecli.checkpoint.kinds import open_weights, refusal
+from prunecli.checkpoint.records import printable
 from prunecli.checkpoint.torch_files import read_torch_file
 from prunecli.errors import ModelError
 
@@ -51,7 +51,7 @@ def read_foreign(path: Path, *, allow_nonfinite: bool = False) -> ForeignWeights
     Raises:
         ModelError: The file holds no state dict, is damaged, or claims more than it holds.
     """
-    with opened(path) as (file, kind):
+    with open_weights(path) as (file, kind):
         if kind == "safetensors":
             weights = ForeignWeights(read_tensors(path))
         else:
@@ -63,7 +63,7 @@ def read_foreign(path: Path, *, allow_nonfinite: bool = False) -> ForeignWeights
         if len(name) > _MAX_NAME:
             raise refusal(path, f"has a tensor name of {len(name):,} characters", "fetch or save the file again")
         if tensor.is_sparse or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
-            raise refusal(path, f"tensor {shown(name)} is not dense", "save dense tensors")
+            raise refusal(path, f"tensor {printable(name)} is not dense", "save dense tensors")
     check_finite(tensors, path, allow_nonfinite)
     return ForeignWeights(tensors, weights.class_path)
 
@@ -109,12 +109,12 @@ def _from_module(module: Inert, path: Path) -> ForeignWeights:
     except Damaged as error:
         raise refusal(path, error.cause, error.remedy) from error
     if not tensors:
-        raise ModelError(f"{path}: holds a {shown(module.path)} without any tensors; give a file with weights")
+        raise ModelError(f"{path}: holds a {printable(module.path)} without any tensors; give a file with weights")
     return ForeignWeights(tensors, class_path(module))
 
 
 def _not_a_state_dict(content: Any, path: Path) -> ModelError:
-    kind = shown(content.path) if isinstance(content, Inert) else type(content).__name__
+    kind = printable(content.path) if isinstance(content, Inert) else type(content).__name__
     return ModelError(
         f"{path}: holds a {kind}, not a state dict of named tensors; save `model.state_dict()` and give that file"
     )

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from prunecli.checkpoint.archive import Damaged
-from prunecli.checkpoint.records import shown
+from prunecli.checkpoint.records import printable
 
 _MAX_TENSORS = 100_000
 _MAX_MODULES = 100_000
@@ -107,11 +107,11 @@ def state_dict_of(module: Inert) -> dict[str, Tensor]:
         if visits > _MAX_MODULES or depth > _MAX_DEPTH:
             raise Damaged("its modules are nested too deeply")
         if not is_module(current):
-            raise Damaged(f"its module {shown(prefix.removesuffix('.'))} is damaged")
+            raise Damaged(f"its module {printable(prefix.removesuffix('.'))} is damaged")
         for name, tensor in _own_tensors(current):
             if not isinstance(tensor, Tensor):
                 kind = tensor.path if isinstance(tensor, Inert) else type(tensor).__name__
-                raise Damaged(f"{shown(prefix + name)} in it is a {shown(kind)}, not a tensor", _SAVE)
+                raise Damaged(f"{printable(prefix + name)} in it is a {printable(kind)}, not a tensor", _SAVE)
             tensors[prefix + name] = tensor
         if len(tensors) > _MAX_TENSORS:
             raise Damaged(f"it holds over {_MAX_TENSORS:,} tensors", _SAVE)

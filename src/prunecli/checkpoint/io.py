@@ -1,4 +1,4 @@
-"""Reading and writing checkpoints: one safetensors file whose metadata carries the manifest."""
+"""Reading and writing checkpoints: a safetensors file with the manifest in its metadata."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from torch import Tensor
 from prunecli.checkpoint.durable import write_atomically
 from prunecli.checkpoint.finite import check_finite
 from prunecli.checkpoint.header import MANIFEST_KEY, UNSEALED, Header, read_header, seal
-from prunecli.checkpoint.kinds import opened, refusal
+from prunecli.checkpoint.kinds import open_weights, refusal
 from prunecli.checkpoint.manifest import Manifest, parse_manifest
-from prunecli.checkpoint.records import shown
+from prunecli.checkpoint.records import printable
 from prunecli.errors import ModelError
 
 _AGAIN = "fetch or make the file again"
@@ -76,7 +76,7 @@ def read_checkpoint(path: Path, *, allow_nonfinite: bool = False) -> tuple[Manif
     tensors: dict[str, Tensor] = {}
     for name, tensor, intact in _checked_tensors(path, manifest):
         if not intact:
-            raise refusal(path, f"tensor {shown(name)} is damaged (its sha256 differs)", _AGAIN)
+            raise refusal(path, f"tensor {printable(name)} is damaged (its sha256 differs)", _AGAIN)
         tensors[name] = tensor
     for name, source in manifest.aliases.items():
         if source not in tensors:
@@ -92,7 +92,7 @@ def read_manifest(path: Path) -> Manifest | None:
     Raises:
         ModelError: The file is unreadable, or its manifest is damaged or of another schema.
     """
-    with opened(path) as (_, kind):
+    with open_weights(path) as (_, kind):
         return _manifest_in(read_header(path), path) if kind == "safetensors" else None
 
 
@@ -150,7 +150,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _manifest_of(path: Path) -> tuple[Manifest, Header]:
-    with opened(path) as (_, kind):
+    with open_weights(path) as (_, kind):
         header = read_header(path) if kind == "safetensors" else None
     manifest = _manifest_in(header, path) if header is not None else None
     if manifest is None or header is None:
@@ -173,7 +173,7 @@ def _checked_tensors(path: Path, manifest: Manifest) -> Iterator[tuple[str, Tens
         differing = sorted(set(names) ^ set(manifest.tensor_sha256))
         if differing:
             raise ModelError(
-                f"{path}: tensor {shown(differing[0])} does not agree with the manifest; the file was altered"
+                f"{path}: tensor {printable(differing[0])} does not agree with the manifest; the file was altered"
             )
         for name in names:
             tensor = file.get_tensor(name).clone()

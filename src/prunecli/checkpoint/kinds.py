@@ -38,7 +38,7 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[BinaryIO, Kind]]:
+def open_weights(path: Path) -> Iterator[tuple[BinaryIO, Kind]]:
     """Opens a weights file and identifies its format.
 
     Raises:
@@ -167,5 +167,5 @@ def _describe_text(text: str) -> tuple[str, str]:
     if start.startswith("<"):
         return "is an XML document, perhaps a server's error message", "download the file again"
     if "weight_map" in text:
-        return "is a list of weight files", "give a model whose weights are in one file"
+        return "is a list of weight files", "give a model with all its weights in one file"
     return "is a JSON document" if start.startswith(("{", "[")) else "is a text file", _GIVE_WEIGHTS

@@ -16,7 +16,7 @@ from typing import Any
 
 from prunecli.checkpoint.archive import Damaged
 from prunecli.checkpoint.rebuilding import call
-from prunecli.checkpoint.records import Global, ObjectRecord, Storage, TensorRecord, shown
+from prunecli.checkpoint.records import Global, ObjectRecord, Storage, TensorRecord, printable
 
 _MAX_INSTRUCTIONS = 1_000_000
 MAX_BYTES = 64 << 20
@@ -307,7 +307,7 @@ class _Examiner:
         storage = Storage.from_persistent_id(reference, legacy=self.legacy)
         known = self.contents.storages.setdefault(storage.key, storage)
         if (known.type_name, known.count) != (storage.type_name, storage.count) and known.size + storage.size:
-            raise Damaged(f"it claims storage {shown(storage.key)} twice, with different sizes")
+            raise Damaged(f"it claims storage {printable(storage.key)} twice, with different sizes")
         whole = not self.legacy or reference[5] is None
         self.stack.append(storage if whole else self.part(storage, reference[5]))
 
@@ -316,7 +316,7 @@ class _Examiner:
             raise Damaged("a reference to a storage in it is damaged")
         key, offset, count = view
         if self.contents.parts.setdefault(key, (storage.key, offset, count)) != (storage.key, offset, count):
-            raise Damaged(f"it claims storage {shown(key)} twice, with different sizes")
+            raise Damaged(f"it claims storage {printable(key)} twice, with different sizes")
         return storage.part(key, offset, count)
 
 

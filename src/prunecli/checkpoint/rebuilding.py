@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from prunecli.checkpoint.archive import Damaged
-from prunecli.checkpoint.records import Global, ObjectRecord, Storage, TensorRecord, shown
+from prunecli.checkpoint.records import Global, ObjectRecord, Storage, TensorRecord, printable
 
 _KeyCheck = Callable[[Any], None]
 _Rule = Callable[[tuple[Any, ...], _KeyCheck], Any]
@@ -63,7 +63,7 @@ def call(function: Global, arguments: tuple[Any, ...], check_key: _KeyCheck, *, 
     """
     if function.path.partition(".")[0] in _SYSTEM or function.path in _RUNNING:
         raise Damaged(
-            f"it would call {shown(function.path)} when it is unpickled, which weights never need",
+            f"it would call {printable(function.path)} when it is unpickled, which weights never need",
             "it may be hostile: do not open it with other software, and get the weights from their author",
         )
     if is_foreign(function):
@@ -73,7 +73,7 @@ def call(function: Global, arguments: tuple[Any, ...], check_key: _KeyCheck, *, 
         return rule(arguments, check_key)
     if function.path in _NOT_DENSE:
         raise Damaged(f"it holds {_NOT_DENSE[function.path]} tensors", _DENSE)
-    raise Damaged(f"it calls {shown(function.path)}, which plain weights do not need", _DENSE)
+    raise Damaged(f"it calls {printable(function.path)}, which plain weights do not need", _DENSE)
 
 
 def _tensor(arguments: tuple[Any, ...], dtype: torch.dtype | None = None) -> TensorRecord:
@@ -126,7 +126,7 @@ def _rebuild_tensor_v3(arguments: tuple[Any, ...], check_key: _KeyCheck) -> Tens
     name = arguments[6]
     dtype = _UNTYPED.get(name.path)
     if dtype is None:
-        raise Damaged(f"it holds numbers of the type {shown(name.path)}, not plain ones", _DENSE)
+        raise Damaged(f"it holds numbers of the type {printable(name.path)}, not plain ones", _DENSE)
     return _tensor(arguments[:4], dtype)
 
 
@@ -159,7 +159,7 @@ def _rebuild_from_type(arguments: tuple[Any, ...], check_key: _KeyCheck) -> Tens
     if not isinstance(function, Global) or function.path not in _TENSORS or not isinstance(inner, tuple):
         raise Damaged(_DAMAGED)
     if not isinstance(kind, Global) or kind.path not in ("torch.Tensor", "torch.nn.parameter.Parameter"):
-        raise Damaged(f"it holds a tensor of the class {shown(getattr(kind, 'path', str(kind)))}", _DENSE)
+        raise Damaged(f"it holds a tensor of the class {printable(getattr(kind, 'path', str(kind)))}", _DENSE)
     _check_state(state)
     return _TENSORS[function.path](inner, check_key)
 

@@ -97,11 +97,11 @@ class Storage:
         if not isinstance(kind, Global) or not isinstance(key, str) or not isinstance(location, str):
             raise Damaged("a reference to a storage in it is damaged")
         if type(count) is not int or not 0 <= count < _MAX_COUNT:
-            raise Damaged(f"storage {shown(key)} claims an impossible size")
+            raise Damaged(f"storage {printable(key)} claims an impossible size")
         dtype = torch.uint8 if kind.path == _UNTYPED else _STORAGES.get(kind.path.removeprefix("torch."))
         if dtype is None:
             raise Damaged(
-                f"it holds numbers of the type {shown(kind.path)}, not plain ones", "save the weights as float32"
+                f"it holds numbers of the type {printable(kind.path)}, not plain ones", "save the weights as float32"
             )
         return cls(key, kind.path, dtype.itemsize, count, dtype)
 
@@ -112,7 +112,7 @@ class Storage:
             Damaged: They lie outside the storage.
         """
         if type(offset) is not int or type(count) is not int or not 0 <= offset <= offset + count <= self.count:
-            raise Damaged(f"a part of storage {shown(self.key)} lies outside it")
+            raise Damaged(f"a part of storage {printable(self.key)} lies outside it")
         return replace(self, key=key, count=count)
 
 
@@ -129,6 +129,6 @@ class TensorRecord:
     size: int
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     """Makes a name from a file safe to print: quoted, without control characters, and shortened."""
     return repr(name if len(name) <= 120 else name[:117] + "...")

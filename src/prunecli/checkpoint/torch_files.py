@@ -17,7 +17,7 @@ from prunecli.checkpoint.archive import Damaged
 from prunecli.checkpoint.inert import StandIn, stand_ins
 from prunecli.checkpoint.kinds import entries_of, refusal
 from prunecli.checkpoint.pickles import MAX_BYTES, MODULE_CLASS, Contents, examine, without_sources
-from prunecli.checkpoint.records import TensorRecord, shown
+from prunecli.checkpoint.records import TensorRecord, printable
 
 _PARTS_OF_LEGACY = 3
 _MAX_SMALL = 64
@@ -65,7 +65,7 @@ def _checked(file: BinaryIO, size: int, path: Path) -> Contents:
     packed = next((name for name, entry in entries.items() if not entry.plain), None)
     if packed is not None:
         raise Damaged(
-            f"its entry {shown(packed)} is compressed", "save it again with torch.save, which does not compress"
+            f"its entry {printable(packed)} is compressed", "save it again with torch.save, which does not compress"
         )
     small = [entry for name, entry in entries.items() if name not in pickles and not name.startswith(f"{folder}/data/")]
     if entries[pickles[0]].size > MAX_BYTES:
@@ -74,12 +74,14 @@ def _checked(file: BinaryIO, size: int, path: Path) -> Contents:
     for storage in contents.storages.values():
         entry = entries.get(f"{folder}/data/{storage.key}")
         if entry is None:
-            raise Damaged(f"the numbers of storage {shown(storage.key)} are missing")
+            raise Damaged(f"the numbers of storage {printable(storage.key)} are missing")
         if storage.size != entry.size:
-            raise Damaged(f"storage {shown(storage.key)} claims {storage.size:,} bytes, the file has {entry.size:,}")
+            raise Damaged(
+                f"storage {printable(storage.key)} claims {storage.size:,} bytes, the file has {entry.size:,}"
+            )
     for entry in small:
         if entry.name.endswith(("/.storage_alignment", "/byteorder", "/.format_version")) and entry.size > _MAX_SMALL:
-            raise Damaged(f"its entry {shown(entry.name)} is damaged")
+            raise Damaged(f"its entry {printable(entry.name)} is damaged")
     return contents
 
 
@@ -102,7 +104,7 @@ def _checked_legacy(file: BinaryIO, size: int) -> tuple[Contents, BinaryIO]:
         (count,) = struct.unpack("<q", _bytes_of(file, position, 8))
         position += 8 + storage.size
         if count != storage.count or position > size:
-            raise Damaged(f"storage {shown(key)} claims {storage.size:,} bytes that the file does not have")
+            raise Damaged(f"storage {printable(key)} claims {storage.size:,} bytes that the file does not have")
     if not contents.sources:
         return contents, file
     rest = _bytes_of(file, contents.end, size - contents.end)

@@ -14,7 +14,7 @@ from prunecli.checkpoint.finite import check_finite
 from prunecli.checkpoint.foreign_files import ForeignWeights, read_foreign
 from prunecli.checkpoint.io import file_sha256, read_checkpoint, read_manifest, write_checkpoint
 from prunecli.checkpoint.manifest import Architecture, Manifest
-from prunecli.checkpoint.records import shown
+from prunecli.checkpoint.records import printable
 from prunecli.errors import ModelError
 from prunecli.methods.runtime import apply_recorded
 from prunecli.models.catalog import build, build_dense, input_spec, rebuild_dense, split_reference
@@ -115,9 +115,8 @@ def _load_foreign(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapp
         identified = identify(tensors, path, weights.class_path)
         architecture = identified.architecture
         others = f"; {', '.join(identified.also)} would fit too: choose with --arch" if identified.also else ""
-        signs = (
-            f"its class {shown(weights.class_path)}, keys and shapes" if weights.class_path else "its keys and shapes"
-        )
+        class_note = f"class {printable(weights.class_path)}, " if weights.class_path else ""
+        signs = f"its {class_note}keys and shapes"
         notes.append(f"recognised as {architecture.ref} by {signs}{others}")
     else:
         architecture = architecture_for(ref, tensors, path, kwargs)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import ARGUMENTS, Architecture
-from prunecli.checkpoint.records import shown
+from prunecli.checkpoint.records import printable
 from prunecli.errors import ModelError
 from prunecli.models.catalog import build, built_from, rebuild_dense, settled_arguments
 from prunecli.models.dialects.segformer import reference_of
@@ -69,7 +69,7 @@ def identify(tensors: Mapping[str, Tensor], path: Path, class_path: str | None =
             continue
     if not fitting:
         near = ", ".join(f"{ref} ({similarity:.0%} alike)" for ref, similarity in candidates[:3])
-        whole = f"; the file pickles a {shown(class_path)}" if class_path else ""
+        whole = f"; the file pickles a {printable(class_path)}" if class_path else ""
         raise ModelError(
             f"{path}: no known architecture has these weights{whole}; nearest: {near}; name one with --arch source:name"
         )

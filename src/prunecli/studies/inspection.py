@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from prunecli.checkpoint.io import TensorState, verify_checkpoint
-from prunecli.checkpoint.records import shown
+from prunecli.checkpoint.records import printable
 from prunecli.errors import ModelError
 from prunecli.measure.counts import module_macs
 from prunecli.models.catalog import rebuild_dense
@@ -91,7 +91,7 @@ def verify_file(path: Path) -> Verified:
     damaged = [tensor.name for tensor in tensors if not tensor.intact]
     problem = None
     if damaged:
-        named = ", ".join(map(shown, damaged[:_NAMED]))
+        named = ", ".join(map(printable, damaged[:_NAMED]))
         more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
         problem = f"{path}: damaged: {named}{more} ({len(damaged)} of {len(tensors)} tensors); get the file again"
     return Verified(tuple(tensors), bool(manifest.sha256), problem)
