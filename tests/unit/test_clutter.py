@@ -66,14 +66,14 @@ def test_a_subset_and_a_held_out_part_look_the_same(cluttered: ImageData) -> Non
     part = cluttered.test.subset(chosen)
     again = part.subset(np.array([2, 0]))
     assert np.array_equal(part.labels, cluttered.test.labels[chosen])
-    for index, place in enumerate(chosen):
-        assert np.array_equal(_canvas(part, index), _canvas(cluttered.test, int(place)))
+    for index, number in enumerate(chosen):
+        assert np.array_equal(_canvas(part, index), _canvas(cluttered.test, int(number)))
     assert np.array_equal(_canvas(again, 0), _canvas(cluttered.test, 41))
     assert len({cluttered.test.fingerprint(), part.fingerprint(), again.fingerprint()}) == 3
     held = hold_out(cluttered, 0.1)
     assert isinstance(held.validation, ClutterSplit)
-    place = int(held.validation.places[5])
-    assert np.array_equal(_canvas(held.validation, 5), _canvas(cluttered.train, place))
+    number = int(held.validation.indices[5])
+    assert np.array_equal(_canvas(held.validation, 5), _canvas(cluttered.train, number))
 
 
 def test_each_digit_is_there_and_goes_anywhere(cluttered: ImageData, mnist: ImageData) -> None:

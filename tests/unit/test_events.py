@@ -97,7 +97,7 @@ def test_frames_hold_the_events_of_their_interval() -> None:
 
 @pytest.mark.parametrize("wrong", [(0,), (4, "size"), (4, "time", 0), (True,), (10**9,), (4.0,)])
 def test_a_binning_has_frames(wrong: tuple[object, ...]) -> None:
-    with pytest.raises(ValueError, match="are no frames"):
+    with pytest.raises(ValueError, match="do not make frames"):
         Binning(*wrong)  # type: ignore[arg-type]
 
 
@@ -227,7 +227,7 @@ def test_a_folder_tells_its_sensor(tmp_path: Path) -> None:
     (tmp_path / "sensor.txt").write_text("200x210\n")
     assert load_data(f"events:{tmp_path}").image_size == (200, 210)
     (tmp_path / "sensor.txt").write_text("wide\n")
-    with pytest.raises(DataError, match=r"sensor.txt: 'wide' is no height and width; write them as 480x640$"):
+    with pytest.raises(DataError, match=r"sensor.txt: 'wide' is not a height and width; write them as 480x640$"):
         load_data(f"events:{tmp_path}")
 
 
@@ -324,34 +324,34 @@ def _space(root: Path, ref: str = "spiking:vgg5", name: str = "n-mnist", **data:
 
 def test_the_network_says_how_many_frames(nmnist: Path) -> None:
     space = _space(nmnist)
-    assert space.input_shape() == (2, 16, 16) and space.example().shape == (1, 3, 2, 16, 16)
-    frames, _ = next(iter(space.batches(space.data().test)))
+    assert space.inputs.shape() == (2, 16, 16) and space.inputs.example().shape == (1, 3, 2, 16, 16)
+    frames, _ = next(iter(space.inputs.batches(space.data().test)))
     assert frames.shape == (6, 3, 2, 16, 16) and frames.sum() == 6 * 60
     assert space.model().model(frames).shape == (6, 10)
-    assert _space(nmnist, frames=5).example().shape == (1, 5, 2, 16, 16)
-    assert _space(nmnist, name="digits").example().shape == (1, 1, 16, 16)
+    assert _space(nmnist, frames=5).inputs.example().shape == (1, 5, 2, 16, 16)
+    assert _space(nmnist, name="digits").inputs.example().shape == (1, 1, 16, 16)
 
 
 def test_a_checkpoint_goes_on_with_its_frames(nmnist: Path) -> None:
     space = _space(nmnist)
     history = space.model().manifest.history
-    history.append(_space(nmnist, frame_duration=70, frames=6).step("train", {}, split=space.data().test))
-    assert space.frames() == Binning(6, duration=70)
-    for given_now, wanted in (
+    history.append(_space(nmnist, frame_duration=70, frames=6).lineage.step("train", {}, split=space.data().test))
+    assert space.inputs.binning() == Binning(6, duration=70)
+    for section, wanted in (
         ({"frames": 2}, Binning(2, duration=70)),
         ({"frames_by": "time"}, Binning(6, "time")),
         ({"frame_duration": 9}, Binning(6, duration=9)),
     ):
-        again = _space(nmnist, **given_now)
+        again = _space(nmnist, **section)
         again.model().manifest.history.extend(history)
-        assert again.frames() == wanted
+        assert again.inputs.binning() == wanted
     history.append(Step(stage="train", settings={"binning": {"frames": 10**9}}))
-    with pytest.raises(ModelError, match="are no frames; the file was altered"):
-        space.frames()
+    with pytest.raises(ModelError, match="do not make frames; the file was altered"):
+        space.inputs.binning()
 
 
 @pytest.mark.parametrize(
-    ("given_now", "error", "line"),
+    ("section", "error", "line"),
     [
         (
             {"ref": "cifar:resnet20"},
@@ -363,17 +363,17 @@ def test_a_checkpoint_goes_on_with_its_frames(nmnist: Path) -> None:
     ],
 )
 def test_what_does_not_go_together_is_one_line(
-    nmnist: Path, given_now: dict[str, object], error: type[PruneError], line: str
+    nmnist: Path, section: dict[str, object], error: type[PruneError], line: str
 ) -> None:
     with pytest.raises(error, match=line):
-        _space(nmnist, **given_now).example()  # type: ignore[arg-type]
+        _space(nmnist, **section).inputs.example()  # type: ignore[arg-type]
 
 
 def test_a_network_for_colour_images_is_named(nmnist: Path) -> None:
     space = _space(nmnist)
     space.recipe.model.kwargs["in_chans"] = 3  # type: ignore[index]
     with pytest.raises(DataError, match="reads 3 channels and the events of n-mnist have 2, off and on"):
-        space.preprocessing()
+        space.inputs.preprocessing()
 
 
 def test_events_are_told_by_name() -> None:

@@ -21,7 +21,6 @@ from prunecli.models import from_open_clip
 from prunecli.models.catalog import build
 from prunecli.models.loading import load_reference, restore, save
 from prunecli.models.prompt_classifier import prompt_classifier
-from prunecli.pipeline.judging import loss_of
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import DataSection, ModelSection, Recipe
 
@@ -52,9 +51,9 @@ def test_names_and_templates_built_in_and_from_files(tmp_path: Path) -> None:
     ("content", "suffix", "said"),
     [
         ("a\nb\n", "txt", "has 2 class names and cifar10 has 3 classes"),
-        ("[1, 2, 3]", "json", "holds no list of class names"),
+        ("[1, 2, 3]", "json", "does not hold a list of class names"),
         ("{", "json", "not a readable JSON file"),
-        ("", "txt", "holds no list"),
+        ("", "txt", "does not hold a list"),
     ],
 )
 def test_files_of_names_that_do_not_fit(content: str, suffix: str, said: str, tmp_path: Path) -> None:
@@ -158,6 +157,6 @@ def test_criteria_take_gradients_of_scores_of_prompts(tmp_path: Path) -> None:
     space = Workspace(recipe, Output("quiet"))
     x, labels = images(4), torch.tensor([3, 1, 4, 1])
     with torch.no_grad():
-        expected = functional.cross_entropy(space.classifier().eval()(x), labels, reduction="sum")
-        found = loss_of(space)(space.model().model.eval()(x), labels)
+        expected = functional.cross_entropy(space.judging.classifier().eval()(x), labels, reduction="sum")
+        found = space.judging.loss()(space.model().model.eval()(x), labels)
     assert torch.allclose(found, expected, rtol=1e-5)

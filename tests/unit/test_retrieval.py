@@ -12,7 +12,8 @@ from torch import Tensor
 
 from prunecli.data.catalog import load_data
 from prunecli.data.prompts import class_texts
-from prunecli.engine.retrieval import RANKS, Recalls, Retrieval
+from prunecli.engine.tasks.base import Labels
+from prunecli.engine.tasks.retrieval import RANKS, Recalls, Retrieval
 from prunecli.errors import DataError
 from prunecli.models import text_features
 from prunecli.models.loading import load_reference
@@ -41,7 +42,7 @@ def _by_loops(scores: Tensor, described: list[int]) -> tuple[list[float], list[f
 
 
 def _in_batches(scores: Tensor, described: list[int], order: list[int], batch: int) -> Recalls:
-    meter = Retrieval(described).meter(CPU)
+    meter = Retrieval(Labels("captions", "retrieval", (), tuple(described))).meter(CPU)
     for start in range(0, len(order), batch):
         chosen = torch.tensor(order[start : start + batch])
         meter.update(scores[chosen], chosen)
@@ -88,7 +89,7 @@ def test_images_without_classes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder; give the path of a folder with images"):
         load_data("images:nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty: no images in it, or in folders in it"):
+    with pytest.raises(DataError, match="empty: no images in it or in its sub-folders"):
         load_data(f"images:{tmp_path / 'empty'}")
 
 

@@ -19,13 +19,16 @@ from prunecli.data.catalog import load_data
 from prunecli.data.loader import Augmentation, CalibrationBatches, Preprocessing, evaluation_batches, training_batches
 from prunecli.data.masks import VOID, MaskSplit
 from prunecli.data.splits import ImageData, hold_out
+from prunecli.engine.config import FitConfig
 from prunecli.engine.evaluate import evaluate
-from prunecli.engine.fit import FitConfig, FitResult, fit
-from prunecli.engine.freezing import FrozenBackbone
-from prunecli.engine.tasks import Classification, Segmentation, SegmentationAccuracy
+from prunecli.engine.fit import FitResult, fit
+from prunecli.engine.freezing import FreezeBackbone
+from prunecli.engine.hooks import Training
+from prunecli.engine.tasks.classification import Classification
+from prunecli.engine.tasks.segmentation import Segmentation, SegmentationAccuracy
 from prunecli.errors import DataError, RecipeError
 from prunecli.models.catalog import build
-from prunecli.pipeline.workspace import parse_size
+from prunecli.recipe.sizes import parse_size
 from tests.conftest import Prune
 
 CPU = torch.device("cpu")
@@ -47,8 +50,8 @@ def _write(images: Path, masks: Path, names: list[str], numbers: tuple[int, ...]
     """Pairs in which class 0, 1, 2 and the void are written as `numbers`."""
     images.mkdir(parents=True, exist_ok=True)
     masks.mkdir(parents=True, exist_ok=True)
-    for place, name in enumerate(names):
-        mask = _mask(place)
+    for seed, name in enumerate(names):
+        mask = _mask(seed)
         Image.fromarray(np.repeat(SHADES[mask][..., None], 3, axis=2)).save(images / f"{name}{suffix}")
         Image.fromarray(np.array(numbers, dtype=np.uint8)[mask]).save(masks / f"{name}.png")
 
@@ -202,7 +205,7 @@ def _binary_as_bytes(root: Path) -> None:
     ("spoil", "message"),
     [
         (_without_a_mask, r"images/val/frame01\.png: has no mask; expected .*masks/val/frame01\.png"),
-        (_too_high, r"masks/test/frame00\.png: holds the number 2, which is none of the 2 classes"),
+        (_too_high, r"masks/test/frame00\.png: holds the number 2, which is not one of 2 classes"),
         (_other_size, r"images/test/frame00\.png: is 32x24 and its mask .*masks/test/frame00\.png is 32x20"),
         (_coloured, r"masks/test/frame00\.png: is a RGB image; a mask has one channel"),
         (_damaged, r"masks/test/frame00\.png: not a readable image"),
@@ -297,8 +300,8 @@ def test_the_loss_is_that_of_the_pixels_that_count() -> None:
     labels[0, :3] = VOID
     counted = labels != VOID
     expected = F.cross_entropy(scores.permute(0, 2, 3, 1)[counted], labels[counted])
-    assert torch.allclose(Segmentation(3).loss(scores, labels, 0.0), expected)
-    assert Segmentation(3).loss(scores, torch.full_like(labels, VOID), 0.0) == 0
+    assert torch.allclose(Segmentation.with_classes(3).loss(scores, labels, 0.0), expected)
+    assert Segmentation.with_classes(3).loss(scores, torch.full_like(labels, VOID), 0.0) == 0
 
 
 def test_coarse_scores_are_enlarged_to_the_mask() -> None:
@@ -306,21 +309,21 @@ def test_coarse_scores_are_enlarged_to_the_mask() -> None:
     scores, labels = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 16, 16))
     larger = F.interpolate(scores, (16, 16), mode="bilinear", align_corners=False)
     assert torch.allclose(
-        Segmentation(3).loss(scores, labels, 0.1), F.cross_entropy(larger, labels, label_smoothing=0.1)
+        Segmentation.with_classes(3).loss(scores, labels, 0.1), F.cross_entropy(larger, labels, label_smoothing=0.1)
     )
 
 
 def test_the_teachers_part_is_a_mean_over_pixels() -> None:
     torch.manual_seed(0)
-    given, wanted = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
-    task = Segmentation(3)
-    softened = (F.log_softmax(tensor / 2, dim=1) for tensor in (wanted, given))
+    student, teacher = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    task = Segmentation.with_classes(3)
+    softened = (F.log_softmax(tensor / 2, dim=1) for tensor in (teacher, student))
     first, second = softened
     expected = (first.exp() * (first - second)).sum(1).mean()
-    assert torch.allclose(task.divergence(given, wanted, 2.0), expected, atol=1e-6)
-    assert task.divergence(given, given, 2.0).abs() < 1e-7
-    flat = [tensor.permute(0, 2, 3, 1).reshape(-1, 3) for tensor in (given, wanted)]
-    assert torch.allclose(Classification().divergence(*flat, 2.0), expected, atol=1e-6)
+    assert torch.allclose(task.teacher_loss(student, teacher, 2.0), expected, atol=1e-6)
+    assert task.teacher_loss(student, student, 2.0).abs() < 1e-7
+    flat = [tensor.permute(0, 2, 3, 1).reshape(-1, 3) for tensor in (student, teacher)]
+    assert torch.allclose(Classification.with_classes(3).teacher_loss(*flat, 2.0), expected, atol=1e-6)
 
 
 class _Scores(nn.Module):
@@ -337,7 +340,7 @@ def test_miou_and_pixel_accuracy_against_scikit_learn() -> None:
     predictions = torch.where(torch.rand(6, 8, 8) < 0.6, labels.clamp(max=3), torch.randint(0, 5, (6, 8, 8)))
     scores = F.one_hot(predictions, 6).permute(0, 3, 1, 2).float() * 5
     batches = [(scores[:4], labels[:4]), (scores[4:], labels[4:])]
-    figures = evaluate(_Scores(), batches, CPU, task=Segmentation(6))
+    figures = evaluate(_Scores(), batches, CPU, task=Segmentation.with_classes(6))
     assert isinstance(figures, SegmentationAccuracy)
     counted = labels != VOID
     truth, given = labels[counted].numpy(), predictions[counted].numpy()
@@ -353,7 +356,7 @@ def test_the_mean_is_over_the_set_and_not_over_batches() -> None:
     predictions = torch.tensor([[[0, 0, 0, 0]], [[1, 1, 1, 1]]])
     scores = F.one_hot(predictions, 2).permute(0, 3, 1, 2).float()
     batches = [(scores[:1], labels[:1]), (scores[1:], labels[1:])]
-    figures = evaluate(_Scores(), batches, CPU, task=Segmentation(2))
+    figures = evaluate(_Scores(), batches, CPU, task=Segmentation.with_classes(2))
     assert isinstance(figures, SegmentationAccuracy)
     assert figures.miou == pytest.approx(100 * (3 / 4 + 4 / 5) / 2)  # means of batches would give 68.75
 
@@ -370,11 +373,12 @@ class _Segmenter(nn.Module):
         return self.head(self.backbone(images))  # type: ignore[no-any-return]
 
 
-def _fitted(model: nn.Module, data: ImageData, **config: float) -> FitResult:
+def _fitted(model: nn.Module, data: ImageData, frozen: int = 0, **config: float) -> FitResult:
     train = training_batches(data.training_split(), PREPROCESSING, Augmentation(), 5, seed=0)
     validation = evaluation_batches(data.test, PREPROCESSING, 3)
     settings = FitConfig(optimizer="adamw", lr=0.05, **{"epochs": 12, **config})  # type: ignore[arg-type]
-    return fit(model, train, validation, settings, CPU, num_classes=3, task=Segmentation(3))
+    hooks = [FreezeBackbone(frozen)] if frozen else []
+    return fit(model, train, validation, settings, CPU, hooks=hooks, task=Segmentation.with_classes(3))
 
 
 def test_a_segmenter_learns_and_keeps_its_best_miou(inside: ImageData) -> None:
@@ -383,7 +387,7 @@ def test_a_segmenter_learns_and_keeps_its_best_miou(inside: ImageData) -> None:
     result = _fitted(model, inside)
     scores = [epoch.validation.miou for epoch in result.epochs]  # type: ignore[union-attr]
     assert max(scores) > 60 and result.chosen == scores.index(max(scores)) + 1
-    figures = evaluate(model, evaluation_batches(inside.test, PREPROCESSING, 3), CPU, task=Segmentation(3))
+    figures = evaluate(model, evaluation_batches(inside.test, PREPROCESSING, 3), CPU, task=Segmentation.with_classes(3))
     assert isinstance(figures, SegmentationAccuracy) and figures.miou == max(scores)
 
 
@@ -391,12 +395,12 @@ def test_a_frozen_backbone_waits_and_then_trains(inside: ImageData) -> None:
     torch.manual_seed(0)
     model = _Segmenter()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    _fitted(model, inside, epochs=2, freeze_backbone_epochs=2)
+    _fitted(model, inside, epochs=2, frozen=2)
     after = model.state_dict()
     for name, tensor in before.items():  # running statistics and their counter too
         assert torch.equal(tensor, after[name]) == name.startswith("backbone."), name
     assert all(parameter.requires_grad for parameter in model.parameters())
-    _fitted(model, inside, epochs=3, freeze_backbone_epochs=1)
+    _fitted(model, inside, epochs=3, frozen=1)
     moved = model.state_dict()
     assert not torch.equal(before["backbone.0.weight"], moved["backbone.0.weight"])
     assert not torch.equal(before["backbone.1.running_mean"], moved["backbone.1.running_mean"])
@@ -407,9 +411,16 @@ def test_freezing_is_not_the_same_as_training_all_along(inside: ImageData) -> No
     for epochs in (0, 2):
         torch.manual_seed(0)
         model = _Segmenter()
-        _fitted(model, inside, epochs=4, freeze_backbone_epochs=epochs)
+        _fitted(model, inside, epochs=4, frozen=epochs)
         weights.append(model.backbone[0].weight)
     assert not torch.equal(*weights)
+
+
+def _begun(model: nn.Module, num_classes: int) -> FreezeBackbone:
+    hook = FreezeBackbone(1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    hook.begin(Training(model, optimizer, CPU, epochs=2, steps=1, num_classes=num_classes))
+    return hook
 
 
 @pytest.mark.parametrize(
@@ -417,28 +428,28 @@ def test_freezing_is_not_the_same_as_training_all_along(inside: ImageData) -> No
 )
 def test_of_a_classifier_all_but_its_last_layer_is_the_backbone(ref: str) -> None:
     model = build(ref, num_classes=7).train()
-    frozen = FrozenBackbone(model, 7)
-    frozen.hold()
+    hook = _begun(model, 7)
+    hook.epoch_start(1, 0)
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     head = {"torchvision:resnet18": "fc", "timm:resnet18": "fc", "cifar:resnet20": "linear"}.get(ref, "head")
     assert trainable == [f"{head}.weight", f"{head}.bias"]
     assert not any(m.training for m in model.modules() if isinstance(m, (nn.BatchNorm2d, nn.LayerNorm)))
-    frozen.release()
+    hook.end()
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_what_was_frozen_before_stays_frozen() -> None:
     model = _Segmenter()
     model.backbone[0].weight.requires_grad_(False)
-    frozen = FrozenBackbone(model, 3)
-    frozen.hold()
-    frozen.release()
+    hook = _begun(model, 3)
+    hook.epoch_start(1, 0)
+    hook.end()
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["backbone.0.weight"]
 
 
 def test_a_network_without_a_head_cannot_freeze_its_backbone() -> None:
     with pytest.raises(RecipeError, match="no layer with 5 outputs"):
-        FrozenBackbone(nn.Sequential(nn.Linear(4, 3)), 5)
+        _begun(nn.Sequential(nn.Linear(4, 3)), 5)
 
 
 @pytest.mark.parametrize(("text", "size"), [("360x480", (360, 480)), ("512", (512, 512)), (64, (64, 64))])
@@ -537,7 +548,7 @@ def test_a_mask_that_is_wrong_stops_training_with_its_name(workers: str, prune: 
     (tmp_path / "set" / "classes.txt").write_text("road\nsky\n")
     common = ("--data", "segmentation:set", "--image-size", "32", "--epochs", "1", "--workers", workers)
     done = prune("train", "segformer:b0", *common)
-    assert done.code == 2 and "holds the number 2, which is none of the 2 classes" in done.err
+    assert done.code == 2 and "holds the number 2, which is not one of 2 classes" in done.err
     assert done.err.strip().splitlines()[-1].startswith("error: set/train/masks/"), done.err
     assert "Traceback" not in done.err
 

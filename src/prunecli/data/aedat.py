@@ -25,31 +25,31 @@ _EXTERNAL = 1 << 15
 _WRAP_2 = 1 << 32
 
 Interval = tuple[int, int]
-"""Times in microseconds: from the first, up to but without the second."""
+"""Start and end in microseconds; the end is exclusive."""
 
 
 def read_aedat(stream: IO[bytes], size: int, version: str | None, interval: Interval | None, most: int) -> Events:
     """Reads the polarity events of a file.
 
     Args:
-        stream: The file at its beginning.
-        size: Its bytes.
-        version: "2.0" or "3.1" where it has to be that one.
-        interval: Leaves out what lies before and after.
-        most: Bytes of events that may be read.
+        stream: The file, at its beginning.
+        size: Size of the file in bytes.
+        version: "2.0" or "3.1" to accept only that version.
+        interval: Events outside it are left out.
+        most: Maximal size of the events in bytes.
 
     Raises:
-        ValueError: It is no such file or is damaged; says what is wrong.
+        ValueError: It is not an AEDAT file of that version, or is damaged; the message says what is wrong.
     """
     first = stream.readline(_LONGEST_LINE)
     if not first.startswith(MAGIC):
         raise ValueError("it does not begin as an AEDAT file does")
-    found = first[len(MAGIC) :].strip().decode("ascii", errors="replace")[:8]
-    if found not in (_VERSION_2, _VERSION_3):
-        raise ValueError(f"it is AEDAT {found}; {_VERSION_2} and {_VERSION_3} are read")
-    if version not in (None, found):
-        raise ValueError(f"it is AEDAT {found}, expected {version}")
-    if found == _VERSION_3:
+    actual = first[len(MAGIC) :].strip().decode("ascii", errors="replace")[:8]
+    if actual not in (_VERSION_2, _VERSION_3):
+        raise ValueError(f"it is AEDAT {actual}; {_VERSION_2} and {_VERSION_3} are read")
+    if version not in (None, actual):
+        raise ValueError(f"it is AEDAT {actual}, expected {version}")
+    if actual == _VERSION_3:
         return _version_3(stream, size, interval, most)
     events = _version_2(stream, size, most)
     return events.between(*interval) if interval is not None else events
@@ -58,18 +58,18 @@ def read_aedat(stream: IO[bytes], size: int, version: str | None, interval: Inte
 def _version_2(stream: IO[bytes], size: int, most: int) -> Events:
     """Pairs of address and time, both 32 bits, high byte first.
 
-    A DVS128's address has the row in bits 8-14, counted from below, the column in bits 1-7, counted from the right, and
-    in bit 0 whether the pixel grew darker, as jAER's class of that name reads it; bit 15 marks what is no pixel.
+    An address of the DVS128 holds the row in bits 8-14, counted from the bottom, the column in bits 1-7, counted from
+    the right, and 1 in bit 0 if the pixel got darker, as jAER's class DVS128 reads it. Bit 15 marks external events.
     """
     _require_dvs128(_skip_lines(stream))
     left = size - stream.tell()
     if left % 8:
-        raise ValueError(f"its last event is cut: {left:,} bytes of events are no multiple of 8")
+        raise ValueError(f"its last event is cut: {left:,} bytes of events are not a multiple of 8")
     _require_room(left, most)
     words = np.frombuffer(stream.read(left), dtype=">u4").astype(np.int64).reshape(-1, 2)
     address, stamps = words[:, 0], words[:, 1]
     if 2 * np.count_nonzero(address >> 16) > len(address):
-        raise ValueError("its addresses are another camera's than a DVS128's")
+        raise ValueError("its addresses are not those of a DVS128")
     pixels = (address & _EXTERNAL) == 0
     address = address[pixels]
     return Events(
@@ -81,22 +81,22 @@ def _version_2(stream: IO[bytes], size: int, most: int) -> Events:
 
 
 def _version_3(stream: IO[bytes], size: int, interval: Interval | None, most: int) -> Events:
-    """Packets of events of one type each; every number has its low byte first."""
+    """Packets, each with events of one type; all numbers have their low byte first."""
     lines = _skip_lines(stream)
     if not lines or not lines[-1].startswith(_HEADER_END):
         raise ValueError("its header has no end")
     parts: list[NDArray[np.int64]] = []
     held = 0
     while head := stream.read(_PACKET.size):
-        place = stream.tell() - len(head)
+        position = stream.tell() - len(head)
         if len(head) < _PACKET.size:
-            raise ValueError(f"its last packet is cut, at byte {place:,}")
+            raise ValueError(f"its last packet is cut, at byte {position:,}")
         kind, _, each, _, overflow, capacity, number, _ = _PACKET.unpack(head)
         if each <= 0 or overflow < 0 or not 0 <= number <= capacity or (kind == _POLARITY and each != _EVENT.itemsize):
-            raise ValueError(f"the packet at byte {place:,} is damaged")
+            raise ValueError(f"the packet at byte {position:,} is damaged")
         if each * capacity > size - stream.tell():
             raise ValueError(
-                f"the packet at byte {place:,} claims {each * capacity:,} bytes and the file has "
+                f"the packet at byte {position:,} claims {each * capacity:,} bytes and the file has "
                 f"{size - stream.tell():,} more"
             )
         if kind != _POLARITY:
@@ -113,10 +113,10 @@ def _version_3(stream: IO[bytes], size: int, interval: Interval | None, most: in
         if interval is not None and t[-1] < interval[0]:
             continue
         data = events["data"].astype(np.int64)
-        wanted = (data & 1) == 1  # the others were marked as invalid by a filter
+        selected = (data & 1) == 1  # a filter marked the others as invalid
         if interval is not None:
-            wanted &= (t >= interval[0]) & (t < interval[1])
-        parts.append(np.stack([data[wanted], t[wanted]]))
+            selected &= (t >= interval[0]) & (t < interval[1])
+        parts.append(np.stack([data[selected], t[selected]]))
         held += parts[-1].nbytes
         _require_room(held // 2, most)
     data, t = np.concatenate(parts, axis=1) if parts else np.zeros((2, 0), np.int64)
@@ -124,17 +124,17 @@ def _version_3(stream: IO[bytes], size: int, interval: Interval | None, most: in
 
 
 def _skip_lines(stream: IO[bytes]) -> list[bytes]:
-    """Goes to the end of the header, and gives its lines.
+    """Reads the header's lines, up to the first byte after it.
 
     Raises:
-        ValueError: It has no end.
+        ValueError: The header has no end.
     """
     lines: list[bytes] = []
     while len(lines) < _MOST_LINES:
-        place = stream.tell()
+        position = stream.tell()
         line = stream.readline(_LONGEST_LINE)
         if not line.startswith(b"#"):
-            stream.seek(place)
+            stream.seek(position)
             return lines
         lines.append(line)
         if line.startswith(_HEADER_END):

@@ -1,4 +1,4 @@
-"""What NumPy's files announce, looked at before NumPy makes room for it."""
+"""Size checks on NumPy's files, before NumPy allocates what a file claims."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ from typing import IO, Any
 import numpy as np
 
 
-def announced(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type by the header of a .npy file, from its beginning.
-
-    Raises:
-        ValueError: It is no such file.
-    """
+def _announced(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type according to the header of a .npy file."""
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
@@ -24,17 +20,17 @@ def announced(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 
 def announced_bytes(stream: IO[bytes], available: int, name: str) -> int:
-    """What an array will take, by its header; NumPy would make room for that much before it reads.
+    """Size of an array in bytes according to its header; NumPy would allocate that much before it reads.
 
     Args:
-        stream: A .npy file at its beginning.
-        available: Bytes that are there, header and all.
-        name: What messages call it.
+        stream: A .npy file, at its beginning.
+        available: Size of the file in bytes, header included.
+        name: Name of the array, for messages.
 
     Raises:
-        ValueError: It is more than there is, or no array.
+        ValueError: The header claims more than the file has, or it is not a .npy file.
     """
-    shape, dtype = announced(stream)
+    shape, dtype = _announced(stream)
     size = math.prod(shape) * dtype.itemsize
     if size > available:
         raise ValueError(f"{name} announces {size:,} bytes and has {available:,}")
@@ -42,10 +38,10 @@ def announced_bytes(stream: IO[bytes], available: int, name: str) -> int:
 
 
 def member_bytes(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
-    """What an array in a .npz file will take.
+    """Size in bytes of an array in a .npz file.
 
     Raises:
-        ValueError: It is more than the file says it unpacks to, or no array.
+        ValueError: Its header claims more than the archive says it unpacks to, or it is not a .npy file.
     """
     with archive.open(member) as stream:
         return announced_bytes(stream, member.file_size, member.filename)

@@ -32,9 +32,9 @@ def _from_binary(name: str, folder: Path, fine: bool) -> ImageData:
     train_files = [p for p in sorted(folder.glob("train.bin" if fine else "data_batch_*.bin")) if p.is_file()]
     test_file = folder / ("test.bin" if fine else "test_batch.bin")
     names_file = folder / ("fine_label_names.txt" if fine else "batches.meta.txt")
-    for wanted, found in ((f"{folder}/data_batch_*.bin", train_files), (str(test_file), test_file.is_file())):
-        if not found:
-            raise DataError(f"{wanted}: not found; the binary layout of {name} has training files and a test file")
+    for path, exists in ((f"{folder}/data_batch_*.bin", train_files), (str(test_file), test_file.is_file())):
+        if not exists:
+            raise DataError(f"{path}: not found; the binary layout of {name} has training files and a test file")
     if names_file.is_file():
         class_names = tuple(read_lines(names_file))
     else:

@@ -1,4 +1,4 @@
-"""Handwritten digits, 8x8, that come with scikit-learn: nothing to download."""
+"""`digits`: handwritten digits of 8x8 pixels that come with scikit-learn; nothing to download."""
 
 from __future__ import annotations
 

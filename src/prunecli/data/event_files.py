@@ -1,4 +1,4 @@
-"""Reading recordings of events that others have made, whatever their format; what cannot be read is named."""
+"""Reading recordings of events in several formats; unreadable files are named."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from prunecli.errors import ResourceError
 
 SUFFIXES = (".bin", ".aedat", ".npz", ".npy")
 MOST_BYTES = 2**27
-"""What one recording may unpack to."""
+"""Maximal unpacked size of one recording in bytes."""
 _ATIS_BYTES, _ATIS_WRAP = 5, 1 << 23
 _ATIS_OVERFLOW, _ATIS_STEP = 240, 1 << 13
 _FIELDS = {"x": ("x",), "y": ("y",), "t": ("t", "ts", "timestamp"), "p": ("p", "pol", "polarity")}
-"""Names that the fields of an array go by."""
+"""Names that each field of an array may have."""
 
 
 class UnreadableRecording(UnreadableImage):
-    """A file is no recording of events that can be read."""
+    """A file that is not a readable recording of events."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(path, reason, "recording")
@@ -35,7 +35,7 @@ class UnreadableRecording(UnreadableImage):
 def read_recording(
     path: Path, sensor: Size | None, *, aedat: str | None = None, interval: Interval | None = None
 ) -> Events | NDArray[np.float32]:
-    """Reads events, or frames that were made of them before.
+    """Reads events, or frames if the file has these.
 
     - `.bin`: the ATIS format of N-MNIST and N-Caltech101 (Orchard et al., 2015), 40 bits for each event.
     - `.aedat`: AEDAT 2.0 of a DVS128, or AEDAT 3.1.
@@ -44,16 +44,16 @@ def read_recording(
 
     Args:
         path: The file.
-        sensor: Height and width that all events lie in; None: any.
-        aedat: "2.0" or "3.1" where an `.aedat` file has to be that one.
-        interval: Part of an `.aedat` file, in microseconds.
+        sensor: Height and width in which all events must lie; None: any.
+        aedat: "2.0" or "3.1" to accept only that version of an `.aedat` file.
+        interval: Part of an `.aedat` file to read, in microseconds.
 
     Returns:
-        Events in the order of the file, at least one, or frames.
+        At least one event, in the order of the file, or frames of shape (T, 2, H, W).
 
     Raises:
-        UnreadableRecording: It is not of that format, is damaged, has no events or events outside the sensor, its times
-            run backwards, or it would take more than `MOST_BYTES`.
+        UnreadableRecording: The file is not in its suffix's format, is damaged, has no events or events outside the
+            sensor, its times run backwards, or it would take more than `MOST_BYTES`.
         ResourceError: The process may not open any more files.
     """
     try:
@@ -64,10 +64,10 @@ def read_recording(
         if size == 0:
             raise ValueError("the file is empty")
         with path.open("rb") as stream:
-            found = _read(stream, path.suffix.lower(), size, aedat, interval)
-        if isinstance(found, Events):
-            _check(found, sensor, interval)
-        return found
+            content = _read(stream, path.suffix.lower(), size, aedat, interval)
+        if isinstance(content, Events):
+            _check(content, sensor, interval)
+        return content
     except MemoryError:
         raise
     except Exception as error:  # zip, header and pickle errors each have a type of their own
@@ -98,21 +98,22 @@ def _read(
 
 
 def _read_atis(content: bytes) -> Events:
-    """Bytes x and y, a bit for the polarity and 23 for the time, high byte first.
+    """Five bytes per event, high byte first: x, y, one bit of polarity and 23 bits of time.
 
-    A row of 240, which no sensor of these sets has, is no event: the clock of what follows is 2^13 microseconds ahead.
+    An entry in row 240, which the sensors of these sets do not have, is not an event: it advances the clock of all
+    later events by 2^13 microseconds.
     """
     if content.startswith((MAGIC, b"PK\x03\x04")):
         raise ValueError(f"it is {'an AEDAT' if content.startswith(MAGIC) else 'a zip'} file, expected ATIS events")
     if len(content) % _ATIS_BYTES:
-        raise ValueError(f"its last event is cut: {len(content):,} bytes are no multiple of {_ATIS_BYTES}")
+        raise ValueError(f"its last event is cut: {len(content):,} bytes are not a multiple of {_ATIS_BYTES}")
     columns = np.frombuffer(content, dtype=np.uint8).reshape(-1, _ATIS_BYTES).T
     x, y, high, middle, low = (column.astype(np.int64) for column in columns)
     t = unwrapped((high & 0x7F) << 16 | middle << 8 | low, _ATIS_WRAP)
-    marks = y == _ATIS_OVERFLOW
-    if marks.any():
-        t = t + _ATIS_STEP * np.cumsum(marks)
-    events = ~marks
+    overflows = y == _ATIS_OVERFLOW
+    if overflows.any():
+        t = t + _ATIS_STEP * np.cumsum(overflows)
+    events = ~overflows
     return Events(x[events], y[events], t[events], high[events] >> 7)
 
 
@@ -147,22 +148,22 @@ def _frames(array: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _from_fields(arrays: dict[str, NDArray[Any]]) -> Events:
-    found = {}
+    fields = {}
     for field, spellings in _FIELDS.items():
         name = next((spelling for spelling in spellings if spelling in arrays), None)
         if name is None:
             raise ValueError(f"it has no {field}; expected x, y, t and p" + ("" if arrays else ", or frames"))
         array = arrays[name]
         if array.ndim != 1 or array.dtype.kind not in "biu":
-            raise ValueError(f"its {name} is {array.dtype}{list(array.shape)}, expected whole numbers (events,)")
-        found[field] = array.astype(np.int64)
-    lengths = {field: len(array) for field, array in found.items()}
+            raise ValueError(f"its {name} is {array.dtype}{list(array.shape)}, expected integers (events,)")
+        fields[field] = array.astype(np.int64)
+    lengths = {field: len(array) for field, array in fields.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"its arrays differ in length: {', '.join(f'{k} {v:,}' for k, v in lengths.items())}")
-    lowest = int(found["p"].min(initial=0))
-    if lowest < -1 or found["p"].max(initial=0) > 1:
+    lowest = int(fields["p"].min(initial=0))
+    if lowest < -1 or fields["p"].max(initial=0) > 1:
         raise ValueError("its p holds more than 0 and 1, or -1 and 1")
-    return Events(found["x"], found["y"], found["t"], (found["p"] > 0).astype(np.int64))
+    return Events(fields["x"], fields["y"], fields["t"], (fields["p"] > 0).astype(np.int64))
 
 
 def _check(events: Events, sensor: Size | None, interval: Interval | None) -> None:

@@ -16,10 +16,10 @@ _WORDNET = re.compile(r"n\d{8}")
 
 
 def load(path: str, root: Path, download: bool) -> ImageData:
-    """Reads PATH/train/CLASS/... with PATH/val or PATH/test beside it, or PATH/CLASS/... as a test split alone.
+    """Reads PATH/train/CLASS/... and PATH/val or PATH/test, or PATH/CLASS/... as a test split alone.
 
-    A relative PATH is looked for here first and then in the data folder. Class folders named by WordNet ids get their
-    places among the 1,000 ImageNet classes, so that a subset of ImageNet can be evaluated.
+    A relative PATH is looked for in the current folder, then in the data folder. Class folders named by WordNet ids get
+    their indices among the 1,000 ImageNet classes, so that a subset of ImageNet can be evaluated.
 
     Raises:
         DataError: The folder does not exist or holds no images.
@@ -41,11 +41,11 @@ def load(path: str, root: Path, download: bool) -> ImageData:
 
 
 def image_files(folder: Path, pattern: str) -> list[Path]:
-    """Files with names of images in `folder` that match `pattern`, relative to it and in order."""
+    """Files with the suffix of an image in `folder` that match `pattern`, relative to it, sorted."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    found = sorted(folder.glob(pattern))
-    return [path.relative_to(folder) for path in found if path.suffix.lower() in IMG_EXTENSIONS and not path.is_dir()]
+    paths = sorted(folder.glob(pattern))
+    return [path.relative_to(folder) for path in paths if path.suffix.lower() in IMG_EXTENSIONS and not path.is_dir()]
 
 
 def _scan(folder: Path, class_names: tuple[str, ...] | None) -> tuple[FileSplit, tuple[str, ...]]:
@@ -55,11 +55,11 @@ def _scan(folder: Path, class_names: tuple[str, ...] | None) -> tuple[FileSplit,
 
         raise DataError(f"{folder}: no images; expected CLASS/*.jpg (or {', '.join(IMG_EXTENSIONS[1:])}) below it")
     names = class_names or _class_names({file.parts[0] for file in files})
-    place = {name: label for label, name in enumerate(names)}
-    unknown = sorted({file.parts[0] for file in files} - set(place))
+    label_of = {name: label for label, name in enumerate(names)}
+    unknown = sorted({file.parts[0] for file in files} - set(label_of))
     if unknown:
         raise DataError(f"{folder}: class folder {unknown[0]!r} does not exist in train/; both need the same classes")
-    labels = np.array([place[file.parts[0]] for file in files], dtype=np.int64)
+    labels = np.array([label_of[file.parts[0]] for file in files], dtype=np.int64)
     return FileSplit(folder, tuple(file.as_posix() for file in files), labels), names
 
 

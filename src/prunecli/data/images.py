@@ -1,4 +1,4 @@
-"""Reading image files that others have made: what cannot be read is named, and may be left out up to a number."""
+"""Reading image files: unreadable ones are named, and up to a number of them may be left out."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from PIL import Image, UnidentifiedImageError
 from prunecli.errors import DataError, ResourceError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
-"""What is opened. Pillow knows more, and starts another program for one of them."""
+"""Formats that are opened. Pillow knows more, and starts another program for one of them."""
 OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class UnreadableImage(DataError):
-    """A file is no image that can be read.
+    """A file that is not a readable image.
 
     Attributes:
         path: The file.
         reason: Why, in a few words.
-        kind: What it should have been.
+        kind: What it should have been, such as "image" or "recording".
     """
 
     def __init__(self, path: Path, reason: str, kind: str = "image") -> None:
@@ -42,8 +42,8 @@ def read_image(path: Path, mode: str | None = None) -> Image.Image:
         mode: One of Pillow's modes to convert it to, such as "RGB".
 
     Raises:
-        UnreadableImage: It is no regular file, no image, damaged, or has more than Pillow's `MAX_IMAGE_PIXELS` pixels,
-            which its header says before anything is decoded.
+        UnreadableImage: It is not a regular file, not an image, damaged, or has more than Pillow's `MAX_IMAGE_PIXELS`
+            pixels according to its header.
         ResourceError: The process may not open any more files.
     """
     try:
@@ -69,7 +69,7 @@ def decode(source: Path | BinaryIO, mode: str | None = None) -> Image.Image:
 
 
 def irregularity(path: Path) -> str | None:
-    """What a path is if not a plain file: opening a pipe would wait for a writer for ever.
+    """What a path is if it is not a plain file, else None; opening a pipe would wait forever for a writer.
 
     Raises:
         OSError: It does not exist.
@@ -77,7 +77,7 @@ def irregularity(path: Path) -> str | None:
     mode = path.stat().st_mode
     if stat.S_ISREG(mode):
         return None
-    return "a folder" if stat.S_ISDIR(mode) else "no regular file"
+    return "a folder" if stat.S_ISDIR(mode) else "not a regular file"
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -89,7 +89,7 @@ def _reason(path: Path, error: Exception) -> str:
 
 
 def decoding_error(error: Exception) -> str:
-    """What is wrong with an image that `decode` refuses."""
+    """Why `decode` raised `error`, in a few words."""
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels"
     if isinstance(error, UnidentifiedImageError):
@@ -100,7 +100,7 @@ def decoding_error(error: Exception) -> str:
 
 
 def image_bytes(path: Path) -> int:
-    """Size of a file; -1 where there is none, as behind a dead link."""
+    """Size of a file in bytes; -1 if there is none, as behind a dangling link."""
     try:
         return path.stat().st_size
     except OSError:
@@ -108,10 +108,10 @@ def image_bytes(path: Path) -> int:
 
 
 class BadImages:
-    """Unreadable images met in one run, over all splits and loaders; each counts once.
+    """Unreadable images of one run, over all splits and loaders; each counts once.
 
     Args:
-        allowed: How many may be left out before it is an error.
+        allowed: How many may be left out; one more is an error.
     """
 
     def __init__(self, allowed: int = 0) -> None:
@@ -123,7 +123,7 @@ class BadImages:
 
     @property
     def left_out(self) -> dict[str, str]:
-        """For each file why it could not be read, in the order in which they were met."""
+        """Why each file could not be read, in the order in which they were met."""
         return dict(self._reasons)
 
     def restore(self, left_out: Mapping[str, str]) -> None:
@@ -131,10 +131,15 @@ class BadImages:
         self._reasons = {**left_out, **self._reasons}
 
     def add(self, path: str, reason: str, kind: str = "image") -> None:
-        """Counts an unreadable image, or what else `kind` calls it.
+        """Counts an unreadable file.
+
+        Args:
+            path: The file.
+            reason: Why it cannot be read, in a few words.
+            kind: What it should have been.
 
         Raises:
-            DataError: It is one more than is allowed.
+            DataError: There are more than are allowed.
         """
         if path in self._reasons:
             return

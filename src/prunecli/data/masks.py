@@ -1,4 +1,4 @@
-"""Images with a mask each: reading the pairs, and transforming both alike with torchvision."""
+"""Images with masks: reading the pairs, and applying the same transform to both with torchvision."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from prunecli.data.splits import digest
 from prunecli.errors import DataError
 
 VOID = 255
-"""Class index of pixels that no loss and no figure counts."""
-SCALES = (0.5, 2.0)
-"""Training images are enlarged or shrunk by a factor between these before they are cropped, as is usual."""
+"""Class index of pixels that losses and figures ignore."""
+_SCALES = (0.5, 2.0)
+"""Training images are scaled by a random factor in this range before they are cropped, as is usual."""
 
 
 @dataclass(frozen=True, eq=False)
 class MaskSplit:
-    """Image files and, for each, a mask file whose pixels are class numbers.
+    """Image files, each with a mask file of class numbers.
 
     Attributes:
         images: Image files.
         masks: Their masks, in the same order.
-        classes: For each of the 256 numbers a mask can hold the class index, `VOID`, or -1 where it may not occur.
+        classes: Class index of each number from 0 to 255; `VOID`, or -1 for a number that must not occur, shape (256,).
     """
 
     images: tuple[Path, ...]
@@ -56,7 +56,7 @@ class MaskSplit:
         """Reads the mask at `index`: class indices and `VOID`, shape (height, width).
 
         Raises:
-            DataError: The file is no mask, or holds a number that is no class.
+            DataError: The file is not a mask, or has a number that is not a class.
         """
         path = self.masks[index]
         numbers = mask_numbers(path)
@@ -65,7 +65,7 @@ class MaskSplit:
         if highest > 255 or (mapped < 0).any():
             wrong = highest if highest > 255 else int(numbers[mapped < 0].min())
             count = len(np.unique(self.classes[(self.classes >= 0) & (self.classes != VOID)]))
-            raise DataError(f"{path}: holds the number {wrong}, which is none of the {count} classes; correct the mask")
+            raise DataError(f"{path}: holds the number {wrong}, which is not one of {count} classes; correct the mask")
         mask: NDArray[np.uint8] = mapped.astype(np.uint8)
         return mask
 
@@ -79,7 +79,7 @@ class MaskSplit:
         if image.size != mask.shape[::-1]:
             first, second = (f"{width}x{height}" for width, height in (image.size, mask.shape[::-1]))
             files = self.images[index], self.masks[index]
-            raise DataError(f"{files[0]}: is {first} and its mask {files[1]} is {second}; make them one size")
+            raise DataError(f"{files[0]}: is {first} and its mask {files[1]} is {second}; make them the same size")
         return image, mask
 
     def subset(self, indices: NDArray[np.int64]) -> MaskSplit:
@@ -89,7 +89,7 @@ class MaskSplit:
         )
 
     def fingerprint(self) -> str:
-        """Hash of file names, sizes and the numbers' meaning; pixels are not read."""
+        """Hash of file names, file sizes and the meaning of numbers; pixels are not read."""
         files = [f"{path.name} {image_bytes(path)}" for path in (*self.images, *self.masks)]
         return digest("\n".join(files).encode(), self.classes.tobytes())
 
@@ -98,10 +98,10 @@ def mask_numbers(path: Path) -> NDArray[Any]:
     """The numbers in a mask file, shape (height, width).
 
     Raises:
-        DataError: It is no image of one channel.
+        DataError: It is not an image with one channel.
     """
     opened = read_image(path)
-    numbers = np.asarray(opened)  # of a palette image the indices, not the colours
+    numbers = np.asarray(opened)  # indices, not colours, of a palette image
     if opened.mode == "1":
         return numbers.astype(np.uint8)
     if numbers.ndim != 2 or not np.issubdtype(numbers.dtype, np.integer):
@@ -114,7 +114,7 @@ class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         split: Images and masks.
-        transform: What `evaluation_transform` or `training_transform` makes.
+        transform: From `evaluation_transform` or `training_transform`.
         channels: 1 or 3.
     """
 
@@ -128,14 +128,14 @@ class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
         image, mask = self._split.pair(index)
         if image.mode != self._mode:
             image = image.convert(self._mode)
-        both = self._transform(tv_tensors.Image(image), tv_tensors.Mask(torch.from_numpy(mask)))
-        return both[0].as_subclass(Tensor), both[1].as_subclass(Tensor).long()
+        pixels, classes = self._transform(tv_tensors.Image(image), tv_tensors.Mask(torch.from_numpy(mask)))
+        return pixels.as_subclass(Tensor), classes.as_subclass(Tensor).long()
 
 
 def evaluation_transform(
     size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...], interpolation: str
 ) -> v2.Transform:
-    """Resizes to `size` (height, width), masks by their nearest pixel, and normalises."""
+    """Resizes to `size` (height, width), masks by nearest neighbour, and normalises images."""
     resize = v2.Resize(list(size), interpolation=InterpolationMode(interpolation), antialias=True)
     return v2.Compose([resize, *_normalised(mean, std)])
 
@@ -149,10 +149,10 @@ def training_transform(
     flip: bool,
     color_jitter: float,
 ) -> v2.Transform:
-    """Scales and crops at random to `size` (height, width), mirrors, changes colours; beyond the edge all is void."""
+    """Scales and crops at random to `size` (height, width), mirrors and jitters colours; padding is `VOID`."""
     grey = [255 * value for value in mean]
     steps: list[v2.Transform] = [
-        v2.ScaleJitter(size, scale_range=SCALES, interpolation=InterpolationMode(interpolation), antialias=True),
+        v2.ScaleJitter(size, scale_range=_SCALES, interpolation=InterpolationMode(interpolation), antialias=True),
         v2.RandomCrop(list(size), pad_if_needed=True, fill={tv_tensors.Image: grey, tv_tensors.Mask: VOID}),
     ]
     if flip:

@@ -74,7 +74,7 @@ def _read_idx(path: Path, name: str) -> NDArray[np.uint8]:
 
 
 def _read_array(stream: BinaryIO | gzip.GzipFile, file: Path) -> NDArray[np.uint8]:
-    """Reads what the header announces and looks whether there is more, so that no file can unpack to any size."""
+    """Reads what the header announces, and checks that nothing follows; a small file cannot unpack to any size."""
     head = stream.read(4)
     if len(head) < 4 or head[:3] != b"\x00\x00\x08":
         raise DataError(f"{file}: not an idx file of unsigned bytes; fetch it again")
@@ -85,6 +85,6 @@ def _read_array(stream: BinaryIO | gzip.GzipFile, file: Path) -> NDArray[np.uint
         raise DataError(f"{file}: {too_large(announced)}; fetch it again")
     content = stream.read(announced)
     if len(sizes) < 4 * head[3] or len(content) < announced or stream.read(1):
-        some = "more" if len(content) == announced else f"{len(content)}"
-        raise DataError(f"{file}: {some} bytes of data where its header announces {shape}; fetch it again")
+        actual = "more" if len(content) == announced else f"{len(content)}"
+        raise DataError(f"{file}: {actual} bytes of data where its header announces {shape}; fetch it again")
     return np.frombuffer(content, dtype=np.uint8).reshape(shape)

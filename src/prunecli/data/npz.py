@@ -14,8 +14,8 @@ from prunecli.data.splits import ArraySplit, ImageData, too_large
 from prunecli.errors import DataError
 from prunecli.measure.environment import memory_bytes
 
-_AT_ONCE = 2**20
-"""Pixels counted at a time."""
+_PIXELS_AT_ONCE = 2**20
+"""Pixels whose values are counted at a time."""
 
 _MAX_CLASSES = 1_000_000
 _KEYS = (
@@ -30,17 +30,17 @@ def load(path: str, root: Path, download: bool) -> ImageData:
     or train_x/train_y, with the same for `test` and, if there is one, `val`.
 
     Raises:
-        DataError: The file is missing, is not npz, or its arrays do not fit.
+        DataError: The file is missing, is not a .npz file, or its arrays do not fit together.
     """
-    given = Path(path).expanduser()
-    file = next((p for p in (given, root / given) if p.is_file()), None)
+    relative = Path(path).expanduser()
+    file = next((candidate for candidate in (relative, root / relative) if candidate.is_file()), None)
     if file is None:
         raise DataError(f"{path}: no such file; give a .npz file with x_train, y_train, x_test and y_test")
-    arrays, found = _read(file)
+    arrays, names = _read(file)
     train, test, validation = (_split(arrays, part, file) for part in ("train", "test", "val"))
     if test is None:
         raise DataError(
-            f"{file}: holds {', '.join(found) or 'nothing'}; expected x_test and y_test (and x_train, y_train)"
+            f"{file}: holds {', '.join(names) or 'nothing'}; expected x_test and y_test (and x_train, y_train)"
         )
     parts = [part for part in (train, test, validation) if part is not None]
     shapes = {part.images.shape[1:] for part in parts}
@@ -69,16 +69,16 @@ def load(path: str, root: Path, download: bool) -> ImageData:
 
 
 def _read(file: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
-    """The arrays that make up splits, and the names of all there are."""
-    wanted = {key.format(part) for pair in _KEYS for key in pair for part in ("train", "test", "val")}
+    """The arrays that make up splits, and the names of all arrays in the file."""
+    keys = {key.format(part) for pair in _KEYS for key in pair for part in ("train", "test", "val")}
     try:
         with zipfile.ZipFile(file) as archive:
             members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
-            claimed = sum(member_bytes(archive, members[key]) for key in wanted & set(members))
+            claimed = sum(member_bytes(archive, members[key]) for key in keys & set(members))
             if claimed > memory_bytes():
                 raise DataError(f"{file}: {too_large(claimed)}; divide it, or use a folder of image files")
             arrays = {}
-            for key in wanted & set(members):
+            for key in keys & set(members):
                 with archive.open(members[key]) as stream:
                     arrays[key] = np.lib.format.read_array(stream, allow_pickle=False)
     except (DataError, MemoryError):
@@ -89,10 +89,10 @@ def _read(file: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
 
 
 def _statistics(pixels: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each column in 0..1, from counts: floats would take eight times the memory."""
+    """Mean and standard deviation of each column in 0..1, from counts; floats would take eight times the memory."""
     counts = np.zeros((pixels.shape[1], 256))
-    for start in range(0, len(pixels), _AT_ONCE):
-        for channel, values in enumerate(pixels[start : start + _AT_ONCE].T):
+    for start in range(0, len(pixels), _PIXELS_AT_ONCE):
+        for channel, values in enumerate(pixels[start : start + _PIXELS_AT_ONCE].T):
             counts[channel] += np.bincount(values, minlength=256)
     levels = np.arange(256) / 255.0
     shares = counts / len(pixels)
@@ -109,8 +109,8 @@ def _split(arrays: dict[str, np.ndarray], part: str, file: Path) -> ArraySplit |
         if images.ndim == 4 and images.shape[-1] == 1:
             images = images[..., 0]
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] != 3):
-            found = f"{images.dtype}{images.shape}"
-            raise DataError(f"{file}: {image_key.format(part)} is {found}; expected uint8 (N, H, W) or (N, H, W, 3)")
+            actual = f"{images.dtype}{images.shape}"
+            raise DataError(f"{file}: {image_key.format(part)} is {actual}; expected uint8 (N, H, W) or (N, H, W, 3)")
         labels = labels.reshape(-1)
         if len(labels) != len(images) or len(images) == 0:
             raise DataError(f"{file}: {part} has {len(images)} images and {len(labels)} labels")

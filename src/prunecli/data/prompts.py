@@ -11,7 +11,7 @@ from prunecli.data.splits import ImageData, read_lines
 from prunecli.data.webdataset import TarSplit, templates_file
 from prunecli.errors import DataError
 
-_PLACES = ("{c}", "{}")
+_PLACEHOLDERS = ("{c}", "{}")
 _OF_SMALL_PHOTOS = (
     "a photo of a {}.",
     "a blurry photo of a {}.",
@@ -22,7 +22,7 @@ _OF_SMALL_PHOTOS = (
 _OF_DIGITS = ('a photo of the number: "{}".', "the handwritten digit {}.", "a {}.")
 _DEFAULT = ("a photo of a {}.", "{}")
 _FIRST_OF_IMAGENET = "n01440764"
-"""Name of the first of its 1,000 classes, as folders are called."""
+"""WordNet id of ImageNet's first class."""
 _DIGITS = ("mnist", "digits", "cluttered-mnist")
 
 
@@ -31,10 +31,10 @@ def class_texts(data: ImageData, file: str | None = None) -> tuple[str, ...]:
 
     Args:
         data: The set; ImageNet's 1,000 classes have open_clip's names, others their own without underscores.
-        file: A text file with one name on each line, or a JSON list.
+        file: A text file with one name per line, or a JSON list.
 
     Raises:
-        DataError: The file cannot be read or has another number of names, or the set has captions.
+        DataError: The file cannot be read, has the wrong number of names, or the set has captions.
     """
     if data.task == "retrieval":
         if file is not None:
@@ -58,11 +58,11 @@ def templates(data: ImageData, file: str | None = None) -> tuple[str, ...]:
 
     Args:
         data: The set.
-        file: A text file with one template on each line, or a JSON list; `{c}` or `{}` stands for the class. Without
-            it, that of a set `wds:PATH`, if it has one.
+        file: A text file with one template per line, or a JSON list; `{c}` or `{}` stands for the class. Without it,
+            the file of a set `wds:PATH`, if there is one.
 
     Raises:
-        DataError: The file cannot be read or a template has no place for the class.
+        DataError: The file cannot be read, or a template has no placeholder for the class.
     """
     if data.task == "retrieval":
         if file is not None:
@@ -72,11 +72,11 @@ def templates(data: ImageData, file: str | None = None) -> tuple[str, ...]:
         own = templates_file(data.test.root)
         file = None if own is None else str(own)
     if file is not None:
-        found = _read(Path(file).expanduser(), "templates")
-        for template in found:
-            if not any(place in template for place in _PLACES):
+        lines = _read(Path(file).expanduser(), "templates")
+        for template in lines:
+            if not any(placeholder in template for placeholder in _PLACEHOLDERS):
                 raise DataError(f"{file}: template {template!r:.80} has no {{c}} or {{}} for the class")
-        return tuple(template.replace("{c}", "{}") for template in found)
+        return tuple(template.replace("{c}", "{}") for template in lines)
     if data.class_names[:1] == (_FIRST_OF_IMAGENET,):
         from open_clip import OPENAI_IMAGENET_TEMPLATES
 
@@ -87,21 +87,21 @@ def templates(data: ImageData, file: str | None = None) -> tuple[str, ...]:
 
 
 def prompts(texts: Sequence[str], template: str) -> list[str]:
-    """The template for every class."""
+    """The template, filled in for every text."""
     return [template.replace("{}", text) for text in texts]
 
 
 def _read(path: Path, what: str) -> tuple[str, ...]:
-    """A list of strings from a text or JSON file; a JSON mapping of sets to lists may hold just one."""
+    """A list of strings from a text or JSON file; JSON may wrap it in a mapping with one entry."""
     if path.suffix != ".json":
-        found: Any = read_lines(path)
+        entries: Any = read_lines(path)
     else:
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            entries = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path}: not a readable JSON file ({error}); write a list of {what}") from error
-        if isinstance(found, dict) and len(found) == 1:
-            found = next(iter(found.values()))
-    if not isinstance(found, list) or not found or not all(isinstance(entry, str) and entry for entry in found):
-        raise DataError(f"{path}: holds no list of {what}; write one on each line, or a JSON list of strings")
-    return tuple(found)
+        if isinstance(entries, dict) and len(entries) == 1:
+            entries = next(iter(entries.values()))
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, str) and entry for entry in entries):
+        raise DataError(f"{path}: does not hold a list of {what}; write one on each line, or a JSON list of strings")
+    return tuple(entries)

@@ -32,31 +32,39 @@ _PARTS = {
 _MASK_ENDINGS = ("", "_mask", "_label", "_labels", "_L")
 _TEST_SHARE = 0.2
 
-Pairs = tuple[tuple[Path, ...], tuple[Path, ...]]
+_Pairs = tuple[tuple[Path, ...], tuple[Path, ...]]
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """What was found on disk: pairs by part ("all" where nothing divides them), and what the numbers mean."""
+    """What is on disk: pairs by part ("all" if nothing divides them), and the meaning of the masks' numbers.
+
+    Attributes:
+        name: Name of the layout.
+        parts: Image and mask files of each part.
+        class_names: One per class; None: they are counted in the masks.
+        void: The number that stands for `VOID`, besides 255.
+        first: The number of the first class.
+    """
 
     name: str
-    parts: dict[str, Pairs]
+    parts: dict[str, _Pairs]
     class_names: tuple[str, ...] | None = None
     void: int | None = None
     first: int = 0
 
 
 def load(path: str, root: Path, download: bool) -> ImageData:
-    """Reads a folder of images and masks; the layout is recognised.
+    """Reads a folder of images and masks in one of these layouts.
 
     - CamVid: `train/` and `trainannot/`, likewise `val` and `test`; 11 is void.
     - ADE20K: `images/training/` and `annotations/training/`, likewise `validation`; 0 is void and 1 the first class.
     - Pascal VOC: `JPEGImages/`, `SegmentationClass/` and the lists in `ImageSets/Segmentation/`.
-    - Otherwise `images/` and `masks/`, with `train/`, `val/` and `test/` inside or around them. Without those a fixed
+    - Plain: `images/` and `masks/`, with `train/`, `val/` and `test/` inside or around them. Without those, a fixed
       fifth of the images is the test split.
 
-    255 is void everywhere. A file `classes.txt` with one name per line says what the classes are; without it those of
-    plain folders are counted in the masks. A relative PATH is looked for here first and then in the data folder.
+    255 is always void. A file `classes.txt` names the classes, one per line; without it, the classes of plain folders
+    are counted in the masks. A relative PATH is looked for in the current folder, then in the data folder.
 
     Raises:
         DataError: The folder does not exist, has no such layout, or an image has no mask.
@@ -105,7 +113,7 @@ def _image_data(path: str, folder: Path, names: tuple[str, ...], splits: dict[st
 
 
 def _size(split: MaskSplit) -> tuple[int, int]:
-    """Height and width of the first image that can be read."""
+    """Height and width of the first readable image."""
     failed: UnreadableImage | None = None
     for index in range(len(split.images)):
         try:
@@ -132,7 +140,7 @@ def _voc(folder: Path) -> _Layout | None:
     lists = folder / "ImageSets" / "Segmentation"
     if not (images.is_dir() and masks.is_dir() and lists.is_dir()):
         return None
-    parts: dict[str, Pairs] = {}
+    parts: dict[str, _Pairs] = {}
     for part in _PARTS:
         file = lists / f"{part}.txt"
         stems = read_lines(file) if file.is_file() else []
@@ -147,10 +155,10 @@ def _ade20k(folder: Path) -> _Layout | None:
     images, masks = folder / "images", folder / "annotations"
     if not ((images / "training").is_dir() and (masks / "training").is_dir()):
         return None
-    found = {"train": "training", "val": "validation"}
-    parts = {part: _pairs(images / name, masks / name) for part, name in found.items() if (masks / name).is_dir()}
-    listed = folder / "objectInfo150.txt"
-    lines = read_lines(listed)[1:] if listed.is_file() else []
+    names_of = {"train": "training", "val": "validation"}
+    parts = {part: _pairs(images / name, masks / name) for part, name in names_of.items() if (masks / name).is_dir()}
+    table = folder / "objectInfo150.txt"
+    lines = read_lines(table)[1:] if table.is_file() else []
     names = tuple(line.split("\t")[-1].strip() for line in lines)
     if len(names) != _ADE20K_CLASSES:
         names = tuple(str(number) for number in range(1, _ADE20K_CLASSES + 1))
@@ -158,7 +166,7 @@ def _ade20k(folder: Path) -> _Layout | None:
 
 
 def _plain(folder: Path) -> _Layout | None:
-    parts: dict[str, Pairs] = {}
+    parts: dict[str, _Pairs] = {}
     for part, spellings in _PARTS.items():
         for spelling in spellings:
             inside = _image_and_mask_folder(folder, spelling)
@@ -176,7 +184,7 @@ def _image_and_mask_folder(folder: Path, inside: str) -> tuple[Path, Path] | Non
     return (images, masks) if images is not None and masks is not None else None
 
 
-def _pairs(images: Path, masks: Path) -> Pairs:
+def _pairs(images: Path, masks: Path) -> _Pairs:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     files = [path for path in sorted(images.iterdir()) if path.suffix.lower() in IMG_EXTENSIONS]
@@ -185,7 +193,7 @@ def _pairs(images: Path, masks: Path) -> Pairs:
     return _matched(files, masks)
 
 
-def _matched(files: Sequence[Path], folder: Path) -> Pairs:
+def _matched(files: Sequence[Path], folder: Path) -> _Pairs:
     by_stem = {path.stem: path for path in sorted(folder.iterdir()) if path.is_file()}
     masks = []
     for file in files:
@@ -211,7 +219,7 @@ def _class_names(folder: Path, layout: _Layout) -> tuple[str, ...]:
             try:
                 numbers = mask_numbers(mask)
             except UnreadableImage:
-                continue  # whether it may be left out is decided where the image is loaded
+                continue  # loading the image decides whether it may be left out
             highest = max(highest, int(numbers[numbers != VOID].max(initial=0)))
     if not 1 <= highest < VOID:
         raise DataError(
@@ -225,6 +233,6 @@ def _table(classes: int, layout: _Layout) -> NDArray[np.int16]:
     table = np.full(256, -1, dtype=np.int16)
     table[layout.first : layout.first + classes] = np.arange(classes)
     table[VOID] = VOID
-    if layout.void is not None and table[layout.void] < 0:  # a classes.txt may make a class of it
+    if layout.void is not None and table[layout.void] < 0:  # classes.txt may make it a class
         table[layout.void] = VOID
     return table

@@ -12,9 +12,9 @@ from prunecli.errors import DataError
 
 
 def load(path: str, root: Path, download: bool) -> ImageData:
-    """Finds all images in PATH and the folders in it; they are the test split, in the order of their names.
+    """Finds all images in PATH and its sub-folders; they are the test split, sorted by name.
 
-    A relative PATH is looked for here first and then in the data folder.
+    A relative PATH is looked for in the current folder, then in the data folder.
 
     Raises:
         DataError: The folder does not exist or holds no images.
@@ -22,7 +22,7 @@ def load(path: str, root: Path, download: bool) -> ImageData:
     folder = find_folder(f"images:{path}", path, root, "the path of a folder with images")
     files = image_files(folder, "**/*")
     if not files:
-        raise DataError(f"{folder}: no images in it, or in folders in it")
+        raise DataError(f"{folder}: no images in it or in its sub-folders")
     return ImageData(
         name=f"images:{path}",
         class_names=(),

@@ -22,11 +22,11 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 _LABEL, _TEXT = ".cls", ".txt"
 _MOST_MEMBERS = 10_000_000
-"""Of one split."""
+"""Maximal number of members in one split."""
 _MOST_BYTES = 2**30
-"""Of one image: Pillow's most pixels take less, even when they are not compressed."""
+"""Maximal size of one image; Pillow's maximum number of pixels takes less, even uncompressed."""
 _MOST_TEXT = 2**20
-"""Bytes of the captions of one image."""
+"""Maximal size of the captions of one image."""
 _BLOCK = tarfile.BLOCKSIZE
 
 
@@ -36,26 +36,26 @@ class TarSplit:
 
     Attributes:
         root: The folder of the set.
-        tars: The files, relative to it.
-        names: The images' names there, as messages show them.
-        places: Index of the tar file, first byte in it and size in bytes, shape (images, 3).
-        labels: Class indices, or the images' own numbers where they have captions, shape (images,).
+        tars: The files, relative to `root`.
+        names: Names of the images in them, as messages show them.
+        spans: Index of the tar file, first byte in it and size in bytes, shape (images, 3).
+        labels: Class indices, or the images' own numbers if they have captions, shape (images,).
     """
 
     root: Path
     tars: tuple[str, ...]
     names: tuple[str, ...]
-    places: NDArray[np.int64]
+    spans: NDArray[np.int64]
     labels: NDArray[np.int64]
 
     def image(self, index: int) -> Image.Image:
         """Reads the image at `index`.
 
         Raises:
-            UnreadableImage: It is no readable image; its path is TAR:MEMBER.
+            UnreadableImage: It is not a readable image; its path is TAR:MEMBER.
             ResourceError: The process may not open any more files.
         """
-        tar, offset, size = (int(number) for number in self.places[index])
+        tar, offset, size = (int(number) for number in self.spans[index])
         file = self.root / self.tars[tar]
         path = Path(f"{file}:{self.names[index]}")
         try:
@@ -72,24 +72,24 @@ class TarSplit:
     def subset(self, indices: NDArray[np.int64]) -> TarSplit:
         """The images at `indices`."""
         names = tuple(self.names[i] for i in indices)
-        return TarSplit(self.root, self.tars, names, self.places[indices], self.labels[indices])
+        return TarSplit(self.root, self.tars, names, self.spans[indices], self.labels[indices])
 
     def fingerprint(self) -> str:
         """Hash of the images' names, sizes and labels; pixels are not read."""
-        lines = (f"{self.tars[p[0]]}:{name} {p[2]}" for name, p in zip(self.names, self.places.tolist(), strict=True))
+        lines = (f"{self.tars[s[0]]}:{name} {s[2]}" for name, s in zip(self.names, self.spans.tolist(), strict=True))
         return digest("\n".join(lines).encode(), self.labels.data)
 
 
 def load(path: str, root: Path, download: bool) -> ImageData:
-    """Reads PATH/classnames.txt, PATH/test/0.tar and so on, and PATH/train/ where it is there.
+    """Reads PATH/classnames.txt, PATH/test/0.tar and so on, and PATH/train/ if it exists.
 
-    The number of tar files is in nshards.txt beside them. They hold KEY.jpg (or .jpeg, .png, .webp) and KEY.cls, the
-    number of its class from 0 on. A set for retrieval says so in dataset_type.txt, or has no classnames.txt: it has
-    KEY.txt with a caption on each line in place of KEY.cls, and PATH/test/ alone is read. A relative PATH is looked for
-    here first and then in the data folder.
+    The file nshards.txt in the same folder has the number of tar files. They hold KEY.jpg (or .jpeg, .png, .webp) and
+    KEY.cls, the index of its class. A set for retrieval says so in dataset_type.txt, or has no classnames.txt: instead
+    of KEY.cls it has KEY.txt with one caption per line, and only PATH/test/ is read. A relative PATH is looked for in
+    the current folder, then in the data folder.
 
     Raises:
-        DataError: A part of that is missing or damaged, or a class is none of the names.
+        DataError: Something is missing or damaged, or a class has no name.
     """
     folder = find_folder(
         f"wds:{path}", path, root, "that of a set with test/0.tar, test/nshards.txt and, for classes, classnames.txt"
@@ -107,8 +107,8 @@ def load(path: str, root: Path, download: bool) -> ImageData:
         mean=_MEAN,
         std=_STD,
         flip=True,
-        train=_read_split(folder, "train", _Found(len(names))) if (folder / "train").is_dir() else None,
-        test=_read_split(folder, "test", _Found(len(names))),
+        train=_read_split(folder, "train", _Members(len(names))) if (folder / "train").is_dir() else None,
+        test=_read_split(folder, "test", _Members(len(names))),
     )
 
 
@@ -121,11 +121,11 @@ def _is_for_retrieval(folder: Path) -> bool:
 
 
 def _with_captions(name: str, folder: Path) -> ImageData:
-    found = _Found(None)
-    test = _read_split(folder, "test", found)
+    members = _Members(None)
+    test = _read_split(folder, "test", members)
     return ImageData(
         name=name,
-        class_names=tuple(found.captions),
+        class_names=tuple(members.captions),
         channels=3,
         image_size=None,
         mean=_MEAN,
@@ -134,84 +134,84 @@ def _with_captions(name: str, folder: Path) -> ImageData:
         train=None,
         test=test,
         task="retrieval",
-        described=tuple(found.described),
+        described=tuple(members.described),
     )
 
 
 def templates_file(root: Path) -> Path | None:
-    """The prompts that come with a set in the folder `root`, one on each line with {c} for the class."""
+    """The file of prompts in the folder `root` of a set, one per line with {c} for the class."""
     file = root / "zeroshot_classification_templates.txt"
     return file if file.is_file() else None
 
 
 @dataclass
-class _Found:
+class _Members:
     """What the tar files read so far hold; see `TarSplit`.
 
     Attributes:
-        classes: How many there are; None where images have captions.
-        captions: Of all images, those of each in a row.
-        described: Numbers of the images that they belong to.
-        members: Read so far.
+        classes: Number of classes; None if images have captions.
+        captions: Captions of all images, image by image.
+        described: Number of the image that each caption belongs to.
+        count: Number of members, images or not.
     """
 
     classes: int | None
     names: list[str] = field(default_factory=list)
-    places: list[tuple[int, int, int]] = field(default_factory=list)
+    spans: list[tuple[int, int, int]] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
     described: list[int] = field(default_factory=list)
-    members: int = 0
+    count: int = 0
 
     @property
     def suffix(self) -> str:
-        """Of the members with a class, or captions."""
+        """Suffix of members with a class or captions."""
         return _TEXT if self.classes is None else _LABEL
 
-    def add(self, name: str, place: tuple[int, int, int], given: int | tuple[str, ...]) -> None:
-        """Another image, and its class or captions."""
+    def add(self, name: str, span: tuple[int, int, int], label: int | tuple[str, ...]) -> None:
+        """Adds an image with its class or captions."""
         number = len(self.names)
         self.names.append(name)
-        self.places.append(place)
-        self.labels.append(given if isinstance(given, int) else number)
-        if not isinstance(given, int):
-            self.captions += given
-            self.described += [number] * len(given)
+        self.spans.append(span)
+        self.labels.append(label if isinstance(label, int) else number)
+        if not isinstance(label, int):
+            self.captions += label
+            self.described += [number] * len(label)
 
 
-def _read_split(folder: Path, part: str, found: _Found) -> TarSplit:
+def _read_split(folder: Path, part: str, members: _Members) -> TarSplit:
     tars = tuple(f"{part}/{number}.tar" for number in range(_shards(folder / part)))
     for number, tar in enumerate(tars):
-        _read_tar(folder / tar, number, found)
-    if not found.names:
-        raise DataError(f"{folder / part}: no images; expected KEY.jpg and KEY{found.suffix} in 0.tar")
-    places = np.array(found.places, dtype=np.int64)
-    return TarSplit(folder, tars, tuple(found.names), places, np.array(found.labels, dtype=np.int64))
+        _read_tar(folder / tar, number, members)
+    if not members.names:
+        raise DataError(f"{folder / part}: no images; expected KEY.jpg and KEY{members.suffix} in 0.tar")
+    spans = np.array(members.spans, dtype=np.int64)
+    return TarSplit(folder, tars, tuple(members.names), spans, np.array(members.labels, dtype=np.int64))
 
 
 def _shards(folder: Path) -> int:
-    """The number of tar files, which nshards.txt and the folder agree on."""
+    """The number of tar files, if nshards.txt and the folder agree on it."""
     file = folder / "nshards.txt"
     lines = read_lines(file) if file.is_file() else []
     tars = {path.name for path in folder.glob("*.tar")}
     if not tars:
-        raise DataError(f"{folder}: no tar files; expected 0.tar in it, with nshards.txt beside it")
+        raise DataError(f"{folder}: no tar files; expected 0.tar and nshards.txt in it")
     if len(lines) != 1 or not (lines[0].isascii() and lines[0].isdecimal()):
         raise DataError(f"{file}: does not say how many tar files there are; write the number, such as {len(tars)}")
-    wanted = lines[0].lstrip("0") or "0"
+    announced = lines[0].lstrip("0") or "0"
     others = tars - {f"{number}.tar" for number in range(len(tars))}
-    if wanted != str(len(tars)) or others:
+    if announced != str(len(tars)) or others:
         there = f"there {'is' if len(tars) == 1 else 'are'} {len(tars)}"
         odd = f", one of them {min(others)}" if others else ""
         raise DataError(
-            f"{file}: says {wanted:.20} tar files, from 0.tar on, and {there}{odd}; fetch those that are missing or "
+            f"{file}: says {announced:.20} tar files, from 0.tar on, and {there}{odd}; fetch those that are missing or "
             "correct it"
         )
     return len(tars)
 
 
-def _read_tar(path: Path, number: int, found: _Found) -> None:
-    """Adds the samples of a tar file to `found`."""
+def _read_tar(path: Path, number: int, members: _Members) -> None:
+    """Adds the samples of a tar file to `members`."""
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, int | tuple[str, ...]] = {}
     try:
@@ -220,21 +220,21 @@ def _read_tar(path: Path, number: int, found: _Found) -> None:
             raise ValueError(irregular)
         with path.open("rb") as stream:
             for member in _members(stream):
-                found.members += 1
-                if found.members > _MOST_MEMBERS:
-                    raise DataError(f"{path}: more than {_MOST_MEMBERS:,} members up to here; give a smaller set")
+                members.count += 1
+                if members.count > _MOST_MEMBERS:
+                    raise DataError(f"{path}: more than {_MOST_MEMBERS:,} members up to this file; give a smaller set")
                 key, suffix = os.path.splitext(member.name)
                 suffix = suffix.lower()
-                if suffix not in (*_IMAGES, found.suffix):
+                if suffix not in (*_IMAGES, members.suffix):
                     continue
                 shown = _shown(member.name)
                 if not member.isreg() or member.issparse():
-                    raise DataError(f"{path}:{shown}: is no plain file; pack the set again without links")
-                if key in (labels if suffix == found.suffix else images):
-                    kind = "image" if suffix != found.suffix else "class" if suffix == _LABEL else "text"
+                    raise DataError(f"{path}:{shown}: is not a plain file; pack the set again without links")
+                if key in (labels if suffix == members.suffix else images):
+                    kind = "image" if suffix != members.suffix else "class" if suffix == _LABEL else "text"
                     raise DataError(f"{path}:{shown}: is the second {kind} of one key; rename or remove one of them")
-                if suffix == found.suffix:
-                    labels[key] = _given(stream, member, f"{path}:{shown}", found.classes)
+                if suffix == members.suffix:
+                    labels[key] = _label(stream, member, f"{path}:{shown}", members.classes)
                 else:
                     images[key] = (shown, member.offset_data, member.size)
     except DataError:
@@ -243,25 +243,25 @@ def _read_tar(path: Path, number: int, found: _Found) -> None:
         raise DataError(f"{path}: not a readable tar file ({decoding_error(error)}); fetch it again") from error
     for key, (shown, offset, size) in images.items():
         if key not in labels:
-            what = "class; put its number" if found.classes is not None else "caption; put one on each line"
-            hint = "" if found.classes is not None else ", or write classnames.txt where images have classes"
-            raise DataError(f"{path}:{shown}: has no {what} into a member {_shown(key)}{found.suffix}{hint}")
-        found.add(shown, (number, offset, size), labels[key])
+            what = "class; put its number" if members.classes is not None else "caption; put one on each line"
+            hint = "" if members.classes is not None else ", or write classnames.txt if images have classes"
+            raise DataError(f"{path}:{shown}: has no {what} into a member {_shown(key)}{members.suffix}{hint}")
+        members.add(shown, (number, offset, size), labels[key])
     alone = next((key for key in labels if key not in images), None)
     if alone is not None:
         raise DataError(
-            f"{path}:{_shown(alone)}{found.suffix}: has no image; add {', '.join(_IMAGES[:-1])} or {_IMAGES[-1]}"
+            f"{path}:{_shown(alone)}{members.suffix}: has no image; add {', '.join(_IMAGES[:-1])} or {_IMAGES[-1]}"
         )
 
 
 def _members(stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Members from their headers, each within the file and after the one before it, up to the mark of the end."""
+    """Members up to the end marker, each checked to lie inside the file and after the one before it."""
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     with tarfile.open(fileobj=stream, mode="r:") as archive:
         end = 0
         while (member := archive.next()) is not None:
-            # A negative size would send tarfile back to members that it has read, for ever.
+            # A negative size would send tarfile back to members that it has read, forever.
             if member.size < 0 or not end < archive.offset <= size:
                 raise ValueError(f"{_shown(member.name)} of {member.size:,} bytes does not fit into it")
             end = archive.offset
@@ -272,30 +272,30 @@ def _members(stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
             raise ValueError(f"it is cut off or damaged at byte {end:,}")
 
 
-def _given(stream: BinaryIO, member: tarfile.TarInfo, where: str, classes: int | None) -> int | tuple[str, ...]:
+def _label(stream: BinaryIO, member: tarfile.TarInfo, name: str, classes: int | None) -> int | tuple[str, ...]:
     """The class of an image, or its captions."""
     stream.seek(member.offset_data)
     if classes is None:
         if member.size > _MOST_TEXT:
-            raise DataError(f"{where}: has {member.size:,} bytes of captions; {_MOST_TEXT:,} are the most")
+            raise DataError(f"{name}: has {member.size:,} bytes of captions; at most {_MOST_TEXT:,} are read")
         try:
             lines = stream.read(member.size).decode("utf-8").splitlines()
         except UnicodeDecodeError as error:
-            raise DataError(f"{where}: its captions are not UTF-8 ({error}); write them again") from error
+            raise DataError(f"{name}: its captions are not UTF-8 ({error}); write them again") from error
         captions = tuple(line.strip() for line in lines if line.strip())
         if not captions:
-            raise DataError(f"{where}: is empty; write one caption on each line")
+            raise DataError(f"{name}: is empty; write one caption on each line")
         return captions
     text = stream.read(min(member.size, 32)).decode("utf-8", "replace").strip()
     if not (text.isascii() and text.isdecimal() and member.size <= 32 and int(text) < classes):
         raise DataError(
-            f"{where}: {text!r:.40} is no class from 0 to {classes - 1}, the lines of classnames.txt; correct either"
+            f"{name}: {text!r:.40} is not a class from 0 to {classes - 1}, the lines of classnames.txt; correct either"
         )
     return int(text)
 
 
 def _shown(name: str) -> str:
-    """A member's name on one line, whatever it holds."""
+    """A member's name on one line, whatever characters it has."""
     return name if name.isprintable() else repr(name)
 
 
@@ -311,5 +311,5 @@ def _content(file: Path, offset: int, size: int) -> bytes:
     if not size:
         raise ValueError("the file is empty")
     if len(content) < size:
-        raise ValueError("its tar file has been cut since it was looked through")
+        raise ValueError("its tar file has been cut since it was scanned")
     return content
