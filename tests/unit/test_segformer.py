@@ -193,7 +193,7 @@ def test_the_size_is_read_from_the_weights(size: str) -> None:
 def test_a_size_that_nobody_published_is_refused(network: nn.Module, tmp_path: Path) -> None:
     state = {name: t for name, t in network.state_dict().items() if ".stages.2.blocks.1." not in name}
     torch.save(_nvidia(state), tmp_path / "weights.pth")
-    with pytest.raises(ModelError, match=r"\[2, 2, 1, 2\] blocks .* none of b0 to b5"):
+    with pytest.raises(ModelError, match=r"\[2, 2, 1, 2\] blocks .* not one of b0 to b5"):
         load_file(tmp_path / "weights.pth")
 
 
@@ -214,7 +214,7 @@ def test_a_new_classifier_is_made_for_other_classes(network: nn.Module, tmp_path
     torch.save(_nvidia(network.state_dict()), tmp_path / "weights.pth")
     loaded = load_file(tmp_path / "weights.pth", num_classes=9)
     assert loaded.manifest.architecture.kwargs == {"num_classes": 9}
-    assert any("classifier for 5 classes gives way" in note for note in loaded.notes)
+    assert any("classifier for 5 classes is replaced" in note for note in loaded.notes)
     different = [n for n, t in loaded.model.state_dict().items() if not torch.equal(t, network.state_dict()[n])]
     assert different == ["decode_head.classifier.weight", "decode_head.classifier.bias"]
     same = load_file(tmp_path / "weights.pth", num_classes=5, data_classes=lambda: 9)

@@ -20,7 +20,7 @@ _BUILT_FROM = "_prunecli_built_from"
 
 
 def built_from(model: nn.Module) -> tuple[str, dict[str, Any]] | None:
-    """The reference and the arguments that `build` made this network, or what it was copied from, with."""
+    """The reference and arguments that `build` made this network (or the one it was copied from) with."""
     origin: tuple[str, dict[str, Any]] | None = getattr(model, _BUILT_FROM, None)
     return origin
 
@@ -63,8 +63,8 @@ def build(ref: str, *, pretrained: bool = False, meta: bool = False, **kwargs: A
 
     Args:
         ref: "source:name".
-        pretrained: Whether to fetch published weights (timm and torchvision).
-        meta: Whether to build without memory for the weights.
+        pretrained: Whether to fetch published weights.
+        meta: Whether to build on the meta device, without memory for weights.
         **kwargs: num_classes, in_chans and whatever else the source takes.
 
     Raises:
@@ -80,14 +80,14 @@ def build(ref: str, *, pretrained: bool = False, meta: bool = False, **kwargs: A
             object.__setattr__(model, _BUILT_FROM, (ref, kwargs))
             return model
     except ModelError:
-        raise  # it already says what is wrong and what to do
+        raise  # its message is already complete
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{ref} cannot be built with {kwargs or 'its defaults'}: {first}") from error
 
 
 def settled_arguments(ref: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments to record for a network: what it was built with, and defaults that its weights do not show."""
+    """Arguments to record for a network: those it was built with, and defaults that its weights do not show."""
     source, name = split_reference(ref)
     module = _source(source)
     return dict(module.settled(name, kwargs) if isinstance(module, SettlingSource) else kwargs)
@@ -99,7 +99,7 @@ def classes_are_texts(ref: str) -> bool:
 
 
 def input_spec(ref: str, model: nn.Module) -> tuple[tuple[int, int] | None, InputNormalisation]:
-    """Image height and width (None: any) and normalisation that go with a reference."""
+    """Image height and width (None: any) and normalisation of a reference."""
     source, name = split_reference(ref)
     return _source(source).input_spec(name, model)
 

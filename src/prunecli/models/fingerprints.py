@@ -1,8 +1,8 @@
 """Recognising an architecture by the names and shapes of its weights.
 
-`fingerprints.tsv` lists, for every model of the catalogue, a MinHash (Broder, 1997) of its "name:shape" set, so that a
-state dict is compared with all of them in milliseconds. Write it again with `python -m prunecli.models.fingerprints`
-when timm or torchvision add models.
+`fingerprints.tsv` has a MinHash (Broder, 1997) of the "name:shape" set of every model in the catalogue, so a state dict
+is compared with all of them in milliseconds. Write it again with `python -m prunecli.models.fingerprints` when timm or
+torchvision add models.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _HASHES = 24
 
 
 def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> NDArray[np.uint32]:
-    """MinHash of a state dict: the share of equal entries estimates the share of common tensors. Shape (24,)."""
+    """MinHash of a state dict, shape (24,): the share of equal entries estimates the share of common tensors."""
     tokens = [f"{name}:{','.join(map(str, shape))}" for name, shape in shapes.items()]
     digests = np.array(
         [np.frombuffer(hashlib.shake_128(token.encode()).digest(4 * _HASHES), dtype="<u4") for token in tokens]
@@ -50,8 +50,8 @@ def _table() -> tuple[list[tuple[str, int]], NDArray[np.uint32]]:
     return references, np.stack(rows)
 
 
-def write_table(references: Iterable[str]) -> int:
-    """Writes the table for `references` and returns how many could be built without memory."""
+def _write_table(references: Iterable[str]) -> int:
+    """Writes the table for `references` and returns how many could be built on the meta device."""
     from prunecli.errors import ModelError
     from prunecli.models.catalog import build
 
@@ -77,4 +77,4 @@ if __name__ == "__main__":
         for name in source_names(source)
         if "@" not in name  # the same architecture with published weights
     ]
-    print(f"{write_table(everything)} of {len(everything)} models written to {FINGERPRINTS.name}")
+    print(f"{_write_table(everything)} of {len(everything)} models written to {FINGERPRINTS.name}")

@@ -1,4 +1,4 @@
-"""`open_clip:NAME` and `open_clip:NAME@TAG`: image and text towers of open_clip, and one small enough for two cores."""
+"""`open_clip:NAME` and `open_clip:NAME@TAG`: image and text towers of open_clip, and a `tiny` one for the CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from prunecli.checkpoint.manifest import InputNormalisation
 from prunecli.errors import ModelError, unknown
 
-TINY = "tiny"
+_TINY = "tiny"
 CLASSES_ARE_TEXTS = True
 _CONTEXT, _VOCABULARY = 16, 49408
 _ARGUMENTS = ("image_size", "patch_size", "dim", "depth", "num_heads")
@@ -26,9 +26,9 @@ _CIFAR = InputNormalisation(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0
 
 @cache
 def names() -> list[str]:
-    """Architectures of the installed open_clip, those with published weights as NAME@TAG too, and `tiny`."""
+    """Architectures of the installed open_clip, their published weights as NAME@TAG, and `tiny`."""
     tagged = [f"{name}@{tag}" for name, tag in open_clip.list_pretrained()]
-    return [TINY, *open_clip.list_models(), *tagged]
+    return [_TINY, *open_clip.list_models(), *tagged]
 
 
 def build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
@@ -36,23 +36,23 @@ def build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 
     Args:
         name: One of `names()`.
-        pretrained: Whether to fetch the weights that its tag names.
-        **kwargs: image_size; of `tiny` also patch_size, dim, depth and num_heads of the image tower.
+        pretrained: Whether to fetch the weights named by the tag.
+        **kwargs: image_size; for `tiny` also patch_size, dim, depth and num_heads of the image tower.
 
     Raises:
         ModelError: An argument does not exist, or weights are asked for without a tag.
     """
-    known = _ARGUMENTS if name == TINY else ("image_size",)
+    known = _ARGUMENTS if name == _TINY else ("image_size",)
     for key in kwargs:
         if key not in known:
             raise ModelError(unknown("argument", key, known) + f" (of open_clip:{name})")
-    if name == TINY:
+    if name == _TINY:
         return _tiny(**{**_OWN, **kwargs})
     architecture, _, tag = name.partition("@")
     if pretrained and not tag:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)[:3]) or "none"
         raise ModelError(f"open_clip:{name} has weights by tags ({tags}); write it as open_clip:{name}@TAG")
-    with _without_warnings():  # of random weights, which may be what is wanted
+    with _without_warnings():  # about random weights, which may be intended
         model: nn.Module = open_clip.create_model(
             architecture,
             pretrained=tag if pretrained else None,
@@ -66,41 +66,41 @@ def build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 
 
 def input_spec(name: str, model: nn.Module) -> tuple[tuple[int, int] | None, InputNormalisation]:
-    """What the image tower says; CIFAR-10's statistics for `tiny`."""
+    """Size and statistics of the image tower; CIFAR-10's statistics for `tiny`."""
     visual: Any = model.visual
     size = visual.image_size
     height, width = (size, size) if isinstance(size, int) else size
-    if name == TINY:
+    if name == _TINY:
         return (height, width), _CIFAR
-    found = _published(name)
+    config = _published(name)
     normalisation = InputNormalisation(
-        mean=tuple(found.get("mean") or open_clip.constants.OPENAI_DATASET_MEAN),
-        std=tuple(found.get("std") or open_clip.constants.OPENAI_DATASET_STD),
-        interpolation=found.get("interpolation", "bicubic"),
+        mean=tuple(config.get("mean") or open_clip.constants.OPENAI_DATASET_MEAN),
+        std=tuple(config.get("std") or open_clip.constants.OPENAI_DATASET_STD),
+        interpolation=config.get("interpolation", "bicubic"),
     )
     return (height, width), normalisation
 
 
 def tokenizer(name: str, model: nn.Module) -> Callable[[list[str]], Tensor]:
-    """What turns texts into tokens for the text tower.
+    """The tokenizer of the text tower; it turns N texts into tokens (N, context length).
 
     Raises:
-        ModelError: Its vocabulary has to be fetched and cannot be.
+        ModelError: Its vocabulary cannot be fetched.
     """
-    if name == TINY:
+    if name == _TINY:
         own: Callable[[list[str]], Tensor] = open_clip.SimpleTokenizer(context_length=_CONTEXT)
         return own
     architecture = name.partition("@")[0]
     try:
-        found: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(architecture)
+        tokens_of: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(architecture)
     except Exception as error:  # transformers raises many types when it cannot reach its hub
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"open_clip:{name}: its tokenizer cannot be fetched: {first[:200]}") from error
-    return found
+    return tokens_of
 
 
 def _published(name: str) -> dict[str, Any]:
-    """What open_clip knows about the weights that a name's tag stands for."""
+    """open_clip's configuration of the weights named by the tag."""
     architecture, _, tag = name.partition("@")
     return open_clip.get_pretrained_cfg(architecture, tag) if tag else {}
 
@@ -108,7 +108,7 @@ def _published(name: str) -> dict[str, Any]:
 @contextmanager
 def _without_warnings() -> Iterator[None]:
     before = logging.root.manager.disable
-    logging.disable(logging.ERROR)  # what cannot be fetched is an exception, too
+    logging.disable(logging.ERROR)  # what cannot be fetched also raises
     try:
         yield
     finally:

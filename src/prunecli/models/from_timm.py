@@ -23,7 +23,7 @@ def build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 
 
 def input_spec(name: str, model: nn.Module) -> tuple[tuple[int, int] | None, InputNormalisation]:
-    """What the model's pretrained configuration says."""
+    """From the model's pretrained configuration."""
     config = resolve_model_data_config(model)
     normalisation = InputNormalisation(
         mean=tuple(config["mean"]),
@@ -31,6 +31,6 @@ def input_spec(name: str, model: nn.Module) -> tuple[tuple[int, int] | None, Inp
         interpolation=config["interpolation"],
         crop_pct=config["crop_pct"],
     )
-    size: Any = getattr(getattr(model, "patch_embed", None), "img_size", None)  # what it was built for
+    size: Any = getattr(getattr(model, "patch_embed", None), "img_size", None)  # the size it was built for
     height, width = size if size is not None else config["input_size"][1:]
     return (int(height), int(width)), normalisation

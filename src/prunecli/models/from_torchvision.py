@@ -24,7 +24,7 @@ def _segmentation() -> list[str]:
 def build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     """Builds a model; keyword arguments go to torchvision. `pretrained` may download weights."""
     if name in _segmentation() and not pretrained:
-        kwargs = {"weights_backbone": None, **kwargs}  # else it would download an ImageNet backbone
+        kwargs = {"weights_backbone": None, **kwargs}  # else torchvision downloads an ImageNet backbone
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # about initial values that the weights replace
         model: nn.Module = models.get_model(name, weights="DEFAULT" if pretrained else None, **kwargs)
@@ -32,7 +32,7 @@ def build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 
 
 def input_spec(name: str, model: nn.Module) -> tuple[tuple[int, int] | None, InputNormalisation]:
-    """What the transforms of the model's default weights say."""
+    """From the transforms of the model's default weights."""
     transforms = models.get_model_weights(name)["DEFAULT"].transforms()
     if name in _segmentation():
         size = transforms.resize_size[0]

@@ -1,4 +1,4 @@
-"""Getting a network ready to work with, from a reference, a checkpoint of ours or somebody else's weights."""
+"""Loading networks from references, checkpoints of ours and other people's weights, and saving them."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, a
 _IMAGE_DIMENSIONS = 3
 _RUN_TIME_SETTINGS = ("T", "coding")
 ANY_SIZE = (32, 32)
-"""Image size of architectures that accept any, where neither data nor manifest say more."""
+"""Image size of architectures that accept any, if neither data nor manifest have one."""
 
 
 @dataclass
 class LoadedModel:
-    """A network with everything known about it.
+    """A network and everything known about it.
 
     Attributes:
         model: The network, on the CPU, in evaluation mode.
         manifest: Architecture, normalisation and history.
-        fixed_size: Image height and width the architecture asks for; None: any.
-        path: The file it came from, if it came from one.
-        sha256: Of that file.
-        notes: What the user should know about how it was loaded.
+        fixed_size: Image height and width that the architecture needs; None: any.
+        path: The file that it was loaded from, if any.
+        sha256: Hash of that file.
+        notes: Messages for the user about how it was loaded.
     """
 
     model: nn.Module
@@ -51,12 +51,16 @@ class LoadedModel:
 
     @property
     def name(self) -> str:
-        """How to call it in tables: the file, else the reference."""
+        """Its name in tables: the file, else the reference."""
         return str(self.path) if self.path else self.manifest.architecture.ref
 
 
 def load_reference(ref: str, *, pretrained: bool = False, **kwargs: Any) -> LoadedModel:
-    """Builds a dense network from "source:name", with new or published weights."""
+    """Builds a dense network from "source:name", with new or published weights.
+
+    Raises:
+        ModelError: The reference does not exist or the source refuses the arguments.
+    """
     pretrained = pretrained or "@" in split_reference(ref)[1]  # open_clip's names of weights
     architecture = recorded(ref, kwargs)
     model = build(ref, pretrained=pretrained, **kwargs).eval()
@@ -76,16 +80,16 @@ def load_file(
     """Loads a checkpoint of ours, or somebody else's weights.
 
     Args:
-        path: A safetensors file or one that torch.save wrote, whatever it is called.
-        arch: "source:name" of foreign weights; without it the catalogue is searched. A checkpoint of ours says itself.
-        num_classes: Classes wanted of foreign SegFormer weights; where they have others their classifier is made anew.
-        data_classes: Asked for the width of a new decoder where the weights are an encoder alone.
-        kwargs: Arguments that the architecture of foreign weights is built with. Of a checkpoint of ours they change
-            how a spiking network runs over time (T, coding) and nothing else.
+        path: A safetensors file or one written by torch.save, with any suffix.
+        arch: "source:name" of foreign weights; without it, the catalogue is searched. Checkpoints of ours have theirs.
+        num_classes: Number of classes for foreign SegFormer weights; if they have another, the classifier is replaced.
+        data_classes: Returns the number of classes for foreign weights that are an encoder alone.
+        kwargs: Arguments to build the architecture of foreign weights with. For checkpoints of ours, they only change
+            how a spiking network runs over time (T, coding).
         allow_nonfinite: Whether weights may hold NaN or infinity.
 
     Raises:
-        ModelError: The file is missing, unreadable, or does not fit.
+        ModelError: The file is missing, unreadable, or does not fit the architecture.
     """
     if path.is_dir():
         raise ModelError(f"{path}: is a directory; give a weights file ({', '.join(WEIGHT_SUFFIXES)})")
@@ -135,7 +139,16 @@ def _load_foreign(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapp
 
 
 def load_companion(path: Path, ref: str | None, *, allow_nonfinite: bool = False) -> LoadedModel:
-    """Loads a network that goes with another one: `ref` serves foreign weights only, where it fits them."""
+    """Loads a network to use together with another one, such as a teacher.
+
+    Args:
+        path: The file.
+        ref: The other network's reference, tried for foreign weights; if it does not fit, the catalogue is searched.
+        allow_nonfinite: Whether weights may hold NaN or infinity.
+
+    Raises:
+        ModelError: See `load_file`.
+    """
     if not path.is_file() or read_manifest(path) is not None:
         return load_file(path, allow_nonfinite=allow_nonfinite)
     try:
@@ -149,11 +162,11 @@ def load_companion(path: Path, ref: str | None, *, allow_nonfinite: bool = False
 def restore(
     path: Path, dense: Callable[[Architecture], nn.Module] = rebuild_dense, *, allow_nonfinite: bool = False
 ) -> tuple[nn.Module, Manifest]:
-    """Rebuilds the network of a checkpoint bit by bit; tokens are left out if its manifest says so.
+    """Rebuilds the network of a checkpoint bit by bit, with the token selection that its manifest records.
 
     Args:
         path: A checkpoint of ours.
-        dense: Makes the dense network that the manifest's differences are applied to.
+        dense: Builds the dense network to which the recorded differences are applied.
         allow_nonfinite: Whether weights may hold NaN or infinity.
 
     Raises:
@@ -166,7 +179,7 @@ def restore(
         assign_tensors(model, tensors, frozenset(manifest.frozen_parameters))
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
-    # Buffers that belong to no state dict may be infinite: attention masks are.
+    # Buffers outside the state dict may be infinite, such as attention masks.
     check_finite(model.state_dict(), path, allow_nonfinite)
     try:
         apply_recorded(model, manifest)
@@ -182,10 +195,10 @@ def save(path: Path, model: nn.Module, manifest: Manifest, dense: nn.Module | No
         path: The file to write.
         model: The network.
         manifest: Architecture and history; attributes and frozen parameters are filled in.
-        dense: A freshly built dense network; needed when the architecture is the user's own.
+        dense: A freshly built dense network; needed if the architecture is the user's own.
 
     Returns:
-        The manifest as it was completed.
+        The completed manifest.
     """
     fresh = dense if dense is not None else rebuild_dense(manifest.architecture)
     complete = manifest.model_copy(
@@ -235,8 +248,8 @@ def _override_settings(loaded: LoadedModel, kwargs: Mapping[str, Any]) -> None:
         if name not in _RUN_TIME_SETTINGS or not hasattr(loaded.model, name):
             setting = f"{name}={getattr(loaded.model, name, '')}" if name in _RUN_TIME_SETTINGS else name
             raise ModelError(
-                f"{loaded.path}: a checkpoint's architecture stands in its manifest, so {setting} cannot be set; of a "
-                f"spiking one {' and '.join(_RUN_TIME_SETTINGS)} can"
+                f"{loaded.path}: a checkpoint's architecture is recorded in its manifest, so {setting} cannot be set; "
+                f"for spiking ones, {' and '.join(_RUN_TIME_SETTINGS)} can"
             )
     if changed:
         settings = {name: getattr(loaded.model, name) for name in _RUN_TIME_SETTINGS} | changed

@@ -1,4 +1,4 @@
-"""Other people's state dicts: which architecture they belong to and with which arguments it has to be built."""
+"""Recognising state dicts and networks: which architecture they belong to, and the arguments to build it with."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from prunecli.models.fingerprints import nearest_references
 
 _CANDIDATES = 16
 _PREFERENCE = {
-    source: place for place, source in enumerate(("cifar", "torchvision", "segformer", "timm", "open_clip", "spiking"))
+    source: rank for rank, source in enumerate(("cifar", "torchvision", "segformer", "timm", "open_clip", "spiking"))
 }
 _PACKAGES = {
     "torchvision.models.": "torchvision",
@@ -31,15 +31,15 @@ _PACKAGES = {
     "prunecli.models.spiking": "spiking",
     "spikingjelly.": "spiking",
 }
-"""Where the classes of each source live."""
+"""Packages with the classes of each source."""
 _SEGFORMER = "segformer.stages.0.layer_norm.weight"
 
-Shapes = dict[str, tuple[int, ...]]
+_Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Identified:
-    """An architecture whose tensors agree with the weights, and others that agree just as well."""
+    """An architecture whose tensors match the weights, and references of others that match as well."""
 
     architecture: Architecture
     also: tuple[str, ...] = ()
@@ -51,13 +51,13 @@ def identify(tensors: Mapping[str, Tensor], path: Path, class_path: str | None =
     Args:
         tensors: The state dict.
         path: Its file, for messages.
-        class_path: Name of the class of the model it was taken from, if the file says. Of architectures that fit, one
-            from that package is chosen.
+        class_path: Class of the pickled model that the state dict comes from, if any. Of several architectures that
+            fit, one from its package is preferred.
 
     Raises:
-        ModelError: Nothing in the catalogue fits; the three nearest are named.
+        ModelError: No architecture of the catalogue fits; the message names the three nearest.
     """
-    if _SEGFORMER in tensors:  # its depths and widths say which one it is, with no network to build
+    if _SEGFORMER in tensors:  # its depths and widths tell which one, without building any
         return Identified(architecture_for(reference_of(tensors, path), tensors, path))
     shapes = _shapes(tensors)
     candidates = nearest_references(shapes, _CANDIDATES)
@@ -79,52 +79,52 @@ def identify(tensors: Mapping[str, Tensor], path: Path, class_path: str | None =
 
 
 def architecture_for(
-    ref: str, tensors: Mapping[str, Tensor], path: Path, given: Mapping[str, Any] | None = None
+    ref: str, tensors: Mapping[str, Tensor], path: Path, kwargs: Mapping[str, Any] | None = None
 ) -> Architecture:
-    """Reads class count and input channels from the weights and checks that everything else fits `ref`.
+    """Reads the number of classes and input channels from weights and checks that everything else fits `ref`.
 
     Args:
         ref: The architecture.
         tensors: The state dict.
         path: Its file, for messages.
-        given: Arguments that are settled.
+        kwargs: Arguments to build it with.
 
     Raises:
         ModelError: The weights do not fit; the message names the first tensor that differs.
     """
-    found = _shapes(tensors)
-    kwargs: dict[str, Any] = dict(given or {})
-    dense = build(ref, meta=True, **kwargs)
-    wanted = _model_shapes(dense)
-    first = next((name for name, shape in wanted.items() if len(shape) == 4), "")
-    for name in wanted.keys() & found.keys():
-        ours, theirs = wanted[name], found[name]
+    actual = _shapes(tensors)
+    arguments: dict[str, Any] = dict(kwargs or {})
+    dense = build(ref, meta=True, **arguments)
+    expected = _model_shapes(dense)
+    first = next((name for name, shape in expected.items() if len(shape) == 4), "")
+    for name in expected.keys() & actual.keys():
+        ours, theirs = expected[name], actual[name]
         if ours == theirs or len(ours) != len(theirs):
             continue
         if name == first and ours[0] == theirs[0] and ours[2:] == theirs[2:]:
-            kwargs["in_chans"] = theirs[1]
+            arguments["in_chans"] = theirs[1]
         elif ours[1:] == theirs[1:] and ours[0] == _class_count(dense):
-            kwargs["num_classes"] = theirs[0]
-    if "in_chans" in kwargs and ref.startswith("torchvision:"):
-        raise ModelError(f"{path}: {first!r} has {kwargs['in_chans']} input channels; {ref} is always built with 3")
-    if kwargs:
-        wanted = _model_shapes(build(ref, meta=True, **kwargs))
-    problem = _mismatch(wanted, found)
+            arguments["num_classes"] = theirs[0]
+    if "in_chans" in arguments and ref.startswith("torchvision:"):
+        raise ModelError(f"{path}: {first!r} has {arguments['in_chans']} input channels; {ref} is always built with 3")
+    if arguments:
+        expected = _model_shapes(build(ref, meta=True, **arguments))
+    problem = _mismatch(expected, actual)
     if problem:
-        near = ", ".join(r for r, _ in nearest_references(found, 3))
+        near = ", ".join(r for r, _ in nearest_references(actual, 3))
         raise ModelError(f"{path}: the weights do not fit {ref}: {problem}; nearest by keys and shapes: {near}")
-    return recorded(ref, kwargs)
+    return recorded(ref, arguments)
 
 
 def recorded(ref: str, kwargs: Mapping[str, Any]) -> Architecture:
     """An architecture as a manifest records it.
 
     Raises:
-        ModelError: An argument is none that a checkpoint may set, or out of bounds.
+        ModelError: A checkpoint must not set an argument, or its value is out of bounds.
     """
     try:
         known = {name: value for name, value in kwargs.items() if name in ARGUMENTS}
-        Architecture(ref=ref, kwargs=known)  # before anything computes with them
+        Architecture(ref=ref, kwargs=known)  # checks bounds before anything computes with the values
         return Architecture(ref=ref, kwargs=settled_arguments(ref, kwargs))
     except ValidationError as error:
         reason = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
@@ -140,14 +140,14 @@ def _source_of(class_path: str | None) -> str | None:
 
 
 def recognise(model: nn.Module) -> Architecture:
-    """The architecture of a live, dense model; an empty reference when it is none of the catalogue's."""
+    """The architecture of a live, dense model; its reference is empty if the catalogue does not have it."""
     shapes = _model_shapes(model)
-    made = built_from(model)
-    if made is not None:
-        fresh = build(made[0], meta=True, **made[1])
+    origin = built_from(model)
+    if origin is not None:
+        fresh = build(origin[0], meta=True, **origin[1])
         if _mismatch(_model_shapes(fresh), shapes) is None and _same_modules(fresh, model):
-            with suppress(ModelError):  # arguments that a checkpoint may not set
-                return recorded(*made).model_copy(update={"class_name": type(model).__name__})
+            with suppress(ModelError):  # a checkpoint must not set some arguments
+                return recorded(*origin).model_copy(update={"class_name": type(model).__name__})
     if shapes:
         for ref in _likely_references(model, shapes):
             try:
@@ -160,7 +160,7 @@ def recognise(model: nn.Module) -> Architecture:
     return Architecture(ref="", class_name=type(model).__name__)
 
 
-def _likely_references(model: nn.Module, shapes: Shapes) -> list[str]:
+def _likely_references(model: nn.Module, shapes: _Shapes) -> list[str]:
     config = getattr(model, "pretrained_cfg", None)
     name = config.get("architecture") if isinstance(config, dict) else None
     near = [ref for ref, _ in nearest_references(shapes, _CANDIDATES)]
@@ -182,24 +182,24 @@ def _class_count(model: nn.Module) -> int:
     return convolutions[-1] if convolutions else 0
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+def _shapes(tensors: Mapping[str, Tensor]) -> _Shapes:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _model_shapes(model: nn.Module) -> Shapes:
+def _model_shapes(model: nn.Module) -> _Shapes:
     return _shapes(model.state_dict())
 
 
-def _mismatch(wanted: Shapes, found: Shapes) -> str | None:
-    missing = [name for name in wanted if name not in found]
-    surplus = [name for name in found if name not in wanted]
-    # Old checkpoints lack the batch counter, which plays no part in the result.
+def _mismatch(expected: _Shapes, actual: _Shapes) -> str | None:
+    missing = [name for name in expected if name not in actual]
+    surplus = [name for name in actual if name not in expected]
+    # Old checkpoints lack the batch counter, which does not affect results.
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing:
-        return f"{len(missing)} of its {len(wanted)} tensors are missing, first {missing[0]!r}"
+        return f"{len(missing)} of its {len(expected)} tensors are missing, first {missing[0]!r}"
     if surplus:
         return f"{len(surplus)} tensors are unknown to it, first {surplus[0]!r}"
-    for name in wanted:
-        if name in found and wanted[name] != found[name]:
-            return f"tensor {name!r} is {list(found[name])}, the architecture has {list(wanted[name])}"
+    for name in expected:
+        if name in actual and expected[name] != actual[name]:
+            return f"tensor {name!r} is {list(actual[name])}, the architecture has {list(expected[name])}"
     return None

@@ -1,6 +1,6 @@
 """`segformer:b0` ... `segformer:b5`: SegFormer (Xie et al., 2021, arXiv 2105.15203) as transformers builds it.
 
-The modules and their names are those of `SegformerForSemanticSegmentation`; only its forward pass is replaced, so that
+The modules and their names are those of `SegformerForSemanticSegmentation`; only the forward pass is replaced, so that
 the network takes images and returns a tensor. transformers is imported when a network is built, not before.
 """
 
@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from prunecli.checkpoint.manifest import InputNormalisation
 from prunecli.errors import ModelError
 
-IMAGE_SIZE = (512, 512)
-"""Height and width that the published networks were made for; any other size works too."""
-ADE20K_CLASSES = 150
+_IMAGE_SIZE = (512, 512)
+"""Height and width that the published networks were trained on; others work too."""
+_ADE20K_CLASSES = 150
 
 
 @dataclass(frozen=True)
 class Size:
-    """What tells b0 to b5 apart: blocks and channels of the four stages, and the decoder's width."""
+    """How b0 to b5 differ: blocks and channels of the four stages, and the decoder's width."""
 
     depths: tuple[int, int, int, int]
     hidden_sizes: tuple[int, int, int, int]
@@ -51,7 +51,7 @@ def names() -> list[str]:
     return list(SIZES)
 
 
-def build(name: str, pretrained: bool, *, num_classes: int = ADE20K_CLASSES, in_chans: int = 3) -> nn.Module:
+def build(name: str, pretrained: bool, *, num_classes: int = _ADE20K_CLASSES, in_chans: int = 3) -> nn.Module:
     """Builds one of `names()` with new weights.
 
     Raises:
@@ -65,17 +65,17 @@ def build(name: str, pretrained: bool, *, num_classes: int = ADE20K_CLASSES, in_
 
 
 def input_spec(name: str, model: nn.Module) -> tuple[tuple[int, int] | None, InputNormalisation]:
-    """512x512 pixels with ImageNet's statistics, as all published weights had."""
+    """512x512 pixels with ImageNet's statistics, as for all published weights."""
     statistics = InputNormalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    return IMAGE_SIZE, statistics
+    return _IMAGE_SIZE, statistics
 
 
 class SegFormer(nn.Module):
-    """Encoder `segformer` and `decode_head` of transformers, called with images alone.
+    """Encoder `segformer` and `decode_head` of transformers, called with images only.
 
     Args:
         size: Depths and widths.
-        num_classes: Classes a pixel can have.
+        num_classes: Number of classes.
         in_chans: Channels of an image.
     """
 
@@ -92,7 +92,7 @@ class SegFormer(nn.Module):
         whole = library.SegformerForSemanticSegmentation(config)
         if not hasattr(whole.segformer, "stages"):
             raise ModelError(
-                "this transformers names SegFormer's layers otherwise; pip install -U 'transformers>=5.23'"
+                "this version of transformers names SegFormer's layers differently; pip install -U 'transformers>=5.23'"
             )
         self.num_classes = num_classes
         self.segformer = whole.segformer
@@ -100,7 +100,7 @@ class SegFormer(nn.Module):
 
     @property
     def backbone(self) -> nn.Module:
-        """The encoder, which `freeze_backbone_epochs` holds still."""
+        """The encoder, which `freeze_backbone_epochs` freezes."""
         encoder: nn.Module = self.segformer
         return encoder
 
@@ -115,14 +115,14 @@ class SegFormer(nn.Module):
 
 
 def _transformers() -> Any:
-    """The library's SegFormer.
+    """transformers' module of SegFormer.
 
     Raises:
-        ModelError: It is not installed.
+        ModelError: transformers is not installed.
     """
     try:
         return _import()
-    except Exception:  # of many types: a torchaudio that was built for another torch stops the import
+    except Exception:  # of many types: a torchaudio built for another torch breaks the import
         pass
     try:
         with _no_torchaudio():
@@ -139,10 +139,10 @@ def _import() -> Any:
 
 @contextmanager
 def _no_torchaudio() -> Iterator[None]:
-    """Lets `import torchaudio` find an empty module: nothing here reads sound."""
+    """Makes `import torchaudio` import an empty module; SegFormer does not need sound."""
     before = sys.modules.get("torchaudio")
     empty = ModuleType("torchaudio")
-    empty.__spec__ = ModuleSpec("torchaudio", None)  # transformers looks whether there is one
+    empty.__spec__ = ModuleSpec("torchaudio", None)  # transformers checks for one
     sys.modules["torchaudio"] = empty
     try:
         yield

@@ -35,7 +35,7 @@ _OWN: dict[str, tuple[str, ...]] = {
     "resnet19": ("width",),
     "sew": ("stem",),
 }
-"""Arguments that each family has beside those of all."""
+"""Arguments of each family, in addition to the common ones."""
 
 
 def names() -> list[str]:
@@ -43,13 +43,12 @@ def names() -> list[str]:
     return [*SPIKFORMERS, *QKFORMERS, *SPIKE_DRIVEN, *VGG, "resnet19", *SEW_RESNETS]
 
 
-def arguments(name: str) -> tuple[str, ...]:
-    """What an architecture can be built with."""
+def _arguments(name: str) -> tuple[str, ...]:
     return (*_COMMON, *_OWN[_family(name)])
 
 
 def settled(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with everything that decides how the network runs: weights do not say it."""
+    """The arguments, completed with the defaults of steps, coding and neurons, which weights do not show."""
     _check_names(name, kwargs)
     neurons = asdict(_neurons(name, kwargs))
     return {"T": _STEPS, "coding": "direct"} | neurons | dict(kwargs)
@@ -57,8 +56,8 @@ def settled(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_names(name: str, kwargs: Mapping[str, Any]) -> None:
     for key in kwargs:
-        if key not in arguments(name):
-            raise ModelError(unknown("argument", key, arguments(name)) + f" (of spiking:{name})")
+        if key not in _arguments(name):
+            raise ModelError(unknown("argument", key, _arguments(name)) + f" (of spiking:{name})")
 
 
 def build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
@@ -66,40 +65,40 @@ def build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 
     Args:
         name: The architecture.
-        pretrained: Has no weights to fetch.
-        **kwargs: See `arguments`; the neurons' are those of `NeuronConfig`.
+        pretrained: Not available.
+        **kwargs: num_classes, in_chans, T, coding, the fields of `NeuronConfig`, and those of the architecture's class.
 
     Raises:
-        ModelError: An argument does not exist or has no meaning.
+        ModelError: An argument does not exist or has a wrong value, or published weights are asked for.
     """
     if pretrained:
         raise ModelError(f"spiking:{name} has no published weights to fetch; give a weights file")
     _check_names(name, kwargs)
     family = _family(name)
     neurons = _neurons(name, kwargs)
-    given = {key: value for key, value in kwargs.items() if key not in _NEURON}
+    options = {key: value for key, value in kwargs.items() if key not in _NEURON}
     if family == "spikformer":
         depth, dim, heads, patch = SPIKFORMERS[name]
         defaults = {"depth": depth, "dim": dim, "num_heads": heads, "patch_size": patch}
-        return Spikformer(neurons, **({**defaults, "num_classes": 1000 if patch == 16 else 10} | given))
+        return Spikformer(neurons, **({**defaults, "num_classes": 1000 if patch == 16 else 10} | options))
     if family == "qkformer":
         depths, dim, stage_heads = QKFORMERS[name]
-        return QKFormer(neurons, depths=depths, heads=stage_heads, **({"dim": dim} | given))
+        return QKFormer(neurons, depths=depths, heads=stage_heads, **({"dim": dim} | options))
     if family == "sdt":
         depth, dim, heads, pooling = SPIKE_DRIVEN[name]
         return SpikeDrivenTransformer(
-            neurons, pooling=pooling, **({"depth": depth, "dim": dim, "num_heads": heads} | given)
+            neurons, pooling=pooling, **({"depth": depth, "dim": dim, "num_heads": heads} | options)
         )
     if family == "vgg":
         plan, hidden = VGG[name]
-        return SpikingVGG(plan, hidden, neurons, **given)
+        return SpikingVGG(plan, hidden, neurons, **options)
     if family == "resnet19":
-        return SpikingResNet19(neurons, **given)
-    return SEWResNet(SEW_RESNETS[name], neurons, **given)
+        return SpikingResNet19(neurons, **options)
+    return SEWResNet(SEW_RESNETS[name], neurons, **options)
 
 
 def input_spec(name: str, model: nn.Module) -> tuple[tuple[int, int] | None, InputNormalisation]:
-    """Images of any size but for VGG; CIFAR-10's or ImageNet's statistics, and pixels in 0..1 for Poisson coding."""
+    """Any image size, except for VGG; CIFAR-10's or ImageNet's statistics, or pixels in 0..1 for Poisson coding."""
     size = None
     if isinstance(model, SpikingVGG):
         size = (model.image_size, model.image_size)
@@ -112,9 +111,9 @@ def input_spec(name: str, model: nn.Module) -> tuple[tuple[int, int] | None, Inp
 
 
 def _neurons(name: str, kwargs: Mapping[str, Any]) -> NeuronConfig:
-    """Transformers have their papers' surrogate, convolutional networks the arc tangent."""
-    usual = {} if _family(name) in ("spikformer", "qkformer", "sdt") else {"surrogate": "atan"}
-    return NeuronConfig(**(usual | {key: value for key, value in kwargs.items() if key in _NEURON}))
+    """Transformers have the surrogate of their papers by default, convolutional networks the arc tangent."""
+    defaults = {} if _family(name) in ("spikformer", "qkformer", "sdt") else {"surrogate": "atan"}
+    return NeuronConfig(**(defaults | {key: value for key, value in kwargs.items() if key in _NEURON}))
 
 
 def _for_imagenet(name: str, model: nn.Module) -> bool:

@@ -12,33 +12,33 @@ from torch import Tensor, nn
 from prunecli.errors import ModelError, unknown
 from prunecli.models.spiking_neurons import NeuronConfig, SpikingNetwork
 
-Plan = tuple[int | str, ...]
-VGG: dict[str, tuple[Plan, int]] = {
+_Plan = tuple[int | str, ...]
+VGG: dict[str, tuple[_Plan, int]] = {
     "vgg5": ((64, "M", 128, 128, "M"), 512),
     "vgg9": ((64, "M", 128, 256, "M", 256, 512, "M", 512, "M", 512), 512),
     "vgg11": ((64, "M", 128, 256, "M", 512, 512, "M", 512, "M", 512, 512), 512),
     "vgg16": ((64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512), 512),
     "6conv2fc": ((256, 256, 256, "M", 256, 256, 256, "M"), 2048),
 }
-"""Convolutions by their width, "M" halving the image, and the width of the hidden linear layer."""
+"""Widths of the convolutions, with "M" for halving the image, and the width of the hidden linear layer."""
 SEW_RESNETS = {"sew_resnet18": (2, 2, 2, 2), "sew_resnet34": (3, 4, 6, 3)}
-STEMS = ("imagenet", "cifar")
-POOLS = {"max": layer.MaxPool2d, "avg": layer.AvgPool2d}
+_STEMS = ("imagenet", "cifar")
+_POOLS = {"max": layer.MaxPool2d, "avg": layer.AvgPool2d}
 
 
 class SpikingVGG(SpikingNetwork):
-    """Convolution, batch normalisation and neuron, again and again, then a hidden layer and the classifier.
+    """Convolutions, each with batch normalisation and neurons, then a hidden layer and the classifier.
 
     Args:
         plan: Widths and "M" as in `VGG`.
         hidden: Width of the hidden linear layer.
         neurons: How neurons are made.
-        num_classes: Classes.
+        num_classes: Number of classes.
         in_chans: Channels of an image.
-        image_size: Height and width; the hidden layer reads a flattened map, so it is fixed.
-        width: Factor on all widths.
+        image_size: Height and width; fixed, because the hidden layer reads a flattened feature map.
+        width: Factor for all widths.
         pool: "max" keeps spikes binary, "avg" does not.
-        T: Steps.
+        T: Number of steps.
         coding: See `SpikingNetwork`.
     """
 
@@ -58,21 +58,21 @@ class SpikingVGG(SpikingNetwork):
     ) -> None:
         super().__init__()
         self.prepare(T, coding)
-        if pool not in POOLS:
-            raise ModelError(unknown("pool", pool, POOLS))
+        if pool not in _POOLS:
+            raise ModelError(unknown("pool", pool, _POOLS))
         self.num_classes, self.image_size = num_classes, image_size
         layers: list[nn.Module] = []
         channels, side = in_chans, image_size
         for entry in plan:
             if isinstance(entry, str):
-                layers.append(POOLS[pool](2))
+                layers.append(_POOLS[pool](2))
                 side //= 2
                 continue
-            wide = max(1, round(entry * width))
-            layers += [layer.Conv2d(channels, wide, 3, padding=1, bias=False), layer.BatchNorm2d(wide), neurons.make()]
-            channels = wide
+            out = max(1, round(entry * width))
+            layers += [layer.Conv2d(channels, out, 3, padding=1, bias=False), layer.BatchNorm2d(out), neurons.make()]
+            channels = out
         if side < 1:
-            raise ModelError(f"images of {image_size}x{image_size} are too small for it; give a larger image_size")
+            raise ModelError(f"images of {image_size}x{image_size} are too small; give a larger image_size")
         hidden = max(1, round(hidden * width))
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(
@@ -92,7 +92,7 @@ class SpikingVGG(SpikingNetwork):
 class SpikingResNet19(SpikingNetwork):
     """ResNet-19 (Zheng et al., Going Deeper With Directly-Trained Larger Spiking Neural Networks, 2021).
 
-    Stages of 3, 3 and 2 blocks with 128, 256 and 512 channels and a hidden layer of 256; neurons stand after the sum.
+    Stages of 3, 3 and 2 blocks with 128, 256 and 512 channels and a hidden layer of 256; neurons follow the sum.
     """
 
     def __init__(
@@ -113,9 +113,9 @@ class SpikingResNet19(SpikingNetwork):
         self.bn1 = layer.BatchNorm2d(widths[0])
         self.sn1 = neurons.make()
         stages, channels = [], widths[0]
-        for wide, blocks, stride in zip(widths, (3, 3, 2), (1, 2, 2), strict=True):
-            stages.append(_stage(channels, wide, blocks, stride, neurons))
-            channels = wide
+        for out, blocks, stride in zip(widths, (3, 3, 2), (1, 2, 2), strict=True):
+            stages.append(_stage(channels, out, blocks, stride, neurons))
+            channels = out
         self.layers = nn.Sequential(*stages)
         self.avgpool = layer.AdaptiveAvgPool2d(1)
         hidden = max(1, round(256 * width))
@@ -127,20 +127,20 @@ class SpikingResNet19(SpikingNetwork):
 
     def simulate(self, steps: Tensor) -> Tensor:
         """See `SpikingNetwork`."""
-        found = self.layers(self.sn1(self.bn1(self.conv1(steps))))
-        return self.classifier(self.avgpool(found))  # type: ignore[no-any-return]
+        features = self.layers(self.sn1(self.bn1(self.conv1(steps))))
+        return self.classifier(self.avgpool(features))  # type: ignore[no-any-return]
 
 
 class SEWResNet(sew_resnet.SEWResNet, SpikingNetwork):  # type: ignore[misc]
-    """Spike-element-wise ResNet (Fang et al., 2021) with sums as its connections.
+    """Spike-element-wise ResNet (Fang et al., 2021) that adds spikes.
 
     Args:
         blocks: Blocks in each stage.
         neurons: How neurons are made.
-        num_classes: Classes.
+        num_classes: Number of classes.
         in_chans: Channels of an image.
-        stem: "imagenet" 7x7 with stride 2 and pooling, "cifar" 3x3 and neither.
-        T: Steps.
+        stem: "imagenet": 7x7 with stride 2 and pooling; "cifar": 3x3 without either.
+        T: Number of steps.
         coding: See `SpikingNetwork`.
     """
 
@@ -165,8 +165,8 @@ class SEWResNet(sew_resnet.SEWResNet, SpikingNetwork):  # type: ignore[misc]
         T: int = 4,
         coding: str = "direct",
     ) -> None:
-        if stem not in STEMS:
-            raise ModelError(unknown("stem", stem, STEMS))
+        if stem not in _STEMS:
+            raise ModelError(unknown("stem", stem, _STEMS))
         super().__init__(
             sew_resnet.BasicBlock, list(blocks), num_classes=num_classes, cnf="ADD", spiking_neuron=neurons.factory()
         )
@@ -184,9 +184,9 @@ class SEWResNet(sew_resnet.SEWResNet, SpikingNetwork):  # type: ignore[misc]
 
     def simulate(self, steps: Tensor) -> Tensor:
         """See `SpikingNetwork`."""
-        found = self.maxpool(self.sn1(self.bn1(self.conv1(steps))))
-        found = self.layer4(self.layer3(self.layer2(self.layer1(found))))
-        return self.fc(self.avgpool(found).flatten(-3))  # type: ignore[no-any-return]
+        features = self.maxpool(self.sn1(self.bn1(self.conv1(steps))))
+        features = self.layer4(self.layer3(self.layer2(self.layer1(features))))
+        return self.fc(self.avgpool(features).flatten(-3))  # type: ignore[no-any-return]
 
 
 def _stage(in_channels: int, channels: int, blocks: int, stride: int, neurons: NeuronConfig) -> nn.Sequential:
@@ -195,11 +195,13 @@ def _stage(in_channels: int, channels: int, blocks: int, stride: int, neurons: N
         downsample = nn.Sequential(
             layer.Conv2d(in_channels, channels, 1, stride=stride, bias=False), layer.BatchNorm2d(channels)
         )
-    made: list[Any] = [
+    stage: list[Any] = [
         spiking_resnet.BasicBlock(in_channels, channels, stride, downsample, spiking_neuron=neurons.factory())
     ]
-    made += [spiking_resnet.BasicBlock(channels, channels, spiking_neuron=neurons.factory()) for _ in range(blocks - 1)]
-    return nn.Sequential(*made)
+    stage += [
+        spiking_resnet.BasicBlock(channels, channels, spiking_neuron=neurons.factory()) for _ in range(blocks - 1)
+    ]
+    return nn.Sequential(*stage)
 
 
 def _initialise(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""The neurons of `spiking:...` networks, their coding of images and their passing of time."""
+"""The neurons of `spiking:...` networks, their coding of images, and running them over time."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from prunecli.errors import ModelError, unknown
 from prunecli.measure.neurons import without_memory
 
-CODINGS = ("direct", "poisson")
-NEURONS = ("lif", "plif", "if")
-SURROGATES: dict[str, type[nn.Module]] = {
+_CODINGS = ("direct", "poisson")
+_NEURONS = ("lif", "plif", "if")
+_SURROGATES: dict[str, type[nn.Module]] = {
     "sigmoid": surrogate.Sigmoid,
     "atan": surrogate.ATan,
     "piecewise-quadratic": surrogate.PiecewiseQuadratic,
@@ -28,18 +28,19 @@ _IMAGES, _FRAMES = 4, 5
 
 @dataclass(frozen=True)
 class NeuronConfig:
-    """How every neuron of a network is made; the attention's own neurons have half the threshold.
+    """How the neurons of a network are made; those after attention have half the threshold.
 
     Attributes:
         neuron: "lif" leaky integrate-and-fire, "plif" with a learnt time constant (Fang et al., 2021), "if" without a
             leak.
-        tau: Time constant in steps, over 1; where "plif" begins.
-        decay_input: Whether the input is divided by tau too.
+        tau: Time constant in steps, over 1; the initial value for "plif".
+        decay_input: Whether the input is divided by tau as well.
         v_threshold: Potential at which a neuron fires.
-        v_reset: Potential after a spike; None subtracts the threshold instead.
-        detach_reset: Whether the gradient leaves the reset out.
-        surrogate: What stands in for the derivative of the step: one of `SURROGATES`.
-        alpha: Its steepness; None: spikingjelly's.
+        v_reset: Potential after a spike; None: the threshold is subtracted instead.
+        detach_reset: Whether the gradient ignores the reset.
+        surrogate: Surrogate for the derivative of the step function: "sigmoid", "atan", "piecewise-quadratic",
+            "soft-sign" or "erf".
+        alpha: Steepness of the surrogate; None: spikingjelly's default.
     """
 
     neuron: str = "lif"
@@ -52,10 +53,10 @@ class NeuronConfig:
     alpha: float | None = None
 
     def __post_init__(self) -> None:
-        if self.neuron not in NEURONS:
-            raise ModelError(unknown("neuron", self.neuron, NEURONS))
-        if self.surrogate not in SURROGATES:
-            raise ModelError(unknown("surrogate", self.surrogate, SURROGATES))
+        if self.neuron not in _NEURONS:
+            raise ModelError(unknown("neuron", self.neuron, _NEURONS))
+        if self.surrogate not in _SURROGATES:
+            raise ModelError(unknown("surrogate", self.surrogate, _SURROGATES))
         if not self.tau > 1 or not self.v_threshold > 0:
             raise ModelError(
                 f"neurons with tau {self.tau:g} and v_threshold {self.v_threshold:g}: tau has to be over 1, the "
@@ -64,56 +65,56 @@ class NeuronConfig:
         if self.v_reset is not None and self.v_reset >= self.v_threshold:
             raise ModelError(
                 f"v_reset {self.v_reset:g} is not below v_threshold {self.v_threshold:g}, so a neuron that fired once "
-                "would fire for ever; give a lower one"
+                "would fire forever; give a lower one"
             )
 
     def factory(self) -> Callable[..., nn.Module]:
-        """Makes one neuron; takes `step_mode` and what else a library hands over, in place of its own."""
+        """A function that makes one neuron; of the settings that spikingjelly passes, only `step_mode` counts."""
 
-        def make(**given: Any) -> nn.Module:
-            return self.make(given.get("step_mode", "m"))
+        def make(**settings: Any) -> nn.Module:
+            return self.make(settings.get("step_mode", "m"))
 
         return make
 
     def make(self, step_mode: str = "m") -> nn.Module:
-        """One neuron of this kind."""
-        shape = {} if self.alpha is None else {"alpha": float(self.alpha)}
+        """A neuron of this kind."""
+        steepness = {} if self.alpha is None else {"alpha": float(self.alpha)}
         settings: dict[str, Any] = {
             "v_threshold": float(self.v_threshold),
             "v_reset": None if self.v_reset is None else float(self.v_reset),
-            "surrogate_function": SURROGATES[self.surrogate](**shape),
+            "surrogate_function": _SURROGATES[self.surrogate](**steepness),
             "detach_reset": self.detach_reset,
             "step_mode": step_mode,
         }
         kind = {"if": neuron.IFNode, "lif": neuron.LIFNode, "plif": neuron.ParametricLIFNode}[self.neuron]
         if self.neuron != "if":
             settings |= {"decay_input": self.decay_input, _TAU[self.neuron]: float(self.tau)}
-        made: nn.Module = kind(**settings)
-        return made
+        node: nn.Module = kind(**settings)
+        return node
 
 
 class SpikingNetwork(nn.Module, base.StepModule):  # type: ignore[misc]
-    """A classifier that runs over time and forgets everything before and after each pass.
+    """A classifier that runs over time, with neurons reset before and after each pass.
 
     Attributes:
-        T: Steps that an image is shown for.
-        coding: "direct": the image itself at every step; "poisson": a pixel of value p in 0..1 is a spike with
-            probability p. In evaluation mode the same random numbers are drawn each time, and for every image.
+        T: Number of steps for which an image is shown.
+        coding: "direct": the image itself at every step; "poisson": a pixel of value p in 0..1 spikes with probability
+            p. In evaluation mode the same random numbers are drawn in every pass and for every image.
     """
 
     T: int
     coding: str
 
     def prepare(self, T: int, coding: str) -> None:
-        """Sets how the network runs over time; every subclass calls it when it is made.
+        """Sets how the network runs over time; subclasses call it in their constructor.
 
         Raises:
-            ModelError: There is no step, or no such coding.
+            ModelError: T is less than 1, or there is no such coding.
         """
         if T < 1:
             raise ModelError(f"a network that runs for T = {T} steps; give at least 1")
-        if coding not in CODINGS:
-            raise ModelError(unknown("coding", coding, CODINGS))
+        if coding not in _CODINGS:
+            raise ModelError(unknown("coding", coding, _CODINGS))
         self.T, self.coding = T, coding
         self._step_mode = "m"
 
@@ -129,7 +130,7 @@ class SpikingNetwork(nn.Module, base.StepModule):  # type: ignore[misc]
         return self.scores_over_time(x).mean(0)
 
     def scores_over_time(self, x: Tensor) -> Tensor:
-        """Class scores at every step, shape (T, N, classes); takes what `forward` takes."""
+        """Class scores at every step, shape (T, N, classes); takes the same inputs as `forward`."""
         steps = self.encode(x)
         with without_memory(self):
             if self.step_mode == "m":
@@ -137,14 +138,14 @@ class SpikingNetwork(nn.Module, base.StepModule):  # type: ignore[misc]
             return torch.stack([self.simulate(step) for step in steps])
 
     def simulate(self, steps: Tensor) -> Tensor:
-        """Scores (T, N, classes) of steps (T, N, C, H, W), or in step mode "s" those of one step, without its T."""
+        """Scores (T, N, classes) of steps (T, N, C, H, W); in step mode "s", of one step, both without T."""
         raise NotImplementedError
 
     def encode(self, x: Tensor) -> Tensor:
-        """Turns what `forward` takes into steps (T, N, C, H, W).
+        """Turns the inputs of `forward` into steps (T, N, C, H, W).
 
         Raises:
-            ValueError: It has another number of dimensions.
+            ValueError: They have another number of dimensions.
         """
         if x.dim() == _FRAMES:
             return x.transpose(0, 1)
@@ -160,8 +161,8 @@ class SpikingNetwork(nn.Module, base.StepModule):  # type: ignore[misc]
 
 
 class MultiStepOnly(SpikingNetwork):
-    """A network whose blocks take all steps at once."""
+    """A network whose blocks only take all steps at once."""
 
     def supported_step_mode(self) -> tuple[str, ...]:
-        """Multi-step alone."""
+        """Multi-step only."""
         return ("m",)

@@ -43,7 +43,7 @@ _ATTENTION = "attn_lif"
 
 
 class PoolAfter(spikformer.SpikformerConv2dBNLIF):  # type: ignore[misc]
-    """A stage of the stem that pools spikes rather than what makes them, as in the original Spikformer."""
+    """A stage of the stem that pools spikes, not the neurons' input, as in the original Spikformer."""
 
     def __init__(self, in_channels: int, out_channels: int, spiking_neuron: Any) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1, spiking_neuron=spiking_neuron)
@@ -55,7 +55,7 @@ class PoolAfter(spikformer.SpikformerConv2dBNLIF):  # type: ignore[misc]
 
 
 class QKAttention(attention.QKAttention):  # type: ignore[misc]
-    """Q-K token attention whose width does not have to be that of its input."""
+    """Q-K token attention with a width of its own, independent of its input's."""
 
     def forward(self, x_seq: Tensor) -> Tensor:
         """(T, N, C, L) to the same shape."""
@@ -67,9 +67,9 @@ class QKAttention(attention.QKAttention):  # type: ignore[misc]
 
 
 class SpikeDrivenSelfAttention(attention.SpikeDrivenSelfAttention):  # type: ignore[misc]
-    """Spike-driven self-attention whose width does not have to be that of its input.
+    """Spike-driven self-attention with a width of its own, independent of its input's.
 
-    Keys times values are summed over tokens for each channel alone, so heads make no difference.
+    Keys times values are summed over tokens channel by channel, so heads make no difference.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,8 +83,8 @@ class SpikeDrivenSelfAttention(attention.SpikeDrivenSelfAttention):  # type: ign
                 (self.v_conv, self.v_bn, self.v_lif),
             )
         )
-        chosen = self.attn_lif((keys * values).sum(dim=(3, 4), keepdim=True))
-        return self.proj_bn(self.proj_conv(queries * chosen)) + x  # type: ignore[no-any-return]
+        mask = self.attn_lif((keys * values).sum(dim=(3, 4), keepdim=True))
+        return self.proj_bn(self.proj_conv(queries * mask)) + x  # type: ignore[no-any-return]
 
 
 class Spikformer(spikformer.Spikformer, MultiStepOnly):  # type: ignore[misc]
@@ -92,15 +92,15 @@ class Spikformer(spikformer.Spikformer, MultiStepOnly):  # type: ignore[misc]
 
     Args:
         neurons: How neurons are made.
-        depth: Blocks.
+        depth: Number of blocks.
         dim: Width.
-        num_heads: Attention heads.
+        num_heads: Number of attention heads.
         patch_size: 1, 2, 4, 8 or 16 pixels.
         mlp_ratio: Hidden units of a block's MLP, as a multiple of the width.
-        pool: "after" pools spikes, as the original does; "before" pools the neurons' input, as spikingjelly does.
-        num_classes: Classes.
+        pool: "after": pools spikes, as in the original; "before": pools the neurons' input, as in spikingjelly.
+        num_classes: Number of classes.
         in_chans: Channels of an image.
-        T: Steps.
+        T: Number of steps.
         coding: See `SpikingNetwork`.
     """
 
@@ -127,7 +127,7 @@ class Spikformer(spikformer.Spikformer, MultiStepOnly):  # type: ignore[misc]
         _check_heads(dim, num_heads)
         pools = {1 << count: count for count in range(_STAGES + 1)}
         if patch_size not in pools:
-            raise ModelError(f"patch_size {patch_size}: Spikformer's is 1, 2, 4, 8 or 16")
+            raise ModelError(f"patch_size {patch_size}: give 1, 2, 4, 8 or 16")
         if pool not in ("before", "after"):
             raise ModelError(unknown("pool", pool, ("before", "after")))
         if dim < 1 << _STAGES - 1:
@@ -147,16 +147,16 @@ class Spikformer(spikformer.Spikformer, MultiStepOnly):  # type: ignore[misc]
         stem = self.patch_embed
         stem.patch_size = patch_size
         channels = in_chans
-        for place in range(_STAGES):
-            wide = dim >> (_STAGES - 1 - place)
-            pools_here = place >= _STAGES - pools[patch_size]
-            if pools_here and pool == "after":
-                stem.stages[place] = PoolAfter(channels, wide, make)
+        for stage in range(_STAGES):
+            out = dim >> (_STAGES - 1 - stage)
+            pooled = stage >= _STAGES - pools[patch_size]
+            if pooled and pool == "after":
+                stem.stages[stage] = PoolAfter(channels, out, make)
             else:
-                stem.stages[place] = spikformer.SpikformerConv2dBNLIF(
-                    channels, wide, 3, padding=1, pool=pools_here, spiking_neuron=make
+                stem.stages[stage] = spikformer.SpikformerConv2dBNLIF(
+                    channels, out, 3, padding=1, pool=pooled, spiking_neuron=make
                 )
-            channels = wide
+            channels = out
         self._init_weights()
         _lower_thresholds(self)
 
@@ -212,9 +212,9 @@ class QKFormer(qkformer.QKFormer, MultiStepOnly):  # type: ignore[misc]
 
     def simulate(self, steps: Tensor) -> Tensor:
         """See `SpikingNetwork`."""
-        for place in (1, 2, 3):
-            steps = getattr(self, f"patch_embed{place}")(steps)
-            for block in getattr(self, f"stage{place}"):
+        for stage in (1, 2, 3):
+            steps = getattr(self, f"patch_embed{stage}")(steps)
+            for block in getattr(self, f"stage{stage}"):
                 steps = block(steps)
         return self.head(steps.flatten(3).mean(-1))  # type: ignore[no-any-return]
 
@@ -275,7 +275,7 @@ def _check_heads(dim: int, num_heads: int) -> None:
 
 
 def _lower_thresholds(model: nn.Module) -> None:
-    """Neurons behind attention fire at half the threshold, as in the papers."""
+    """Neurons after attention fire at half the threshold, as in the papers."""
     for name, module in spiking_neurons(model).items():
         if name.endswith(_ATTENTION):
             threshold: Any = module.v_threshold

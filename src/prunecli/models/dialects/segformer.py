@@ -135,7 +135,7 @@ def reference_of(tensors: Mapping[str, Tensor], path: Path) -> str:
     ]
     if not fitting:
         raise ModelError(
-            f"{path}: a SegFormer with {depths} blocks and {widths} channels in its stages is none of b0 to b5"
+            f"{path}: a SegFormer with {depths} blocks and {widths} channels in its stages is not one of b0 to b5"
         )
     return f"segformer:{fitting[0]}"
 
@@ -156,7 +156,7 @@ def _with_new_head(tensors: dict[str, Tensor], request: ForeignRequest) -> tuple
     fresh = build(ref, in_chans=first.shape[1], **classes).state_dict()
     if classifier is not None:
         new = {name: tensor for name, tensor in fresh.items() if name.startswith("decode_head.classifier.")}
-        note = f"its classifier for {len(classifier)} classes gives way to a new one, which has to be trained"
+        note = f"its classifier for {len(classifier)} classes is replaced by a new one, which has to be trained"
         return tensors | new, note
     head = {name: tensor for name, tensor in fresh.items() if name.startswith("decode_head.")}
     return head | tensors, "holds an encoder alone; the decoder has new weights and has to be trained"
