@@ -22,8 +22,8 @@ from prunecli.models.loading import restore
 from prunecli.models.recognition import recognise
 from prunecli.pipeline.pruning import PruneResult, prune_model
 from prunecli.recipe.fields import fields_of
-from prunecli.surgery.groups import Trace
 from prunecli.surgery.removal.compensate import Compensation
+from prunecli.surgery.tracing.traced import Trace
 
 _MANIFEST, _DENSE = "_prunecli_manifest", "_prunecli_dense"
 

@@ -11,12 +11,13 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 from prunecli.studies.coverage import Coverage, cover
-from prunecli.surgery.groups import ChannelGroup, Trace
+from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.proof.verify import TOLERANCE, verify
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.dependency_graph import dependency_groups
-from prunecli.surgery.tracing.follow import plain_attention
+from prunecli.surgery.tracing.running import plain_attention
 from prunecli.surgery.tracing.trace import trace
+from prunecli.surgery.tracing.traced import Trace
 from prunecli.surgery.tracing.trial import half_of
 
 QUICK = (

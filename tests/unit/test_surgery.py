@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunecli.errors import MethodError, VerificationError
-from prunecli.surgery.groups import Trace, tie_units
+from prunecli.surgery.groups import tie_units
 from prunecli.surgery.proof.verify import SINGLE_TOLERANCE, TOLERANCE, faulty_groups, verify
 from prunecli.surgery.removal.recalibrate import recalibrate_batchnorm
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.trace import trace
+from prunecli.surgery.tracing.traced import Trace
 from tests.unit.networks import RIGHT, Plain, Residual, example
 
 

@@ -12,7 +12,7 @@ from prunecli.errors import ModelError
 from prunecli.models.cifar import ResNet
 from prunecli.surgery.proof.verify import TOLERANCE, verify
 from prunecli.surgery.removal.slice import remove
-from prunecli.surgery.tracing.follow import OUTPUT
+from prunecli.surgery.tracing.labels import OUTPUT
 from prunecli.surgery.tracing.trace import STEM, UNREACHED, trace
 from tests.unit.networks import RIGHT, Averaged, Gated, Grouped, Plain, SplitByAttribute, example
 

@@ -19,7 +19,7 @@ from prunecli.inputs import model_device
 from prunecli.measure.neurons import spiking_neurons
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.removal.compensate import channels_last
-from prunecli.surgery.tracing.follow import without_fastpath
+from prunecli.surgery.tracing.running import without_fastpath
 
 _AGREEMENT = 1e-2
 

@@ -13,7 +13,7 @@ from prunecli.criteria.base import Calibration, sum_by_unit
 from prunecli.inputs import model_device
 from prunecli.surgery.groups import ChannelGroup, Member
 from prunecli.surgery.removal.compensate import channels_last
-from prunecli.surgery.tracing.follow import without_fastpath
+from prunecli.surgery.tracing.running import without_fastpath
 
 UNSEEN = "no layer that reads it can be watched"
 

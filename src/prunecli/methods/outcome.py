@@ -11,7 +11,7 @@ from torch import nn
 from prunecli.checkpoint.manifest import Edit, Untouched
 from prunecli.measure.counts import Macs
 from prunecli.methods.targets import Target
-from prunecli.surgery.groups import Trace
+from prunecli.surgery.tracing.traced import Trace
 
 
 @dataclass(frozen=True, repr=False)

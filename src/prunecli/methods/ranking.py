@@ -18,9 +18,9 @@ from prunecli.methods.params import StructuralParams
 from prunecli.methods.registry import get_structural
 from prunecli.methods.request import PruneRequest
 from prunecli.methods.selection import apply_patterns, hold_residual
-from prunecli.surgery.groups import ChannelGroup, Trace
-from prunecli.surgery.tracing.search import Assumptions
+from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.tracing.trace import trace
+from prunecli.surgery.tracing.traced import Assumptions, Trace
 
 
 @dataclass(frozen=True)

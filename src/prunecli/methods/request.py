@@ -14,8 +14,8 @@ from prunecli.engine.hooks import State
 from prunecli.engine.optimizer import KeptPositions
 from prunecli.inputs import Inputs
 from prunecli.methods.params import StructuralParams
-from prunecli.surgery.groups import Trace
 from prunecli.surgery.removal.compensate import Compensation
+from prunecli.surgery.tracing.traced import Trace
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from torch import nn
 from prunecli.checkpoint.manifest import Untouched
 from prunecli.errors import MethodError, unknown
 from prunecli.methods.params import StructuralParams
-from prunecli.surgery.groups import ChannelGroup, Trace
+from prunecli.surgery.groups import ChannelGroup
+from prunecli.surgery.tracing.traced import Trace
 
 _ALIKE = ("LayerNorm", "RMSNorm", "Attention")
 """Parts of class names that make a network's blocks worth ranking each with its like."""

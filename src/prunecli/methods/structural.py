@@ -30,8 +30,8 @@ from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.proof.verify import faulty_groups, verify
 from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
 from prunecli.surgery.removal.slice import kept_positions, remove
-from prunecli.surgery.tracing.search import Assumptions
 from prunecli.surgery.tracing.trace import without
+from prunecli.surgery.tracing.traced import Assumptions
 
 
 def prune_structural(model: nn.Module, request: PruneRequest) -> Pruned:

@@ -16,7 +16,7 @@ from prunecli.methods.outcome import Pruned, PruneReport
 from prunecli.methods.request import PruneRequest
 from prunecli.methods.structural import prune_structural
 from prunecli.models.loading import save
-from prunecli.surgery.groups import Trace
+from prunecli.surgery.tracing.traced import Trace
 
 
 @dataclass(frozen=True, repr=False)

@@ -24,10 +24,10 @@ from prunecli.models.catalog import input_spec, rebuild_dense
 from prunecli.models.index import known_references
 from prunecli.models.loading import LoadedModel, input_channels, load_reference, restore
 from prunecli.pipeline.pruning import PruneResult, prune_model
-from prunecli.surgery.groups import Trace
 from prunecli.surgery.removal.rebuild import state_tensors
-from prunecli.surgery.tracing.follow import OUTPUT
+from prunecli.surgery.tracing.labels import OUTPUT
 from prunecli.surgery.tracing.trace import STEM
+from prunecli.surgery.tracing.traced import Trace
 
 Status = Literal["right", "refused", "wrong", "too large"]
 RATIO = 0.5

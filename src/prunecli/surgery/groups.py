@@ -1,19 +1,16 @@
-"""What stands or falls together: channel groups, their members and the layers that stay as they are."""
+"""Channel groups: everything that has to be removed together, and where it is."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from prunecli.surgery.axes import Axis
-    from prunecli.surgery.tracing.follow import Followed
-    from prunecli.surgery.tracing.search import Assumptions
+from prunecli.surgery.axes import Axis
 
 Role = Literal["producer", "consumer", "carrier"]
 Kind = Literal["channel", "head_dim", "head"]
@@ -171,66 +168,6 @@ class ChannelGroup:
     def modules(self, *roles: Role) -> tuple[str, ...]:
         """Names of the member modules with one of `roles`, in order, each once."""
         return tuple(dict.fromkeys(member.module for member in self.members if member.role in roles))
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """A layer whose output width is left alone, and why."""
-
-    name: str
-    channels: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What `trace` found: groups that can shrink and layers that cannot.
-
-    Attributes:
-        groups: What can shrink.
-        frozen: What cannot, with the reason.
-        followed: Labels of all tensors and operators, in `dtype`.
-        dtype: float64, or float32 for a model that does not run in float64.
-        assumptions: What was found out by trying.
-        part: For a trace of one module alone: that module, its own trace and what it was given.
-    """
-
-    groups: tuple[ChannelGroup, ...]
-    frozen: tuple[Frozen, ...] = field(default=())
-    followed: Followed | None = field(default=None, repr=False, compare=False)
-    dtype: torch.dtype = torch.float64
-    assumptions: Assumptions | None = field(default=None, repr=False, compare=False)
-    part: Part | None = field(default=None, repr=False, compare=False)
-
-    def group(self, name: str) -> ChannelGroup:
-        """Returns the group called `name`.
-
-        Raises:
-            KeyError: There is no such group.
-        """
-        for group in self.groups:
-            if group.name == name:
-                return group
-        raise KeyError(name)
-
-
-@dataclass(frozen=True)
-class Part:
-    """One module of a network, traced alone.
-
-    Attributes:
-        module: Its dotted name; names in the network's trace begin with it.
-        trace: The trace of the module itself.
-        inputs: What the network gives it.
-    """
-
-    module: str
-    trace: Trace
-    inputs: tuple[Tensor, ...]
-
-    def own(self, names: Mapping[str, Any]) -> dict[str, Any]:
-        """What belongs to the network's group names, by the module's group names."""
-        return {name.removeprefix(f"{self.module}."): value for name, value in names.items()}
 
 
 Keep = Mapping[str, Tensor]

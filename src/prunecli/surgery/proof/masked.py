@@ -22,8 +22,9 @@ from prunecli.errors import VerificationError
 from prunecli.inputs import Inputs, call
 from prunecli.surgery.axes import Axis, kept_mask
 from prunecli.surgery.groups import ChannelGroup, Keep
-from prunecli.surgery.tracing.follow import Followed, Label, plain_attention
+from prunecli.surgery.tracing.labels import Followed, Label
 from prunecli.surgery.tracing.operators.statistics import NEEDS_KEPT_ALONE
+from prunecli.surgery.tracing.running import plain_attention
 
 
 def run_masked(model: nn.Module, followed: Followed, groups: Sequence[ChannelGroup], keep: Keep, inputs: Inputs) -> Any:

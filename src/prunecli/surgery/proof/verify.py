@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from prunecli.errors import VerificationError
 from prunecli.inputs import Inputs, call, cast_inputs, output_tensors
 from prunecli.surgery.axes import kept_mask
-from prunecli.surgery.groups import Keep, Trace
+from prunecli.surgery.groups import Keep
 from prunecli.surgery.proof.active_neurons import awake
 from prunecli.surgery.proof.masked import kept_positions_of, run_masked
 from prunecli.surgery.removal.rebuild import state_tensors
 from prunecli.surgery.removal.slice import remove
-from prunecli.surgery.tracing.follow import Label, one_line, plain_attention
+from prunecli.surgery.tracing.labels import Label
+from prunecli.surgery.tracing.running import one_line, plain_attention
+from prunecli.surgery.tracing.traced import Trace
 from prunecli.surgery.tracing.trial import RUNTIME_ERRORS
 
 TOLERANCE = 1e-9

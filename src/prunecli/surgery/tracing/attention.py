@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from prunecli.surgery.axes import Axis, Seq, Term, leaves, resolve
 from prunecli.surgery.groups import ChannelGroup, Scale, Size, Width
-from prunecli.surgery.tracing.follow import Followed, Label, Record
+from prunecli.surgery.tracing.labels import Followed, Label, Record
 
 _POWERS = (-0.5, 0.5, -0.25, 0.25)
 _WRITERS = (

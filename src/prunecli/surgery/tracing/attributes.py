@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from prunecli.surgery.axes import Axis, Seq, Term, leaves, resolve
 from prunecli.surgery.groups import ChannelGroup, Size, Width
-from prunecli.surgery.tracing.follow import Followed
+from prunecli.surgery.tracing.labels import Followed
 
 _NOT_A_WIDTH = re.compile(
     r"size|stride|max|min|limit|num_embeddings|position|vocab|kernel|pad|dilation|resolution|window|patch|grid|depth|shift|length|seq|pool|area|class|reduction|stage|"

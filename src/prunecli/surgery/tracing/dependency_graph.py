@@ -21,7 +21,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from prunecli.errors import ModelError
 from prunecli.inputs import Inputs, cast_inputs
 from prunecli.surgery.groups import ChannelGroup, Member, Role, tie_units
-from prunecli.surgery.tracing.follow import one_line
+from prunecli.surgery.tracing.running import one_line
 
 
 class _RefusedError(Exception):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from prunecli.measure.neurons import spiking_neurons
 from prunecli.surgery.axes import Axis, Term, leaves
 from prunecli.surgery.groups import ChannelGroup, Emission
-from prunecli.surgery.tracing.follow import Followed, Label, Record
+from prunecli.surgery.tracing.labels import Followed, Label, Record
 
 
 def with_emissions(

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from prunecli.errors import ModelError, PruneError, unknown
 from prunecli.inputs import Inputs, call, cast_inputs
-from prunecli.surgery.groups import ChannelGroup, Part, Size, Trace
-from prunecli.surgery.tracing.follow import follow, one_line
+from prunecli.surgery.groups import ChannelGroup, Size
+from prunecli.surgery.tracing.follow import follow
+from prunecli.surgery.tracing.running import one_line
+from prunecli.surgery.tracing.traced import Part, Trace
 
 
 def trace_part(

@@ -9,42 +9,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from torch import nn
 
 from prunecli.inputs import Inputs
-from prunecli.surgery.groups import ChannelGroup, Frozen
+from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.tracing.attributes import Question
-from prunecli.surgery.tracing.follow import Followed
+from prunecli.surgery.tracing.labels import Followed
+from prunecli.surgery.tracing.traced import Assumptions, Frozen, Place
 from prunecli.surgery.tracing.trial import Problem, first_problem, half_of
-
-Choice: TypeAlias = tuple[str, str, tuple[int | str, ...]]
-Place: TypeAlias = tuple[str, int, int]
-"""A state dict name, a dimension and a position: stands for the channel that lies there."""
-
-
-@dataclass(frozen=True)
-class Assumptions:
-    """Answers to what operators leave open.
-
-    Attributes:
-        choices: For (class, attribute, place): which of the possible widths.
-        tied: Classes whose modules take one width from another tensor's shape.
-        frozen: Why the channel at a place cannot be removed.
-        preferred: Of several ways to cut a dimension, which one an earlier trace took: (tensor, dimension, axis from
-            the left). Without it, a trace of an already smaller network might decide otherwise.
-    """
-
-    choices: Mapping[Choice, int] = field(default_factory=dict)
-    tied: frozenset[str] = frozenset()
-    frozen: Mapping[Place, str] = field(default_factory=dict)
-    preferred: frozenset[Place] = frozenset()
-
-    def after_removal(self) -> Assumptions:
-        """What still holds when positions have changed."""
-        return replace(self, frozen={})
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,17 @@ from torch.nn.modules.conv import _ConvNd
 from prunecli.errors import DataDependentError, ModelError
 from prunecli.inputs import Inputs, cast_inputs
 from prunecli.surgery.axes import Axis, Prod, Seq, Term, channel_of_position, freeze_position, leaves, resolve
-from prunecli.surgery.groups import ChannelGroup, Frozen, Kind, Member, Role, Trace
+from prunecli.surgery.groups import ChannelGroup, Kind, Member, Role
 from prunecli.surgery.tracing.adapters import tie_equal_widths, tie_known_modules
 from prunecli.surgery.tracing.attention import temperatures
 from prunecli.surgery.tracing.attributes import width_attributes
 from prunecli.surgery.tracing.emissions import with_emissions
-from prunecli.surgery.tracing.follow import Followed, follow, one_line
+from prunecli.surgery.tracing.follow import follow
+from prunecli.surgery.tracing.labels import Followed
 from prunecli.surgery.tracing.part import parts_that_can_be_followed, trace_part
-from prunecli.surgery.tracing.search import Assumptions, Description, Place, frozen_too, workable
+from prunecli.surgery.tracing.running import one_line
+from prunecli.surgery.tracing.search import Description, frozen_too, workable
+from prunecli.surgery.tracing.traced import Assumptions, Frozen, Place, Trace
 
 STEM = "first layer (protected; --prune-stem to include it)"
 UNREACHED = "not reached by the forward pass"

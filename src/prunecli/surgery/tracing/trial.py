@@ -12,7 +12,7 @@ from torch import nn
 from prunecli.inputs import Inputs, call, doubled_batch
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.removal.slice import remove
-from prunecli.surgery.tracing.follow import one_line, stack_names
+from prunecli.surgery.tracing.running import one_line, stack_names
 
 RUNTIME_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError, ZeroDivisionError, AttributeError)
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from torch import nn
 
 from prunecli.surgery.axes import Term, is_fixed, leaves, unify
-from prunecli.surgery.tracing.follow import OUTPUT, Followed
+from prunecli.surgery.tracing.labels import OUTPUT, Followed
 
 ADAPTERS = {
     "MultiheadAttention": "multihead_attention",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from prunecli.surgery.axes import unify
-from prunecli.surgery.tracing.follow import Followed
+from prunecli.surgery.tracing.labels import Followed
 
 
 def tie(name: str, module: nn.Module, followed: Followed) -> None:

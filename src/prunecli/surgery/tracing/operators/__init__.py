@@ -18,7 +18,7 @@ from torch import Tensor
 from prunecli.errors import DataDependentError
 from prunecli.surgery.axes import Term, fixed, freeze, unify
 from prunecli.surgery.groups import Role
-from prunecli.surgery.tracing.follow import Follower, Label
+from prunecli.surgery.tracing.labels import Label, Labels
 
 MODULES = ("layout", "contraction", "statistics", "pointwise", "indexing")
 """One module for each kind of operator, in this package."""
@@ -28,7 +28,7 @@ MODULES = ("layout", "contraction", "statistics", "pointwise", "indexing")
 class Call:
     """One operator call as its rule sees it."""
 
-    follower: Follower
+    known: Labels
     func: Any
     name: str
     args: tuple[Any, ...]
@@ -40,11 +40,11 @@ class Call:
 
     def dims(self, tensor: Tensor) -> list[Term]:
         """Terms of a tensor's dimensions."""
-        return list(self.follower.of(tensor).dims)
+        return list(self.known.of(tensor).dims)
 
     def set(self, tensor: Tensor, dims: Sequence[Term], source: tuple[str, tuple[int, ...]] | None = None) -> None:
         """Labels a result."""
-        self.follower.label(tensor, dims, source=source)
+        self.known.set(tensor, dims, source=source)
 
     def arg(self, place: int, name: str, default: Any = None) -> Any:
         """An argument by place or name."""
@@ -52,7 +52,7 @@ class Call:
 
     def role(self, weight: Tensor, dim: int, role: Role) -> None:
         """Notes that a dimension of a parameter writes ("producer") or reads ("consumer") channels."""
-        label, followed = self.follower.of(weight), self.follower.followed
+        label, followed = self.known.of(weight), self.known.followed
         if label.source is not None:
             followed.roles.setdefault((label.source[0], label.source[1][dim]), role)
             return
@@ -89,20 +89,20 @@ def apply_rule(call: Call) -> None:
 
 
 def _unknown(call: Call) -> None:
-    where = call.follower.place or "the model itself"
+    where = call.known.module or "the model itself"
     reason = f"passes through operator {call.name} in {where}, which has no rule"
     for label in call.labels:
         for term in label.dims:
             freeze(term, reason)
     for result in call.results:
-        if result not in call.follower.labels:
+        if result not in call.known:
             call.set(result, [fixed(size, reason) for size in result.shape])
 
 
 def data_dependent(call: Call) -> None:
     """Refuses a model whose course depends on its input's values."""
     if any(label.from_input for label in call.labels):
-        where = call.follower.place or "the model itself"
+        where = call.known.module or "the model itself"
         raise DataDependentError(
             f"what {where} computes depends on the values of its input (operator {call.name}), so no trace holds"
         )

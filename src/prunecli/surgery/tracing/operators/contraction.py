@@ -28,7 +28,7 @@ def convolution(call: Call) -> None:
     call.role(weight, 1 if transposed else 0, "producer")
     call.role(weight, 0 if transposed else 1, "consumer")
     if groups > 1:
-        call.follower.followed.blocks[call.follower.place] = group_rows
+        call.known.followed.blocks[call.known.module] = group_rows
     if bias is not None:
         unify(call.dims(bias)[0], written)
         call.role(bias, 0, "producer")
@@ -52,9 +52,9 @@ def matrix_product(call: Call) -> None:
     if batched:
         unify(left[0], right[0])
         dims.append(left[0])
-        if call.follower.of(a).source is None and call.follower.of(b).source is None:
-            call.follower.followed.heads.append(left[0])
-            call.follower.followed.contracted.append(inner_left)
+        if call.known.of(a).source is None and call.known.of(b).source is None:
+            call.known.followed.heads.append(left[0])
+            call.known.followed.contracted.append(inner_left)
     dims += [left[-2]] if a.dim() > 1 else []
     dims += [right[-1]] if b.dim() > 1 else []
     for operand, read, write in ((a, -1, -2), (b, -2, -1)):

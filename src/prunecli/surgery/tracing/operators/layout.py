@@ -35,7 +35,7 @@ def view(call: Call) -> None:
 
 
 def _permuted(call: Call, order: Sequence[int]) -> None:
-    dims, source = call.dims(call.args[0]), call.follower.of(call.args[0]).source
+    dims, source = call.dims(call.args[0]), call.known.of(call.args[0]).source
     order = [place % len(dims) for place in order]
     if source is not None:
         source = (source[0], tuple(source[1][place] for place in order))
@@ -63,7 +63,7 @@ def same_sizes(call: Call) -> None:
     """`squeeze` and `unsqueeze`: dimensions of size 1 come and go."""
     x, result = call.args[0], call.results[0]
     terms = [term for term in call.dims(x) if term.size != 1]
-    source = call.follower.of(x).source
+    source = call.known.of(x).source
     if source is not None:
         wide = [place for place, term in zip(source[1], call.dims(x), strict=True) if term.size != 1]
         source = (source[0], tuple(wide)) if len(wide) == result.dim() else None
@@ -80,7 +80,7 @@ def expand(call: Call) -> None:
     for place, size in enumerate(result.shape):
         old = place - offset
         found.append(dims[old] if old >= 0 and x.shape[old] == size else _grown(size))
-    call.set(result, found, call.follower.of(x).source if x.shape == result.shape else None)
+    call.set(result, found, call.known.of(x).source if x.shape == result.shape else None)
 
 
 def _grown(size: int) -> Term:
@@ -95,7 +95,7 @@ def slice_(call: Call) -> None:
     dims, size = call.dims(x), x.shape[dim]
     start = min(max(start + size if start < 0 else start, 0), size)
     if result.shape[dim] == size:
-        call.set(result, dims, call.follower.of(x).source)
+        call.set(result, dims, call.known.of(x).source)
         return
     length = (result.shape[dim] - 1) * step + 1
     if step == 1:
@@ -145,7 +145,7 @@ def split(call: Call) -> None:
             head, rest = cut(rest, result.shape[dim])
             pieces.append(head)
     sizes = tuple(piece.size for piece in pieces)
-    call.follower.followed.splits.setdefault(call.follower.place, {})[sizes] = tuple(pieces)
+    call.known.followed.splits.setdefault(call.known.module, {})[sizes] = tuple(pieces)
     for result, piece in zip(call.results, pieces, strict=True):
         call.set(result, [*dims[:dim], piece, *dims[dim + 1 :]])
 

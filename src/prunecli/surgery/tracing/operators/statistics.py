@@ -103,7 +103,7 @@ def group_norm(call: Call) -> None:
     outer: Term = fixed(groups)
     if groups > 1:
         outer, _ = factor(dims[1], x.shape[1] // groups)
-        call.follower.followed.blocks[call.follower.place] = outer
+        call.known.followed.blocks[call.known.module] = outer
     call.set(call.results[0], dims)
     for other in call.results[1:]:
         call.set(other, [fixed(other.shape[0]), outer])

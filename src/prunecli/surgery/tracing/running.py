@@ -1,0 +1,72 @@
+"""Running a network so that its modules and operators can be watched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+class ModuleListener(Protocol):
+    """Told about modules that run."""
+
+    def entered(self, name: str, args: Any) -> None:
+        """A module begins with these arguments."""
+        ...
+
+    def left(self, name: str, output: Any) -> None:
+        """A module returns `output`."""
+        ...
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention as matrix products and a softmax instead of fused kernels whose insides cannot be seen."""
+    with without_fastpath(), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def without_fastpath() -> Iterator[None]:
+    """Switches off the fused transformer kernels, which call no submodules and so run no hooks."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@contextmanager
+def stack_names(model: nn.Module, stack: list[str], listener: ModuleListener | None = None) -> Iterator[None]:
+    """Keeps the names of running modules on `stack`, innermost last; after an error the culprit is still on top."""
+
+    def entered(name: str) -> Any:
+        def hook(module: nn.Module, args: Any) -> None:
+            stack.append(name)
+            if listener is not None:
+                listener.entered(name, args)
+
+        return hook
+
+    def left(module: nn.Module, args: Any, output: Any) -> None:
+        name = stack.pop()
+        if listener is not None:
+            listener.left(name, output)
+
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if name:
+                hooks.callback(module.register_forward_pre_hook(entered(name)).remove)
+                hooks.callback(module.register_forward_hook(left).remove)
+        yield
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error with its type."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

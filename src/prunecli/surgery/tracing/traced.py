@@ -1,0 +1,99 @@
+"""What a trace is: groups that can shrink, layers that cannot, and what was found out on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from prunecli.surgery.groups import ChannelGroup
+from prunecli.surgery.tracing.labels import Followed
+
+Choice: TypeAlias = tuple[str, str, tuple[int | str, ...]]
+Place: TypeAlias = tuple[str, int, int]
+"""A state dict name, a dimension and a position: stands for the channel that lies there."""
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """Answers to what operators leave open.
+
+    Attributes:
+        choices: For (class, attribute, place): which of the possible widths.
+        tied: Classes whose modules take one width from another tensor's shape.
+        frozen: Why the channel at a place cannot be removed.
+        preferred: Of several ways to cut a dimension, which one an earlier trace took: (tensor, dimension, axis from
+            the left). Without it, a trace of an already smaller network might decide otherwise.
+    """
+
+    choices: Mapping[Choice, int] = field(default_factory=dict)
+    tied: frozenset[str] = frozenset()
+    frozen: Mapping[Place, str] = field(default_factory=dict)
+    preferred: frozenset[Place] = frozenset()
+
+    def after_removal(self) -> Assumptions:
+        """What still holds when positions have changed."""
+        return replace(self, frozen={})
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A layer whose output width is left alone, and why."""
+
+    name: str
+    channels: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What `trace` found: groups that can shrink and layers that cannot.
+
+    Attributes:
+        groups: What can shrink.
+        frozen: What cannot, with the reason.
+        followed: Labels of all tensors and operators, in `dtype`.
+        dtype: float64, or float32 for a model that does not run in float64.
+        assumptions: What was found out by trying.
+        part: For a trace of one module alone: that module, its own trace and what it was given.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    frozen: tuple[Frozen, ...] = field(default=())
+    followed: Followed | None = field(default=None, repr=False, compare=False)
+    dtype: torch.dtype = torch.float64
+    assumptions: Assumptions | None = field(default=None, repr=False, compare=False)
+    part: Part | None = field(default=None, repr=False, compare=False)
+
+    def group(self, name: str) -> ChannelGroup:
+        """Returns the group called `name`.
+
+        Raises:
+            KeyError: There is no such group.
+        """
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(name)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One module of a network, traced alone.
+
+    Attributes:
+        module: Its dotted name; names in the network's trace begin with it.
+        trace: The trace of the module itself.
+        inputs: What the network gives it.
+    """
+
+    module: str
+    trace: Trace
+    inputs: tuple[Tensor, ...]
+
+    def own(self, names: Mapping[str, Any]) -> dict[str, Any]:
+        """What belongs to the network's group names, by the module's group names."""
+        return {name.removeprefix(f"{self.module}."): value for name, value in names.items()}
