@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 from tests.conftest import Prune
+from tests.faults.processes import FEW_DIGITS
 
 CLASSES, FEATURES = 10, 32
-TRAINING = ("--epochs", 1, "--optimizer", "adamw", "--lr", "0.0002", "--batch-size", 64, "--data", "digits")
+TRAINING = ("--epochs", 1, "--optimizer", "adamw", "--lr", "0.0002", "--batch-size", 64, "--data", FEW_DIGITS)
 
 
 def losses(text: str) -> list[float]:

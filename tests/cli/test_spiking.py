@@ -10,6 +10,7 @@ import torch
 from prunecli.models.catalog import build
 from prunecli.models.loading import load_reference, save
 from tests.conftest import Prune
+from tests.faults.processes import FEW_DIGITS
 
 SMALL = ("--model-kwargs", "patch_size=1", "--model-kwargs", "T=2", "--model-kwargs", "v_threshold=0.5")
 
@@ -34,23 +35,24 @@ def test_spike_needs_a_ratio_and_a_file_and_nothing_else(prune: Prune, foreign: 
 
 
 def test_the_whole_flow(prune: Prune) -> None:
+    few = ("--data", FEW_DIGITS)
     how = ("--epochs", "1", "--lr", "0.005", "--batch-size", "16", "--set", "stages.0.optimizer=adamw")
-    done = prune("train", "spiking:spikformer-1-32", *SMALL, "--data", "digits", *how, "-o", "base.safetensors")
+    done = prune("train", "spiking:spikformer-1-32", *SMALL, *few, *how, "-o", "base.safetensors")
     assert done.code == 0, done.err
-    done = prune("spike", "base.safetensors", "--ratio", "0.4", "--criterion", "rate", "--heads", "-o", "p.safetensors",
-                 "--json")  # fmt: skip
+    done = prune("spike", "base.safetensors", "--ratio", "0.4", "--criterion", "rate", "--heads", *few, "-o",
+                 "p.safetensors", "--json")  # fmt: skip
     assert done.code == 0, done.err
     assert done.json["verify_error"] == 0.0 and done.json["recalibrated"] > 0
-    done = prune("finetune", "p.safetensors", "--epochs", "1", "-o", "f.safetensors")
+    done = prune("finetune", "p.safetensors", *few, "--epochs", "1", "-o", "f.safetensors")
     assert done.code == 0, done.err
     for name in ("base", "p", "f"):
-        done = prune("eval", f"{name}.safetensors", "--latency-rounds", "3", "-o", f"{name}.json")
+        done = prune("eval", f"{name}.safetensors", *few, "--latency-rounds", "3", "-o", f"{name}.json")
         assert done.code == 0, done.err
         assert "time steps\t2" in done.out and "firing rate\t" in done.out
     done = prune("compare", "base.json", "p.json", "f.json", "--json", "--fail-if", "params_ratio > 0.9")
     assert done.code == 0, done.err
     assert done.json["candidates"][0]["synops_ratio"] is not None
-    done = prune("eval", "f.safetensors", "--model-kwargs", "T=5", "--measure", "macs", "--json")
+    done = prune("eval", "f.safetensors", *few, "--model-kwargs", "T=5", "--measure", "macs", "--json")
     assert done.code == 0, done.err
     assert done.json["model"]["arguments"]["T"] == 5
 

@@ -104,7 +104,7 @@ def test_images_that_cannot_be_read_are_passed_over(prune: Prune, tiny_clip: Pat
         (("--overlay", "seen"), "--overlay needs images and there is no data set"),
         (
             ("--data", "digits", "--extract-attention", "a.npz", "--attention-block", "2"),
-            "attention of block 2 is asked for and the network has blocks 0 to 1",
+            "there is no attention of block 2: the network has blocks 0 to 1",
         ),
         (
             ("--data", "digits", "--extract-attention", "a.npz", "--attention-block=-1"),
@@ -193,7 +193,7 @@ def test_a_frontier_is_a_table_and_a_picture(prune: Prune, tiny_clip: Path, tmp_
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("token", "cifar:resnet20"), "ResNet is no vision transformer"),
+        (("token", "cifar:resnet20"), "ResNet is not a vision transformer"),
         (("token", "{w}", "--k-anchors", "10", "--top-m", "60"), "71 tokens are to stay, more than the 65"),
         (("token", "{w}", "--alpha", "1.5"), "--alpha"),
         (("token", "{w}", "--frontier", "f.png"), "--frontier needs images"),

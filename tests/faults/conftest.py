@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.faults.processes import FINETUNE, PROGRESSIVE, RECIPE, RUN, TRAIN, Processes, sha256
 
 
 class Undisturbed:
-    """Results of runs that nobody stopped, by name of the run; each is made once."""
+    """Results of runs that nobody stopped, by name of the run; each is made once, also by several test workers."""
 
     def __init__(self, processes: Processes, root: Path) -> None:
+        root.mkdir(exist_ok=True)
         self._processes, self._root = processes, root
+        self._lock = FileLock(root / "lock")
 
     def folder(self, name: str, place: Path) -> list[str]:
         """Puts what the run `name` needs into `place`; returns its command line."""
@@ -27,10 +31,11 @@ class Undisturbed:
     def result(self, name: str) -> Path:
         """The folder of the finished run."""
         folder = self._root / name
-        if not folder.exists():
-            folder.mkdir()
-            done = self._processes.run(self.folder(name, folder), folder)
-            assert done.code == 0, done.err
+        with self._lock:
+            if not folder.exists():
+                folder.mkdir()
+                done = self._processes.run(self.folder(name, folder), folder)
+                assert done.code == 0, done.err
         return folder
 
     def hashes(self, name: str) -> dict[str, str]:
@@ -51,4 +56,5 @@ def checkpoints(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def undisturbed(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """See `Undisturbed`."""
-    return Undisturbed(processes, tmp_path_factory.mktemp("undisturbed"))
+    own = tmp_path_factory.getbasetemp()
+    return Undisturbed(processes, (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "undisturbed")

@@ -54,6 +54,7 @@ class Escaped(AssertionError):
         self.content = content
 
 
+@cache
 def seeds(target: str) -> list[bytes]:
     """Good and bad files to begin with."""
     from tests.faults import damage
@@ -83,12 +84,12 @@ def seeds(target: str) -> list[bytes]:
 
 def reader(target: str) -> Callable[[Path], Any]:
     """What reads a file of that kind."""
-    from prunecli.checkpoint import foreign, io, manifest
+    from prunecli.checkpoint import foreign_files, io, manifest
     from prunecli.recipe import loader, resolve
     from prunecli.report import schema
 
     def weights(path: Path) -> Any:
-        return io.read_manifest(path) or foreign.read_foreign(path, allow_nonfinite=True)
+        return io.read_manifest(path) or foreign_files.read_foreign(path, allow_nonfinite=True)
 
     def manifest_text(path: Path) -> Any:
         text = path.read_bytes().decode("utf-8", "replace")

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from tests.faults.fuzzing import GUIDED, TARGETS, Escaped, outcome, reader, run_coverage_guided, run_fuzz, seeds
 
-_SEEDS = {target: seeds(target) for target in TARGETS}
 _guided = pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed")
 
 
@@ -33,7 +32,7 @@ def test_many_mutated_files_are_read_or_refused(target: str, tmp_path: Path) -> 
 @st.composite
 def mutated(draw: st.DrawFn, target: str) -> bytes:
     """A seed with up to four runs of bytes replaced."""
-    content = draw(st.sampled_from(_SEEDS[target]))
+    content = draw(st.sampled_from(seeds(target)))
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, len(content)))
         removed = draw(st.integers(0, 16))

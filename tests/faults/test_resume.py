@@ -93,7 +93,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     stopped = processes.run(words, tmp_path, signals=[Sent(number, text="epoch 1/3")])
     assert stopped.code == code
     lines = stopped.err.splitlines()
-    assert lines[-2] == "finishing the step, then saving; once more aborts without saving"
+    assert lines[-2] == "finishing the step, then saving; press again to abort without saving"
     assert lines[-1].startswith(f"error: stopped by {name} at epoch ")
     assert lines[-1].endswith(f"Resume with: prune {' '.join(words)} --resume")
     assert len(list(tmp_path.glob("x.safetensors.state/state-*"))) == 1 and not (tmp_path / "x.safetensors").exists()

@@ -11,6 +11,7 @@ import pytest
 from prunecli.data.catalog import load_data
 from prunecli.data.masks import VOID, MaskSplit
 from tests.conftest import REPOSITORY, Prune
+from tests.processes import Processes
 
 
 @pytest.fixture
@@ -32,11 +33,14 @@ def test_camvid_as_distributed(camvid: Path) -> None:
     assert shares[3] == pytest.approx(0.294, abs=0.01) and shares[1] == pytest.approx(0.264, abs=0.01)
 
 
-def test_the_recipes_training_learns_more_than_the_commonest_class(camvid: Path, prune: Prune, tmp_path: Path) -> None:
+def test_the_recipes_training_learns_more_than_the_commonest_class(
+    camvid: Path, processes: Processes, prune: Prune, tmp_path: Path
+) -> None:
     pytest.importorskip("transformers")
+    processes.preload("prunecli.models.segformer")
     recipe = REPOSITORY / "recipes" / "segformer-camvid.yaml"
-    common = ("--data-root", camvid, "--image-size", "96x128", "--threads", "1")
-    few = ("--epochs", "8", "--lr", "2e-3", "--warmup-epochs", "0")
+    common = ("--data-root", camvid, "--image-size", "64x96", "--threads", "1")
+    few = ("--epochs", "5", "--lr", "2e-3", "--warmup-epochs", "0")
     done = prune("train", recipe, *common, *few, "-o", "trained.safetensors")
     assert done.code == 0, done.err
     done = prune("eval", "trained.safetensors", *common, "--measure", "accuracy", "-o", "report.json")

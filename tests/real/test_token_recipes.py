@@ -15,7 +15,7 @@ from prunecli.methods.token import at_random, plan_selection
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import DataSection, ModelSection, Recipe
 from prunecli.tokens import runtime, selectors
-from prunecli.tokens.selectors import Choice, Seen
+from prunecli.tokens.selectors import AttentionInputs, Choice
 from prunecli.tokens.towers import find_tower, token_count
 from tests.conftest import REPOSITORY, Prune
 from tests.methods.test_tokens import Chosen, inverted, top1
@@ -28,11 +28,11 @@ def test_the_recipes_are_plans(prune: Prune, name: str) -> None:
     assert "token" in done.out
 
 
-def reused() -> Callable[[Choice, Seen], Chosen]:
+def reused() -> Callable[[Choice, AttentionInputs], Chosen]:
     """What the first image needs stays in all."""
     first: list[Tensor] = []
 
-    def choose(choice: Choice, seen: Seen) -> Chosen:
+    def choose(choice: Choice, seen: AttentionInputs) -> Chosen:
         if not first:
             first.append(selectors.choose(choice, seen)[0][:1])
         return first[0].expand(seen.x.shape[0], -1), None
