@@ -35,7 +35,7 @@ from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import DataSection, ModelSection, Recipe
 from prunecli.tokens import runtime, selectors
 from prunecli.tokens.runtime import tokens_pruned
-from prunecli.tokens.selectors import Choice, Seen
+from prunecli.tokens.selectors import AttentionInputs, Choice
 from prunecli.tokens.towers import find_tower, token_count
 
 CPU = torch.device("cpu")
@@ -129,7 +129,7 @@ def mistaken(kind: str) -> Any:
     """A choice of tokens that is wrong in one way."""
     first: list[torch.Tensor] = []
 
-    def choose(choice: Choice, seen: Seen) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def choose(choice: Choice, seen: AttentionInputs) -> tuple[torch.Tensor, torch.Tensor | None]:
         if kind == "inverted":
             importance = selectors.coarse_importance(seen, seen.keys())[:, seen.prefix :]
             return (-importance).topk(choice.kept, dim=1).indices.sort(dim=1).values, None

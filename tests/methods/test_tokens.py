@@ -14,7 +14,7 @@ from prunecli.pipeline.stages.runtime import compare_ways
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import DataSection, ModelSection, Recipe
 from prunecli.tokens import runtime, selectors
-from prunecli.tokens.selectors import Choice, Seen
+from prunecli.tokens.selectors import AttentionInputs, Choice
 from prunecli.tokens.towers import find_tower, token_count
 from tests.processes import Processes
 
@@ -23,7 +23,7 @@ TRAINING = ("--epochs", 10, "--batch-size", 32, "--optimizer", "adamw", "--lr", 
 Chosen = tuple[Tensor, Tensor | None]
 
 
-def inverted(choice: Choice, seen: Seen) -> Chosen:
+def inverted(choice: Choice, seen: AttentionInputs) -> Chosen:
     """The tokens that matter least stay."""
     importance = selectors.coarse_importance(seen, seen.keys())[:, seen.prefix :]
     return (-importance).topk(choice.kept, dim=1).indices.sort(dim=1).values, None

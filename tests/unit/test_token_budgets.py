@@ -15,9 +15,9 @@ from prunecli.methods.params import TokenParams
 from prunecli.methods.token import at_random, plan_selection
 from prunecli.tokens.towers import Tower
 
-BLOCKS = tuple(f"blocks.{place}" for place in range(12))
-VIT = Tower("", BLOCKS, prefix=1, by_class_token=True, rope=False, place_bias=False)
-EVA = Tower("", BLOCKS, prefix=1, by_class_token=False, rope=True, place_bias=False)
+BLOCKS = tuple(f"blocks.{index}" for index in range(12))
+VIT = Tower("", BLOCKS, prefix=1, by_class_token=True, rope=False, relative_bias=False)
+EVA = Tower("", BLOCKS, prefix=1, by_class_token=False, rope=True, relative_bias=False)
 B16, B32 = 197, 50
 
 
@@ -85,7 +85,7 @@ def test_a_speed_up_is_reached_with_as_many_tokens_as_can_be() -> None:
         (B16, {"stages": ("3:0.7",), "block": 2}, "--block: --stages names its blocks"),
         (B16, {"stages": ("3",)}, "--stages 3: write it as BLOCK:SHARE"),
         (B16, {"stages": ("3:1.2",)}, "a share lies between 0 and 1"),
-        (B16, {"stages": ("6:0.7", "3:0.7")}, "give each once, in order"),
+        (B16, {"stages": ("6:0.7", "3:0.7")}, "give each once, in ascending order"),
         (B16, {"tokens": 61, "k_anchors": 70}, "70 anchors of 60 tokens"),
         (B16, {"tokens": 61, "block": 12}, "of 0 to 11"),
     ],
@@ -97,7 +97,7 @@ def test_what_cannot_be_is_one_line(tokens: int, options: dict[str, Any], said: 
 
 
 @pytest.mark.parametrize("selector", ["evit", "tome"])
-def test_tokens_without_a_place_are_refused_where_places_count(selector: str) -> None:
+def test_tokens_without_a_position_are_refused_where_positions_count(selector: str) -> None:
     with pytest.raises(MethodError, match="this network has rotary embeddings"):
         planned(tower=EVA, selector=selector)
 

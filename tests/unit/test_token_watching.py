@@ -1,4 +1,4 @@
-"""Attention weights and kept places against what the network itself computes."""
+"""Attention weights and kept patches against what the network itself computes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prunecli.errors import MethodError
 from prunecli.studies.token_pictures import _greyed, _patch_size
 from prunecli.tokens import runtime
 from prunecli.tokens.runtime import applied_selection, tokens_pruned
-from prunecli.tokens.watching import attention_maps, kept_places
+from prunecli.tokens.watching import attention_maps, kept_patches
 from tests.unit.test_tokens import MODELS, NO_MADE_UP_TOKENS, features, images, of_timm, perturbed, selection
 
 
@@ -63,10 +63,10 @@ def test_attention_is_what_the_blocks_compute(name: str, how: str, attended: lis
     attended.clear()
     found = attention_maps(model, x, [2, 0])
     assert set(found) == {"block_00", "block_02"} and len(attended) >= 3
-    for place in (0, 2):
-        weights = found[f"block_{place:02d}"]
-        assert weights.shape == attended[place].shape
-        assert torch.allclose(weights, attended[place], rtol=1e-9, atol=1e-12)
+    for index in (0, 2):
+        weights = found[f"block_{index:02d}"]
+        assert weights.shape == attended[index].shape
+        assert torch.allclose(weights, attended[index], rtol=1e-9, atol=1e-12)
         assert (weights.sum(dim=-1) - 1).abs().max() < 1e-9
     assert torch.equal(features(model, x), before)
     if pruning is not None:
@@ -76,43 +76,43 @@ def test_attention_is_what_the_blocks_compute(name: str, how: str, attended: lis
 
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_kept_places_are_those_the_stages_choose(name: str, inside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_patches_are_those_the_stages_choose(name: str, inside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = perturbed(MODELS[name]())
     x, chosen = images(), in_two_stages(model, inside)
     left: list[Tensor] = []
     take = runtime.choose
 
     def remember(*given: Any) -> tuple[Tensor, Tensor | None]:
-        places, importance = take(*given)
-        left.append(places)
-        return places, importance
+        patches, importance = take(*given)
+        left.append(patches)
+        return patches, importance
 
     monkeypatch.setattr(runtime, "choose", remember)
-    found = kept_places(model, chosen, x)
+    found = kept_patches(model, chosen, x)
     first, second = left
-    expected = [[int(first[image, place]) for place in second[image]] for image in range(len(x))]
+    expected = [[int(first[image, index]) for index in second[image]] for image in range(len(x))]
     assert found is not None and found.tolist() == expected
     assert found.shape == (4, 20) and any(row != expected[0] for row in expected)
     assert applied_selection(model) is None and all(not module._forward_hooks for module in model.modules())
     with tokens_pruned(model, chosen):
         hooks = [len(module._forward_hooks) for module in model.modules()]
         for network in (model, copy.deepcopy(model)):
-            again = kept_places(network, chosen, x)
+            again = kept_patches(network, chosen, x)
             assert again is not None and torch.equal(again, found)
         assert [len(module._forward_hooks) for module in model.modules()] == hooks
 
 
 def test_what_is_not_there_cannot_be_seen() -> None:
     model = MODELS["vit"]()
-    assert kept_places(model, selection(model, 20, "tome", merged=5), images()) is None
-    for place in (3, -1):
-        with pytest.raises(MethodError, match=f"block {place} is asked for and the network has blocks 0 to 2"):
-            attention_maps(model, images(), [place])
+    assert kept_patches(model, selection(model, 20, "tome", merged=5), images()) is None
+    for index in (3, -1):
+        with pytest.raises(MethodError, match=f"no attention of block {index}: the network has blocks 0 to 2"):
+            attention_maps(model, images(), [index])
     with (
         tokens_pruned(model, selection(model, 20)),
         pytest.raises(MethodError, match="pruned already"),
     ):
-        kept_places(model, selection(model, 21), images())
+        kept_patches(model, selection(model, 21), images())
 
 
 def test_a_picture_of_another_shape_is_grey_outside_its_patches() -> None:

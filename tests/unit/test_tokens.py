@@ -21,7 +21,7 @@ from prunecli.models.loading import load_reference, save
 from prunecli.tokens import runtime
 from prunecli.tokens.merging import merge_pairs
 from prunecli.tokens.runtime import applied_selection, prune_tokens, remove_tokens, tokens_pruned
-from prunecli.tokens.selectors import Choice, Seen, choose
+from prunecli.tokens.selectors import AttentionInputs, Choice, choose
 from prunecli.tokens.towers import find_tower, token_count
 
 SIDE = 32
@@ -53,12 +53,12 @@ MODELS: dict[str, Any] = {
     "beit": lambda: of_timm("beit_base_patch16_224", init_values=0.5),
     "beit-shared": lambda: of_timm("beit_base_patch16_224", use_shared_rel_pos_bias=True, use_rel_pos_bias=False),
     "eva": lambda: of_timm("eva02_tiny_patch14_224"),
-    "eva-rope-and-places": lambda: of_timm("vit_base_patch16_rope_ape_224"),
+    "eva-rope-and-positions": lambda: of_timm("vit_base_patch16_rope_ape_224"),
     "dinov3": lambda: of_timm("vit_small_patch16_dinov3"),
     "perception-encoder": lambda: of_timm("vit_pe_core_base_patch16_224"),
     "eva-fused": lambda: of_timm("eva_giant_patch14_224", mlp_ratio=2.0),
 }
-NO_MADE_UP_TOKENS = ("beit", "beit-shared", "eva", "eva-rope-and-places", "dinov3", "perception-encoder")
+NO_MADE_UP_TOKENS = ("beit", "beit-shared", "eva", "eva-rope-and-positions", "dinov3", "perception-encoder")
 
 
 def selection(model: nn.Module, kept: int, selector: str = "anchor", block: int = 1, **options: Any) -> TokenSelection:
@@ -97,7 +97,7 @@ def perturbed(model: nn.Module) -> nn.Module:
 def test_an_image_does_not_depend_on_its_batch_and_removal_is_exact(name: str, selector: str, inside: bool) -> None:
     model = perturbed(MODELS[name]())
     if selector == "evit" and name in NO_MADE_UP_TOKENS:
-        with pytest.raises(MethodError, match="makes tokens that have no place"):
+        with pytest.raises(MethodError, match="makes tokens that have no position"):
             prune_tokens(model, selection(model, 20, selector))
         return
     x = images()
@@ -118,7 +118,7 @@ def test_an_image_does_not_depend_on_its_batch_and_removal_is_exact(name: str, s
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_keeping_every_token_reproduces_the_network(name: str, inside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody may ask for it, and it shows that taking blocks apart and picking places changes nothing by itself."""
+    """Nobody may ask for it, and it shows that taking blocks apart and picking patches changes nothing by itself."""
     monkeypatch.setattr(runtime, "check_selection", lambda *given: None)
     model = perturbed(MODELS[name]())
     dense = features(model, images())
@@ -145,9 +145,9 @@ def test_leaving_tokens_out_is_forbidding_to_attend_to_them(
     take = runtime.choose
 
     def remember(*given: Any) -> tuple[Tensor, Tensor | None]:
-        places, importance = take(*given)
-        kept.append(places if not kept else kept[0].gather(1, places))
-        return places, importance
+        patches, importance = take(*given)
+        kept.append(patches if not kept else kept[0].gather(1, patches))
+        return patches, importance
 
     monkeypatch.setattr(runtime, "choose", remember)
     with tokens_pruned(model, chosen):
@@ -158,9 +158,9 @@ def test_leaving_tokens_out_is_forbidding_to_attend_to_them(
         block, calls[0] = calls[0], calls[0] + 1
         if block < len(tower.blocks):
             allowed = torch.ones(len(x), k.shape[2], dtype=torch.bool)
-            for stage, places in zip(stages, kept, strict=True):
+            for stage, patches in zip(stages, kept, strict=True):
                 if block >= stage.block + inside:
-                    allowed[:, tower.prefix :] = torch.zeros_like(allowed[:, tower.prefix :]).scatter(1, places, True)
+                    allowed[:, tower.prefix :] = torch.zeros_like(allowed[:, tower.prefix :]).scatter(1, patches, True)
             forbidden = torch.zeros(allowed.shape, dtype=q.dtype).masked_fill(~allowed, -torch.inf)[:, None, None]
             attn_mask = forbidden if attn_mask is None else attn_mask + forbidden
         return attend(q, k, v, attn_mask, *rest, **options)
@@ -220,9 +220,9 @@ def test_anchors_against_a_plain_loop(selector: str, alpha: float, to_anchors: b
     with torch.no_grad():
         x = model.norm_pre(model._pos_embed(model.patch_embed(images(3).double())))
         normed = block.norm1(x)
-        places, _ = choose(choice, Seen(block.attn, x, normed, 1, by_class_token=True))
+        patches, _ = choose(choice, AttentionInputs(block.attn, x, normed, 1, by_class_token=True))
         for image in range(3):
-            assert places[image].tolist() == by_loop(block.attn, x[image], normed[image], 1, choice)
+            assert patches[image].tolist() == by_loop(block.attn, x[image], normed[image], 1, choice)
 
 
 @pytest.mark.parametrize("name", ["clip", "clip-qk-norm", "vit", "vit-no-class-token-map", "eva-fused"])
@@ -240,7 +240,7 @@ def test_merging_is_per_image_and_none_changes_nothing(name: str) -> None:
         for hook in hooks:
             hook.remove()
         assert torch.allclose(features(model, x[[2]]), together[[2]], atol=1e-5)
-    assert counts == [chosen.tokens - 9 * (place + 1) for place in range(3)]
+    assert counts == [chosen.tokens - 9 * (block + 1) for block in range(3)]
 
 
 def test_merged_tokens_are_weighted_means_of_the_most_alike() -> None:
@@ -299,7 +299,7 @@ def test_other_networks_are_refused() -> None:
         (of_timm("vit_relpos_small_patch16_224"), "VisionTransformerRelPos"),
         (CLIP(24, {"image_size": SIDE, "layers": [1, 1, 1, 1], "width": 8}, TEXT), "ModifiedResNet"),  # type: ignore[arg-type]
     ):
-        with pytest.raises(MethodError, match=f"{name} is no vision transformer"):
+        with pytest.raises(MethodError, match=f"{name} is not a vision transformer"):
             find_tower(model)
     model = MODELS["vit"]()
     with (
@@ -316,7 +316,7 @@ def test_other_networks_are_refused() -> None:
     [
         "cait_xxs24_224",  # its class token joins behind these blocks
         "vit_dwee_patch16_reg1_gap_256",  # differential attention
-        "vit_small_patch16_rope_mixed_224",  # places of each block's own
+        "vit_small_patch16_rope_mixed_224",  # each block has rotary embeddings of its own
         "vit_srelpos_small_patch16_224",  # a bias that blocks are given
         "qwen3_vit_88m_enc",  # four neighbours become one behind the blocks
     ],
@@ -324,7 +324,7 @@ def test_other_networks_are_refused() -> None:
 def test_attention_of_other_kinds_is_refused(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, depth=2)
-    with pytest.raises(MethodError, match="is no vision transformer of timm or open_clip whose tokens can be left out"):
+    with pytest.raises(MethodError, match="is not a vision transformer of timm or open_clip that can leave tokens out"):
         find_tower(model)
 
 

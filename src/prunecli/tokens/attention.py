@@ -1,4 +1,4 @@
-"""Queries and keys of a block, as its own attention makes them, for some tokens or for all."""
+"""Queries and keys of a block, computed as its own attention does, for some tokens or all."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from torch import Tensor, nn
 
 from prunecli.errors import MethodError
 
-Part = Literal["q", "k"]
+_Part = Literal["q", "k"]
 _NORMS = {"q": ("q_norm", "ln_q"), "k": ("k_norm", "ln_k")}
 
 
-def projected(attention: nn.Module, x: Tensor, part: Part, rope: Tensor | None = None) -> Tensor:
-    """Queries or keys, normalised and turned by their places as the attention does.
+def projected(attention: nn.Module, x: Tensor, part: _Part, rope: Tensor | None = None) -> Tensor:
+    """Queries or keys, normalised and with rotary embeddings as in the attention.
 
     Args:
         attention: timm's Attention, AttentionRope, EvaAttention or BEiT's, open_clip's Attention, or
             nn.MultiheadAttention.
-        x: What the attention reads, shape (N, L, C); without tokens before the patches if `rope` is given.
-        part: Which.
+        x: Input of the attention, shape (N, L, C); without prefix tokens if `rope` is given.
+        part: Queries or keys.
         rope: Rotary embedding of these tokens, shape (L, D) or (N, 1, L, D).
 
     Returns:
         Shape (N, heads, L, head_dim).
     """
-    weight, bias = weights_of(attention, part)
+    weight, bias = _weights_of(attention, part)
     heads: Any = attention.num_heads
-    own = heads if part == "q" else getattr(attention, "num_kv_heads", heads)
-    split = F.linear(x, weight, bias).reshape(*x.shape[:2], own, -1).transpose(1, 2)
+    own_heads = heads if part == "q" else getattr(attention, "num_kv_heads", heads)
+    split = F.linear(x, weight, bias).reshape(*x.shape[:2], own_heads, -1).transpose(1, 2)
     for name in _NORMS[part]:
         norm = getattr(attention, name, None)
         if isinstance(norm, nn.Module):
@@ -38,30 +38,32 @@ def projected(attention: nn.Module, x: Tensor, part: Part, rope: Tensor | None =
         from timm.layers import apply_rot_embed_cat
 
         split = apply_rot_embed_cat(split, rope, half=getattr(attention, "rotate_half", False))
-    result: Tensor = split if own == heads else split.repeat_interleave(heads // own, dim=1)
+    result: Tensor = split if own_heads == heads else split.repeat_interleave(heads // own_heads, dim=1)
     return result
 
 
-def weights_of(attention: nn.Module, part: Part) -> tuple[Tensor, Tensor | None]:
-    """The rows of the projection that make queries or keys, and their bias.
+def _weights_of(attention: nn.Module, part: _Part) -> tuple[Tensor, Tensor | None]:
+    """The rows of the projection that produce queries or keys, and their bias.
 
     Raises:
-        MethodError: The attention is of a kind that is not known.
+        MethodError: The class of the attention is unknown.
     """
     separate: Any = getattr(attention, f"{part}_proj", None)
     if separate is not None:
         return separate.weight, separate.bias
     fused: Any = getattr(attention, "qkv", None)
-    place = 0 if part == "q" else 1
+    chunk = 0 if part == "q" else 1
     if fused is not None:
         own: Any = getattr(attention, f"{part}_bias", None)
-        bias = own if fused.bias is None else fused.bias.chunk(3)[place]
-        return fused.weight.chunk(3)[place], bias
+        bias = own if fused.bias is None else fused.bias.chunk(3)[chunk]
+        return fused.weight.chunk(3)[chunk], bias
     packed: Any = getattr(attention, "in_proj_weight", None)
     if packed is None:
-        raise MethodError(f"{type(attention).__name__} is an attention whose queries and keys are not known")
+        raise MethodError(
+            f"{type(attention).__name__} is an attention of an unknown kind: its queries and keys cannot be computed"
+        )
     packed_bias: Any = attention.in_proj_bias
-    return packed.chunk(3)[place], None if packed_bias is None else packed_bias.chunk(3)[place]
+    return packed.chunk(3)[chunk], None if packed_bias is None else packed_bias.chunk(3)[chunk]
 
 
 def attention_by_head(queries: Tensor, keys: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -81,17 +83,17 @@ def gather_tokens(x: Tensor, indices: Tensor) -> Tensor:
     return x.gather(1, indices.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
-def gather_places(rope: Tensor, indices: Tensor) -> Tensor:
-    """Rotary embeddings (L, D), or (N, 1, L, D), of the places at `indices` (N, K): (N, 1, K, D)."""
+def gather_rope(rope: Tensor, indices: Tensor) -> Tensor:
+    """Rotary embeddings (L, D), or (N, 1, L, D), of the patches at `indices` (N, K): (N, 1, K, D)."""
     if rope.dim() == 2:
         return rope[indices].unsqueeze(1)
     return rope.gather(2, indices[:, None, :, None].expand(-1, -1, -1, rope.shape[-1]))
 
 
-def gather_pairs(bias: Tensor, indices: Tensor) -> Tensor:
-    """Biases (1, heads, L, L), or (N, heads, L, L), of the pairs of places at `indices` (N, K): (N, heads, K, K)."""
+def gather_bias(bias: Tensor, indices: Tensor) -> Tensor:
+    """Biases (1 or N, heads, L, L) of all pairs of the tokens at `indices` (N, K): (N, heads, K, K)."""
     samples, kept = indices.shape
-    heads, places = bias.shape[1], bias.shape[-1]
-    rows = indices[:, None, :, None].expand(-1, heads, -1, places)
-    chosen = bias.expand(samples, -1, -1, -1).gather(2, rows)
-    return chosen.gather(3, indices[:, None, None, :].expand(-1, heads, kept, -1))
+    heads, length = bias.shape[1], bias.shape[-1]
+    rows = indices[:, None, :, None].expand(-1, heads, -1, length)
+    selected = bias.expand(samples, -1, -1, -1).gather(2, rows)
+    return selected.gather(3, indices[:, None, None, :].expand(-1, heads, kept, -1))

@@ -1,4 +1,4 @@
-"""The two halves of a transformer block, for leaving tokens out or merging them between attention and MLP."""
+"""The two halves of a transformer block, so that tokens can be dropped or merged between attention and MLP."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from prunecli.tokens.towers import block_style
 
 
 def attention_input(block: nn.Module, x: Tensor) -> Tensor:
-    """What the block's attention reads."""
+    """Input of the block's attention, shape (N, L, C)."""
     norm: Any = block.ln_1 if block_style(block) == "open_clip" else block.norm1
     normed: Tensor = norm(x)
     return normed
 
 
 def attention_half(block: Any, x: Tensor, options: dict[str, Any], mask: Tensor | None = None) -> Tensor:
-    """x plus the attention's part.
+    """x plus the output of the attention.
 
     Args:
-        block: A block of a known style.
+        block: A block of a known `block_style`.
         x: Tokens, shape (N, L, C).
-        options: Keyword arguments that the block was called with.
-        mask: Added to attention scores, shape (N, 1, 1, L), in place of the block's own mask.
+        options: Keyword arguments of the call of the block.
+        mask: Added to attention scores, shape (N, 1, 1, L), instead of the block's own mask.
     """
     style = block_style(block)
     if style == "open_clip":
-        given = options.get("attn_mask")
+        attn_mask = options.get("attn_mask")
         if mask is not None:
-            given = _for_open_clip(block.attn, mask, x.shape[1])
+            attn_mask = _for_open_clip(block.attn, mask, x.shape[1])
         if hasattr(block, "ln_attn"):
-            attended = block.ln_attn(block.attn(block.ln_1(x), attn_mask=given))
+            attended = block.ln_attn(block.attn(block.ln_1(x), attn_mask=attn_mask))
         else:
-            attended = block.attention(q_x=block.ln_1(x), attn_mask=given)
+            attended = block.attention(q_x=block.ln_1(x), attn_mask=attn_mask)
         return x + block.ls_1(attended)  # type: ignore[no-any-return]
     if mask is not None:
         options = {**options, "attn_mask": mask}
@@ -46,19 +46,19 @@ def attention_half(block: Any, x: Tensor, options: dict[str, Any], mask: Tensor 
 
 
 def mlp_half(block: Any, x: Tensor) -> Tensor:
-    """x plus the MLP's part."""
+    """x plus the output of the MLP."""
     style = block_style(block)
     if style == "open_clip":
         return x + block.ls_2(block.mlp(block.ln_2(x)))  # type: ignore[no-any-return]
-    widened = block.mlp(block.norm2(x))
+    update = block.mlp(block.norm2(x))
     if style == "layer_scale":
-        widened = block.ls2(widened)
+        update = block.ls2(update)
     elif block.gamma_2 is not None:
-        widened = block.gamma_2 * widened
-    return x + block.drop_path2(widened)  # type: ignore[no-any-return]
+        update = block.gamma_2 * update
+    return x + block.drop_path2(update)  # type: ignore[no-any-return]
 
 
 def _for_open_clip(attention: nn.Module, mask: Tensor, length: int) -> Tensor:
-    """A mask of shape (N, 1, 1, L) as nn.MultiheadAttention and open_clip's own take it: (N x heads, L, L)."""
+    """A mask of shape (N, 1, 1, L) as nn.MultiheadAttention and open_clip's Attention take it: (N x heads, L, L)."""
     heads: Any = attention.num_heads
     return mask.expand(-1, heads, length, -1).flatten(0, 1)

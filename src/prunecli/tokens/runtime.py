@@ -1,4 +1,4 @@
-"""Leaving tokens out while a network runs: hooks that come off again, and not one changed weight."""
+"""Leaving tokens out while a network runs: with removable hooks, and without changing weights."""
 
 from __future__ import annotations
 
@@ -15,46 +15,46 @@ from torch.utils.hooks import RemovableHandle
 
 from prunecli.checkpoint.manifest import TokenSelection
 from prunecli.errors import MethodError
-from prunecli.tokens.attention import gather_pairs, gather_places, gather_tokens, projected
+from prunecli.tokens.attention import gather_bias, gather_rope, gather_tokens, projected
 from prunecli.tokens.blocks import attention_half, attention_input, mlp_half
 from prunecli.tokens.merging import merge_pairs
-from prunecli.tokens.selectors import Choice, Seen, choose
+from prunecli.tokens.selectors import AttentionInputs, Choice, choose
 from prunecli.tokens.towers import Tower, find_tower
 
 _APPLIED = "_prunecli_tokens"
 STEP = "_prunecli_step"
-NOWHERE = -1
-"""Place of a token that others were fused into."""
+FUSED = -1
+"""Patch index of a token that others were fused into."""
 _UNBATCHED = 3
 _INTERMEDIATES = ("forward_intermediates", "get_intermediate_layers")
 
 
 @dataclass(eq=False)
 class Pass:
-    """What one forward pass has chosen so far; empty between passes.
+    """The choices of one forward pass so far; empty between passes.
 
     Attributes:
-        places: Places among all patches of the patch tokens that are left, shape (N, K); None while all are.
-        sizes: Patches that each token stands for, where tokens are merged.
+        patches: Indices, among all patches, of the patch tokens that are left, shape (N, K); None if all are.
+        sizes: Number of patches that each token stands for, shape (N, L), if tokens are merged.
     """
 
-    places: Tensor | None = None
+    patches: Tensor | None = None
     sizes: Tensor | None = None
 
 
 @dataclass(eq=False)
-class Forget:
-    """A hook that empties what a pass has chosen."""
+class ClearPass:
+    """A hook that clears the choices of a pass."""
 
     current: Pass
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.current.places = self.current.sizes = None
+        self.current.patches = self.current.sizes = None
 
 
 @dataclass(eq=False)
 class Step:
-    """What happens at one block; a copy of the network has a copy of its own."""
+    """What happens at one block; copied together with the network."""
 
     tower: Tower
     current: Pass
@@ -64,27 +64,27 @@ class Step:
     first: bool = False
 
     def __call__(self, block: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """Before the block."""
+        """Runs before the block and changes its inputs."""
         if self.first:
-            self.current.places = self.current.sizes = None
+            self.current.patches = self.current.sizes = None
         x: Tensor = args[0]
         if self.choice is not None and not self.inside:
-            x = self.select(block, x, x, self._placed(options))
-        return (x, *args[1:]), self._placed(options)
+            x = self.select(block, x, x, self._for_kept(options))
+        return (x, *args[1:]), self._for_kept(options)
 
     def forward(self, block: nn.Module, x: Tensor, options: dict[str, Any]) -> Tensor:
-        """The block itself, with less tokens behind its attention."""
+        """Runs the block itself, with fewer tokens after its attention."""
         if self.merged:
             return self._merging(block, x, options)
         attended = attention_half(block, x, options)
         return mlp_half(block, self.select(block, x, attended, options))
 
     def select(self, block: nn.Module, x: Tensor, result: Tensor, options: dict[str, Any]) -> Tensor:
-        """The tokens of `result` that stay, chosen by what the block's attention makes of x."""
+        """The tokens of `result` that stay, chosen by the block's attention on x."""
         assert self.choice is not None
         prefix = self.tower.prefix
         attention: Any = block.attn
-        seen = Seen(
+        inputs = AttentionInputs(
             attention,
             x,
             x if self.choice.selector == "random" else attention_input(block, x),
@@ -93,14 +93,14 @@ class Step:
             options.get("rope"),
             self.bias_of(attention, options),
         )
-        chosen, importance = choose(self.choice, seen)
-        before = self.current.places
-        self.current.places = chosen if before is None else before.gather(1, chosen)
+        chosen, importance = choose(self.choice, inputs)
+        before = self.current.patches
+        self.current.patches = chosen if before is None else before.gather(1, chosen)
         kept = torch.cat([result[:, :prefix], gather_tokens(result[:, prefix:], chosen)], dim=1)
         if importance is None or self.choice.selector != "evit":
             return kept
-        # What is fused stands at no place.
-        self.current.places = F.pad(self.current.places, (0, 1), value=NOWHERE)
+        # A fused token stands for no single patch.
+        self.current.patches = F.pad(self.current.patches, (0, 1), value=FUSED)
         weight = importance.scatter(1, chosen, 0.0)
         weight = weight / weight.sum(dim=1, keepdim=True).clamp_min(1e-12)
         return torch.cat([kept, weight.unsqueeze(1) @ result[:, prefix:]], dim=1)
@@ -117,26 +117,27 @@ class Step:
         attended, self.current.sizes = merge_pairs(attended, sizes, metric, self.merged, self.tower.prefix)
         return mlp_half(block, attended)
 
-    def _placed(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Options of a block with what they say about places brought to those that are left."""
-        places = self.current.places
-        if places is None:
+    def _for_kept(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of a block, with rotary embeddings and biases of the tokens that are left."""
+        patches = self.current.patches
+        if patches is None:
             return options
         changed = dict(options)
         if options.get("rope") is not None:
-            changed["rope"] = gather_places(options["rope"], places)
+            changed["rope"] = gather_rope(options["rope"], patches)
         if options.get("shared_rel_pos_bias") is not None:
             shared = _as_batch(options["shared_rel_pos_bias"])
-            changed["shared_rel_pos_bias"] = gather_pairs(shared, self.positions(places))
+            changed["shared_rel_pos_bias"] = gather_bias(shared, self.token_indices(patches))
         return changed
 
-    def positions(self, places: Tensor) -> Tensor:
-        """Places among patches as places among all tokens, with those before the patches."""
-        before = torch.arange(self.tower.prefix, device=places.device).expand(places.shape[0], -1)
-        return torch.cat([before, places + self.tower.prefix], dim=1)
+    def token_indices(self, patches: Tensor) -> Tensor:
+        """Indices among all tokens of the prefix tokens and of patches (N, K): (N, prefix + K)."""
+        prefix = torch.arange(self.tower.prefix, device=patches.device).expand(patches.shape[0], -1)
+        return torch.cat([prefix, patches + self.tower.prefix], dim=1)
 
     def bias_of(self, attention: Any, options: dict[str, Any]) -> Tensor | None:
-        if not self.tower.place_bias:
+        """Relative position bias of the tokens that are left, shape (N or 1, heads, L, L)."""
+        if not self.tower.relative_bias:
             return None
         own = attention._get_rel_pos_bias() if attention.relative_position_bias_table is not None else None
         shared: Tensor | None = _as_batch(options.get("shared_rel_pos_bias"))
@@ -145,11 +146,11 @@ class Step:
 
 @dataclass(eq=False)
 class TokenPruning:
-    """Token pruning of a network; `remove` takes it off and leaves the network as it was.
+    """Token pruning of a network; `remove` undoes it.
 
     Attributes:
-        owner: The module that owns the blocks, and knows this.
-        selection: Which tokens stay where.
+        owner: The module that owns the blocks.
+        selection: Which tokens stay at which block.
         tower: Where the blocks are.
     """
 
@@ -160,7 +161,7 @@ class TokenPruning:
     _replaced: list[tuple[nn.Module, str]] = field(default_factory=list)
 
     def remove(self) -> None:
-        """Takes it off."""
+        """Restores the network."""
         for handle in self._handles:
             handle.remove()
         for module, name in self._replaced:
@@ -169,8 +170,8 @@ class TokenPruning:
         self._handles, self._replaced = [], []
 
     def replace(self, module: nn.Module, name: str, function: Callable[..., Any]) -> None:
-        """Puts a method of its own on one module, until `remove`."""
-        module.__dict__[name] = partial(function, module)  # unlike a bound method it can be pickled
+        """Replaces a method of one module, until `remove`."""
+        module.__dict__[name] = partial(function, module)  # unlike a bound method, it can be pickled
         self._replaced.append((module, name))
 
 
@@ -185,21 +186,21 @@ def tokens_pruned(model: nn.Module, selection: TokenSelection) -> Iterator[Token
 
 
 def applied_selection(model: nn.Module) -> TokenSelection | None:
-    """The selection that a network runs with: put on it, on its tower, on what it was copied from, or loaded."""
-    found = _applied(model)
-    return None if found is None else found.selection
+    """The selection that a network or its tower runs with; None if all tokens stay."""
+    pruning = _applied(model)
+    return None if pruning is None else pruning.selection
 
 
 def remove_tokens(model: nn.Module) -> bool:
-    """Takes token pruning off a network, however it came to be on.
+    """Undoes token pruning of a network, whether it was applied, copied or loaded with it.
 
     Returns:
-        Whether it was.
+        Whether there was any.
     """
-    found = _applied(model)
-    if found is not None:
-        found.remove()
-    return found is not None
+    pruning = _applied(model)
+    if pruning is not None:
+        pruning.remove()
+    return pruning is not None
 
 
 def _applied(model: nn.Module) -> TokenPruning | None:
@@ -207,25 +208,27 @@ def _applied(model: nn.Module) -> TokenPruning | None:
 
 
 def prune_tokens(model: nn.Module, selection: TokenSelection) -> TokenPruning:
-    """Makes `model` leave tokens out, image by image, from now on. Copies of it do the same.
+    """Makes `model`, and copies of it, leave tokens out from now on, chosen image by image.
 
-    What a pass has chosen is kept in the network until its end, so one network must not be run by two threads at once.
+    The network holds the choices of a forward pass until its end, so two threads must not run it at the same time.
 
     Args:
         model: A network with a vision transformer of timm or open_clip, or that tower itself.
-        selection: Which tokens stay where.
+        selection: Which tokens stay at which block.
 
     Raises:
         MethodError: The tower or the selection does not allow it, tokens are pruned already, or gradient checkpointing
             is on.
     """
     if applied_selection(model) is not None:
-        raise MethodError("its tokens are pruned already; start from the network without, or remove_tokens(model)")
+        raise MethodError(
+            "its tokens are pruned already; start from the original network, or call remove_tokens(model)"
+        )
     tower = find_tower(model)
     check_selection(tower, selection)
     owner = model.get_submodule(tower.name)
     if any(getattr(module, "grad_checkpointing", False) for module in owner.modules()):
-        # Blocks that run again in the backward pass would not know what the forward pass has chosen.
+        # Blocks that run again in the backward pass would not know the choices of the forward pass.
         raise MethodError("its blocks are run again in the backward pass; call set_grad_checkpointing(False) first")
     pruning = TokenPruning(owner, selection, tower)
     current = Pass()
@@ -236,12 +239,12 @@ def prune_tokens(model: nn.Module, selection: TokenSelection) -> TokenPruning:
             pruning._replaced.append((block, STEP))
             pruning.replace(block, "forward", _split_forward)
         attention: Any = block.attn
-        if tower.place_bias and attention.relative_position_bias_table is not None:
+        if tower.relative_bias and attention.relative_position_bias_table is not None:
             attention.__dict__[STEP] = step
             pruning._replaced.append((attention, STEP))
-            pruning.replace(attention, "_get_rel_pos_bias", _bias_of_places)
+            pruning.replace(attention, "_get_rel_pos_bias", _bias_of_kept)
     last = model.get_submodule(tower.blocks[-1])
-    pruning._handles.append(last.register_forward_hook(Forget(current), always_call=True))
+    pruning._handles.append(last.register_forward_hook(ClearPass(current), always_call=True))
     for name in _INTERMEDIATES:
         if hasattr(owner, name):
             pruning.replace(owner, name, _no_intermediates)
@@ -255,18 +258,18 @@ def _steps(
     """What happens at each block from the first stage on."""
     stages = {stage.block: stage for stage in selection.stages}
     first = min(stages)
-    for place in range(first, len(tower.blocks)):
-        block = model.get_submodule(tower.blocks[place])
-        step = Step(tower, current, first=place == first)
+    for index in range(first, len(tower.blocks)):
+        block = model.get_submodule(tower.blocks[index])
+        step = Step(tower, current, first=index == first)
         if selection.selector == "tome":
             step.merged = selection.merged
-        elif place in stages:
-            stage = stages[place]
+        elif index in stages:
+            stage = stages[index]
             step.inside = selection.inside
             step.choice = Choice(
                 selection.selector, stage.kept, stage.anchors, selection.alpha, selection.to_anchors, selection.seed
             )
-        elif not (tower.rope or tower.place_bias):
+        elif not (tower.rope or tower.relative_bias):
             continue
         yield step, block
 
@@ -276,11 +279,11 @@ def _split_forward(self: nn.Module, x: Tensor, *args: Any, **options: Any) -> Te
     return step.forward(self, x, options)
 
 
-def _bias_of_places(self: Any) -> Tensor:
+def _bias_of_kept(self: Any) -> Tensor:
     step: Step = self.__dict__[STEP]
     bias: Tensor = type(self)._get_rel_pos_bias(self)
-    places = step.current.places
-    return bias if places is None else gather_pairs(bias, step.positions(places))
+    patches = step.current.patches
+    return bias if patches is None else gather_bias(bias, step.token_indices(patches))
 
 
 def _as_batch(bias: Any) -> Any:
@@ -296,14 +299,14 @@ def _no_intermediates(self: nn.Module, *args: Any, **options: Any) -> Any:
 
 
 def check_selection(tower: Tower, selection: TokenSelection) -> None:
-    """Whether a selection fits a tower.
+    """Checks that a selection fits a tower.
 
     Raises:
         MethodError: It does not.
     """
     blocks = [stage.block for stage in selection.stages]
     if blocks != sorted(set(blocks)):
-        raise MethodError(f"stages at blocks {blocks}: give each once, in order")
+        raise MethodError(f"stages at blocks {blocks}: give each once, in ascending order")
     if blocks[-1] >= len(tower.blocks):
         raise MethodError(f"block {blocks[-1]}: give one of 0 to {len(tower.blocks) - 1}")
     left = selection.tokens - tower.prefix
@@ -311,13 +314,13 @@ def check_selection(tower: Tower, selection: TokenSelection) -> None:
         if stage.kept >= left:
             raise MethodError(
                 f"{stage.kept + tower.prefix} tokens are to stay at block {stage.block} and there are "
-                f"{left + tower.prefix}, so nothing would be pruned; ask for fewer"
+                f"{left + tower.prefix}, so nothing would be pruned; keep fewer"
             )
         if stage.anchors > stage.kept:
             raise MethodError(f"{stage.anchors} anchors of {stage.kept} tokens that stay; give fewer anchors")
         left = stage.kept + (selection.selector == "evit")
-    if selection.selector in ("evit", "tome") and (tower.rope or tower.place_bias):
-        kind = "rotary embeddings" if tower.rope else "a bias for each pair of places"
-        raise MethodError(f"{selection.selector} makes tokens that have no place, and this network has {kind}")
+    if selection.selector in ("evit", "tome") and (tower.rope or tower.relative_bias):
+        kind = "rotary embeddings" if tower.rope else "relative position biases"
+        raise MethodError(f"{selection.selector} makes tokens that have no position, and this network has {kind}")
     if selection.selector == "tome" and not 1 <= selection.merged <= left // 2:
         raise MethodError(f"{selection.merged} pairs merged in each block: give 1 to {left // 2}")

@@ -1,4 +1,4 @@
-"""Where a vision transformer keeps its blocks, and what its tokens are."""
+"""Finding the blocks of a vision transformer, and what its tokens are."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import nn
 from prunecli.errors import MethodError
 from prunecli.inputs import Inputs, call
 
-Style = Literal["open_clip", "layer_scale", "gamma", "other"]
-"""How a block adds its attention up: see `tokens.blocks`."""
+_Style = Literal["open_clip", "layer_scale", "gamma", "other"]
+"""How a block adds the output of its attention: see `tokens.blocks`."""
 _ROPE = ("EvaAttention", "AttentionRope")
 _ATTENTIONS = ("Attention", "MultiheadAttention", *_ROPE)
-"""Classes whose queries and keys `tokens.attention` makes as they do."""
+"""Classes with queries and keys that `tokens.attention` can compute."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Tower:
     Attributes:
         name: Dotted name of the module that owns the blocks; empty for the model itself.
         blocks: Dotted names of the blocks, in order.
-        prefix: Tokens before those of patches (class and register tokens).
-        by_class_token: Whether the first token is what is read at the end, so its attention says what matters.
-        rope: Whether attention turns queries and keys by their places.
-        place_bias: Whether attention adds a bias for each pair of places.
+        prefix: Number of tokens before those of patches (class and register tokens).
+        by_class_token: Whether the head reads the first token alone, so its attention measures importance.
+        rope: Whether attention uses rotary embeddings.
+        relative_bias: Whether attention adds relative position biases.
     """
 
     name: str
@@ -37,14 +37,14 @@ class Tower:
     prefix: int
     by_class_token: bool
     rope: bool
-    place_bias: bool
+    relative_bias: bool
 
 
 def find_tower(model: nn.Module) -> Tower:
     """Finds the vision transformer in a model of timm or open_clip.
 
     Raises:
-        MethodError: There is none; the message says what was found.
+        MethodError: There is none; the message says what the model has.
     """
     for name, module in _candidates(model):
         described = _describe(name, module)
@@ -53,26 +53,26 @@ def find_tower(model: nn.Module) -> Tower:
     visual = getattr(model, "visual", None)
     kind = type(getattr(visual, "trunk", visual) if visual is not None else model).__name__
     raise MethodError(
-        f"{kind} is no vision transformer of timm or open_clip whose tokens can be left out: convolutional networks "
-        "and windowed attention keep a map of places; choose a ViT, DeiT, BEiT, EVA or an open_clip ViT tower"
+        f"{kind} is not a vision transformer of timm or open_clip that can leave tokens out: convolutional networks "
+        "and windowed attention need the whole feature map; choose a ViT, DeiT, BEiT, EVA or an open_clip ViT tower"
     )
 
 
 def token_count(model: nn.Module, tower: Tower, inputs: Inputs) -> int:
-    """Tokens that the first block is given, those before the patches included."""
-    seen: list[int] = []
+    """Number of tokens at the first block, prefix tokens included."""
+    lengths: list[int] = []
     first = model.get_submodule(tower.blocks[0])
-    hook = first.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
+    hook = first.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
     try:
         with torch.no_grad():
             call(model, inputs)
     finally:
         hook.remove()
-    return seen[0]
+    return lengths[0]
 
 
-def block_style(block: nn.Module) -> Style:
-    """Which of the known kinds a block is."""
+def block_style(block: nn.Module) -> _Style:
+    """The style of a block, by the names of its modules."""
     names = {name for name, _ in block.named_children()}
     if {"ln_1", "attn", "ls_1", "mlp", "ln_2", "ls_2"} <= names and "ln_1_kv" not in names:
         return "open_clip"
@@ -95,33 +95,33 @@ def _describe(name: str, module: nn.Module) -> Tower | None:
     dot = f"{name}." if name else ""
     transformer = getattr(module, "transformer", None)
     if hasattr(module, "class_embedding") and hasattr(transformer, "resblocks"):
-        names = tuple(f"{dot}transformer.resblocks.{place}" for place in range(len(transformer.resblocks)))  # type: ignore[union-attr]
-        reads = module.pool_type == "tok" and module.attn_pool is None
-        return _known(Tower(name, names, 1, reads, rope=False, place_bias=False), module)
+        names = tuple(f"{dot}transformer.resblocks.{index}" for index in range(len(transformer.resblocks)))  # type: ignore[union-attr]
+        by_class_token = module.pool_type == "tok" and module.attn_pool is None
+        return _known(Tower(name, names, 1, by_class_token, rope=False, relative_bias=False), module)
     blocks = getattr(module, "blocks", None)
     if not hasattr(module, "patch_embed") or not isinstance(blocks, (nn.Sequential, nn.ModuleList)) or not len(blocks):
         return None
     if not hasattr(blocks[0], "attn") or not hasattr(module, "num_prefix_tokens"):
         return None
     attention: Any = blocks[0].attn
-    # A bias that a module of its own makes for all places, rotary embeddings of each block's own, a class token that
-    # joins behind the blocks, or neighbours that are merged there.
-    apart = (getattr(attention, "rel_pos", None), getattr(module, "shared_rel_pos", None))
-    behind = any(hasattr(module, name) for name in ("blocks_token_only", "merger"))
-    if any(part is not None for part in apart) or behind or getattr(module, "rope_mixed", False):
+    # Unsupported: a separate module that makes the relative biases, rotary embeddings that differ between blocks, a
+    # class token that joins after the blocks, or neighbouring tokens that are merged there.
+    bias_modules = (getattr(attention, "rel_pos", None), getattr(module, "shared_rel_pos", None))
+    later = any(hasattr(module, name) for name in ("blocks_token_only", "merger"))
+    if any(part is not None for part in bias_modules) or later or getattr(module, "rope_mixed", False):
         return None
     prefix: Any = module.num_prefix_tokens
     pool: Any = getattr(module, "global_pool", "")
-    reads = bool(prefix) and pool == "token" and getattr(module, "attn_pool", None) is None
-    places = getattr(attention, "relative_position_bias_table", None) is not None
-    places = places or getattr(module, "rel_pos_bias", None) is not None
+    by_class_token = bool(prefix) and pool == "token" and getattr(module, "attn_pool", None) is None
+    relative_bias = getattr(attention, "relative_position_bias_table", None) is not None
+    relative_bias = relative_bias or getattr(module, "rel_pos_bias", None) is not None
     rope = type(attention).__name__ in _ROPE and getattr(module, "rope", None) is not None
-    names = tuple(f"{dot}blocks.{place}" for place in range(len(blocks)))
-    return _known(Tower(name, names, int(prefix), reads, rope, places), module)
+    names = tuple(f"{dot}blocks.{index}" for index in range(len(blocks)))
+    return _known(Tower(name, names, int(prefix), by_class_token, rope, relative_bias), module)
 
 
 def _known(tower: Tower, module: nn.Module) -> Tower | None:
-    """The tower, if every block is of a known kind."""
+    """The tower, if all its blocks are of a known kind."""
     dot = f"{tower.name}." if tower.name else ""
     blocks = [module.get_submodule(name.removeprefix(dot)) for name in tower.blocks]
     known = (block_style(block) != "other" and type(block.attn).__name__ in _ATTENTIONS for block in blocks)
@@ -129,7 +129,7 @@ def _known(tower: Tower, module: nn.Module) -> Tower | None:
 
 
 def patch_grid(module: nn.Module) -> tuple[int, int] | None:
-    """Rows and columns of patches, where the tower says."""
+    """Rows and columns of patches; None if the tower does not say."""
     for owner in (module, getattr(module, "patch_embed", None)):
         size: Any = getattr(owner, "grid_size", None)
         if size is not None:

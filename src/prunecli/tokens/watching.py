@@ -1,4 +1,4 @@
-"""Looking at a vision transformer while it runs: which tokens stay, and what they pay attention to."""
+"""Observing a vision transformer while it runs: which tokens stay, and what they attend to."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from prunecli.errors import MethodError
 from prunecli.inputs import call
 from prunecli.tokens.attention import attention_by_head
 from prunecli.tokens.blocks import attention_input
-from prunecli.tokens.runtime import STEP, Forget, Pass, Step, applied_selection, tokens_pruned
-from prunecli.tokens.selectors import Seen
+from prunecli.tokens.runtime import STEP, ClearPass, Pass, Step, applied_selection, tokens_pruned
+from prunecli.tokens.selectors import AttentionInputs
 from prunecli.tokens.towers import Tower, find_tower
 
 
-def kept_places(model: nn.Module, selection: TokenSelection, images: Tensor) -> Tensor | None:
+def kept_patches(model: nn.Module, selection: TokenSelection, images: Tensor) -> Tensor | None:
     """Which patches are left after the last stage.
 
     Args:
-        model: A network that runs with `selection`, or one without token pruning, which is put on meanwhile.
-        selection: Which tokens stay where.
+        model: A network that runs with `selection`, or one without token pruning, to which it is applied meanwhile.
+        selection: Which tokens stay at which block.
         images: Shape (N, C, H, W).
 
     Returns:
-        Places among all patches, shape (N, K), `runtime.NOWHERE` for what others were fused into; None where tokens are
-        merged, as all of them go on in some token.
+        Indices among all patches, shape (N, K), `runtime.FUSED` for a token that others were fused into; None if tokens
+        are merged, because every patch then lives on in some token.
 
     Raises:
         MethodError: The network runs with another selection, or it has no tokens to leave out.
@@ -40,73 +40,74 @@ def kept_places(model: nn.Module, selection: TokenSelection, images: Tensor) -> 
     running = applied_selection(model) == selection
     with nullcontext() if running else tokens_pruned(model, selection), torch.no_grad():
         last = model.get_submodule(find_tower(model).blocks[-1])
-        reading = _Places(next(hook.current for hook in last._forward_hooks.values() if isinstance(hook, Forget)))
-        handle = last.register_forward_hook(reading, prepend=True)  # what the pass has chosen is forgotten after that
+        reading = _KeptPatches(
+            next(hook.current for hook in last._forward_hooks.values() if isinstance(hook, ClearPass))
+        )
+        handle = last.register_forward_hook(reading, prepend=True)  # before the pass is cleared
         try:
             call(model, images)
         finally:
             handle.remove()
-    return reading.found
+    return reading.patches
 
 
 def attention_maps(model: nn.Module, images: Tensor, blocks: Sequence[int]) -> dict[str, Tensor]:
-    """What the tokens in some blocks pay attention to, as the network runs: with token pruning if it is on.
+    """Attention weights in some blocks, as the network runs: with token pruning if that is applied.
 
     Args:
         model: A network with a vision transformer.
         images: Shape (N, C, H, W).
-        blocks: Which blocks, counted from 0; the weights of others are never made.
+        blocks: Indices of the blocks, from 0; weights of others are not computed.
 
     Returns:
-        For each block, as in "block_03", the attention weights (N, heads, L, L) that each of its L tokens (rows) gives
-        to each.
+        By name of the block, such as "block_03", its attention weights (N, heads, L, L); rows are the tokens that pay
+        attention.
 
     Raises:
-        MethodError: There is no such block, or its attention is of a kind that is not known.
+        MethodError: There is no such block, or the class of its attention is unknown.
     """
     tower = find_tower(model)
     check_blocks(tower, blocks)
-    found: dict[str, Tensor] = {}
+    maps: dict[str, Tensor] = {}
     with ExitStack() as hooks, torch.no_grad():
-        for place in blocks:
-            block = model.get_submodule(tower.blocks[place])
-            hook = _Attention(tower, found, f"block_{place:02d}")  # behind those that leave tokens out
+        for index in blocks:
+            block = model.get_submodule(tower.blocks[index])
+            hook = _Attention(tower, maps, f"block_{index:02d}")  # runs after those that leave tokens out
             hooks.callback(block.register_forward_pre_hook(hook, with_kwargs=True).remove)
         call(model, images)
-    return found
+    return maps
 
 
 def check_blocks(tower: Tower, blocks: Sequence[int]) -> None:
-    """Whether a tower has such blocks.
+    """Checks that a tower has such blocks.
 
     Raises:
-        MethodError: It has not.
+        MethodError: It does not.
     """
-    for place in blocks:
-        if not 0 <= place < len(tower.blocks):
+    for index in blocks:
+        if not 0 <= index < len(tower.blocks):
             raise MethodError(
-                f"attention of block {place} is asked for and the network has blocks 0 to {len(tower.blocks) - 1}; "
-                "give one of these"
+                f"there is no attention of block {index}: the network has blocks 0 to {len(tower.blocks) - 1}"
             )
 
 
 @dataclass(eq=False)
-class _Places:
-    """A hook of the last block that keeps what a pass has chosen."""
+class _KeptPatches:
+    """A hook of the last block that keeps the choices of a pass."""
 
     current: Pass
-    found: Tensor | None = None
+    patches: Tensor | None = None
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.found = self.current.places
+        self.patches = self.current.patches
 
 
 @dataclass(eq=False)
 class _Attention:
-    """A hook before a block that makes its attention weights from what the block is given."""
+    """A hook before a block that computes its attention weights from the block's inputs."""
 
     tower: Tower
-    found: dict[str, Tensor]
+    maps: dict[str, Tensor]
     name: str
     _step: Step = field(init=False)
 
@@ -118,9 +119,9 @@ class _Attention:
         assert isinstance(attention, nn.Module)
         bias = self._step.bias_of(attention, options)
         step: Step | None = block.__dict__.get(STEP)
-        if step is not None and step.current.sizes is not None:  # of merged tokens, and those have no places
+        if step is not None and step.current.sizes is not None:  # merged tokens have no positions
             bias = step.current.sizes.log()[:, None, None, :]
-        seen = Seen(
+        inputs = AttentionInputs(
             attention,
             x,
             attention_input(block, x),
@@ -129,4 +130,4 @@ class _Attention:
             options.get("rope"),
             bias,
         )
-        self.found[self.name] = attention_by_head(seen.queries(), seen.keys(), seen.bias)
+        self.maps[self.name] = attention_by_head(inputs.queries(), inputs.keys(), inputs.bias)

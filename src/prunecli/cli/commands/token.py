@@ -17,7 +17,7 @@ from prunecli.recipe.schema import PruneStage
 
 if TYPE_CHECKING:
     from prunecli.pipeline.workspace import Workspace
-    from prunecli.studies.token_pictures import Wanted
+    from prunecli.studies.token_pictures import PictureRequest
 
 Number = TypeVar("Number", int, float)
 IMAGES = 16
@@ -64,9 +64,9 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     if views is None:
         show_pruning(output, runtime_stage(space, stage, path))
         return
-    from prunecli.studies.token_pictures import check_wanted, write_attention, write_overlays
+    from prunecli.studies.token_pictures import check_request, write_attention, write_overlays
 
-    check_wanted(space, views, TokenParams(**stage.params).selector, path)
+    check_request(space, views, TokenParams(**stage.params).selector, path)
     outcome = runtime_stage(space, stage, path)
     show_pruning(output, outcome)
     if views.attention is not None:
@@ -131,7 +131,7 @@ def _numbers(text: str, flag: str, kind: Callable[[str], Number]) -> list[Number
         raise RecipeError(f"{flag} {text}: write numbers with commas") from None
 
 
-def _views(values: dict[str, Any]) -> Wanted | None:
+def _views(values: dict[str, Any]) -> PictureRequest | None:
     """What is to be seen.
 
     Raises:
@@ -144,9 +144,9 @@ def _views(values: dict[str, Any]) -> Wanted | None:
         if values["pictures"] is not None:
             raise RecipeError("--pictures goes with --extract-attention or --overlay: give one of them, too")
         return None
-    from prunecli.studies.token_pictures import Wanted
+    from prunecli.studies.token_pictures import PictureRequest
 
-    return Wanted(
+    return PictureRequest(
         None if attention is None else Path(attention),
         tuple(dict.fromkeys(values["attention_block"] or ())),
         None if overlay is None else Path(overlay),
