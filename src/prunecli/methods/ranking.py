@@ -5,8 +5,9 @@ Everything that ranks goes through here: pruning, sensitivity, coverage, and met
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from prunecli.checkpoint.manifest import Untouched
 from prunecli.criteria.base import Calibration, Criterion
 from prunecli.errors import MethodError
-from prunecli.methods.params import StructuralParams
 from prunecli.methods.registry import get_structural
 from prunecli.methods.request import PruneRequest
 from prunecli.methods.selection import apply_patterns, hold_residual
@@ -61,9 +61,17 @@ def select(model: nn.Module, request: PruneRequest, assumptions: Assumptions | N
         MethodError: A pattern matches no layer.
         ModelError: The network cannot be traced.
     """
+    settings: dict[str, Any] = {
+        "prune_stem": request.params.prune_stem,
+        "heads": request.params.heads,
+        "only": request.params.only,
+    }
     traced = request.trace if assumptions is None else None
     if traced is None:
-        traced = _trace_for(model, request.params, request, assumptions)
+        made = trace(model, request.example_inputs, **settings, assumptions=assumptions)
+        traced = replace(made, settings=settings)
+    else:
+        _check_trace(model, traced, settings)
     groups, held = apply_patterns(model, traced, request.keep)
     if not getattr(request.params, "residual", True):
         groups, residual = hold_residual(traced, groups)
@@ -72,18 +80,23 @@ def select(model: nn.Module, request: PruneRequest, assumptions: Assumptions | N
     return Selection(traced, tuple(groups), (*frozen, *held))
 
 
-def _trace_for(
-    model: nn.Module, params: StructuralParams, request: PruneRequest, assumptions: Assumptions | None = None
-) -> Trace:
-    """Traces `model` as the parameters say; `PruneRequest.trace` can take the result."""
-    return trace(
-        model,
-        request.example_inputs,
-        prune_stem=params.prune_stem,
-        heads=params.heads,
-        only=params.only,
-        assumptions=assumptions,
-    )
+def _check_trace(model: nn.Module, traced: Trace, settings: Mapping[str, Any]) -> None:
+    """Refuses an earlier trace that was made for something else.
+
+    Raises:
+        MethodError: It was made with other settings, or for a network of other shapes.
+    """
+    if traced.settings != settings:
+        asked = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        raise MethodError(f"the trace handed in was made with other settings than {asked}; leave it out")
+    inner, prefix = (traced.part.trace, f"{traced.part.module}.") if traced.part is not None else (traced, "")
+    assert inner.followed is not None
+    shapes = {prefix + name: [term.size for term in label.dims] for name, label in inner.followed.parameters.items()}
+    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    present = {name: list(tensor.shape) for name, tensor in tensors if name.startswith(prefix)}
+    if shapes != present:
+        changed = next(name for name in {**shapes, **present} if shapes.get(name) != present.get(name))
+        raise MethodError(f"the trace handed in is of another network: {changed} has another shape; leave it out")
 
 
 def score(model: nn.Module, selection: Selection, criterion: Criterion, calibration: Calibration) -> Ranking:

@@ -84,6 +84,7 @@ class _Run:
         self._left: dict[str, int] = {}  # channels after the last removal
         self._edits: list[Edit] = []
         self._follow(None)
+        self._request = replace(request, trace=None)  # the network is going to change
         self._own = ratios_by_group(self._traced, self._groups, self._params.layer_ratio)
         self._target = target_of(self._params)
         self._ruler = None

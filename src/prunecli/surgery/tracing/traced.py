@@ -59,6 +59,7 @@ class Trace:
         dtype: float64, or float32 for a model that does not run in float64.
         assumptions: What was found out by trying.
         part: For a trace of one module alone: that module, its own trace and what it was given.
+        settings: Of the tracer, by name, where whoever called it has noted them.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -67,6 +68,7 @@ class Trace:
     dtype: torch.dtype = torch.float64
     assumptions: Assumptions | None = field(default=None, repr=False, compare=False)
     part: Part | None = field(default=None, repr=False, compare=False)
+    settings: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def group(self, name: str) -> ChannelGroup:
         """Returns the group called `name`.
