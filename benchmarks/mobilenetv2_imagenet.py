@@ -27,7 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.data.catalog import load_data
-from prunecli.data.loader import Augmentation, Preprocessing, evaluation_batches, training_batches
+from prunecli.data.loader import evaluation_batches, training_batches
+from prunecli.data.preparation import Augmentation, Preprocessing
 from prunecli.data.splits import Split
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.fit import FitConfig, fit

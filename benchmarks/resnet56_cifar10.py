@@ -23,13 +23,8 @@ import torch_pruning as tp
 from torch import nn
 
 from prunecli.data.catalog import load_data
-from prunecli.data.loader import (
-    Augmentation,
-    CalibrationBatches,
-    Preprocessing,
-    evaluation_batches,
-    training_batches,
-)
+from prunecli.data.loader import CalibrationBatches, evaluation_batches, training_batches
+from prunecli.data.preparation import Augmentation, Preprocessing
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.fit import Epoch, FitConfig, fit
 from prunecli.measure.counts import count_macs, parameter_count

@@ -33,20 +33,15 @@ from torch import nn
 from prunecli.criteria.base import Calibration
 from prunecli.criteria.spike import spike
 from prunecli.data.catalog import load_data
-from prunecli.data.loader import (
-    Augmentation,
-    CalibrationBatches,
-    Preprocessing,
-    evaluation_batches,
-    training_batches,
-)
+from prunecli.data.loader import CalibrationBatches, evaluation_batches, training_batches
+from prunecli.data.preparation import Augmentation, Preprocessing
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.fit import FitConfig, fit
 from prunecli.measure.counts import count_macs, parameter_count
 from prunecli.measure.energy import profile
 from prunecli.measure.environment import describe_environment
 from prunecli.measure.latency import time_paired
-from prunecli.methods.params import SpikeParams, StructuralParams
+from prunecli.methods.params import StructuralParams
 from prunecli.methods.registry import get_method
 from prunecli.methods.structural import prune_structural
 from prunecli.models.loading import load_file, load_reference, save
@@ -133,7 +128,11 @@ class Bench:
     ) -> nn.Module:
         """`model` without `ratio` of its channels."""
         other = criterion in ("taylor", "activation")
-        params: StructuralParams = SpikeParams(ratio=ratio) if other else SpikeParams(ratio=ratio, criterion=criterion)  # type: ignore[arg-type]
+        params: StructuralParams = (
+            get_method("spike").params(ratio=ratio)
+            if other
+            else get_method("spike").params(ratio=ratio, criterion=criterion)
+        )  # type: ignore[arg-type]
         method = get_method(criterion if other else "spike").load()
         outcome = prune_structural(
             model,

@@ -24,7 +24,8 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from prunecli.data.catalog import load_data
 from prunecli.data.images import BadImages, read_image
-from prunecli.data.loader import Augmentation, Batches, Preprocessing, evaluation_batches, training_batches
+from prunecli.data.loader import Batches, evaluation_batches, training_batches
+from prunecli.data.preparation import Augmentation, Preprocessing
 from prunecli.data.splits import FileSplit, Split, hold_out
 from prunecli.engine.evaluate import Accuracy, evaluate
 from prunecli.engine.resources import as_resource_error, resource_errors

@@ -11,7 +11,8 @@ from torch import nn
 
 import prunecli
 from prunecli.data.catalog import load_data
-from prunecli.data.loader import Augmentation, CalibrationBatches, Preprocessing, evaluation_batches, training_batches
+from prunecli.data.loader import CalibrationBatches, evaluation_batches, training_batches
+from prunecli.data.preparation import Augmentation, Preprocessing
 from prunecli.data.splits import ImageData
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.fit import FitConfig, fit

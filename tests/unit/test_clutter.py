@@ -12,7 +12,8 @@ import pytest
 
 from prunecli.data.catalog import load_data
 from prunecli.data.clutter import ClutterSplit
-from prunecli.data.loader import Preprocessing, evaluation_batches
+from prunecli.data.loader import evaluation_batches
+from prunecli.data.preparation import Preprocessing
 from prunecli.data.splits import ArraySplit, ImageData, hold_out
 from prunecli.errors import DataError
 

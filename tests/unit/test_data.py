@@ -11,13 +11,8 @@ import pytest
 from PIL import Image
 
 from prunecli.data.catalog import load_data
-from prunecli.data.loader import (
-    Augmentation,
-    CalibrationBatches,
-    Preprocessing,
-    evaluation_batches,
-    training_batches,
-)
+from prunecli.data.loader import CalibrationBatches, evaluation_batches, training_batches
+from prunecli.data.preparation import Augmentation, Preprocessing
 from prunecli.data.splits import hold_out
 from prunecli.errors import DataError
 

@@ -17,13 +17,8 @@ from prunecli.cli.output import Output
 from prunecli.data.catalog import load_data, samples_of
 from prunecli.data.events import Binning, Events, pooled, to_frames
 from prunecli.data.images import BadImages
-from prunecli.data.loader import (
-    Augmentation,
-    CalibrationBatches,
-    Preprocessing,
-    evaluation_batches,
-    training_batches,
-)
+from prunecli.data.loader import CalibrationBatches, evaluation_batches, training_batches
+from prunecli.data.preparation import Augmentation, Preprocessing
 from prunecli.data.recordings import EventSplit, Recording, shifted
 from prunecli.data.splits import hold_out
 from prunecli.errors import DataError, ModelError, PruneError, RecipeError

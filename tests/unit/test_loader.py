@@ -14,15 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from prunecli.data.loader import (
-    Augmentation,
-    CalibrationBatches,
-    Preprocessing,
-    TrainingBatches,
-    evaluation_batches,
-    training_batches,
-)
+from prunecli.data.loader import CalibrationBatches, TrainingBatches, evaluation_batches, training_batches
 from prunecli.data.masks import MaskSplit
+from prunecli.data.preparation import Augmentation, Preprocessing
 from prunecli.data.splits import ArraySplit, SampleSplit
 from prunecli.errors import DataError
 from prunecli.inputs import sample_count

@@ -16,8 +16,9 @@ from sklearn.metrics import accuracy_score, jaccard_score
 from torch import Tensor, nn
 
 from prunecli.data.catalog import load_data
-from prunecli.data.loader import Augmentation, CalibrationBatches, Preprocessing, evaluation_batches, training_batches
+from prunecli.data.loader import CalibrationBatches, evaluation_batches, training_batches
 from prunecli.data.masks import VOID, MaskSplit
+from prunecli.data.preparation import Augmentation, Preprocessing
 from prunecli.data.splits import ImageData, hold_out
 from prunecli.engine.config import FitConfig
 from prunecli.engine.evaluate import evaluate

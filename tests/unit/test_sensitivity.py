@@ -95,7 +95,8 @@ def test_the_plot_is_a_picture(form: str) -> None:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from prunecli.data.catalog import load_data
-    from prunecli.data.loader import Augmentation, Preprocessing, training_batches
+    from prunecli.data.loader import training_batches
+    from prunecli.data.preparation import Augmentation, Preprocessing
     from prunecli.engine.fit import FitConfig, fit
     from prunecli.models.catalog import build
 

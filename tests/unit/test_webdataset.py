@@ -18,7 +18,8 @@ from PIL import Image
 from prunecli.data import webdataset
 from prunecli.data.catalog import load_data
 from prunecli.data.images import BadImages, UnreadableImage
-from prunecli.data.loader import Preprocessing, evaluation_batches
+from prunecli.data.loader import evaluation_batches
+from prunecli.data.preparation import Preprocessing
 from prunecli.data.prompts import class_texts, templates
 from prunecli.data.webdataset import TarSplit, templates_file
 from prunecli.errors import DataError

@@ -20,101 +20,33 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from prunecli.data.epochs import BatchPlan, InOrder, Shuffled, seeded
-from prunecli.data.events import Binning
 from prunecli.data.images import BadImages, UnreadableImage
-from prunecli.data.masks import MaskDataset, MaskSplit, evaluation_transform, training_transform
-from prunecli.data.recordings import EventDataset, EventSplit
-from prunecli.data.splits import ImageSplit, SampleSplit, Split
+from prunecli.data.preparation import Augmentation, PreparedSamples, Preprocessing, Sample, prepared
+from prunecli.data.splits import Split
 from prunecli.engine.resources import as_loader_error
 from prunecli.errors import DataError, PruneError, ResourceError
 from prunecli.inputs import map_tensors, sample_count
 
-_SMALL = 64
-"""Images up to this size are shifted rather than cropped and zoomed, as is usual on CIFAR."""
-_Sample: TypeAlias = tuple[Any, Tensor]
-"""A network's inputs and a label, both without a batch dimension."""
 _Batch: TypeAlias = tuple[Any, Tensor]
 """Inputs (see `prunecli.inputs`) and labels."""
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """How images are prepared for a model.
-
-    Attributes:
-        size: Channels, height, width.
-        mean: Per channel, pixels in 0..1.
-        std: Per channel.
-        interpolation: "bilinear" or "bicubic".
-        crop_pct: Share of the resized image that the centre crop keeps.
-        frames: How recordings of events become frames; their counts are not normalised. None for images.
-    """
-
-    size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bilinear"
-    crop_pct: float = 1.0
-    frames: Binning | None = None
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Random changes of training images; the defaults shift and, where it makes sense, mirror.
-
-    Images with masks are scaled and cropped as well, and take `flip` and `color_jitter` only; recordings of events take
-    `flip` only. A `SampleSplit` takes none.
-    """
-
-    flip: bool = True
-    auto_augment: str | None = None
-    color_jitter: float = 0.0
-    random_erasing: float = 0.0
-
-
-class _ImageDataset(Dataset[_Sample]):
-    def __init__(self, split: ImageSplit, transform: Any, channels: int) -> None:
-        self._split, self._transform = split, transform
-        self._mode = "L" if channels == 1 else "RGB"
-
-    def __len__(self) -> int:
-        return len(self._split.labels)
-
-    def __getitem__(self, index: int) -> _Sample:
-        image = self._split.image(index)
-        if image.mode != self._mode:
-            image = image.convert(self._mode)
-        return self._transform(image), torch.tensor(self._split.labels[index])
-
-
-class _SampleDataset(Dataset[_Sample]):
-    def __init__(self, split: SampleSplit) -> None:
-        self._split = split
-
-    def __len__(self) -> int:
-        return len(self._split.labels)
-
-    def __getitem__(self, index: int) -> _Sample:
-        return self._split.sample(index), torch.tensor(self._split.labels[index])
-
-
-_Samples = _ImageDataset | _SampleDataset | MaskDataset | EventDataset
 _Unreadable = list[tuple[str, str, str]]
 """File, reason and what it should have been."""
-_Loaded = tuple[list[_Sample], _Unreadable]
+_Loaded = tuple[list[Sample], _Unreadable]
 
 
 class _PlannedDataset(Dataset[Any]):
     """Loads one planned batch: the samples that can be read, and the files that cannot, with the reasons."""
 
-    def __init__(self, samples: _Samples) -> None:
+    def __init__(self, samples: PreparedSamples) -> None:
         self._samples = samples
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def __getitems__(self, plan: BatchPlan) -> _Loaded:
-        samples: list[_Sample] = []
+        samples: list[Sample] = []
         unreadable: _Unreadable = []
         with seeded(plan.seed):
             for index in plan.indices:
@@ -185,7 +117,7 @@ class Batches:
 
     def __init__(
         self,
-        dataset: _Samples,
+        dataset: PreparedSamples,
         order: InOrder | Shuffled,
         workers: int,
         bad: BadImages | None,
@@ -251,7 +183,7 @@ class TrainingBatches(Batches):
         position: Index, within its epoch, of the batch after the last one that was yielded.
     """
 
-    def __init__(self, dataset: _Samples, order: Shuffled, workers: int, bad: BadImages | None) -> None:
+    def __init__(self, dataset: PreparedSamples, order: Shuffled, workers: int, bad: BadImages | None) -> None:
         super().__init__(dataset, order, workers, bad, keep_workers=True)
         self._shuffled = order
         self._next = 1
@@ -290,7 +222,7 @@ def evaluation_batches(
     Images are resized, centre-cropped (not if they have masks) and normalised; recordings of events become frames as
     `preprocessing.frames` says.
     """
-    dataset = _dataset(split, preprocessing, None)
+    dataset = prepared(split, preprocessing, None)
     return Batches(dataset, InOrder(len(dataset), batch_size), workers, bad)
 
 
@@ -309,7 +241,7 @@ def training_batches(
     Raises:
         DataError: The augmentation does not suit the samples.
     """
-    dataset = _dataset(split, preprocessing, augmentation)
+    dataset = prepared(split, preprocessing, augmentation)
     return TrainingBatches(dataset, Shuffled(len(dataset), batch_size, seed), workers, bad)
 
 
@@ -353,61 +285,3 @@ class CalibrationBatches:
         """Yields inputs."""
         for batch, _ in self._batches:
             yield batch
-
-
-def _dataset(split: Split, preprocessing: Preprocessing, augmentation: Augmentation | None) -> _Samples:
-    channels, height, width = preprocessing.size
-    size = (height, width)
-    if isinstance(split, EventSplit):
-        assert preprocessing.frames is not None, "recordings need to become frames"
-        flip = augmentation is not None and augmentation.flip
-        if augmentation not in (None, Augmentation(flip)):
-            raise DataError(
-                "--auto-augment, --color-jitter and --random-erasing are for images and the data set has recordings of "
-                "events: leave them out (frames are shifted and, where it makes sense, mirrored)"
-            )
-        return EventDataset(split, preprocessing.frames, size, shift=augmentation is not None, flip=flip)
-    if isinstance(split, MaskSplit):
-        common = (size, preprocessing.mean, preprocessing.std, preprocessing.interpolation)
-        if augmentation is None:
-            return MaskDataset(split, evaluation_transform(*common), channels)
-        jitter = augmentation.color_jitter
-        return MaskDataset(split, training_transform(*common, flip=augmentation.flip, color_jitter=jitter), channels)
-    if isinstance(split, SampleSplit):
-        if augmentation is not None and augmentation != Augmentation(augmentation.flip):
-            raise DataError(
-                "--auto-augment, --color-jitter and --random-erasing are for images, and the samples of this data set "
-                "are taken as they are: leave them out"
-            )
-        return _SampleDataset(split)
-    assert isinstance(split, ImageSplit), "a split has images, recordings or samples"
-    return _ImageDataset(split, _transform(preprocessing, augmentation), channels)
-
-
-def _transform(preprocessing: Preprocessing, augmentation: Augmentation | None) -> Any:
-    from timm.data import create_transform
-    from torchvision import transforms
-
-    common: dict[str, Any] = {
-        "input_size": preprocessing.size,
-        "mean": preprocessing.mean,
-        "std": preprocessing.std,
-        "interpolation": preprocessing.interpolation,
-    }
-    if augmentation is None:
-        return create_transform(**common, is_training=False, crop_pct=preprocessing.crop_pct)
-    transform = create_transform(
-        **common,
-        is_training=True,
-        hflip=0.5 if augmentation.flip else 0.0,
-        color_jitter=augmentation.color_jitter or None,
-        auto_augment=augmentation.auto_augment,
-        re_prob=augmentation.random_erasing,
-    )
-    height, width = preprocessing.size[1:]
-    if max(height, width) <= _SMALL:
-        resize = transforms.Resize((height, width))
-        transform.transforms[0] = transforms.Compose(
-            [resize, transforms.RandomCrop((height, width), padding=max(1, height // 8))]
-        )
-    return transform

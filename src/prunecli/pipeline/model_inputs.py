@@ -9,15 +9,8 @@ import torch
 from torch import Tensor
 
 from prunecli.data.events import Binning
-from prunecli.data.loader import (
-    Augmentation,
-    Batches,
-    CalibrationBatches,
-    Preprocessing,
-    TrainingBatches,
-    evaluation_batches,
-    training_batches,
-)
+from prunecli.data.loader import Batches, CalibrationBatches, TrainingBatches, evaluation_batches, training_batches
+from prunecli.data.preparation import Augmentation, Preprocessing
 from prunecli.data.splits import Split
 from prunecli.engine.config import FitConfig
 from prunecli.engine.resources import as_resource_error

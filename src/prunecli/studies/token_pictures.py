@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from prunecli.checkpoint.durable import write_atomically
 from prunecli.checkpoint.manifest import TokenSelection
-from prunecli.data.loader import Preprocessing, evaluation_batches
+from prunecli.data.loader import evaluation_batches
+from prunecli.data.preparation import Preprocessing
 from prunecli.engine.resources import resource_errors
 from prunecli.errors import DataError, MethodError, RecipeError
 from prunecli.pipeline.workspace import Workspace
