@@ -96,7 +96,7 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(
     done = processes.run(words, tmp_path)
     taker.join()
     assert done.code == 0, done.err
-    assert "x.safetensors: was made by another process meanwhile; saved as x-2.safetensors" in done.err
+    assert "x.safetensors: another process has written it meanwhile; saved as x-2.safetensors" in done.err
     assert started.read_text() == "precious"
     read_checkpoint(tmp_path / "x-2.safetensors")
 
@@ -179,7 +179,7 @@ def test_a_folder_without_a_run_is_not_resumed_into(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "plan.yaml").write_text("precious")
     refused = processes.run([*words, "--resume"], tmp_path)
-    assert refused.code == 2 and "holds no run to go on with" in refused.err
+    assert refused.code == 2 and "holds no run to resume" in refused.err
     assert (tmp_path / "out" / "plan.yaml").read_text() == "precious"
 
 

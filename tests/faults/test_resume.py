@@ -144,7 +144,7 @@ def test_where_no_state_is_whole_nothing_is_thrown_away(
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--lr", "0.01"], "was saved with lr 0.05, not 0.01; give the same settings to --resume"),
+        (["--lr", "0.01"], "was saved with lr 0.05, not 0.01; use the same settings with --resume"),
         (["--seed", "3"], "was saved with seed 0, not 3"),
         (["--batch-size", "32"], "was saved with data.batch_size 64, not 32"),
     ],
@@ -167,7 +167,7 @@ def test_what_to_do_with_an_unfinished_run_has_to_be_said(
 ) -> None:
     assert processes.run(TRAIN, tmp_path, fault="fit:step@2").code == -signal.SIGKILL
     asked = processes.run(TRAIN, tmp_path)
-    assert asked.code == 2 and "add --resume to go on, or --force to begin anew" in asked.err
+    assert asked.code == 2 and "add --resume to continue it, or --force to start again" in asked.err
     both = processes.run([*TRAIN, "--resume", "--force"], tmp_path)
     assert both.code == 2 and "give one of them" in both.err
     anew = processes.run([*TRAIN, "--force"], tmp_path)
@@ -186,7 +186,7 @@ def test_a_resumed_run_finds_its_plan_changed(processes: Processes, undisturbed:
     words = undisturbed.folder("run", tmp_path)
     assert processes.run(words, tmp_path, fault="run:noted@2").code == -signal.SIGKILL
     changed = processes.run([*words, "--resume", "--set", "stages.3.epochs=5"], tmp_path)
-    assert changed.code == 2 and "is another plan than this one" in changed.err
+    assert changed.code == 2 and "differs from this plan" in changed.err
     (tmp_path / "out" / "trained.safetensors").unlink()
     gone = processes.run([*words, "--resume"], tmp_path)
     assert gone.code == 2 and "trained.safetensors: is gone" in gone.err
@@ -309,5 +309,5 @@ def test_a_state_of_pruning_that_lacks_a_part_is_one_line(
         manifest["sha256"] = sha256(state / "state.pt")
         (state / "manifest.json").write_text(json.dumps(manifest))
     refused = processes.run([*words, "--resume"], tmp_path)
-    assert refused.code == 2 and "begin anew with --force" in refused.err.splitlines()[-1], refused.err
+    assert refused.code == 2 and "start again with --force" in refused.err.splitlines()[-1], refused.err
     assert "this is a bug" not in refused.err and list(tmp_path.glob("x.safetensors.state/state-*"))
