@@ -188,8 +188,8 @@ def test_a_resumed_run_finds_its_plan_changed(processes: Processes, undisturbed:
     changed = processes.run([*words, "--resume", "--set", "stages.3.epochs=5"], tmp_path)
     assert changed.code == 2 and "differs from this plan" in changed.err
     (tmp_path / "out" / "trained.safetensors").unlink()
-    gone = processes.run([*words, "--resume"], tmp_path)
-    assert gone.code == 2 and "trained.safetensors: is gone" in gone.err
+    missing = processes.run([*words, "--resume"], tmp_path)
+    assert missing.code == 2 and "trained.safetensors: is missing" in missing.err
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3, 4, 5, 6])
