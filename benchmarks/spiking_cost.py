@@ -30,7 +30,7 @@ from prunecli.engine.fit import Epoch, FitConfig, fit
 from prunecli.measure.environment import describe_environment
 from prunecli.measure.latency import summarise
 from prunecli.models.catalog import build
-from prunecli.surgery.proof.active_neurons import awake
+from prunecli.surgery.proof.active_neurons import with_active_neurons
 from prunecli.surgery.tracing.trace import trace
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def network(ref: str, kwargs: dict[str, Any]) -> nn.Module:
     """A network whose neurons fire."""
     torch.manual_seed(0)
     model = build(ref, num_classes=10, **kwargs).eval()
-    pair = awake(model, model, images(8))
+    pair = with_active_neurons(model, model, images(8))
     assert pair is not None
     return pair[0]
 

@@ -291,7 +291,7 @@ def test_methods_that_need_data_say_so(method: str) -> None:
     model = Plain()
     with pytest.raises(MethodError, match=r"on data: give calibration batches as data="):
         prunecli.prune(model, method, example_inputs=example())
-    with pytest.raises(MethodError, match="holds no batches"):
+    with pytest.raises(MethodError, match="contains no batches"):
         prunecli.prune(model, method, example_inputs=example(), data=[])
 
 

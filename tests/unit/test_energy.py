@@ -25,7 +25,7 @@ from prunecli.report.schema import read_report
 from tests.conftest import Prune
 
 
-def _awake(ref: str, image: tuple[int, ...], **kwargs: Any) -> tuple[nn.Module, Tensor]:
+def _with_active_neurons(ref: str, image: tuple[int, ...], **kwargs: Any) -> tuple[nn.Module, Tensor]:
     """A small network whose neurons fire, and images for it."""
     torch.manual_seed(0)
     model = build(ref, **kwargs)
@@ -35,7 +35,7 @@ def _awake(ref: str, image: tuple[int, ...], **kwargs: Any) -> tuple[nn.Module, 
 
 
 def _wake(model: nn.Module, images: Tensor) -> None:
-    """Measures normalisations on images and widens what they give."""
+    """Measures normalisations on images and widens their output."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             nn.init.uniform_(module.weight, 1.0, 2.5)
@@ -225,7 +225,7 @@ REFERENCES = [
 def test_everything_that_macs_count_is_seen_and_steps_multiply(
     ref: str, image: tuple[int, ...], kwargs: dict[str, Any]
 ) -> None:
-    model, images = _awake(ref, image, **kwargs)
+    model, images = _with_active_neurons(ref, image, **kwargs)
     found = profile(model, [images])
     assert found.uncounted == () and found.firing_rate > 0.02
     assert found.total("dense") == count_macs(model, images[:1]).total
@@ -241,7 +241,7 @@ def test_spikingjelly_counts_the_same_where_its_rules_are_ours(
     ref: str, image: tuple[int, ...], kwargs: dict[str, Any]
 ) -> None:
     """It has no rule for zero weights, and reads the second product of self-attention in a way of its own."""
-    model, images = _awake(ref, image, **kwargs)
+    model, images = _with_active_neurons(ref, image, **kwargs)
     counter = SynOpCounter()
     with torch.no_grad(), DispatchCounterMode([counter]):
         model(images)
@@ -252,14 +252,14 @@ def test_spikingjelly_counts_the_same_where_its_rules_are_ours(
 
 
 def test_statistics_do_not_depend_on_the_batches() -> None:
-    model, images = _awake(*REFERENCES[1][:2], **REFERENCES[1][2])
+    model, images = _with_active_neurons(*REFERENCES[1][:2], **REFERENCES[1][2])
     whole, parts = profile(model, [images]), profile(model, [(images[:1], None), (images[1:], None)])
     assert whole.layers == parts.layers and whole.neurons == parts.neurons
     assert whole.activation_sparsity == parts.activation_sparsity
 
 
 def test_a_profile_leaves_the_network_as_it_was() -> None:
-    model, images = _awake(*REFERENCES[0][:2], **REFERENCES[0][2])
+    model, images = _with_active_neurons(*REFERENCES[0][:2], **REFERENCES[0][2])
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     profile(model, [images])
@@ -283,7 +283,7 @@ def test_energy_of_a_network_without_spikes_is_that_of_its_macs() -> None:
 
 
 def test_a_target_on_spikes_says_what_it_lacks() -> None:
-    model, images = _awake(*REFERENCES[0][:2], **REFERENCES[0][2])
+    model, images = _with_active_neurons(*REFERENCES[0][:2], **REFERENCES[0][2])
     with pytest.raises(MethodError, match=r"--synops counts spikes and needs images: name a data set with --data"):
         Ruler("synops", model, images, None)
     with pytest.raises(MethodError, match=r"the network has no spiking neurons; use --macs"):
@@ -296,7 +296,7 @@ def test_a_target_on_spikes_says_what_it_lacks() -> None:
 def test_a_target_on_spikes_is_reached(kind: str) -> None:
     import prunecli
 
-    model, images = _awake(*REFERENCES[1][:2], **REFERENCES[1][2])
+    model, images = _with_active_neurons(*REFERENCES[1][:2], **REFERENCES[1][2])
     settings: dict[str, Any] = {kind: 0.4, "round_to": 1, "min_width": 1}
     result = prunecli.prune(model, "l1", data=[images], recalibrate=True, example_inputs=images[:1], **settings)
     assert result.report.target is not None and result.report.target.achieved is not None
@@ -307,7 +307,7 @@ def test_a_target_on_spikes_is_reached(kind: str) -> None:
 
 
 def test_the_picture_has_a_bar_for_each_layer_of_neurons(tmp_path: Path) -> None:
-    from prunecli.pipeline.profiling import neuron_rates
+    from prunecli.pipeline.firing import neuron_rates
     from prunecli.report.plots import firing_figure, firing_plot
 
     rates = neuron_rates(profile(_known(), [torch.tensor([[1.0, 0.5, 0.0]])])) * 2

@@ -226,7 +226,7 @@ def test_spikes_of_minus_one_are_spikes() -> None:
 def test_neurons_without_what_a_criterion_needs_are_named() -> None:
     x = torch.randn(4, 2, 8)
     simple = _small(lambda step_mode: neuron.SimpleLIFNode(tau=2.0, decay_input=True, step_mode=step_mode))
-    with pytest.raises(MethodError, match="1 is a SimpleLIFNode, which keeps no potentials"):
+    with pytest.raises(MethodError, match="1 is a SimpleLIFNode, which does not keep the potentials"):
         scored(simple, trace(simple, x, prune_stem=True).groups, "rate+v", [x])
-    with pytest.raises(MethodError, match="1 is a PSN, whose spikes are not watched"):
+    with pytest.raises(MethodError, match="1 is a PSN, whose spikes cannot be watched"):
         scored(_small(lambda step_mode: neuron.PSN(T=4)), [], "rate", [x])

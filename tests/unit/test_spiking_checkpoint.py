@@ -15,7 +15,7 @@ from prunecli.checkpoint.manifest import Architecture
 from prunecli.errors import ModelError
 from prunecli.measure.neurons import spiking_neurons
 from prunecli.models.loading import load_file, load_reference, save
-from prunecli.surgery.proof.active_neurons import awake
+from prunecli.surgery.proof.active_neurons import with_active_neurons
 from tests.unit.test_spiking_models import images
 
 NEURONS = {"neuron": "lif", "tau": 3.0, "v_threshold": 0.3, "v_reset": None, "decay_input": False, "alpha": 2.5}
@@ -193,7 +193,7 @@ def test_the_original_spikformers_weights_load(tmp_path: Path, convolutional: bo
     kwargs = loaded.manifest.architecture.kwargs
     assert kwargs["pool"] == "after" and any("assumed" in note for note in loaded.notes)
     functional.reset_net(theirs)
-    firing = awake(theirs, theirs, images(2, size))
+    firing = with_active_neurons(theirs, theirs, images(2, size))
     assert firing is not None
     ours = spiking_neurons(loaded.model)
     for name, module in spiking_neurons(firing[0]).items():

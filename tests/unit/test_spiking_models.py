@@ -15,7 +15,7 @@ from prunecli.errors import ModelError
 from prunecli.measure.neurons import leave_to_caller, reset_itself, spiking_neurons
 from prunecli.models.catalog import build, source_names
 from prunecli.models.index import known_references
-from prunecli.surgery.proof.active_neurons import awake
+from prunecli.surgery.proof.active_neurons import with_active_neurons
 
 SMALL: list[tuple[str, dict[str, Any]]] = [
     ("spikformer-1-32", {}),
@@ -41,7 +41,7 @@ def made(name: str, **kwargs: Any) -> nn.Module:
 
 def firing(name: str, **kwargs: Any) -> nn.Module:
     model = made(name, **kwargs)
-    pair = awake(model, model, images())
+    pair = with_active_neurons(model, model, images())
     assert pair is not None
     return pair[0]
 
@@ -79,7 +79,7 @@ def test_the_same_as_spikingjellys_own(name: str, theirs: Any) -> None:
     ours, other = made(name), theirs().eval()
     functional.set_step_mode(other, "m")
     other.load_state_dict(ours.state_dict())
-    pair = awake(ours, other, images())
+    pair = with_active_neurons(ours, other, images())
     assert pair is not None
     frames = images().unsqueeze(0).repeat(4, 1, 1, 1, 1)
     with torch.no_grad():

@@ -13,18 +13,18 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import Tensor, nn
 
 import prunecli
-from prunecli.criteria.magnitude import l1
 from prunecli.measure.neurons import spiking_neurons
-from prunecli.methods.params import SpikeParams, StructuralParams
+from prunecli.methods.registry import get_method
+from prunecli.methods.request import PruneRequest
 from prunecli.methods.structural import prune_structural
 from prunecli.models.catalog import build
-from prunecli.surgery.proof.active_neurons import awake
+from prunecli.surgery.proof.active_neurons import with_active_neurons
 from prunecli.surgery.proof.verify import _difference, _probes
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.trace import trace
 from tests.unit.test_spiking_models import images, made
 
-PLACES: list[tuple[str, dict[str, Any], dict[str, bool], str, str]] = [
+GROUPS: list[tuple[str, dict[str, Any], dict[str, bool], str, str]] = [
     ("spikformer-1-32", {}, {}, "patch_embed.stages.2.conv_bn.block.0", "channel"),
     ("spikformer-1-32", {"pool": "after"}, {"prune_stem": True}, "patch_embed.stages.0.conv_bn.block.0", "channel"),
     ("spikformer-1-32", {}, {}, "patch_embed.stages.3.conv_bn.block.0", "channel"),
@@ -41,11 +41,15 @@ PLACES: list[tuple[str, dict[str, Any], dict[str, bool], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "kwargs", "options", "group_name", "kind"), PLACES)
+def _request(method: str, **params: Any) -> PruneRequest:
+    return PruneRequest(method=method, params=get_method(method).params(**params), example_inputs=images(1))
+
+
+@pytest.mark.parametrize(("name", "kwargs", "options", "group_name", "kind"), GROUPS)
 def test_removed_is_masked_and_a_wrong_column_shows(
     name: str, kwargs: dict[str, Any], options: dict[str, bool], group_name: str, kind: str
 ) -> None:
-    model = made(name, **kwargs)
+    model = made(name, T=2, **kwargs)
     x = images(1)
     traced = trace(model, x, **options)  # type: ignore[arg-type]
     group = traced.group(group_name)
@@ -103,7 +107,7 @@ class _LearntThreshold(neuron.LIFNode):  # type: ignore[misc]
 )
 def test_no_kind_of_neuron_hides_a_wrong_removal(make: Callable[[], nn.Module], norm: bool) -> None:
     torch.manual_seed(1)
-    frames = torch.randn(4, 2, 2, 12, 12)
+    frames = torch.randn(3, 2, 2, 8, 8)
     model = _WidthInAFormula(make, norm=norm).eval()
     result = prunecli.prune(model, "l1", ratio=0.5, example_inputs=frames, prune_stem=True, round_to=1)
     assert "not the same as masking" in {entry.name: entry.reason for entry in result.report.untouched}["first.0"]
@@ -122,13 +126,13 @@ def test_neurons_fire_while_networks_are_compared() -> None:
         silent = copy.deepcopy(model)
         watch(silent)
         silent(x)
-        assert min(rates.values()) == 0.0  # as it is, nothing would be compared
-        pair = awake(model, model, x)
+        assert min(rates.values()) == 0.0  # without the new thresholds nothing would be compared
+        pair = with_active_neurons(model, model, x)
         assert pair is not None
         watch(pair[0])
         pair[0](x)
     assert all(0.1 < rate < 0.7 for rate in rates.values()), rates
-    assert awake(nn.Linear(2, 2), nn.Linear(2, 2), torch.zeros(1, 2)) is None
+    assert with_active_neurons(nn.Linear(2, 2), nn.Linear(2, 2), torch.zeros(1, 2)) is None
 
 
 def test_the_factor_before_spikes_are_multiplied_stays() -> None:
@@ -137,9 +141,9 @@ def test_the_factor_before_spikes_are_multiplied_stays() -> None:
     traced = trace(model, images(1))
     group = traced.group("blocks.0.attn.qkv_conv_bn.0")
     assert group.units == 64 and not group.scales
-    outcome = prune_structural(model, images(1), l1, StructuralParams(ratio=0.5))
+    outcome = prune_structural(model, _request("l1", ratio=0.5))
     assert outcome.model.blocks[0].attn.scale == 0.125  # type: ignore[index, union-attr]
-    assert outcome.verify_error == 0.0
+    assert outcome.report.verify_error == 0.0
 
 
 @pytest.mark.parametrize(
@@ -151,20 +155,22 @@ def test_the_factor_before_spikes_are_multiplied_stays() -> None:
     ],
 )
 def test_the_residual_stream_is_held_unless_asked_for(name: str, held: set[str]) -> None:
-    model = made(name, **({"width": 0.125} if name == "resnet19" else {}))
+    model = made(name, T=2, **({"width": 0.125} if name == "resnet19" else {}))
 
     def widths(residual: bool) -> set[str]:
-        outcome = prune_structural(model, images(1), l1, SpikeParams(ratio=0.5, residual=residual, scope="local"))
-        assert outcome.verify_error == 0.0
+        outcome = prune_structural(
+            model, _request("spike", criterion="l1", ratio=0.5, residual=residual, scope="local")
+        )
+        assert outcome.report.verify_error == 0.0
         return {edit.group for edit in outcome.edits}
 
     assert widths(True) - widths(False) == held
 
 
 def test_a_pruned_network_can_be_pruned_again_and_trains() -> None:
-    model = made("sdt-2-64")
-    once = prune_structural(model, images(1), l1, SpikeParams(ratio=0.4)).model
-    twice = prune_structural(once, images(1), l1, SpikeParams(ratio=0.4)).model
+    model = made("sdt-2-64", T=2)
+    once = prune_structural(model, _request("spike", criterion="l1", ratio=0.4)).model
+    twice = prune_structural(once, _request("spike", criterion="l1", ratio=0.4)).model
     assert sum(p.numel() for p in twice.parameters()) < sum(p.numel() for p in once.parameters())
     twice.train()
     twice(images()).square().sum().backward()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunecli.errors import MethodError
-from prunecli.inputs import logits
+from prunecli.inputs import Inputs, logits, split_batch
 from prunecli.surgery.groups import ChannelGroup, Member, Role
 
 Loss = Callable[[Any, Tensor | None], Tensor]
@@ -22,8 +22,8 @@ _IGNORED_LABEL = 255
 def default_loss(output: Any, labels: Tensor | None) -> Tensor:
     """Cross-entropy, summed over samples; over positions of a dense prediction it is averaged.
 
-    Without labels the model's own predictions stand in for them, so the question becomes which channels those hang on.
-    Where the output is no set of class scores, shape (samples, classes), half its sum of squares is taken.
+    Without labels the model's own predictions stand in for them, so channels are ranked by what these depend on.
+    Where the output is not a matrix of class scores, shape (samples, classes), half its sum of squares is taken.
 
     Args:
         output: The model's output; see `prunecli.inputs.logits`.
@@ -45,39 +45,40 @@ def default_loss(output: Any, labels: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a criterion may look at beside the weights.
+    """What a criterion may use besides the weights.
 
     Attributes:
         generator: Source of every random number.
-        batches: Inputs, or (inputs, labels, ...), which can be gone through more than once; None where there are none.
+        batches: Batches that can be iterated more than once, in any form that `prunecli.inputs.split_batch` takes:
+            inputs, (inputs, labels, ...) or a mapping that may contain `labels`. A list of images comes with its
+            labels, or as ([image, ...],). None if there is no data.
         loss: What gradients are taken of.
         options: The method's own parameters by name.
+        example_inputs: Inputs the network accepts. Where they are a tuple, they tell a batch of several inputs from
+            one with labels.
     """
 
     generator: torch.Generator = field(default_factory=torch.Generator)
     batches: Iterable[Any] | None = None
     loss: Loss = default_loss
     options: Mapping[str, Any] = field(default_factory=dict)
-    example_inputs: Any = None
+    example_inputs: Inputs | None = None
 
-    def pairs(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yields (inputs, labels or None).
+    def pairs(self) -> Iterator[tuple[Inputs, Tensor | None]]:
+        """Yields (inputs, labels or None); labels that are not a tensor are left out.
 
         Raises:
             MethodError: There is no data, or it holds no batches.
         """
         if self.batches is None:
-            raise MethodError("this method ranks channels by what they do on data: name a data set with --data")
+            raise MethodError("this method ranks channels by what they do on data: choose a data set with --data")
         empty = True
         for batch in self.batches:
             empty = False
-            if isinstance(batch, Tensor):
-                yield batch, None
-            else:
-                labels = batch[1] if len(batch) > 1 and isinstance(batch[1], Tensor) else None
-                yield batch[0], labels
+            inputs, labels = split_batch(batch, self.example_inputs)
+            yield inputs, labels if isinstance(labels, Tensor) else None
         if empty:
-            raise MethodError("the calibration data holds no batches; give at least one")
+            raise MethodError("the calibration data contains no batches; provide at least one")
 
 
 class Criterion(Protocol):

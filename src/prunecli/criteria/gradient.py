@@ -1,4 +1,4 @@
-"""How the loss answers to a gate on each channel.
+"""How the loss responds to a gate on each channel.
 
 A gate m = 1 multiplies a channel where its readers take it in; closing it is removing the channel. Its derivative for
 one sample is the sum of activation times gradient over positions and readers. It needs one backward pass.
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from prunecli.criteria.base import Calibration, Loss, member_tensor, sum_by_unit
 from prunecli.criteria.readers import by_unit, readers_of
-from prunecli.inputs import model_device
+from prunecli.inputs import Inputs, call, cast_inputs, model_device, sample_count, take_samples
 from prunecli.measure.neurons import spiking_neurons
 from prunecli.surgery.groups import ChannelGroup
-from prunecli.surgery.removal.compensate import channels_last
+from prunecli.surgery.removal.compensate import channels_last, layer_input
 from prunecli.surgery.tracing.running import without_fastpath
 
 _AGREEMENT = 1e-2
@@ -63,11 +63,12 @@ def gate_gradients(
     probe = copy.deepcopy(model).eval()
     for parameter in probe.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
+    device = model_device(probe)
     watched: list[ChannelGroup] | None = None
     with without_fastpath(), torch.enable_grad():
         for inputs, labels in calibration.pairs():
-            inputs = inputs.to(model_device(probe))
-            labels = labels.to(inputs.device) if labels is not None else None
+            inputs = cast_inputs(inputs, device)
+            labels = labels.to(device) if labels is not None else None
             if watched is None:
                 watched = _watchable(probe, groups, inputs, labels, calibration.loss)
             gates = _at_readers(probe, watched, inputs, labels, calibration.loss)
@@ -78,59 +79,62 @@ def gate_gradients(
 
 
 def _watchable(
-    probe: nn.Module, groups: Sequence[ChannelGroup], inputs: Tensor, labels: Tensor | None, loss: Loss
+    probe: nn.Module, groups: Sequence[ChannelGroup], inputs: Inputs, labels: Tensor | None, loss: Loss
 ) -> list[ChannelGroup]:
-    """Groups whose gates for the first sample come out the same alone and in its batch, with all readers in sight."""
-    alone = inputs[:1], labels[:1] if labels is not None else None
+    """Groups with watched readers whose derivatives for the first sample are the same alone and in its batch."""
+    alone = take_samples(inputs, 0, 1), take_samples(labels, 0, 1)
     single = _at_readers(probe, groups, *alone, loss)
     exact = _at_weights(probe, groups, *alone, loss)
     batch = _at_readers(probe, groups, inputs, labels, loss)
 
     def agrees(name: str) -> bool:
         scale = float(exact[name].abs().max()) * _AGREEMENT + torch.finfo(torch.float32).tiny
-        return all(float((found[name][:1] - exact[name]).abs().max()) <= scale for found in (single, batch))
+        return all(float((gates[name][:1] - exact[name]).abs().max()) <= scale for gates in (single, batch))
 
     return [group for group in groups if group.name in single and group.name in batch and agrees(group.name)]
 
 
 def _at_readers(
-    probe: nn.Module, groups: Sequence[ChannelGroup], inputs: Tensor, labels: Tensor | None, loss: Loss
+    probe: nn.Module, groups: Sequence[ChannelGroup], inputs: Inputs, labels: Tensor | None, loss: Loss
 ) -> dict[str, Tensor]:
-    """Gates of the groups all of whose readers ran, with activations times gradients summed by sample."""
+    """Derivatives for the groups whose readers all ran: activations times gradients, summed by sample."""
     taken: list[tuple[str, Tensor]] = []
 
-    def taker(name: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def taker(name: str) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+        def hook(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
             # A view of its own, so that the gradient is this reader's alone.
-            own = args[0].view_as(args[0])
+            taken_in = layer_input(args, kwargs)
+            own = taken_in.view_as(taken_in)
             taken.append((name, own))
-            return (own, *args[1:])
+            return ((own, *args[1:]), kwargs) if args else (args, {**kwargs, "input": own})
 
         return hook
 
     names = dict.fromkeys(member.module for group in groups for member in readers_of(probe, group))
-    hooks = [probe.get_submodule(name).register_forward_pre_hook(taker(name)) for name in names]
+    hooks = [probe.get_submodule(name).register_forward_pre_hook(taker(name), with_kwargs=True) for name in names]
     try:
-        total = loss(probe(inputs), labels)
+        total = loss(call(probe, inputs), labels)
     finally:
         for hook in hooks:
             hook.remove()
-    timed = bool(spiking_neurons(probe))
-    seen = [(name, own) for name, own in taken if own.requires_grad and (timed or len(own) % len(inputs) == 0)]
+    samples, timed = sample_count(inputs), bool(spiking_neurons(probe))
+    seen = [(name, own) for name, own in taken if own.requires_grad and (timed or len(own) % samples == 0)]
     gradients = torch.autograd.grad(total, [own for _, own in seen], allow_unused=True) if seen else ()
     products: dict[str, Tensor] = {}
     for (name, own), gradient in zip(seen, gradients, strict=True):
         if gradient is None:
             continue
         product = channels_last(probe.get_submodule(name), own.detach() * gradient)
-        by_sample = _by_sample(product, len(inputs), timed=timed).cpu().double()
+        by_sample = _by_sample(product, samples, timed=timed).cpu().double()
         products[name] = products[name] + by_sample if name in products else by_sample
     gates: dict[str, Tensor] = {}
     for group in groups:
         readers = readers_of(probe, group)
         if readers and all(member.module in products for member in readers):
-            found = [by_unit(probe, member, products[member.module]) for member in readers]
-            gates[group.name] = torch.stack(found).sum(dim=0)
+            derivatives = [by_unit(probe, member, products[member.module]) for member in readers]
+            gates[group.name] = torch.stack(derivatives).sum(dim=0)
     return gates
 
 
@@ -139,9 +143,9 @@ def _by_sample(product: Tensor, samples: int, *, timed: bool) -> Tensor:
 
     Args:
         product: Samples along the first dimension, channels along the last; or, `timed`, steps first: (T, N, ...), or
-            both in one, T * N. The check on the first batch finds out where that is read the wrong way.
-        samples: How many there are.
-        timed: Whether there are steps.
+            both in one, T * N. The check on the first batch detects where this guess is wrong.
+        samples: Number of samples.
+        timed: Whether there are time steps.
     """
     channels = product.shape[-1]
     if not timed:
@@ -154,9 +158,9 @@ def _by_sample(product: Tensor, samples: int, *, timed: bool) -> Tensor:
 
 
 def _at_weights(
-    probe: nn.Module, groups: Sequence[ChannelGroup], inputs: Tensor, labels: Tensor | None, loss: Loss
+    probe: nn.Module, groups: Sequence[ChannelGroup], inputs: Inputs, labels: Tensor | None, loss: Loss
 ) -> dict[str, Tensor]:
-    """The same from the weights that read each unit, sample by sample."""
+    """The same, from the weights that read each unit, sample by sample."""
     rows: dict[str, list[Tensor]] = {group.name: [] for group in groups}
     members = {
         group.name: [
@@ -166,14 +170,14 @@ def _at_weights(
         ]
         for group in groups
     }
-    tensors = {member.name: member_tensor(probe, member) for found in members.values() for member in found}
-    for place in range(len(inputs)):
-        one = slice(place, place + 1)
-        total = loss(probe(inputs[one]), labels[one] if labels is not None else None)
-        found = torch.autograd.grad(total, list(tensors.values()), allow_unused=True)
+    tensors = {member.name: member_tensor(probe, member) for readers in members.values() for member in readers}
+    for sample in range(sample_count(inputs)):
+        output = call(probe, take_samples(inputs, sample, sample + 1))
+        total = loss(output, take_samples(labels, sample, sample + 1))
+        gradients = torch.autograd.grad(total, list(tensors.values()), allow_unused=True)
         products = {
             name: (tensor.detach() * gradient).cpu().double()
-            for (name, tensor), gradient in zip(tensors.items(), found, strict=True)
+            for (name, tensor), gradient in zip(tensors.items(), gradients, strict=True)
             if gradient is not None
         }
         for group in groups:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from prunecli.criteria.base import Calibration, sum_by_unit
-from prunecli.inputs import model_device
+from prunecli.inputs import call, cast_inputs, model_device
 from prunecli.surgery.groups import ChannelGroup, Member
-from prunecli.surgery.removal.compensate import channels_last
+from prunecli.surgery.removal.compensate import channels_last, layer_input
 from prunecli.surgery.tracing.running import without_fastpath
 
 UNSEEN = "no layer that reads it can be watched"
@@ -30,7 +30,7 @@ def readers_of(model: nn.Module, group: ChannelGroup) -> list[Member]:
 
 
 def by_unit(model: nn.Module, member: Member, values: Tensor) -> Tensor:
-    """Adds values of a reader's input channels up by unit: shape (..., input channels) to (..., units).
+    """Adds up the values of a reader's input channels by unit: shape (..., input channels) to (..., units).
 
     Every block of a grouped convolution reads a channel of its own with the same column of the weight.
     """
@@ -51,31 +51,31 @@ def watch_readers(
     calibration: Calibration,
     see: Callable[[str, Tensor], None],
 ) -> None:
-    """Runs all calibration batches in evaluation mode and shows `see` what each reader takes in.
+    """Runs all calibration batches in evaluation mode and passes to `see` what each reader takes in.
 
     Args:
-        model: Its mode is put back afterwards.
-        groups: Whose readers to watch.
+        model: Its mode is restored afterwards.
+        groups: The groups to watch the readers of.
         calibration: The data.
         see: Called with the reader's name and its input, shape (positions of all samples, input channels).
     """
 
-    def watcher(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            seen = channels_last(module, args[0].detach())
-            see(name, seen.reshape(-1, seen.shape[-1]))
+    def watcher(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            channels = channels_last(module, layer_input(args, kwargs).detach())
+            see(name, channels.reshape(-1, channels.shape[-1]))
 
         return hook
 
     names = dict.fromkeys(member.module for group in groups for member in readers_of(model, group))
-    hooks = [model.get_submodule(name).register_forward_pre_hook(watcher(name)) for name in names]
+    hooks = [model.get_submodule(name).register_forward_pre_hook(watcher(name), with_kwargs=True) for name in names]
     training = {module: module.training for module in model.modules()}
     device = model_device(model)
     model.eval()
     try:
         with torch.no_grad(), without_fastpath():
             for inputs, _ in calibration.pairs():
-                model(inputs.to(device))
+                call(model, cast_inputs(inputs, device))
     finally:
         for hook in hooks:
             hook.remove()

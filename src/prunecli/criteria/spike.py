@@ -1,6 +1,6 @@
-"""What a channel's spiking neurons do: how much they fire, and how much that says.
+"""What a channel's spiking neurons do: how much they fire, and how informative that is.
 
-Everything is gathered at the neurons that give the channel out, in one pass, as sums of one number for each channel.
+Everything is measured at the neurons that output the channel, in one pass, as sums with one number per channel.
 The score of a unit is the mean over its positions (of queries, keys and values, for a head dimension) and neurons.
 """
 
@@ -20,12 +20,12 @@ from prunecli.criteria.magnitude import l1
 from prunecli.criteria.random import random
 from prunecli.criteria.readers import exact
 from prunecli.errors import MethodError
-from prunecli.inputs import model_device
+from prunecli.inputs import call, cast_inputs, model_device
 from prunecli.measure.neurons import counted, spiking_neurons, unknown_neurons
 from prunecli.surgery.groups import ChannelGroup
 
-WITHOUT_SPIKES: dict[str, Criterion] = {"l1": l1, "bn-scale": bn_scale, "random": random}
-_UNSEEN = "no spiking neuron gives its channels out"
+_WITHOUT_SPIKES: dict[str, Criterion] = {"l1": l1, "bn-scale": bn_scale, "random": random}
+_UNSEEN = "no spiking neuron outputs its channels"
 
 
 def spike(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration) -> dict[str, Tensor | str]:
@@ -38,12 +38,12 @@ def spike(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibra
     - variance: mean over samples and positions of p (1 - p), where p is the rate over the steps.
     - singular: mean over samples of the nuclear norm of a channel's spikes as a matrix, steps by positions (after Wei
       et al., QP-SNN, ICLR 2025, who average over the steps first).
-    - l1, bn-scale, random: without spikes, to compare with.
+    - l1, bn-scale, random: do not use spikes; for comparison.
 
     Args:
         model: A spiking network whose neurons run in multi-step or single-step mode.
         groups: What to score.
-        calibration: Inputs; not looked at by the last three.
+        calibration: Inputs; the last three do not use them.
 
     Raises:
         MethodError: The network has no spiking neurons.
@@ -51,26 +51,26 @@ def spike(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibra
     name = str(calibration.options.get("criterion", "rate"))
     if not spiking_neurons(model):
         raise MethodError(_none_to_watch(model))
-    if name in WITHOUT_SPIKES:
-        return WITHOUT_SPIKES[name](model, groups, calibration)
+    if name in _WITHOUT_SPIKES:
+        return _WITHOUT_SPIKES[name](model, groups, calibration)
     sums = _gather(model, groups, calibration, name)
     scores: dict[str, Tensor | str] = {}
     for group in groups:
-        found = [
+        means = [
             sums[e.module, e.dim].mean(name)[e.index].mean(dim=1) for e in group.emissions if (e.module, e.dim) in sums
         ]
-        scores[group.name] = torch.stack(found).mean(dim=0) if found else _UNSEEN
+        scores[group.name] = torch.stack(means).mean(dim=0) if means else _UNSEEN
     return scores
 
 
 def _none_to_watch(model: nn.Module) -> str:
     for name, kind in unknown_neurons(model).items():
-        return f"{name} is a {kind}, whose spikes are not watched; choose another method, for instance activation"
+        return f"{name} is a {kind}, whose spikes cannot be watched; choose another method, for instance activation"
     return "the network has no spiking neurons; choose another method, for instance l1 or activation"
 
 
 class _Sum:
-    """The sum of a statistic of one neuron's channels, and over how much it was taken."""
+    """The sum of a statistic of one neuron's channels, and the number of values in it."""
 
     def __init__(self) -> None:
         self.total: Tensor | float = 0.0
@@ -94,10 +94,10 @@ class _Sum:
 def _gather(
     model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration, criterion: str
 ) -> dict[tuple[str, int], _Sum]:
-    dims: dict[str, set[int]] = {}  # a neuron between tokens gives out two kinds of channels
+    dims: dict[str, set[int]] = {}  # a neuron between tokens outputs two kinds of channels
     for emission in (emission for group in groups for emission in group.emissions):
         dims.setdefault(emission.module, set()).add(emission.dim)
-    sums = {(name, dim): _Sum() for name, places in dims.items() for dim in places}
+    sums = {(name, dim): _Sum() for name, watched in dims.items() for dim in watched}
 
     def watcher(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
@@ -110,8 +110,8 @@ def _gather(
     neurons = {name: model.get_submodule(name) for name in dims}
     with _watching(model, neurons, watcher, potentials=criterion == "rate+v"), torch.no_grad():
         for inputs, _ in calibration.pairs():
-            model(inputs.to(model_device(model)))
-    return {place: found for place, found in sums.items() if found.count}
+            call(model, cast_inputs(inputs, model_device(model)))
+    return {output: total for output, total in sums.items() if total.count}
 
 
 @contextmanager
@@ -141,11 +141,12 @@ def _watching(
 
 
 def _kept_potentials(neurons: Mapping[str, nn.Module]) -> dict[nn.Module, Any]:
-    """Whether neurons keep the potentials of all steps, as it was set."""
+    """By neuron, whether it was set to keep the potentials of all steps."""
     for name, module in neurons.items():
         if module.step_mode == "m" and not hasattr(module, "store_v_seq"):
             raise MethodError(
-                f"{name} is a {type(module).__name__}, which keeps no potentials for rate+v; choose another --criterion"
+                f"{name} is a {type(module).__name__}, which does not keep the potentials rate+v needs; "
+                "choose another --criterion"
             )
     return {module: module.store_v_seq for module in neurons.values() if hasattr(module, "store_v_seq")}
 
@@ -156,7 +157,9 @@ def _rate(into: _Sum, module: nn.Module, spikes: Tensor, dim: int) -> None:
 
 def _rate_and_potential(into: _Sum, module: nn.Module, spikes: Tensor, dim: int) -> None:
     potentials: Tensor = module.v_seq if module.step_mode == "m" else module.v  # type: ignore[assignment]
-    size = potentials.abs_() if module.step_mode == "m" else potentials.abs()  # a sequence is kept for us alone
+    size = (
+        potentials.abs_() if module.step_mode == "m" else potentials.abs()
+    )  # the sequence was kept for this function alone
     into.add(_over_all_but(spikes, dim) + _over_all_but(size, dim), spikes.numel() // spikes.shape[dim])
 
 
@@ -169,7 +172,7 @@ def _variance(into: _Sum, module: nn.Module, spikes: Tensor, dim: int) -> None:
 def _singular(into: _Sum, module: nn.Module, spikes: Tensor, dim: int) -> None:
     _needs_steps(module)
     matrices = spikes.movedim(dim, 2).flatten(3).permute(1, 2, 0, 3) if spikes.dim() > 3 else _column(spikes, dim)
-    gram = matrices @ matrices.transpose(-1, -2)  # steps by steps, so small whatever the positions are
+    gram = matrices @ matrices.transpose(-1, -2)  # steps by steps: small however many positions there are
     norms = torch.linalg.eigvalsh(exact(gram)).clamp_min(0).sqrt().sum(dim=-1)
     into.add(norms.sum(dim=0), len(norms))
 
@@ -187,7 +190,7 @@ def _over_all_but(values: Tensor, dim: int) -> Tensor:
 
 def _needs_steps(module: nn.Module) -> None:
     if module.step_mode != "m":
-        raise MethodError("this criterion looks at all steps at once; put the network into step mode m")
+        raise MethodError("this criterion needs all steps at once; set the step mode of the network to m")
 
 
 _STATISTICS: dict[str, Callable[[_Sum, nn.Module, Tensor, int], None]] = {

@@ -23,7 +23,7 @@ _NO_TIE = 0.9731
 """So that no potential lies exactly on the threshold, where the last bit of a sum decides."""
 
 
-def awake(first: nn.Module, second: nn.Module, inputs: Inputs) -> tuple[nn.Module, nn.Module] | None:
+def with_active_neurons(first: nn.Module, second: nn.Module, inputs: Inputs) -> tuple[nn.Module, nn.Module] | None:
     """Copies of two networks in which about a quarter of all neurons fire on `inputs`; None without neurons.
 
     Args:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.errors import VerificationError
-from prunecli.inputs import Inputs, call, cast_inputs, output_tensors
+from prunecli.inputs import Inputs, call, cast_inputs, map_tensors, output_tensors
 from prunecli.surgery.axes import kept_mask
 from prunecli.surgery.groups import Keep
-from prunecli.surgery.proof.active_neurons import awake
+from prunecli.surgery.proof.active_neurons import with_active_neurons
 from prunecli.surgery.proof.masked import kept_positions_of, run_masked
 from prunecli.surgery.removal.rebuild import state_tensors
 from prunecli.surgery.removal.slice import remove
@@ -29,8 +29,8 @@ SINGLE_TOLERANCE = 1e-4
 """The same for networks that only run in float32, or cast to it inside."""
 
 
-_LARGE = 20_000
-"""Numbers in an input from which on one more trial is enough."""
+_MANY_VALUES = 20_000
+"""An input with at least this many values needs only one more trial."""
 
 
 def verify(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> float:
@@ -166,17 +166,8 @@ def _trials(inputs: Inputs) -> list[Inputs]:
         spread = tensor.std() if tensor.numel() > 1 and bool(tensor.std() > 0) else tensor.new_ones(())
         return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * spread + tensor.mean()
 
-    values = inputs.values() if isinstance(inputs, Mapping) else inputs
-    size = inputs.numel() if isinstance(inputs, Tensor) else sum(tensor.numel() for tensor in values)
-    trials: list[Inputs] = [inputs]
-    for _ in range(8 if size < _LARGE else 1):
-        if isinstance(inputs, Tensor):
-            trials.append(drawn(inputs))
-        elif isinstance(inputs, Mapping):
-            trials.append({name: drawn(tensor) for name, tensor in inputs.items()})
-        else:
-            trials.append(tuple(drawn(tensor) for tensor in inputs))
-    return trials
+    size = sum(tensor.numel() for tensor in output_tensors(inputs))
+    return [inputs, *(map_tensors(inputs, drawn) for _ in range(8 if size < _MANY_VALUES else 1))]
 
 
 def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> float:
@@ -186,8 +177,8 @@ def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, 
         VerificationError: Nothing can be compared.
     """
     trials = [(probe, sliced, trial) for trial in _trials(inputs)]
-    firing = awake(probe, sliced, inputs)
-    if firing is not None:  # as it is, a network whose neurons are silent shows no more on other inputs
+    firing = with_active_neurons(probe, sliced, inputs)
+    if firing is not None:  # silent neurons would stay silent on the other inputs
         trials = [trials[0], *((*firing, trial) for _, _, trial in trials)]
     found: list[float] = []
     for first, second, trial in trials:

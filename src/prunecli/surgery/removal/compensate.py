@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from prunecli.inputs import model_device
+from prunecli.inputs import Inputs, call, cast_inputs, model_device
 from prunecli.surgery.groups import ChannelGroup, Keep, Role, dropped_units
 
 Compensation = Literal["none", "bias", "ls"]
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Candidate ridge strengths relative to the mean variance of the kept channels."""
-MAX_COLUMNS = 4096
-"""Wider readers would need second moments of hundreds of megabytes; they get the mean shift alone."""
+_MAX_COLUMNS = 4096
+"""Wider readers would need second moments of hundreds of megabytes; for them only the mean shift is compensated."""
 
 
 @dataclass
@@ -59,27 +59,27 @@ def compensate(
     pruned: nn.Module,
     groups: Sequence[ChannelGroup],
     keep: Keep,
-    batches: Iterable[Tensor],
+    batches: Iterable[Inputs],
     mode: Compensation,
     *,
     intercept: bool,
 ) -> int:
     """Adjusts the layers of `pruned` that read removed channels, in place, after one pass of `dense` over `batches`.
 
-    Grouped convolutions are left as they are: each of their columns reads a block of its own.
+    Grouped convolutions are not adjusted: the same column reads a different channel in each block.
 
     Args:
         dense: The network before removal; not changed.
         pruned: The network after removal.
         groups: The groups of the trace.
         keep: Kept unit indices by group name.
-        batches: Input batches.
+        batches: Batches of inputs without labels, in any form the network accepts.
         mode: "ls" regression with a ridge chosen by held-out error, "bias" mean shift only, "none" nothing.
-        intercept: Whether batch normalisation statistics are measured anew afterwards, which makes up for a constant
-            shift in a layer without a bias whose output goes straight into a normalisation.
+        intercept: Whether batch normalisation statistics are measured again afterwards, which absorbs a constant shift
+            in a layer without a bias that feeds a normalisation directly.
 
     Returns:
-        How many layers were adjusted.
+        Number of adjusted layers.
     """
     if mode == "none":
         return 0
@@ -113,7 +113,7 @@ def _removed(dense: nn.Module, groups: Sequence[ChannelGroup], keep: Keep, role:
 
 
 def _reader(model: nn.Module, name: str) -> nn.Linear | _ConvNd | None:
-    """The module, if it is one whose weight columns are its input channels."""
+    """The module if its weight columns are its input channels, else None."""
     module = model.get_submodule(name)
     if isinstance(module, nn.Linear):
         return module
@@ -123,11 +123,11 @@ def _reader(model: nn.Module, name: str) -> nn.Linear | _ConvNd | None:
 
 
 def channels_last(module: nn.Module, values: Tensor) -> Tensor:
-    """What goes into a layer (or its gradient) with the channel dimension last.
+    """A layer's input, or the gradient of it, with the channel dimension last.
 
     Args:
-        module: A linear layer or a convolution; spikingjelly's take all steps at once, (T, N, C, ...).
-        values: Of the shape of the layer's input.
+        module: A linear layer or a convolution; those of spikingjelly take all steps at once, (T, N, C, ...).
+        values: A tensor shaped like the layer's input.
     """
     if isinstance(module, nn.Linear):
         return values
@@ -135,15 +135,21 @@ def channels_last(module: nn.Module, values: Tensor) -> Tensor:
     return values.movedim(2 if steps else 1, -1)
 
 
+def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What a linear layer or convolution was called with, by position or as the keyword argument `input`."""
+    taken_in: Tensor = args[0] if args else kwargs["input"]
+    return taken_in
+
+
 def _measure(
-    dense: nn.Module, removed: dict[str, Tensor], batches: Iterable[Tensor], *, second: bool
+    dense: nn.Module, removed: dict[str, Tensor], batches: Iterable[Inputs], *, second: bool
 ) -> tuple[dict[str, list[_Moments]], set[str]]:
     """Moments of every layer's input over even and odd batches, and the layers that feed a batch normalisation."""
     device = model_device(dense)
     moments: dict[str, list[_Moments]] = {}
     for name, mask in removed.items():
         size = len(mask)
-        wide = size > MAX_COLUMNS or not second
+        wide = size > _MAX_COLUMNS or not second
         moments[name] = [
             _Moments(
                 0,
@@ -154,26 +160,31 @@ def _measure(
         ]
     half = 0
 
-    def recorder(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def record(module: nn.Module, args: tuple[Any, ...]) -> None:
-            channels = channels_last(module, args[0].detach())
+    def recorder(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            channels = channels_last(module, layer_input(args, kwargs).detach())
             moments[name][half].add(channels.reshape(-1, channels.shape[-1]))
 
         return record
 
-    outputs: dict[int, tuple[str, Tensor]] = {}  # the tensors are kept, so that an id cannot be used again
+    outputs: dict[int, tuple[str, Tensor]] = {}  # keeping the tensors prevents their ids from being reused
     normalised: set[str] = set()
 
     def written(name: str) -> Callable[..., None]:
         return lambda module, args, output: outputs.update({id(output): (name, output)})
 
-    def reads(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if id(args[0]) in outputs:
-            normalised.add(outputs[id(args[0])][0])
+    def reads(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        writer = outputs.get(id(layer_input(args, kwargs)))
+        if writer is not None:
+            normalised.add(writer[0])
 
-    hooks = [dense.get_submodule(name).register_forward_pre_hook(recorder(name)) for name in removed]
+    hooks = [dense.get_submodule(name).register_forward_pre_hook(recorder(name), with_kwargs=True) for name in removed]
     hooks += [dense.get_submodule(name).register_forward_hook(written(name)) for name in removed]
-    hooks += [module.register_forward_pre_hook(reads) for module in dense.modules() if isinstance(module, _BatchNorm)]
+    hooks += [
+        module.register_forward_pre_hook(reads, with_kwargs=True)
+        for module in dense.modules()
+        if isinstance(module, _BatchNorm)
+    ]
     training = {module: module.training for module in dense.modules()}
     dense.eval()
     try:
@@ -181,7 +192,7 @@ def _measure(
             for index, batch in enumerate(batches):
                 half = index % 2
                 outputs.clear()
-                dense(batch.to(device))
+                call(dense, cast_inputs(batch, device))
     finally:
         outputs.clear()
         for hook in hooks:
@@ -194,7 +205,7 @@ def _measure(
 def _adjust(
     weight: Tensor, after: nn.Linear | _ConvNd, removed: Tensor, halves: list[_Moments], intercept: bool
 ) -> bool:
-    """Adjusts one reader; `weight` has the dense layer's columns and the rows that stay."""
+    """Adjusts one reader; `weight` has the dense layer's columns and the rows that are kept."""
     both = halves[0] + halves[1]
     if both.count == 0:
         return False
@@ -209,22 +220,22 @@ def _adjust(
             shift = shift - fold @ (both.total / both.count)[kept]
             after.weight += torch.tensordot(lost, fold, dims=([1], [0])).movedim(-1, 1).to(weight)
         if bias is not None:
-            # Each tap of a convolution reads the shift once; at zero-padded borders this is a little too much.
+            # Each tap of a convolution reads the shift once; at zero-padded borders this slightly overcompensates.
             bias += (lost.flatten(2).sum(dim=2) if lost.dim() > 2 else lost).matmul(shift).to(bias)
     return both.products is not None or bias is not None
 
 
 def _regression(halves: list[_Moments], both: _Moments, kept: Tensor, gone: Tensor, *, centred: bool) -> Tensor:
-    """Coefficients A of shape (removed, kept); the ridge is the one that predicts the other half of the data best."""
+    """Coefficients A of shape (removed, kept); the ridge is the one that best predicts the other half of the data."""
     if min(half.count for half in halves) == 0:
-        return _solve(both.second(centred=centred), kept, gone, RIDGES[2])
+        return _solve(both.second(centred=centred), kept, gone, _RIDGES[2])
     fitted, held_out = (half.second(centred=centred) for half in halves)
     errors = []
-    for ridge in RIDGES:
+    for ridge in _RIDGES:
         fold = _solve(fitted, kept, gone, ridge)
         cross = held_out[gone][:, kept]
         errors.append(float(((fold @ held_out[kept][:, kept]) * fold).sum() - 2 * (fold * cross).sum()))
-    return _solve(both.second(centred=centred), kept, gone, RIDGES[errors.index(min(errors))])
+    return _solve(both.second(centred=centred), kept, gone, _RIDGES[errors.index(min(errors))])
 
 
 def _solve(second: Tensor, kept: Tensor, gone: Tensor, ridge: float) -> Tensor:

@@ -1,51 +1,62 @@
-"""Batch normalisation statistics measured anew after channels were removed."""
+"""Measuring batch normalisation statistics again after channels were removed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunecli.errors import MethodError
-from prunecli.inputs import model_device
+from prunecli.inputs import Inputs, call, cast_inputs, model_device, sample_count
+
+_TOO_FEW = "more than 1 value per channel"
+"""Part of torch's message when a batch normalisation in training mode gets one value per channel."""
 
 
-def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Replaces running means and variances by their averages over the images of `batches`, without labels.
+def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Inputs]) -> int:
+    """Replaces running means and variances by their averages over the samples of `batches`.
 
-    Weights do not change. Normalisations without running statistics are left alone.
+    Weights do not change. Normalisations without running statistics are not touched.
 
     Args:
         model: Changed in place.
-        batches: Input batches, for instance of shape (N, 3, H, W).
+        batches: Batches of inputs without labels, in any form the network accepts.
 
     Returns:
-        How many normalisation layers were measured; those that the network does not run keep what they have.
+        Number of layers measured; those that the network does not run keep their statistics.
 
     Raises:
-        MethodError: There are no batches.
+        MethodError: There are no batches, or a batch has a single value per channel, which has no variance.
     """
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not layers:
         return 0
     momenta = [layer.momentum for layer in layers]
     training = {module: module.training for module in model.modules()}
-    reached: set[nn.Module] = set()
-    hooks = [layer.register_forward_pre_hook(lambda module, _: reached.add(module)) for layer in layers]
+    measured: set[nn.Module] = set()
+    hooks = [layer.register_forward_pre_hook(lambda module, _: measured.add(module)) for layer in layers]
     model.eval()
     for layer in layers:
         layer.train()
     device = model_device(model)
-    images = 0
+    samples = 0
     try:
         with torch.no_grad():
             for batch in batches:
-                images += len(batch)
+                count = sample_count(batch)
+                samples += count
                 for layer in layers:
-                    layer.momentum = len(batch) / images  # the first batch replaces what was there, then images average
-                model(batch.to(device))
+                    layer.momentum = count / samples  # the first batch replaces the old statistics
+                call(model, cast_inputs(batch, device))
+    except ValueError as error:
+        if _TOO_FEW not in str(error):
+            raise
+        raise MethodError(
+            "batch normalisation cannot be recalibrated on a batch of one sample; choose a batch size that leaves no "
+            "batch with a single sample"
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -53,6 +64,6 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> int:
             layer.momentum = momentum
         for module, mode in training.items():
             module.training = mode
-    if images == 0:
-        raise MethodError("the calibration data holds no batches; give at least one")
-    return len(reached)
+    if samples == 0:
+        raise MethodError("the calibration data contains no batches; provide at least one")
+    return len(measured)

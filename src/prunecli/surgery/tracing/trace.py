@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from prunecli.errors import DataDependentError, ModelError
-from prunecli.inputs import Inputs, cast_inputs
+from prunecli.inputs import Inputs, cast_inputs, output_tensors
 from prunecli.surgery.axes import Axis, Prod, Seq, Term, channel_of_position, freeze_position, leaves, resolve
 from prunecli.surgery.groups import ChannelGroup, Kind, Member, Role
 from prunecli.surgery.tracing.adapters import tie_equal_widths, tie_known_modules
@@ -63,9 +63,8 @@ def trace(
     Raises:
         ModelError: The model cannot be run on these inputs, or what it computes depends on their values.
     """
-    values = example_inputs.values() if isinstance(example_inputs, Mapping) else example_inputs
-    if not isinstance(example_inputs, Tensor) and not all(isinstance(value, Tensor) for value in values):
-        raise ModelError("example_inputs has to be a tensor, a tuple of tensors or a mapping of them")
+    if not output_tensors(example_inputs):
+        raise ModelError("example_inputs contains no tensor; it must be a tensor, or a tuple, mapping or list of them")
     if only:
 
         def alone(module: nn.Module, given: Inputs) -> Trace:
