@@ -20,7 +20,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Nothing is left in the cache of who runs the tests."""
+    """Nothing is left in the cache of who runs the tests, and processes that tests start keep to one core each."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["PRUNE_CACHE"] = tempfile.mkdtemp(prefix="prune-cache-")
 
 
