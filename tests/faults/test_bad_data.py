@@ -27,8 +27,9 @@ from prunecli.data.images import BadImages, read_image
 from prunecli.data.loader import Batches, evaluation_batches, training_batches
 from prunecli.data.preparation import Augmentation, Preprocessing
 from prunecli.data.splits import FileSplit, Split, hold_out
-from prunecli.engine.evaluate import Accuracy, evaluate
+from prunecli.engine.evaluate import evaluate
 from prunecli.engine.resources import as_resource_error, resource_errors
+from prunecli.engine.tasks.classification import Accuracy
 from prunecli.errors import DataError, ResourceError
 
 PREPROCESSING = Preprocessing((3, 16, 16), (0.5,) * 3, (0.25,) * 3)
@@ -298,7 +299,7 @@ _EXHAUST = """
 import resource, sys, torch
 from torch import nn
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
-from prunecli.engine.evaluate import Accuracy, evaluate
+from prunecli.engine.evaluate import evaluate
 torch.set_num_threads(1)
 model = nn.Sequential(nn.Conv2d(3, 512, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 labels = torch.zeros(64, dtype=torch.long)

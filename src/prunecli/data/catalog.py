@@ -16,7 +16,7 @@ from prunecli.registry import Registry
 if TYPE_CHECKING:
     from prunecli.data.splits import ImageData
 
-SampleKind: TypeAlias = Literal["images", "recordings"]
+_SampleKind: TypeAlias = Literal["images", "recordings"]
 
 
 class DataModule(Protocol):
@@ -52,7 +52,7 @@ class _Entry:
 
     module: str
     summary: str
-    samples: SampleKind = "images"
+    samples: _SampleKind = "images"
     argument: Literal["none", "required", "optional"] = "none"
 
 
@@ -125,7 +125,7 @@ def load_data(name: str, root: Path | None = None, *, download: bool = False) ->
     return replace(module.load(argument, folder, download), name=name)
 
 
-def samples_of(name: str) -> SampleKind:
+def samples_of(name: str) -> _SampleKind:
     """What a data set has, by its name; nothing is read.
 
     Raises:

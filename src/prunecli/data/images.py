@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from prunecli.errors import DataError, ResourceError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
 """Formats that are opened. Pillow knows more, and starts another program for one of them."""
 OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
@@ -60,10 +60,10 @@ def read_image(path: Path, mode: str | None = None) -> Image.Image:
 
 
 def decode(source: Path | BinaryIO, mode: str | None = None) -> Image.Image:
-    """Decodes an image of one of `FORMATS`; decoders raise many types, see `decoding_error`."""
+    """Decodes an image of one of `_FORMATS`; decoders raise many types, see `decoding_error`."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(source, formats=FORMATS) as opened:
+        with Image.open(source, formats=_FORMATS) as opened:
             opened.load()
             return opened.convert(mode) if mode is not None else opened
 
@@ -93,7 +93,7 @@ def decoding_error(error: Exception) -> str:
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels"
     if isinstance(error, UnidentifiedImageError):
-        return f"its content is not {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        return f"its content is not {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
