@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,8 +16,9 @@ from prunecli.errors import MethodError, ModelError, unknown
 from prunecli.inputs import Inputs, output_tensors
 from prunecli.measure.neurons import leave_to_caller, reset, reset_itself, spiking_neurons
 from prunecli.methods.outcome import PruneReport
-from prunecli.methods.registry import get_method, get_structural
+from prunecli.methods.registry import get_structural
 from prunecli.methods.request import PruneRequest, Recover, Transition
+from prunecli.methods.spec import MethodSpec
 from prunecli.models.loading import restore
 from prunecli.models.recognition import recognise
 from prunecli.pipeline.pruning import PruneResult, prune_model
@@ -48,23 +49,19 @@ def prune(
     """Removes channels from a copy of `model` and proves that the result is the masked original.
 
     Args:
-        model: Any module; it is not changed, but spiking neurons in it are reset. They are reset before and after each
-            pass that is made here; the result leaves that to its caller, as the given model does.
-        method: "l1", "taylor", "fisher" or any other that `prune methods` lists.
-        example_inputs: Inputs of a shape the model accepts: a tensor such as (1, 3, 224, 224), a tuple of
-            positional arguments, a mapping of keyword arguments, or a list of images.
-        data: Calibration batches: inputs of the same form as `example_inputs`, or pairs of inputs and labels; a mapping
-            may hold its labels as `labels`. Methods that take gradients use the labels; without them the model's own
-            predictions.
-        compensate: "ls" folds removed channels into those that stay by regression on `data`, "bias" by their mean
-            alone, "none" leaves the weights as they are.
+        model: Any module; it is not changed, but its spiking neurons are reset.
+        method: A structural method of `prune methods`, such as "l1", "taylor" or "fisher".
+        example_inputs: Inputs that the model accepts: a tensor such as (1, 3, 224, 224), a tuple of positional
+            arguments, a mapping of keyword arguments, or a list of images.
+        data: Calibration batches: inputs of the same form, or pairs of inputs and labels (in a mapping, its entry
+            `labels`). Without labels, gradients are taken at the model's own predictions.
+        compensate: How removed channels are folded into the others: "ls" by regression on `data`, "bias", "none".
         recalibrate: Whether batch normalisation statistics are measured again on `data`.
         keep: Layer names or patterns whose output width stays.
-        seed: Seed of methods that draw random numbers.
+        seed: Seed of everything random.
         loss: From outputs and labels to the sum of the samples' losses, for methods that take gradients.
-        recover: Called with a `Transition` after every step of a schedule, to train its `after` in place; an optimizer
-            is carried over with `prunecli.engine.optimizer.carry_over`.
-        trace: The `trace` of an earlier result for the same model and example inputs, which saves tracing it again.
+        recover: Called with a `Transition` after every step of a schedule, to train `after` in place.
+        trace: The `trace` of an earlier result for the same model, which is then not traced again.
         **params: The method's parameters, for instance `ratio=0.5`, `params=0.5` (half the parameters),
             `layer_ratio={"layer1.*": 0.3}`, `scope="local"`, `schedule="cubic"`.
 
@@ -80,29 +77,17 @@ def prune(
         raise MethodError(unknown("compensation", compensate, get_args(Compensation)))
     if (recalibrate or compensate != "none") and data is None:
         raise MethodError("recalibrate=True and compensate need data: give calibration batches")
-    spec = get_method(method)
+    spec = get_structural(method)
     if spec.needs_data and data is None:
         raise MethodError(f"{method} ranks channels by what they do on data: give calibration batches as data=")
-    names = [field.name for field in fields_of(spec.params)]
-    for name in params:
-        if name not in names:
-            raise MethodError(unknown(f"parameter of {method}", name, names))
-    try:
-        checked = TypeAdapter(spec.params).validate_python(params)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise MethodError(
-            f"{field}: {first['msg'].replace('Input should be', 'has to be')} (got {first['input']!r})"
-        ) from error
     if spiking_neurons(model):
-        reset(model)  # what it remembers of earlier inputs belongs to none of those that follow
+        reset(model)  # state from earlier inputs must not leak into later ones
         model = copy.deepcopy(model)
         reset_itself(model)
     manifest = getattr(model, _MANIFEST, None) or Manifest(architecture=recognise(model))
     request = PruneRequest(
-        method=get_structural(method).name,
-        params=checked,
+        method=method,
+        params=_checked_params(spec, params),
         example_inputs=example_inputs,
         keep=keep,
         seed=seed,
@@ -119,8 +104,28 @@ def prune(
     return result
 
 
+def _checked_params(spec: MethodSpec, params: Mapping[str, Any]) -> Any:
+    """The method's parameters as its dataclass.
+
+    Raises:
+        MethodError: One is unknown, or has a wrong value.
+    """
+    names = [field.name for field in fields_of(spec.params)]
+    for name in params:
+        if name not in names:
+            raise MethodError(unknown(f"parameter of {spec.name}", name, names))
+    try:
+        return TypeAdapter(spec.params).validate_python(params)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise MethodError(
+            f"{field}: {first['msg'].replace('Input should be', 'has to be')} (got {first['input']!r})"
+        ) from error
+
+
 def load(path: str | Path, model: nn.Module | None = None, *, allow_nonfinite: bool = False) -> nn.Module:
-    """Gives the network of a checkpoint back, bit by bit, in evaluation mode.
+    """Restores the network of a checkpoint bit by bit, in evaluation mode.
 
     Args:
         path: A file written by `PruneResult.save` or `prune ... -o`.
@@ -148,21 +153,21 @@ def load(path: str | Path, model: nn.Module | None = None, *, allow_nonfinite: b
 
 
 def _remember(model: nn.Module, manifest: Manifest, dense: nn.Module | None) -> None:
-    """Notes on the object what pruning it again has to know; plain attributes, so that they survive a copy."""
+    """Stores what is needed to prune the model again, as plain attributes, which survive a copy."""
     object.__setattr__(model, _MANIFEST, manifest)
     if dense is not None:
         object.__setattr__(model, _DENSE, dense)
 
 
 def _catalogued_or(own: Callable[[Architecture], nn.Module]) -> Callable[[Architecture], nn.Module]:
-    """Builds what the catalogue has, and leaves the rest to `own`."""
+    """Builds networks of the catalogue; all others are left to `own`."""
     from prunecli.models.catalog import rebuild_dense
 
     return lambda architecture: rebuild_dense(architecture) if architecture.ref else own(architecture)
 
 
 class _Batches:
-    """The batches in `data`, which can be gone through more than once."""
+    """The batches in `data`, made iterable more than once."""
 
     def __init__(self, data: Iterable[Any]) -> None:
         # A generator is used up after one pass, so its batches have to be kept.

@@ -65,7 +65,7 @@ def get_structural(name: str) -> MethodSpec:
     if spec.family != "structural":
         family = FAMILIES[spec.family]
         raise MethodError(
-            f"method {name} does not rank channels: it is for methods that {family.summary}; "
-            f"on the command line use `prune {name}`"
+            f"method {name} does not rank channels, it is one of those that {family.summary}; on the command line use "
+            f"`prune {name}`, in Python {family.python}"
         )
     return spec

@@ -50,6 +50,7 @@ class Family:
         summary: What its methods do, as in "methods that remove channels".
         runner: "module:attribute" of a function (workspace, stage, out) that runs a prune stage and returns a
             `prunecli.report.results.StageOutcome`.
+        python: How its methods are used from Python.
         settings: Fields of a prune stage that it reads.
         resumable: Whether its stages keep states to resume from.
     """
@@ -57,6 +58,7 @@ class Family:
     name: str
     summary: str
     runner: str
+    python: str
     settings: tuple[str, ...]
     resumable: bool
 
@@ -71,6 +73,7 @@ FAMILIES: dict[str, Family] = {
             "structural",
             "remove channels",
             "prunecli.pipeline.stages.structural:structural_stage",
+            "prunecli.prune",
             (*_REPAIRS, *_TRAINING, "latency_rounds"),
             resumable=True,
         ),
@@ -78,6 +81,7 @@ FAMILIES: dict[str, Family] = {
             "trained",
             "prune while they train",
             "prunecli.pipeline.stages.trained:trained_stage",
+            "prunecli.engine.fit with the method's hook",
             (*_REPAIRS, *_TRAINING, "latency_rounds"),
             resumable=True,
         ),
@@ -85,6 +89,7 @@ FAMILIES: dict[str, Family] = {
             "runtime",
             "change how a network runs",
             "prunecli.pipeline.stages.runtime:runtime_stage",
+            "prunecli.methods.runtime.get_runtime",
             ("latency_rounds",),
             resumable=False,
         ),

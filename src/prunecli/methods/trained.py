@@ -102,13 +102,8 @@ def remove_kept(model: nn.Module, keep: Mapping[str, Tensor], removal: Removal) 
     """
     clock = Clock()
     trace, by_name = removal.selection.trace, {group.name: group for group in removal.selection.groups}
-    for name, units in keep.items():
-        if name not in by_name:
-            raise MethodError(f"{removal.method}: {name} is not a group that may shrink")
-        if len(units) == 0:
-            raise MethodError(f"{removal.method}: nothing is left of {name}; prune less")
+    keep = _losing_units(keep, by_name, removal.method)
     untouched = list(removal.selection.untouched)
-    keep = {name: units for name, units in keep.items() if len(units) < by_name[name].units}
     pruned, groups, error = copy.deepcopy(model), _chosen(by_name, keep), 0.0
     while groups:
         pruned = copy.deepcopy(model)
@@ -152,6 +147,20 @@ def remove_kept(model: nn.Module, keep: Mapping[str, Tensor], removal: Removal) 
         untouched=tuple(untouched),
     )
     return Pruned(pruned, report, trace)
+
+
+def _losing_units(keep: Mapping[str, Tensor], by_name: Mapping[str, ChannelGroup], method: str) -> dict[str, Tensor]:
+    """The entries of groups that lose units.
+
+    Raises:
+        MethodError: A group does not exist, or would lose everything.
+    """
+    for name, units in keep.items():
+        if name not in by_name:
+            raise MethodError(f"{method}: {name} is not a group that may shrink")
+        if len(units) == 0:
+            raise MethodError(f"{method}: nothing is left of {name}; prune less")
+    return {name: units for name, units in keep.items() if len(units) < by_name[name].units}
 
 
 def _chosen(by_name: Mapping[str, ChannelGroup], keep: Mapping[str, Tensor]) -> Sequence[ChannelGroup]:
