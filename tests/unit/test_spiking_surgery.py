@@ -162,7 +162,7 @@ def test_the_residual_stream_is_held_unless_asked_for(name: str, held: set[str])
             model, _request("spike", criterion="l1", ratio=0.5, residual=residual, scope="local")
         )
         assert outcome.report.verify_error == 0.0
-        return {edit.group for edit in outcome.edits}
+        return {edit.group for edit in outcome.report.edits}
 
     assert widths(True) - widths(False) == held
 

@@ -74,7 +74,7 @@ def test_a_wrong_slice_is_caught(fault: object) -> None:
     pruned, traced, keep = _pruned(model)
     assert verify(model, pruned, traced, keep, example()) <= TOLERANCE
     fault(pruned, model)  # type: ignore[operator]
-    with pytest.raises(VerificationError, match=r"is not made of|differs from the masked original"):
+    with pytest.raises(VerificationError, match=r"does not consist of|differs from the masked original"):
         verify(model, pruned, traced, keep, example())
 
 
@@ -118,7 +118,7 @@ def test_a_network_that_is_not_finite_is_not_verified() -> None:
     assert verify(model, pruned, traced, keep, example()) <= TOLERANCE
     _scale_one_weight(pruned, model)
     pruned.head.fc.weight.data[3] *= 1.1
-    with pytest.raises(VerificationError, match="not made of"):
+    with pytest.raises(VerificationError, match="does not consist of"):
         verify(model, pruned, traced, keep, example())
     pruned, traced, keep = _pruned(model)
     with pytest.raises(VerificationError, match="not finite"):
@@ -136,7 +136,7 @@ def test_a_network_that_casts_inside_is_compared_in_single_precision() -> None:
     assert traced.dtype == torch.float32 and len(traced.groups) == 2
     assert 0 < verify(model, pruned, traced, keep, example()) <= SINGLE_TOLERANCE
     _shift_columns(pruned, model)
-    with pytest.raises(VerificationError, match="is not made of"):
+    with pytest.raises(VerificationError, match="does not consist of"):
         verify(model, pruned, traced, keep, example())
 
 

@@ -1,1 +1,1 @@
-"""How important a channel is: one small file per criterion, found through `prunecli.methods.index`."""
+"""How important a channel is: one small file per criterion, listed in `prunecli.criteria.index`."""

@@ -14,7 +14,7 @@ from prunecli.surgery.groups import ChannelGroup
 
 
 @dataclass
-class Moments:
+class _Moments:
     """Count, mean, mean absolute value and squared deviations of each channel, in float64 and one pass (Chan, 1979)."""
 
     count: int
@@ -23,17 +23,17 @@ class Moments:
     deviations: Tensor
 
     @classmethod
-    def of(cls, rows: Tensor) -> Moments:
+    def of(cls, rows: Tensor) -> _Moments:
         """Moments of rows of shape (values, channels)."""
         values = exact(rows)
         mean = values.mean(dim=0)
         return cls(len(values), mean.cpu(), values.abs().mean(dim=0).cpu(), (values - mean).square().sum(dim=0).cpu())
 
-    def __add__(self, other: Moments) -> Moments:
+    def __add__(self, other: _Moments) -> _Moments:
         count = self.count + other.count
         share = other.count / count
         shift = other.mean - self.mean
-        return Moments(
+        return _Moments(
             count,
             self.mean + shift * share,
             self.absolute + (other.absolute - self.absolute) * share,
@@ -51,20 +51,20 @@ def activation(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Ca
 
     Taken over samples and positions, and averaged over the readers.
     """
-    moments: dict[str, Moments] = {}
+    moments: dict[str, _Moments] = {}
 
     def see(name: str, rows: Tensor) -> None:
-        new = Moments.of(rows)
+        new = _Moments.of(rows)
         moments[name] = moments[name] + new if name in moments else new
 
     watch_readers(model, groups, calibration, see)
     spread = calibration.options.get("statistic", "mean") == "std"
     scores: dict[str, Tensor | str] = {}
     for group in groups:
-        found = [
+        by_reader = [
             by_unit(model, member, moments[member.module].std if spread else moments[member.module].absolute)
             for member in readers_of(model, group)
             if member.module in moments
         ]
-        scores[group.name] = torch.stack(found).mean(dim=0) if found else UNSEEN
+        scores[group.name] = torch.stack(by_reader).mean(dim=0) if by_reader else UNSEEN
     return scores

@@ -1,4 +1,4 @@
-"""What a criterion is given and gives back."""
+"""What a criterion takes and returns."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Criterion(Protocol):
 
 
 def sum_by_unit(per_position: Tensor, member: Member) -> Tensor:
-    """Adds values along a member's dimension up by unit: shape (..., size of that dimension) to (..., units)."""
+    """Adds up values along a member's dimension by unit: shape (..., size of that dimension) to (..., units)."""
     return per_position[..., member.index].sum(dim=-1)
 
 

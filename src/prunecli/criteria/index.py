@@ -1,4 +1,4 @@
-"""All criteria by name: a new one is a function in a file here and an entry below. Torch-free."""
+"""All criteria by name: a new one is a function in a file of this folder and an entry below. Torch-free."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class CriterionSpec:
         entry: "module:attribute" of the function, see `prunecli.criteria.base.Criterion`.
         summary: One line of help.
         paper: URL of the paper that it follows, or empty.
-        options: A frozen dataclass with annotated fields: what can be said beside what all structural methods take.
-        needs_data: Whether it looks at calibration images.
-        without_data: Options with which it needs no images, for when there are none.
+        options: A frozen dataclass with annotated fields: options besides those of all structural methods.
+        needs_data: Whether it needs calibration data.
+        without_data: Options with which it works without data, used where there is none.
     """
 
     name: str

@@ -16,7 +16,7 @@ def lamp(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibrat
     """A unit's squared norm divided by the sum of the squared norms of the group's units that are not smaller.
 
     The paper scores single weights; here a unit's weight is its norm over the whole group. The largest unit of every
-    group scores 1, so a global ranking never removes a whole layer, and the scores are compared as they are.
+    group scores 1, so a global ranking never removes a whole layer, and scores are compared without normalisation.
     """
     return {
         name: value if isinstance(value, str) else lamp_scores(value)

@@ -1,7 +1,7 @@
 """Norms of a channel's weights, after Li et al. (Pruning Filters for Efficient ConvNets, ICLR 2017).
 
-The paper sums over the filters that write a channel. Here the columns that read it count too: a channel matters as much
-through what is made of it.
+The paper sums over the filters that write a channel. Here the columns that read it count too: a channel matters just
+as much through what its readers make of it.
 """
 
 from __future__ import annotations

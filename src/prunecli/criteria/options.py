@@ -1,4 +1,4 @@
-"""What single criteria can be told, beside what all structural methods take. Torch-free."""
+"""Options of single criteria, besides those of all structural methods. Torch-free."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_doc import Doc
 
-SpikeCriterion = Literal["rate", "rate+v", "entropy", "variance", "singular", "l1", "bn-scale", "random"]
+_SpikeCriterion = Literal["rate", "rate+v", "entropy", "variance", "singular", "l1", "bn-scale", "random"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class NoOptions:
 
 @dataclass(frozen=True)
 class LampOptions:
-    """LAMP scores compare across layers as they are."""
+    """Normalisation of LAMP scores, which compare across layers without any."""
 
     normalise: Annotated[
         Literal["mean", "none"], Doc("Before ranking divide each layer's scores by their mean, or take them raw.")
@@ -29,7 +29,7 @@ class SpikeOptions:
     """How spikes are scored."""
 
     criterion: Annotated[
-        SpikeCriterion,
+        _SpikeCriterion,
         Doc(
             "rate: mean spikes of a channel's neurons; rate+v: and the mean size of their potential; entropy of their "
             "firing; variance over time; singular: nuclear norm of spikes, steps by positions; l1, bn-scale and random "
@@ -48,7 +48,7 @@ class SpikeOptions:
 
 @dataclass(frozen=True)
 class ActivationOptions:
-    """Which statistic of the activations counts."""
+    """Which statistic of the activations is the score."""
 
     statistic: Annotated[
         Literal["mean", "std"], Doc("mean: of the absolute activation; std: its standard deviation.")

@@ -1,4 +1,4 @@
-"""Watching what the readers of a channel take in, which is the channel after normalisation, activation and gating."""
+"""Watching the inputs of a channel's readers, which are the channel after normalisation, activation and gating."""
 
 from __future__ import annotations
 

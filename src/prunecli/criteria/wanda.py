@@ -29,12 +29,12 @@ def wanda(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibra
     watch_readers(model, groups, calibration, see)
     scores: dict[str, Tensor | str] = {}
     for group in groups:
-        found = [
+        by_reader = [
             _weighted(model, member, (squares[member.module] / counts[member.module]).sqrt())
             for member in readers_of(model, group)
             if member.module in squares
         ]
-        scores[group.name] = torch.stack(found).sum(dim=0) if found else UNSEEN
+        scores[group.name] = torch.stack(by_reader).sum(dim=0) if by_reader else UNSEEN
     return scores
 
 

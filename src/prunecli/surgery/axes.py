@@ -6,10 +6,10 @@ Every dimension of every tensor is described by a *term* over *axes*:
 - `Seq` is a concatenation of terms (`torch.cat`, or a slice and what is left of it);
 - `Prod` is a row-major flattening of terms (`view(..., heads, head_dim)` and back).
 
-An operator that needs two dimensions to be the same channels unifies their terms. Unification splits axes where it has
-to: a view to (heads, head_dim) turns an axis into a product, a concatenation turns it into a sequence. What cannot be
-reconciled is frozen: its width will not change. So a mistake in describing a dimension can only cost opportunities
-when it freezes too much, and is found by `verify` when it unifies too little.
+An operator for which two dimensions must be the same channels unifies their terms. Unification splits axes as needed: a
+view to (heads, head_dim) turns an axis into a product, a concatenation turns it into a sequence. What cannot be
+reconciled is frozen: its width will not change. A description that freezes too much can therefore only cost
+opportunities, and one that unifies too little is detected by `verify`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Axis:
 
     Attributes:
         size: Number of channels.
-        bound: The term this axis turned out to be, once it was unified with something.
-        reason: Why the width has to stay, or None while it may shrink.
+        bound: The term this axis is equal to, once it was unified with something.
+        reason: Why the width cannot change, or None while it may shrink.
     """
 
     __slots__ = ("bound", "reason", "size")
@@ -61,14 +61,12 @@ class Prod:
 
 Term: TypeAlias = Axis | Seq | Prod
 
-CONFLICT = "its channels are regrouped in a way that cannot be followed"
-
-
+_CONFLICT = "its channels are regrouped in a way that cannot be followed"
 NOT_A_CHANNEL = "tied to a size that is not a number of channels, such as the number of tokens"
 
 
 def fixed(size: int, reason: str = NOT_A_CHANNEL) -> Axis:
-    """An axis whose width has to stay."""
+    """An axis with a width that cannot change."""
     return Axis(size, reason)
 
 
@@ -81,9 +79,9 @@ def resolve(term: Term) -> Term:
     if isinstance(term, Axis):
         if term.bound is None:
             return term
-        found = resolve(term.bound)
-        term.bound = found
-        return found
+        target = resolve(term.bound)
+        term.bound = target
+        return target
     if isinstance(term, Seq):
         return sequence(term.parts)
     return product(term.factors)
@@ -93,8 +91,8 @@ def sequence(parts: Iterable[Term]) -> Term:
     """The concatenation of `parts` in normal form."""
     flat: list[Term] = []
     for part in parts:
-        found = resolve(part)
-        for item in found.parts if isinstance(found, Seq) else (found,):
+        resolved = resolve(part)
+        for item in resolved.parts if isinstance(resolved, Seq) else (resolved,):
             if item.size == 0:
                 continue
             last = flat[-1] if flat else None
@@ -111,8 +109,8 @@ def product(factors: Iterable[Term]) -> Term:
     """The row-major flattening of `factors` in normal form."""
     flat: list[Term] = []
     for factor in factors:
-        found = resolve(factor)
-        for item in found.factors if isinstance(found, Prod) else (found,):
+        resolved = resolve(factor)
+        for item in resolved.factors if isinstance(resolved, Prod) else (resolved,):
             if item.size == 1:
                 continue
             last = flat[-1] if flat else None
@@ -132,11 +130,11 @@ def product(factors: Iterable[Term]) -> Term:
 
 def leaves(term: Term) -> Iterator[Axis]:
     """The axes a term is made of, frozen ones included, from left to right."""
-    found = resolve(term)
-    if isinstance(found, Axis):
-        yield found
+    resolved = resolve(term)
+    if isinstance(resolved, Axis):
+        yield resolved
         return
-    for item in found.parts if isinstance(found, Seq) else found.factors:
+    for item in resolved.parts if isinstance(resolved, Seq) else resolved.factors:
         yield from leaves(item)
 
 
@@ -165,8 +163,8 @@ def unify(first: Term, second: Term) -> None:
     if a is b:
         return
     if a.size != b.size:
-        freeze(a, CONFLICT)
-        freeze(b, CONFLICT)
+        freeze(a, _CONFLICT)
+        freeze(b, _CONFLICT)
     elif isinstance(a, Axis):
         _bind(a, b)
     elif isinstance(b, Axis):
@@ -183,14 +181,14 @@ def _bind(axis: Axis, term: Term) -> None:
     elif isinstance(term, Axis):
         axis.bound = term
     elif any(leaf is axis for leaf in leaves(term)):
-        freeze(term, CONFLICT)
+        freeze(term, _CONFLICT)
     else:
         axis.bound = term
 
 
 def _unify_sequences(a: Term, b: Term) -> None:
-    heads = [term.parts[0].size if isinstance(term, Seq) else term.size for term in (a, b)]
-    at = min(heads)
+    sizes = [term.parts[0].size if isinstance(term, Seq) else term.size for term in (a, b)]
+    at = min(sizes)
     (a_head, a_tail), (b_head, b_tail) = cut(a, at), cut(b, at)
     unify(a_head, b_head)
     unify(a_tail, b_tail)
@@ -205,59 +203,59 @@ def _unify_products(a: Prod, b: Prod) -> None:
 
 def cut(term: Term, at: int) -> tuple[Term, Term]:
     """Splits a dimension into its first `at` positions and the others."""
-    found = resolve(term)
+    resolved = resolve(term)
     if at <= 0:
-        return fixed(0), found
-    if at >= found.size:
-        return found, fixed(0)
-    if isinstance(found, Axis):
-        first, rest = Axis(at, found.reason), Axis(found.size - at, found.reason)
-        if found.reason is None:
-            found.bound = Seq((first, rest))
+        return fixed(0), resolved
+    if at >= resolved.size:
+        return resolved, fixed(0)
+    if isinstance(resolved, Axis):
+        first, rest = Axis(at, resolved.reason), Axis(resolved.size - at, resolved.reason)
+        if resolved.reason is None:
+            resolved.bound = Seq((first, rest))
         return first, rest
-    if isinstance(found, Seq):
-        place = 0
-        for index, part in enumerate(found.parts):
-            if at <= place + part.size:
-                head, tail = cut(part, at - place)
-                return sequence((*found.parts[:index], head)), sequence((tail, *found.parts[index + 1 :]))
-            place += part.size
-    assert isinstance(found, (Prod, Seq))
-    if isinstance(found, Prod):
-        inner = product(found.factors[1:])
+    if isinstance(resolved, Seq):
+        offset = 0
+        for index, part in enumerate(resolved.parts):
+            if at <= offset + part.size:
+                head, tail = cut(part, at - offset)
+                return sequence((*resolved.parts[:index], head)), sequence((tail, *resolved.parts[index + 1 :]))
+            offset += part.size
+    assert isinstance(resolved, (Prod, Seq))
+    if isinstance(resolved, Prod):
+        inner = product(resolved.factors[1:])
         if at % inner.size == 0:
-            head, tail = cut(found.factors[0], at // inner.size)
+            head, tail = cut(resolved.factors[0], at // inner.size)
             return product((head, inner)), product((tail, inner))
-    freeze(found, CONFLICT)
-    return fixed(at, CONFLICT), fixed(found.size - at, CONFLICT)
+    freeze(resolved, _CONFLICT)
+    return fixed(at, _CONFLICT), fixed(resolved.size - at, _CONFLICT)
 
 
 def factor(term: Term, inner: int) -> tuple[Term, Term]:
     """Splits a dimension into (outer, inner) of sizes (size / inner, inner), as a view does."""
-    found = resolve(term)
+    resolved = resolve(term)
     if inner == 1:
-        return found, fixed(1)
-    if inner == found.size:
-        return fixed(1), found
-    if isinstance(found, Axis) and found.size % inner == 0:
-        outer_axis, inner_axis = Axis(found.size // inner, found.reason), Axis(inner, found.reason)
-        if found.reason is None:
-            found.bound = Prod((outer_axis, inner_axis))
+        return resolved, fixed(1)
+    if inner == resolved.size:
+        return fixed(1), resolved
+    if isinstance(resolved, Axis) and resolved.size % inner == 0:
+        outer_axis, inner_axis = Axis(resolved.size // inner, resolved.reason), Axis(inner, resolved.reason)
+        if resolved.reason is None:
+            resolved.bound = Prod((outer_axis, inner_axis))
         return outer_axis, inner_axis
-    if isinstance(found, Prod):
-        return _factor_product(found, inner)
-    if isinstance(found, Seq) and all(part.size % inner == 0 for part in found.parts):
-        pieces = [factor(part, inner) for part in found.parts]
+    if isinstance(resolved, Prod):
+        return _factor_product(resolved, inner)
+    if isinstance(resolved, Seq) and all(part.size % inner == 0 for part in resolved.parts):
+        pieces = [factor(part, inner) for part in resolved.parts]
         for _, other in pieces[1:]:
             unify(pieces[0][1], other)
         return sequence(outer for outer, _ in pieces), resolve(pieces[0][1])
-    freeze(found, CONFLICT)
-    return fixed(max(1, found.size // inner), CONFLICT), fixed(inner, CONFLICT)
+    freeze(resolved, _CONFLICT)
+    return fixed(max(1, resolved.size // inner), _CONFLICT), fixed(inner, _CONFLICT)
 
 
-def _factor_product(found: Prod, inner: int) -> tuple[Term, Term]:
+def _factor_product(term: Prod, inner: int) -> tuple[Term, Term]:
     taken: list[Term] = []
-    rest, left = list(found.factors), inner
+    rest, left = list(term.factors), inner
     while left > 1:
         last = rest.pop()
         if left % last.size == 0:
@@ -269,8 +267,8 @@ def _factor_product(found: Prod, inner: int) -> tuple[Term, Term]:
             taken.insert(0, piece)
             left = 1
         else:
-            freeze(found, CONFLICT)
-            return fixed(found.size // inner, CONFLICT), fixed(inner, CONFLICT)
+            freeze(term, _CONFLICT)
+            return fixed(term.size // inner, _CONFLICT), fixed(inner, _CONFLICT)
     return product(rest), product(taken)
 
 
@@ -306,11 +304,11 @@ def _split_group(group: list[Term], sizes: list[int]) -> list[Term]:
         reason = next((leaf.reason for term in group if term.size > 1 for leaf in leaves(term)), None)
         return [fixed(size, reason or NOT_A_CHANNEL) for size in sizes]
     whole = product(group)
-    found: list[Term] = []
+    pieces: list[Term] = []
     for size in reversed(sizes[1:]):
         whole, piece = factor(whole, size)
-        found.insert(0, piece)
-    return [whole, *found] if sizes else []
+        pieces.insert(0, piece)
+    return [whole, *pieces] if sizes else []
 
 
 def strided(term: Term, step: int) -> Term:
@@ -318,38 +316,38 @@ def strided(term: Term, step: int) -> Term:
     if step == 1 or is_fixed(term):
         return term if step == 1 else fixed(-(-term.size // step))
     if term.size % step:
-        freeze(term, CONFLICT)
-        return fixed(-(-term.size // step), CONFLICT)
+        freeze(term, _CONFLICT)
+        return fixed(-(-term.size // step), _CONFLICT)
     return factor(term, step)[0]
 
 
-Kept: TypeAlias = Mapping[Axis, NDArray[np.bool_]]
-"""For each axis that loses channels, which ones stay."""
+ChannelMasks: TypeAlias = Mapping[Axis, NDArray[np.bool_]]
+"""For each axis that loses channels, True for those that are kept, shape (channels,)."""
 
 
-def kept_mask(term: Term, kept: Kept) -> NDArray[np.bool_]:
-    """Which positions of a dimension stay, shape (size,)."""
-    found = resolve(term)
-    if isinstance(found, Axis):
-        mask = kept.get(found)
-        return np.ones(found.size, dtype=bool) if mask is None else mask
-    if isinstance(found, Seq):
-        return np.concatenate([kept_mask(part, kept) for part in found.parts])
+def kept_mask(term: Term, kept: ChannelMasks) -> NDArray[np.bool_]:
+    """Which positions of a dimension are kept, shape (size,)."""
+    resolved = resolve(term)
+    if isinstance(resolved, Axis):
+        mask = kept.get(resolved)
+        return np.ones(resolved.size, dtype=bool) if mask is None else mask
+    if isinstance(resolved, Seq):
+        return np.concatenate([kept_mask(part, kept) for part in resolved.parts])
     mask = np.ones(1, dtype=bool)
-    for item in found.factors:
+    for item in resolved.factors:
         mask = (mask[:, None] & kept_mask(item, kept)[None, :]).reshape(-1)
     return mask
 
 
 def channel_of_position(term: Term, axis: Axis) -> NDArray[np.int64]:
     """For each position of a dimension the channel of `axis` it belongs to, or -1, shape (size,)."""
-    found = resolve(term)
-    if isinstance(found, Axis):
-        return np.arange(found.size) if found is axis else np.full(found.size, -1)
-    if isinstance(found, Seq):
-        return np.concatenate([channel_of_position(part, axis) for part in found.parts])
+    resolved = resolve(term)
+    if isinstance(resolved, Axis):
+        return np.arange(resolved.size) if resolved is axis else np.full(resolved.size, -1)
+    if isinstance(resolved, Seq):
+        return np.concatenate([channel_of_position(part, axis) for part in resolved.parts])
     channel = np.full(1, -1)
-    for item in found.factors:
+    for item in resolved.factors:
         inner = channel_of_position(item, axis)
         channel = np.maximum(channel[:, None], inner[None, :]).reshape(-1)
     return channel

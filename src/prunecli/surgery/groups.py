@@ -1,4 +1,4 @@
-"""Channel groups: everything that has to be removed together, and where it is."""
+"""Channel groups: what has to be removed together, and where it is stored."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Size:
-    """A width as a function of how many units of each group stay.
+    """A width as a function of the number of units kept in each group.
 
     Attributes:
         kind: "number", "group", "sum" or "product".
@@ -80,14 +80,14 @@ class Width:
     Attributes:
         module: Dotted name of the module.
         attribute: Name of the attribute.
-        place: Index path into a sequence, empty for a plain number.
-        size: What it has to be.
+        path: Indices and keys that lead to the entry, empty for a plain number.
+        size: Its value.
         root: For a scale such as head_dim ** -0.5: the attribute is multiplied by (old / new) ** 0.5 instead of set.
     """
 
     module: str
     attribute: str
-    place: tuple[int | str, ...]
+    path: tuple[int | str, ...]
     size: Size
     root: bool = False
 
@@ -118,7 +118,7 @@ class Scale:
 
 @dataclass(frozen=True, eq=False)
 class Emission:
-    """Where spiking neurons give a group's channels out.
+    """Where spiking neurons output a group's channels.
 
     Attributes:
         module: Dotted name of the neuron.
@@ -133,7 +133,7 @@ class Emission:
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
-    """All (tensor, dimension, index) that stand or fall together.
+    """All (tensor, dimension, index) that are kept or removed together.
 
     A *unit* is the smallest thing that can be removed: one channel, or one channel of every block where a grouped
     convolution ties them.
@@ -146,8 +146,8 @@ class ChannelGroup:
         kind: "head_dim" for the same dimension of every attention head, "head" for whole heads, else "channel".
         widths: Module attributes that hold a width which depends on this group.
         scales: Parameters to rescale so that attention keeps its temperature.
-        emissions: The spiking neurons that give these channels out, in the order they run.
-        axis: Where the group came from; only the tracer and `verify` look at it.
+        emissions: The spiking neurons that output these channels, in the order they run.
+        axis: The axis the group was made from; used only by the tracer and `verify`.
     """
 
     name: str
@@ -192,7 +192,7 @@ def tie_units(channels: int, ties: Iterable[Tensor]) -> Tensor:
         for labels in dense_labels:
             lowest = torch.full((int(labels.max()) + 1,), channels).scatter_reduce(0, labels, unit, "amin")
             unit = torch.minimum(unit, lowest[labels])
-            unit = torch.minimum(unit, unit[unit])  # follow a representative that has moved itself
+            unit = torch.minimum(unit, unit[unit])  # follow a representative that was joined to another
         changed = not torch.equal(unit, before)
     numbered: Tensor = torch.unique(unit, return_inverse=True)[1]
     return numbered

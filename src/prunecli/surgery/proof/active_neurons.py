@@ -1,7 +1,7 @@
-"""Making the neurons of a spiking network fire, so that a comparison of two networks has something to compare.
+"""Making the neurons of a spiking network fire, so that two networks can be compared.
 
-On a few numbers most neurons of a network stay silent, and a silent neuron hides whatever lies before it: removed and
-masked networks would agree whatever was done. So they are compared a second time with thresholds at which neurons
+On a few numbers most neurons of a network stay silent, and a silent neuron hides everything before it: removed and
+masked networks would always agree. So they are compared a second time with thresholds at which neurons
 fire.
 """
 
@@ -17,7 +17,7 @@ from prunecli.inputs import Inputs, call
 from prunecli.measure.neurons import spiking_neurons
 
 _FIRING = 0.75
-"""Quantile of a layer's potentials in the first step, at which the threshold is put."""
+"""The threshold is set to this quantile of a layer's potentials in the first step."""
 _NEVER = 1e30
 _NO_TIE = 0.9731
 """So that no potential lies exactly on the threshold, where the last bit of a sum decides."""
@@ -40,7 +40,7 @@ def with_active_neurons(first: nn.Module, second: nn.Module, inputs: Inputs) -> 
     def lower(module: nn.Module, args: tuple[Any, ...]) -> None:
         if module not in seen:
             seen.add(module)
-            threshold = next((found for found in _thresholds(module, args[0]) if found is not None), None)
+            threshold = next((value for value in _thresholds(module, args[0]) if value is not None), None)
             if threshold is not None:
                 _set_threshold(module, threshold)
 
@@ -57,17 +57,17 @@ def with_active_neurons(first: nn.Module, second: nn.Module, inputs: Inputs) -> 
 
 
 def _thresholds(module: nn.Module, current: Any) -> list[float | None]:
-    """For each step a threshold that potentials reach then, if none has fired before; the module was just reset."""
+    """For each step a threshold that potentials reach if none has fired before; the module was just reset."""
     before, rest = _threshold_of(module), float(module.v_reset or 0.0)  # type: ignore[arg-type]
     _set_threshold(module, _NEVER)
-    found = []
+    thresholds = []
     for step in current if module.step_mode == "m" else current[None]:
         module.single_step_forward(step)  # type: ignore[operator]
         flat = module.v.detach().flatten()  # type: ignore[operator]
-        found.append(_threshold(flat[flat.isfinite()].sort().values, rest))
+        thresholds.append(_threshold(flat[flat.isfinite()].sort().values, rest))
     module.reset()  # type: ignore[operator]
     _set_threshold(module, before)
-    return found
+    return thresholds
 
 
 def _threshold_of(module: nn.Module) -> float:
@@ -76,7 +76,7 @@ def _threshold_of(module: nn.Module) -> float:
 
 
 def _set_threshold(module: nn.Module, value: float) -> None:
-    if isinstance(module.v_threshold, Tensor):  # a learnt one
+    if isinstance(module.v_threshold, Tensor):  # a learned one
         module.v_threshold.detach().fill_(value)
     else:
         module.v_threshold = value  # type: ignore[assignment]
@@ -84,10 +84,10 @@ def _set_threshold(module: nn.Module, value: float) -> None:
 
 def _threshold(potentials: Tensor, rest: float) -> float | None:
     """A threshold that the upper part of sorted potentials reaches; None where none of them leaves `rest`."""
-    reached = float(potentials[int(_FIRING * (len(potentials) - 1))]) if len(potentials) else rest
-    if reached == rest:
+    level = float(potentials[int(_FIRING * (len(potentials) - 1))]) if len(potentials) else rest
+    if level == rest:
         risen = potentials[potentials > rest]
         if len(risen) == 0:
             return None
-        reached = float(risen[len(risen) // 2])
-    return rest + _NO_TIE * (reached - rest) if reached > rest else rest + (reached - rest) / _NO_TIE
+        level = float(risen[len(risen) // 2])
+    return rest + _NO_TIE * (level - rest) if level > rest else rest + (level - rest) / _NO_TIE

@@ -1,14 +1,14 @@
-"""Running a network as if some of its channels were not there, without changing a single shape.
+"""Running a network as if some of its channels did not exist, without changing any shape.
 
 This is the reference that `verify` compares a pruned network with. The original runs operator by operator; whatever an
 operator writes to a removed channel is set to zero at once, so nothing that follows can see it. Where zeros would still
-count, as in the mean of a layer normalisation or in a softmax over channels, the operator is given the kept channels
+count, as in the mean of a layer normalisation or in a softmax over channels, the operator gets the kept channels
 alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from prunecli.errors import VerificationError
 from prunecli.inputs import Inputs, call
-from prunecli.surgery.axes import Axis, kept_mask
+from prunecli.surgery.axes import ChannelMasks, kept_mask
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.tracing.labels import Followed, Label
 from prunecli.surgery.tracing.operators.statistics import NEEDS_KEPT_ALONE
@@ -40,10 +40,10 @@ def run_masked(model: nn.Module, followed: Followed, groups: Sequence[ChannelGro
     Raises:
         VerificationError: The model does not call the same operators as when it was followed.
     """
-    kept = kept_positions_of(groups, keep)
+    kept = channel_masks(groups, keep)
     try:
         return _run(model, followed, kept, inputs)
-    except _OtherOperatorsError:  # a network may compute something once and keep it
+    except _OtherOperatorsError:  # a network may compute something once and cache it
         with torch.no_grad(), plain_attention():
             call(model, inputs)
     try:
@@ -55,10 +55,10 @@ def run_masked(model: nn.Module, followed: Followed, groups: Sequence[ChannelGro
 
 
 class _OtherOperatorsError(Exception):
-    """An operator is not the one that was recorded at its place."""
+    """An operator differs from the one recorded at that point."""
 
 
-def _run(model: nn.Module, followed: Followed, kept: Mapping[Axis, NDArray[np.bool_]], inputs: Inputs) -> Any:
+def _run(model: nn.Module, followed: Followed, kept: ChannelMasks, inputs: Inputs) -> Any:
     mode = _MaskedMode(followed, kept)
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     with torch.no_grad(), plain_attention():
@@ -66,13 +66,13 @@ def _run(model: nn.Module, followed: Followed, kept: Mapping[Axis, NDArray[np.bo
             mode.silence(tensor.detach(), followed.parameters[name])
         with mode:
             output = call(model, inputs)
-    if mode.place != len(followed.records):
+    if mode._next != len(followed.records):
         raise _OtherOperatorsError
     return output
 
 
-def kept_positions_of(groups: Sequence[ChannelGroup], keep: Keep) -> dict[Axis, NDArray[np.bool_]]:
-    """For each axis that loses channels, which ones stay."""
+def channel_masks(groups: Sequence[ChannelGroup], keep: Keep) -> ChannelMasks:
+    """For each axis that loses channels, True for those that are kept, shape (channels,)."""
     return {group.axis: _mask(group, keep) for group in groups if group.name in keep and group.axis is not None}
 
 
@@ -83,19 +83,19 @@ def _mask(group: ChannelGroup, keep: Keep) -> NDArray[np.bool_]:
 
 
 class _MaskedMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, followed: Followed, kept: Mapping[Axis, NDArray[np.bool_]]) -> None:
+    def __init__(self, followed: Followed, kept: ChannelMasks) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.records = followed.records
         self.kept = kept
-        self.place = 0
+        self._next = 0
         self._masks: dict[Label, list[tuple[int, Tensor, Tensor]]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        record = self.records[self.place] if self.place < len(self.records) else None
+        record = self.records[self._next] if self._next < len(self.records) else None
         if record is None or record.operator != func.overloadpacket.__name__:
             raise _OtherOperatorsError
-        self.place += 1
+        self._next += 1
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         concerned = [self._removed(label) for label in record.inputs]
         if record.operator in NEEDS_KEPT_ALONE and any(concerned):
@@ -105,20 +105,20 @@ class _MaskedMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         for result, label in zip(results, record.outputs, strict=True):
             if any(result is tensor for tensor in inputs) or result.untyped_storage().data_ptr() not in storages:
-                self.silence(result, label)  # a view of something silenced is silent already
+                self.silence(result, label)  # a view of a zeroed tensor is zeroed already
         return out
 
     def _removed(self, label: Label) -> list[tuple[int, Tensor, Tensor]]:
         """(dimension, removed positions, kept positions) of each dimension that loses some."""
-        found = self._masks.get(label)
-        if found is None:
-            found = []
+        removed_dims = self._masks.get(label)
+        if removed_dims is None:
+            removed_dims = []
             for dim, term in enumerate(label.dims):
                 mask = torch.from_numpy(kept_mask(term, self.kept))
                 if not bool(mask.all()):
-                    found.append((dim, (~mask).nonzero().flatten(), mask.nonzero().flatten()))
-            self._masks[label] = found
-        return found
+                    removed_dims.append((dim, (~mask).nonzero().flatten(), mask.nonzero().flatten()))
+            self._masks[label] = removed_dims
+        return removed_dims
 
     def silence(self, tensor: Tensor, label: Label) -> None:
         """Sets removed positions to zero, in place."""
@@ -145,9 +145,9 @@ class _MaskedMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 value = value.index_select(dim, kept)
             return value
 
-        given, named = tree_map(compressed, args), tree_map(compressed, kwargs)
-        given = _with_sizes(name, list(given), args, self._removed(labels[0]))
-        small = [leaf for leaf in tree_leaves(func(*given, **named)) if isinstance(leaf, Tensor)]
+        small_args, small_kwargs = tree_map(compressed, args), tree_map(compressed, kwargs)
+        small_args = _with_sizes(name, list(small_args), args, self._removed(labels[0]))
+        small = [leaf for leaf in tree_leaves(func(*small_args, **small_kwargs)) if isinstance(leaf, Tensor)]
         out = func(*args, **kwargs)  # for its memory layout, on which later reshapes depend
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         for result, right, label in zip(results, small, outputs, strict=True):
@@ -163,15 +163,15 @@ class _MaskedMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _with_sizes(
-    name: str, given: list[Any], args: tuple[Any, ...], removed: list[tuple[int, Tensor, Tensor]]
+    name: str, arguments: list[Any], args: tuple[Any, ...], removed: list[tuple[int, Tensor, Tensor]]
 ) -> list[Any]:
     """Arguments that repeat the input's shape, for the compressed input."""
-    x: Tensor = given[0]
+    x: Tensor = arguments[0]
     if name in ("native_layer_norm", "_fused_rms_norm", "layer_norm"):
-        given[1] = list(x.shape[x.dim() - len(args[1]) :])
+        arguments[1] = list(x.shape[x.dim() - len(args[1]) :])
     elif name == "native_group_norm":
         channels, groups = args[0].shape[1], int(args[6])
         kept = next((kept for dim, _, kept in removed if dim == 1), torch.arange(channels))
         left = torch.unique(kept // (channels // groups)).numel()
-        given[3:7] = [x.shape[0], x.shape[1], x.shape[2:].numel(), left]
-    return given
+        arguments[3:7] = [x.shape[0], x.shape[1], x.shape[2:].numel(), left]
+    return arguments

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from prunecli.errors import VerificationError
 from prunecli.inputs import Inputs, call, cast_inputs, map_tensors, output_tensors
-from prunecli.surgery.axes import kept_mask
+from prunecli.surgery.axes import ChannelMasks, kept_mask
 from prunecli.surgery.groups import Keep
 from prunecli.surgery.proof.active_neurons import with_active_neurons
-from prunecli.surgery.proof.masked import kept_positions_of, run_masked
+from prunecli.surgery.proof.masked import channel_masks, run_masked
 from prunecli.surgery.removal.rebuild import state_tensors
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.labels import Label
@@ -38,8 +38,8 @@ def verify(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep, in
 
     The mask is applied where a removed channel is emitted, after every operator that writes to it; normalisations and
     other means over channels see the kept channels alone. Tensors whose entries are all equal (fresh scales, shifts and
-    statistics) are replaced by random ones in both networks, for a branch that ends in a zero scale would hide any
-    mistake. Spiking networks are compared a second time with thresholds at which their neurons fire.
+    statistics) are replaced by random ones in both networks, because a branch that ends in a zero scale would hide
+    any mistake. Spiking networks are compared a second time with thresholds at which their neurons fire.
 
     Args:
         original: The model before removal.
@@ -72,11 +72,11 @@ def verify(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep, in
 
 
 def faulty_groups(original: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> dict[str, str]:
-    """Groups whose removal is not the same as masking, found by halving: by name, the reason."""
+    """Reasons by name for the groups that make removing differ from masking, found by halving."""
     if traced.part is not None:
         part = traced.part
-        found = faulty_groups(original.get_submodule(part.module), part.trace, part.own(keep), part.inputs)
-        return {f"{part.module}.{name}": reason for name, reason in found.items()}
+        by_name = faulty_groups(original.get_submodule(part.module), part.trace, part.own(keep), part.inputs)
+        return {f"{part.module}.{name}": reason for name, reason in by_name.items()}
     exact = cast_inputs(inputs, device="cpu", dtype=traced.dtype)
     faulty: dict[str, str] = {}
 
@@ -97,7 +97,7 @@ def faulty_groups(original: nn.Module, traced: Trace, keep: Keep, inputs: Inputs
         before = len(faulty)
         search(names[: len(names) // 2])
         search(names[len(names) // 2 :])
-        if len(faulty) == before:  # only wrong together
+        if len(faulty) == before:  # wrong only together
             faulty.update(dict.fromkeys(names, reason))
 
     search(list(keep))
@@ -113,20 +113,22 @@ def _probes(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep) -
     """The two networks to compare, in the precision of the trace and without constant tensors.
 
     Raises:
-        VerificationError: A tensor of `pruned` is not the slice of the original's it has to be.
+        VerificationError: A tensor of `pruned` is not the expected slice of the original's.
     """
     probe = _evaluated(original, traced.dtype)
     random = _randomise(probe)
     sliced = copy.deepcopy(probe)
     remove(sliced, traced.groups, keep)
-    wanted = state_tensors(sliced)
+    slices = state_tensors(sliced)
     result = _evaluated(pruned, traced.dtype)
     for name, tensor in state_tensors(result).items():
-        expected = wanted.get(name)
+        expected = slices.get(name)
         if expected is None or expected.shape != tensor.shape:
-            raise VerificationError(f"{name} of the pruned network has another shape than the original's kept channels")
+            raise VerificationError(
+                f"{name} of the pruned network does not have the shape of the original's kept channels"
+            )
         if name not in random and not torch.allclose(tensor, expected, rtol=1e-5, atol=1e-7, equal_nan=True):
-            raise VerificationError(f"{name} of the pruned network is not made of the original's kept channels")
+            raise VerificationError(f"{name} of the pruned network does not consist of the original's kept channels")
         with torch.no_grad():
             tensor.copy_(expected)
     return probe, result
@@ -139,7 +141,7 @@ def _evaluated(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 def _randomise(model: nn.Module) -> set[str]:
     """Draws floating tensors whose entries are all equal from U(0.5, 1.5), in place; their names.
 
-    Numbers on their own are drawn too where they are zero, as gates of a branch are at first.
+    Scalar parameters are drawn too where they are zero, as the gates of a branch are initially.
     """
     gates = {name for name, parameter in model.named_parameters() if parameter.numel() == 1}
     generator = torch.Generator().manual_seed(0)
@@ -154,9 +156,9 @@ def _randomise(model: nn.Module) -> set[str]:
 
 
 def _trials(inputs: Inputs) -> list[Inputs]:
-    """The inputs given and others drawn like them: on a few numbers a channel may happen to be silent.
+    """The inputs, and others drawn like them: on a few numbers a channel may be zero by chance.
 
-    Integers stay as they are. Small inputs are cheap and show little, so there are more of them.
+    Integers do not change. Small inputs are cheap and test little, so there are more of them.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -171,7 +173,7 @@ def _trials(inputs: Inputs) -> list[Inputs]:
 
 
 def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> float:
-    """The largest difference over all trials, for outputs that are not all zero.
+    """The largest difference over all trials with outputs that are not all zero.
 
     Raises:
         VerificationError: Nothing can be compared.
@@ -180,16 +182,16 @@ def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, 
     firing = with_active_neurons(probe, sliced, inputs)
     if firing is not None:  # silent neurons would stay silent on the other inputs
         trials = [trials[0], *((*firing, trial) for _, _, trial in trials)]
-    found: list[float] = []
+    differences: list[float] = []
     for first, second, trial in trials:
         references, outputs = _both(first, second, traced, keep, trial)
         if any(bool(reference.any()) for reference in references):
-            found.append(max(relative_difference(a, b) for a, b in zip(references, outputs, strict=True)))
+            differences.append(max(_relative_difference(a, b) for a, b in zip(references, outputs, strict=True)))
         elif any(bool(output.any()) for output in outputs):
             return float("inf")
-    if not found:
-        raise VerificationError("the network's output is zero whatever goes in, so nothing can be compared")
-    return max(found)
+    if not differences:
+        raise VerificationError("the network's output is zero for every input tried, so nothing can be compared")
+    return max(differences)
 
 
 def _both(
@@ -208,7 +210,7 @@ def _both(
     return references, outputs
 
 
-def relative_difference(reference: Tensor, output: Tensor) -> float:
+def _relative_difference(reference: Tensor, output: Tensor) -> float:
     """Largest absolute difference divided by the largest finite absolute reference.
 
     Raises:
@@ -217,7 +219,7 @@ def relative_difference(reference: Tensor, output: Tensor) -> float:
     finite = torch.isfinite(reference)
     if not bool(finite.any()):
         raise VerificationError("the network's output is not finite, so nothing can be compared; check its weights")
-    # What is not finite has to be the same infinity, or not a number, in both.
+    # Values that are not finite must be the same infinity, or NaN, in both.
     if not torch.equal(reference[~finite].nan_to_num(0.0), output[~finite].nan_to_num(0.0)):
         return float("inf")
     scale = max(float(reference[finite].abs().max()), torch.finfo(torch.float64).tiny)
@@ -225,25 +227,25 @@ def relative_difference(reference: Tensor, output: Tensor) -> float:
 
 
 def _first_difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> str:
-    """Name of the first module that gives back something else than its masked counterpart."""
+    """Name of the first module with an output that differs from its masked counterpart."""
     assert traced.followed is not None
     labels = traced.followed.outputs
-    found: dict[str, Tensor] = {}
-    with torch.no_grad(), plain_attention(), _recorded(sliced, found):
+    actual: dict[str, Tensor] = {}
+    with torch.no_grad(), plain_attention(), _recorded(sliced, actual):
         call(sliced, inputs)
     masked: dict[str, Tensor] = {}
     copied = copy.deepcopy(probe)
     with _recorded(copied, masked):
         run_masked(copied, traced.followed, traced.groups, keep, inputs)
-    kept = kept_positions_of(traced.groups, keep)
+    kept = channel_masks(traced.groups, keep)
     rescaled = {scale.module for group in traced.groups for scale in group.scales}
     for name, reference in masked.items():
-        if name in found and name not in rescaled and not _same(reference, found[name], labels.get(name), kept):
+        if name in actual and name not in rescaled and not _same(reference, actual[name], labels.get(name), kept):
             return name
     return "the output"
 
 
-def _same(reference: Tensor, output: Tensor, label: Label | None, kept: Mapping[Any, Any]) -> bool:
+def _same(reference: Tensor, output: Tensor, label: Label | None, kept: ChannelMasks) -> bool:
     if label is None or len(label.dims) != reference.dim() or not reference.is_floating_point():
         return True
     for dim, term in enumerate(label.dims):
@@ -252,17 +254,17 @@ def _same(reference: Tensor, output: Tensor, label: Label | None, kept: Mapping[
             reference = reference.index_select(dim, mask.nonzero().flatten())
     if reference.shape != output.shape:
         return False
-    return relative_difference(reference, output) <= SINGLE_TOLERANCE
+    return _relative_difference(reference, output) <= SINGLE_TOLERANCE
 
 
 @contextmanager
 def _recorded(model: nn.Module, outputs: dict[str, Tensor]) -> Iterator[None]:
-    """Notes the last tensor each module gives back, children before the modules around them."""
+    """Records the last tensor of each module's output, children before the modules around them."""
 
     def noted(name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             for tensor in output_tensors(output)[-1:]:
-                outputs[name] = tensor  # not a copy: operators are counted while this runs
+                outputs[name] = tensor  # not a copy: a clone would be an operator that was not recorded
 
         return hook
 

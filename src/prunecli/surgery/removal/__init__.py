@@ -1,1 +1,1 @@
-"""Taking channels out of a network, and making up for what they did."""
+"""Removing channels from a network, and compensating for what they contributed."""

@@ -28,13 +28,15 @@ def attribute_differences(fresh: nn.Module, changed: nn.Module) -> Attributes:
     differences: Attributes = {}
     for name, module in changed.named_modules():
         if name not in originals:
-            raise ModelError(f"module {name!r} does not exist in the architecture the checkpoint would be rebuilt from")
+            raise ModelError(f"module {name!r} does not exist in the architecture that the checkpoint is rebuilt from")
         if type(module) is not type(originals[name]):
-            raise ModelError(f"module {name!r} is a {type(module).__name__}, not what the architecture builds there")
+            raise ModelError(
+                f"module {name!r} is a {type(module).__name__}, which is not the type that the architecture builds"
+            )
         before, after = _plain_attributes(originals[name]), _plain_attributes(module)
-        found = {key: as_json(value) for key, value in after.items() if key in before and before[key] != value}
-        if found:
-            differences[name] = found
+        differing = {key: as_json(value) for key, value in after.items() if key in before and before[key] != value}
+        if differing:
+            differences[name] = differing
     return differences
 
 
@@ -53,7 +55,7 @@ def apply_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Jso
             if key not in plain:
                 raise ModelError(f"the manifest sets {name}.{key}, which the architecture does not have")
             if not _replaces(value, plain[key]):
-                raise ModelError(f"the manifest sets {name}.{key} to another kind of value than the architecture has")
+                raise ModelError(f"the manifest sets {name}.{key} to a value of another type than the architecture has")
             sequence = list if isinstance(plain[key], list) else tuple
             object.__setattr__(modules[name], key, sequence(value) if isinstance(value, list) else value)
 
@@ -79,7 +81,7 @@ def assign_tensors(model: nn.Module, tensors: Mapping[str, Tensor], frozen: froz
     expected = state_tensors(model)
     missing, surplus = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     if missing or surplus:
-        kind, name = ("lacks", missing[0]) if missing else ("has a surplus", surplus[0])
+        kind, name = ("lacks", missing[0]) if missing else ("has an unexpected", surplus[0])
         raise ModelError(f"the checkpoint {kind} tensor {name!r}: it belongs to another architecture")
     parameters: dict[int, nn.Parameter] = {}
     for name, tensor in tensors.items():
@@ -93,7 +95,7 @@ def assign_tensors(model: nn.Module, tensors: Mapping[str, Tensor], frozen: froz
 
 
 def _replaces(value: JsonValue, original: Any) -> bool:
-    """Whether a recorded value is of the kind it replaces. Nothing (None) may become a plain value, or one nothing."""
+    """Whether a recorded value has the type of the one it replaces; None may become a plain value, and vice versa."""
     if isinstance(value, list):
         if not isinstance(original, (list, tuple)):
             return False

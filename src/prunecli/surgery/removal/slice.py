@@ -16,12 +16,12 @@ from prunecli.surgery.groups import ChannelGroup, Keep, Width, dropped_units
 def remove(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep) -> None:
     """Keeps the units in `keep` and removes all others, in place.
 
-    Tensors are sliced, module attributes that hold widths follow, and query rows are rescaled where head dimensions
-    go, so that attention keeps its temperature.
+    Tensors are sliced, module attributes that hold widths are updated, and query rows are rescaled where head
+    dimensions are removed, so that attention keeps its temperature.
 
     Args:
         model: The model the groups were traced on, or a copy of it.
-        groups: Groups from `trace`; those without an entry in `keep` stay whole.
+        groups: Groups from `trace`; those without an entry in `keep` lose nothing.
         keep: For each group name the unit indices to keep.
 
     Raises:
@@ -45,17 +45,16 @@ def remove(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep) -> None
         _sync_width(model.get_submodule(module_name))
 
 
-Kept = dict[str, dict[int, Tensor]]
-"""For each tensor name and dimension that loses positions, those that stay, sorted, dtype int64."""
-
-
-def kept_positions(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep) -> Kept:
+def kept_positions(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep) -> dict[str, dict[int, Tensor]]:
     """The positions that `remove` leaves in every tensor it shortens.
 
     Args:
         model: The model before the removal.
-        groups: The groups of its trace; those without an entry in `keep` stay whole.
+        groups: The groups of its trace; those without an entry in `keep` lose nothing.
         keep: Kept units by group name.
+
+    Returns:
+        For each tensor name and dimension that loses positions, the kept ones, sorted, dtype int64.
     """
     masks: dict[tuple[str, int], Tensor] = {}
     for group in groups:
@@ -66,7 +65,7 @@ def kept_positions(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep)
             size = getattr(model.get_submodule(member.module), member.tensor).shape[member.dim]
             mask = masks.setdefault((member.name, member.dim), torch.ones(size, dtype=torch.bool))
             mask[member.index[dropped].flatten()] = False
-    kept: Kept = {}
+    kept: dict[str, dict[int, Tensor]] = {}
     for (name, dim), mask in masks.items():
         kept.setdefault(name, {})[dim] = mask.nonzero().flatten()
     return kept
@@ -103,7 +102,7 @@ def _slice_tensor(
             if isinstance(old, nn.Parameter)
             else sliced.clone()
         )
-        made[id(old)] = new  # a tensor that stands in two places stays tied
+        made[id(old)] = new  # a tensor used in two modules stays tied
     if isinstance(old, nn.Parameter):
         module._parameters[name] = new
     else:
@@ -116,20 +115,20 @@ def _set_width(module: nn.Module, width: Width, old: dict[str, int], counts: dic
     if width.root:
         changed: Any = value * (width.size.value(old) / new) ** 0.5
     else:
-        changed = _replaced(value, width.place, new)
+        changed = _replaced(value, width.path, new)
     object.__setattr__(module, width.attribute, changed)
 
 
-def _replaced(value: Any, place: tuple[int | str, ...], new: int) -> Any:
+def _replaced(value: Any, path: tuple[int | str, ...], new: int) -> Any:
     """A copy of a nested sequence or mapping with one entry replaced."""
-    if not place:
+    if not path:
         return new
     if isinstance(value, dict):
-        return {**value, place[0]: _replaced(value[place[0]], place[1:], new)}
+        return {**value, path[0]: _replaced(value[path[0]], path[1:], new)}
     items = list(value)
-    at = place[0]
-    assert isinstance(at, int)
-    items[at] = _replaced(items[at], place[1:], new)
+    index = path[0]
+    assert isinstance(index, int)
+    items[index] = _replaced(items[index], path[1:], new)
     return items if isinstance(value, list) else tuple(items)
 
 

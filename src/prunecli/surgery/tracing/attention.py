@@ -1,9 +1,9 @@
 """Keeping attention's temperature when head dimensions are removed.
 
-Scores are divided by sqrt(head_dim), by `scaled_dot_product_attention` itself or through an attribute. With head_dim
-smaller they would be divided by less, so the rows that write queries are multiplied by sqrt(new / old) and such
-attributes follow the new head_dim: what is computed stays what it was. Query normalisations are layers that write
-queries, too. Spikes cannot be rescaled; where they are multiplied, the factor stays.
+Scores are divided by sqrt(head_dim), by `scaled_dot_product_attention` itself or through an attribute. With a
+smaller head_dim they would be divided by less, so the rows that write queries are multiplied by sqrt(new / old) and
+such attributes follow the new head_dim, which leaves the result unchanged. Query normalisations are layers that write
+queries, too. Spikes cannot be rescaled; where they are multiplied, the factor is kept.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _WRITERS = (
     "native_batch_norm",
 )
 _SPIKES = ("ge", "gt", "le", "lt", "sign", "heaviside")
-"""Comparisons: what lies before one cannot be multiplied to the effect that what lies behind it is."""
+"""Comparisons: multiplying the input of one does not multiply its output."""
 _VIEWS = ("view", "_unsafe_view", "_reshape_alias")
 _MOVES = ("permute", "transpose", "t", "select", "slice", "unsqueeze", "squeeze", "expand", "split",
           "split_with_sizes", "unbind", "chunk", "unsafe_split", "unsafe_chunk")  # fmt: skip
@@ -52,12 +52,12 @@ def temperatures(
             continue
         paths = [path for path in (_path(queries, made), _path(keys, made)) if path]
         try:
-            found = _written(_best(paths, readers), made) if paths else []
+            written = _written(_best(paths, readers), made) if paths else []
         except (RuntimeError, ValueError):  # written in a way that is not understood: verify decides
-            found = []
-        for module, tensor, dim, positions in found:
+            written = []
+        for module, tensor, dim, positions in written:
             scales.setdefault((group.name, module, tensor), Scale(group.name, module, tensor, dim, positions))
-        if found:  # else a constant stays what it is, and with it the temperature
+        if written:  # else a constant is not changed, and so neither is the temperature
             widths += _scale_attributes(model, record.module, group, head_dim)
     return list(scales.values()), list({(w.module, w.attribute): w for w in widths}.values())
 
@@ -87,20 +87,20 @@ def _main_input(record: Record) -> Label | None:
 def _is_scaled(
     product: Record, head_dim: int, made: Mapping[Label, Record], readers: Mapping[Label, list[Record]]
 ) -> bool:
-    """Whether a power of head_dim is multiplied in somewhere between the writing layers and the softmax."""
-    wanted = [head_dim**power for power in _POWERS]
+    """Whether something is multiplied by a power of head_dim between the writing layers and the softmax."""
+    factors = [head_dim**power for power in _POWERS]
 
-    def found(record: Record) -> bool:
+    def multiplies(record: Record) -> bool:
         return record.operator.rstrip("_") in ("mul", "div", "baddbmm") and any(
-            math.isclose(value, want, rel_tol=1e-5) for value in record.numbers for want in wanted
+            math.isclose(value, factor, rel_tol=1e-5) for value in record.numbers for factor in factors
         )
 
-    if found(product):
+    if multiplies(product):
         return True
     for operand in product.inputs[-2:]:
         label: Label | None = operand
         while label is not None and label in made and made[label].operator not in _WRITERS:
-            if found(made[label]):
+            if multiplies(made[label]):
                 return True
             label = _main_input(made[label])
     label = product.outputs[0]
@@ -108,7 +108,7 @@ def _is_scaled(
         following = readers.get(label, [None])[0]
         if following is None or not following.outputs or following.operator in ("_softmax", "_safe_softmax"):
             return False
-        if found(following):
+        if multiplies(following):
             return True
         label = following.outputs[0]
     return False
@@ -122,7 +122,9 @@ def _path(label: Label, made: Mapping[Label, Record]) -> list[tuple[Record, Labe
         path.append((record, label))
         if record.operator in _SPIKES:
             return []
-        if record.operator in _WRITERS or (record.operator == "mul" and any(given.source for given in record.inputs)):
+        if record.operator in _WRITERS or (
+            record.operator == "mul" and any(operand.source for operand in record.inputs)
+        ):
             return path
         following = _main_input(record)
         if following is None:
@@ -141,29 +143,29 @@ def _best(paths: list[list[tuple[Record, Label]]], readers: Mapping[Label, list[
 
 
 def _written(path: list[tuple[Record, Label]], made: Mapping[Label, Record]) -> list[tuple[str, str, int, Tensor]]:
-    """Weight and bias at the end of a path, with the positions along the written dimension the tensor is made of."""
+    """Weight and bias at the end of a path, with the positions of the written dimension that the tensor consists of."""
     writer = path[-1][0]
     dim = 1 if writer.operator == "convolution" or "batch_norm" in writer.operator else -1
     shape = [term.size for term in writer.outputs[0].dims]
-    along = [shape[dim] if place == dim % len(shape) else 1 for place in range(len(shape))]
+    along = [shape[dim] if axis == dim % len(shape) else 1 for axis in range(len(shape))]
     moved = torch.arange(shape[dim]).reshape(along).expand(shape)
     for record, label in reversed(path[:-1]):
-        place = record.outputs.index(label)
+        output = record.outputs.index(label)
         if record.operator in _VIEWS:
-            moved = moved.reshape([term.size for term in record.outputs[place].dims])
+            moved = moved.reshape([term.size for term in record.outputs[output].dims])
         elif record.operator in _MOVES:
             out = record.func(moved, *record.args[1:], **record.kwargs)
-            moved = out if isinstance(out, Tensor) else out[place]
+            moved = out if isinstance(out, Tensor) else out[output]
         else:
-            moved = _as_wide(moved, [term.size for term in record.outputs[place].dims])
+            moved = _as_wide(moved, [term.size for term in record.outputs[output].dims])
     positions = torch.unique(moved)
-    found = list(_parameters(writer, positions, made))
+    rows = list(_parameters(writer, positions, made))
     for record, _ in path[:-1]:  # for some layouts a linear layer is a product and an addition
-        for given in record.inputs if record.operator.startswith("add") else ():
-            if given.source is not None and [term.size for term in given.dims] == [shape[dim]]:
-                module, _, tensor = given.source[0].rpartition(".")
-                found.append((module, tensor, 0, positions))
-    return found
+        for operand in record.inputs if record.operator.startswith("add") else ():
+            if operand.source is not None and [term.size for term in operand.dims] == [shape[dim]]:
+                module, _, tensor = operand.source[0].rpartition(".")
+                rows.append((module, tensor, 0, positions))
+    return rows
 
 
 def _as_wide(index: Tensor, shape: list[int]) -> Tensor:
@@ -180,10 +182,10 @@ def _parameters(
     writer: Record, positions: Tensor, made: Mapping[Label, Record]
 ) -> Iterator[tuple[str, str, int, Tensor]]:
     """Parameters of a writing operator that hold the positions, through a concatenation for biases put together."""
-    for given in writer.inputs:
-        pieces = [(given, 0)]
-        if given.source is None and not given.from_input and given in made and made[given].operator == "cat":
-            parts = made[given].inputs
+    for operand in writer.inputs:
+        pieces = [(operand, 0)]
+        if operand.source is None and not operand.from_input and operand in made and made[operand].operator == "cat":
+            parts = made[operand].inputs
             starts = [sum(part.dims[0].size for part in parts[:count]) for count in range(len(parts))]
             pieces = list(zip(parts, starts, strict=True))
         for label, start in pieces:
@@ -200,18 +202,18 @@ def _parameters(
 
 
 def _group_in(term: Term, groups: Mapping[Axis, ChannelGroup]) -> ChannelGroup | None:
-    """The one group that the size of a dimension is proportional to, if there is just one."""
-    found = resolve(term)
-    if isinstance(found, Seq):
+    """The group that the size of a dimension is proportional to, if there is exactly one."""
+    resolved = resolve(term)
+    if isinstance(resolved, Seq):
         return None
-    inside = [groups[leaf] for leaf in leaves(found) if leaf in groups]
+    inside = [groups[leaf] for leaf in leaves(resolved) if leaf in groups]
     return inside[0] if len(inside) == 1 else None
 
 
-def _scale_attributes(model: nn.Module, place: str, group: ChannelGroup, head_dim: int) -> Iterator[Width]:
+def _scale_attributes(model: nn.Module, name: str, group: ChannelGroup, head_dim: int) -> Iterator[Width]:
     """Numbers equal to head_dim ** -0.5 in the module that multiplies queries and keys."""
-    module = model.get_submodule(place)
+    module = model.get_submodule(name)
     for attribute, value in vars(module).items():
         if isinstance(value, float) and not attribute.startswith("_"):
             if math.isclose(value, head_dim**-0.5, rel_tol=1e-6):
-                yield Width(place, attribute, (), Size("group", group.units, group.name), root=True)
+                yield Width(name, attribute, (), Size("group", group.units, group.name), root=True)

@@ -1,8 +1,8 @@
 """Which module attributes hold a width: found by their value and name among the dimensions a module sees.
 
 Code such as `x.reshape(B, N, 3, self.num_heads, self.head_dim)` keeps widths in plain attributes. An integer that
-equals the size of a dimension in which the module meets prunable channels is taken to be that size, where its name
-does not say otherwise. A wrong guess makes the trial run or `verify` fail, so it costs a group and never a wrong
+equals the size of a dimension in which the module meets prunable channels is taken to be that size, unless its name
+says otherwise. A wrong guess makes the trial run or `verify` fail, so it costs a group and never a wrong
 network.
 """
 
@@ -29,33 +29,35 @@ _HEAD_DIM = re.compile(r"head_dim|dim_head|key_dim|head_size|dim_per_head|^d$|d_
 _INNER = re.compile(r"attn|inner|all_head|qkv|^dh$|d_inner")
 _WIDTH = re.compile(r"dim|channel|chs|feature|hidden|embed|width|planes|units|head")
 Question = tuple[str, tuple[int | str, ...], int]
-"""An attribute, the place in it, and how many things it could be."""
-Choices = Mapping[tuple[str, str, tuple[int | str, ...]], int]
-"""For (class, attribute, place): which of several possible widths it is."""
+"""An attribute, the path into it, and the number of widths it could hold."""
+_Choices = Mapping[tuple[str, str, tuple[int | str, ...]], int]
+"""For (class, attribute, path): which of several possible widths it is."""
 _SIZES_OF_HEADS = ("attention_head_size", "all_head_size", "head_size", "hidden_size", "inner_size", "head_hidden_size",
                    "attn_head_size")  # fmt: skip
 
 
-def size_of(term: Term, by_axis: Mapping[Axis, str]) -> Size:
+def _size_of(term: Term, by_axis: Mapping[Axis, str]) -> Size:
     """A term's size as a function of the groups it contains."""
-    found = resolve(term)
-    if isinstance(found, Axis):
-        name = by_axis.get(found)
-        return Size("group", found.size, name) if name is not None else Size("number", found.size)
-    parts = tuple(size_of(item, by_axis) for item in (found.parts if isinstance(found, Seq) else found.factors))
-    return Size("sum" if isinstance(found, Seq) else "product", found.size, parts=parts)
+    resolved = resolve(term)
+    if isinstance(resolved, Axis):
+        name = by_axis.get(resolved)
+        return Size("group", resolved.size, name) if name is not None else Size("number", resolved.size)
+    parts = tuple(
+        _size_of(item, by_axis) for item in (resolved.parts if isinstance(resolved, Seq) else resolved.factors)
+    )
+    return Size("sum" if isinstance(resolved, Seq) else "product", resolved.size, parts=parts)
 
 
 def width_attributes(
-    model: nn.Module, followed: Followed, groups: Mapping[Axis, ChannelGroup], choices: Choices
+    model: nn.Module, followed: Followed, groups: Mapping[Axis, ChannelGroup], choices: _Choices
 ) -> tuple[list[Width], dict[str, list[Question]]]:
     """Every attribute whose value has to change with the width of a group.
 
     Args:
         model: The traced model.
-        followed: What following its channels has shown.
+        followed: The run of the model.
         groups: Group by axis.
-        choices: For attributes that could be several widths, which of them: by class, attribute and place.
+        choices: For attributes that could be several widths, which of them: by class, attribute and path.
 
     Returns:
         The attributes, and by module those that could be something else.
@@ -67,7 +69,7 @@ def width_attributes(
     for name, module in model.named_modules():
         counted = "num_groups" if isinstance(module, nn.GroupNorm) else "groups"
         if name in followed.blocks and hasattr(module, counted):
-            size = size_of(followed.blocks[name], by_axis)
+            size = _size_of(followed.blocks[name], by_axis)
             if size.groups:
                 widths.append(Width(name, counted, (), size))
         if isinstance(module, (_ConvNd, nn.Linear, _BatchNorm, nn.PReLU)):
@@ -76,13 +78,13 @@ def width_attributes(
         widths += splits
         settled = {width.attribute for width in splits}
         seen = _sizes(followed.modules.get(name, []), by_axis)
-        for attribute, place, sizes in _candidates(module, seen, kinds):
+        for attribute, path, sizes in _candidates(module, seen, kinds):
             if attribute in settled or (attribute == "normalized_shape" and isinstance(module.weight, Tensor)):
                 continue
-            questions.setdefault(name, []).append((attribute, place, len(sizes)))
-            chosen = sizes[min(choices.get((type(module).__name__, attribute, place), 0), len(sizes) - 1)]
+            questions.setdefault(name, []).append((attribute, path, len(sizes)))
+            chosen = sizes[min(choices.get((type(module).__name__, attribute, path), 0), len(sizes) - 1)]
             if chosen is not None:
-                widths.append(Width(name, attribute, place, chosen))
+                widths.append(Width(name, attribute, path, chosen))
         widths += _feature_info(name, module, followed, by_axis)
     return widths, questions
 
@@ -92,10 +94,10 @@ def _splits(name: str, module: nn.Module, followed: Followed, by_axis: Mapping[A
     known = followed.splits.get(name, {})
     for attribute, value in vars(module).items():
         pieces = known.get(tuple(value)) if isinstance(value, (list, tuple)) and _all_integers(value) else None
-        for place, term in enumerate(pieces or ()):
-            size = size_of(term, by_axis)
+        for position, term in enumerate(pieces or ()):
+            size = _size_of(term, by_axis)
             if size.groups and not attribute.startswith("_"):
-                yield Width(name, attribute, (place,), size)
+                yield Width(name, attribute, (position,), size)
 
 
 def _all_integers(value: Sequence[object]) -> bool:
@@ -104,7 +106,7 @@ def _all_integers(value: Sequence[object]) -> bool:
 
 def _sizes(terms: list[Term], by_axis: Mapping[Axis, str]) -> dict[int, list[Size]]:
     """Distinct sizes among the terms, and among their parts, by present value."""
-    found: dict[int, dict[Size, None]] = {}
+    by_value: dict[int, dict[Size, None]] = {}
     known: set[Term] = set()
     stack = list(terms)
     while stack:
@@ -112,52 +114,54 @@ def _sizes(terms: list[Term], by_axis: Mapping[Axis, str]) -> dict[int, list[Siz
         if term in known:
             continue
         known.add(term)
-        found.setdefault(term.size, {})[size_of(term, by_axis)] = None
+        by_value.setdefault(term.size, {})[_size_of(term, by_axis)] = None
         if not isinstance(term, Axis):
             stack.extend(leaves(term))
-    return {value: list(sizes) for value, sizes in found.items()}
+    return {value: list(sizes) for value, sizes in by_value.items()}
 
 
 def _candidates(
     module: nn.Module, seen: Mapping[int, list[Size]], kinds: Mapping[str, str]
 ) -> Iterator[tuple[str, tuple[int | str, ...], list[Size | None]]]:
-    """Attributes that may hold widths, with the widths they may hold, the likeliest first; None: it is no width."""
+    """Attributes that may hold widths, with those they may hold, the likeliest first; None: it is not a width."""
     for attribute, value in vars(module).items():
         if attribute.startswith("_") or attribute == "training":
             continue
-        for place, number in _integers(value):
+        for path, number in _integers(value):
             sizes = _matches(attribute, seen.get(number, []), kinds)
             if any(sizes):
-                yield attribute, place, sizes
+                yield attribute, path, sizes
 
 
-def _integers(value: Any, place: tuple[int | str, ...] = ()) -> Iterator[tuple[tuple[int | str, ...], int]]:
+def _integers(value: Any, path: tuple[int | str, ...] = ()) -> Iterator[tuple[tuple[int | str, ...], int]]:
     if isinstance(value, int) and not isinstance(value, bool) and value > 1:
-        yield place, value
+        yield path, value
     elif isinstance(value, (list, tuple)) and len(value) <= 64:
         for index, item in enumerate(value):
-            yield from _integers(item, (*place, index))
+            yield from _integers(item, (*path, index))
 
 
 def _matches(attribute: str, sizes: list[Size], kinds: Mapping[str, str]) -> list[Size | None]:
-    found = [size for size in sizes if size.groups]
+    resizable = [size for size in sizes if size.groups]
     lowered = attribute.lower()
 
     def kind(size: Size) -> str:
         return kinds[size.group] if size.kind == "group" else "mixed"
 
     if _HEADS.match(lowered):
-        return [*(size for size in found if kind(size) == "head"), None]
+        return [*(size for size in resizable if kind(size) == "head"), None]
     if _HEAD_DIM.search(lowered) and lowered != "all_head_size":
-        exact = [size for size in found if kind(size) == "head_dim"]
-        return [*exact, *(size for size in found if kind(size) not in ("head", "head_dim")), None]
+        exact = [size for size in resizable if kind(size) == "head_dim"]
+        return [*exact, *(size for size in resizable if kind(size) not in ("head", "head_dim")), None]
     if _NOT_A_WIDTH.search(lowered) and lowered not in _SIZES_OF_HEADS:
         return []
-    unlikely = len(sizes) > len(found) and not _WIDTH.search(lowered)  # as likely the size of something that stays
-    # A number of heads or of dimensions in one head is hardly ever stored under another name than the above.
-    found = [size for size in found if kind(size) != "head"]
-    of_heads = [size for size in found if size.kind != "group" and any(kinds[g] != "channel" for g in size.groups)]
-    others = [size for size in found if size not in of_heads]
+    unlikely = len(sizes) > len(resizable) and not _WIDTH.search(
+        lowered
+    )  # just as likely the size of something that does not shrink
+    # A number of heads or of dimensions in one head is hardly ever stored under any other name.
+    resizable = [size for size in resizable if kind(size) != "head"]
+    of_heads = [size for size in resizable if size.kind != "group" and any(kinds[g] != "channel" for g in size.groups)]
+    others = [size for size in resizable if size not in of_heads]
     ordered = of_heads + others if _INNER.search(lowered) else others + of_heads
     return [None, *ordered] if unlikely else [*ordered, None]
 
@@ -170,7 +174,7 @@ def _feature_info(name: str, module: nn.Module, followed: Followed, by_axis: Map
     for index, entry in enumerate(info):
         label = followed.outputs.get(f"{name}.{entry.get('module')}".lstrip(".")) if isinstance(entry, dict) else None
         for term in label.dims if label is not None else ():
-            size = size_of(term, by_axis)
+            size = _size_of(term, by_axis)
             if term.size == entry.get("num_chs") and size.groups:
                 yield Width(name, "feature_info", (index, "num_chs"), size)
                 break

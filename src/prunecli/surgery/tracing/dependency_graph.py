@@ -118,13 +118,13 @@ def _channel_group(model: nn.Module, names: dict[nn.Module, str], order: list[st
         target = item.dep.target.module
         if isinstance(target, nn.Parameter):
             module, _, leaf = parameters[id(target)].rpartition(".")
-            found = [(_Slot(leaf, _only_dim(target, len(item.positions), leaf), "carrier"), item.positions)]
+            touched = [(_Slot(leaf, _only_dim(target, len(item.positions), leaf), "carrier"), item.positions)]
         elif target in names:
             module = names[target]
-            found = _slots(target, module, item, channels, ties)
+            touched = _slots(target, module, item, channels, ties)
         else:
             continue  # torch-pruning's own nodes for reshapes, additions and the like hold no tensors
-        for slot, positions in found:
+        for slot, positions in touched:
             slot = slots.setdefault((module, slot.tensor, slot.dim), slot)
             slot.roots += item.roots
             slot.positions += positions

@@ -1,4 +1,4 @@
-"""At which spiking neurons the channels of a group come out."""
+"""Which spiking neurons output the channels of a group."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def with_emissions(
 ) -> list[ChannelGroup]:
     """Groups with the neurons that their layers feed, such as those of queries, keys and values.
 
-    Neurons further on give the same channels out, but what attention makes of queries, keys and values is a mixture
-    over tokens, and neurons behind it say little about one dimension of them. They count where no others are.
+    Neurons further on output the same channels, but attention mixes queries, keys and values over tokens, so neurons
+    behind it say little about one dimension of them. They count only if there are no others.
 
     Args:
         model: The network.
@@ -33,15 +33,15 @@ def with_emissions(
     made_by = {id(label): record for record in followed.records for label in record.outputs}
     complete = []
     for group in groups:
-        found = tuple(
+        candidates = tuple(
             Emission(name, dim, index(group.axis, term))
             for name, label in neurons.items()
             for dim, term in enumerate(label.dims)
             if group.axis is not None and group.axis in leaves(term)
         )
         producers = frozenset(group.modules("producer"))
-        nearest = {emission.module for emission in found if _fed_by(producers, emission.module, neurons, made_by)}
-        kept = tuple(emission for emission in found if emission.module in nearest or not nearest)
+        nearest = {emission.module for emission in candidates if _fed_by(producers, emission.module, neurons, made_by)}
+        kept = tuple(emission for emission in candidates if emission.module in nearest or not nearest)
         complete.append(replace(group, emissions=kept))
     return complete
 
@@ -49,7 +49,7 @@ def with_emissions(
 def _fed_by(
     producers: frozenset[str], neuron: str, neurons: Mapping[str, Label], made_by: Mapping[int, Record]
 ) -> bool:
-    """Whether what a neuron gives out comes from one of these layers without another neuron in between."""
+    """Whether a neuron's output comes from one of these layers with no other neuron in between."""
     others = {id(label) for name, label in neurons.items() if name != neuron}
     waiting, seen = [neurons[neuron]], set(others)
     while waiting:

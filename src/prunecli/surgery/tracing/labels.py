@@ -14,7 +14,7 @@ from prunecli.surgery.groups import Role
 
 INPUT = "tied to the size of the model's input"
 OUTPUT = "output layer: its width is the model's output"
-CONSTANT = "tied to a tensor that is neither a parameter nor a buffer"
+_CONSTANT = "tied to a tensor that is neither a parameter nor a buffer"
 
 
 @dataclass(eq=False)
@@ -24,9 +24,9 @@ class Label:
     Attributes:
         dims: A term for every dimension.
         from_input: Whether its values depend on the model's input.
-        source: For a parameter seen through transpositions: its name and the parameter's dimension behind each of its
-        own.
-        origins: Names of the parameters and buffers it was computed from, if nothing else went in.
+        source: For a parameter, or a transposition of one: its name, and the parameter's dimension for each dimension
+            of this tensor.
+        origins: Names of the parameters and buffers it was computed from, if from nothing else.
     """
 
     dims: tuple[Term, ...]
@@ -51,7 +51,7 @@ class Record:
 
 @dataclass
 class Followed:
-    """Everything one run has shown.
+    """Everything learned from one run.
 
     Attributes:
         parameters: Label of each parameter and buffer by state dict name; tied names share one label.
@@ -59,9 +59,9 @@ class Followed:
         roles: (name, dimension) of weights to "producer" or "consumer".
         heads: Terms of dimensions that run in parallel in a product of activations: attention heads.
         contracted: Terms of dimensions over which such a product sums: head dimensions, or tokens.
-        modules: For each module the terms of dimensions it sees: in operators it calls itself, in what it is given and
-            gives back, and in what its children give back.
-        outputs: For each module the label of the last tensor it gave back.
+        modules: For each module the terms of dimensions it handles: in operators it calls itself, in its arguments and
+            outputs, and in the outputs of its children.
+        outputs: For each module the label of the last tensor in its output.
         blocks: For each grouped convolution or normalisation the term of its groups.
         splits: For each module the sizes it splits dimensions into, with the terms of the pieces.
         single: Whether something that depends on the input is computed in less than float64.
@@ -82,13 +82,13 @@ class Followed:
 
 
 class Labels:
-    """The labels of all tensors of one run, and everything the run has shown.
+    """The labels of all tensors of one run, and everything learned from it.
 
     Args:
         model: The network that is run; its parameters and buffers are labelled.
 
     Attributes:
-        followed: What the run has shown so far.
+        followed: What was learned so far.
         stack: Names of the running modules, innermost last.
     """
 
@@ -119,7 +119,7 @@ class Labels:
     def of(self, tensor: Tensor) -> Label:
         """The label of a tensor; an unknown tensor is a constant that cannot be resized."""
         if tensor not in self._labels:
-            self._labels[tensor] = Label(tuple(fixed(size, CONSTANT) for size in tensor.shape))
+            self._labels[tensor] = Label(tuple(fixed(size, _CONSTANT) for size in tensor.shape))
         label: Label = self._labels[tensor]
         return label
 

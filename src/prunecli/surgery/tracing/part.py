@@ -27,40 +27,40 @@ def trace_part(
         model: The network; not changed.
         inputs: Inputs the network accepts.
         name: Dotted name of the module.
-        trace: Traces the module on what the network gives it.
+        trace: Traces the module on its inputs in the network.
 
     Raises:
-        ModelError: There is no such module, or it is given something else than tensors.
+        ModelError: There is no such module, or it takes something other than tensors.
     """
-    names = [found for found, module in model.named_modules() if found and any(True for _ in module.parameters())]
+    names = [path for path, module in model.named_modules() if path and any(True for _ in module.parameters())]
     if name not in names:
         raise ModelError(unknown("module", name, names, see="prune inspect MODEL --layers"))
     _refuse_use_outside(model, inputs, name)
-    given = _given(model, inputs, [name]).get(name)
-    if given is None:
-        raise ModelError(f"--only {name}: the network does not run it, or gives it more than tensors; name another")
-    inner = trace(model.get_submodule(name), given)
+    part_inputs = _inputs_of(model, inputs, [name]).get(name)
+    if part_inputs is None:
+        raise ModelError(f"--only {name}: the network does not run it, or not on tensors alone; choose another module")
+    inner = trace(model.get_submodule(name), part_inputs)
     return Trace(
         groups=tuple(_renamed(group, name) for group in inner.groups),
         frozen=tuple(replace(entry, name=f"{name}.{entry.name}".rstrip(".")) for entry in inner.frozen),
         dtype=inner.dtype,
         assumptions=inner.assumptions,
-        part=Part(name, inner, given),
+        part=Part(name, inner, part_inputs),
     )
 
 
 def _refuse_use_outside(model: nn.Module, inputs: Inputs, name: str) -> None:
-    """Refuses a module whose layers the network also uses by another way, which the trace of the module cannot see.
+    """Refuses a module with layers that the network also uses outside it, which its trace cannot show.
 
     Raises:
-        ModelError: It runs more than once, its layers run outside it, or its parameters stand elsewhere too.
+        ModelError: It runs more than once, its layers run outside it, or it shares parameters with other modules.
     """
     prefix = f"{name}."
     names: dict[int, set[bool]] = {}
     for tensor, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), set()).add(tensor.startswith(prefix))
     if any(len(inside) > 1 for inside in names.values()):
-        raise ModelError(f"--only {name}: a parameter of it is shared with a layer outside; name a module with both")
+        raise ModelError(f"--only {name}: it shares a parameter with a layer outside; choose a module with both")
     running = copy.deepcopy(model).cpu().eval()
     depth, calls, outside = [0], [0], set[str]()
     part = running.get_submodule(name)
@@ -83,41 +83,41 @@ def _refuse_use_outside(model: nn.Module, inputs: Inputs, name: str) -> None:
     with torch.no_grad():
         call(running, cast_inputs(inputs, device="cpu"))
     if calls[0] > 1:
-        raise ModelError(f"--only {name}: the network runs it {calls[0]} times; name the module around it")
+        raise ModelError(f"--only {name}: the network runs it {calls[0]} times; choose the module around it")
     if outside:
-        raise ModelError(f"--only {name}: {name}.{min(outside)} also runs outside it; name the module around both")
+        raise ModelError(f"--only {name}: {name}.{min(outside)} also runs outside it; choose the module around both")
 
 
 def parts_that_can_be_followed(model: nn.Module, inputs: Inputs) -> list[str]:
     """Names of the largest modules that can be traced alone, the one with the most parameters first."""
     names = [name for name, module in model.named_modules() if name and _has_inner_width(module)]
-    found: list[str] = []
-    for name, given in sorted(_given(model, inputs, names).items(), key=lambda item: item[0].count(".")):
-        if any(name.startswith(f"{outer}.") for outer in found):
+    parts: list[str] = []
+    for name, part_inputs in sorted(_inputs_of(model, inputs, names).items(), key=lambda item: item[0].count(".")):
+        if any(name.startswith(f"{outer}.") for outer in parts):
             continue
         try:
-            follow(copy.deepcopy(model.get_submodule(name)).cpu().eval(), given)
+            follow(copy.deepcopy(model.get_submodule(name)).cpu().eval(), part_inputs)
         except (PruneError, RuntimeError):
             continue
-        found.append(name)
-    return sorted(found, key=lambda name: -sum(p.numel() for p in model.get_submodule(name).parameters()))
+        parts.append(name)
+    return sorted(parts, key=lambda name: -sum(p.numel() for p in model.get_submodule(name).parameters()))
 
 
 def _has_inner_width(module: nn.Module) -> bool:
-    """Whether one layer inside reads what another writes, as it has to for anything to be removed."""
+    """Whether it has at least two layers, so that one can read what another writes."""
     return sum(parameter.dim() > 1 for parameter in module.parameters()) > 1
 
 
-def _given(model: nn.Module, inputs: Inputs, names: list[str]) -> dict[str, tuple[Tensor, ...]]:
-    """What a run of the network gives to modules that take tensors alone."""
+def _inputs_of(model: nn.Module, inputs: Inputs, names: list[str]) -> dict[str, tuple[Tensor, ...]]:
+    """The inputs of modules in a run of the network, for those that take nothing but tensors."""
     running = copy.deepcopy(model).cpu().eval()
-    given: dict[str, tuple[Tensor, ...]] = {}
+    by_module: dict[str, tuple[Tensor, ...]] = {}
 
     def noted(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             extra = [value for value in kwargs.values() if value is not None]
             if args and not extra and all(isinstance(value, Tensor) for value in args):
-                given.setdefault(name, tuple(value.detach().clone() for value in args))
+                by_module.setdefault(name, tuple(value.detach().clone() for value in args))
 
         return hook
 
@@ -128,7 +128,7 @@ def _given(model: nn.Module, inputs: Inputs, names: list[str]) -> dict[str, tupl
             call(running, cast_inputs(inputs, device="cpu"))
     except Exception as error:
         raise ModelError(f"the model does not run on the example inputs: {one_line(error)}") from error
-    return given
+    return by_module
 
 
 def _renamed(group: ChannelGroup, outer: str) -> ChannelGroup:

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class ModuleListener(Protocol):
-    """Told about modules that run."""
+    """Follows which modules run."""
 
     def entered(self, name: str, args: Any) -> None:
         """A module begins with these arguments."""
@@ -25,7 +25,7 @@ class ModuleListener(Protocol):
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Attention as matrix products and a softmax instead of fused kernels whose insides cannot be seen."""
+    """Attention as matrix products and a softmax instead of fused kernels, which hide their operators."""
     with without_fastpath(), sdpa_kernel(SDPBackend.MATH):
         yield
 
@@ -43,7 +43,7 @@ def without_fastpath() -> Iterator[None]:
 
 @contextmanager
 def stack_names(model: nn.Module, stack: list[str], listener: ModuleListener | None = None) -> Iterator[None]:
-    """Keeps the names of running modules on `stack`, innermost last; after an error the culprit is still on top."""
+    """Keeps the names of running modules on `stack`, innermost last; after an error the last is the failing one."""
 
     def entered(name: str) -> Any:
         def hook(module: nn.Module, args: Any) -> None:

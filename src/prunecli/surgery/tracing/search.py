@@ -18,7 +18,7 @@ from prunecli.inputs import Inputs
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.tracing.attributes import Question
 from prunecli.surgery.tracing.labels import Followed
-from prunecli.surgery.tracing.traced import Assumptions, Frozen, Place
+from prunecli.surgery.tracing.traced import Assumptions, Frozen, Position
 from prunecli.surgery.tracing.trial import Problem, first_problem, half_of
 
 
@@ -27,31 +27,31 @@ class Description:
     """Groups under some assumptions.
 
     Attributes:
-        followed: What they were found in.
+        followed: The run they come from.
         groups: What can shrink.
         frozen: Protected layers, with the reason.
         questions: By module, attributes that could hold something else.
-        cuts: Where one of several ways to cut a dimension was taken.
+        cuts: Positions at which one of several ways to cut a dimension was taken.
     """
 
     followed: Followed
     groups: list[ChannelGroup]
     frozen: list[Frozen]
     questions: Mapping[str, Sequence[Question]]
-    cuts: frozenset[Place] = frozenset()
+    cuts: frozenset[Position] = frozenset()
 
 
-Describe: TypeAlias = Callable[[Assumptions], Description]
+_Describe: TypeAlias = Callable[[Assumptions], Description]
 
 
 def workable(
-    model: nn.Module, describe: Describe, inputs: Inputs, time_limit_s: float, start: Assumptions | None = None
+    model: nn.Module, describe: _Describe, inputs: Inputs, time_limit_s: float, start: Assumptions | None = None
 ) -> Assumptions:
     """Assumptions under which the model runs with half of all groups removed.
 
     Args:
         model: In evaluation mode on the CPU; not changed.
-        describe: Describes the model under some assumptions.
+        describe: _Describes the model under some assumptions.
         inputs: Inputs the model accepts.
         time_limit_s: Seconds after which whatever still fails is frozen without looking for another answer.
         start: Where to begin.
@@ -73,7 +73,7 @@ def workable(
 
 def _better(
     model: nn.Module,
-    describe: Describe,
+    describe: _Describe,
     inputs: Inputs,
     current: Assumptions,
     description: Description,
@@ -82,10 +82,10 @@ def _better(
     kind = type(model.get_submodule(problem.module))
     progress: Assumptions | None = None
     for option in _options(model, current, description, problem.module):
-        found = _problem(model, option, describe(option).groups, inputs)
-        if found is None:
+        remaining = _problem(model, option, describe(option).groups, inputs)
+        if remaining is None:
             return option
-        if progress is None and type(model.get_submodule(found.module)) is not kind:
+        if progress is None and type(model.get_submodule(remaining.module)) is not kind:
             progress = option  # the network runs further than before
     return progress
 
@@ -93,7 +93,7 @@ def _better(
 def _problem(
     model: nn.Module, assumptions: Assumptions, groups: Sequence[ChannelGroup], inputs: Inputs
 ) -> Problem | None:
-    """Where the network stops; after a choice among widths with other widths too, which may agree by chance."""
+    """Where the network stops. Once widths had to be chosen, two trials: widths may agree by chance."""
     for seed in (0, 1) if assumptions.choices else (0,):
         problem = first_problem(model, groups, half_of(groups, seed), inputs) if groups else None
         if problem is not None:
@@ -107,10 +107,10 @@ def _options(model: nn.Module, current: Assumptions, description: Description, m
         inner = model.get_submodule(name)
         kind = type(inner).__name__
         others = [
-            replace(current, choices={**current.choices, (kind, attribute, place): other})
-            for attribute, place, alternatives in description.questions.get(name, ())
+            replace(current, choices={**current.choices, (kind, attribute, path): other})
+            for attribute, path, alternatives in description.questions.get(name, ())
             for other in range(alternatives)
-            if other != current.choices.get((kind, attribute, place), 0)
+            if other != current.choices.get((kind, attribute, path), 0)
         ]
         tied = [replace(current, tied=current.tied | {kind})]
         if not name or kind in current.tied or isinstance(inner, (nn.Sequential, nn.Linear, nn.ModuleList)):
@@ -138,7 +138,7 @@ def _without_guilty(
     *,
     late: bool,
 ) -> Assumptions:
-    """Freezes the groups in the failing module without which it runs alone; all of them if each one does."""
+    """Freezes those groups in the failing module that make it fail on their own; all of them if none does."""
     suspects = _suspects(groups, problem.module)
     keep = half_of(groups)
     guilty = [] if late else [g for g in suspects if first_problem(model, [g], keep, inputs) is not None]
@@ -158,9 +158,9 @@ def _suspects(groups: Sequence[ChannelGroup], module: str) -> list[ChannelGroup]
     """Groups with members in the failing module, or in the closest one around it in which there are any."""
     for name in [module, *_around(module)]:
         prefix = f"{name}." if name else ""
-        found = [
+        suspects = [
             group for group in groups if any(m.module == name or m.module.startswith(prefix) for m in group.members)
         ]
-        if found:
-            return found
+        if suspects:
+            return suspects
     return list(groups)

@@ -30,12 +30,12 @@ from prunecli.surgery.tracing.labels import Followed
 from prunecli.surgery.tracing.part import parts_that_can_be_followed, trace_part
 from prunecli.surgery.tracing.running import one_line
 from prunecli.surgery.tracing.search import Description, frozen_too, workable
-from prunecli.surgery.tracing.traced import Assumptions, Frozen, Place, Trace
+from prunecli.surgery.tracing.traced import Assumptions, Frozen, Position, Trace
 
 STEM = "first layer (protected; --prune-stem to include it)"
 UNREACHED = "not reached by the forward pass"
-HEADS = "attention heads (--heads removes whole heads)"
-UNWRITTEN = "no layer writes its channels alone"
+_HEADS = "attention heads (--heads removes whole heads)"
+_UNWRITTEN = "no layer writes its channels alone"
 
 
 def trace(
@@ -56,9 +56,9 @@ def trace(
         prune_stem: Whether the first convolution's width may change. A patch embedding, whose channels linear layers
             write too, is not protected.
         heads: Whether attention shrinks by whole heads, instead of by the same dimensions of every head.
-        only: Name of a module to trace alone, on what the model gives it.
-        time_limit_s: Seconds after which whatever makes the model stop is frozen without looking for the cause.
-        assumptions: Where the trial begins, from an earlier trace of the same model.
+        only: Name of a module to trace alone, on its inputs in the model.
+        time_limit_s: Seconds after which groups that make the model fail are frozen without looking for the cause.
+        assumptions: What an earlier trace of the same model learned; trials start from there.
 
     Raises:
         ModelError: The model cannot be run on these inputs, or what it computes depends on their values.
@@ -67,9 +67,9 @@ def trace(
         raise ModelError("example_inputs contains no tensor; it must be a tensor, or a tuple, mapping or list of them")
     if only:
 
-        def alone(module: nn.Module, given: Inputs) -> Trace:
+        def alone(module: nn.Module, part_inputs: Inputs) -> Trace:
             return trace(
-                module, given, prune_stem=True, heads=heads, time_limit_s=time_limit_s, assumptions=assumptions
+                module, part_inputs, prune_stem=True, heads=heads, time_limit_s=time_limit_s, assumptions=assumptions
             )
 
         return trace_part(model, example_inputs, only, alone)
@@ -80,28 +80,28 @@ def trace(
         raise ModelError(f"the model cannot be copied: {one_line(error)}") from error
     inputs = cast_inputs(example_inputs, device="cpu", dtype=torch.float32)
 
-    def described(network: nn.Module, given: Inputs, assumptions: Assumptions) -> Description:
-        return _describe(network, given, assumptions, prune_stem=prune_stem, heads=heads)
+    def described(network: nn.Module, inputs: Inputs, assumptions: Assumptions) -> Description:
+        return _describe(network, inputs, assumptions, prune_stem=prune_stem, heads=heads)
 
     try:
-        found = workable(traced, lambda given: described(traced, inputs, given), inputs, time_limit_s, assumptions)
+        answers = workable(traced, lambda tried: described(traced, inputs, tried), inputs, time_limit_s, assumptions)
     except DataDependentError as error:
         parts = [f"--only {name}" for name in parts_that_can_be_followed(traced, inputs)[:3]]
         raise DataDependentError(f"{error}; what can be pruned: {' or '.join(parts) or 'nothing'}") from error
     dtype = torch.float64
     try:
-        final = described(traced.double(), cast_inputs(inputs, dtype=dtype), found)
+        final = described(traced.double(), cast_inputs(inputs, dtype=dtype), answers)
     except ModelError:  # the model casts to float32 inside
         dtype = torch.float32
-        final = described(traced.float(), inputs, found)
+        final = described(traced.float(), inputs, answers)
     frozen = [*final.frozen, *_left_over(traced, final.followed, final.groups, final.frozen)]
-    return Trace(tuple(final.groups), tuple(frozen), final.followed, dtype, replace(found, preferred=final.cuts))
+    return Trace(tuple(final.groups), tuple(frozen), final.followed, dtype, replace(answers, preferred=final.cuts))
 
 
 def _refuse_what_cannot_run(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            raise ModelError(f"{name or 'the model'} is compiled by TorchScript; give the module it was made from")
+            raise ModelError(f"{name or 'the model'} is compiled by TorchScript; pass the module it was compiled from")
     for name, parameter in model.named_parameters():
         if parameter.is_meta or isinstance(parameter, nn.UninitializedParameter):
             raise ModelError(f"{name} has no values yet; load weights or run the model once")
@@ -141,8 +141,8 @@ def _describe(
 
 
 @dataclass
-class _Place:
-    """One dimension of one parameter or buffer in which an axis occurs."""
+class _Occurrence:
+    """A dimension of a parameter or buffer in which an axis occurs."""
 
     module: str
     tensor: str
@@ -152,29 +152,31 @@ class _Place:
 
 
 def _groups(
-    model: nn.Module, followed: Followed, preferred: frozenset[Place], *, prune_stem: bool, heads: bool
-) -> tuple[list[ChannelGroup], list[Frozen], frozenset[Place]]:
-    places, rivals = _places(model, followed)
-    order = {name: place for place, name in enumerate(followed.order)}
+    model: nn.Module, followed: Followed, preferred: frozenset[Position], *, prune_stem: bool, heads: bool
+) -> tuple[list[ChannelGroup], list[Frozen], frozenset[Position]]:
+    by_axis, rivals = _occurrences(model, followed)
+    order = {name: occurrence for occurrence, name in enumerate(followed.order)}
     parallel = {leaf for term in followed.heads for leaf in leaves(term) if leaf.reason is None}
     contracted = {leaf for term in followed.contracted for leaf in leaves(term)} - parallel
     candidates = {
-        axis: found
-        for axis, found in places.items()
-        if axis.reason is None and axis.size > 1 and any(place.role == "producer" for place in found)
+        axis: occurrences
+        for axis, occurrences in by_axis.items()
+        if axis.reason is None and axis.size > 1 and any(occurrence.role == "producer" for occurrence in occurrences)
     }
     frozen: list[Frozen] = []
     for axis in [axis for axis in candidates if axis in parallel and not heads]:
         del candidates[axis]
-    liked = {axis for axis, found in candidates.items() if _cut(axis, found[0]) in preferred}
+    liked = {axis for axis, occurrences in candidates.items() if _cut(axis, occurrences[0]) in preferred}
     chosen = _without_rivals(candidates, rivals, parallel, liked)
     cuts = frozenset(_cut(axis, candidates[axis][0]) for axis in chosen if rivals.get(axis))
     stem = _stem(model, followed)
     groups: list[ChannelGroup] = []
     names: dict[str, int] = {}
     for axis in chosen:
-        found = candidates[axis]
-        writers = [place for place in found if place.role == "producer" and place.tensor != "bias"] or found
+        occurrences = candidates[axis]
+        writers = [
+            occurrence for occurrence in occurrences if occurrence.role == "producer" and occurrence.tensor != "bias"
+        ] or occurrences
         if (
             not prune_stem
             and any(p.module == stem for p in writers)
@@ -185,35 +187,35 @@ def _groups(
                 for name in dict.fromkeys(p.module for p in writers)
             ]
             continue
-        first = min(writers, key=lambda place: (order.get(place.module, len(order)), place.module))
-        members = tuple(_member(axis, place) for place in found)
+        first = min(writers, key=lambda occurrence: (order.get(occurrence.module, len(order)), occurrence.module))
+        members = tuple(_member(axis, occurrence) for occurrence in occurrences)
         name = first.module or first.tensor
         count = names[name] = names.get(name, 0) + 1
         if count > 1:
             name = f"{name}#{count}"  # a layer that writes several runs of channels
         kind: Kind = "head" if axis in parallel else "head_dim" if axis in contracted else "channel"
-        width = axis.size * members[found.index(first)].index.shape[1]
+        width = axis.size * members[occurrences.index(first)].index.shape[1]
         groups.append(ChannelGroup(name=name, units=axis.size, channels=width, members=members, kind=kind, axis=axis))
     groups.sort(key=lambda group: order.get(group.name.partition("#")[0], len(order)))
     return groups, frozen, cuts
 
 
-def _places(model: nn.Module, followed: Followed) -> tuple[dict[Axis, list[_Place]], dict[Axis, set[Axis]]]:
-    """Where each axis occurs, and which axes share a product with it: only one of those is removed."""
-    places: dict[Axis, list[_Place]] = {}
+def _occurrences(model: nn.Module, followed: Followed) -> tuple[dict[Axis, list[_Occurrence]], dict[Axis, set[Axis]]]:
+    """Where each axis occurs, and which axes share a product with it; only one of those can be removed."""
+    by_axis: dict[Axis, list[_Occurrence]] = {}
     rivals: dict[Axis, set[Axis]] = {}
     learned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, label in followed.parameters.items():
         module, _, tensor = name.rpartition(".")
         source = label.source[0] if label.source else name
         for dim, term in enumerate(label.dims):
-            found = [leaf for leaf in leaves(term) if leaf.reason is None]
+            free = [leaf for leaf in leaves(term) if leaf.reason is None]
             noted = followed.roles.get((source, dim)) if source in learned else None
             role: Role = noted or "carrier"
-            for axis in dict.fromkeys(found):
-                places.setdefault(axis, []).append(_Place(module, tensor, dim, term, role))
+            for axis in dict.fromkeys(free):
+                by_axis.setdefault(axis, []).append(_Occurrence(module, tensor, dim, term, role))
             _note_rivals(resolve(term), rivals)
-    return places, rivals
+    return by_axis, rivals
 
 
 def _note_rivals(term: Term, rivals: dict[Axis, set[Axis]]) -> None:
@@ -222,9 +224,9 @@ def _note_rivals(term: Term, rivals: dict[Axis, set[Axis]]) -> None:
             _note_rivals(resolve(part), rivals)
     elif isinstance(term, Prod):
         factors = [[leaf for leaf in leaves(item) if leaf.reason is None] for item in term.factors]
-        for place, own in enumerate(factors):
-            _note_rivals(resolve(term.factors[place]), rivals)
-            others = {leaf for other, found in enumerate(factors) if other != place for leaf in found}
+        for index, own in enumerate(factors):
+            _note_rivals(resolve(term.factors[index]), rivals)
+            others = {leaf for other, axes in enumerate(factors) if other != index for leaf in axes}
             for leaf in own:
                 rivals.setdefault(leaf, set()).update(others)
 
@@ -232,7 +234,7 @@ def _note_rivals(term: Term, rivals: dict[Axis, set[Axis]]) -> None:
 def _without_rivals(
     candidates: Iterable[Axis], rivals: Mapping[Axis, set[Axis]], parallel: set[Axis], liked: set[Axis]
 ) -> list[Axis]:
-    """Of axes that share a product, heads where asked for, else the preferred one, else the one with most units."""
+    """Of axes that share a product: heads if they are candidates, else the preferred one, else the largest."""
     listed = list(candidates)
     chosen: dict[Axis, None] = {}
     for axis in sorted(listed, key=lambda axis: (axis not in parallel, axis not in liked, -axis.size)):
@@ -242,10 +244,10 @@ def _without_rivals(
     return [axis for axis in listed if axis in chosen]
 
 
-def _cut(axis: Axis, place: _Place) -> Place:
-    """Which axis from the left this is in the dimension at `place`."""
-    name = f"{place.module}.{place.tensor}" if place.module else place.tensor
-    return name, place.dim, list(leaves(place.term)).index(axis)
+def _cut(axis: Axis, occurrence: _Occurrence) -> Position:
+    """Which axis from the left this is in the dimension."""
+    name = f"{occurrence.module}.{occurrence.tensor}" if occurrence.module else occurrence.tensor
+    return name, occurrence.dim, list(leaves(occurrence.term)).index(axis)
 
 
 def _stem(model: nn.Module, followed: Followed) -> str:
@@ -255,22 +257,22 @@ def _stem(model: nn.Module, followed: Followed) -> str:
     )
 
 
-def _is_residual_stream(model: nn.Module, stem: str, axis: Axis, writers: Sequence[_Place]) -> bool:
-    """Whether the stem's channels run on: linear layers write them too, or much of the network does."""
-    others = [place for place in writers if place.module != stem]
-    if any(isinstance(model.get_submodule(place.module), nn.Linear) for place in others):
+def _is_residual_stream(model: nn.Module, stem: str, axis: Axis, writers: Sequence[_Occurrence]) -> bool:
+    """Whether the stem's channels are a residual stream: linear layers, or much of the network, also write them."""
+    others = [occurrence for occurrence in writers if occurrence.module != stem]
+    if any(isinstance(model.get_submodule(occurrence.module), nn.Linear) for occurrence in others):
         return True
-    written = sum(_elements(model, place, axis) for place in others)
+    written = sum(_elements(model, occurrence, axis) for occurrence in others)
     return len(others) >= 8 and written > 0.25 * sum(p.numel() for p in model.parameters())
 
 
-def _elements(model: nn.Module, place: _Place, axis: Axis) -> int:
-    tensor: Tensor = getattr(model.get_submodule(place.module), place.tensor)
-    return int((channel_of_position(place.term, axis) >= 0).sum()) * tensor.numel() // tensor.shape[place.dim]
+def _elements(model: nn.Module, occurrence: _Occurrence, axis: Axis) -> int:
+    tensor: Tensor = getattr(model.get_submodule(occurrence.module), occurrence.tensor)
+    return int((channel_of_position(occurrence.term, axis) >= 0).sum()) * tensor.numel() // tensor.shape[occurrence.dim]
 
 
-def _member(axis: Axis, place: _Place) -> Member:
-    return Member(place.module, place.tensor, place.dim, _index(axis, place.term), place.role)
+def _member(axis: Axis, occurrence: _Occurrence) -> Member:
+    return Member(occurrence.module, occurrence.tensor, occurrence.dim, _index(axis, occurrence.term), occurrence.role)
 
 
 def _index(axis: Axis, term: Term) -> Tensor:
@@ -284,30 +286,30 @@ def _index(axis: Axis, term: Term) -> Tensor:
 def _left_over(
     model: nn.Module, followed: Followed, groups: Sequence[ChannelGroup], frozen: Sequence[Frozen]
 ) -> list[Frozen]:
-    """Layers that stand in no group and no refusal yet: nothing may be left out in silence."""
+    """Layers that are neither in a group nor refused: none may be omitted silently."""
     seen = {entry.name for entry in frozen}
     for group in groups:
         seen.update(member.module for member in group.members if member.role != "consumer")
     used = {name.rpartition(".")[0] for name, _ in followed.roles}
-    found: list[Frozen] = []
+    left_over: list[Frozen] = []
     for name, module in model.named_modules():
         if name in seen or not isinstance(module, (_ConvNd, nn.Linear)):
             continue
         reason = UNREACHED if name not in used else _reason(followed, name)
-        found.append(Frozen(name, _width(module), reason))
-    return found
+        left_over.append(Frozen(name, _width(module), reason))
+    return left_over
 
 
 def _reason(followed: Followed, module: str) -> str:
     weight = f"{module}.weight" if module else "weight"
     label = followed.parameters.get(weight)
     if label is None:
-        return UNWRITTEN
+        return _UNWRITTEN
     written = [dim for dim in range(len(label.dims)) if followed.roles.get((weight, dim)) == "producer"]
     for leaf in (leaf for dim in written or [0] for leaf in leaves(label.dims[dim])):
         if leaf.reason is not None:
             return leaf.reason
-    return HEADS if written else UNREACHED
+    return _HEADS if written else UNREACHED
 
 
 def _width(module: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""What a trace is: groups that can shrink, layers that cannot, and what was found out on the way."""
+"""What a trace is: groups that can shrink, layers that cannot, and what was learned by trial."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.tracing.labels import Followed
 
 Choice: TypeAlias = tuple[str, str, tuple[int | str, ...]]
-Place: TypeAlias = tuple[str, int, int]
-"""A state dict name, a dimension and a position: stands for the channel that lies there."""
+"""A class name, an attribute, and the path to an entry of the attribute."""
+Position: TypeAlias = tuple[str, int, int]
+"""A state dict name, a dimension and an index along it; identifies the channel there."""
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """Answers to what operators leave open.
+    """Answers to questions that operators leave open.
 
     Attributes:
-        choices: For (class, attribute, place): which of the possible widths.
+        choices: For an attribute that could hold several widths, the index of the right one.
         tied: Classes whose modules take one width from another tensor's shape.
-        frozen: Why the channel at a place cannot be removed.
-        preferred: Of several ways to cut a dimension, which one an earlier trace took: (tensor, dimension, axis from
+        frozen: Why the channel at a position cannot be removed.
+        preferred: Of several ways to cut a dimension, those that an earlier trace took: (tensor, dimension, axis from
             the left). Without it, a trace of an already smaller network might decide otherwise.
     """
 
     choices: Mapping[Choice, int] = field(default_factory=dict)
     tied: frozenset[str] = frozenset()
-    frozen: Mapping[Place, str] = field(default_factory=dict)
-    preferred: frozenset[Place] = frozenset()
+    frozen: Mapping[Position, str] = field(default_factory=dict)
+    preferred: frozenset[Position] = frozenset()
 
     def after_removal(self) -> Assumptions:
-        """What still holds when positions have changed."""
+        """The assumptions that still hold after positions have changed."""
         return replace(self, frozen={})
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """A layer whose output width is left alone, and why."""
+    """A layer with an output width that cannot change, and the reason."""
 
     name: str
     channels: int
@@ -57,8 +58,8 @@ class Trace:
         frozen: What cannot, with the reason.
         followed: Labels of all tensors and operators, in `dtype`.
         dtype: float64, or float32 for a model that does not run in float64.
-        assumptions: What was found out by trying.
-        part: For a trace of one module alone: that module, its own trace and what it was given.
+        assumptions: What was learned by trial.
+        part: For a trace of one module alone: that module, its own trace and its inputs.
         settings: Of the tracer, by name, where whoever called it has noted them.
     """
 
@@ -89,7 +90,7 @@ class Part:
     Attributes:
         module: Its dotted name; names in the network's trace begin with it.
         trace: The trace of the module itself.
-        inputs: What the network gives it.
+        inputs: Its inputs in the network.
     """
 
     module: str
@@ -97,5 +98,5 @@ class Part:
     inputs: tuple[Tensor, ...]
 
     def own(self, names: Mapping[str, Any]) -> dict[str, Any]:
-        """What belongs to the network's group names, by the module's group names."""
+        """A mapping by the network's group names as one by the module's group names."""
         return {name.removeprefix(f"{self.module}."): value for name, value in names.items()}

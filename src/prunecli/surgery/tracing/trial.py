@@ -19,7 +19,7 @@ RUNTIME_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, AssertionErro
 
 @dataclass(frozen=True)
 class Problem:
-    """Where a network stops without the channels of some groups, and why."""
+    """Where a network fails without the channels of some groups, and why."""
 
     module: str
     reason: str

@@ -46,9 +46,9 @@ class Call:
         """Labels a result."""
         self.known.set(tensor, dims, source=source)
 
-    def arg(self, place: int, name: str, default: Any = None) -> Any:
-        """An argument by place or name."""
-        return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
+    def arg(self, index: int, name: str, default: Any = None) -> Any:
+        """An argument by index or name."""
+        return self.args[index] if len(self.args) > index else self.kwargs.get(name, default)
 
     def role(self, weight: Tensor, dim: int, role: Role) -> None:
         """Notes that a dimension of a parameter writes ("producer") or reads ("consumer") channels."""
@@ -100,11 +100,11 @@ def _unknown(call: Call) -> None:
 
 
 def data_dependent(call: Call) -> None:
-    """Refuses a model whose course depends on its input's values."""
+    """Refuses a model with control flow that depends on its input's values."""
     if any(label.from_input for label in call.labels):
         where = call.known.module or "the model itself"
         raise DataDependentError(
-            f"what {where} computes depends on the values of its input (operator {call.name}), so no trace holds"
+            f"what {where} computes depends on the values of its input (operator {call.name}), so a trace does not hold"
         )
     for result in call.results:
         call.set(result, [fixed(size) for size in result.shape])
@@ -112,18 +112,18 @@ def data_dependent(call: Call) -> None:
 
 def broadcast(call: Call, result: Tensor, operands: Sequence[Tensor]) -> list[Term]:
     """Terms of a broadcast result; dimensions that meet are unified."""
-    found: list[Term] = []
-    for place, size in enumerate(result.shape):
-        back = result.dim() - place
+    terms: list[Term] = []
+    for dim, size in enumerate(result.shape):
+        back = result.dim() - dim
         meeting = [
             call.dims(operand)[operand.dim() - back]
             for operand in operands
             if operand.dim() >= back and operand.shape[operand.dim() - back] == size
         ]
         if size == 1 or not meeting:
-            found.append(fixed(size))
+            terms.append(fixed(size))
             continue
         for other in meeting[1:]:
             unify(meeting[0], other)
-        found.append(meeting[0])
-    return found
+        terms.append(meeting[0])
+    return terms

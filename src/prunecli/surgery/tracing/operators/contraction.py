@@ -6,7 +6,7 @@ from prunecli.surgery.axes import NOT_A_CHANNEL, Term, factor, fixed, freeze, pr
 from prunecli.surgery.tracing.operators import Call, Rule, broadcast
 
 
-def convolution(call: Call) -> None:
+def _convolution(call: Call) -> None:
     """`weight` is (out, in / groups, ...), or (in, out / groups, ...) when transposed."""
     x, weight, bias = call.args[0], call.args[1], call.args[2]
     transposed, groups = bool(call.args[6]), int(call.args[8])
@@ -39,7 +39,7 @@ def convolution(call: Call) -> None:
     call.set(result, [*dims, *(fixed(size) for size in result.shape[len(dims) :])])
 
 
-def matrix_product(call: Call) -> None:
+def _matrix_product(call: Call) -> None:
     """`mm`, `bmm`, `mv` and `dot`, and the forms that add a bias first."""
     added = call.name in ("addmm", "baddbmm", "addmv", "addbmm")
     a, b = call.args[1:3] if added else call.args[:2]
@@ -69,14 +69,14 @@ def matrix_product(call: Call) -> None:
             call.role(bias, 0, "producer")
 
 
-def embedding(call: Call) -> None:
+def _embedding(call: Call) -> None:
     """Rows of a table, picked by index."""
     table, index = call.args[0], call.args[1]
     call.role(table, 1, "producer")
     call.set(call.results[0], [*call.dims(index), call.dims(table)[1]])
 
 
-def outer_free(call: Call) -> None:
+def _outer_free(call: Call) -> None:
     """Distances between rows: the channels are read on both sides."""
     a, b = call.args[0], call.args[1]
     left, right = call.dims(a), call.dims(b)
@@ -85,10 +85,10 @@ def outer_free(call: Call) -> None:
 
 
 RULES: dict[str, Rule] = {
-    "convolution": convolution,
-    "_convolution": convolution,
-    "convolution_overrideable": convolution,
-    **dict.fromkeys(("mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv"), matrix_product),
-    "embedding": embedding,
-    "_cdist_forward": outer_free,
+    "convolution": _convolution,
+    "_convolution": _convolution,
+    "convolution_overrideable": _convolution,
+    **dict.fromkeys(("mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv"), _matrix_product),
+    "embedding": _embedding,
+    "_cdist_forward": _outer_free,
 }

@@ -24,10 +24,10 @@ from prunecli.surgery.axes import (
 )
 from prunecli.surgery.tracing.operators import Call, Rule
 
-REORDERED = "its channels are reordered by position"
+_REORDERED = "its channels are reordered by position"
 
 
-def view(call: Call) -> None:
+def _view(call: Call) -> None:
     """Any reshape of a contiguous tensor."""
     x, result = call.tensors[0], call.results[0]
     source = call.labels[0].source if x.shape == result.shape else None
@@ -36,18 +36,18 @@ def view(call: Call) -> None:
 
 def _permuted(call: Call, order: Sequence[int]) -> None:
     dims, source = call.dims(call.args[0]), call.known.of(call.args[0]).source
-    order = [place % len(dims) for place in order]
+    order = [dim % len(dims) for dim in order]
     if source is not None:
-        source = (source[0], tuple(source[1][place] for place in order))
-    call.set(call.results[0], [dims[place] for place in order], source)
+        source = (source[0], tuple(source[1][dim] for dim in order))
+    call.set(call.results[0], [dims[dim] for dim in order], source)
 
 
-def permute(call: Call) -> None:
+def _permute(call: Call) -> None:
     """Dimensions in a given order."""
     _permuted(call, call.arg(1, "dims"))
 
 
-def transpose(call: Call) -> None:
+def _transpose(call: Call) -> None:
     """Two dimensions swapped; `t` swaps the only two."""
     count = call.args[0].dim()
     order = list(range(count))
@@ -59,35 +59,35 @@ def transpose(call: Call) -> None:
     _permuted(call, order)
 
 
-def same_sizes(call: Call) -> None:
+def _same_sizes(call: Call) -> None:
     """`squeeze` and `unsqueeze`: dimensions of size 1 come and go."""
     x, result = call.args[0], call.results[0]
     terms = [term for term in call.dims(x) if term.size != 1]
     source = call.known.of(x).source
     if source is not None:
-        wide = [place for place, term in zip(source[1], call.dims(x), strict=True) if term.size != 1]
+        wide = [dim for dim, term in zip(source[1], call.dims(x), strict=True) if term.size != 1]
         source = (source[0], tuple(wide)) if len(wide) == result.dim() else None
     it = iter(terms)
     call.set(result, [fixed(1) if size == 1 else next(it) for size in result.shape], source)
 
 
-def expand(call: Call) -> None:
+def _expand(call: Call) -> None:
     """Dimensions of size 1 repeated."""
     x, result = call.args[0], call.results[0]
     dims = call.dims(x)
     offset = result.dim() - x.dim()
-    found: list[Term] = []
-    for place, size in enumerate(result.shape):
-        old = place - offset
-        found.append(dims[old] if old >= 0 and x.shape[old] == size else _grown(size))
-    call.set(result, found, call.known.of(x).source if x.shape == result.shape else None)
+    terms: list[Term] = []
+    for dim, size in enumerate(result.shape):
+        old = dim - offset
+        terms.append(dims[old] if old >= 0 and x.shape[old] == size else _grown(size))
+    call.set(result, terms, call.known.of(x).source if x.shape == result.shape else None)
 
 
 def _grown(size: int) -> Term:
     return Axis(size)  # copies of one position adapt to what they meet
 
 
-def slice_(call: Call) -> None:
+def _slice(call: Call) -> None:
     """A range along one dimension."""
     x, result = call.args[0], call.results[0]
     dim = (call.arg(1, "dim", 0) or 0) % x.dim()
@@ -114,12 +114,12 @@ def _strided_span(term: Term, start: int, step: int, count: int) -> Term:
         return fixed(count)
     if start < step and term.size == count * step:
         return strided(term, step)
-    freeze(term, REORDERED)
-    return fixed(count, REORDERED)
+    freeze(term, _REORDERED)
+    return fixed(count, _REORDERED)
 
 
-def select(call: Call) -> None:
-    """One position of a dimension, which therefore has to stay."""
+def _select(call: Call) -> None:
+    """One position of a dimension, which therefore cannot shrink."""
     x = call.args[0]
     dim = call.arg(1, "dim") % x.dim()
     dims = call.dims(x)
@@ -127,7 +127,7 @@ def select(call: Call) -> None:
     call.set(call.results[0], dims)
 
 
-def split(call: Call) -> None:
+def _split(call: Call) -> None:
     """`split`, `split_with_sizes`, `chunk` and `unsafe` forms."""
     x = call.args[0]
     dim = call.arg(2, "dim", 0) % x.dim()
@@ -151,14 +151,14 @@ def split(call: Call) -> None:
 
 
 def _halves(term: Term, size: int) -> tuple[Term | None, Term | None]:
-    """Equal pieces of an unsplit dimension have to stay equally wide: the same channels go from each of them."""
-    found = resolve(term)
-    if isinstance(found, Axis) and found.reason is None:
-        return factor(found, size)
+    """Factors an unsplit dimension, so that equal pieces lose the same channels and keep equal widths."""
+    resolved = resolve(term)
+    if isinstance(resolved, Axis) and resolved.reason is None:
+        return factor(resolved, size)
     return None, None
 
 
-def glu(call: Call) -> None:
+def _glu(call: Call) -> None:
     """The first half of a dimension times the sigmoid of the second."""
     x = call.args[0]
     dim = call.arg(1, "dim", -1) % x.dim()
@@ -168,8 +168,8 @@ def glu(call: Call) -> None:
     call.set(call.results[0], dims)
 
 
-def unbind(call: Call) -> None:
-    """All positions of a dimension as tensors of their own."""
+def _unbind(call: Call) -> None:
+    """All positions of a dimension as separate tensors."""
     x = call.args[0]
     dim = call.arg(1, "dim", 0) % x.dim()
     dims = call.dims(x)
@@ -178,21 +178,21 @@ def unbind(call: Call) -> None:
         call.set(result, dims)
 
 
-def cat(call: Call) -> None:
+def _cat(call: Call) -> None:
     """Dimensions one after another; all others meet."""
     tensors = [tensor for tensor in call.args[0] if tensor.dim() > 1 or tensor.numel() > 0]
     dim = call.arg(1, "dim", 0) % tensors[0].dim()
     every = [call.dims(tensor) for tensor in tensors]
     dims = list(every[0])
     for other in every[1:]:
-        for place, term in enumerate(other):
-            if place != dim:
-                unify(dims[place], term)
+        for position, term in enumerate(other):
+            if position != dim:
+                unify(dims[position], term)
     dims[dim] = sequence(terms[dim] for terms in every)
     call.set(call.results[0], dims)
 
 
-def stack(call: Call) -> None:
+def _stack(call: Call) -> None:
     """Tensors along a new dimension."""
     tensors = call.args[0]
     result = call.results[0]
@@ -206,71 +206,71 @@ def stack(call: Call) -> None:
     call.set(result, dims)
 
 
-def reordered(call: Call) -> None:
+def _reordered(call: Call) -> None:
     """`flip` and `roll`: the dimensions they act on keep their positions."""
     x = call.args[0]
     dims = call.dims(x)
     touched = call.arg(2, "dims", ()) if call.name == "roll" else call.arg(1, "dims", ())
     for dim in touched or range(x.dim()):
-        freeze(dims[dim], REORDERED)
+        freeze(dims[dim], _REORDERED)
     call.set(call.results[0], dims)
 
 
-def pad(call: Call) -> None:
+def _pad(call: Call) -> None:
     """`constant_pad_nd`, and the reflecting and repeating forms, which pad image dimensions."""
     x, result = call.args[0], call.results[0]
     amounts = list(call.arg(1, "pad"))
     dims = call.dims(x)
-    for place in range(len(amounts) // 2):
-        before, after = amounts[2 * place], amounts[2 * place + 1]
-        at = x.dim() - 1 - place
+    for pair in range(len(amounts) // 2):
+        before, after = amounts[2 * pair], amounts[2 * pair + 1]
+        at = x.dim() - 1 - pair
         if before or after:
             inner = _span(dims[at], -before if before < 0 else 0, x.shape[at] + min(after, 0))
             if call.name != "constant_pad_nd" or call.arg(2, "value", 0):
-                freeze(inner, REORDERED)
+                freeze(inner, _REORDERED)
             reason = "its zero padding has a constant width"
             dims[at] = sequence((fixed(max(before, 0), reason), inner, fixed(max(after, 0), reason)))
     call.set(result, dims)
 
 
-def restrided(call: Call) -> None:
+def _restrided(call: Call) -> None:
     """`as_strided_` to the same shape only changes the memory format (average pooling to 1 x 1 does it)."""
     x, result = call.args[0], call.results[0]
     if result is x:
         return
     for term in call.dims(x):
-        freeze(term, REORDERED)
-    call.set(result, [fixed(size, REORDERED) for size in result.shape])
+        freeze(term, _REORDERED)
+    call.set(result, [fixed(size, _REORDERED) for size in result.shape])
 
 
-def repeat(call: Call) -> None:
+def _repeat(call: Call) -> None:
     """Whole copies along every dimension."""
     x, result = call.args[0], call.results[0]
     repeats = list(call.arg(1, "repeats"))
     dims: list[Term] = [fixed(1)] * (len(repeats) - x.dim()) + call.dims(x)
-    found: list[Term] = []
+    terms: list[Term] = []
     for count, term in zip(repeats, dims, strict=True):
-        found.append(term if count == 1 else (_grown(count) if term.size == 1 else product((fixed(count), term))))
-    call.set(result, found)
+        terms.append(term if count == 1 else (_grown(count) if term.size == 1 else product((fixed(count), term))))
+    call.set(result, terms)
 
 
-def windows(call: Call) -> None:
+def _windows(call: Call) -> None:
     """`unfold` along one dimension."""
     x, result = call.args[0], call.results[0]
     dim = call.arg(1, "dimension") % x.dim()
     dims = call.dims(x)
-    freeze(dims[dim], REORDERED)
+    freeze(dims[dim], _REORDERED)
     dims[dim] = fixed(result.shape[dim])
     call.set(result, [*dims, fixed(result.shape[-1])])
 
 
 def _hold(terms: Sequence[Term]) -> None:
-    """Image dimensions do not shrink, whatever they were before."""
+    """Freezes image dimensions."""
     for term in terms:
         freeze(term, NOT_A_CHANNEL)
 
 
-def im2col(call: Call) -> None:
+def _im2col(call: Call) -> None:
     """Patches of an image: (N, C, H, W) to (N, C x kernel, patches)."""
     x, result = call.args[0], call.results[0]
     dims = call.dims(x)
@@ -279,7 +279,7 @@ def im2col(call: Call) -> None:
     call.set(result, [*dims[:-3], product((dims[-3], fixed(taps))), fixed(result.shape[-1])])
 
 
-def col2im(call: Call) -> None:
+def _col2im(call: Call) -> None:
     """Patches back to an image: (N, C x kernel, patches) to (N, C, H, W)."""
     x, result = call.args[0], call.results[0]
     dims = call.dims(x)
@@ -288,7 +288,7 @@ def col2im(call: Call) -> None:
     call.set(result, [*dims[:-2], outer, fixed(result.shape[-2]), fixed(result.shape[-1])])
 
 
-def pixel_shuffle(call: Call) -> None:
+def _pixel_shuffle(call: Call) -> None:
     """(C r r, H, W) to (C, H r, W r)."""
     x, result = call.args[0], call.results[0]
     dims = call.dims(x)
@@ -297,7 +297,7 @@ def pixel_shuffle(call: Call) -> None:
     call.set(result, [*dims[:-3], outer, fixed(result.shape[-2]), fixed(result.shape[-1])])
 
 
-def pixel_unshuffle(call: Call) -> None:
+def _pixel_unshuffle(call: Call) -> None:
     """(C, H r, W r) to (C r r, H, W)."""
     x, result = call.args[0], call.results[0]
     dims = call.dims(x)
@@ -306,7 +306,7 @@ def pixel_unshuffle(call: Call) -> None:
     call.set(result, [*dims[:-3], widened, fixed(result.shape[-2]), fixed(result.shape[-1])])
 
 
-def channel_shuffle(call: Call) -> None:
+def _channel_shuffle(call: Call) -> None:
     """(groups, C / groups) transposed within the channel dimension."""
     x, result = call.args[0], call.results[0]
     dims = call.dims(x)
@@ -314,7 +314,7 @@ def channel_shuffle(call: Call) -> None:
     call.set(result, [dims[0], product((inner, outer)), *dims[2:]])
 
 
-def image(call: Call) -> None:
+def _image(call: Call) -> None:
     """Pooling and resizing: batch and channels stay, image dimensions change."""
     x = call.tensors[0]
     dims = call.dims(x)
@@ -341,30 +341,30 @@ _RESIZES = ("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "u
 _IMAGE = (*(f"{pool}{n}d{end}" for pool in _POOLS for n in (1, 2, 3) for end in ("", "_with_indices")), *_RESIZES)
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(_VIEWS, view),
-    **dict.fromkeys(_IMAGE, image),
-    "permute": permute,
-    **dict.fromkeys(("transpose", "t", "swapaxes"), transpose),
-    **dict.fromkeys(("squeeze", "unsqueeze"), same_sizes),
-    "expand": expand,
-    "slice": slice_,
-    "select": select,
+    **dict.fromkeys(_VIEWS, _view),
+    **dict.fromkeys(_IMAGE, _image),
+    "permute": _permute,
+    **dict.fromkeys(("transpose", "t", "swapaxes"), _transpose),
+    **dict.fromkeys(("squeeze", "unsqueeze"), _same_sizes),
+    "expand": _expand,
+    "slice": _slice,
+    "select": _select,
     **dict.fromkeys(
-        ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk"), split
+        ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk"), _split
     ),
-    "glu": glu,
-    "unbind": unbind,
-    **dict.fromkeys(("cat", "concat"), cat),
-    "stack": stack,
-    **dict.fromkeys(("flip", "roll"), reordered),
-    "constant_pad_nd": pad,
-    "as_strided": restrided,
-    "repeat": repeat,
-    "unfold": windows,
-    "im2col": im2col,
-    "col2im": col2im,
-    "pixel_shuffle": pixel_shuffle,
-    "pixel_unshuffle": pixel_unshuffle,
-    "channel_shuffle": channel_shuffle,
-    "native_channel_shuffle": channel_shuffle,
+    "glu": _glu,
+    "unbind": _unbind,
+    **dict.fromkeys(("cat", "concat"), _cat),
+    "stack": _stack,
+    **dict.fromkeys(("flip", "roll"), _reordered),
+    "constant_pad_nd": _pad,
+    "as_strided": _restrided,
+    "repeat": _repeat,
+    "unfold": _windows,
+    "im2col": _im2col,
+    "col2im": _col2im,
+    "pixel_shuffle": _pixel_shuffle,
+    "pixel_unshuffle": _pixel_unshuffle,
+    "channel_shuffle": _channel_shuffle,
+    "native_channel_shuffle": _channel_shuffle,
 }

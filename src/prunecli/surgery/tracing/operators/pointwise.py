@@ -1,4 +1,4 @@
-"""Operators that work position by position, and tensors made from nothing."""
+"""Operators that work position by position, and newly created tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from prunecli.surgery.axes import Axis, fixed, unify
 from prunecli.surgery.tracing.operators import Call, Rule, broadcast, data_dependent
 
 
-def pointwise(call: Call) -> None:
+def _pointwise(call: Call) -> None:
     """Channels meet channels, with broadcasting; in place the first operand is also the result."""
     for result in call.results:
         operands = [tensor for tensor in call.tensors if tensor is not result]
@@ -21,42 +21,42 @@ def pointwise(call: Call) -> None:
             call.set(result, broadcast(call, result, operands), source)
 
 
-def uniform(call: Call) -> None:
-    """A tensor whose positions are all alike, or all drawn alike, adapts to whatever it meets."""
+def _uniform(call: Call) -> None:
+    """A tensor with equal entries, or entries from one distribution, adapts to the dimensions it meets."""
     for result in call.results:
         if not any(result is tensor for tensor in call.tensors):
             like = next((t for t in call.tensors if t.shape == result.shape), None)
             call.set(result, call.dims(like) if like is not None else [Axis(size) for size in result.shape])
 
 
-def constant(call: Call) -> None:
-    """A tensor whose positions differ from each other has the size it has."""
+def _constant(call: Call) -> None:
+    """A tensor with entries that depend on their position cannot shrink."""
     for result in call.results:
         call.set(result, [fixed(size) for size in result.shape])
 
 
-def first_alone(call: Call) -> None:
+def _first_alone(call: Call) -> None:
     """Every result has the dimensions of the first tensor, such as dropout's output and mask."""
     for result in call.results:
         if not any(result is tensor for tensor in call.tensors):
             call.set(result, call.dims(call.tensors[0]))
 
 
-def copied(call: Call) -> None:
-    """`copy_`: what is written has the channels of what is written to."""
+def _copied(call: Call) -> None:
+    """`copy_`: source and target have the same channels."""
     target, value = call.args[0], call.args[1]
     if isinstance(value, Tensor):
         terms, others = call.dims(target), call.dims(value)
-        for place in range(1, value.dim() + 1):
-            if terms[-place].size == others[-place].size:
-                unify(terms[-place], others[-place])
+        for from_end in range(1, value.dim() + 1):
+            if terms[-from_end].size == others[-from_end].size:
+                unify(terms[-from_end], others[-from_end])
 
 
 _SAME_VALUES = ("_to_copy", "clone", "detach", "alias", "lift_fresh", "lift_fresh_copy", "contiguous")
 
 RULES: dict[str, Rule] = {
-    "pointwise": pointwise,
-    **dict.fromkeys(_SAME_VALUES, pointwise),
+    "pointwise": _pointwise,
+    **dict.fromkeys(_SAME_VALUES, _pointwise),
     **dict.fromkeys(
         (
             "where",
@@ -76,7 +76,7 @@ RULES: dict[str, Rule] = {
             "softplus",
             "nan_to_num",
         ),
-        pointwise,
+        _pointwise,
     ),
     **dict.fromkeys(
         (
@@ -106,11 +106,11 @@ RULES: dict[str, Rule] = {
             "new_empty_strided",
             "exponential",
         ),
-        uniform,
+        _uniform,
     ),
-    **dict.fromkeys(("arange", "linspace", "logspace", "eye", "tril_indices", "triu_indices", "randperm"), constant),
-    **dict.fromkeys(("native_dropout", "tril", "triu"), first_alone),
-    "copy": copied,
+    **dict.fromkeys(("arange", "linspace", "logspace", "eye", "tril_indices", "triu_indices", "randperm"), _constant),
+    **dict.fromkeys(("native_dropout", "tril", "triu"), _first_alone),
+    "copy": _copied,
     **dict.fromkeys(
         ("_local_scalar_dense", "item", "nonzero", "masked_select", "_unique2", "unique_dim", "is_nonzero", "equal"),
         data_dependent,

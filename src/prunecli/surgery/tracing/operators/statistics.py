@@ -1,4 +1,4 @@
-"""Operators whose result at one channel depends on the others: reductions, softmax, normalisations."""
+"""Operators that compute a channel's result from several channels: reductions, softmax, normalisations."""
 
 from __future__ import annotations
 
@@ -7,65 +7,65 @@ from torch import Tensor
 from prunecli.surgery.axes import Term, factor, fixed, freeze, unify
 from prunecli.surgery.tracing.operators import Call, Rule
 
-ORDERED = "the order of its channels matters"
+_ORDERED = "the order of its channels matters"
 
 
-def reduction(call: Call) -> None:
+def _reduction(call: Call) -> None:
     """`mean`, `sum`, `var`, `amax` and the like over some or all dimensions."""
     x = call.args[0]
     dims = call.dims(x)
     gone = _reduced(call, x)
-    if call.name in ("max", "min") and len(call.results) == 2:  # the second is where it was found
-        for place in gone:
-            freeze(dims[place], ORDERED)
+    if call.name in ("max", "min") and len(call.results) == 2:  # the second result is the position
+        for dim in gone:
+            freeze(dims[dim], _ORDERED)
     for result in call.results:
         if result.dim() == x.dim():
-            call.set(result, [fixed(1) if place in gone else term for place, term in enumerate(dims)])
+            call.set(result, [fixed(1) if dim in gone else term for dim, term in enumerate(dims)])
         else:
-            call.set(result, [term for place, term in enumerate(dims) if place not in gone])
+            call.set(result, [term for dim, term in enumerate(dims) if dim not in gone])
 
 
 def _reduced(call: Call, x: Tensor) -> set[int]:
     if call.name in ("linalg_vector_norm", "norm"):
-        given = call.arg(2, "dim")
+        reduced = call.arg(2, "dim")
     else:
-        given = call.arg(1, "dim")
-    if given is None or (isinstance(given, (list, tuple)) and not given):
+        reduced = call.arg(1, "dim")
+    if reduced is None or (isinstance(reduced, (list, tuple)) and not reduced):
         return set(range(x.dim()))
-    places = given if isinstance(given, (list, tuple)) else [given]
-    return {place % x.dim() for place in places if not isinstance(place, bool)}
+    listed = reduced if isinstance(reduced, (list, tuple)) else [reduced]
+    return {dim % x.dim() for dim in listed if not isinstance(dim, bool)}
 
 
-def positions(call: Call) -> None:
-    """`argmax` and the like give positions along a dimension, which therefore has to stay."""
+def _positions(call: Call) -> None:
+    """`argmax` and the like give positions along a dimension, which therefore cannot shrink."""
     x = call.args[0]
-    for place in _reduced(call, x):
-        freeze(call.dims(x)[place], ORDERED)
-    reduction(call)
+    for dim in _reduced(call, x):
+        freeze(call.dims(x)[dim], _ORDERED)
+    _reduction(call)
 
 
-def softmax(call: Call) -> None:
+def _softmax(call: Call) -> None:
     """Same dimensions; the one it normalises over loses its removed channels from the sum."""
     for result in call.results:
         call.set(result, call.dims(call.args[0]))
 
 
-def ordered(call: Call) -> None:
-    """`cumsum`, `sort` and `topk` along a dimension, which therefore has to stay."""
+def _ordered(call: Call) -> None:
+    """`cumsum`, `sort` and `topk` along a dimension, which therefore cannot shrink."""
     x = call.args[0]
-    place = 2 if call.name == "topk" else 1
-    dim = call.arg(place, "dim", -1)
+    argument = 2 if call.name == "topk" else 1
+    dim = call.arg(argument, "dim", -1)
     dim = (-1 if isinstance(dim, bool) else dim) % x.dim()
     dims = call.dims(x)
-    freeze(dims[dim], ORDERED)
+    freeze(dims[dim], _ORDERED)
     for result in call.results:
         changed = [
-            term if term.size == size else fixed(size, ORDERED) for term, size in zip(dims, result.shape, strict=True)
+            term if term.size == size else fixed(size, _ORDERED) for term, size in zip(dims, result.shape, strict=True)
         ]
         call.set(result, changed)
 
 
-def batch_norm(call: Call) -> None:
+def _batch_norm(call: Call) -> None:
     """Weight, bias and statistics belong to the channels in dimension 1."""
     x = call.args[0]
     dims = call.dims(x)
@@ -77,7 +77,7 @@ def batch_norm(call: Call) -> None:
         call.set(other, [dims[1]] if list(other.shape) == [x.shape[1]] else [fixed(size) for size in other.shape])
 
 
-def layer_norm(call: Call) -> None:
+def _layer_norm(call: Call) -> None:
     """Weight and bias belong to the last dimensions."""
     x = call.args[0]
     dims = call.dims(x)
@@ -92,7 +92,7 @@ def layer_norm(call: Call) -> None:
         call.set(result, [term if term.size == size else fixed(size) for term, size in sizes])
 
 
-def group_norm(call: Call) -> None:
+def _group_norm(call: Call) -> None:
     """Groups of channels are normalised together: whole groups, or the same channels of every group."""
     x, weight, bias = call.args[:3]
     groups = int(call.args[6])
@@ -109,7 +109,7 @@ def group_norm(call: Call) -> None:
         call.set(other, [fixed(other.shape[0]), outer])
 
 
-def weight_norm(call: Call) -> None:
+def _weight_norm(call: Call) -> None:
     """`v * g / ||v||`: the norm runs over all dimensions but one."""
     v, g = call.args[0], call.args[1]
     dims: list[Term] = call.dims(v)
@@ -127,10 +127,10 @@ _REDUCTIONS = (
 )  # fmt: skip
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(_REDUCTIONS, reduction),
-    **dict.fromkeys(("argmax", "argmin", "median", "mode"), positions),
-    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax"), softmax),
-    **dict.fromkeys(("cumsum", "cumprod", "sort", "argsort", "topk", "logcumsumexp"), ordered),
+    **dict.fromkeys(_REDUCTIONS, _reduction),
+    **dict.fromkeys(("argmax", "argmin", "median", "mode"), _positions),
+    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax"), _softmax),
+    **dict.fromkeys(("cumsum", "cumprod", "sort", "argsort", "topk", "logcumsumexp"), _ordered),
     **dict.fromkeys(
         (
             "native_batch_norm",
@@ -140,12 +140,12 @@ RULES: dict[str, Rule] = {
             "_batch_norm_with_update",
             "batch_norm",
         ),
-        batch_norm,
+        _batch_norm,
     ),
-    **dict.fromkeys(("native_layer_norm", "_fused_rms_norm", "layer_norm"), layer_norm),
-    **dict.fromkeys(("native_group_norm", "group_norm"), group_norm),
-    "_weight_norm_interface": weight_norm,
+    **dict.fromkeys(("native_layer_norm", "_fused_rms_norm", "layer_norm"), _layer_norm),
+    **dict.fromkeys(("native_group_norm", "group_norm"), _group_norm),
+    "_weight_norm_interface": _weight_norm,
 }
 
 NEEDS_KEPT_ALONE = frozenset(RULES)
-"""Operators that mix channels: with some of them removed they have to see the kept ones alone, zeros would count."""
+"""Operators that mix channels: zeros in place of removed channels would count, so they need the kept ones alone."""
