@@ -156,7 +156,7 @@ def test_attributes_keep_their_kind(module: str, name: str, value: object, tmp_p
     changed = {module: {name: value}}
     tensors = loaded.model.state_dict()
     write_checkpoint(tmp_path / "x.safetensors", tensors, loaded.manifest.model_copy(update={"attributes": changed}))
-    with pytest.raises(ModelError, match=rf"sets {module}.{name} to another kind of value"):
+    with pytest.raises(ModelError, match=rf"sets {module}.{name} to a value of another type"):
         load_file(tmp_path / "x.safetensors")
 
 
