@@ -19,26 +19,26 @@ if TYPE_CHECKING:
     from prunecli.pipeline.workspace import Workspace
     from prunecli.studies.token_pictures import PictureRequest
 
-Number = TypeVar("Number", int, float)
-IMAGES = 16
-SELECTORS = ",".join(get_args(TokenSelector))
-BLOCKS, KEEPS = "1", "0.25,0.5,0.75"
+_Number = TypeVar("_Number", int, float)
+_IMAGES = 16
+_SELECTORS = ",".join(get_args(TokenSelector))
+_BLOCKS, _KEEPS = "1", "0.25,0.5,0.75"
 _TO_SEE = [
     option("extract_attention", str, "Write attention weights, of test images, to this file (.safetensors, .npz)."),
     option(
         "attention_block", list[int], "Blocks whose attention is written, may be given again; default: of the stages."
     ),
     option("overlay", str, "Draw test images in this folder, with patches that are left out greyed."),
-    option("pictures", int, "Test images, from the first on, for both.", default=IMAGES),
+    option("pictures", int, "Test images, from the first on, for both.", default=_IMAGES),
 ]
 _OF_FRONTIER = ("frontier_selectors", "frontier_blocks", "frontier_keeps")
 _FRONTIER = [
     option("frontier", str, "Draw accuracy against MACs of many selections here (.png, .svg, .pdf); saves no network."),
-    option("frontier_selectors", str, "Selectors to try, with commas.", default=SELECTORS),
-    option("frontier_blocks", str, "Blocks to begin at, with commas.", default=BLOCKS),
-    option("frontier_keeps", str, "Shares of the tokens that stay, with commas.", default=KEEPS),
+    option("frontier_selectors", str, "Selectors to try, with commas.", default=_SELECTORS),
+    option("frontier_blocks", str, "Blocks to begin at, with commas.", default=_BLOCKS),
+    option("frontier_keeps", str, "Shares of the tokens that stay, with commas.", default=_KEEPS),
 ]
-OPTIONS = [
+_OPTIONS = [
     *options_of(TokenParams, ("stages", "STAGE", "params")),
     *options_of(PruneStage, ("stages", "STAGE"), only=("latency_rounds",)),
     *_TO_SEE,
@@ -47,27 +47,38 @@ OPTIONS = [
 ]
 
 
-def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
-    """Leaves tokens out, compares, and shows what stays where that is asked for."""
-    space = prepare(output, model, {"stage": "prune", "method": "token"}, OPTIONS, values)
-    if space is None:
-        return
+def method_command(spec: MethodSpec) -> Any:
+    """The Typer command."""
+
+    def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
+        space = prepare(output, model, {"stage": "prune", "method": spec.name}, _OPTIONS, values)
+        if space is not None:
+            _run(output, space, spec.name, values)
+
+    epilog = f"Paper: {spec.paper}" if spec.paper else None
+    return make_command(spec.name, with_output(run, _OPTIONS), spec.summary, epilog)
+
+
+def _run(output: Output, space: Workspace, suffix: str, values: dict[str, Any]) -> None:
+    """Leaves tokens out, compares, and shows what stays on request."""
     stage = space.recipe.stages[0]
     assert isinstance(stage, PruneStage)
     _check_together(values)
     if values["frontier"] is not None:
         _draw_frontier(output, space, stage, values)
         return
-    from prunecli.pipeline.stages.runtime import runtime_stage
+    from prunecli.pipeline.stages.prune import prune_stage
+    from prunecli.pipeline.stages.runtime import RuntimeOutcome
 
-    path, views = checkpoint_path(space, values, "token"), _views(values)
+    path, views = checkpoint_path(space, values, suffix), _views(values)
     if views is None:
-        show_pruning(output, runtime_stage(space, stage, path))
+        show_pruning(output, prune_stage(space, stage, path))
         return
     from prunecli.studies.token_pictures import check_request, write_attention, write_overlays
 
     check_request(space, views, TokenParams(**stage.params).selector, path)
-    outcome = runtime_stage(space, stage, path)
+    outcome = prune_stage(space, stage, path)
+    assert isinstance(outcome, RuntimeOutcome)
     show_pruning(output, outcome)
     if views.attention is not None:
         write_attention(space, outcome.change, views.attention, views.blocks, views.count)
@@ -100,12 +111,12 @@ def _draw_frontier(output: Output, space: Workspace, stage: PruneStage, values: 
     if picture.suffix not in (".png", ".svg", ".pdf"):
         raise RecipeError(f"--frontier {picture}: name it {picture.with_suffix('.png')}, or with .svg or .pdf")
     check_writable(picture, space.force)
-    selectors: list[Any] = [name.strip() for name in (values["frontier_selectors"] or SELECTORS).split(",")]
+    selectors: list[Any] = [name.strip() for name in (values["frontier_selectors"] or _SELECTORS).split(",")]
     for name in selectors:
-        if name not in SELECTORS.split(","):
-            raise RecipeError(unknown("selector", name, SELECTORS.split(",")))
-    blocks = _numbers(values["frontier_blocks"] or BLOCKS, "--frontier-blocks", int)
-    keeps = _numbers(values["frontier_keeps"] or KEEPS, "--frontier-keeps", float)
+        if name not in _SELECTORS.split(","):
+            raise RecipeError(unknown("selector", name, _SELECTORS.split(",")))
+    blocks = _numbers(values["frontier_blocks"] or _BLOCKS, "--frontier-blocks", int)
+    keeps = _numbers(values["frontier_keeps"] or _KEEPS, "--frontier-keeps", float)
     from prunecli.report.table import Table
     from prunecli.report.token_tables import frontier_columns, frontier_row
     from prunecli.studies.token_frontier import token_frontier, write_frontier
@@ -124,7 +135,7 @@ def _draw_frontier(output: Output, space: Workspace, stage: PruneStage, values: 
     output.note(f"wrote {picture}")
 
 
-def _numbers(text: str, flag: str, kind: Callable[[str], Number]) -> list[Number]:
+def _numbers(text: str, flag: str, kind: Callable[[str], _Number]) -> list[_Number]:
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:
@@ -150,11 +161,5 @@ def _views(values: dict[str, Any]) -> PictureRequest | None:
         None if attention is None else Path(attention),
         tuple(dict.fromkeys(values["attention_block"] or ())),
         None if overlay is None else Path(overlay),
-        IMAGES if values["pictures"] is None else values["pictures"],
+        _IMAGES if values["pictures"] is None else values["pictures"],
     )
-
-
-def method_command(spec: MethodSpec) -> Any:
-    """The Typer command."""
-    epilog = f"Paper: {spec.paper}" if spec.paper else None
-    return make_command(spec.name, with_output(run, OPTIONS), spec.summary, epilog)
