@@ -1,22 +1,22 @@
-"""Finding and removing channels beside torch-pruning: wall time and memory, latency gained, architectures covered.
+"""Finding and removing channels compared with torch-pruning: time and memory, latency gained, architectures covered.
 
     python benchmarks/surgery.py time -o surgery_time.json [--rounds 5]
     python benchmarks/surgery.py speed -o surgery_speed.json [--rounds 30]
     python benchmarks/surgery.py coverage -o surgery_coverage.json [--limit 60]
 
-All at ratio 0.5, the same share of every width, ranked by L1 norm, new weights from seed 0, one thread. torch-pruning
-gets the help described in uniform.py.
+Everything at ratio 0.5, the same share of every width, ranked by L1 norm, new weights from seed 0, one thread.
+torch-pruning gets the help described in uniform.py.
 
 time: whole calls in interleaved rounds. Ours traces, tries the removal of every group, removes and verifies in float64;
-its phases are listed apart. Memory is what torch's CPU allocator had handed out at the worst moment beyond what was
-held before the call, from the profiler's allocation events of one further call; it repeats exactly, and counts no
-Python objects and no memory that libraries allocate past torch.
+its phases are listed separately. Memory is the peak of torch's CPU allocator above the level before the call, from the
+profiler's allocation events of one more call; it repeats exactly, and excludes Python objects and memory that libraries
+allocate without torch.
 
 speed: latency of one image against the dense network in interleaved rounds, 95 % bootstrap intervals.
 
-coverage: which architectures come out right. Ours are checked by `prune doctor --coverage`: equal to the masked network
-in float64, restored bit by bit, trainable. Of torch-pruning's results less is asked: they run on a batch of two, and
-their parameters are at most 3 points more than ours.
+coverage: which architectures are pruned correctly. Ours are checked by `prune doctor --coverage`: equal to the masked
+network in float64, restored bit by bit, trainable. torch-pruning's results have to meet less: they run on a batch of
+two, and have at most 3 percentage points more parameters than ours.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ from prunecli.inputs import doubled_batch
 from prunecli.measure.counts import count_macs, parameter_count
 from prunecli.measure.environment import describe_environment
 from prunecli.measure.latency import summarise, time_paired
+from prunecli.methods.outcome import Pruned
 from prunecli.methods.params import StructuralParams
-from prunecli.methods.registry import get_method
-from prunecli.methods.structural import StructuralOutcome, prune_structural
+from prunecli.methods.request import PruneRequest
+from prunecli.methods.structural import prune_structural
 from prunecli.models.catalog import input_spec
 from prunecli.models.loading import load_reference
 from prunecli.studies.coverage import cover
@@ -83,21 +84,22 @@ def classes_of(ref: str) -> int:
 
 
 def ready(ref: str, size: int | None = None) -> tuple[nn.Module, Tensor]:
-    """A network with new weights and one random image; without a size the one that coverage uses."""
+    """A network with new weights and one random image, by default of the size that coverage uses."""
     torch.manual_seed(0)
     model = load_reference(ref).model
     shape = (size, size) if size else input_spec(ref, model)[0] or (64, 64)
     return model, torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(0))
 
 
-def ours(model: nn.Module, example: Tensor, **params: Any) -> StructuralOutcome:
-    wanted = StructuralParams(ratio=RATIO, scope="local", **params)
-    return prune_structural(model, example, get_method("l1").load(), wanted)
+def ours(model: nn.Module, example: Tensor, **params: Any) -> Pruned:
+    """Pruned by this project."""
+    settings = StructuralParams(ratio=RATIO, scope="local", **params)
+    return prune_structural(model, PruneRequest(method="l1", params=settings, example_inputs=example))
 
 
 def peak_bytes(function: Callable[[], object]) -> int:
-    """Most bytes of torch's CPU allocator at one moment of the call, beyond those held before it."""
-    gc.collect()  # else what an earlier call left behind would be freed during this one
+    """Peak of torch's CPU allocator during the call, in bytes above the level before it."""
+    gc.collect()  # otherwise leftovers of an earlier call would be freed during this one
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         held = function()
     assert recorded.profiler is not None and recorded.profiler.kineto_results is not None
@@ -110,13 +112,13 @@ def peak_bytes(function: Callable[[], object]) -> int:
 def measure_time(arguments: argparse.Namespace) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for ref in arguments.models or TIMED:
-        results[ref] = time_one(ref, arguments.rounds)
+        results[ref] = time_architecture(ref, arguments.rounds)
         print(ref, json.dumps(results[ref]), flush=True)
         write(arguments, results)
     return results
 
 
-def time_one(ref: str, rounds: int) -> dict[str, Any]:
+def time_architecture(ref: str, rounds: int) -> dict[str, Any]:
     model, example = ready(ref)
     classes = classes_of(ref)
     phases: list[dict[str, float]] = []
@@ -126,10 +128,10 @@ def time_one(ref: str, rounds: int) -> dict[str, Any]:
 
     def mine() -> nn.Module:
         outcome = ours(model, example)
-        phases.append(outcome.seconds)
+        phases.append(outcome.report.seconds)
         return outcome.model
 
-    memory = {"torch_pruning": peak_bytes(theirs), "ours": peak_bytes(mine)}  # these calls warm up, too
+    memory = {"torch_pruning": peak_bytes(theirs), "ours": peak_bytes(mine)}  # these calls also warm up
     again = {"torch_pruning": peak_bytes(theirs), "ours": peak_bytes(mine)}
     phases.clear()
     samples = np.empty((rounds, 2))
@@ -170,7 +172,7 @@ def measure_speed(arguments: argparse.Namespace) -> dict[str, Any]:
             variants["torch-pruning"] = prune_uniform(dense, example, RATIO, classes_of(ref), round_to=8)
             with torch.no_grad():
                 variants["torch-pruning"](example)
-        except Exception as error:  # whatever it may raise is the result
+        except Exception as error:  # any error is a result
             variants.pop("torch-pruning", None)
             failed["torch-pruning"] = f"{type(error).__name__}: {error}"
         timing = time_paired(
@@ -187,11 +189,11 @@ def measure_speed(arguments: argparse.Namespace) -> dict[str, Any]:
                 name: {
                     "macs_ratio": count_macs(model, example).total / macs,
                     "params_ratio": parameter_count(model) / params,
-                    "latency_ratio": timing.ratios[place],
-                    "speed_up": 1 / timing.ratios[place],
-                    "speed_up_interval": [1 / bound for bound in reversed(timing.ratio_intervals[place])],
+                    "latency_ratio": timing.ratios[column],
+                    "speed_up": 1 / timing.ratios[column],
+                    "speed_up_interval": [1 / bound for bound in reversed(timing.ratio_intervals[column])],
                 }
-                for place, (name, model) in enumerate(variants.items(), start=1)
+                for column, (name, model) in enumerate(variants.items(), start=1)
             },
         }
         print(ref, json.dumps(results[ref]), flush=True)
@@ -222,7 +224,7 @@ def cover_ours(ref: str) -> dict[str, Any]:
 
 
 def cover_torch_pruning(ref: str) -> dict[str, Any]:
-    """Prunes and runs; "ran" is to be judged by what is left."""
+    """Prunes and runs; "ran" is judged later by the parameters that are left."""
     start = time.perf_counter()
     model, example = ready(ref)
     try:
@@ -240,7 +242,7 @@ def cover_torch_pruning(ref: str) -> dict[str, Any]:
 
 
 def bounded(function: Callable[[str], dict[str, Any]], ref: str, limit: float) -> dict[str, Any]:
-    """What a function says of an architecture, in a process of its own that is ended after `limit` seconds."""
+    """A function's result for an architecture, from a separate process that is killed after `limit` seconds."""
     context = multiprocessing.get_context("fork")
     ours_end, other_end = context.Pipe(duplex=False)
 
@@ -265,8 +267,8 @@ def main() -> None:
     parser.add_argument("what", choices=("time", "speed", "coverage"))
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, help="default: 5 of time, 30 of speed")
-    parser.add_argument("--limit", type=float, default=60, help="seconds that torch-pruning has for one architecture")
-    parser.add_argument("--models", nargs="+", help="only these")
+    parser.add_argument("--limit", type=float, default=60, help="seconds torch-pruning has per architecture")
+    parser.add_argument("--models", nargs="+", help="only these architectures")
     arguments = parser.parse_args()
     arguments.rounds = arguments.rounds or (5 if arguments.what == "time" else 30)
     torch.set_num_threads(1)
@@ -275,7 +277,7 @@ def main() -> None:
 
 
 def write(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Writes what there is so far."""
+    """Writes the results so far."""
     document: dict[str, Any] = {"environment": describe_environment(), "ratio": RATIO, "seed": 0}
     if arguments.what != "coverage":
         document["rounds"] = arguments.rounds
