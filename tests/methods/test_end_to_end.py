@@ -53,7 +53,7 @@ def test_prune_verify_save_restore(
 ) -> None:
     data, preprocessing = digits
     before = [parameter.clone() for parameter in trained.parameters()]
-    calibration = CalibrationBatches(data.training_split(), preprocessing, 256, 64, seed=0)
+    calibration = CalibrationBatches(data.training_split(), preprocessing, 64, 32, seed=0)
     image = torch.randn(1, 1, 8, 8)
     result = prunecli.prune(
         trained, method, ratio=0.5, scope=scope, example_inputs=image, data=calibration, recalibrate=True

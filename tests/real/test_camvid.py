@@ -40,7 +40,7 @@ def test_the_recipes_training_learns_more_than_the_commonest_class(
     processes.preload("prunecli.models.segformer")
     recipe = REPOSITORY / "recipes" / "segformer-camvid.yaml"
     common = ("--data-root", camvid, "--image-size", "64x96", "--threads", "1")
-    few = ("--epochs", "5", "--lr", "2e-3", "--warmup-epochs", "0")
+    few = ("--epochs", "4", "--lr", "2e-3", "--warmup-epochs", "0")
     done = prune("train", recipe, *common, *few, "-o", "trained.safetensors")
     assert done.code == 0, done.err
     done = prune("eval", "trained.safetensors", *common, "--measure", "accuracy", "-o", "report.json")
