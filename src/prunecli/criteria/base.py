@@ -68,7 +68,7 @@ class Calibration:
         """Yields (inputs, labels or None); labels that are not a tensor are left out.
 
         Raises:
-            MethodError: There is no data, or it holds no batches.
+            MethodError: There is no data, or it contains no batches.
         """
         if self.batches is None:
             raise MethodError("this method ranks channels by what they do on data: choose a data set with --data")

@@ -19,7 +19,7 @@ UNSEEN = "no layer that reads it can be watched"
 
 
 def readers_of(model: nn.Module, group: ChannelGroup) -> list[Member]:
-    """The consumers of `group` whose input can be watched: linear layers and convolutions."""
+    """The consumers of `group` with an input that can be watched: linear layers and convolutions."""
     return [
         member
         for member in group.members

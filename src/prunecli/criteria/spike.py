@@ -41,7 +41,7 @@ def spike(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibra
     - l1, bn-scale, random: do not use spikes; for comparison.
 
     Args:
-        model: A spiking network whose neurons run in multi-step or single-step mode.
+        model: A spiking network in multi-step or single-step mode.
         groups: What to score.
         calibration: Inputs; the last three do not use them.
 

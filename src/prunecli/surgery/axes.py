@@ -3,7 +3,7 @@
 Every dimension of every tensor is described by a *term* over *axes*:
 
 - an `Axis` is a run of independent channels; removing its i-th channel removes everything that is described by it;
-- `Seq` is a concatenation of terms (`torch.cat`, or a slice and what is left of it);
+- `Seq` is a concatenation of terms (`torch.cat`, or a slice and the rest);
 - `Prod` is a row-major flattening of terms (`view(..., heads, head_dim)` and back).
 
 An operator for which two dimensions must be the same channels unifies their terms. Unification splits axes as needed: a
@@ -74,7 +74,7 @@ def resolve(term: Term) -> Term:
     """Follows bindings and brings a term into normal form.
 
     Sequences and products are flat, products have no factor of size 1, neighbouring frozen axes are one, and a product
-    whose outermost factor is a sequence is a sequence of products.
+    with a sequence as its outermost factor becomes a sequence of products.
     """
     if isinstance(term, Axis):
         if term.bound is None:

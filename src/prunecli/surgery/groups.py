@@ -49,7 +49,7 @@ class Size:
         kind: "number", "group", "sum" or "product".
         number: The value, for a number.
         group: The group's name, for a group.
-        parts: What is added or multiplied.
+        parts: Summands or factors.
     """
 
     kind: Literal["number", "group", "sum", "product"]

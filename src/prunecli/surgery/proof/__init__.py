@@ -1,1 +1,1 @@
-"""Comparing a smaller network with the original whose removed channels are masked."""
+"""Comparing a pruned network with the original with removed channels masked."""

@@ -37,7 +37,7 @@ def verify(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep, in
     """Checks that `pruned` computes what `original` computes with the removed units masked.
 
     The mask is applied where a removed channel is emitted, after every operator that writes to it; normalisations and
-    other means over channels see the kept channels alone. Tensors whose entries are all equal (fresh scales, shifts and
+    other means over channels see the kept channels alone. Tensors with equal entries (fresh scales, shifts and
     statistics) are replaced by random ones in both networks, because a branch that ends in a zero scale would hide
     any mistake. Spiking networks are compared a second time with thresholds at which their neurons fire.
 
@@ -139,7 +139,7 @@ def _evaluated(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _randomise(model: nn.Module) -> set[str]:
-    """Draws floating tensors whose entries are all equal from U(0.5, 1.5), in place; their names.
+    """Replaces floating tensors with equal entries by draws from U(0.5, 1.5), in place, and returns their names.
 
     Scalar parameters are drawn too where they are zero, as the gates of a branch are initially.
     """

@@ -51,7 +51,7 @@ def _size_of(term: Term, by_axis: Mapping[Axis, str]) -> Size:
 def width_attributes(
     model: nn.Module, followed: Followed, groups: Mapping[Axis, ChannelGroup], choices: _Choices
 ) -> tuple[list[Width], dict[str, list[Question]]]:
-    """Every attribute whose value has to change with the width of a group.
+    """Every attribute that has to change with the width of a group.
 
     Args:
         model: The traced model.

@@ -19,7 +19,7 @@ _CONSTANT = "tied to a tensor that is neither a parameter nor a buffer"
 
 @dataclass(eq=False)
 class Label:
-    """What is known about one tensor.
+    """Knowledge about one tensor.
 
     Attributes:
         dims: A term for every dimension.

@@ -53,8 +53,8 @@ def trace(
     Args:
         model: Any module; frozen parameters are included. It is not changed.
         example_inputs: Inputs of a shape the model accepts, for instance (1, 3, 224, 224).
-        prune_stem: Whether the first convolution's width may change. A patch embedding, whose channels linear layers
-            write too, is not protected.
+        prune_stem: Whether the first convolution's width may change. A patch embedding is not
+            protected if linear layers write its channels too.
         heads: Whether attention shrinks by whole heads, instead of by the same dimensions of every head.
         only: Name of a module to trace alone, on its inputs in the model.
         time_limit_s: Seconds after which groups that make the model fail are frozen without looking for the cause.
