@@ -53,11 +53,11 @@ def test_it_is_described_as_it_is(cluttered: ImageData, mnist: ImageData) -> Non
 
 
 def test_canvases_never_change(cluttered: ImageData) -> None:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for split in (cluttered.training_split(), cluttered.test):
         for index in (0, 1, 9999):
-            found.update(_canvas(split, index))
-    assert found.hexdigest()[:16] == "6b4769b1dd644a39"
+            digest.update(_canvas(split, index))
+    assert digest.hexdigest()[:16] == "6b4769b1dd644a39"
     assert cluttered.training_split().fingerprint() == "31b2abd73af31687"
     assert cluttered.test.fingerprint() == "833054aab2060b1b"
 
@@ -81,33 +81,33 @@ def test_each_digit_is_there_and_goes_anywhere(cluttered: ImageData, mnist: Imag
     assert isinstance(mnist.test, ArraySplit)
     tops, lefts = set(), set()
     for index in range(300):
-        places = _places_of(mnist.test.images[index], _canvas(cluttered.test, index))
-        assert places, f"digit {index} is not to be seen"
-        if len(places) == 1:
-            tops.add(places[0][0])
-            lefts.add(places[0][1])
+        positions = _places_of(mnist.test.images[index], _canvas(cluttered.test, index))
+        assert positions, f"digit {index} is not to be seen"
+        if len(positions) == 1:
+            tops.add(positions[0][0])
+            lefts.add(positions[0][1])
     assert min(tops) <= 2 and max(tops) >= 18 and min(lefts) <= 2 and max(lefts) >= 18
 
 
-def _drawn(digits: np.ndarray, place: int, part: str = "test") -> np.ndarray:
-    return _canvas(ClutterSplit(part, digits, np.arange(len(digits)), np.zeros(len(digits), dtype=np.int64)), place)
+def _drawn(digits: np.ndarray, number: int, part: str = "test") -> np.ndarray:
+    return _canvas(ClutterSplit(part, digits, np.arange(len(digits)), np.zeros(len(digits), dtype=np.int64)), number)
 
 
 def test_pieces_are_six_of_other_digits_cut_anywhere() -> None:
     numbers, areas, shades = set(), set(), set()
-    for place in range(40):
+    for number in range(40):
         digits = np.arange(1, 201, dtype=np.uint8)[:, None, None].repeat(28, 1).repeat(28, 2)
-        digits[place] = 0
-        found, area = np.unique(_drawn(digits, place), return_counts=True)
-        numbers.add(len(found) - 1)
+        digits[number] = 0
+        values, area = np.unique(_drawn(digits, number), return_counts=True)
+        numbers.add(len(values) - 1)
         areas.add(area[1:].sum())
-        shades |= set(found.tolist())
+        shades |= set(values.tolist())
     assert max(numbers) == 6 and max(areas) == 6 * 64  # in most canvases some lie over one another
     assert min(shades - {0}) < 10 and max(shades) > 190
     rows = np.arange(1, 29, dtype=np.uint8)[None, :, None].repeat(100, 0).repeat(28, 2)
     for digits in (rows, rows.transpose(0, 2, 1).copy()):
         digits[:50] = 0
-        assert {int(shade) for place in range(50) for shade in np.unique(_drawn(digits, place))} == set(range(29))
+        assert {int(shade) for number in range(50) for shade in np.unique(_drawn(digits, number))} == set(range(29))
 
 
 def test_a_digit_is_no_distractor_of_itself() -> None:

@@ -53,18 +53,18 @@ shared = settings(max_examples=60, deadline=None, suppress_health_check=[HealthC
 @shared
 @given(events=recordings(240, 180, 2**21))  # so that the 23 bits of the time wrap
 def test_atis_events_are_read_as_they_were_written(tmp_path: Path, events: list[Event]) -> None:
-    found = as_list(read(tmp_path / "a.bin", atis(events), (180, 240)))
+    events_read = as_list(read(tmp_path / "a.bin", atis(events), (180, 240)))
     begin = events[0][2] % 2**23
-    assert found == [(x, y, t - events[0][2] + begin, p) for x, y, t, p in events]
+    assert events_read == [(x, y, t - events[0][2] + begin, p) for x, y, t, p in events]
 
 
 @shared
 @given(events=recordings(128, 128, 2**28), others=st.integers(1, 3))  # so that the 32 bits of the time wrap
 def test_aedat2_events_are_read_as_they_were_written(tmp_path: Path, events: list[Event], others: int) -> None:
     begin = events[0][2] % 2**32
-    wanted = [(x, y, t - events[0][2] + begin, p) for x, y, t, p in events]
+    expected = [(x, y, t - events[0][2] + begin, p) for x, y, t, p in events]
     external = struct.pack(">II", 1 << 15, events[-1][2] % 2**32) * others
-    assert as_list(read(tmp_path / "a.aedat", aedat2(events) + external, DVS128)) == wanted
+    assert as_list(read(tmp_path / "a.aedat", aedat2(events) + external, DVS128)) == expected
 
 
 @shared
@@ -126,8 +126,8 @@ def test_arrays_are_read(tmp_path: Path) -> None:
     signed = fields(SOME) | {"p": np.array([1, -1, 1, -1])}
     assert as_list(read(tmp_path / "a.npz", arrays(**signed))) == SOME
     frames = np.arange(2 * 2 * 3 * 3, dtype=np.uint8).reshape(2, 2, 3, 3)
-    found = read(tmp_path / "a.npz", arrays(frames=frames))
-    assert found.dtype == np.float32 and np.array_equal(found, frames)
+    content = read(tmp_path / "a.npz", arrays(frames=frames))
+    assert content.dtype == np.float32 and np.array_equal(content, frames)
 
 
 def _bomb(frames: int) -> bytes:

@@ -31,8 +31,8 @@ from tests.unit.test_event_files import recordings
 PREPROCESSING = Preprocessing((2, 17, 17), (0.0, 0.0), (1.0, 1.0), frames=Binning(4))
 
 
-def events_of(given: Sequence[Event]) -> Events:
-    return Events(*(np.array(column, dtype=np.int64) for column in zip(*given, strict=True)))
+def events_of(sequence: Sequence[Event]) -> Events:
+    return Events(*(np.array(column, dtype=np.int64) for column in zip(*sequence, strict=True)))
 
 
 def some(seed: int, count: int = 60, width: int = 34, height: int = 34) -> list[Event]:
@@ -74,9 +74,9 @@ def test_frames_hold_the_events_of_their_interval() -> None:
 
     def by_hand(frames: Sequence[Sequence[int]]) -> np.ndarray:
         made = np.zeros((len(frames), 2, 34, 34), np.float32)
-        for place, chosen in enumerate(frames):
+        for index, chosen in enumerate(frames):
             for x, y, _, p in (given_events[i] for i in chosen):
-                made[place, p, y, x] += 1
+                made[index, p, y, x] += 1
         return made
 
     def made(binning: Binning) -> np.ndarray:
@@ -110,8 +110,8 @@ def nmnist(tmp_path: Path) -> Path:
         for digit in (0, 3, 9):
             folder = tmp_path / "N-MNIST" / part / str(digit)
             folder.mkdir(parents=True)
-            for place in range(count):
-                (folder / f"{place:05}.bin").write_bytes(atis(some(100 * digit + place + count)))
+            for index in range(count):
+                (folder / f"{index:05}.bin").write_bytes(atis(some(100 * digit + index + count)))
     return tmp_path
 
 
@@ -132,8 +132,8 @@ def test_cifar10_dvs_is_turned_upright_and_divided_by_a_fixed_choice(tmp_path: P
     for name in ("airplane", "truck"):
         folder = tmp_path / "CIFAR10DVS" / "extract" / name
         folder.mkdir(parents=True)
-        for place in range(20):
-            (folder / f"cifar10_{name}_{place}.aedat").write_bytes(aedat2([(100, 20, 5, 1)] * (place + 1)))
+        for index in range(20):
+            (folder / f"cifar10_{name}_{index}.aedat").write_bytes(aedat2([(100, 20, 5, 1)] * (index + 1)))
     data, again = (load_data("cifar10-dvs", tmp_path) for _ in range(2))
     train, test = data.training_split(), data.test
     assert isinstance(train, EventSplit) and isinstance(test, EventSplit) and isinstance(again.test, EventSplit)
@@ -184,9 +184,9 @@ def test_n_caltech101_and_what_spikingjelly_makes(tmp_path: Path) -> None:
     for name in ("accordion", "BACKGROUND_Google"):
         (tmp_path / "N-Caltech101" / "Caltech101" / name).mkdir(parents=True)
         (tmp_path / "NMNIST" / "events_np" / "train" / "7").mkdir(parents=True, exist_ok=True)
-        for place in range(3):
-            content = atis(some(place, width=240, height=180))
-            (tmp_path / "N-Caltech101" / "Caltech101" / name / f"image_{place}.bin").write_bytes(content)
+        for index in range(3):
+            content = atis(some(index, width=240, height=180))
+            (tmp_path / "N-Caltech101" / "Caltech101" / name / f"image_{index}.bin").write_bytes(content)
     data = load_data("n-caltech101", tmp_path)
     assert data.class_names == ("BACKGROUND_Google", "accordion") and data.image_size == (180, 240)
     assert len(data.training_split().labels) == 4 and data.test.labels.tolist() == [0, 1]
@@ -209,8 +209,8 @@ def test_a_missing_set_says_where_it_was_looked_for(tmp_path: Path) -> None:
 def _folder(root: Path, content: bytes, suffix: str, count: int = 10) -> None:
     for name in ("2", "10"):
         (root / name).mkdir(parents=True)
-        for place in range(count):
-            (root / name / f"{place}{suffix}").write_bytes(content)
+        for index in range(count):
+            (root / name / f"{index}{suffix}").write_bytes(content)
 
 
 def test_a_folder_tells_its_sensor(tmp_path: Path) -> None:
@@ -271,9 +271,9 @@ def test_training_frames_are_shifted_and_mirrored(tmp_path: Path) -> None:
         )
         frames = torch.cat([frames for frames, _ in batches])
         assert (frames.sum(dim=(1, 2, 3, 4)) == 2).all()
-        first, second = (frames[:, place, 1 - place].nonzero()[:, 1:] for place in (0, 1))
+        first, second = (frames[:, polarity, 1 - polarity].nonzero()[:, 1:] for polarity in (0, 1))
         assert torch.equal(first, second)  # all frames of a recording alike
-        seen[flip] = {tuple(place) for place in first.tolist()}
+        seen[flip] = {tuple(pixel) for pixel in first.tolist()}
     shifts = {(20 + down, 10 + right) for down in (-2, -1, 0, 1, 2) for right in (-2, -1, 0, 1, 2)}
     assert seen[False] == shifts
     assert seen[True] <= shifts | {(row, 33 - column) for row, column in shifts} and len(seen[True]) > 40
@@ -297,14 +297,14 @@ def test_what_is_for_images_is_refused(nmnist: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_recording_that_cannot_be_read_may_be_left_out(nmnist: Path, workers: int) -> None:
-    place = nmnist / "N-MNIST" / "Test" / "3" / "00001.bin"
-    place.write_bytes(place.read_bytes()[:-1])
+    path = nmnist / "N-MNIST" / "Test" / "3" / "00001.bin"
+    path.write_bytes(path.read_bytes()[:-1])
     split = load_data("n-mnist", nmnist).test
-    with pytest.raises(DataError, match=rf"^{place}: not a readable recording \([^\n]*cut[^\n]*--skip-bad 1$"):
+    with pytest.raises(DataError, match=rf"^{path}: not a readable recording \([^\n]*cut[^\n]*--skip-bad 1$"):
         list(evaluation_batches(split, PREPROCESSING, 4, workers))
     bad = BadImages(1)
     assert sum(len(labels) for _, labels in evaluation_batches(split, PREPROCESSING, 4, workers, bad=bad)) == 5
-    assert list(bad.left_out) == [str(place)]
+    assert list(bad.left_out) == [str(path)]
 
 
 def _space(root: Path, ref: str = "spiking:vgg5", name: str = "n-mnist", **data: object) -> Workspace:
@@ -332,14 +332,14 @@ def test_a_checkpoint_goes_on_with_its_frames(nmnist: Path) -> None:
     history = space.model().manifest.history
     history.append(_space(nmnist, frame_duration=70, frames=6).lineage.step("train", {}, split=space.data().test))
     assert space.inputs.binning() == Binning(6, duration=70)
-    for section, wanted in (
+    for section, expected in (
         ({"frames": 2}, Binning(2, duration=70)),
         ({"frames_by": "time"}, Binning(6, "time")),
         ({"frame_duration": 9}, Binning(6, duration=9)),
     ):
         again = _space(nmnist, **section)
         again.model().manifest.history.extend(history)
-        assert again.inputs.binning() == wanted
+        assert again.inputs.binning() == expected
     history.append(Step(stage="train", settings={"binning": {"frames": 10**9}}))
     with pytest.raises(ModelError, match="do not make frames; the file was altered"):
         space.inputs.binning()

@@ -13,9 +13,9 @@ from torch import nn
 import prunecli
 from prunecli.errors import MethodError, ModelError
 from prunecli.models.catalog import build, input_spec, source_names, split_reference
+from prunecli.models.index import SOURCES, known_references
 from prunecli.models.loading import load_file, load_reference, restore, save
 from prunecli.models.recognition import architecture_for, identify, recognise
-from prunecli.models.index import SOURCES, known_references
 from tests.unit.networks import Plain, example
 
 HERE = Path("weights.pth")
@@ -66,9 +66,9 @@ def test_a_wrong_reference_gets_the_nearest(ref: str, hint: str) -> None:
 def test_class_count_and_channels_are_read_from_the_weights(ref: str, kwargs: dict[str, int]) -> None:
     state = build(ref, **kwargs).state_dict()
     assert architecture_for(ref, state, HERE).kwargs == kwargs
-    found = identify(state, HERE)
-    assert ref in (found.architecture.ref, *found.also)
-    assert found.architecture.kwargs == kwargs
+    identified = identify(state, HERE)
+    assert ref in (identified.architecture.ref, *identified.also)
+    assert identified.architecture.kwargs == kwargs
 
 
 def test_weights_of_nothing_known_name_the_three_nearest() -> None:
@@ -94,8 +94,8 @@ def test_live_models_are_recognised() -> None:
 
 def test_input_specs_say_how_images_are_prepared() -> None:
     for ref, size in (("timm:resnet18", (224, 224)), ("torchvision:resnet18", (224, 224)), ("cifar:resnet20", None)):
-        found, normalisation = input_spec(ref, build(ref))
-        assert found == size and normalisation.mean == (0.485, 0.456, 0.406)
+        image_size, normalisation = input_spec(ref, build(ref))
+        assert image_size == size and normalisation.mean == (0.485, 0.456, 0.406)
 
 
 @pytest.mark.parametrize(

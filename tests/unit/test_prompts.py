@@ -88,10 +88,10 @@ def test_braces_of_a_template_are_text() -> None:
     odd = ("a {} or {}.", "a {photo} of {}", "100 {% of a {}")
     classifier = prompt_classifier("open_clip:tiny", towers, ("cat", "dog"), odd).eval()
     with torch.no_grad():
-        found = classifier.class_features(torch.device("cpu"))
+        features = classifier.class_features(torch.device("cpu"))
         tokens = from_open_clip.tokenizer("tiny", towers)(["a cat or cat.", "a {photo} of cat", "100 {% of a cat"])
         mean = towers.encode_text(tokens, normalize=True).mean(0)  # type: ignore[operator]
-    assert torch.allclose(found[:, 0], mean / mean.norm(), atol=1e-5)
+    assert torch.allclose(features[:, 0], mean / mean.norm(), atol=1e-5)
 
 
 def test_scores_are_likeness_to_the_mean_of_prompts_and_follow_the_weights() -> None:
@@ -158,5 +158,5 @@ def test_criteria_take_gradients_of_scores_of_prompts(tmp_path: Path) -> None:
     x, labels = images(4), torch.tensor([3, 1, 4, 1])
     with torch.no_grad():
         expected = functional.cross_entropy(space.judging.classifier().eval()(x), labels, reduction="sum")
-        found = space.judging.loss()(space.model().model.eval()(x), labels)
-    assert torch.allclose(found, expected, rtol=1e-5)
+        loss = space.judging.loss()(space.model().model.eval()(x), labels)
+    assert torch.allclose(loss, expected, rtol=1e-5)

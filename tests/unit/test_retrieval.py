@@ -58,19 +58,19 @@ def test_recalls_are_those_of_the_whole_matrix(images: int, batch: int) -> None:
     scores[described, torch.arange(len(described))] += 2.0
     by_caption, by_image = _by_loops(scores, described)
     order = torch.randperm(images, generator=generator).tolist()
-    found = _in_batches(scores, described, order, batch)
-    assert found.image == pytest.approx(by_caption) and found.text == pytest.approx(by_image)
-    assert (found.images, found.captions) == (images, len(described))
+    recalls = _in_batches(scores, described, order, batch)
+    assert recalls.image == pytest.approx(by_caption) and recalls.text == pytest.approx(by_image)
+    assert (recalls.images, recalls.captions) == (images, len(described))
     if images > RANKS[-1]:
-        assert 5 < found.image[0] < found.image[2] < 100  # not trivial
+        assert 5 < recalls.image[0] < recalls.image[2] < 100  # not trivial
 
 
 def test_captions_of_images_that_could_not_be_read_are_not_asked() -> None:
     """An image that is left out takes its captions with it."""
     described = [0, 0, 1, 2]
     scores = torch.tensor([[9.0, 8, 1, 1], [0, 0, 5, 0], [1, 1, 1, 7]])
-    found = _in_batches(scores, described, [0, 2], 1)
-    assert found == Recalls((100.0,) * 3, (100.0,) * 3, images=2, captions=3)
+    recalls = _in_batches(scores, described, [0, 2], 1)
+    assert recalls == Recalls((100.0,) * 3, (100.0,) * 3, images=2, captions=3)
     assert _in_batches(scores, described, [], 1).images == 0
 
 

@@ -344,9 +344,9 @@ def test_miou_and_pixel_accuracy_against_scikit_learn() -> None:
     figures = evaluate(_Scores(), batches, CPU, task=Segmentation.with_classes(6))
     assert isinstance(figures, SegmentationAccuracy)
     counted = labels != VOID
-    truth, given = labels[counted].numpy(), predictions[counted].numpy()
-    assert figures.miou == pytest.approx(100 * jaccard_score(truth, given, average="macro", labels=range(5)))
-    assert figures.pixel_accuracy == pytest.approx(100 * accuracy_score(truth, given))
+    truth, predicted = labels[counted].numpy(), predictions[counted].numpy()
+    assert figures.miou == pytest.approx(100 * jaccard_score(truth, predicted, average="macro", labels=range(5)))
+    assert figures.pixel_accuracy == pytest.approx(100 * accuracy_score(truth, predicted))
     assert figures.class_iou[4] == 0.0 and figures.class_iou[5] is None
     assert figures.loss == pytest.approx(F.cross_entropy(scores, labels, ignore_index=VOID).item(), rel=1e-5)
     assert figures.images == 6 and figures.score == figures.miou

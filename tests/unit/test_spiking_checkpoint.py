@@ -137,9 +137,9 @@ class OriginalSpikformer(nn.Module):
         self.pools = (True,) * 4 if convolutional else (False, False, True, True)
         stem = nn.Module()
         widths = (3, dim // 8, dim // 4, dim // 2, dim)
-        for place, name in enumerate(("", "1", "2", "3")):
-            stem.add_module(f"proj_conv{name}", nn.Conv2d(widths[place], widths[place + 1], 3, padding=1, bias=False))
-            stem.add_module(f"proj_bn{name}", nn.BatchNorm2d(widths[place + 1]))
+        for stage, name in enumerate(("", "1", "2", "3")):
+            stem.add_module(f"proj_conv{name}", nn.Conv2d(widths[stage], widths[stage + 1], 3, padding=1, bias=False))
+            stem.add_module(f"proj_bn{name}", nn.BatchNorm2d(widths[stage + 1]))
             stem.add_module(f"proj_lif{name}", neuron.LIFNode(step_mode="m", detach_reset=True))
         stem.rpe_conv, stem.rpe_bn = nn.Conv2d(dim, dim, 3, padding=1, bias=False), nn.BatchNorm2d(dim)
         stem.rpe_lif = neuron.LIFNode(step_mode="m", detach_reset=True)
@@ -212,9 +212,9 @@ def test_the_original_spikformers_weights_load(tmp_path: Path, convolutional: bo
 def _counterparts(name: str) -> list[str]:
     parts = name.split(".")
     if parts[0] == "patch_embed":
-        place = parts[1].removeprefix("proj_lif")
+        stage = parts[1].removeprefix("proj_lif")
         return (
-            ["patch_embed.positional_encoding.neuron"] if "rpe" in name else [f"patch_embed.stages.{place or 0}.neuron"]
+            ["patch_embed.positional_encoding.neuron"] if "rpe" in name else [f"patch_embed.stages.{stage or 0}.neuron"]
         )
     ours = {"q_lif": "qkv_lif", "k_lif": "qkv_lif", "v_lif": "qkv_lif", "fc1_lif": "neuron1", "fc2_lif": "neuron2"}
     return [f"blocks.{parts[1]}.{parts[2]}.{ours.get(parts[3], parts[3])}"]

@@ -83,11 +83,11 @@ def test_the_same_as_spikingjellys_own(name: str, theirs: Any) -> None:
     assert pair is not None
     frames = images().unsqueeze(0).repeat(4, 1, 1, 1, 1)
     with torch.no_grad():
-        found = pair[0](images())
+        scores = pair[0](images())
         reference = pair[1](frames)
     reference = reference.mean(0) if reference.dim() == 3 else reference
-    assert float(found.std()) > 0.01
-    torch.testing.assert_close(found, reference, rtol=1e-5, atol=1e-6)
+    assert float(scores.std()) > 0.01
+    torch.testing.assert_close(scores, reference, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "kwargs"), SMALL)

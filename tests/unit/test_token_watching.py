@@ -61,10 +61,10 @@ def test_attention_is_what_the_blocks_compute(name: str, how: str, attended: lis
     pruning = None if how == "unpruned" else runtime.prune_tokens(model, chosen[how]())
     before = features(model, x)
     attended.clear()
-    found = attention_maps(model, x, [2, 0])
-    assert set(found) == {"block_00", "block_02"} and len(attended) >= 3
+    maps = attention_maps(model, x, [2, 0])
+    assert set(maps) == {"block_00", "block_02"} and len(attended) >= 3
     for index in (0, 2):
-        weights = found[f"block_{index:02d}"]
+        weights = maps[f"block_{index:02d}"]
         assert weights.shape == attended[index].shape
         assert torch.allclose(weights, attended[index], rtol=1e-9, atol=1e-12)
         assert (weights.sum(dim=-1) - 1).abs().max() < 1e-9
@@ -82,23 +82,23 @@ def test_kept_patches_are_those_the_stages_choose(name: str, inside: bool, monke
     left: list[Tensor] = []
     take = runtime.choose
 
-    def remember(*given: Any) -> tuple[Tensor, Tensor | None]:
-        patches, importance = take(*given)
+    def remember(*args: Any) -> tuple[Tensor, Tensor | None]:
+        patches, importance = take(*args)
         left.append(patches)
         return patches, importance
 
     monkeypatch.setattr(runtime, "choose", remember)
-    found = kept_patches(model, chosen, x)
+    kept = kept_patches(model, chosen, x)
     first, second = left
     expected = [[int(first[image, index]) for index in second[image]] for image in range(len(x))]
-    assert found is not None and found.tolist() == expected
-    assert found.shape == (4, 20) and any(row != expected[0] for row in expected)
+    assert kept is not None and kept.tolist() == expected
+    assert kept.shape == (4, 20) and any(row != expected[0] for row in expected)
     assert applied_selection(model) is None and all(not module._forward_hooks for module in model.modules())
     with tokens_pruned(model, chosen):
         hooks = [len(module._forward_hooks) for module in model.modules()]
         for network in (model, copy.deepcopy(model)):
             again = kept_patches(network, chosen, x)
-            assert again is not None and torch.equal(again, found)
+            assert again is not None and torch.equal(again, kept)
         assert [len(module._forward_hooks) for module in model.modules()] == hooks
 
 

@@ -119,7 +119,7 @@ def test_an_image_does_not_depend_on_its_batch_and_removal_is_exact(name: str, s
 @pytest.mark.parametrize("name", MODELS)
 def test_keeping_every_token_reproduces_the_network(name: str, inside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody may ask for it, and it shows that taking blocks apart and picking patches changes nothing by itself."""
-    monkeypatch.setattr(runtime, "check_selection", lambda *given: None)
+    monkeypatch.setattr(runtime, "check_selection", lambda *args: None)
     model = perturbed(MODELS[name]())
     dense = features(model, images())
     every = token_count(model, find_tower(model), images(1)) - find_tower(model).prefix
@@ -137,22 +137,22 @@ def test_leaving_tokens_out_is_forbidding_to_attend_to_them(
     model = perturbed(MODELS[name]()).double()
     tower, x = find_tower(model), images(3).double()
     last = model.get_submodule(tower.blocks[-1])
-    found: dict[str, Tensor] = {}
-    hook = last.register_forward_hook(lambda m, a, out: found.__setitem__("tokens", out))
+    outputs: dict[str, Tensor] = {}
+    hook = last.register_forward_hook(lambda m, a, out: outputs.__setitem__("tokens", out))
     stages = (TokenStage(block=1, kept=30, anchors=10), TokenStage(block=2, kept=20, anchors=5))
     chosen = selection(model, 30, inside=inside).model_copy(update={"stages": stages})
     kept: list[Tensor] = []
     take = runtime.choose
 
-    def remember(*given: Any) -> tuple[Tensor, Tensor | None]:
-        patches, importance = take(*given)
+    def remember(*args: Any) -> tuple[Tensor, Tensor | None]:
+        patches, importance = take(*args)
         kept.append(patches if not kept else kept[0].gather(1, patches))
         return patches, importance
 
     monkeypatch.setattr(runtime, "choose", remember)
     with tokens_pruned(model, chosen):
         features(model, x)
-    pruned, calls, attend = found["tokens"], [0], functional.scaled_dot_product_attention
+    pruned, calls, attend = outputs["tokens"], [0], functional.scaled_dot_product_attention
 
     def masked(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:
         block, calls[0] = calls[0], calls[0] + 1
@@ -173,7 +173,7 @@ def test_leaving_tokens_out_is_forbidding_to_attend_to_them(
         torch.backends.mha.set_fastpath_enabled(True)
         hook.remove()
     assert calls[0] >= len(tower.blocks)
-    everything = found["tokens"]
+    everything = outputs["tokens"]
     before = everything[:, : tower.prefix]
     patches = everything[:, tower.prefix :].gather(1, kept[-1].unsqueeze(-1).expand(-1, -1, everything.shape[-1]))
     assert torch.allclose(pruned, torch.cat([before, patches], dim=1), rtol=1e-9, atol=1e-9)
@@ -317,7 +317,7 @@ def test_other_networks_are_refused() -> None:
         "cait_xxs24_224",  # its class token joins behind these blocks
         "vit_dwee_patch16_reg1_gap_256",  # differential attention
         "vit_small_patch16_rope_mixed_224",  # each block has rotary embeddings of its own
-        "vit_srelpos_small_patch16_224",  # a bias that blocks are given
+        "vit_srelpos_small_patch16_224",  # a bias passed to the blocks
         "qwen3_vit_88m_enc",  # four neighbours become one behind the blocks
     ],
 )
@@ -408,8 +408,8 @@ def test_onnx_runtime_gives_the_same_at_two_batch_sizes(name: str, tmp_path: Pat
         )
     session = runtimes.InferenceSession(str(tmp_path / "net.onnx"))
     for count in (2, 4):
-        (found,) = session.run(None, {session.get_inputs()[0].name: images()[:count].numpy()})
-        assert torch.allclose(torch.from_numpy(found), expected[:count], atol=1e-4)
+        (scores,) = session.run(None, {session.get_inputs()[0].name: images()[:count].numpy()})
+        assert torch.allclose(torch.from_numpy(scores), expected[:count], atol=1e-4)
 
 
 def test_a_checkpoint_leaves_tokens_out_from_python_too(tmp_path: Path) -> None:

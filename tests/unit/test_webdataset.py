@@ -94,12 +94,12 @@ def test_subsets_and_batches_of_processes(whole: Path) -> None:
 def test_the_fingerprint_is_of_the_content_not_of_the_folder(
     whole: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    found = _load(whole)
+    split = _load(whole)
     moved = tmp_path_factory.mktemp("other") / "set"
     whole.rename(moved)
-    assert _load(moved).fingerprint() == found.fingerprint()
-    assert found.subset(np.arange(3)).fingerprint() != found.fingerprint()
-    assert replace(found, labels=found.labels[::-1].copy()).fingerprint() != found.fingerprint()
+    assert _load(moved).fingerprint() == split.fingerprint()
+    assert split.subset(np.arange(3)).fingerprint() != split.fingerprint()
+    assert replace(split, labels=split.labels[::-1].copy()).fingerprint() != split.fingerprint()
 
 
 def test_a_relative_path_is_one_in_the_data_folder_which_may_be_the_set(whole: Path) -> None:
