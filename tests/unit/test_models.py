@@ -152,7 +152,7 @@ def test_the_interface_names_what_is_wrong() -> None:
         prunecli.prune(model, "l1", example_inputs=x, compensate="magic")
     with pytest.raises(ModelError, match="no such file"):
         prunecli.load("missing.safetensors")
-    with pytest.raises(ModelError, match="has to be a tensor"):
+    with pytest.raises(ModelError, match="contains no tensor; it must be a tensor"):
         prunecli.prune(model, example_inputs=(1, 3, 16, 16))  # type: ignore[arg-type]
     with pytest.raises(MethodError, match="nothing would be removed"):
         prunecli.prune(nn.Sequential(nn.Linear(3, 16), nn.Linear(16, 4)), example_inputs=torch.randn(1, 3))
