@@ -7,8 +7,8 @@ import inspect
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from prunecli.cli.app import VERBS, root, verbs
 from prunecli.cli.lazy import LazyGroup, PruneCommand, error_text, option_choices, option_names
+from prunecli.cli.verbs import VERBS, root, verbs
 from prunecli.methods.index import METHODS
 
 
@@ -46,7 +46,7 @@ def test_commands_are_imported_on_use_and_kept() -> None:
 
 def test_every_verb_loads_and_says_in_help_what_the_table_says() -> None:
     group = root()
-    assert set(verbs()) == set(VERBS) | set(METHODS)
+    assert set(verbs()) == set(VERBS) | set(METHODS.names)
     for name in verbs():
         command = group.get_command(None, name)
         assert command.name == name and command.help

@@ -8,9 +8,10 @@ import pytest
 from torch import Tensor
 
 from prunecli.cli.output import Output
+from prunecli.measure.counts import Macs
 from prunecli.methods.params import TokenParams
-from prunecli.methods.token import at_random, plan_selection
-from prunecli.pipeline.stages.runtime import compare_ways
+from prunecli.methods.token import TokenMethod, at_random, plan_selection
+from prunecli.pipeline.stages.runtime import compare_changes
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import DataSection, ModelSection, Recipe
 from prunecli.tokens import runtime, selectors
@@ -61,8 +62,7 @@ def test_random_and_inverted_choices_lose_more(trained: Path, monkeypatch: pytes
     assert all(found[selector] > worse + 5 for selector in chosen), found
 
 
-def top1(space: Workspace, ways: dict[str, runtime.TokenSelection | None]) -> dict[str, float]:
+def top1(space: Workspace, selections: dict[str, runtime.TokenSelection | None]) -> dict[str, float]:
     """Accuracies by name."""
-    macs = dict.fromkeys(ways)
-    found = compare_ways(space, ways, macs)  # type: ignore[arg-type]
-    return {one.name: one.metrics.top1 for one in found if one.metrics is not None and one.metrics.top1 is not None}
+    variants = compare_changes(space, TokenMethod(), selections, dict.fromkeys(selections, Macs(0)))
+    return {v.name: v.metrics.top1 for v in variants if v.metrics is not None and v.metrics.top1 is not None}
