@@ -218,3 +218,15 @@ def test_a_model_against_itself_is_about_one() -> None:
     image = torch.zeros(1, 3, 64, 64)
     low, high = time_paired([model, model], [image, image], rounds=40).ratio_intervals[1]
     assert low < 1.15 and high > 0.87
+
+
+def test_a_parameter_given_to_a_module_is_counted() -> None:
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.layer = nn.Parameter(torch.randn(1, 8)), nn.Linear(8, 4, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(self.token) + self.layer(x)
+
+    assert count_macs(Given(), torch.randn(1, 8)).total == 2 * 8 * 4

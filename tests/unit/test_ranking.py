@@ -31,7 +31,7 @@ def test_an_earlier_trace_is_used_and_gives_the_same_network(monkeypatch: pytest
 def test_a_trace_of_something_else_is_refused() -> None:
     model = Plain((16, 32, 32)).eval()
     result = prunecli.prune(model, "l1", ratio=0.5, example_inputs=example())
-    with pytest.raises(MethodError, match="the trace handed in is of another network: .*has another shape"):
+    with pytest.raises(MethodError, match=r"the trace handed in is of another network: .* has another shape"):
         prunecli.prune(result.model, "l1", ratio=0.5, example_inputs=example(), trace=result.trace)
     with pytest.raises(MethodError, match="the trace handed in was made with other settings than prune_stem=True"):
         prunecli.prune(model, "l1", ratio=0.5, example_inputs=example(), trace=result.trace, prune_stem=True)

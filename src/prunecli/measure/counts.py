@@ -99,10 +99,13 @@ def cpu_inputs(inputs: Inputs) -> Any:
 
 
 def _copy_with(model: nn.Module, replacements: dict[int, Tensor]) -> nn.Module:
-    """Copies a model with parameters and buffers replaced by id; tied ones stay tied."""
-    trainable = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
+    """Copies a model with parameters and buffers replaced by id; tied ones stay tied.
+
+    The new parameters need no gradients: the counter cannot handle a parameter that a module is given as its input.
+    """
+    parameters = {id(parameter) for parameter in model.parameters()}
     memo: dict[int, Any] = {
-        key: nn.Parameter(tensor, trainable[key]) if key in trainable else tensor
+        key: nn.Parameter(tensor, requires_grad=False) if key in parameters else tensor
         for key, tensor in replacements.items()
     }
     return copy.deepcopy(model, memo).eval()
