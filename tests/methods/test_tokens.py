@@ -24,9 +24,9 @@ TRAINING = ("--epochs", 10, "--batch-size", 32, "--optimizer", "adamw", "--lr", 
 Chosen = tuple[Tensor, Tensor | None]
 
 
-def inverted(choice: Choice, seen: AttentionInputs) -> Chosen:
+def inverted(choice: Choice, inputs: AttentionInputs) -> Chosen:
     """The tokens that matter least stay."""
-    importance = selectors.coarse_importance(seen, seen.keys())[:, seen.prefix :]
+    importance = selectors._importance(inputs, inputs.keys())[:, inputs.prefix :]
     return (-importance).topk(choice.kept, dim=1).indices.sort(dim=1).values, None
 
 
@@ -47,7 +47,7 @@ def test_random_and_inverted_choices_lose_more(trained: Path, monkeypatch: pytes
     space = Workspace(recipe, Output("quiet"))
     model = space.model().model.eval()
     tower = find_tower(model)
-    tokens = token_count(model, tower, space.example())
+    tokens = token_count(model, tower, space.inputs.example())
     chosen = {
         selector: plan_selection(TokenParams(selector=selector), tower, tokens)  # type: ignore[arg-type]
         for selector in ("anchor", "cls", "diversity", "evit", "tome")
