@@ -39,7 +39,7 @@ from prunecli.methods.registry import get_method
 from prunecli.methods.structural import prune_structural
 from prunecli.models.loading import load_file
 from prunecli.surgery.removal.compensate import Compensation
-from uniform import prune_uniform
+from prunecli.studies.torch_pruning import prune_uniform
 
 CPU = torch.device("cpu")
 HALF = (0.5, 0.5, 0.5)

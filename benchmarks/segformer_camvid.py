@@ -34,7 +34,7 @@ from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.resolve import load_plan
 from prunecli.recipe.schema import FinetuneStage, ModelSection, PruneStage, Recipe, TrainStage
 from prunecli.surgery.removal.compensate import Compensation
-from uniform import prune_uniform
+from prunecli.studies.torch_pruning import prune_uniform
 
 VARIANTS: dict[str, Compensation] = {"prune, regression": "ls", "prune, uncompensated": "none"}
 RECIPE = Path(__file__).parents[1] / "recipes" / "segformer-camvid.yaml"

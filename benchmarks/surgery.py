@@ -5,7 +5,7 @@
     python benchmarks/surgery.py coverage -o surgery_coverage.json [--limit 60]
 
 Everything at ratio 0.5, the same share of every width, ranked by L1 norm, new weights from seed 0, one thread.
-torch-pruning gets the help described in uniform.py.
+torch-pruning gets the help described in `prunecli.studies.torch_pruning`.
 
 time: whole calls in interleaved rounds. Ours traces, tries the removal of every group, removes and verifies in float64;
 its phases are listed separately. Memory is the peak of torch's CPU allocator above the level before the call, from the
@@ -47,7 +47,7 @@ from prunecli.methods.structural import prune_structural
 from prunecli.models.catalog import input_spec
 from prunecli.models.loading import load_reference
 from prunecli.studies.coverage import cover
-from uniform import prune_uniform
+from prunecli.studies.torch_pruning import prune_uniform
 
 RATIO = 0.5
 TIMED = (

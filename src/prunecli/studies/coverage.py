@@ -1,4 +1,4 @@
-"""Trying the whole of pruning on many architectures: which are right, which are refused and why, which are wrong."""
+"""Pruning many architectures end to end: which are right, which are refused and why, and which are wrong."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -24,35 +24,37 @@ from prunecli.models.catalog import input_spec, rebuild_dense
 from prunecli.models.index import known_references
 from prunecli.models.loading import LoadedModel, input_channels, load_reference, restore
 from prunecli.pipeline.pruning import PruneResult, prune_model
+from prunecli.studies.peer import LIMIT_S, Peer, try_torch_pruning
 from prunecli.surgery.removal.rebuild import state_tensors
 from prunecli.surgery.tracing.labels import OUTPUT
 from prunecli.surgery.tracing.trace import STEM
 from prunecli.surgery.tracing.traced import Trace
 
-Status = Literal["right", "refused", "wrong", "too large"]
-RATIO = 0.5
+_Status = Literal["right", "refused", "wrong", "too large"]
+_RATIO = 0.5
 _ANY_SIZE = (64, 64)
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """What pruning half of the channels of one architecture came to.
+    """The result of pruning half of the channels of one architecture.
 
     Attributes:
         ref: "source:name".
-        status: "right": verified, restored bit by bit, trains and runs. "refused": nothing was pruned, `reason` says
-            why. "wrong": something failed that should not have. "too large": not tried.
+        status: "right": verified, restored bit by bit, trains and runs. "refused": nothing was pruned, and `reason`
+            says why. "wrong": something failed that should not have. "too large": not tried.
         kept: Share of the parameters that is left.
-        implied: The share that ratio 0.5 implies, if every group found loses exactly half its channels.
-        groups: Groups of channels found.
-        held: Share of the parameters in layers that kept their width, the first and the last layer not counted.
-        error: Largest relative difference to the masked original in float64.
+        implied: The share that ratio 0.5 implies if every group loses exactly half of its channels.
+        groups: Number of channel groups.
+        held: Share of the parameters in layers that kept their width, not counting the first and the last layer.
+        error: Largest relative difference from the masked original in float64.
         seconds: Wall time of tracing, pruning and verifying.
-        reason: Why it was refused or is wrong; for a right one the commonest reason why layers were held.
+        reason: Why it was refused or is wrong; if it is right, the most common reason why layers were held.
+        peer: torch-pruning's result on the same architecture; None if it was not tried.
     """
 
     ref: str
-    status: Status
+    status: _Status
     kept: float = 1.0
     implied: float = 1.0
     groups: int = 0
@@ -60,37 +62,54 @@ class Coverage:
     error: float = 0.0
     seconds: float = 0.0
     reason: str = ""
+    peer: Peer | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
+        """Plain data; without `peer` if torch-pruning was not tried."""
+        plain = asdict(self)
+        if self.peer is None:
+            del plain["peer"]
+        return plain
 
 
 def matching(pattern: str) -> list[str]:
-    """References that a pattern matches; without a source it means timm's.
+    """References that match a pattern; a pattern without a source is one of timm's.
 
     Raises:
-        ModelError: It matches none.
+        ModelError: Nothing matches.
     """
-    wanted = pattern if ":" in pattern else f"timm:{pattern}"
+    full_pattern = pattern if ":" in pattern else f"timm:{pattern}"
     known = known_references()
-    found = [ref for ref in known if fnmatchcase(ref, wanted)]
-    if not found:
-        raise ModelError(unknown("architecture", wanted, known, see="prune models"))
-    return found
+    matches = [ref for ref in known if fnmatchcase(ref, full_pattern)]
+    if not matches:
+        raise ModelError(unknown("architecture", full_pattern, known, see="prune models"))
+    return matches
 
 
-def cover(refs: Iterable[str], *, max_params: float | None = None, seed: int = 0) -> Iterator[Coverage]:
+def cover(
+    refs: Iterable[str],
+    *,
+    max_params: float | None = None,
+    seed: int = 0,
+    peer: bool = False,
+    peer_limit_s: float = LIMIT_S,
+) -> Iterator[Coverage]:
     """Tries each architecture with new weights.
 
     Args:
         refs: References.
-        max_params: Larger ones, in millions of parameters, are passed over.
-        seed: Of the weights and the inputs.
+        max_params: Architectures with more parameters than this, in millions, are skipped.
+        seed: Seed of the weights and the inputs.
+        peer: Whether torch-pruning is tried too.
+        peer_limit_s: Seconds that torch-pruning has for each architecture.
     """
     for ref in refs:
         torch.manual_seed(seed)
-        yield _cover(ref, max_params, seed)
+        entry = _cover(ref, max_params, seed)
+        if peer and entry.status != "too large":
+            implied = max(entry.kept, entry.implied) if entry.status == "right" else None
+            entry = replace(entry, peer=try_torch_pruning(ref, implied, limit_s=peer_limit_s))
+        yield entry
 
 
 def _cover(ref: str, max_params: float | None, seed: int) -> Coverage:
@@ -102,20 +121,20 @@ def _cover(ref: str, max_params: float | None, seed: int) -> Coverage:
                 return Coverage(ref, "too large", reason=f"{count / 1e6:.0f}M parameters")
         loaded = load_reference(ref)
     except Exception as error:  # timm lists models that it cannot build without more packages
-        return Coverage(ref, "refused", reason=f"cannot be built: {_first(error)}")
+        return Coverage(ref, "refused", reason=f"cannot be built: {_first_line(error)}")
     size = input_spec(ref, loaded.model)[0] or loaded.fixed_size or _ANY_SIZE
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(1, input_channels(loaded.model), *size, generator=generator)
     try:
-        params = StructuralParams(ratio=RATIO, scope="local", round_to=1, min_width=1, max_ratio=1.0)
+        params = StructuralParams(ratio=_RATIO, scope="local", round_to=1, min_width=1, max_ratio=1.0)
         request = PruneRequest(method="l1", params=params, example_inputs=inputs, seed=seed)
         result = prune_model(loaded.model, loaded.manifest, request)
     except VerificationError as error:
-        return Coverage(ref, "wrong", reason=_first(error))
+        return Coverage(ref, "wrong", reason=_first_line(error))
     except (ModelError, MethodError) as error:
-        return Coverage(ref, "refused", reason=_first(error), seconds=time.perf_counter() - start)
+        return Coverage(ref, "refused", reason=_first_line(error), seconds=time.perf_counter() - start)
     except Exception as error:
-        return Coverage(ref, "wrong", reason=f"{type(error).__name__}: {_first(error)}")
+        return Coverage(ref, "wrong", reason=f"{type(error).__name__}: {_first_line(error)}")
     seconds = time.perf_counter() - start
     problem = _check(loaded, result, inputs)
     return Coverage(
@@ -127,37 +146,37 @@ def _cover(ref: str, max_params: float | None, seed: int) -> Coverage:
         held=round(_held(loaded.model, result.trace), 4),
         error=result.report.verify_error,
         seconds=round(seconds, 2),
-        reason=problem or _commonest(result.trace),
+        reason=problem or _most_common(result.trace),
     )
 
 
 def _check(loaded: LoadedModel, result: PruneResult, inputs: Tensor) -> str:
-    """Saves, restores, runs and trains; the first thing that is not as it has to be, or nothing."""
+    """Saves, restores, runs and trains the result; returns the first problem, or an empty string."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "pruned.safetensors"
             result.save(path)
-            again, _ = restore(path)
-        before, after = state_tensors(result.model), state_tensors(again)
+            restored, _ = restore(path)
+        before, after = state_tensors(result.model), state_tensors(restored)
         changed = [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]
         if changed:
             return f"{changed[0]} is not restored bit by bit"
         batch = doubled_batch(inputs)
         with torch.no_grad():
-            pruned, restored = (output_tensors(call(network.eval(), batch)) for network in (result.model, again))
-            if not all(torch.equal(one, two) for one, two in zip(pruned, restored, strict=True)):
+            expected, actual = (output_tensors(call(network.eval(), batch)) for network in (result.model, restored))
+            if not all(torch.equal(one, other) for one, other in zip(expected, actual, strict=True)):
                 return "the restored network computes something else"
-        if not _trains(again, batch) and _trains(loaded.model, batch):
+        if not _trains(restored, batch) and _trains(loaded.model, batch):
             return "it cannot be trained"
     except PruneError as error:
-        return _first(error)
+        return _first_line(error)
     except Exception as error:
-        return f"{type(error).__name__}: {_first(error)}"
+        return f"{type(error).__name__}: {_first_line(error)}"
     return ""
 
 
 def _trains(model: nn.Module, batch: Any) -> bool:
-    """One step of gradient descent, with finite gradients."""
+    """Whether one step of gradient descent works, with finite gradients."""
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     try:
@@ -171,15 +190,15 @@ def _trains(model: nn.Module, batch: Any) -> bool:
 
 
 def _implied(model: nn.Module, traced: Trace) -> float:
-    """Parameters that stay if every group loses `RATIO` of its channels, as a share of all."""
+    """Parameters that stay if every group loses `_RATIO` of its channels, as a share of all."""
     shares: dict[str, dict[int, float]] = {}
     for group in traced.groups:
-        removed = (group.units - max(1, round(group.units * (1 - RATIO)))) / group.units
+        removed = (group.units - max(1, round(group.units * (1 - _RATIO)))) / group.units
         for member in group.members:
             tensor = getattr(model.get_submodule(member.module), member.tensor)
-            part = member.index.numel() / tensor.shape[member.dim] * removed
+            lost = member.index.numel() / tensor.shape[member.dim] * removed
             by_dim = shares.setdefault(member.name, {})
-            by_dim[member.dim] = by_dim.get(member.dim, 0.0) + part
+            by_dim[member.dim] = by_dim.get(member.dim, 0.0) + lost
     total = kept = 0.0
     for name, parameter in model.named_parameters():
         share = 1.0
@@ -196,10 +215,10 @@ def _held(model: nn.Module, traced: Trace) -> float:
     return count / max(1, sum(p.numel() for p in model.parameters()))
 
 
-def _commonest(traced: Trace) -> str:
+def _most_common(traced: Trace) -> str:
     reasons = Counter(entry.reason for entry in traced.frozen if entry.reason not in (STEM, OUTPUT))
     return reasons.most_common(1)[0][0] if reasons else ""
 
 
-def _first(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""What every layer costs: curves, a recipe by layer name that keeps within a drop, and a plot."""
+"""What pruning costs layer by layer: curves, a recipe by layer name that keeps within a drop, and a plot."""
 
 from __future__ import annotations
 
@@ -25,23 +25,24 @@ from prunecli.methods.request import PruneRequest
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import DataSection, ModelSection, PruneStage
 from prunecli.report.plots import sensitivity_plot
+from prunecli.report.sensitivity_tables import sensitivity_tables
+from prunecli.report.table import Table
 from prunecli.studies.layer_curves import Curve, Proposal, Sensitivity
 
-PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 _IN_MEMORY = 2**29
-"""Bytes of prepared validation images that are kept rather than prepared for every point."""
+"""Prepared validation images are kept in memory up to this many bytes, else prepared again for every point."""
 
 
 @dataclass(frozen=True)
 class SensitivityOutcome:
-    """What was measured.
+    """Results of a sensitivity study.
 
     Attributes:
         curves: One for each layer that can shrink.
-        baseline: Accuracy of the network as it is, percent.
+        baseline: Accuracy of the unpruned network, percent.
         proposal: Ratios that together keep within the drop.
-        left_out: Why layers that cannot shrink or be ranked are missing, by name.
-        images: Validation images that every point was judged on.
+        left_out: Reasons why layers cannot shrink or be ranked, by name.
+        images: Number of validation images behind each accuracy.
     """
 
     curves: tuple[Curve, ...]
@@ -50,11 +51,25 @@ class SensitivityOutcome:
     left_out: dict[str, str]
     images: int
 
+    def document(self) -> dict[str, Any]:
+        """Returns everything as one JSON document."""
+        return {
+            "images": self.images,
+            "baseline_top1": self.baseline,
+            "curves": [dataclasses.asdict(curve) for curve in self.curves],
+            "left_out": self.left_out,
+            "proposal": dataclasses.asdict(self.proposal),
+        }
 
-def with_repairs(stage: PruneStage) -> PruneStage:
-    """The stage with its repairs spelled out: regression, and the statistics of normalisations as they are.
+    def tables(self) -> list[Table]:
+        """Returns the tables for people."""
+        return sensitivity_tables(self.curves, self.baseline, self.proposal, self.left_out, self.images)
 
-    Measuring statistics anew costs some accuracy by itself, more than a lightly pruned layer does, and would hide it.
+
+def _with_repairs(stage: PruneStage) -> PruneStage:
+    """The stage with explicit repairs: regression, and unchanged statistics of normalisations.
+
+    Recalibrating statistics costs some accuracy by itself, more than a lightly pruned layer does, and would hide that.
     """
     return dataclasses.replace(stage, compensate=stage.compensate or "ls", recalibrate=bool(stage.recalibrate))
 
@@ -71,26 +86,26 @@ def sensitivity_stage(
         stage: Method, its parameters, patterns and repairs, as in a prune stage.
         ratios: Shares of channels.
         max_drop: Points of top-1 that the proposal may lose.
-        images: Validation images to judge on; fewer where there are fewer.
+        images: Largest number of validation images to judge on.
 
     Raises:
         RecipeError: There are no validation images, or the ratios are wrong.
         MethodError: No layer can shrink.
     """
     if not ratios or not all(0 < ratio < 1 for ratio in ratios) or max_drop <= 0:
-        raise RecipeError("--ratios have to lie between 0 and 1, and --max-drop over 0")
+        raise RecipeError("--ratios must be between 0 and 1, and --max-drop greater than 0")
     loaded, data = space.model(), space.data()
     space.judging.check()
     if not loaded.manifest.history:
         space.sink.note("these weights may have been trained on the validation images; drops then look larger")
     if data.validation is None:
-        raise RecipeError(f"{data.name} has no validation images to judge on; use a --val-fraction over 0")
-    chosen = np.random.default_rng(space.recipe.seed).permutation(len(data.validation.labels))[:images]
-    held_out = space.inputs.batches(data.validation.subset(np.sort(chosen)))
-    batches = _Remembered(held_out, len(chosen), space.inputs.example_shape())
+        raise RecipeError(f"{data.name} has no validation images to judge on; set --val-fraction above 0")
+    indices = np.random.default_rng(space.recipe.seed).permutation(len(data.validation.labels))[:images]
+    held_out = space.inputs.batches(data.validation.subset(np.sort(indices)))
+    batches = _KeptBatches(held_out, len(indices), space.inputs.example_shape())
     calibration = space.inputs.calibration(data.training_split(), stage.calibration_images).labelled
     model = loaded.model.to(space.device).eval()
-    stage = with_repairs(stage)
+    stage = _with_repairs(stage)
     assert stage.compensate is not None
     request = PruneRequest(
         method=stage.method,
@@ -109,14 +124,16 @@ def sensitivity_stage(
     task = space.judging.labelled_task()
 
     def judge(network: nn.Module) -> float:
-        classifier = space.judging.classifier(network, remember=True)  # all share one text tower: prompts are read once
+        classifier = space.judging.classifier(
+            network, remember=True
+        )  # networks share one text tower, so prompts are encoded once
         return float(evaluate(classifier, batches, space.device, task=task).score)
 
     order = {name: index for index, (name, _) in enumerate(model.named_modules())}
     names = sorted(ranking.scores, key=lambda name: order.get(name, -1))
     study = Sensitivity(model, ranking.groups, ranking.scores, request.params, judge, repair)
     space.sink.note(
-        f"{len(names)} layers at {len(ratios)} ratios, judged on {len(chosen)} validation images of {data.name}; "
+        f"{len(names)} layers at {len(ratios)} ratios, judged on {len(indices)} validation images of {data.name}; "
         f"as it is: {study.baseline:.2f} %"
     )
     curves = []
@@ -128,16 +145,16 @@ def sensitivity_stage(
             space.sink.note(f"{number + 1}/{len(names)} {name}: at most {worst:.2f} points lost")
     space.report_bad()
     left_out = {entry.name: entry.reason for entry in ranking.untouched}
-    return SensitivityOutcome(tuple(curves), study.baseline, study.propose(curves, max_drop), left_out, len(chosen))
+    return SensitivityOutcome(tuple(curves), study.baseline, study.propose(curves, max_drop), left_out, len(indices))
 
 
 def write_recipe(space: Workspace, stage: PruneStage, outcome: SensitivityOutcome, path: Path) -> None:
     """Writes the proposal as a recipe with one prune stage.
 
     Raises:
-        MethodError: No layer may lose anything.
+        MethodError: No layer can lose channels within the drop.
     """
-    proposal, stage = outcome.proposal, with_repairs(stage)
+    proposal, stage = outcome.proposal, _with_repairs(stage)
     if not any(proposal.ratios.values()):
         raise MethodError("no layer can lose channels within this drop, so no recipe was written; raise --max-drop")
     recipe = space.recipe
@@ -170,8 +187,8 @@ def write_plot(outcome: SensitivityOutcome, max_drop: float, title: str, path: P
     write_atomically(path, lambda temporary: temporary.write_bytes(picture), replace=replace)
 
 
-class _Remembered:
-    """Batches that are prepared once and kept, if they fit into memory."""
+class _KeptBatches:
+    """Batches that are prepared once, if they fit into memory."""
 
     def __init__(self, batches: Any, images: int, shape: tuple[int, ...]) -> None:
         fits = 4 * images * int(np.prod(shape)) <= _IN_MEMORY
@@ -181,11 +198,11 @@ class _Remembered:
         return iter(self._batches)
 
 
-def _differing(given: Any, default: Any) -> dict[str, Any]:
-    """Fields of a section that are not at their default, as plain data."""
+def _differing(section: Any, default: Any) -> dict[str, Any]:
+    """Fields of a section that differ from their defaults, as plain data."""
     plain = {}
-    for field in dataclasses.fields(given):
-        value = getattr(given, field.name)
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
         if value != getattr(default, field.name):
             plain[field.name] = list(value) if isinstance(value, tuple) else value
     return plain

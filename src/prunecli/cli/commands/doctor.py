@@ -19,20 +19,23 @@ def run(
         typer.Option(metavar="PATTERN", help="Prune half of every architecture that matches, and say which are right."),
     ] = None,
     max_params: Annotated[
-        float | None, typer.Option(metavar="MILLIONS", help="With --coverage: pass larger architectures over.")
+        float | None, typer.Option(metavar="MILLIONS", help="With --coverage: skip larger architectures.")
     ] = None,
+    peer: Annotated[
+        bool, typer.Option("--peer", help="With --coverage: try torch-pruning on each architecture too.")
+    ] = False,
     out: Annotated[
         str | None, typer.Option("-o", "--out", metavar="FILE", help="With --coverage: write the figures as JSON.")
     ] = None,
 ) -> None:
     """Checks what pruning needs, or tries architectures."""
     if coverage is not None:
-        _cover(output, coverage, max_params, out)
+        _cover(output, coverage, max_params, peer, out)
         return
-    if max_params is not None or out is not None:
-        raise RecipeError("--max-params and --out belong to --coverage PATTERN; give that too")
+    if max_params is not None or peer or out is not None:
+        raise RecipeError("--max-params, --peer and --out belong to --coverage PATTERN; add that")
     from prunecli.measure.environment import describe_environment
-    from prunecli.report.table import Table
+    from prunecli.report.coverage_tables import installation_table
 
     problems: list[str] = []
     facts: dict[str, str] = {}
@@ -44,47 +47,40 @@ def run(
         facts["accelerator"] = str(torch.accelerator.current_accelerator() or "none")
         facts |= _data_sets()
     except Exception as error:  # a mismatched pair fails in many ways
-        first = (str(error).strip().splitlines() or [""])[0]
-        problems.append(f"torch and torchvision do not fit each other ({first}); install both again, together")
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        problems.append(f"torch and torchvision do not match ({first_line}); reinstall both together")
     output.document({"facts": facts, "problems": problems})
-    output.table(Table(("what", "found"), list(facts.items())))
+    output.table(installation_table(facts))
     for problem in problems:
         output.complain(problem)
     if problems:
         raise typer.Exit(1)
 
 
-def _cover(output: Output, pattern: str, max_params: float | None, out: str | None) -> None:
+def _cover(output: Output, pattern: str, max_params: float | None, peer: bool, out: str | None) -> None:
     import json
     from collections import Counter
     from pathlib import Path
 
     from prunecli.measure.environment import library_versions
-    from prunecli.report.table import Table
+    from prunecli.report.coverage_tables import coverage_table, peer_table, status_counts
     from prunecli.studies.coverage import cover, matching
 
     refs = matching(pattern)
-    found = []
+    entries = []
     with output.progress("architectures", len(refs)) as advance:
-        for entry in cover(refs, max_params=max_params):
-            found.append(entry)
-            advance(len(found), entry.ref)
-            if out is not None:  # after each, so that an interrupted run keeps what it has
-                document = {"versions": library_versions(), "architectures": [e.to_dict() for e in found]}
+        for entry in cover(refs, max_params=max_params, peer=peer):
+            entries.append(entry)
+            advance(len(entries), entry.ref)
+            if out is not None:  # after each, so that an interrupted run keeps its results
+                document = {"versions": library_versions(), "architectures": [e.to_dict() for e in entries]}
                 Path(out).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    counts = Counter(entry.status for entry in found)
-    output.document({"counts": dict(counts), "architectures": [entry.to_dict() for entry in found]})
-    rows = [
-        (
-            entry.ref,
-            entry.status,
-            *((f"{entry.kept:.1%}", f"{entry.implied:.1%}", f"{entry.error:.0e}") if entry.groups else ("", "", "")),
-            entry.reason,
-        )
-        for entry in found
-    ]
-    output.table(Table(("architecture", "result", "parameters kept", "implied", "difference", "why"), rows))
-    output.note(", ".join(f"{count} {status}" for status, count in counts.items()))
+    counts = Counter(entry.status for entry in entries)
+    output.document({"counts": dict(counts), "architectures": [entry.to_dict() for entry in entries]})
+    output.table(coverage_table(entries))
+    if peer:
+        output.table(peer_table(entries))
+    output.note(status_counts(entries))
     if counts["wrong"]:
         raise typer.Exit(1)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +18,13 @@ if TYPE_CHECKING:
     from prunecli.pipeline.workspace import Workspace
     from prunecli.studies.sensitivity import SensitivityOutcome
 
-RATIOS = "0.1,0.3,0.5,0.7"
-MAX_DROP = 1.0
-IMAGES = 1000
-OPTIONS = [
-    option("ratios", str, "Shares of a layer's channels to try, with commas.", default=RATIOS),
-    option("max_drop", float, "Points of top-1 that the recipe may lose, all layers together.", default=MAX_DROP),
-    option("images", int, "Validation images to judge on; the test split is not touched.", default=IMAGES),
+_RATIOS = "0.1,0.3,0.5,0.7"
+_MAX_DROP = 1.0
+_IMAGES = 1000
+_OPTIONS = [
+    option("ratios", str, "Shares of a layer's channels to try, with commas.", default=_RATIOS),
+    option("max_drop", float, "Points of top-1 that the recipe may lose, all layers together.", default=_MAX_DROP),
+    option("images", int, "Validation images to judge on; the test split is not touched.", default=_IMAGES),
     option("plot", str, "Picture to draw (.png, .svg, .pdf); default: the recipe's name with .png.", "--plot"),
     option("out", str, "Recipe to write; default: MODEL-sensitivity.yaml.", "-o", "--out"),
     option("force", bool, "Replace files that exist.", "--force"),
@@ -39,10 +38,10 @@ OPTIONS = [
 
 
 def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
-    """Measures, shows, draws, and writes the recipe."""
-    ratios = _ratios(values["ratios"] or RATIOS)
-    max_drop = MAX_DROP if values["max_drop"] is None else values["max_drop"]
-    images = IMAGES if values["images"] is None else values["images"]
+    """Measures, shows and draws the curves, and writes the recipe."""
+    ratios = _ratios(values["ratios"] or _RATIOS)
+    max_drop = _MAX_DROP if values["max_drop"] is None else values["max_drop"]
+    images = _IMAGES if values["images"] is None else values["images"]
     if max_drop <= 0:
         raise RecipeError(f"--max-drop has to be greater than 0 (got {max_drop:g})")
     if images < 1:
@@ -51,7 +50,7 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     out = Path(values["out"] or f"{stem}-sensitivity.yaml")
     picture = Path(values["plot"] or out.with_suffix(".png"))
     _check_files(out, picture, bool(values["force"]))
-    space = prepare(output, model, {"stage": "prune"}, OPTIONS, values | {"out": None})
+    space = prepare(output, model, {"stage": "prune"}, _OPTIONS, values | {"out": None})
     if space is None:
         return
     from prunecli.studies.sensitivity import sensitivity_stage, write_plot, write_recipe
@@ -60,17 +59,17 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     assert isinstance(stage, PruneStage)
     outcome = sensitivity_stage(space, stage, ratios, max_drop, images)
     if output.mode != "json":
-        _show(output, outcome, ratios, out, picture)
+        _show(output, outcome, out, picture)
     write_plot(outcome, max_drop, _title(space, stage, outcome), picture, replace=space.force)
     output.note(f"wrote {picture}")
     write_recipe(space, stage, outcome, out)
-    if output.mode == "json":  # the one document of the command: an error would have been it
-        _show(output, outcome, ratios, out, picture)
+    if output.mode == "json":  # only now: an error would have been the one document of this command
+        _show(output, outcome, out, picture)
     output.note(f"wrote {out}; next: prune prune {out}{_named_weights(space, out)}")
 
 
 def _named_weights(space: Workspace, recipe: Path) -> str:
-    """What to add to a command where the recipe names weights that lie outside: a recipe alone may not."""
+    """Options for weights outside the recipe's folder, which a recipe itself may not name."""
     from prunecli.checkpoint.confinement import stays_inside
 
     weights = space.recipe.model.weights
@@ -85,7 +84,7 @@ def _ratios(text: str) -> list[float]:
     except ValueError:
         ratios = []
     if not ratios or not all(0 < ratio < 1 for ratio in ratios):
-        raise RecipeError(f"--ratios {text}: write numbers between 0 and 1 with commas, for instance {RATIOS}")
+        raise RecipeError(f"--ratios {text}: write numbers between 0 and 1 with commas, for instance {_RATIOS}")
     return ratios
 
 
@@ -103,43 +102,9 @@ def _title(space: Workspace, stage: PruneStage, outcome: SensitivityOutcome) -> 
     return f"{name}, {stage.method}: each layer alone, {outcome.images} images of {data}"
 
 
-def _show(output: Output, outcome: SensitivityOutcome, ratios: list[float], out: Path, picture: Path) -> None:
-    from prunecli.report.numbers import fixed
-    from prunecli.report.pruning_tables import left_alone_tables
-    from prunecli.report.table import Table
-
-    proposal = outcome.proposal
-    output.document(
-        {
-            "recipe": str(out),
-            "plot": str(picture),
-            "images": outcome.images,
-            "baseline_top1": outcome.baseline,
-            "curves": [asdict(curve) for curve in outcome.curves],
-            "left_out": outcome.left_out,
-            "proposal": asdict(proposal),
-        }
-    )
-    rows = [
-        (
-            curve.group,
-            str(curve.channels),
-            *(fixed(point.drop) for point in curve.points),
-            fixed(100 * proposal.ratios[curve.group], 1, " %"),
-        )
-        for curve in outcome.curves
-    ]
-    columns = ("layer", "channels", *(f"{100 * ratio:g} %" for ratio in ratios), "recipe")
-    title = "top-1 points lost with each layer alone at these ratios"
-    output.table(Table(columns, rows, title=title, numeric=tuple(range(1, len(columns)))))
-    together = [
-        ("top-1 as it is", fixed(outcome.baseline, unit=" %")),
-        ("top-1 with the recipe", fixed(proposal.accuracy, unit=" %")),
-        ("points lost", fixed(proposal.drop)),
-        ("validation images", str(outcome.images)),
-    ]
-    output.table(Table(("all layers together", "value"), together))
-    for table in left_alone_tables(outcome.left_out):
+def _show(output: Output, outcome: SensitivityOutcome, out: Path, picture: Path) -> None:
+    output.document({"recipe": str(out), "plot": str(picture), **outcome.document()})
+    for table in outcome.tables():
         output.table(table)
 
 
@@ -149,4 +114,4 @@ def command() -> Any:
         "Prune every layer alone at several ratios, see what it costs, and write a recipe by layer name that keeps "
         "within a drop."
     )
-    return make_command("sensitivity", with_output(run, OPTIONS), summary)
+    return make_command("sensitivity", with_output(run, _OPTIONS), summary)
