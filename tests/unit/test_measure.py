@@ -221,12 +221,13 @@ def test_a_model_against_itself_is_about_one() -> None:
 
 
 def test_a_parameter_given_to_a_module_is_counted() -> None:
-    class Given(nn.Module):
+    class Query(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.token, self.layer = nn.Parameter(torch.randn(1, 8)), nn.Linear(8, 4, bias=False)
+            self.token, self.layer = nn.Parameter(torch.randn(1, 1, 8)), nn.Linear(8, 4, bias=False)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.layer(self.token) + self.layer(x)
+            return self.layer(self.token.expand(1, -1, -1)) + self.layer(x)
 
-    assert count_macs(Given(), torch.randn(1, 8)).total == 2 * 8 * 4
+    assert count_macs(Query(), torch.randn(1, 1, 8)).total == 2 * 8 * 4
+    assert module_macs(Query(), torch.randn(1, 1, 8))["layer"] == 2 * 8 * 4

@@ -101,14 +101,14 @@ def cpu_inputs(inputs: Inputs) -> Any:
 def _copy_with(model: nn.Module, replacements: dict[int, Tensor]) -> nn.Module:
     """Copies a model with parameters and buffers replaced by id; tied ones stay tied.
 
-    The new parameters need no gradients: the counter cannot handle a parameter that a module is given as its input.
+    No parameter of the copy requires gradients: torch's counter fails where a module is given one as its input.
     """
     parameters = {id(parameter) for parameter in model.parameters()}
     memo: dict[int, Any] = {
         key: nn.Parameter(tensor, requires_grad=False) if key in parameters else tensor
         for key, tensor in replacements.items()
     }
-    return copy.deepcopy(model, memo).eval()
+    return copy.deepcopy(model, memo).eval().requires_grad_(False)
 
 
 def _count(model: nn.Module, inputs: Inputs) -> Macs:
