@@ -22,12 +22,12 @@ Written by `benchmarks/coverage_page.py` from `benchmarks/results/coverage_*.jso
 architecture's own input size.
 
 For each architecture half of the channels of every group are removed with `l1`, scope local, without rounding.
-**right** means: the result equals the masked original in float64 (relative difference at most 1e-9, or 1e-4 for
+**right** means that the result equals the masked original in float64 (relative difference at most 1e-9, or 1e-4 for
 networks that compute in float32 inside), it is restored from its checkpoint bit by bit and computes the same bits, and
 it trains one step where the dense network does. **refused** means that nothing was pruned, and why. **wrong** means
 that any of this failed. *Kept* is the share of the parameters that is left, *implied* what ratio 0.5 implies for the
 channels found. With every inner width halved about a quarter of the parameters stay; where clearly more are kept,
-layers were left alone, and the commonest reason is given.
+layers were left alone, and the most common reason is given.
 """
 
 
@@ -50,6 +50,10 @@ def main(paths: list[str]) -> None:
         f"**{len(tried)} architectures tried: {counts['right']} right, {counts['refused']} refused, "
         f"{counts['wrong']} wrong.** {counts['too large']} were too large and not tried.\n"
     )
+    peers = Counter(entry["peer"]["status"] for entry in tried if "peer" in entry)
+    if peers:
+        listed = ", ".join(f"{number} {status}" for status, number in peers.most_common())
+        lines.append(f"torch-pruning on {peers.total()} of them (`--peer`): {listed}.\n")
     off = [entry for entry in tried if entry["status"] == "right" and abs(entry["kept"] - entry["implied"]) > 0.03]
     lines.append(f"Right, but more than 3 points from what the ratio implies: {len(off)}.\n")
     lines.append("| architecture | result | kept | implied | why not more |")

@@ -175,8 +175,8 @@ def test_a_dry_run_shows_origins_and_does_nothing(prune: Prune, tmp_path: Path) 
     assert rows["stages.0.epochs"] == ["2", "--set stages.0.epochs"] and rows["seed"] == ["4", "--seed"]
     assert rows["data.name"][1].endswith("quickstart.yaml:9:9") and rows["device"] == ["auto", "default"]
     done = prune("l1", "nothing.pt", "--ratio", "0.3", "--dry-run", "--json")
-    found = {row["key"]: (row["value"], row["origin"]) for row in done.json}
-    assert found["stages.0.params.ratio"] == (0.3, "--ratio")
+    values = {row["key"]: (row["value"], row["origin"]) for row in done.json}
+    assert values["stages.0.params.ratio"] == (0.3, "--ratio")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -215,12 +215,35 @@ def test_a_run_writes_everything_into_one_folder(prune: Prune, tmp_path: Path) -
 def test_doctor_tries_architectures(prune: Prune, tmp_path: Path) -> None:
     done = prune("doctor", "--coverage", "test_vi*t", "--max-params", "1", "-o", "coverage.json")
     assert done.code == 0 and "right" in done.out and "timm:test_vit" in done.out, done.err
-    entries = json.loads((tmp_path / "coverage.json").read_text())["architectures"]
-    found = {entry["ref"]: entry for entry in entries}
-    assert found["timm:test_vit"]["status"] == "right" and 0.2 < found["timm:test_vit"]["kept"] < 0.4
+    (entry,) = json.loads((tmp_path / "coverage.json").read_text())["architectures"]
+    assert entry["ref"] == "timm:test_vit" and entry["status"] == "right" and 0.2 < entry["kept"] < 0.4
+    assert "peer" not in entry
     assert prune("doctor", "--coverage", "test_vitt").code == 2
-    done = prune("doctor", "--max-params", "1")
-    assert done.code == 2 and "belong to --coverage" in done.err
+    for words in (["--max-params", "1"], ["--peer"]):
+        done = prune("doctor", *words)
+        assert done.code == 2 and "belong to --coverage" in done.err
+
+
+def test_doctor_shows_torch_pruning_next_to_ours(prune: Prune) -> None:
+    done = prune("doctor", "--coverage", "test_nfnet", "--peer")
+    assert done.code == 0, done.err
+    row = next(line.split("\t") for line in done.out.splitlines() if "crashed" in line)
+    assert row[:2] == ["timm:test_nfnet", "right"] and "weight should contain 8 elements not 16" in row[-1]
+    assert done.err.splitlines()[-1] == "1 right; torch-pruning: 1 crashed"
+
+
+def test_inspect_counts_macs_by_module(prune: Prune, checkpoint: Path) -> None:
+    done = prune("inspect", checkpoint, "--modules", "1", "--json")
+    assert done.code == 0, done.err
+    modules = {module["name"]: module for module in done.json["modules"]}
+    assert list(modules) == ["", "conv1", "bn1", "layer1", "layer2", "layer3", "linear"]
+    assert modules["layer1"]["macs"] == modules["layer1"]["fvcore_macs"] > 0
+    assert "modules" not in prune("inspect", checkpoint, "--json").json
+    done = prune("inspect", checkpoint, "--modules", "2")
+    row = next(line.split("\t") for line in done.out.splitlines() if line.startswith("layer1.0\t"))
+    assert row[1] == "BasicBlock" and row[3] == row[4] and row[5] == ""
+    assert done.err.splitlines()[-1] == "fvcore's MACs agree with ours to 1 % in every module"
+    assert "--modules has to be at least 1 (got 0)" in prune("inspect", checkpoint, "--modules", "0").err
 
 
 def test_lists(prune: Prune) -> None:
@@ -285,7 +308,7 @@ def test_tables_on_a_terminal_fit_and_are_whole(processes: Processes, tmp_path: 
     assert re.sub(r"\s", "", "latency") in table and table.count("90.00 %") == 3
 
 
-def test_colours_only_where_they_are_wanted(processes: Processes, tmp_path: Path) -> None:
+def test_colours_appear_only_on_terminals_that_allow_them(processes: Processes, tmp_path: Path) -> None:
     assert ESCAPE in _terminal(processes, ["methods"], 100, {"NO_COLOR": None}, tmp_path)
     assert ESCAPE not in _terminal(processes, ["methods"], 100, {"NO_COLOR": "1"}, tmp_path)
     assert ESCAPE not in _terminal(processes, ["methods"], 100, {"TERM": "dumb"}, tmp_path)

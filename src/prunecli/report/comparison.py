@@ -27,9 +27,9 @@ _Drops: Any = create_model("_Drops", __base__=_Compared, **_fields)
 
 
 class Candidate(_Drops):
-    """One network beside the baseline. A ratio is candidate / baseline; what cannot be compared is absent.
+    """One network compared with the baseline. A ratio is candidate / baseline; None: cannot be compared.
 
-    The rise of a sparsity is in shares of one.
+    The rise of a sparsity is a fraction.
     """
 
     loss_rise: float | None = None
@@ -73,10 +73,10 @@ def compare_reports(
     """Compares every report after the first with the first.
 
     Args:
-        names: What to call each report.
-        reports: At least two.
-        paired: Latency ratio and its interval of each report to the first, where they were timed in turns; without it
-            the ratio is that of two medians taken at different times.
+        names: Name of each report.
+        reports: At least two reports.
+        paired: For each report its latency ratio to the first and the ratio's interval, if they were timed in turns;
+            otherwise ratios are those of medians measured at different times.
     """
     base = reports[0]
     candidates = []
@@ -124,7 +124,7 @@ def _candidate(
 
 
 def _integer_energy(metrics: Metrics) -> float | None:
-    """A network without spikes has no integers to read otherwise, so its energy is the same in either reading."""
+    """Energy with integers read as spikes; without spikes it is the plain energy."""
     return metrics.integer_energy_nj if metrics.integer_energy_nj is not None else metrics.energy_nj
 
 
@@ -144,8 +144,8 @@ def _difference(first: float | None, second: float | None) -> float | None:
 
 
 def _different_tasks(base: Report, other: Report) -> bool:
-    """Whether accuracies have nothing to do with each other."""
-    tasks = [one.data.task if one.data else None for one in (base, other)]
+    """Whether the reports are about different tasks, so that accuracies cannot be compared."""
+    tasks = [report.data.task if report.data else None for report in (base, other)]
     return None not in tasks and tasks[0] != tasks[1]
 
 
@@ -178,7 +178,7 @@ def _notes(names: list[str], reports: list[Report], paired: bool) -> list[str]:
 
 
 def _shortcomings(name: str, report: Report) -> list[str]:
-    """What has to be known of a network's figures, whatever they are compared with."""
+    """Caveats about a network's own figures."""
     notes = []
     if report.metrics.macs_uncounted:
         operators = ", ".join(report.metrics.macs_uncounted)
@@ -197,14 +197,14 @@ class Gate(Condition):
     """A condition over the figures of a candidate, for `--fail-if`.
 
     Raises:
-        RecipeError: It is not such a condition, or a name is unknown.
+        RecipeError: The text is not a condition, or a name is unknown.
     """
 
     def __init__(self, text: str) -> None:
         super().__init__(text, _GATE_NAMES, "--fail-if", "top1_drop > 1.0")
 
     def holds(self, candidate: Candidate) -> bool:
-        """Whether the condition is true of `candidate`.
+        """Whether the condition is true for `candidate`.
 
         Raises:
             RecipeError: A figure it needs was not measured.

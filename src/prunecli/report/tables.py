@@ -1,4 +1,4 @@
-"""Figures as tables: what a person reads, with no formatting of a particular terminal."""
+"""Figures of reports and comparisons as tables for people, with no formatting for a particular terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prunecli.report.table import Table
 
 
 def score_text(metrics: Metrics, name: str, base: Metrics | None = None) -> str:
-    """A percentage of `SCORES` with its interval, and its difference to that of a baseline."""
+    """A percentage of `SCORES` with its interval, and its difference from a baseline's."""
     bounds: tuple[float, float] | None = getattr(metrics, f"{name}_interval", None)
     value = getattr(metrics, name)
     text = fixed(value, unit=" %") + (f" ({value - getattr(base, name):+.2f})" if base is not None else "")
@@ -63,14 +63,14 @@ def report_table(report: Report) -> Table:
 
 
 def neuron_table(report: Report) -> Table | None:
-    """How each layer of neurons fires; None for a report that does not say."""
+    """Firing of each layer of neurons; None for a report without it."""
     if not report.neurons:
         return None
     return Table(NEURON_COLUMNS, neuron_rows(report.neurons), numeric=(1, 2, 3))
 
 
 def energy_table(report: Report) -> Table | None:
-    """Operations and energy of each layer for one image; None for a report that does not say."""
+    """Operations and energy of each layer for one image; None for a report without them."""
     if not report.layers:
         return None
     return Table(LAYER_COLUMNS, layer_rows(report.layers), numeric=(2, 3, 4, 5))
@@ -86,7 +86,7 @@ def _measured_on(environment: Mapping[str, str | int]) -> list[tuple[str, str]]:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Figures down, networks across, each candidate's ratio or drop beside its figure."""
+    """One row per figure and one column per network, with each candidate's ratio or drop in brackets."""
     base = comparison.baseline_metrics
     rows: list[tuple[str, ...]] = []
 
@@ -94,39 +94,39 @@ def comparison_table(comparison: Comparison) -> Table:
         if any(cell != "-" for cell in (of_base, *cells)):
             rows.append((label, of_base, *cells))
 
-    def beside(text: str, note: str) -> str:
+    def annotated(text: str, note: str) -> str:
         return text if text == "-" or note == "-" else f"{text} ({note})"
 
     each = comparison.candidates
     for score in SCORES:
         drops = [_signed(getattr(c, f"{score.name}_drop")) for c in each]
         figures = [fixed(getattr(c.metrics, score.name), unit=" %") for c in each]
-        cells = [beside(figure, drop) for figure, drop in zip(figures, drops, strict=True)]
+        cells = [annotated(figure, drop) for figure, drop in zip(figures, drops, strict=True)]
         row(score.label, fixed(getattr(base, score.name), unit=" %"), cells)
     row("loss", _loss(base), [_loss(c.metrics) for c in each])
-    row("parameters", count(base.params), [beside(count(c.metrics.params), _times(c.params_ratio)) for c in each])
+    row("parameters", count(base.params), [annotated(count(c.metrics.params), _times(c.params_ratio)) for c in each])
     row(
         "non-zero",
         count(base.params_nonzero),
-        [beside(count(c.metrics.params_nonzero), _times(c.params_nonzero_ratio)) for c in each],
+        [annotated(count(c.metrics.params_nonzero), _times(c.params_nonzero_ratio)) for c in each],
     )
-    row("MACs", _macs(base), [beside(_macs(c.metrics), _times(c.macs_ratio)) for c in each])
-    row("latency", _latency(base), [beside(_latency(c.metrics), _times(c.latency_ratio)) for c in each])
+    row("MACs", _macs(base), [annotated(_macs(c.metrics), _times(c.macs_ratio)) for c in each])
+    row("latency", _latency(base), [annotated(_latency(c.metrics), _times(c.latency_ratio)) for c in each])
     row("speed-up", "1.00x", [_speedup(c.speedup, c.latency_ratio_interval) for c in each])
     row(
         "peak memory",
         size(base.peak_memory_bytes),
-        [beside(size(c.metrics.peak_memory_bytes), _times(c.peak_memory_ratio)) for c in each],
+        [annotated(size(c.metrics.peak_memory_bytes), _times(c.peak_memory_ratio)) for c in each],
     )
-    row("file size", size(base.size_bytes), [beside(size(c.metrics.size_bytes), _times(c.size_ratio)) for c in each])
+    row("file size", size(base.size_bytes), [annotated(size(c.metrics.size_bytes), _times(c.size_ratio)) for c in each])
     for label, figure, note in _ENERGY:
-        row(label, figure(base), [beside(figure(c.metrics), note(c)) for c in each])
+        row(label, figure(base), [annotated(figure(c.metrics), note(c)) for c in each])
     columns = ("figure", f"{comparison.baseline} (baseline)", *(c.name for c in each))
     return Table(columns, rows)
 
 
 def plain_table(comparison: Comparison) -> Table:
-    """One row of unrounded numbers for each network, the baseline first; what was not measured is empty."""
+    """One row of unrounded numbers for each network, the baseline first; cells without a measurement are empty."""
     scores = [score.name for score in SCORES]
     figures = (*scores, "loss", "params", "params_nonzero", "macs", "macs_uncounted", "peak_memory_bytes", "size_bytes")
     figures = (*figures, *_ENERGY_FIGURES)
@@ -171,7 +171,7 @@ def _signed(drop: float | None) -> str:
     return "-" if drop is None else f"{0.0 - drop:+.2f}"
 
 
-def _risen(rise: float | None) -> str:
+def _percentage_points(rise: float | None) -> str:
     return "-" if rise is None else f"{100 * rise + 0.0:+.2f}"
 
 
@@ -185,11 +185,19 @@ _ENERGY: tuple[tuple[str, Callable[[Metrics], str], Callable[[Candidate], str]],
         lambda m: joules(m.integer_energy_nj),
         lambda c: _times(c.integer_energy_ratio),
     ),
-    ("activation sparsity", lambda m: share(m.activation_sparsity), lambda c: _risen(c.activation_sparsity_rise)),
-    ("connection sparsity", lambda m: share(m.connection_sparsity), lambda c: _risen(c.connection_sparsity_rise)),
+    (
+        "activation sparsity",
+        lambda m: share(m.activation_sparsity),
+        lambda c: _percentage_points(c.activation_sparsity_rise),
+    ),
+    (
+        "connection sparsity",
+        lambda m: share(m.connection_sparsity),
+        lambda c: _percentage_points(c.connection_sparsity_rise),
+    ),
     ("footprint", lambda m: size(m.footprint_bytes), lambda c: _times(c.footprint_ratio)),
 )
-"""Rows of a comparison about spikes and energy: label, figure, and what is said beside a candidate's."""
+"""Rows of a comparison about spikes and energy: label, figure, and a candidate's ratio or rise."""
 
 
 def _speedup(speedup: float | None, ratios: tuple[float, float] | None) -> str:

@@ -1,4 +1,4 @@
-"""How much accuracy each layer costs: each group pruned alone at several ratios, and ratios that keep within a drop."""
+"""What each layer costs in accuracy: groups pruned alone at several ratios, and ratios that keep within a drop."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from prunecli.methods.params import StructuralParams
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.removal.slice import remove
 
-Judge = Callable[[nn.Module], float]
-"""From a network to its accuracy in percent."""
-Mend = Callable[[nn.Module, nn.Module, Sequence[ChannelGroup], Keep], Any]
-"""Repairs the second network, which is the first without what `keep` leaves out."""
+_Judge = Callable[[nn.Module], float]
+"""Returns the accuracy of a network, percent."""
+_Repair = Callable[[nn.Module, nn.Module, Sequence[ChannelGroup], Keep], Any]
+"""Repairs the second network, which is the first one with only the channels in `keep`."""
 
-_TRIALS, _FILLED = 7, 12
+_TRIALS, _MAX_ADDED = 7, 12
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Point:
     """One group pruned alone.
 
     Attributes:
-        ratio: Share of its channels that was to be removed.
-        removed: Share that was, after rounding and bounds.
+        ratio: Requested share of its channels.
+        removed: Share that was removed, after rounding and bounds.
         accuracy: Accuracy of the network, percent.
         drop: Points of accuracy lost.
     """
@@ -41,7 +41,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """All points of one group, by rising ratio."""
+    """All points of one group, by increasing ratio."""
 
     group: str
     channels: int
@@ -50,7 +50,7 @@ class Curve:
     def ratio_within(self, drop: float) -> float:
         """The largest share of channels whose drop is at most `drop`.
 
-        Between points the drop is taken to run straight, and never to fall as more is removed; nothing is promised
+        Drops are interpolated linearly between points and never decrease as more is removed; nothing is extrapolated
         beyond the last point.
         """
         share = height = 0.0
@@ -70,7 +70,7 @@ class Proposal:
         ratios: Share of channels to remove, by group name; all groups.
         accuracy: Accuracy of the network with all of them at once.
         drop: Points lost with all of them at once.
-        budget: The drop that each group was granted alone.
+        budget: The drop allowed for each group alone.
     """
 
     ratios: dict[str, float]
@@ -82,7 +82,7 @@ class Proposal:
 class Sensitivity:
     """Prunes groups of one traced network, alone or together, and judges the results; nothing is traced again.
 
-    Networks are really sliced: that is as exact as masking and cheaper to run.
+    Channels are removed rather than masked, which is just as exact and cheaper to run.
 
     Args:
         model: The network; not changed.
@@ -90,7 +90,7 @@ class Sensitivity:
         scores: For each group name, scores of shape (units,).
         params: Rounding and bounds.
         judge: Measures accuracy.
-        mend: Repairs a pruned network before it is judged.
+        repair: Repairs a pruned network before it is judged.
     """
 
     def __init__(
@@ -99,12 +99,12 @@ class Sensitivity:
         groups: Sequence[ChannelGroup],
         scores: Mapping[str, Tensor],
         params: StructuralParams,
-        judge: Judge,
-        mend: Mend,
+        judge: _Judge,
+        repair: _Repair,
     ) -> None:
         self._model, self._scores, self._params = model, scores, params
         self._groups = [group for group in groups if group.name in scores]
-        self._judge, self._mend = judge, mend
+        self._judge, self._repair = judge, repair
         self.baseline = judge(model)
 
     def curve(self, name: str, ratios: Sequence[float], on_point: Callable[[Point], None] | None = None) -> Curve:
@@ -114,7 +114,7 @@ class Sensitivity:
         points = []
         for ratio in sorted(ratios):
             removed, keep = self._plan([group], {name: ratio})
-            if removed not in known:  # rounding gives neighbouring ratios one width
+            if removed not in known:  # after rounding, similar ratios may give the same width
                 known[removed] = self._accuracy([group], keep) if removed else self.baseline
             points.append(Point(ratio, removed, known[removed], self.baseline - known[removed]))
             if on_point is not None:
@@ -124,11 +124,11 @@ class Sensitivity:
     def propose(self, curves: Sequence[Curve], max_drop: float) -> Proposal:
         """The largest equal budget per group, at most `max_drop`, whose ratios together keep within `max_drop`.
 
-        Drops of single layers do not simply add up, so every candidate is pruned and judged as a whole.
+        Drops of single layers do not add up, so every candidate is pruned and judged as a whole.
         """
         best = Proposal({curve.group: 0.0 for curve in curves}, self.baseline, 0.0, 0.0)
         beyond: Proposal | None = None
-        low, high = 0.0, 2 * max_drop  # the first trial is the whole of it
+        low, high = 0.0, 2 * max_drop  # so the first trial is max_drop itself
         for _ in range(_TRIALS):
             budget = (low + high) / 2
             trial = self._together({curve.group: curve.ratio_within(budget) for curve in curves}, budget)
@@ -142,13 +142,13 @@ class Sensitivity:
         return self._filled(best, beyond, curves, max_drop) if beyond is not None else best
 
     def _filled(self, best: Proposal, beyond: Proposal, curves: Sequence[Curve], max_drop: float) -> Proposal:
-        """Widths move in steps, so several layers at once may separate a good budget from a bad one: adds them singly.
+        """Adds layers one by one, since widths move in steps and several of them may change between two budgets.
 
-        The layers with the flattest curves come first.
+        Layers with the flattest curves come first.
         """
-        open_ = [curve for curve in curves if beyond.ratios[curve.group] > best.ratios[curve.group]]
-        open_.sort(key=lambda curve: curve.ratio_within(max_drop), reverse=True)
-        for curve in open_[:_FILLED]:
+        candidates = [curve for curve in curves if beyond.ratios[curve.group] > best.ratios[curve.group]]
+        candidates.sort(key=lambda curve: curve.ratio_within(max_drop), reverse=True)
+        for curve in candidates[:_MAX_ADDED]:
             trial = self._together(best.ratios | {curve.group: beyond.ratios[curve.group]}, best.budget)
             if trial.drop <= max_drop:
                 best = trial
@@ -156,7 +156,7 @@ class Sensitivity:
 
     def _together(self, ratios: Mapping[str, float], budget: float) -> Proposal:
         _, keep = self._plan(self._groups, ratios)
-        # What rounding makes of them; these lead to the same widths again.
+        # The ratios after rounding, which give the same widths again.
         rounded = {group.name: round(1 - len(keep[group.name]) / group.units, 4) for group in self._groups}
         accuracy = self._accuracy(self._groups, keep) if any(rounded.values()) else self.baseline
         return Proposal(rounded, accuracy, self.baseline - accuracy, budget)
@@ -168,5 +168,5 @@ class Sensitivity:
     def _accuracy(self, groups: Sequence[ChannelGroup], keep: dict[str, Tensor]) -> float:
         pruned = copy.deepcopy(self._model)
         remove(pruned, groups, keep)
-        self._mend(self._model, pruned, groups, keep)
+        self._repair(self._model, pruned, groups, keep)
         return self._judge(pruned)

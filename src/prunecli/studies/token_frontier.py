@@ -1,4 +1,4 @@
-"""Accuracy against MACs: every selector, placement and budget from one load and one pass over the images."""
+"""Accuracy against MACs for every selector, block and budget, from one pass over the images."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _UNPRUNED = "unpruned"
 
 @dataclass(frozen=True)
 class Point:
-    """One selection and what it comes to.
+    """One token selection with its figures.
 
     Attributes:
-        selector: How tokens are chosen; "unpruned" for the network as it is.
-        block: First block with fewer tokens.
-        keep: Share of the tokens that was asked for.
-        macs_ratio: MACs of one image against unpruned.
+        selector: How tokens are chosen; "unpruned" for the original network.
+        block: The first block with fewer tokens.
+        keep: Requested share of the tokens.
+        macs_ratio: MACs of one image relative to the unpruned network.
         variant: The figures.
     """
 
@@ -43,15 +43,15 @@ class Point:
 
     @property
     def score_name(self) -> str:
-        """What `score` is called in a report."""
+        """Name of `score` in a report."""
         recall = getattr(self.variant.metrics, "image_recall_1", None)
         return "top1" if recall is None else "image_recall_1"
 
     @property
     def score(self) -> float | None:
-        """Accuracy, in percent; None of images without classes."""
-        found: float | None = getattr(self.variant.metrics, self.score_name, None)
-        return found
+        """Accuracy, in percent; None for images without classes."""
+        score: float | None = getattr(self.variant.metrics, self.score_name, None)
+        return score
 
 
 def token_frontier(
@@ -61,11 +61,11 @@ def token_frontier(
     blocks: Sequence[int],
     keeps: Sequence[float],
 ) -> list[Point]:
-    """Measures all combinations, unpruned first.
+    """Measures all combinations, the unpruned network first.
 
     Raises:
         DataError: There is no data set.
-        MethodError: The network has no tokens to leave out, or no combination is possible.
+        MethodError: The network has no tokens, or no combination is possible.
     """
     if space.data_name() is None:
         raise DataError("--frontier needs images: name a data set with --data")
@@ -80,9 +80,9 @@ def token_frontier(
         for block in blocks:
             for keep in keeps:
                 rest = {name: getattr(TokenParams(), name) for name in unread_by(selector)}
-                asked = dataclasses.replace(params, selector=selector, block=block, keep=keep, **rest)
+                candidate = dataclasses.replace(params, selector=selector, block=block, keep=keep, **rest)
                 try:
-                    selections[selector, block, keep] = plan_selection(asked, tower, tokens, space.recipe.seed)
+                    selections[selector, block, keep] = plan_selection(candidate, tower, tokens, space.recipe.seed)
                 except MethodError as error:
                     refused[f"{selector}, block {block}, {keep:g}"] = str(error)
     for name, reason in refused.items():
@@ -103,7 +103,7 @@ def token_frontier(
 
 
 def write_frontier(points: Sequence[Point], title: str, path: Path, *, replace: bool) -> None:
-    """Draws accuracy against MACs, a line for each selector and block; without classes agreement, or else cosine."""
+    """Draws accuracy (without classes: agreement, or cosine of features) against MACs by selector and block."""
     heights, label = _heights(points)
     curves: dict[str, list[tuple[float, float]]] = {}
     for point, height in zip(points, heights, strict=True):
@@ -115,11 +115,11 @@ def write_frontier(points: Sequence[Point], title: str, path: Path, *, replace: 
 
 
 def _heights(points: Sequence[Point]) -> tuple[list[float], str]:
-    """What is drawn of each point, and its name; all points have the same figures."""
+    """The figure that is drawn for each point, and its label: the first that all points have."""
     labels = {"top1": "top-1 (%)", "image_recall_1": "image R@1 (%)"}
-    found = [(point.score, point.variant.agreement, point.variant.cosine) for point in points]
-    for place, label in enumerate((labels[points[0].score_name], "agreement (%)", "cosine of features")):
-        column = [values[place] for values in found]
+    figures = [(point.score, point.variant.agreement, point.variant.cosine) for point in points]
+    for index, label in enumerate((labels[points[0].score_name], "agreement (%)", "cosine of features")):
+        column = [values[index] for values in figures]
         heights = [value for value in column if value is not None]
         if len(heights) == len(points):
             return heights, label

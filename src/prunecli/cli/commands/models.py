@@ -20,17 +20,17 @@ def run(
     """Lists references."""
     from prunecli.models.index import added_sources, known_references
 
-    wanted = pattern if any(mark in pattern for mark in "*?[") else f"*{pattern}*"
+    full_pattern = pattern if any(mark in pattern for mark in "*?[") else f"*{pattern}*"
     known = known_references()
     if added_sources():
         from prunecli.models.catalog import added_references  # imports torch, and the packages
 
         known += added_references()
-    found = [ref for ref in known if fnmatchcase(ref, wanted)]
-    if not found:
+    matches = [ref for ref in known if fnmatchcase(ref, full_pattern)]
+    if not matches:
         raise ModelError(unknown("architecture", pattern, known, see="prune models"))
-    output.document(found)
-    output.text("\n".join(found))
+    output.document(matches)
+    output.text("\n".join(matches))
 
 
 def command() -> Any:
