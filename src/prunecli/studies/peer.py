@@ -1,4 +1,4 @@
-"""torch-pruning's result on an architecture, next to ours: run in a process of its own that is ended in time."""
+"""torch-pruning's result on an architecture, next to ours: run in a process of its own with a time limit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _POINTS = 0.03
 
 @dataclass(frozen=True)
 class Peer:
-    """What torch-pruning made of one architecture.
+    """The result of torch-pruning on one architecture.
 
     Attributes:
         status: "right": the result runs, and keeps at most 3 points more of the parameters than it has to.

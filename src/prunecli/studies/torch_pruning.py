@@ -1,7 +1,7 @@
 """torch-pruning on one architecture, with the help that its own examples give it.
 
-Run as a program, `python -m prunecli.studies.torch_pruning REF`, it prints what came of it as one line of JSON: its
-graph building may hang, so it needs a process that can be ended.
+Run as a program, `python -m prunecli.studies.torch_pruning REF`, it prints the result as one line of JSON: building its
+graph may hang, so it needs a process that can be killed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _RATIO = 0.5
 _ANY_SIZE = (64, 64)
 _TOLERANCE = 1e-9
 _COUNTING_CHANNELS = ("LayerNorm", "GroupNorm", "RMSNorm", "InstanceNorm", "EvoNorm", "Attention")
-"""Modules that compute something else of a masked input than of a shorter one."""
+"""Modules whose result depends on the number of channels, so that masking is not the same as removing."""
 
 
 def prune_uniform(
