@@ -14,13 +14,17 @@ from prunecli.data.catalog import load_data
 from prunecli.data.loader import CalibrationBatches, evaluation_batches, training_batches
 from prunecli.data.preparation import Augmentation, Preprocessing
 from prunecli.data.splits import ImageData
+from prunecli.engine.config import FitConfig
+from prunecli.engine.distillation import Distillation
 from prunecli.engine.evaluate import evaluate
-from prunecli.engine.fit import FitConfig, fit
+from prunecli.engine.fit import fit
+from prunecli.engine.tasks.classification import Classification
 from prunecli.errors import MethodError
 from prunecli.methods.index import METHODS
 from prunecli.models.catalog import build
 
 CPU = torch.device("cpu")
+TASK = Classification.with_classes(10)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,7 @@ def trained(digits: tuple[ImageData, Preprocessing]) -> nn.Module:
     model = build("cifar:resnet20", in_chans=1)
     augmentation = Augmentation(flip=False)
     batches = training_batches(data.training_split(), preprocessing, augmentation, 64, seed=0)
-    fit(model, batches, None, FitConfig(epochs=6, lr=0.05), CPU, num_classes=10)
+    fit(model, batches, None, FitConfig(epochs=6, lr=0.05), CPU, task=TASK)
     return model
 
 
@@ -77,7 +81,8 @@ def test_finetuning_brings_the_accuracy_back(trained: nn.Module, digits: tuple[I
     result = prunecli.prune(trained, "l1", ratio=0.5, example_inputs=torch.randn(1, 1, 8, 8))
     straight = _top1(result.model, digits)
     batches = training_batches(data.training_split(), preprocessing, Augmentation(flip=False), 64, seed=0)
-    fit(result.model, batches, None, FitConfig(epochs=4, lr=0.02), CPU, num_classes=10, teacher=trained)
+    hooks = [Distillation(trained, TASK)]
+    fit(result.model, batches, None, FitConfig(epochs=4, lr=0.02), CPU, task=TASK, hooks=hooks)
     recovered = _top1(result.model, digits)
     assert recovered > straight and recovered > dense - 5
 
@@ -104,5 +109,8 @@ def test_magnitude_beats_random_straight_after_pruning(
 
 
 def test_a_method_that_removes_no_channels_says_where_it_is_used() -> None:
-    with pytest.raises(MethodError, match="method token removes no channels; on the command line use `prune token`"):
+    with pytest.raises(
+        MethodError,
+        match=r"method token does not rank channels.* use `prune token`, in Python prunecli\.methods\.runtime",
+    ):
         prunecli.prune(build("cifar:resnet20"), "token", example_inputs=torch.randn(1, 3, 32, 32))

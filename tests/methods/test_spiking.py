@@ -14,9 +14,11 @@ from prunecli.data.catalog import load_data
 from prunecli.data.loader import CalibrationBatches, evaluation_batches, training_batches
 from prunecli.data.preparation import Augmentation, Preprocessing
 from prunecli.data.splits import ImageData
+from prunecli.engine.config import FitConfig
 from prunecli.engine.evaluate import evaluate
-from prunecli.engine.fit import FitConfig, fit
+from prunecli.engine.fit import fit
 from prunecli.engine.optimizer import carry_over, make_optimizer
+from prunecli.engine.tasks.classification import Classification
 from prunecli.methods.structural import Transition
 from prunecli.models.catalog import build
 
@@ -39,7 +41,7 @@ def _batches(digits: tuple[ImageData, Preprocessing]) -> object:
 def trained(digits: tuple[ImageData, Preprocessing]) -> nn.Module:
     torch.manual_seed(0)
     model = build("spiking:vgg5", in_chans=1, image_size=8, width=0.25, v_threshold=0.5)
-    fit(model, _batches(digits), None, CONFIG, CPU, num_classes=10)  # type: ignore[arg-type]
+    fit(model, _batches(digits), None, CONFIG, CPU, task=Classification.with_classes(10))  # type: ignore[arg-type]
     return model
 
 
@@ -141,7 +143,7 @@ def test_progressive_pruning_while_training_carries_the_optimizer_on(
             None,
             config,
             CPU,
-            num_classes=10,
+            task=Classification.with_classes(10),
             optimizer=optimizers[0],
         )
 

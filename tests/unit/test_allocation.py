@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import prunecli
-from prunecli.criteria.magnitude import l1
 from prunecli.errors import MethodError
 from prunecli.measure.counts import count_macs, parameter_count
 from prunecli.methods.allocation import Demand, allocate, signature
 from prunecli.methods.params import StructuralParams
+from prunecli.methods.request import PruneRequest
 from prunecli.methods.selection import with_scope
 from prunecli.methods.structural import prune_structural
 from prunecli.surgery.groups import ChannelGroup, Member
@@ -165,7 +165,9 @@ def test_the_report_keeps_what_was_asked() -> None:
 
 
 def test_residual_groups_have_one_ratio() -> None:
-    outcome = prune_structural(Residual().eval(), example(), l1, StructuralParams(scope="isomorphic", ratio=0.5))
+    params = StructuralParams(scope="isomorphic", ratio=0.5)
+    request = PruneRequest(method="l1", params=params, example_inputs=example())
+    outcome = prune_structural(Residual().eval(), request).report
     assert outcome.achieved == pytest.approx(0.5, abs=0.05) and outcome.scope == "isomorphic"
 
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from prunecli.engine.config import FitConfig
 from prunecli.engine.device import pick_device
+from prunecli.engine.distillation import Distillation
 from prunecli.engine.evaluate import evaluate
-from prunecli.engine.fit import Epoch, FitConfig, fit
+from prunecli.engine.fit import Epoch, fit
+from prunecli.engine.tasks.classification import Classification
 from prunecli.engine.tracking import MetricsLog
 from prunecli.errors import PruneError, RecipeError
+from prunecli.report.table import Table
 from prunecli.surgery.removal.rebuild import state_tensors
 
 CPU = torch.device("cpu")
+TASK = Classification.with_classes(4)
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -42,7 +48,7 @@ def _digest(model: nn.Module) -> str:
 
 def test_it_learns_and_keeps_the_best_epoch() -> None:
     model = _network()
-    result = fit(model, _batches(), _batches(2, seed=1), FitConfig(epochs=5, lr=0.05), CPU, num_classes=4)
+    result = fit(model, _batches(), _batches(2, seed=1), FitConfig(epochs=5, lr=0.05), CPU, task=TASK)
     best = max(result.epochs, key=lambda epoch: epoch.validation.top1)  # type: ignore[union-attr]
     assert best.validation is not None and best.validation.top1 > 90
     assert evaluate(model, _batches(2, seed=1), CPU).top1 == best.validation.top1
@@ -51,11 +57,11 @@ def test_it_learns_and_keeps_the_best_epoch() -> None:
 
 @pytest.mark.parametrize("extra", [{}, {"mixup": 0.2, "cutmix": 1.0, "label_smoothing": 0.1}, {"clip_grad": 1.0}])
 def test_equal_seeds_give_equal_bytes(extra: dict[str, float]) -> None:
-    config = FitConfig(epochs=2, lr=0.05, seed=3, **extra)  # type: ignore[arg-type]
+    config = FitConfig(epochs=2, lr=0.05, **extra)  # type: ignore[arg-type]
     digests = []
     for _ in range(2):
         model = _network()
-        fit(model, _batches(), None, config, CPU, num_classes=4)
+        fit(model, _batches(), None, config, CPU, task=TASK, seed=3)
         digests.append(_digest(model))
     assert digests[0] == digests[1]
 
@@ -71,7 +77,7 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(count: int) -> Non
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
         config = FitConfig(epochs=1, lr=0.1, schedule="constant", accumulate=accumulate)
-        fit(model, batches, None, config, CPU, num_classes=4)
+        fit(model, batches, None, config, CPU, task=TASK)
         weights.append(model[1].weight)
     assert torch.allclose(weights[0], weights[1], atol=1e-6)
 
@@ -79,27 +85,27 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(count: int) -> Non
 def test_early_stop() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))  # hardly changes at this learning rate
     config = FitConfig(epochs=9, lr=1e-9, patience=2)
-    assert len(fit(model, _batches(), _batches(1, seed=1), config, CPU, num_classes=4).epochs) == 3
+    assert len(fit(model, _batches(), _batches(1, seed=1), config, CPU, task=TASK).epochs) == 3
 
 
 def test_a_loss_that_is_not_a_number_stops_at_once() -> None:
     batches = _batches()
     batches[1][0][0, 0, 0, 0] = float("nan")
     with pytest.raises(PruneError, match=r"loss is nan at epoch 1, batch 2; lower the learning rate"):
-        fit(_network(), batches, None, FitConfig(epochs=1, lr=0.1), CPU, num_classes=4)
+        fit(_network(), batches, None, FitConfig(epochs=1, lr=0.1), CPU, task=TASK)
 
 
 def test_distillation_moves_towards_the_teacher() -> None:
     teacher = _network(1)
-    fit(teacher, _batches(), None, FitConfig(epochs=3, lr=0.05), CPU, num_classes=4)
+    fit(teacher, _batches(), None, FitConfig(epochs=3, lr=0.05), CPU, task=TASK)
     before = _digest(teacher)
     images = _batches(1, 64, seed=5)[0][0]
 
     def distance(weight: float) -> float:
         student = _network(2)
-        config = FitConfig(epochs=3, lr=0.05, distill_weight=weight)
+        config, hooks = FitConfig(epochs=3, lr=0.05), [Distillation(teacher, TASK, weight)]
         misled = [(images, labels.flip(0)) for images, labels in _batches()]  # only the teacher knows better
-        fit(student, misled, None, config, CPU, num_classes=4, teacher=teacher)
+        fit(student, misled, None, config, CPU, task=TASK, hooks=hooks)
         with torch.no_grad():
             return float((student.eval()(images).softmax(1) - teacher(images).softmax(1)).abs().mean())
 
@@ -110,7 +116,7 @@ def test_distillation_moves_towards_the_teacher() -> None:
 @pytest.mark.parametrize(("field", "value"), [("optimizer", "sgdx"), ("schedule", "nothing")])
 def test_names_timm_does_not_know(field: str, value: str) -> None:
     with pytest.raises(RecipeError, match=value):
-        fit(_network(), _batches(), None, FitConfig(epochs=1, lr=0.1, **{field: value}), CPU, num_classes=4)  # type: ignore[arg-type]
+        fit(_network(), _batches(), None, FitConfig(epochs=1, lr=0.1, **{field: value}), CPU, task=TASK)  # type: ignore[arg-type]
 
 
 def test_evaluation_counts_and_restores_the_mode() -> None:
@@ -146,11 +152,11 @@ def test_progress_is_told_everything() -> None:
         def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
             self.steps.append((epoch, step, steps))
 
-        def on_epoch(self, epoch: Epoch) -> None:
+        def on_epoch(self, epoch: Epoch, tables: Sequence[Table]) -> None:
             self.epochs.append(epoch.epoch)
 
     recorder = Recorder()
-    fit(_network(), _batches(2), None, FitConfig(epochs=2, lr=0.1), CPU, num_classes=4, progress=recorder)
+    fit(_network(), _batches(2), None, FitConfig(epochs=2, lr=0.1), CPU, task=TASK, progress=recorder)
     assert recorder.steps == [(1, 1, 2), (1, 2, 2), (2, 1, 2), (2, 2, 2)] and recorder.epochs == [1, 2]
 
 

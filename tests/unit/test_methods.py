@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +18,7 @@ from prunecli.methods.allocation import allocate
 from prunecli.methods.index import METHODS
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.registry import get_method
+from prunecli.methods.request import PruneRequest
 from prunecli.methods.structural import prune_structural
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.tracing.trace import trace
@@ -126,25 +129,30 @@ def test_grouped_units_are_rounded_in_channels() -> None:
     assert len(found.keep["g0"]) * 4 % 8 == 0
 
 
+def _request(params: StructuralParams | None = None, **options: Any) -> PruneRequest:
+    return PruneRequest(method="l1", params=params or StructuralParams(), example_inputs=example(), **options)
+
+
 def test_keep_patterns_hold_layers_and_a_pattern_without_a_match_is_an_error() -> None:
     model = Plain().eval()
-    outcome = prune_structural(model, example(), l1, StructuralParams(), keep_patterns=["body.3"])
+    outcome = prune_structural(model, _request(keep=["body.3"])).report
     assert [edit.group for edit in outcome.edits] == ["body.6"]
     assert any(entry.reason == "kept by pattern 'body.3'" for entry in outcome.untouched)
     for everything in ("body", "*"):
         with pytest.raises(MethodError, match="nothing would be removed"):
-            prune_structural(model, example(), l1, StructuralParams(), keep_patterns=[everything])
+            prune_structural(model, _request(keep=[everything]))
     with pytest.raises(MethodError, match=r"unknown layer pattern 'bodi.3'.*body.3"):
-        prune_structural(model, example(), l1, StructuralParams(), keep_patterns=["bodi.3"])
+        prune_structural(model, _request(keep=["bodi.3"]))
 
 
 def test_a_width_that_cannot_shrink_is_an_error_with_its_layer() -> None:
     with pytest.raises(MethodError, match=r"nothing would be removed.*body.3.*cannot shrink"):
-        prune_structural(Plain((8, 16, 16)).eval(), example(), l1, StructuralParams(round_to=16))
+        prune_structural(Plain((8, 16, 16)).eval(), _request(StructuralParams(round_to=16)))
 
 
 def test_the_index_is_complete_and_torch_free_descriptions_match_code() -> None:
-    for name, spec in METHODS.items():
+    for name in METHODS.names:
+        spec = METHODS.load(name)
         assert spec.name == name and callable(spec.load()) and spec.summary.endswith(".")
     with pytest.raises(MethodError, match="did you mean 'l2' or 'l1'"):
         get_method("l3")

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 import prunecli
 from prunecli.api import Transition
-from prunecli.criteria.magnitude import l1
-from prunecli.engine.fit import FitConfig, fit
+from prunecli.engine.config import FitConfig
+from prunecli.engine.fit import fit
 from prunecli.engine.optimizer import carry_over, make_optimizer
+from prunecli.engine.tasks.classification import Classification
 from prunecli.errors import MethodError
 from prunecli.methods.params import StructuralParams
+from prunecli.methods.request import PruneRequest
 from prunecli.methods.schedule import amounts
 from prunecli.methods.structural import prune_structural
 from prunecli.pipeline.stages.prune import prune_stage
@@ -180,14 +182,9 @@ def test_a_step_sees_the_scores_of_the_network_as_it_is() -> None:
                 transition.after.body[3].weight[weak[kept]] *= 1e-6
                 transition.after.body[6].weight[:, weak[kept]] *= 1e-6
 
-    outcome = prune_structural(
-        model,
-        example(),
-        l1,
-        StructuralParams(ratio=0.5, schedule="linear", steps=2, scope="local"),
-        recover=recover,
-        recalibrate=False,
-    )
+    params = StructuralParams(ratio=0.5, schedule="linear", steps=2, scope="local")
+    request = PruneRequest(method="l1", params=params, example_inputs=example(), recover=recover, recalibrate=False)
+    outcome = prune_structural(model, request).report
     kept = torch.arange(32)
     for edit in (edit for edit in outcome.edits if edit.group == "body.3"):
         kept = kept[edit.keep_indices]
@@ -208,7 +205,7 @@ def test_a_ramp_trains_before_it_prunes_and_never_touches_the_original() -> None
             optimizer = make_optimizer(transition.after, config)
         else:
             carry_over(optimizer, transition.before, transition.after, transition.kept)
-        fit(transition.after, batches, None, config, CPU, num_classes=10, optimizer=optimizer)
+        fit(transition.after, batches, None, config, CPU, task=Classification.with_classes(10), optimizer=optimizer)
         widths.append(transition.after.body[3].out_channels)
 
     result = prunecli.prune(
