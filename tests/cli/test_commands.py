@@ -129,7 +129,7 @@ def test_a_gate_exits_with_3_and_one_document(prune: Prune, tmp_path: Path) -> N
         (["eval", "{w}", "--data", "cifar11"], "unknown data set 'cifar11': did you mean 'cifar10'"),
         (["eval", "{w}", "--data", "folder:empty"], "empty: no images"),
         (["eval", "{w}", "--data", "digits", "--measure", "speed"], "--measure"),
-        (["eval", "{w}", "--device", "cuda:9"], "device 'cuda:9' is not to be had"),
+        (["eval", "{w}", "--device", "cuda:9"], "device 'cuda:9' is not available on this machine"),
         (["eval", "{w}", "--set", "data"], "KEY=VALUE"),
         (["l1", "{w}", "--keep", "*"], "nothing would be removed"),
         (["train", "{w}", "--data", "digits", "--optimizer", "foo"], "optimizer 'foo' is unknown to timm"),

@@ -61,12 +61,12 @@ def test_the_whole_flow(prune: Prune) -> None:
     ("words", "said"),
     [
         (("spike", "plain.safetensors", "--ratio", "0.3"), "the network has no spiking neurons; choose another method"),
-        (("spike", "spiking:spikformer-1-32", "--model-kwargs", "T=0"), "T has to be a whole number from 1"),
+        (("spike", "spiking:spikformer-1-32", "--model-kwargs", "T=0"), "T has to be an integer from 1"),
         (
             ("spike", "spiking:spikformer-1-32", "--model-kwargs", "T=2000"),
-            "T has to be a whole number from 1 to 1,024",
+            "T has to be an integer from 1 to 1,024",
         ),
-        (("spike", "spiking:spikformer-1-32", "--model-kwargs", "T=four"), "T has to be a whole number from 1"),
+        (("spike", "spiking:spikformer-1-32", "--model-kwargs", "T=four"), "T has to be an integer from 1"),
         (("spike", "spiking:vgg5", "--model-kwargs", "width=wide"), "width has to be a number from 0.001"),
         (("spike", "spiking:vgg5", "--model-kwargs", "v_reset=2"), "v_reset 2 is not below v_threshold 1"),
         (("spike", "spiking:vgg5", "--criterion", "entropy"), "--criterion entropy needs images"),

@@ -108,7 +108,7 @@ def test_images_that_cannot_be_read_are_passed_over(prune: Prune, tiny_clip: Pat
         ),
         (
             ("--data", "digits", "--extract-attention", "a.npz", "--attention-block=-1"),
-            "attention of block -1 is asked for",
+            "there is no attention of block -1",
         ),
         (("--data", "digits", "--attention-block", "0"), "--attention-block goes with --extract-attention"),
         (("--data", "digits", "--pictures", "3"), "--pictures goes with --extract-attention or --overlay"),
@@ -156,7 +156,7 @@ def test_one_table_and_a_checkpoint_that_leaves_tokens_out(prune: Prune, tiny_cl
     assert all(np.array_equal(before[name], after[name]) for name in before) and set(before) == set(after)
     for words, said in (
         (("token", "t.safetensors"), "its tokens are pruned already"),
-        (("l1", "t.safetensors"), "prune its channels first, then its tokens"),
+        (("l1", "t.safetensors"), "prune its channels first, and do that afterwards"),
     ):
         refused = prune(*words, "-o", "u.safetensors")
         assert refused.code == 2 and said in refused.err and refused.err.strip().count("\n") == 0
@@ -206,7 +206,7 @@ def test_a_frontier_is_a_table_and_a_picture(prune: Prune, tiny_clip: Path, tmp_
         (("token", "{w}", "--frontier-keeps", "0.5"), "--frontier-keeps: goes with --frontier"),
         (
             ("prune", "{w}", "--method", "token", "--keep", "0.25"),
-            "share of the tokens that stays is --keep of",
+            "--keep of `prune token` is params.keep",
         ),
         (("prune", "{w}", "--method", "token", "--epochs", "2"), "--epochs is for methods that remove channels"),
         (("eval", "{w}", "--clip-benchmark", "c.json", "--data", "digits", "--measure", "params"), "none is measured"),

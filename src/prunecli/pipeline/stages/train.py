@@ -88,6 +88,7 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
     loaded = space.model()
     data = space.data()
     space.judging.check()
+    split = data.training_split()
     task = space.judging.training_task()
     stage = dataclasses.replace(stage, lr=_learning_rate(stage, loaded.manifest))
     _check_augmentation(space, stage, data, task)
@@ -96,7 +97,6 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
     if teacher is not None:
         _check_teacher(space, space.judging.classifier(teacher.model))
         learned_from = {"teacher's sha256": teacher.sha256}
-    split = data.training_split()
     step = space.lineage.step(stage.stage, _settings(stage), split=split)
     train = space.inputs.training(split, stage)
     validation = space.inputs.batches(data.validation) if data.validation is not None else None
