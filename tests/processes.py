@@ -116,14 +116,21 @@ class Sent:
 class Processes:
     """Runs command lines, one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, packages: Path | None = None) -> None:
+        """Starts the server; `packages` is a folder of installed packages to see beside those of the environment."""
         self._preloaded: set[str] = set()
+        folders = [str(packages) if packages is not None else "", os.environ.get("PYTHONPATH", "")]
         self._server = subprocess.Popen(
             [sys.executable, "-c", _SERVER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "MKL_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join(filter(None, folders)),
+            },
         )
 
     def run(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 
-from prunecli.criteria.index import CRITERIA
-from prunecli.errors import MethodError
+from prunecli.criteria.index import CRITERIA, CriterionSpec
+from prunecli.errors import MethodError, unknown
 from prunecli.methods.index import METHODS, method_of
 from prunecli.methods.spec import FAMILIES, Family, MethodSpec
 
@@ -23,7 +23,12 @@ def all_methods() -> dict[str, MethodSpec]:
             continue
         if name in specs:
             raise MethodError(f"criterion {name!r} of package {CRITERIA.package(name)} has the name of a method")
-        specs[name] = method_of(CRITERIA.load(name))
+        criterion = CRITERIA.load(name)
+        if not isinstance(criterion, CriterionSpec) or criterion.name != name:
+            raise MethodError(
+                f"criterion {name!r} of package {CRITERIA.package(name)} is not a CriterionSpec of that name"
+            )
+        specs[name] = method_of(criterion)
     for name, spec in specs.items():
         if not isinstance(spec, MethodSpec) or spec.name != name or spec.family not in FAMILIES:
             package = METHODS.package(name)
@@ -42,7 +47,7 @@ def get_method(name: str) -> MethodSpec:
     """
     methods = all_methods()
     if name not in methods:
-        METHODS.require(name)
+        raise MethodError(unknown("method", name, methods, see="prune methods"))
     return methods[name]
 
 

@@ -154,7 +154,7 @@ class PruneStage:
         int, Ge(2), Doc("Training images used for both, and by methods that look at data.")
     ] = 1024
     epochs: Annotated[
-        int, Ge(0), Doc("Training epochs after each step of the schedule; the optimizer keeps its moments.")
+        int, Ge(0), Doc("Training epochs: of a method that prunes while it trains, else after each step of a schedule.")
     ] = 0
     lr: Annotated[float, Gt(0), Doc("Learning rate of those epochs, constant.")] = 0.01
     optimizer: Annotated[str, Doc("Their optimizer, by its name in timm.")] = "sgd"

@@ -134,7 +134,9 @@ def refuse_unprunable(space: Workspace) -> None:
         space.sink.warn(f"{loaded.name} has random weights; give a weights file, or --pretrained")
     recorded = recorded_change(loaded.manifest)
     if recorded is not None:
-        raise MethodError(f"{loaded.name}: {recorded.method.done} already; prune its channels first, and do that afterwards")
+        raise MethodError(
+            f"{loaded.name}: {recorded.method.done} already; prune its channels first, and do that afterwards"
+        )
 
 
 def repairs(space: Workspace, stage: PruneStage) -> tuple[bool, Compensation]:
