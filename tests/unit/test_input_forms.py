@@ -1,0 +1,150 @@
+"""Networks that take a mapping, several tensors or a list of images, through the engine and the Python interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import prunecli
+from prunecli.engine.config import FitConfig
+from prunecli.engine.evaluate import evaluate
+from prunecli.engine.fit import fit
+from prunecli.engine.tasks.classification import Classification
+from prunecli.inputs import map_tensors, repeat_sample, sample_count, split_batch, take_samples
+from prunecli.measure.counts import count_macs
+from prunecli.measure.latency import time_paired
+
+CPU = torch.device("cpu")
+TASK = Classification.with_classes(4)
+
+
+class Core(nn.Module):
+    """Takes two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(8, 32), nn.BatchNorm1d(32)
+        self.second, self.last = nn.Linear(32, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        hidden = torch.relu(self.norm(self.first(x + y)))
+        return self.last(torch.relu(self.second(hidden)))
+
+
+class FromList(Core):
+    """Takes a list of samples, each of shape (2, 8)."""
+
+    def forward(self, samples: list[Tensor]) -> Tensor:  # type: ignore[override]
+        stacked = torch.stack(samples)
+        return super().forward(stacked[:, 0], stacked[:, 1])
+
+
+class FromOne(Core):
+    """Takes one tensor (N, 2, 8)."""
+
+    def forward(self, pairs: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(pairs[:, 0], pairs[:, 1])
+
+
+FORMS: dict[str, tuple[type[Core], Callable[[Tensor], Any]]] = {
+    "tensor": (FromOne, lambda pairs: pairs),
+    "tuple": (Core, lambda pairs: (pairs[:, 0], pairs[:, 1])),
+    "mapping": (Core, lambda pairs: {"x": pairs[:, 0], "y": pairs[:, 1]}),
+    "list": (FromList, lambda pairs: list(pairs)),
+}
+
+
+def _data(count: int = 4) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for _ in range(count):
+        labels = torch.randint(0, 4, (16,), generator=generator)
+        pairs = torch.randn(16, 2, 8, generator=generator) * 0.3
+        pairs[torch.arange(16), 0, labels] += 2
+        batches.append((pairs, labels))
+    return batches
+
+
+def _network(kind: type[Core]) -> Core:
+    torch.manual_seed(0)
+    return kind()
+
+
+def _weights(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_training_and_evaluation(form: str) -> None:
+    def trained(name: str) -> tuple[Tensor, Any]:
+        kind, shaped = FORMS[name]
+        model = _network(kind)
+        batches = [(shaped(pairs), labels) for pairs, labels in _data()]
+        result = fit(model, batches, batches, FitConfig(epochs=3, lr=0.05), CPU, task=TASK)
+        assert result.epochs[-1].validation == evaluate(model, batches, CPU) or result.chosen < 3
+        return _weights(model), evaluate(model, batches, CPU)
+
+    weights, accuracy = trained(form)
+    expected, same = trained("tensor")
+    assert torch.equal(weights, expected) and accuracy == same
+    assert accuracy.images == 64 and accuracy.top1 > 90
+
+
+@pytest.mark.parametrize("form", ["tuple", "mapping", "list"])
+@pytest.mark.parametrize("method", ["taylor", "activation"])
+def test_the_python_interface(form: str, method: str) -> None:
+    def pruned(name: str, pack: Callable[[Any, Tensor], Any]) -> prunecli.PruneResult:
+        kind, shaped = FORMS[name]
+        data = [pack(shaped(pairs), labels) for pairs, labels in _data()]
+        return prunecli.prune(
+            _network(kind).eval(),
+            method,
+            ratio=0.5,
+            example_inputs=shaped(_data()[0][0][:2]),
+            data=data,
+            compensate="ls",
+            recalibrate=True,
+            prune_stem=True,
+        )
+
+    packs: dict[str, Callable[[Any, Tensor], Any]] = {
+        "tuple": lambda inputs, labels: (*inputs, labels),
+        "mapping": lambda inputs, labels: {**inputs, "labels": labels},
+        "list": lambda inputs, labels: (inputs, labels),
+    }
+    expected = pruned("tensor", lambda inputs, labels: (inputs, labels))
+    for pack in (packs[form], lambda inputs, labels: (inputs, labels)):
+        result = pruned(form, pack)
+        assert torch.equal(_weights(result.model), _weights(expected.model))
+        assert result.report.compensated == expected.report.compensated > 0
+        assert result.report.recalibrated == 1 and result.report.verify_error < 1e-9
+        assert result.report.macs_after.total == expected.report.macs_after.total
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_macs_and_latency(form: str) -> None:
+    kind, shaped = FORMS[form]
+    inputs = shaped(torch.randn(2, 2, 8))
+    model = _network(kind)
+    assert count_macs(model, inputs).total == 2 * (8 * 32 + 32 * 32 + 32 * 4)
+    assert time_paired([model, model], [inputs, repeat_sample(inputs, 4)], rounds=2).timings[0].median > 0
+
+
+def test_batches_are_split_cut_and_repeated() -> None:
+    x, y, labels = torch.randn(4, 3), torch.randn(4, 5), torch.arange(4)
+    assert split_batch(x) == (x, None)
+    assert split_batch([x, labels])[1] is labels
+    assert split_batch((x, y), like=(x, y)) == ((x, y), None)
+    assert split_batch((x, y, labels), like=(x, y))[1] is labels
+    assert split_batch(((x, y), labels), like=(x, y))[0] == (x, y)
+    assert split_batch({"x": x, "labels": labels}) == ({"x": x}, labels)
+    assert [sample_count(inputs) for inputs in (x, (x, y), {"x": x}, [x[0], x[1]])] == [4, 4, 4, 2]
+    cut = take_samples({"x": x, "flag": True, "scale": torch.tensor(2.0)}, 1, 3)
+    assert torch.equal(cut["x"], x[1:3]) and cut["flag"] is True and float(cut["scale"]) == 2
+    assert len(take_samples([x[0], x[1], x[2]], 0, 2)) == 2
+    assert torch.equal(repeat_sample((x, y), 3)[1], y[:1].repeat(3, 1))
+    assert map_tensors([x, (y, None)], torch.clone)[1][1] is None
