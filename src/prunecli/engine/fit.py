@@ -176,6 +176,10 @@ class _Run:
         self.position = Position()
         self._history: list[Epoch] = []
         self._best: tuple[float, int, dict[str, Tensor]] | None = None
+        names = [hook.name for hook in hooks]
+        for name in names:
+            if names.count(name) > 1:  # one state would overwrite the other
+                raise RecipeError(f"two training hooks are named {name!r}; their states need different names")
         training = Training(model, self._optimizer, device, config.epochs, steps, num_classes)
         for hook in hooks:
             hook.begin(training)
