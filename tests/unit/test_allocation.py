@@ -51,14 +51,14 @@ def _scores(groups: list[ChannelGroup]) -> dict[str, Tensor]:
 def test_isomorphic_is_one_independent_ranking_for_each_kind() -> None:
     groups = _blocks()
     scores, params = _scores(groups), StructuralParams(ratio=0.4, scope="isomorphic")
-    found = allocate(groups, scores, params)
+    allocation = allocate(groups, scores, params)
     for kind in ("fc1", "value"):
         alike = [group for group in groups if group.name.endswith(kind)]
         alone = allocate(alike, scores, StructuralParams(ratio=0.4, scope="global"))
-        assert all(torch.equal(found.keep[g.name], alone.keep[g.name]) for g in alike)
+        assert all(torch.equal(allocation.keep[g.name], alone.keep[g.name]) for g in alike)
         assert alone.achieved == pytest.approx(0.4, abs=0.02)
     mixed = allocate(groups, scores, StructuralParams(ratio=0.4, scope="global"))
-    assert any(len(mixed.keep[g.name]) != len(found.keep[g.name]) for g in groups)
+    assert any(len(mixed.keep[g.name]) != len(allocation.keep[g.name]) for g in groups)
 
 
 def test_a_signature_ignores_the_block_and_the_width_but_not_the_place() -> None:
@@ -88,8 +88,8 @@ def test_ratios_count_against_the_dense_width() -> None:
     scores = {"a": torch.rand(48, dtype=torch.float64)}
     for scope in ("local", "global"):
         params = StructuralParams(scope=scope, max_ratio=0.75)  # type: ignore[arg-type]
-        found = allocate([group], scores, params, Demand(0.5, dense={"a": 64}))
-        assert len(found.keep["a"]) == 32 and found.achieved == 0.5
+        allocation = allocate([group], scores, params, Demand(0.5, dense={"a": 64}))
+        assert len(allocation.keep["a"]) == 32 and allocation.achieved == 0.5
         most = allocate([group], scores, params, Demand(1.0, dense={"a": 64}))
         assert len(most.keep["a"]) == 16  # the bounds are those of the dense width too
 
@@ -108,7 +108,7 @@ def test_ratios_by_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("params", "message"),
     [
         ({"layer_ratio": {"bodi.3": 0.5}}, r"unknown layer pattern 'bodi.3': did you mean .*'body.3'"),
         ({"layer_ratio": {"body.*": 0.5, "body.3": 0.1}}, r"'body.\*' and 'body.3' both match body.3"),
@@ -126,9 +126,9 @@ def test_ratios_by_layer() -> None:
         ({"ratio": -0.1}, r"ratio: has to be greater than 0"),
     ],
 )
-def test_what_cannot_be_is_one_line(asked: dict[str, Any], message: str) -> None:
+def test_impossible_parameters_give_one_line(params: dict[str, Any], message: str) -> None:
     with pytest.raises(MethodError, match=message) as caught:
-        prunecli.prune(Plain(WIDE).eval(), "l1", example_inputs=example(), **asked)
+        prunecli.prune(Plain(WIDE).eval(), "l1", example_inputs=example(), **params)
     assert "\n" not in str(caught.value)
 
 
@@ -174,5 +174,5 @@ def test_residual_groups_have_one_ratio() -> None:
 def test_equal_scores_are_dealt_out_evenly() -> None:
     groups = [_group("a", 64, "b"), _group("c", 64, "d"), _group("e", 64, "f")]
     scores = {"a": torch.zeros(64).double(), "c": torch.zeros(64).double(), "e": torch.rand(64).double() + 1}
-    found = allocate(groups, scores, StructuralParams(ratio=1 / 3))
-    assert [len(found.keep[name]) for name in "ace"] == [32, 32, 64]
+    allocation = allocate(groups, scores, StructuralParams(ratio=1 / 3))
+    assert [len(allocation.keep[name]) for name in "ace"] == [32, 32, 64]

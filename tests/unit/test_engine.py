@@ -28,13 +28,13 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 def _batches(count: int = 4, size: int = 16, seed: int = 0) -> list[Batch]:
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    batches = []
     for _ in range(count):
         labels = torch.randint(0, 4, (size,), generator=generator)
         images = torch.randn(size, 1, 6, 6, generator=generator) * 0.3
         images[torch.arange(size), 0, labels, labels] += 3
-        found.append((images, labels))
-    return found
+        batches.append((images, labels))
+    return batches
 
 
 def _network(seed: int = 0) -> nn.Module:
@@ -130,10 +130,10 @@ def test_evaluation_counts_and_restores_the_mode() -> None:
 
     model = Fixed().train()
     labels = torch.tensor([0, 1, 9, 5, 8, 0])  # rows predict their own index; 5 is the fifth guess of row 3
-    found = evaluate(model, [(torch.zeros(6, 3, 2, 2), labels)], CPU)
-    assert found.images == 6 and model.training
-    assert found.top1 == pytest.approx(100 * 2 / 6)
-    assert found.top5 == pytest.approx(100 * 4 / 6)
+    accuracy = evaluate(model, [(torch.zeros(6, 3, 2, 2), labels)], CPU)
+    assert accuracy.images == 6 and model.training
+    assert accuracy.top1 == pytest.approx(100 * 2 / 6)
+    assert accuracy.top5 == pytest.approx(100 * 4 / 6)
 
 
 def test_metrics_go_to_a_file_and_to_tensorboard(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_metrics_go_to_a_file_and_to_tensorboard(tmp_path: Path) -> None:
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
 
 
-def test_progress_is_told_everything() -> None:
+def test_progress_receives_every_step_and_epoch() -> None:
     class Recorder:
         def __init__(self) -> None:
             self.steps: list[tuple[int, int, int]] = []

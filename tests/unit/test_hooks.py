@@ -8,16 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunecli.checkpoint.runstate import RunIdentity, StateStore
 from prunecli.engine.config import FitConfig
+from prunecli.engine.device import channels_last
 from prunecli.engine.distillation import Distillation
 from prunecli.engine.fit import Epoch, FitResult, fit
+from prunecli.engine.freezing import FreezeBackbone
 from prunecli.engine.hooks import Batch, Hook, State, Training
+from prunecli.engine.optimizer import make_optimizer
 from prunecli.engine.tasks.classification import Classification
 from prunecli.engine.tracking import MetricsLog
-from prunecli.errors import ModelError
+from prunecli.errors import ModelError, RecipeError
 from prunecli.pipeline.fit_progress import FitProgress
 from prunecli.report.table import Table
 from tests.unit.test_engine import CPU, _batches, _digest
@@ -53,13 +57,13 @@ class Masked(Hook):
 
 
 class Recorder(Hook):
-    """Notes every call."""
+    """Records every call."""
 
     def __init__(self, name: str, calls: list[str]) -> None:
         self.name, self._calls = name, calls  # type: ignore[misc]
 
-    def _note(self, what: str) -> None:
-        self._calls.append(f"{self.name} {what}")
+    def _note(self, event: str) -> None:
+        self._calls.append(f"{self.name} {event}")
 
     def begin(self, training: Training) -> None:
         self._note(f"begin {training.epochs} {training.steps} {training.num_classes}")
@@ -107,8 +111,8 @@ class _Dies:
         return True
 
 
-def _network() -> nn.Module:
-    torch.manual_seed(0)
+def _network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
     return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
 
 
@@ -136,7 +140,7 @@ def test_a_mask_holds_after_every_step_and_resumes_bit_by_bit(tmp_path: Path, op
         assert 0 < len(again.largest) < 8
 
 
-def test_a_hook_that_forgets_does_not_resume_to_the_same(tmp_path: Path) -> None:
+def test_a_hook_without_its_state_resumes_differently(tmp_path: Path) -> None:
     class Forgetful(Masked):
         def restore(self, state: State) -> None:
             pass
@@ -158,17 +162,37 @@ def test_a_state_of_other_hooks_does_not_fit(tmp_path: Path) -> None:
         _trained(config, [Masked()], keeper=_Dies(store, None))
 
 
+def test_a_state_of_another_shape_does_not_fit(tmp_path: Path) -> None:
+    class Larger(Masked):
+        def state(self) -> State:
+            return {"mask": torch.ones(7, dtype=torch.bool), "steps": 1}
+
+    config = FitConfig(epochs=2, lr=0.05)
+    store = StateStore(tmp_path, RunIdentity({}, {}), every=0)
+    with pytest.raises(_Stopped):
+        _trained(config, [Larger()], keeper=_Dies(store, 3))
+    with pytest.raises(
+        ModelError, match=r"the saved state does not fit this network \(.*size.*start again with --force"
+    ):
+        _trained(config, [Masked()], keeper=_Dies(store, None))
+
+
+def test_hooks_with_one_name_would_lose_a_state() -> None:
+    with pytest.raises(RecipeError, match="two training hooks are named 'masked'; their states need different names"):
+        _trained(FitConfig(epochs=1, lr=0.05), [Masked(), Masked()])
+
+
 def test_hooks_are_called_in_order() -> None:
     calls: list[str] = []
     hooks = [Recorder("a", calls), Recorder("b", calls)]
     _trained(FitConfig(epochs=1, lr=0.05, accumulate=2), hooks, validation=_batches(1))
-    of_one = [call.removeprefix("a ") for call in calls if call.startswith("a")]
+    of_first = [call.removeprefix("a ") for call in calls if call.startswith("a")]
     step = ["loss 8 (8, 4)", "loss 8 (8, 4)", "before", "after"]
-    assert of_one == ["begin 1 2 4", "start 1 0", *step, *step, "epoch end 1", "score 1", "end"]
-    assert [call[0] for call in calls] == ["a", "b"] * len(of_one)
+    assert of_first == ["begin 1 2 4", "start 1 0", *step, *step, "epoch end 1", "score 1", "end"]
+    assert [call[0] for call in calls] == ["a", "b"] * len(of_first)
 
 
-def test_a_loss_term_pulls_weights_together() -> None:
+def test_a_loss_term_shrinks_weights() -> None:
     class Penalty(Hook):
         def begin(self, training: Training) -> None:
             self._weight = training.model.get_parameter("4.weight")
@@ -198,7 +222,7 @@ def test_before_step_sees_clipped_gradients() -> None:
     assert norms and all(norm <= 0.0101 for norm in norms)
 
 
-def test_hooks_have_a_say_in_which_epoch_is_best() -> None:
+def test_hooks_influence_which_epoch_is_best() -> None:
     class Only(Hook):
         def __init__(self, judged: Callable[[int, float], float | None]) -> None:
             self.score = judged  # type: ignore[method-assign, assignment]
@@ -211,10 +235,10 @@ def test_hooks_have_a_say_in_which_epoch_is_best() -> None:
     _, inverted = _trained(config, [Only(lambda number, score: -number)], validation=validation)
     assert inverted.chosen == 1
     _, none = _trained(config, [Only(lambda number, score: None)], validation=validation)
-    assert none.chosen == 4  # none may be chosen, so the last weights stay
+    assert none.chosen == 4  # no epoch may be chosen, so the last weights stay
 
 
-def test_tables_reach_the_log_and_whoever_watches(tmp_path: Path) -> None:
+def test_tables_reach_the_log_and_the_screen(tmp_path: Path) -> None:
     class Counting(Hook):
         epochs = 0
 
@@ -244,18 +268,65 @@ def test_tables_reach_the_log_and_whoever_watches(tmp_path: Path) -> None:
     assert '"tables": [{"columns": ["layer", "alive"], "rows": [["conv", "6"]]' in (tmp_path / "m.jsonl").read_text()
 
 
-def test_distillation_is_what_the_paper_says() -> None:
-    student, teacher = torch.randn(8, 4), nn.Linear(3, 4).eval()
+def _plain_loop(
+    model: nn.Module, config: FitConfig, start_epoch: Callable[[int], None], loss_of: Callable[[Tensor, Tensor], Tensor]
+) -> str:
+    """A training loop without hooks, and the digest of what it trained."""
+    optimizer = make_optimizer(model, config)
+    with channels_last(model) as layout:
+        for epoch in range(1, config.epochs + 1):
+            model.train()
+            start_epoch(epoch)
+            for images, labels in _batches(4, 8):
+                loss_of(images.to(memory_format=layout), labels).backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+    return _digest(model)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_freezing_equals_a_plain_loop(optimizer: str) -> None:
+    config = FitConfig(epochs=3, lr=0.05, optimizer=optimizer, schedule="constant")
+    model = _network()
+
+    def start_epoch(epoch: int) -> None:
+        for module in model[:-1]:
+            module.train(epoch > 2)
+            module.requires_grad_(epoch > 2)
+
+    expected = _plain_loop(model, config, start_epoch, lambda images, labels: F.cross_entropy(model(images), labels))
+    trained, _ = _trained(config, [FreezeBackbone(2)])
+    assert _digest(trained) == expected
+    assert all(parameter.requires_grad for parameter in trained.parameters())
+    assert _digest(_trained(config, [])[0]) != expected
+
+
+def test_distillation_equals_a_plain_loop() -> None:
+    config = FitConfig(epochs=2, lr=0.05, schedule="constant")
+    model, teacher = _network(), _network(seed=1).eval()
+
+    def loss_of(images: Tensor, labels: Tensor) -> Tensor:
+        scores = model(images)
+        with torch.no_grad():
+            target = (teacher(images) / 2).log_softmax(1)
+        divergence = F.kl_div((scores / 2).log_softmax(1), target, reduction="sum", log_target=True) / len(scores)
+        return (1 - 0.3) * F.cross_entropy(scores, labels) + 0.3 * 2.0**2 * divergence
+
+    expected = _plain_loop(model, config, lambda epoch: None, loss_of)
+    trained, _ = _trained(config, [Distillation(teacher, TASK, weight=0.3, temperature=2.0)])
+    assert _digest(trained) == expected
+
+
+def test_distillation_follows_its_formula() -> None:
+    student_scores, teacher = torch.randn(8, 4), nn.Linear(3, 4).eval()
     images, labels = torch.randn(8, 3), torch.randint(0, 4, (8,))
     hook = Distillation(teacher, TASK, weight=0.3, temperature=2.0)
-    plain = TASK.loss(student, labels, 0.0)
+    cross_entropy = TASK.loss(student_scores, labels, 0.0)
     with torch.no_grad():
-        wanted = (teacher(images) / 2).softmax(1)
-    given = (student / 2).log_softmax(1)
-    divergence = (wanted * (wanted.log() - given)).sum() / 8
-    assert float(hook.loss(plain, Batch(images, labels, student))) == pytest.approx(
-        float(0.7 * plain + 0.3 * 4 * divergence), rel=1e-5
-    )
+        p = (teacher(images) / 2).softmax(1)
+    divergence = (p * (p.log() - (student_scores / 2).log_softmax(1))).sum() / 8  # KL(teacher || student)
+    blended = hook.loss(cross_entropy, Batch(images, labels, student_scores))
+    assert float(blended) == pytest.approx(float(0.7 * cross_entropy + 0.3 * 4 * divergence), rel=1e-5)
 
 
 def test_progress_gets_epochs_with_tables() -> None:

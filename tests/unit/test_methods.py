@@ -90,43 +90,43 @@ def test_allocation_keeps_its_bounds(
     groups = _groups(widths)
     generator = torch.Generator().manual_seed(seed)
     scores = {g.name: torch.rand(g.units, generator=generator, dtype=torch.float64) for g in groups}
-    found = allocate(groups, scores, params)
+    allocation = allocate(groups, scores, params)
     for group in groups:
-        kept = found.keep[group.name]
+        kept = allocation.keep[group.name]
         assert len(kept) >= min(group.units, max(4, (1 - max_ratio) * group.units - 1e-6))
         assert torch.equal(kept, torch.unique(kept))
         if round_to > 1 and len(kept) not in (group.units,):
             assert len(kept) % round_to == 0
         if len(kept) == group.units:
-            assert group.name in found.held_back  # nothing is left whole in silence
+            assert group.name in allocation.held_back  # a group left whole is always reported
         dropped = torch.ones(group.units, dtype=torch.bool)
         dropped[kept] = False
         if dropped.any():
             assert scores[group.name][dropped].max() <= scores[group.name][kept].min()
-    total = sum(len(found.keep[g.name]) for g in groups)
-    assert found.achieved == pytest.approx(1 - total / sum(widths))
+    total = sum(len(allocation.keep[g.name]) for g in groups)
+    assert allocation.achieved == pytest.approx(1 - total / sum(widths))
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])
-def test_the_asked_ratio_is_met_where_nothing_is_in_the_way(scope: str) -> None:
+def test_the_ratio_is_met_where_nothing_prevents_it(scope: str) -> None:
     groups = _groups([64, 128, 256])
     scores = {g.name: torch.rand(g.units, generator=SEED, dtype=torch.float64) for g in groups}
-    found = allocate(groups, scores, StructuralParams(ratio=0.5, scope=scope))  # type: ignore[arg-type]
-    assert found.achieved == pytest.approx(0.5, abs=0.03)
+    allocation = allocate(groups, scores, StructuralParams(ratio=0.5, scope=scope))  # type: ignore[arg-type]
+    assert allocation.achieved == pytest.approx(0.5, abs=0.03)
 
 
 def test_global_scores_are_compared_after_scaling_each_layer_by_its_mean() -> None:
     groups = _groups([64, 64])
     scores = {"g0": torch.rand(64, generator=SEED).double() + 1}
     scores["g1"] = scores["g0"] * 1000
-    found = allocate(groups, scores, StructuralParams(ratio=0.5))
-    assert len(found.keep["g0"]) == len(found.keep["g1"])
+    allocation = allocate(groups, scores, StructuralParams(ratio=0.5))
+    assert len(allocation.keep["g0"]) == len(allocation.keep["g1"])
 
 
 def test_grouped_units_are_rounded_in_channels() -> None:
     groups = _groups([64], per_unit=4)
-    found = allocate(groups, {"g0": torch.arange(16).double()}, StructuralParams(ratio=0.4, scope="local"))
-    assert len(found.keep["g0"]) * 4 % 8 == 0
+    allocation = allocate(groups, {"g0": torch.arange(16).double()}, StructuralParams(ratio=0.4, scope="local"))
+    assert len(allocation.keep["g0"]) * 4 % 8 == 0
 
 
 def _request(params: StructuralParams | None = None, **options: Any) -> PruneRequest:

@@ -64,8 +64,8 @@ def test_groups_keep_their_names_when_a_smaller_network_is_traced_again(network:
     smaller = copy.deepcopy(model)
     remove(smaller, groups, keep)
     assert traced.assumptions is not None
-    found = trace(smaller, example(), assumptions=traced.assumptions.after_removal())
-    again = {group.name: group.units for group in found.groups}
+    retraced = trace(smaller, example(), assumptions=traced.assumptions.after_removal())
+    again = {group.name: group.units for group in retraced.groups}
     assert again == {group.name: len(keep[group.name]) for group in groups if len(keep[group.name]) > 1}
 
 
@@ -229,9 +229,9 @@ def test_targets_hold_at_the_end_of_a_schedule() -> None:
 
 
 def test_steps_without_a_schedule_are_not_ignored() -> None:
-    for asked in ({"steps": 3}, {"initial_ratio": 0.2}):
+    for params in ({"steps": 3}, {"initial_ratio": 0.2}):
         with pytest.raises(MethodError, match=r"belong to a schedule; add --schedule linear, cubic or ramp"):
-            prunecli.prune(Plain(), "l1", example_inputs=example(), **asked)
+            prunecli.prune(Plain(), "l1", example_inputs=example(), **params)
 
 
 class _Silent:
@@ -280,7 +280,7 @@ def test_a_stage_trains_after_every_step_with_one_optimizer(tmp_path: Path, monk
 @pytest.mark.parametrize("network", RIGHT)
 @pytest.mark.parametrize("scope", ["global", "isomorphic"])
 def test_figures_of_several_steps_are_those_of_the_network(network: type[nn.Module], scope: str) -> None:
-    """Also where a group can shrink no further after a step: what is asked for and reached counts all of them."""
+    """Also where a group can shrink no further after a step: the ratios requested and achieved count all of them."""
     model = network().eval()
     dense = {group.name: group.channels for group in trace(model, example()).groups}
     result = prunecli.prune(
