@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.processes import Ended, Processes
+from tests.processes import Ended, Processes, Sent
 
 Run = Callable[..., Ended]
 VIT = ["img_size=16", "patch_size=1", "embed_dim=32", "depth=3", "num_heads=2"]
@@ -48,6 +51,21 @@ def tiny(run: Run) -> str:
     return "tiny.safetensors"
 
 
+def _loaded_elsewhere(installed: Path, path: Path, shape: tuple[int, ...]) -> tuple[list[list[float]], int]:
+    """Scores and number of parameters of what `prunecli.load` gives in a new interpreter."""
+    code = (
+        "import json, sys, torch, prunecli\n"
+        "model = prunecli.load(sys.argv[1])\n"
+        f"scores = model(torch.ones({shape})).tolist()\n"
+        "print(json.dumps([scores, sum(p.numel() for p in model.parameters())]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    scores, parameters = json.loads(done.stdout)
+    return scores, parameters
+
+
 def test_everything_is_listed_without_importing_torch(installed: Path) -> None:
     code = (
         "import sys\n"
@@ -73,6 +91,14 @@ def test_everything_is_listed_without_importing_torch(installed: Path) -> None:
         assert text in words
 
 
+def test_methods_are_listed_by_family(run: Run) -> None:
+    listed = run("methods", "--json")
+    assert listed.code == 0
+    methods = {method["name"]: method for method in json.loads(listed.out)}
+    families = {name: methods[name]["family"] for name in ("spread", "slimming", "early-exit")}
+    assert families == {"spread": "structural", "slimming": "trained", "early-exit": "runtime"}
+
+
 def test_a_model_source_and_a_data_set(run: Run, tiny: str) -> None:
     done = run("eval", tiny, "--measure", "accuracy", "--json")
     assert done.code == 0 and '"stripes:200"' in done.out
@@ -83,10 +109,13 @@ def test_a_model_source_and_a_data_set(run: Run, tiny: str) -> None:
     )
 
 
-def test_a_criterion_is_a_method(run: Run, tiny: str) -> None:
+def test_a_criterion_is_a_method(run: Run, tiny: str, installed: Path, folder: Path) -> None:
     done = run("spread", tiny, "--ratio", "0.5", "--latency-rounds", "2", "-o", "spread.safetensors")
     assert done.code == 0 and "verified" in done.out, done.err
     assert "spread" in run("inspect", "spread.safetensors").out
+    evaluated = run("eval", "spread.safetensors", "--measure", "params", "--json")
+    scores, parameters = _loaded_elsewhere(installed, folder / "spread.safetensors", (2, 1, 12, 12))
+    assert len(scores[0]) == 4 and parameters == json.loads(evaluated.out)["metrics"]["params"]
     assert "did you mean 'spread'" in run("prune", tiny, "--method", "spred").err
 
 
@@ -98,26 +127,35 @@ def test_a_trained_method_prunes_and_resumes_to_the_same_bytes(run: Run, tiny: s
     resumed = run(*words, "stopped.safetensors", "--resume")
     assert resumed.code == 0, resumed.err
     assert (folder / "slim.safetensors").read_bytes() == (folder / "stopped.safetensors").read_bytes()
+    interrupted = run(*words, "interrupted.safetensors", signals=[Sent(signal.SIGINT, text="epoch 1/2")])
+    assert interrupted.code == 130 and not (folder / "interrupted.safetensors").exists(), interrupted.err
+    assert run(*words, "interrupted.safetensors", "--resume").code == 0
+    assert (folder / "slim.safetensors").read_bytes() == (folder / "interrupted.safetensors").read_bytes()
     shown = run("inspect", "slim.safetensors").out
     assert "features.conv1" in shown and "1. train" in shown and "2. prune" in shown
     assert run("eval", "slim.safetensors", "--measure", "accuracy").code == 0
 
 
-def test_what_a_trained_method_needs_is_said(run: Run, tiny: str) -> None:
+def test_errors_say_what_a_trained_method_needs(run: Run, tiny: str) -> None:
     assert "prunes while the network trains: say for how long with --epochs" in run("slimming", tiny).err
-    nothing = run("slimming", "timm:test_vit", "--data", "digits", "--epochs", "1")
-    assert nothing.code == 2 and "slimming needs batch normalisations behind layers that may shrink" in nothing.err
+    refused = run("slimming", "timm:test_vit", "--data", "digits", "--epochs", "1")
+    assert refused.code == 2 and "slimming needs batch normalisations behind layers that may shrink" in refused.err
 
 
-def test_a_runtime_method_is_recorded_restored_and_missed(run: Run, folder: Path, prune: Callable[..., Ended]) -> None:
+def test_a_runtime_method_is_recorded_restored_and_missed(
+    run: Run, installed: Path, folder: Path, prune: Callable[..., Ended]
+) -> None:
     arguments = [word for value in VIT for word in ("--model-kwargs", value)]
     network = ("timm:vit_tiny_r_s16_p8_224", *arguments, "--data", "digits", "--epochs", "1", "--batch-size", "64")
     assert run("train", *network, "-o", "vit.safetensors").code == 0
     words = ("early-exit", "vit.safetensors", "--skip", "1", "--latency-rounds", "2", "-o", "exit.safetensors")
     done = run(*words, "--json")
     assert done.code == 0 and '"skipped": [\n    2\n  ]' in done.out, done.err
-    macs = [run("eval", f"{name}.safetensors", "--measure", "macs", "--json").out for name in ("vit", "exit")]
-    assert macs[0] != macs[1] and '"macs"' in macs[1]
+    reports = [run("eval", f"{name}.safetensors", "--measure", "macs", "--json").out for name in ("vit", "exit")]
+    macs = [json.loads(report)["metrics"]["macs"] for report in reports]
+    assert macs[1] < 0.8 * macs[0]  # one block of three is skipped; the stem stays
+    loaded = [_loaded_elsewhere(installed, folder / f"{name}.safetensors", (2, 1, 16, 16)) for name in ("vit", "exit")]
+    assert loaded[0][0] != loaded[1][0] and loaded[0][1] == loaded[1][1]  # another result from the same weights
     again = run("early-exit", "exit.safetensors")
     assert again.code == 2 and "its last blocks are skipped already; start from the network without" in again.err
     assert "its last blocks are skipped already" in run("l1", "exit.safetensors", "--ratio", "0.5").err
@@ -128,22 +166,34 @@ def test_a_runtime_method_is_recorded_restored_and_missed(run: Run, folder: Path
 
 
 @pytest.mark.parametrize(
-    ("entry", "module", "message"),
+    ("group", "name", "source", "words", "message"),
     [
-        ("prunecli.methods]\nbroken = broken:SPEC", "import nothing_there", "method 'broken' of package somebodys"),
-        ("prunecli.methods]\nwrong = wrong:SPEC", "SPEC = 7", "'wrong' of package somebodys is not a MethodSpec"),
-        ("prunecli.methods]\nl1 = taken:SPEC", "SPEC = 7", "method 'l1' of package somebodys has a name that is taken"),
-        ("prunecli.criteria]\nbad = bad:SPEC", "SPEC = 7", "criterion 'bad' of package somebodys is not"),
+        ("methods", "bad", "import nothing_there", ["methods"], "method 'bad' of package somebodys cannot be loaded"),
+        ("methods", "bad", "SPEC = 7", ["methods"], "'bad' of package somebodys is not a MethodSpec"),
+        ("methods", "l1", "SPEC = 7", ["methods"], "method 'l1' of package somebodys has a name that is taken"),
+        ("criteria", "bad", "SPEC = 7", ["methods"], "criterion 'bad' of package somebodys is not a CriterionSpec"),
+        ("criteria", "bad", "import nothing_there", ["methods"], "criterion 'bad' of package somebodys cannot be"),
+        ("criteria", "token", "SPEC = 7", ["methods"], "criterion 'token' of package somebodys has the name of a"),
+        # Loading these needs torch; tests/unit/test_catalogs.py has more of them without a process each.
+        ("models", "bad", "", ["inspect", "bad:x"], "model source 'bad' of package somebodys lacks one of names"),
+        (
+            "data",
+            "bad",
+            "import nothing_there",
+            ["eval", "cifar:resnet20", "--data", "bad"],
+            "data set 'bad' of package",
+        ),
     ],
 )
-def test_a_broken_package_is_named_in_one_line(tmp_path: Path, entry: str, module: str, message: str) -> None:
-    name = entry.partition("\n")[2].partition(" = ")[2].partition(":")[0]
-    (tmp_path / f"{name}.py").write_text(module + "\n")
+def test_a_broken_package_is_named_in_one_line(
+    tmp_path: Path, group: str, name: str, source: str, words: list[str], message: str
+) -> None:
+    (tmp_path / "somebodys.py").write_text(source + "\n")
     info = tmp_path / "somebodys-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[{entry}\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "prunecli", "methods"], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
-    )
+    reference = "somebodys:SPEC" if group in ("methods", "criteria") else "somebodys"
+    (info / "entry_points.txt").write_text(f"[prunecli.{group}]\n{name} = {reference}\n")
+    command, environment = [sys.executable, "-m", "prunecli", *words], {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and message in done.stderr, done.stderr

@@ -35,7 +35,8 @@ class Slimming(PruningHook):
 
     def __init__(self, model: nn.Module, params: SlimmingParams, context: TrainedContext) -> None:
         self._params = params
-        self._scales = {group.name: found for group in context.selection.groups if (found := _scales(model, group))}
+        scales = {group.name: _scales(model, group) for group in context.selection.groups}
+        self._scales = {name: members for name, members in scales.items() if members}
         self._units = {group.name: group.units for group in context.selection.groups}
         if not self._scales:
             raise MethodError("slimming needs batch normalisations behind layers that may shrink; use another method")

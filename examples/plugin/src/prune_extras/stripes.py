@@ -22,7 +22,7 @@ def load(name: str, root: Path, download: bool) -> ImageData:
         download: Not used.
 
     Raises:
-        DataError: The number is no number.
+        DataError: What follows the colon is not a number.
     """
     if name != "stripes" and not name.isdecimal():
         raise DataError(f"stripes:{name}: give a number of images, for instance stripes:200")

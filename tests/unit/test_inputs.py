@@ -50,6 +50,34 @@ class FromOne(Core):
         return super().forward(pairs[:, 0], pairs[:, 1])
 
 
+class Words(nn.Module):
+    """Takes token ids (N, L) and which of them count; averages embeddings, as text encoders do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.first = nn.Embedding(20, 8), nn.Linear(8, 32)
+        self.second, self.last = nn.Linear(32, 32), nn.Linear(32, 4)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        weights = attention_mask.unsqueeze(2).to(self.embedding.weight.dtype)
+        mean = (self.embedding(input_ids) * weights).sum(1) / weights.sum(1)
+        hidden = torch.relu(self.second(torch.relu(self.first(mean))))
+        return {"logits": self.last(hidden)}
+
+
+def _sentences(count: int = 4) -> list[tuple[dict[str, Tensor], Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for _ in range(count):
+        labels = torch.randint(0, 4, (16,), generator=generator)
+        ids = torch.randint(4, 20, (16, 6), generator=generator)
+        ids[:, 0] = labels
+        mask = torch.rand(16, 6, generator=generator) > 0.5
+        mask[:, 0] = True
+        batches.append(({"input_ids": ids, "attention_mask": mask}, labels))
+    return batches
+
+
 FORMS: dict[str, tuple[type[Core], Callable[[Tensor], Any]]] = {
     "tensor": (FromOne, lambda pairs: pairs),
     "tuple": (Core, lambda pairs: (pairs[:, 0], pairs[:, 1])),
@@ -134,6 +162,24 @@ def test_macs_and_latency(form: str) -> None:
     assert time_paired([model, model], [inputs, repeat_sample(inputs, 4)], rounds=2).timings[0].median > 0
 
 
+def test_ids_and_a_mask() -> None:
+    torch.manual_seed(0)
+    model, batches = Words(), _sentences()
+    fit(model, batches, batches, FitConfig(epochs=12, lr=0.01, optimizer="adamw"), CPU, task=TASK)
+    assert evaluate(model, batches, CPU).top1 > 90
+    inputs = batches[0][0]
+    one = {name: tensor[:1] for name, tensor in inputs.items()}
+    results = [
+        prunecli.prune(model, "taylor", ratio=0.5, example_inputs=one, data=data, compensate="ls", prune_stem=True)
+        for data in (batches, [{**inputs, "labels": labels} for inputs, labels in batches])
+    ]
+    assert torch.equal(_weights(results[0].model), _weights(results[1].model))
+    assert results[0].report.verify_error < 1e-9 and results[0].report.achieved == pytest.approx(0.5)
+    assert results[0].report.macs_before.total > results[0].report.macs_after.total
+    assert evaluate(results[0].model, batches, CPU).top1 > 80
+    assert time_paired([model], [inputs], rounds=2).timings[0].median > 0
+
+
 def test_batches_are_split_cut_and_repeated() -> None:
     x, y, labels = torch.randn(4, 3), torch.randn(4, 5), torch.arange(4)
     assert split_batch(x) == (x, None)
@@ -143,8 +189,8 @@ def test_batches_are_split_cut_and_repeated() -> None:
     assert split_batch(((x, y), labels), like=(x, y))[0] == (x, y)
     assert split_batch({"x": x, "labels": labels}) == ({"x": x}, labels)
     assert [sample_count(inputs) for inputs in (x, (x, y), {"x": x}, [x[0], x[1]])] == [4, 4, 4, 2]
-    cut = take_samples({"x": x, "flag": True, "scale": torch.tensor(2.0)}, 1, 3)
-    assert torch.equal(cut["x"], x[1:3]) and cut["flag"] is True and float(cut["scale"]) == 2
+    part = take_samples({"x": x, "flag": True, "scale": torch.tensor(2.0)}, 1, 3)
+    assert torch.equal(part["x"], x[1:3]) and part["flag"] is True and float(part["scale"]) == 2
     assert len(take_samples([x[0], x[1], x[2]], 0, 2)) == 2
     assert torch.equal(repeat_sample((x, y), 3)[1], y[:1].repeat(3, 1))
     assert map_tensors([x, (y, None)], torch.clone)[1][1] is None
