@@ -25,7 +25,8 @@ class Tiny(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores (N, classes) of images (N, C, H, W)."""
-        return self.classifier(self.features(x).mean(dim=(2, 3)))
+        scores: Tensor = self.classifier(self.features(x).mean(dim=(2, 3)))
+        return scores
 
 
 def names() -> list[str]:
@@ -40,5 +41,5 @@ def build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 
 def input_spec(name: str, model: nn.Module) -> tuple[tuple[int, int] | None, InputNormalisation]:
     """Images of any size, normalised to mean 0.5 and deviation 0.5."""
-    channels = model.features[0].in_channels
+    channels = next(model.parameters()).shape[1]  # of the first convolution
     return None, InputNormalisation(mean=(0.5,) * channels, std=(0.5,) * channels)
