@@ -17,7 +17,7 @@ from prunecli.measure.counts import count_macs
 from prunecli.measure.environment import describe_environment
 from prunecli.measure.latency import time_paired
 from prunecli.methods.params import StructuralParams
-from prunecli.methods.registry import get_method
+from prunecli.methods.request import PruneRequest
 from prunecli.methods.structural import prune_structural
 from prunecli.models.catalog import build
 
@@ -36,8 +36,12 @@ def main() -> None:
     for ref, size in NETWORKS.items():
         torch.manual_seed(0)
         dense, example = build(ref).eval(), torch.randn(1, 3, size, size)
-        criterion = get_method("l1").load()
-        pruned = [prune_structural(dense, example, criterion, StructuralParams(ratio=ratio)).model for ratio in RATIOS]
+        pruned = [
+            prune_structural(
+                dense, PruneRequest(method="l1", params=StructuralParams(ratio=ratio), example_inputs=example)
+            ).model
+            for ratio in RATIOS
+        ]
         timing = time_paired([dense, *pruned], [example] * (1 + len(pruned)), rounds=arguments.rounds)
         base = count_macs(dense, example).total
         rows = [

@@ -30,16 +30,19 @@ from prunecli.data.catalog import load_data
 from prunecli.data.loader import evaluation_batches, training_batches
 from prunecli.data.preparation import Augmentation, Preprocessing
 from prunecli.data.splits import Split
+from prunecli.engine.config import FitConfig
+from prunecli.engine.distillation import Distillation
 from prunecli.engine.evaluate import evaluate
-from prunecli.engine.fit import FitConfig, fit
+from prunecli.engine.fit import fit
+from prunecli.engine.tasks.index import task_of
 from prunecli.measure.counts import count_macs, parameter_count
 from prunecli.measure.environment import describe_environment
 from prunecli.methods.params import StructuralParams
-from prunecli.methods.registry import get_method
+from prunecli.methods.request import PruneRequest
 from prunecli.methods.structural import prune_structural
 from prunecli.models.loading import load_file
-from prunecli.surgery.removal.compensate import Compensation
 from prunecli.studies.torch_pruning import prune_uniform
+from prunecli.surgery.removal.compensate import Compensation
 
 CPU = torch.device("cpu")
 HALF = (0.5, 0.5, 0.5)
@@ -109,15 +112,15 @@ def pruned_network(model: nn.Module, name: str, ratio: float, calibration: Any) 
         stem = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
         return prune_uniform(model, example, ratio, 1000, keep=(stem,))
     compensation, recalibrate = OURS[name]
-    return prune_structural(
-        model,
-        example,
-        get_method("l1").load(),
-        StructuralParams(ratio=ratio, scope="local", round_to=1),
+    request = PruneRequest(
+        method="l1",
+        params=StructuralParams(ratio=ratio, scope="local", round_to=1),
+        example_inputs=example,
         calibration=calibration,
         compensation=compensation,
         recalibrate=recalibrate,
-    ).model
+    )
+    return prune_structural(model, request).model
 
 
 def halves(split: Split, seed: int) -> tuple[Split, Split]:
@@ -137,8 +140,9 @@ def main() -> None:
     parser.add_argument("--finetune-seeds", type=int, nargs="*", default=[0, 1])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    images = load_data("folder:imagenet_sample").test
-    config = FitConfig(epochs=arguments.epochs, lr=arguments.lr, distill_weight=1.0, weight_decay=4e-5)
+    data = load_data("folder:imagenet_sample")
+    images = data.test
+    config = FitConfig(epochs=arguments.epochs, lr=arguments.lr, weight_decay=4e-5)
     document: dict[str, Any] = {
         "environment": describe_environment(),
         "images": len(images.labels),
@@ -172,15 +176,9 @@ def main() -> None:
                 row["params_ratio"] = parameter_count(pruned) / params
                 if finetune:
                     batches = training_batches(known, PREPROCESSING, Augmentation(), 16, seed=seed)
-                    fit(
-                        pruned,
-                        batches,
-                        None,
-                        FitConfig(**{**vars(config), "seed": seed}),
-                        CPU,
-                        num_classes=1000,
-                        teacher=model,
-                    )
+                    task = task_of(data)
+                    distillation = Distillation(model, task, weight=1.0)
+                    fit(pruned, batches, None, config, CPU, task=task, seed=seed, hooks=[distillation])
                 found = evaluate(pruned, held_out, CPU)
                 hits = round(found.top1 * found.images / 100)
                 note("runs", row | {"top1": found.top1, "interval": wilson(hits, found.images), "top5": found.top5})

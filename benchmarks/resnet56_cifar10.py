@@ -14,7 +14,7 @@ import argparse
 import copy
 import json
 import statistics
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,17 @@ from torch import nn
 from prunecli.data.catalog import load_data
 from prunecli.data.loader import CalibrationBatches, evaluation_batches, training_batches
 from prunecli.data.preparation import Augmentation, Preprocessing
+from prunecli.engine.config import FitConfig
 from prunecli.engine.evaluate import evaluate
-from prunecli.engine.fit import Epoch, FitConfig, fit
+from prunecli.engine.fit import Epoch, fit
+from prunecli.engine.tasks.index import task_of
 from prunecli.measure.counts import count_macs, parameter_count
 from prunecli.measure.environment import describe_environment
 from prunecli.methods.params import StructuralParams
-from prunecli.methods.registry import get_method
+from prunecli.methods.request import PruneRequest
 from prunecli.methods.structural import prune_structural
 from prunecli.models.loading import load_file
+from prunecli.report.table import Table
 from prunecli.surgery.removal.compensate import Compensation
 
 CPU = torch.device("cpu")
@@ -40,9 +43,14 @@ METHODS = ("prune", "prune, uncompensated", "torch-pruning")
 
 
 def prune_ours(model: nn.Module, example: torch.Tensor, calibration: Any, compensation: Compensation) -> nn.Module:
-    params = StructuralParams(ratio=0.5, scope="local")
-    criterion = get_method("l1").load()
-    return prune_structural(model, example, criterion, params, calibration=calibration, compensation=compensation).model
+    request = PruneRequest(
+        method="l1",
+        params=StructuralParams(ratio=0.5, scope="local"),
+        example_inputs=example,
+        calibration=calibration,
+        compensation=compensation,
+    )
+    return prune_structural(model, request).model
 
 
 def prune_torch_pruning(model: nn.Module, example: torch.Tensor) -> nn.Module:
@@ -68,7 +76,7 @@ class TestAccuracy:
     def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
         pass
 
-    def on_epoch(self, epoch: Epoch) -> None:
+    def on_epoch(self, epoch: Epoch, tables: Sequence[Table]) -> None:
         if epoch.epoch in (1, 3):
             self.by_epoch[epoch.epoch] = evaluate(self.model, self.batches, CPU).top1
 
@@ -116,7 +124,7 @@ def main() -> None:
             }
             train = training_batches(data.training_split(), preprocessing, Augmentation(), 128, seed=seed)
             progress = TestAccuracy(model, test)
-            fit(model, train, None, replace(config, seed=seed), CPU, num_classes=10, progress=progress)
+            fit(model, train, None, config, CPU, task=task_of(data), seed=seed, progress=progress)
             row |= {"after_1_epoch": progress.by_epoch[1], "after_3_epochs": progress.by_epoch[3]}
             document["runs"].append(row)
             print(json.dumps(row), flush=True)

@@ -23,18 +23,20 @@ from typing import Any
 import torch
 
 from prunecli.engine.evaluate import evaluate
-from prunecli.engine.tasks import SegmentationAccuracy
+from prunecli.engine.tasks.segmentation import SegmentationAccuracy
 from prunecli.measure.counts import count_macs, parameter_count
 from prunecli.measure.environment import describe_environment
 from prunecli.models.loading import LoadedModel
 from prunecli.pipeline.sink import Advance
 from prunecli.pipeline.stages.prune import prune_stage
+from prunecli.pipeline.stages.structural import PruneOutcome
 from prunecli.pipeline.stages.train import train_stage
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.resolve import load_plan
 from prunecli.recipe.schema import FinetuneStage, ModelSection, PruneStage, Recipe, TrainStage
-from prunecli.surgery.removal.compensate import Compensation
+from prunecli.report.table import Table
 from prunecli.studies.torch_pruning import prune_uniform
+from prunecli.surgery.removal.compensate import Compensation
 
 VARIANTS: dict[str, Compensation] = {"prune, regression": "ls", "prune, uncompensated": "none"}
 RECIPE = Path(__file__).parents[1] / "recipes" / "segformer-camvid.yaml"
@@ -48,6 +50,9 @@ class Silent:
 
     def warn(self, text: str) -> None:
         print(f"warning: {text}", flush=True)
+
+    def live(self, table: Table) -> None:
+        pass
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Advance]:
@@ -74,25 +79,28 @@ def straight_and_after(
     before = space.model()
     row: dict[str, Any] = {"method": variant, "seed": seed}
     if variant == "torch-pruning":
-        pruned = prune_uniform(before.model, space.example(), params["ratio"], space.data().num_classes, round_to=8)
+        example, classes = space.inputs.example(), space.data().num_classes
+        pruned = prune_uniform(before.model, example, params["ratio"], classes, round_to=8)
         space.parent, space.loaded = before, LoadedModel(pruned, copy.deepcopy(before.manifest), before.fixed_size)
     else:
         stage = replace(stage_of(recipe, PruneStage), compensate=VARIANTS[variant], params=params, latency_rounds=2)
-        row["verify_error"] = prune_stage(space, stage, folder / "pruned.safetensors").report.verify_error
+        outcome = prune_stage(space, stage, folder / "pruned.safetensors")
+        assert isinstance(outcome, PruneOutcome)
+        row["verify_error"] = outcome.report.verify_error
     row |= figures(space, "straight_after")
-    outcome = train_stage(space, stage_of(recipe, FinetuneStage), folder / "finetuned.safetensors")
-    return row | {"kept_epoch": outcome.chosen.epoch} | figures(space, "finetuned")
+    tuned = train_stage(space, stage_of(recipe, FinetuneStage), folder / "finetuned.safetensors")
+    return row | {"kept_epoch": tuned.chosen.epoch} | figures(space, "finetuned")
 
 
 def figures(space: Workspace, when: str) -> dict[str, Any]:
     """Test figures of the current network."""
     model, data = space.model().model, space.data()
-    found = evaluate(model, space.batches(data.test), space.device, task=space.task())
-    assert isinstance(found, SegmentationAccuracy)
+    accuracy = evaluate(model, space.inputs.batches(data.test), space.device, task=space.judging.task())
+    assert isinstance(accuracy, SegmentationAccuracy)
     return {
-        when: {"miou": found.miou, "pixel_accuracy": found.pixel_accuracy, "loss": found.loss},
+        when: {"miou": accuracy.miou, "pixel_accuracy": accuracy.pixel_accuracy, "loss": accuracy.loss},
         "params": parameter_count(model),
-        "macs": count_macs(model.cpu(), space.example()).total,
+        "macs": count_macs(model.cpu(), space.inputs.example()).total,
     }
 
 

@@ -13,7 +13,7 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,19 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from prunecli.criteria.base import Calibration
 from prunecli.criteria.spike import spike
-from prunecli.engine.fit import Epoch, FitConfig, fit
+from prunecli.engine.config import FitConfig
+from prunecli.engine.fit import Epoch, fit
+from prunecli.engine.tasks.base import Labels
+from prunecli.engine.tasks.index import task_of
 from prunecli.measure.environment import describe_environment
 from prunecli.measure.latency import summarise
 from prunecli.models.catalog import build
+from prunecli.report.table import Table
 from prunecli.surgery.proof.active_neurons import with_active_neurons
 from prunecli.surgery.tracing.trace import trace
 
 CPU = torch.device("cpu")
+TASK = task_of(Labels("random", "classification", tuple("0123456789")))
 NETWORKS = {"spiking:vgg9": {"width": 0.25}, "spiking:spikformer-2-64": {}}
 CRITERIA = ("rate", "rate+v", "entropy", "variance", "singular")
 BATCH, STEPS = 64, 4
@@ -139,7 +144,7 @@ class _Stamps:
     def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
         self.times.append(time.perf_counter())
 
-    def on_epoch(self, epoch: Epoch) -> None:
+    def on_epoch(self, epoch: Epoch, tables: Sequence[Table]) -> None:
         pass
 
 
@@ -151,7 +156,7 @@ def training(model: nn.Module, rounds: int) -> dict[str, Any]:
 
     def with_fit() -> float:
         stamps = _Stamps()
-        fit(ours, _Batches(), None, config, CPU, num_classes=10, progress=stamps)
+        fit(ours, _Batches(), None, config, CPU, task=TASK, progress=stamps)
         return (stamps.times[-1] - stamps.times[0]) / (STEPS - 1)
 
     def with_a_loop() -> float:

@@ -35,14 +35,17 @@ from prunecli.criteria.spike import spike
 from prunecli.data.catalog import load_data
 from prunecli.data.loader import CalibrationBatches, evaluation_batches, training_batches
 from prunecli.data.preparation import Augmentation, Preprocessing
+from prunecli.engine.config import FitConfig
 from prunecli.engine.evaluate import evaluate
-from prunecli.engine.fit import FitConfig, fit
+from prunecli.engine.fit import fit
+from prunecli.engine.tasks.index import task_of
 from prunecli.measure.counts import count_macs, parameter_count
 from prunecli.measure.energy import profile
 from prunecli.measure.environment import describe_environment
 from prunecli.measure.latency import time_paired
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.registry import get_method
+from prunecli.methods.request import PruneRequest
 from prunecli.methods.structural import prune_structural
 from prunecli.models.loading import load_file, load_reference, save
 from prunecli.surgery.removal.recalibrate import recalibrate_batchnorm
@@ -80,6 +83,7 @@ class Bench:
         self.setting = SETTINGS[name]
         self.name, self._bases = name, bases
         data = load_data("mnist")
+        self.task = task_of(data)
         size = self.setting.size
         self.preprocessing = Preprocessing((1, size, size), data.mean, data.std)
         chosen = np.sort(np.random.default_rng(0).permutation(len(data.training_split().labels))[:TRAIN])
@@ -116,8 +120,8 @@ class Bench:
 
     def _fit(self, model: nn.Module, split: Any, epochs: int, lr: float, seed: int, schedule: str) -> None:
         batches = training_batches(split, self.preprocessing, Augmentation(flip=False), 64, seed=seed)
-        config = FitConfig(epochs=epochs, lr=lr, optimizer="adamw", weight_decay=1e-4, schedule=schedule, seed=seed)
-        fit(model, batches, None, config, CPU, num_classes=10)
+        config = FitConfig(epochs=epochs, lr=lr, optimizer="adamw", weight_decay=1e-4, schedule=schedule)
+        fit(model, batches, None, config, CPU, task=self.task, seed=seed)
 
     def top1(self, model: nn.Module) -> float:
         """Accuracy on the test images, in per cent."""
@@ -133,18 +137,16 @@ class Bench:
             if other
             else get_method("spike").params(ratio=ratio, criterion=criterion)
         )  # type: ignore[arg-type]
-        method = get_method(criterion if other else "spike").load()
-        outcome = prune_structural(
-            model,
-            self.example,
-            method,
-            params,
+        request = PruneRequest(
+            method=criterion if other else "spike",
+            params=params,
+            example_inputs=self.example,
             seed=seed,
             calibration=data,
             compensation="ls" if repaired else "none",
             recalibrate=repaired,
         )
-        return outcome.model
+        return prune_structural(model, request).model
 
 
 def cell(bench: Bench, seed: int, criterion: str, ratio: float) -> dict[str, float]:

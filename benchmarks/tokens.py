@@ -28,9 +28,10 @@ from prunecli.measure.counts import count_macs
 from prunecli.measure.environment import describe_environment
 from prunecli.measure.latency import time_paired
 from prunecli.methods.params import TokenParams
+from prunecli.methods.runtime import get_runtime
 from prunecli.methods.token import at_random, plan_selection
 from prunecli.models.loading import load_reference
-from prunecli.pipeline.stages.runtime import compare_ways, networks_of
+from prunecli.pipeline.stages.runtime import compare_changes
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import DataSection, ModelSection, Recipe
 from prunecli.tokens import runtime, selectors
@@ -90,7 +91,7 @@ def frontier(model: str, data: str, blocks: list[int], keeps: list[float]) -> li
     recipe = Recipe(model=ModelSection(weights=model), data=DataSection(name=data))
     space = Workspace(recipe, Output("quiet"))
     network = space.model().model.eval()
-    tower, example = find_tower(network), space.example()
+    tower, example = find_tower(network), space.inputs.example()
     tokens = token_count(network, tower, example)
     ways: dict[tuple[Any, ...], Any] = {("unpruned", 0, 1.0, 0): None}
     for block, keep in product(blocks, keeps):
@@ -99,23 +100,25 @@ def frontier(model: str, data: str, blocks: list[int], keeps: list[float]) -> li
             ways[selector, block, keep, 0] = plan_selection(params, tower, tokens)
         for seed in SEEDS:
             ways["random", block, keep, seed] = at_random(ways["cls", block, keep, 0], tower, seed)
-    named = {str(key): way for key, way in ways.items()}
-    macs = {name: count_macs(one, example) for name, one in networks_of(network, named)}
-    variants = dict(zip(ways, compare_ways(space, named, macs), strict=True))
+    named, macs, method = {str(key): way for key, way in ways.items()}, {}, get_runtime("token")
+    for name, way in named.items():
+        with method.applied(network, way):
+            macs[name] = count_macs(network, example)
+    variants = dict(zip(ways, compare_changes(space, method, named, macs), strict=True))
     for block, keep, kind in product(blocks, keeps, ("reused", "inverted")):
         key = str(("cls", block, keep, 0))
         with mock.patch.object(runtime, "choose", mistaken(kind)):
             ours = {"unpruned": None, key: ways["cls", block, keep, 0]}
-            found = compare_ways(space, ours, macs | {"unpruned": macs[key]})
+            found = compare_changes(space, method, ours, macs | {"unpruned": macs[key]})
         variants[kind, block, keep, 0] = found[1]
-    dense = variants["unpruned", 0, 1.0, 0].macs.total
+    dense = variants["unpruned", 0, 1.0, 0].macs
     return [
         {
             "selector": selector,
             "block": block,
             "keep": keep,
             "seed": seed,
-            "macs": one.macs.total / dense,
+            "macs": one.macs / dense,
             "top1": getattr(one.metrics, "top1", None),
             "images": getattr(one.metrics, "images", None),
             "agreement": one.agreement,
@@ -131,7 +134,7 @@ def mistaken(kind: str) -> Any:
 
     def choose(choice: Choice, seen: AttentionInputs) -> tuple[torch.Tensor, torch.Tensor | None]:
         if kind == "inverted":
-            importance = selectors.coarse_importance(seen, seen.keys())[:, seen.prefix :]
+            importance = selectors._importance(seen, seen.keys())[:, seen.prefix :]
             return (-importance).topk(choice.kept, dim=1).indices.sort(dim=1).values, None
         if not first:
             first.append(selectors.choose(choice, seen)[0][:1])

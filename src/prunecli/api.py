@@ -73,17 +73,9 @@ def prune(
         ModelError: The model cannot be traced.
         VerificationError: The result is not the masked original.
     """
-    if compensate not in get_args(Compensation):
-        raise MethodError(unknown("compensation", compensate, get_args(Compensation)))
-    if (recalibrate or compensate != "none") and data is None:
-        raise MethodError("recalibrate=True and compensate need data: give calibration batches")
     spec = get_structural(method)
-    if spec.needs_data and data is None:
-        raise MethodError(f"{method} ranks channels by what they do on data: give calibration batches as data=")
-    if spiking_neurons(model):
-        reset(model)  # state from earlier inputs must not leak into later ones
-        model = copy.deepcopy(model)
-        reset_itself(model)
+    _check_data(spec, data, compensate, recalibrate)
+    model = _without_state(model)
     manifest = getattr(model, _MANIFEST, None) or Manifest(architecture=recognise(model))
     request = PruneRequest(
         method=method,
@@ -102,6 +94,30 @@ def prune(
     leave_to_caller(result.model)
     _remember(result.model, result.manifest, result.dense)
     return result
+
+
+def _check_data(spec: MethodSpec, data: Iterable[Any] | None, compensate: str, recalibrate: bool) -> None:
+    """Whether the data is there that method and repairs need.
+
+    Raises:
+        MethodError: It is not, or there is no such compensation.
+    """
+    if compensate not in get_args(Compensation):
+        raise MethodError(unknown("compensation", compensate, get_args(Compensation)))
+    if (recalibrate or compensate != "none") and data is None:
+        raise MethodError("recalibrate=True and compensate need data: give calibration batches")
+    if spec.needs_data and data is None:
+        raise MethodError(f"{spec.name} ranks channels by what they do on data: give calibration batches as data=")
+
+
+def _without_state(model: nn.Module) -> nn.Module:
+    """A copy whose spiking neurons reset themselves: state from earlier inputs must not leak into later ones."""
+    if not spiking_neurons(model):
+        return model
+    reset(model)
+    model = copy.deepcopy(model)
+    reset_itself(model)
+    return model
 
 
 def _checked_params(spec: MethodSpec, params: Mapping[str, Any]) -> Any:

@@ -98,9 +98,7 @@ def profile(
         for module, mode in training.items():
             module.training = mode
     if statistics.images == 0:
-        raise DataError(
-            "there are no images to measure spikes on: none could be read; check the data files"
-        )
+        raise DataError("there are no images to measure spikes on: none could be read; check the data files")
     return Profile(
         images=statistics.images,
         timesteps=statistics.timesteps,

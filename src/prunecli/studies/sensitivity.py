@@ -98,11 +98,7 @@ def sensitivity_stage(
     space.judging.check()
     if not loaded.manifest.history:
         space.sink.note("these weights may have been trained on the validation images; drops then look larger")
-    if data.validation is None:
-        raise RecipeError(f"{data.name} has no validation images to judge on; set --val-fraction above 0")
-    indices = np.random.default_rng(space.recipe.seed).permutation(len(data.validation.labels))[:images]
-    held_out = space.inputs.batches(data.validation.subset(np.sort(indices)))
-    batches = _KeptBatches(held_out, len(indices), space.inputs.example_shape())
+    batches = _held_out(space, images)
     calibration = space.inputs.calibration(data.training_split(), stage.calibration_images).labelled
     model = loaded.model.to(space.device).eval()
     stage = _with_repairs(stage)
@@ -133,9 +129,31 @@ def sensitivity_stage(
     names = sorted(ranking.scores, key=lambda name: order.get(name, -1))
     study = Sensitivity(model, ranking.groups, ranking.scores, request.params, judge, repair)
     space.sink.note(
-        f"{len(names)} layers at {len(ratios)} ratios, judged on {len(indices)} validation images of {data.name}; "
+        f"{len(names)} layers at {len(ratios)} ratios, judged on {batches.images} validation images of {data.name}; "
         f"as it is: {study.baseline:.2f} %"
     )
+    curves = _curves(space, study, names, ratios)
+    space.report_bad()
+    left_out = {entry.name: entry.reason for entry in ranking.untouched}
+    return SensitivityOutcome(tuple(curves), study.baseline, study.propose(curves, max_drop), left_out, batches.images)
+
+
+def _held_out(space: Workspace, images: int) -> _KeptBatches:
+    """At most `images` of the validation images, drawn with the recipe's seed.
+
+    Raises:
+        RecipeError: There are none.
+    """
+    data = space.data()
+    if data.validation is None:
+        raise RecipeError(f"{data.name} has no validation images to judge on; set --val-fraction above 0")
+    indices = np.random.default_rng(space.recipe.seed).permutation(len(data.validation.labels))[:images]
+    held_out = space.inputs.batches(data.validation.subset(np.sort(indices)))
+    return _KeptBatches(held_out, len(indices), space.inputs.example_shape())
+
+
+def _curves(space: Workspace, study: Sensitivity, names: Sequence[str], ratios: Sequence[float]) -> list[Curve]:
+    """Prunes one layer after another, and tells how far it is."""
     curves = []
     done = itertools.count(1)
     with space.sink.progress("sensitivity", len(names) * len(ratios)) as advance:
@@ -143,9 +161,7 @@ def sensitivity_stage(
             curves.append(study.curve(name, ratios, lambda point: advance(next(done), f"{100 * point.ratio:g} %")))
             worst = max(point.drop for point in curves[-1].points)
             space.sink.note(f"{number + 1}/{len(names)} {name}: at most {worst:.2f} points lost")
-    space.report_bad()
-    left_out = {entry.name: entry.reason for entry in ranking.untouched}
-    return SensitivityOutcome(tuple(curves), study.baseline, study.propose(curves, max_drop), left_out, len(indices))
+    return curves
 
 
 def write_recipe(space: Workspace, stage: PruneStage, outcome: SensitivityOutcome, path: Path) -> None:
@@ -191,6 +207,7 @@ class _KeptBatches:
     """Batches that are prepared once, if they fit into memory."""
 
     def __init__(self, batches: Any, images: int, shape: tuple[int, ...]) -> None:
+        self.images = images
         fits = 4 * images * int(np.prod(shape)) <= _IN_MEMORY
         self._batches = list(batches) if fits else batches
 
