@@ -73,10 +73,8 @@ def prune(
         ModelError: The model cannot be traced.
         VerificationError: The result is not the masked original.
     """
-    spec = get_structural(method)
-    _check_data(spec, data, compensate, recalibrate)
+    spec = _checked_method(method, data, compensate, recalibrate)
     model = _without_state(model)
-    manifest = getattr(model, _MANIFEST, None) or Manifest(architecture=recognise(model))
     request = PruneRequest(
         method=method,
         params=_checked_params(spec, params),
@@ -90,24 +88,26 @@ def prune(
         recover=recover,
         trace=trace,
     )
-    result = prune_model(model, manifest, request, dense=getattr(model, _DENSE, None))
+    result = prune_model(model, _manifest_of(model), request, dense=getattr(model, _DENSE, None))
     leave_to_caller(result.model)
     _remember(result.model, result.manifest, result.dense)
     return result
 
 
-def _check_data(spec: MethodSpec, data: Iterable[Any] | None, compensate: str, recalibrate: bool) -> None:
-    """Whether the data is there that method and repairs need.
+def _checked_method(method: str, data: Iterable[Any] | None, compensate: str, recalibrate: bool) -> MethodSpec:
+    """The method, if the data is there that it and the repairs need.
 
     Raises:
-        MethodError: It is not, or there is no such compensation.
+        MethodError: It is not, or there is no such method or compensation.
     """
+    spec = get_structural(method)
     if compensate not in get_args(Compensation):
         raise MethodError(unknown("compensation", compensate, get_args(Compensation)))
     if (recalibrate or compensate != "none") and data is None:
         raise MethodError("recalibrate=True and compensate need data: give calibration batches")
     if spec.needs_data and data is None:
         raise MethodError(f"{spec.name} ranks channels by what they do on data: give calibration batches as data=")
+    return spec
 
 
 def _without_state(model: nn.Module) -> nn.Module:
@@ -166,6 +166,11 @@ def load(path: str | Path, model: nn.Module | None = None, *, allow_nonfinite: b
     restored, manifest = restore(file, build, allow_nonfinite=allow_nonfinite)
     _remember(restored, manifest, model)
     return restored
+
+
+def _manifest_of(model: nn.Module) -> Manifest:
+    """Of the result of an earlier `prune` or `load`, else a new one."""
+    return getattr(model, _MANIFEST, None) or Manifest(architecture=recognise(model))
 
 
 def _remember(model: nn.Module, manifest: Manifest, dense: nn.Module | None) -> None:

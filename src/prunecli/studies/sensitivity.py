@@ -96,8 +96,6 @@ def sensitivity_stage(
         raise RecipeError("--ratios must be between 0 and 1, and --max-drop greater than 0")
     loaded, data = space.model(), space.data()
     space.judging.check()
-    if not loaded.manifest.history:
-        space.sink.note("these weights may have been trained on the validation images; drops then look larger")
     batches = _held_out(space, images)
     calibration = space.inputs.calibration(data.training_split(), stage.calibration_images).labelled
     model = loaded.model.to(space.device).eval()
@@ -144,6 +142,8 @@ def _held_out(space: Workspace, images: int) -> _KeptBatches:
     Raises:
         RecipeError: There are none.
     """
+    if not space.model().manifest.history:
+        space.sink.note("these weights may have been trained on the validation images; drops then look larger")
     data = space.data()
     if data.validation is None:
         raise RecipeError(f"{data.name} has no validation images to judge on; set --val-fraction above 0")
