@@ -73,11 +73,9 @@ def prune(
         ModelError: The model cannot be traced.
         VerificationError: The result is not the masked original.
     """
-    spec = _checked_method(method, data, compensate, recalibrate)
-    model = _without_state(model)
     request = PruneRequest(
         method=method,
-        params=_checked_params(spec, params),
+        params=_checked_params(_checked_method(method, data, compensate, recalibrate), params),
         example_inputs=example_inputs,
         keep=keep,
         seed=seed,
@@ -88,6 +86,7 @@ def prune(
         recover=recover,
         trace=trace,
     )
+    model = _without_state(model)
     result = prune_model(model, _manifest_of(model), request, dense=getattr(model, _DENSE, None))
     leave_to_caller(result.model)
     _remember(result.model, result.manifest, result.dense)
