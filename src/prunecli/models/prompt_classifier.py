@@ -21,7 +21,7 @@ _LARGEST_SCALE = 100.0
 class PromptClassifier(nn.Module):
     """Class scores of images by the likeness of their features to those of prompts.
 
-    In training mode one template, drawn anew for each batch, stands for all; in evaluation mode a class is the mean of
+    In training mode one template, drawn for each batch, stands for all; in evaluation mode a class is the mean of
     its prompts' features, computed once (open_clip's `build_zero_shot_classifier`).
 
     Attributes:

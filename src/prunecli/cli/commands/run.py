@@ -71,7 +71,7 @@ def _folder(recipe: Path, given: str | None, force: bool, resume: bool) -> Path:
             raise RecipeError(f"{folder}: is a file; --output takes a folder")
         if folder.is_dir() and any(folder.iterdir()) and not (force or resume):
             raise RecipeError(
-                f"{folder}: exists and is not empty; add --resume to go on with the run there, --force to write into "
+                f"{folder}: exists and is not empty; add --resume to continue the run there, --force to write into "
                 "it, or choose another"
             )
         return folder
