@@ -18,21 +18,21 @@ PAGE = Path(__file__).parents[1] / "docs" / "coverage.md"
 HEAD = """# Coverage
 
 Written by `benchmarks/coverage_page.py` from `benchmarks/results/coverage_*.json`, which
-`prune doctor --coverage PATTERN --max-params 30 -o FILE` measured on new weights (seed 0), batch 1, each
+`prune doctor --coverage PATTERN --max-params 30 -o FILE` measured with random weights (seed 0), batch 1 and each
 architecture's own input size.
 
-For each architecture half of the channels of every group are removed with `l1`, scope local, without rounding.
+For each architecture, half of the channels of every group are removed with `l1`, scope local, without rounding.
 **right** means that the result equals the masked original in float64 (relative difference at most 1e-9, or 1e-4 for
-networks that compute in float32 inside), it is restored from its checkpoint bit by bit and computes the same bits, and
-it trains one step where the dense network does. **refused** means that nothing was pruned, and why. **wrong** means
-that any of this failed. *Kept* is the share of the parameters that is left, *implied* what ratio 0.5 implies for the
-channels found. With every inner width halved about a quarter of the parameters stay; where clearly more are kept,
-layers were left alone, and the most common reason is given.
+networks that compute in float32 inside), that it is restored from its checkpoint bit by bit and computes the same bits,
+and that it trains for one step if the dense network does. **refused** means that nothing was pruned; the reason is
+given. **wrong** means that any of this failed. *Kept* is the share of the parameters that is left, *implied* what ratio
+0.5 implies for the channels found. With every inner width halved, about a quarter of the parameters is left; where
+clearly more is kept, layers were left alone, and the most common reason is given.
 """
 
 
 def main(paths: list[str]) -> None:
-    """Joins the files and writes the page."""
+    """Merges the files and writes the page."""
     versions: dict[str, str] = {}
     notes: list[str] = []
     entries: dict[str, dict[str, Any]] = {}
