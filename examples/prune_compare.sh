@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Evaluate a network, prune it, finetune it, evaluate again, compare, and fail when too much is lost.
+# Evaluate a network, prune it, finetune it, evaluate it again, compare, and fail if too much accuracy is lost.
 #
 #   PRUNE_DATA=DATA examples/prune_compare.sh WEIGHTS ARCH DATASET [RATIO] [METHOD]
 #   PRUNE_DATA=DATA examples/prune_compare.sh resnet56-4bfd9763.th cifar:resnet56 cifar10 0.5 l1
 #
-# For METHOD token RATIO is the share of the tokens that stays, and nothing is finetuned unless EPOCHS says so:
+# With METHOD token, RATIO is the share of the tokens to keep, and there is no finetuning unless EPOCHS is set:
 #   PRUNE_DATA=DATA examples/prune_compare.sh clip.pt open_clip:ViT-B-32 cifar10 0.5 token
 #
-# Everything goes into the folder named in OUT (default: prune_compare). EPOCHS sets the finetuning (default 1; 0 skips
-# it) and GATE the condition that fails (exit code 3).
+# Results go to the folder named by OUT (default: prune_compare). EPOCHS sets the number of finetuning epochs (default 1;
+# 0 skips finetuning) and GATE the condition for failure (exit code 3).
 set -euo pipefail
 
 if [ $# -lt 3 ]; then

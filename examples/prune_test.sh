@@ -3,7 +3,7 @@
 #
 #   examples/prune_test.sh [RATIO] [METHOD]
 #
-# With METHOD token it is a small vision transformer, and RATIO is the share of the tokens that stays.
+# With METHOD token, the network is a small vision transformer, and RATIO is the share of the tokens to keep.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -12,7 +12,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
 if [ "$method" = token ]; then
-    arch=timm:vit_tiny_r_s16_p8_224  # patches behind one convolution, which learns faster
+    arch=timm:vit_tiny_r_s16_p8_224  # patches after a convolution, which learns faster
     size=(img_size=16 patch_size=1 embed_dim=64 depth=3 num_heads=4)
     prune train "$arch" "${size[@]/#/--model-kwargs=}" --data digits --epochs 10 --batch-size 32 \
         --optimizer adamw --lr 0.002 -o dense.safetensors
