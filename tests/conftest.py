@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,7 +21,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Nothing is left in the cache of who runs the tests, and processes that tests start keep to one core each."""
+    """Nothing is left in the cache of who runs the tests, and processes that tests start keep to one core each.
+
+    A shell starts background jobs with Ctrl-C ignored, and the processes of the tests would inherit that.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["PRUNE_CACHE"] = tempfile.mkdtemp(prefix="prune-cache-")
 
