@@ -2,7 +2,7 @@
 
     python benchmarks/macs_latency.py -o macs_latency.json [--rounds 40] [--threads 1]
 
-Random weights do: neither figure depends on them. The interval is a 95 % bootstrap over interleaved rounds.
+The weights are random, because neither ratio depends on them. The interval is a 95 % bootstrap over interleaved rounds.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def main() -> None:
             {
                 "ratio": ratio,
                 "macs_ratio": count_macs(model, example).total / base,
-                "latency_ratio": timing.ratios[place],
-                "latency_ratio_interval": timing.ratio_intervals[place],
+                "latency_ratio": timing.ratios[column],
+                "latency_ratio_interval": timing.ratio_intervals[column],
             }
-            for place, (ratio, model) in enumerate(zip(RATIOS, pruned, strict=True), start=1)
+            for column, (ratio, model) in enumerate(zip(RATIOS, pruned, strict=True), start=1)
         ]
         document[ref] = {"dense_ms": timing.timings[0].median, "pruned": rows}
         print(ref, json.dumps(document[ref]), flush=True)

@@ -1,16 +1,16 @@
-"""MobileNetV2 on a sample of 167 ImageNet images, beside torch-pruning: straight after pruning and after finetuning.
+"""MobileNetV2 on a sample of 167 ImageNet images, and torch-pruning: straight after pruning and after finetuning.
 
     PRUNE_DATA=DATA python benchmarks/mobilenetv2_imagenet.py DATA/weights/mobilenet_v2_torchvision_from_coral.safetensors \\
         -o mobilenetv2_imagenet.json
 
-The sample has one image of each of 167 classes. A seeded permutation divides it: 83 images for calibration and
-finetuning, 84 held out, which figures are measured on. Classes of the held-out images occur in no finetuning image, so
-labels would teach the wrong thing: finetuning is by distillation from the dense network alone. No choice is made on the
+The sample has one image for each of 167 classes. A seeded permutation splits it: 83 images for calibration and
+finetuning, 84 held out for testing. The classes of the held-out images do not occur in the finetuning images, so
+labels would teach the wrong thing: finetuning is only by distillation from the dense network. Nothing is chosen on the
 held-out images; the last epoch counts.
 
-The weights are TensorFlow's in origin: pixels in -1..1, and padding below and to the right before each convolution of
-stride 2. Batch normalisation is folded into the convolutions; statistics of the calibration images and the weights that
-undo them are put back in, which changes no output and lets recalibration and finetuning work as on other networks.
+The weights come from TensorFlow: pixels in -1..1, and padding at the bottom and right before each convolution of
+stride 2. Batch normalisation has been folded into the convolutions; statistics of the calibration images, and weights
+that undo them, are put back in. This does not change the output, and recalibration and finetuning work as on other networks.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ FINETUNED = ("prune, recalibration alone", "prune, regression and recalibration"
 
 
 def dense_network(weights: Path) -> nn.Module:
-    """The network with its own padding before convolutions of stride 2."""
+    """The network with TensorFlow's padding before convolutions of stride 2."""
     model = load_file(weights, "torchvision:mobilenet_v2").model
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
@@ -70,7 +70,7 @@ def dense_network(weights: Path) -> nn.Module:
 
 
 def unfold(model: nn.Module, batches: list[Tensor]) -> None:
-    """Gives batch normalisations the statistics of `batches`, and weights with which the output stays what it is."""
+    """Gives batch normalisations the statistics of `batches`, and weights that leave the output unchanged."""
     layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     sums: dict[nn.Module, list[Tensor]] = {}
 
@@ -179,9 +179,12 @@ def main() -> None:
                     task = task_of(data)
                     distillation = Distillation(model, task, weight=1.0)
                     fit(pruned, batches, None, config, CPU, task=task, seed=seed, hooks=[distillation])
-                found = evaluate(pruned, held_out, CPU)
-                hits = round(found.top1 * found.images / 100)
-                note("runs", row | {"top1": found.top1, "interval": wilson(hits, found.images), "top5": found.top5})
+                accuracy = evaluate(pruned, held_out, CPU)
+                hits = round(accuracy.top1 * accuracy.images / 100)
+                note(
+                    "runs",
+                    row | {"top1": accuracy.top1, "interval": wilson(hits, accuracy.images), "top5": accuracy.top5},
+                )
     for when in ("straight", "finetuned"):
         for ratio in arguments.ratios:
             for name in (*OURS, TORCH_PRUNING):

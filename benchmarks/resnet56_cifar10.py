@@ -1,10 +1,10 @@
-"""ResNet-56 on CIFAR-10 at ratio 0.5, beside torch-pruning's MagnitudePruner with the same finetuning.
+"""ResNet-56 on CIFAR-10 at ratio 0.5, and torch-pruning's MagnitudePruner with the same finetuning.
 
     PRUNE_DATA=DATA python benchmarks/resnet56_cifar10.py DATA/weights/resnet56-4bfd9763.th -o resnet56.json
 
 Both remove the same share of every inner width (scope local), so the MACs are equal. Accuracy is top-1 on the test
-images: before, straight after pruning, and after 1 and 3 epochs of one 3-epoch finetuning on all training images. No
-choice is made on the test images: the last epoch counts. "prune" is the default of the command line (regression and
+images: before, straight after pruning, and after 1 and 3 epochs of a 3-epoch finetuning on all training images. Nothing
+is chosen on the test images: the last epoch counts. "prune" is the default of the command line (regression and
 recalibration on 1,024 training images), "prune, uncompensated" leaves the regression out.
 """
 
@@ -67,7 +67,7 @@ def prune_torch_pruning(model: nn.Module, example: torch.Tensor) -> nn.Module:
 
 
 class TestAccuracy:
-    """Evaluates after the epochs of interest."""
+    """Evaluates after epochs 1 and 3."""
 
     def __init__(self, model: nn.Module, batches: Any) -> None:
         self.model, self.batches = model, batches

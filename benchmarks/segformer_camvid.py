@@ -1,11 +1,11 @@
-"""SegFormer-B0 on CamVid at ratio 0.5: mIoU straight after pruning and after equal finetuning, beside torch-pruning.
+"""SegFormer-B0 on CamVid at ratio 0.5: mIoU straight after pruning and after finetuning, and torch-pruning.
 
     PRUNE_DATA=DATA python benchmarks/segformer_camvid.py -o segformer_camvid.json --dense FOLDER/dense.safetensors
 
 Training, data and finetuning are those of recipes/segformer-camvid.yaml, run by the library's own stages; the dense
-network is trained first where the file does not exist. Every variant removes the same share of every width (scope
-local) from the same dense network; a seed decides calibration images and the order and augmentation of the finetuning.
-The kept epoch is chosen on validation images, figures are those of the test images.
+network is trained first if the file does not exist. Every variant removes the same share of every width (scope
+local) from the same dense network; the seed decides calibration images and the order and augmentation of the
+finetuning. The best epoch is chosen on validation images; results are for the test images.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "segformer-camvid.yaml"
 
 
 class Silent:
-    """Keeps notes and progress to itself."""
+    """Prints only warnings."""
 
     def note(self, text: str) -> None:
         pass
@@ -60,12 +60,12 @@ class Silent:
 
 
 def stage_of(recipe: Recipe, kind: type) -> Any:
-    """The recipe's one stage of that very type."""
+    """The recipe's only stage of exactly this type."""
     return next(stage for stage in recipe.stages if type(stage) is kind)
 
 
 def train_dense(recipe: Recipe, path: Path) -> None:
-    """Trains as the recipe says and saves the network."""
+    """Trains as in the recipe and saves the network."""
     outcome = train_stage(Workspace(recipe, Silent()), stage_of(recipe, TrainStage), path)
     print(f"dense: kept epoch {outcome.chosen.epoch}", flush=True)
 
@@ -73,7 +73,7 @@ def train_dense(recipe: Recipe, path: Path) -> None:
 def straight_and_after(
     recipe: Recipe, dense: Path, seed: int, variant: str, folder: Path, params: dict[str, Any]
 ) -> dict[str, Any]:
-    """One pruned network: mIoU straight after pruning, and after finetuning as the recipe says."""
+    """One pruned network: mIoU straight after pruning, and after finetuning as in the recipe."""
     recipe = replace(recipe, seed=seed, model=ModelSection(weights=str(dense)))
     space = Workspace(recipe, Silent())
     before = space.model()
@@ -107,7 +107,7 @@ def figures(space: Workspace, when: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--out", type=Path, required=True)
-    parser.add_argument("--dense", type=Path, required=True, help="trained dense network; made if it does not exist")
+    parser.add_argument("--dense", type=Path, required=True, help="trained dense network; created if it does not exist")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--variants", nargs="+", choices=[*VARIANTS, "torch-pruning"])
     arguments = parser.parse_args()

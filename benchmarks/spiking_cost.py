@@ -2,9 +2,9 @@
 
     python benchmarks/spiking_cost.py -o benchmarks/results/spiking_cost.json
 
-Times are taken in turns (one of each, then the other way round), ratios are those of `prunecli.measure.latency`: of the
-times that a tenth of the runs stay below, with a cautious bootstrap interval. Peak memory is counted by torch's
-MemTracker while scores are collected from 1, 4 and 16 batches. Batches of 64 random images of 32x32 pixels, one thread.
+Times are taken alternately (one of each, then in reverse order); ratios are those of `prunecli.measure.latency`: of the
+10th percentiles, with a conservative bootstrap interval. Peak memory is measured by torch's MemTracker while scores are
+collected from 1, 4 and 16 batches. Batches of 64 random images of 32x32 pixels, one thread.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ BATCH, STEPS = 64, 4
 
 
 def network(ref: str, kwargs: dict[str, Any]) -> nn.Module:
-    """A network whose neurons fire."""
+    """A network with neurons that fire."""
     torch.manual_seed(0)
     model = build(ref, num_classes=10, **kwargs).eval()
     pair = with_active_neurons(model, model, images(8))
@@ -63,18 +63,18 @@ def ratio(first: Callable[[], float], second: Callable[[], float], rounds: int) 
     first(), second()
     samples = np.empty((rounds, 2))
     for turn in range(rounds):
-        for place in (0, 1) if turn % 2 == 0 else (1, 0):
-            samples[turn, place] = (first, second)[place]() * 1e3
-    found = summarise(samples, quantile=0.1, confidence=0.99)
+        for column in (0, 1) if turn % 2 == 0 else (1, 0):
+            samples[turn, column] = (first, second)[column]() * 1e3
+    paired = summarise(samples, quantile=0.1, confidence=0.99)
     return {
-        "milliseconds": [timing.median for timing in found.timings],
-        "ratio": found.ratios[1],
-        "interval": found.ratio_intervals[1],
+        "milliseconds": [timing.median for timing in paired.timings],
+        "ratio": paired.ratios[1],
+        "interval": paired.ratio_intervals[1],
     }
 
 
 def timed(work: Callable[[], object]) -> Callable[[], float]:
-    """`work` as a function that returns what it took."""
+    """`work` as a function that returns how many seconds it took."""
 
     def measured() -> float:
         start = time.perf_counter()
@@ -85,7 +85,7 @@ def timed(work: Callable[[], object]) -> Callable[[], float]:
 
 
 def collecting(model: nn.Module, rounds: int) -> dict[str, Any]:
-    """Every criterion over a plain pass over the same batch."""
+    """Time of every criterion relative to a plain pass over the same batch."""
     x = images()
     groups = trace(model, x[:1]).groups
 
@@ -104,7 +104,7 @@ def collecting(model: nn.Module, rounds: int) -> dict[str, Any]:
 
 
 def memory(model: nn.Module, criterion: str, batches: int) -> int:
-    """Most bytes held at once while scores are collected."""
+    """Peak bytes while scores are collected."""
     groups = trace(model, images(1)).groups
     tracker = MemTracker()
     tracker.track_external(model)
@@ -115,7 +115,7 @@ def memory(model: nn.Module, criterion: str, batches: int) -> int:
 
 
 class _Drawn:
-    """Batches that are drawn when they are wanted, so that none is held."""
+    """Batches drawn on demand, so that none is kept."""
 
     def __init__(self, count: int, tracker: MemTracker) -> None:
         self._count, self._tracker = count, tracker
@@ -149,7 +149,7 @@ class _Stamps:
 
 
 def training(model: nn.Module, rounds: int) -> dict[str, Any]:
-    """Our loop over a plain one: seconds of a step after the first of a run."""
+    """Our loop relative to a plain one: seconds per step after the first."""
     ours, plain = copy.deepcopy(model), copy.deepcopy(model)
     config = FitConfig(epochs=1, lr=1e-4, optimizer="adamw", weight_decay=1e-4, schedule="none")
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-4, weight_decay=1e-4)
@@ -178,23 +178,23 @@ def training(model: nn.Module, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures and writes."""
+    """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--out", type=Path, default=Path("spiking_cost.json"))
     parser.add_argument("--rounds", type=int, default=20)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     document: dict[str, Any] = {"environment": describe_environment(CPU), "networks": {}}
     for ref, kwargs in NETWORKS.items():
         model = network(ref, kwargs)
         document["networks"][ref] = {
             "arguments": kwargs,
-            "collecting": collecting(model, given.rounds),
+            "collecting": collecting(model, arguments.rounds),
             "peak bytes": {c: {n: memory(model, c, n) for n in (1, 4, 16)} for c in ("rate", "rate+v")},
-            "training step": training(model, max(given.rounds // 2, 4)),
+            "training step": training(model, max(arguments.rounds // 2, 4)),
         }
         print(ref, json.dumps(document["networks"][ref], indent=1), flush=True)
-    given.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    arguments.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@
         benchmarks/results/spiking_spikformer.json
 
 Three networks of each kind are trained on 20,000 images from different seeds. Every criterion removes the same share of
-channels from each, scope and protected layers as by default. Top-1 on the first 2,000 test images: straight after
-removal, after measuring batch normalisation anew, after regression and that (the default), and after one and the same
-short finetuning on 5,120 training images from there. "noise" scores on random inputs instead of training images. "size"
-is what is left at ratio 0.5 after repair, which differs between criteria where all layers compete, "ranks" how much a
-channel's rate has to do with its potential, and with its rate on random inputs. Nothing is chosen on test images. Cells
-that the output file has already are not measured again.
+channels from each, with the default scope and protected layers. Top-1 on the first 2,000 test images: straight after
+removal, after recalibrating batch normalisation, after regression and recalibration (the default), and then after a
+short finetuning on 5,120 training images, the same for all. "noise" scores on random inputs instead of training images.
+"size" is what is left at ratio 0.5 after repair, which differs between criteria because all layers compete; "ranks" is
+the rank correlation of a channel's rate with its potential, and with its rate on random inputs. Nothing is chosen on
+test images. Cells that the output file already has are not measured again.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Bench:
         self.preprocessing = Preprocessing((1, size, size), data.mean, data.std)
         chosen = np.sort(np.random.default_rng(0).permutation(len(data.training_split().labels))[:TRAIN])
         self._train = data.training_split().subset(chosen)
-        # Prepared once: a benchmark of networks, not of image loading.
+        # Loaded once: this benchmark is about networks, not image loading.
         self.test = list(evaluation_batches(data.test.subset(np.arange(TEST)), self.preprocessing, 256))
         self.example = torch.randn(1, 1, size, size, generator=torch.Generator().manual_seed(0))
 
@@ -97,7 +97,7 @@ class Bench:
         return list(CalibrationBatches(self._train, self.preprocessing, CALIBRATION, 128, seed=seed).labelled)
 
     def base(self, seed: int) -> nn.Module:
-        """The trained network of a seed, from the folder of bases or trained now."""
+        """The trained network of a seed, from the folder of bases or newly trained."""
         path = self._bases / f"{self.name}-{seed}.safetensors"
         if not path.is_file():
             torch.manual_seed(seed)
@@ -108,7 +108,7 @@ class Bench:
         return load_file(path).model
 
     def random_images(self, seed: int) -> torch.Tensor:
-        """What stands in for images where there are none."""
+        """Random inputs in place of images."""
         return torch.randn(32, *self.example.shape[1:], generator=torch.Generator().manual_seed(seed))
 
     def finetuned(self, model: nn.Module, seed: int) -> nn.Module:
@@ -153,21 +153,21 @@ def cell(bench: Bench, seed: int, criterion: str, ratio: float) -> dict[str, flo
     """All figures of one criterion at one ratio for one seed."""
     base, data = bench.base(seed), bench.calibration(seed)
     removed = bench.pruned(base, criterion, ratio, seed, data, repaired=False)
-    found = {"removed": bench.top1(removed)}
+    accuracies = {"removed": bench.top1(removed)}
     recalibrate_batchnorm(removed, [images for images, _ in data])
-    found["recalibrated"] = bench.top1(removed)
+    accuracies["recalibrated"] = bench.top1(removed)
     repaired = bench.pruned(base, criterion, ratio, seed, data, repaired=True)
-    found["repaired"] = bench.top1(repaired)
-    found["finetuned"] = bench.top1(bench.finetuned(repaired, seed))
-    return found
+    accuracies["repaired"] = bench.top1(repaired)
+    accuracies["finetuned"] = bench.top1(bench.finetuned(repaired, seed))
+    return accuracies
 
 
 def cost(bench: Bench, seed: int, ratio: float) -> dict[str, Any]:
-    """What removal with the default criterion saves, beside what it leaves of accuracy."""
+    """What removal with the default criterion saves."""
     base, data = bench.base(seed), bench.calibration(seed)
     small = bench.finetuned(bench.pruned(base, "rate", ratio, seed, data, repaired=True), seed)
     before, after = (profile(model, bench.test[:1]) for model in (base, small))
-    found: dict[str, Any] = {
+    saved: dict[str, Any] = {
         "params": parameter_count(small) / parameter_count(base),
         "synops": after.synops / before.synops,
         "energy": after.energy_nj / before.energy_nj,
@@ -176,22 +176,22 @@ def cost(bench: Bench, seed: int, ratio: float) -> dict[str, Any]:
     for images in (1, 64):
         inputs = torch.randn(images, *bench.example.shape[1:], generator=torch.Generator().manual_seed(0))
         timing = time_paired([base, small], [inputs, inputs], rounds=30)
-        found[f"latency {images}"] = (timing.ratios[1], timing.ratio_intervals[1])
-    return found
+        saved[f"latency {images}"] = (timing.ratios[1], timing.ratio_intervals[1])
+    return saved
 
 
 def noise(bench: Bench, seed: int, criterion: str) -> dict[str, float]:
-    """Scores on random inputs at ratio 0.5, with and without measuring normalisations anew."""
+    """Accuracy at ratio 0.5 when channels are scored on random inputs, with and without recalibration."""
     base = bench.base(seed)
     removed = bench.pruned(base, criterion, 0.5, seed, [bench.random_images(seed)], repaired=False)
-    found = {"removed": bench.top1(removed)}
+    accuracies = {"removed": bench.top1(removed)}
     recalibrate_batchnorm(removed, [images for images, _ in bench.calibration(seed)])
-    found["recalibrated"] = bench.top1(removed)
-    return found
+    accuracies["recalibrated"] = bench.top1(removed)
+    return accuracies
 
 
 def size(bench: Bench, seed: int, criterion: str) -> dict[str, float]:
-    """What half of the channels leave of parameters, MACs and synaptic operations, repaired but not finetuned."""
+    """Remaining parameters, MACs and synaptic operations at ratio 0.5, repaired but not finetuned."""
     base = bench.base(seed)
     small = bench.pruned(base, criterion, 0.5, seed, bench.calibration(seed), repaired=True)
     before, after = (profile(model, bench.test[:1]).synops for model in (base, small))
@@ -210,8 +210,8 @@ def ranks(bench: Bench, seed: int) -> dict[str, float]:
     groups = trace(base, bench.example).groups
 
     def scores(criterion: str, batches: list[torch.Tensor]) -> list[torch.Tensor]:
-        found = spike(base, groups, Calibration(batches=batches, options={"criterion": criterion}))
-        return [found[group.name] for group in groups if isinstance(found[group.name], torch.Tensor)]  # type: ignore[misc]
+        by_group = spike(base, groups, Calibration(batches=batches, options={"criterion": criterion}))
+        return [by_group[group.name] for group in groups if isinstance(by_group[group.name], torch.Tensor)]  # type: ignore[misc]
 
     rates, both = scores("rate", images), scores("rate+v", images)
     random = scores("rate", [bench.random_images(seed)])
@@ -227,13 +227,13 @@ def ranks(bench: Bench, seed: int) -> dict[str, float]:
 
 def _correlation(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
     return statistics.mean(
-        float(torch.corrcoef(torch.stack([one.argsort().argsort(), other.argsort().argsort()]).double())[0, 1])
-        for one, other in zip(first, second, strict=True)
+        float(torch.corrcoef(torch.stack([a.argsort().argsort(), b.argsort().argsort()]).double())[0, 1])
+        for a, b in zip(first, second, strict=True)
     )
 
 
 def measure(name: str, bases: Path, out: Path, criteria: Sequence[str] = CRITERIA) -> None:
-    """Fills the file with every cell it lacks."""
+    """Measures every cell that the file does not have yet."""
     torch.set_num_threads(1)
     bench = Bench(name, bases)
     document = json.loads(out.read_text()) if out.is_file() else {}
@@ -278,7 +278,7 @@ def tables(paths: list[Path]) -> None:
         _table(document["noise"], "50 % removed, scored on random inputs", "{}", ("removed", "recalibrated"))
         _costs(document["cost"])
         figures = list(document.get("ranks", {}).values())
-        print({key: _spread([one[key] for one in figures], 2) for key in (figures[0] if figures else ())})
+        print({key: _spread([row[key] for row in figures], 2) for key in (figures[0] if figures else ())})
 
 
 _TITLES = {
@@ -290,7 +290,7 @@ _TITLES = {
 }
 
 
-def _table(found: dict[str, Any], title: str, key: str, columns: Sequence[str], digits: int = 1) -> None:
+def _table(cells: dict[str, Any], title: str, key: str, columns: Sequence[str], digits: int = 1) -> None:
     print(
         f"| {title} | "
         + " | ".join(_TITLES.get(column, column) for column in columns)
@@ -298,7 +298,7 @@ def _table(found: dict[str, Any], title: str, key: str, columns: Sequence[str], 
         + "---:|" * len(columns)
     )
     for criterion in CRITERIA:
-        rows = [found[name] for seed in SEEDS if (name := f"{key.format(criterion)} {seed}") in found]
+        rows = [cells[name] for seed in SEEDS if (name := f"{key.format(criterion)} {seed}") in cells]
         if rows:
             row = [_spread([entry[column] for entry in rows], digits) for column in columns]
             print(
@@ -343,8 +343,13 @@ if __name__ == "__main__":
     parser.add_argument("-o", "--out", type=Path)
     parser.add_argument("--criteria", nargs="+", choices=CRITERIA, default=CRITERIA)
     parser.add_argument("--tables", type=Path, nargs="+")
-    given = parser.parse_args()
-    if given.tables:
-        tables(given.tables)
+    arguments = parser.parse_args()
+    if arguments.tables:
+        tables(arguments.tables)
     else:
-        measure(given.network, given.bases, given.out or Path(f"spiking_{given.network}.json"), given.criteria)
+        measure(
+            arguments.network,
+            arguments.bases,
+            arguments.out or Path(f"spiking_{arguments.network}.json"),
+            arguments.criteria,
+        )

@@ -1,4 +1,4 @@
-"""Time of `prune --help` and of one completion beside `python -c pass`, in interleaved rounds of whole processes.
+"""Time of `prune --help` and of one completion compared with `python -c pass`, in interleaved rounds of processes.
 
 python benchmarks/startup.py -o startup.json [--rounds 20]
 """
@@ -48,8 +48,8 @@ def main() -> None:
             samples[row, column] = milliseconds(*COMMANDS[names[column]])
     timing = summarise(samples)
     result = {
-        name: {"ms": timing.timings[place].median, "interval": timing.timings[place].interval}
-        for place, name in enumerate(names)
+        name: {"ms": timing.timings[column].median, "interval": timing.timings[column].interval}
+        for column, name in enumerate(names)
     }
     print(json.dumps(result, indent=2))
     document = {"environment": describe_environment(), "rounds": arguments.rounds, **result}

@@ -4,8 +4,8 @@
     python benchmarks/surgery.py speed -o surgery_speed.json [--rounds 30]
     python benchmarks/surgery.py coverage -o surgery_coverage.json [--limit 60]
 
-Everything at ratio 0.5, the same share of every width, ranked by L1 norm, new weights from seed 0, one thread.
-torch-pruning gets the help described in `prunecli.studies.torch_pruning`.
+Everything is at ratio 0.5, with the same share of every width, ranked by L1 norm, random weights from seed 0, one
+thread. torch-pruning gets the help described in `prunecli.studies.torch_pruning`.
 
 time: whole calls in interleaved rounds. Ours traces, tries the removal of every group, removes and verifies in float64;
 its phases are listed separately. Memory is the peak of torch's CPU allocator above the level before the call, from the
@@ -15,8 +15,8 @@ allocate without torch.
 speed: latency of one image against the dense network in interleaved rounds, 95 % bootstrap intervals.
 
 coverage: which architectures are pruned correctly. Ours are checked by `prune doctor --coverage`: equal to the masked
-network in float64, restored bit by bit, trainable. torch-pruning's results have to meet less: they run on a batch of
-two, and have at most 3 percentage points more parameters than ours.
+network in float64, restored bit by bit, trainable. torch-pruning's results only have to run on a batch of two, with
+at most 3 percentage points more parameters than ours.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def classes_of(ref: str) -> int:
 
 
 def ready(ref: str, size: int | None = None) -> tuple[nn.Module, Tensor]:
-    """A network with new weights and one random image, by default of the size that coverage uses."""
+    """A network with random weights and one random image, by default in the size that coverage uses."""
     torch.manual_seed(0)
     model = load_reference(ref).model
     shape = (size, size) if size else input_spec(ref, model)[0] or (64, 64)
@@ -224,7 +224,7 @@ def cover_ours(ref: str) -> dict[str, Any]:
 
 
 def cover_torch_pruning(ref: str) -> dict[str, Any]:
-    """Prunes and runs; "ran" is judged later by the parameters that are left."""
+    """Prunes and runs; the status "ran" is replaced later, depending on the remaining parameters."""
     start = time.perf_counter()
     model, example = ready(ref)
     try:

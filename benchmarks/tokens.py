@@ -1,14 +1,14 @@
-"""What leaving tokens out gains and costs.
+"""What dropping tokens saves and costs.
 
     python benchmarks/tokens.py speed -o benchmarks/results/tokens_speed.json
     PRUNE_DATA=DATA python benchmarks/tokens.py frontier MODEL --data cifar10 --blocks 1 3 -o out.json
 
 `speed`: open_clip's ViT-B-16 with random weights (time does not depend on them) on one thread, the image tower alone:
-61 of 197 tokens before block 1 and inside block 0, stages, ToMe with 13 and 16 pairs; the unpruned network, the
-selection and the same numbers of tokens at random are timed in turns, at batch 1 and 8. "limit" is the ratio of MACs
-with a choice that costs nothing. `frontier`: top-1 and agreement of every selector on a trained network, at random for
-several seeds, and of two mistakes: the choice made for the first image used for all ("reused"), and the tokens that
-matter least kept ("inverted"), both with selector cls.
+61 of 197 tokens before block 1 and inside block 0, stages, ToMe with 13 and 16 pairs. The unpruned network, the
+selection and the same number of random tokens are timed alternately, at batch 1 and 8. "limit" is the ratio of MACs if
+choosing cost nothing. `frontier`: top-1 and agreement of every selector on a trained network, of random tokens with
+several seeds, and of two deliberate mistakes with selector cls: using the first image's choice for all images
+("reused"), and keeping the least important tokens ("inverted").
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ def speed(rounds: int) -> dict[str, Any]:
     tower = find_tower(model)
     tokens = token_count(model, tower, example)
     dense = count_macs(model, example).total
-    found: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
     for name, options in SPEED.items():
         selection = plan_selection(TokenParams(**options), tower, tokens)
         networks, macs = [model], []
-        for one in (selection, at_random(selection, tower, 0)):
-            with tokens_pruned(model, one):
+        for variant in (selection, at_random(selection, tower, 0)):
+            with tokens_pruned(model, variant):
                 networks.append(copy.deepcopy(model))
                 macs.append(count_macs(model, example).total)
         row: dict[str, Any] = {"limit": dense / macs[1], "macs": dense / macs[0]}
@@ -81,13 +81,13 @@ def speed(rounds: int) -> dict[str, Any]:
                 "choosing_ms": timing.timings[1].median - timing.timings[2].median,
                 "unpruned_ms": timing.timings[0].median,
             }
-        found[name] = row
+        rows[name] = row
         print(name, json.dumps(row), flush=True)
-    return found
+    return rows
 
 
 def frontier(model: str, data: str, blocks: list[int], keeps: list[float]) -> list[dict[str, Any]]:
-    """Rows of selector, block, share that stays, seed, top-1, agreement, cosine and MACs."""
+    """Rows of selector, block, share of tokens kept, seed, top-1, agreement, cosine and MACs."""
     recipe = Recipe(model=ModelSection(weights=model), data=DataSection(name=data))
     space = Workspace(recipe, Output("quiet"))
     network = space.model().model.eval()
@@ -109,8 +109,8 @@ def frontier(model: str, data: str, blocks: list[int], keeps: list[float]) -> li
         key = str(("cls", block, keep, 0))
         with mock.patch.object(runtime, "choose", mistaken(kind)):
             ours = {"unpruned": None, key: ways["cls", block, keep, 0]}
-            found = compare_changes(space, method, ours, macs | {"unpruned": macs[key]})
-        variants[kind, block, keep, 0] = found[1]
+            results = compare_changes(space, method, ours, macs | {"unpruned": macs[key]})
+        variants[kind, block, keep, 0] = results[1]
     dense = variants["unpruned", 0, 1.0, 0].macs
     return [
         {
@@ -118,18 +118,18 @@ def frontier(model: str, data: str, blocks: list[int], keeps: list[float]) -> li
             "block": block,
             "keep": keep,
             "seed": seed,
-            "macs": one.macs / dense,
-            "top1": getattr(one.metrics, "top1", None),
-            "images": getattr(one.metrics, "images", None),
-            "agreement": one.agreement,
-            "cosine": one.cosine,
+            "macs": result.macs / dense,
+            "top1": getattr(result.metrics, "top1", None),
+            "images": getattr(result.metrics, "images", None),
+            "agreement": result.agreement,
+            "cosine": result.cosine,
         }
-        for (selector, block, keep, seed), one in variants.items()
+        for (selector, block, keep, seed), result in variants.items()
     ]
 
 
 def mistaken(kind: str) -> Any:
-    """A choice of tokens that is wrong in one way."""
+    """A deliberately wrong choice of tokens."""
     first: list[torch.Tensor] = []
 
     def choose(choice: Choice, seen: AttentionInputs) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -153,13 +153,13 @@ def main() -> None:
     parser.add_argument("--keeps", type=float, nargs="+", default=[0.15, 0.25, 0.5, 0.75])
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("-o", "--out", type=Path, required=True)
-    given = parser.parse_args()
-    if given.part == "speed":
-        found: Any = speed(given.rounds)
+    arguments = parser.parse_args()
+    if arguments.part == "speed":
+        figures: Any = speed(arguments.rounds)
     else:
-        found = frontier(given.model, given.data, given.blocks, given.keeps)
-    document = {"figures": found, "environment": describe_environment(CPU)}
-    given.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        figures = frontier(arguments.model, arguments.data, arguments.blocks, arguments.keeps)
+    document = {"figures": figures, "environment": describe_environment(CPU)}
+    arguments.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
