@@ -78,6 +78,12 @@ def test_groups_that_keep_everything_are_not_edited() -> None:
     [
         ({"body.7": torch.arange(3)}, "ours: body.7 is not a group that may shrink"),
         ({"body.3": torch.arange(0)}, "ours: nothing is left of body.3; prune less"),
+        ({"body.3": torch.ones(16, dtype=torch.bool)}, "ours: what stays of body.3 has to be sorted indices"),
+        ({"body.3": torch.tensor([1, 0])}, "ours: what stays of body.3 has to be sorted indices"),
+        ({"body.3": torch.tensor([0, 0, 1])}, "ours: what stays of body.3 has to be sorted indices"),
+        ({"body.3": torch.tensor([-1, 0])}, "ours: what stays of body.3 has to be sorted indices"),
+        ({"body.3": torch.tensor([0, 99])}, "ours: what stays of body.3 has to be sorted indices"),
+        ({"body.3": torch.tensor(3)}, "ours: what stays of body.3 has to be sorted indices"),
     ],
 )
 def test_a_hook_that_keeps_the_impossible_is_refused(keep: Mapping[str, Tensor], message: str) -> None:

@@ -106,7 +106,6 @@ def remove_kept(model: nn.Module, keep: Mapping[str, Tensor], removal: Removal) 
     untouched = list(removal.selection.untouched)
     pruned, groups, error = copy.deepcopy(model), _chosen(by_name, keep), 0.0
     while groups:
-        pruned = copy.deepcopy(model)
         remove(pruned, groups, keep)
         clock.lap("remove")
         try:
@@ -153,13 +152,20 @@ def _losing_units(keep: Mapping[str, Tensor], by_name: Mapping[str, ChannelGroup
     """The entries of groups that lose units.
 
     Raises:
-        MethodError: A group does not exist, or would lose everything.
+        MethodError: A group does not exist or would lose everything, or what stays is not given by sorted indices.
     """
     for name, units in keep.items():
         if name not in by_name:
             raise MethodError(f"{method}: {name} is not a group that may shrink")
-        if len(units) == 0:
+        if units.numel() == 0:
             raise MethodError(f"{method}: nothing is left of {name}; prune less")
+        # A mask of booleans is as long as the group, so it would look like a group that loses nothing.
+        indices = units.dim() == 1 and units.dtype == torch.int64 and bool((units.diff() > 0).all())
+        if not indices or not 0 <= int(units[0]) <= int(units[-1]) < by_name[name].units:
+            raise MethodError(
+                f"{method}: what stays of {name} has to be sorted indices (int64), each once, below "
+                f"{by_name[name].units}"
+            )
     return {name: units for name, units in keep.items() if len(units) < by_name[name].units}
 
 
