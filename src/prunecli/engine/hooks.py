@@ -95,6 +95,8 @@ class Hook:
     def score(self, epoch: int, score: float) -> float | None:
         """Returns the score by which the best epoch is chosen, or None to rule this epoch out.
 
+        If every epoch is ruled out, the weights of the last one are kept.
+
         Args:
             epoch: From 1.
             score: The validation score so far: the task's, as changed by earlier hooks.

@@ -139,7 +139,7 @@ class SpikingNetwork(nn.Module, base.StepModule):  # type: ignore[misc]
 
     def simulate(self, steps: Tensor) -> Tensor:
         """Scores (T, N, classes) of steps (T, N, C, H, W); in step mode "s", of one step, both without T."""
-        raise NotImplementedError
+        raise NotImplementedError  # every network defines its own
 
     def encode(self, x: Tensor) -> Tensor:
         """Turns the inputs of `forward` into steps (T, N, C, H, W).
