@@ -13,7 +13,8 @@ from prunecli.models.cifar import ResNet
 from prunecli.surgery.proof.verify import TOLERANCE, verify
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.labels import OUTPUT
-from prunecli.surgery.tracing.trace import STEM, UNREACHED, trace
+from prunecli.surgery.tracing.reasons import STEM, UNREACHED
+from prunecli.surgery.tracing.trace import trace
 from tests.unit.networks import RIGHT, Averaged, Gated, Grouped, Plain, SplitByAttribute, example
 
 

@@ -60,6 +60,10 @@ class StructuralParams:
     heads: Annotated[bool, Doc("Shrink attention by whole heads, instead of by the same dimensions of every head.")] = (
         False
     )
+    outputs: Annotated[
+        tuple[str, ...],
+        Doc("Outputs that keep their width, such as logits,pred_boxes; default: all but hidden states beside them."),
+    ] = ()
     schedule: Annotated[
         Schedule,
         Doc(

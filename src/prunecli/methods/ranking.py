@@ -19,6 +19,8 @@ from prunecli.methods.registry import get_structural
 from prunecli.methods.request import PruneRequest
 from prunecli.methods.selection import apply_patterns, hold_residual
 from prunecli.surgery.groups import ChannelGroup
+from prunecli.surgery.tracing.labels import OUTPUT
+from prunecli.surgery.tracing.reasons import STEM
 from prunecli.surgery.tracing.trace import trace
 from prunecli.surgery.tracing.traced import Assumptions, Trace
 
@@ -65,6 +67,7 @@ def select(model: nn.Module, request: PruneRequest, assumptions: Assumptions | N
         "prune_stem": request.params.prune_stem,
         "heads": request.params.heads,
         "only": request.params.only,
+        "outputs": request.params.outputs or None,
     }
     traced = request.trace if assumptions is None else None
     if traced is None:
@@ -131,9 +134,16 @@ def rank(model: nn.Module, request: PruneRequest) -> Ranking:
 
 
 def why_nothing(untouched: Sequence[Untouched]) -> str:
-    """The most helpful reason why nothing can shrink: one that names an option, else the first."""
-    reasons = [f"{entry.name}: {entry.reason}" for entry in untouched]
-    return next((reason for reason in reasons if "--" in reason), reasons[0] if reasons else _NOTHING)
+    """The reason that holds most of the network: protected first and last layers count only if there is no other."""
+    channels: dict[str, int] = {}
+    for entry in untouched:
+        channels[entry.reason] = channels.get(entry.reason, 0) + entry.channels
+    causes = {reason: count for reason, count in channels.items() if reason not in (STEM, OUTPUT)} or channels
+    if not causes:
+        return _NOTHING
+    cause = max(causes, key=lambda reason: causes[reason])
+    names = [entry.name for entry in untouched if entry.reason == cause]
+    return f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {cause}"
 
 
 _NOTHING = "the model has no convolution or linear layer"

@@ -208,8 +208,6 @@ class _Run:
             "error": self._error,
             "edits": [edit.model_dump() for edit in self._edits],
             "untouched": [entry.model_dump() for entry in self.untouched],
-            "choices": dict(known.choices),
-            "tied": sorted(known.tied),
             "preferred": sorted(known.preferred),
             "repaired": (self._repair.compensated, self._repair.recalibrated),
             "generator": generator,
@@ -238,7 +236,7 @@ class _Run:
         self._error = state["error"]
         self._edits = [Edit(**edit) for edit in state["edits"]]
         self.untouched = [Untouched(**entry) for entry in state["untouched"]]
-        known = Assumptions(state["choices"], frozenset(state["tied"]), {}, frozenset(state["preferred"]))
+        known = Assumptions(preferred=frozenset(state["preferred"]))
         self._traced = replace(self._traced, assumptions=known)
         self._repair.compensated, self._repair.recalibrated = state["repaired"]
 

@@ -27,7 +27,7 @@ from prunecli.pipeline.pruning import PruneResult, prune_model
 from prunecli.studies.peer import LIMIT_S, Peer, try_torch_pruning
 from prunecli.surgery.removal.rebuild import state_tensors
 from prunecli.surgery.tracing.labels import OUTPUT
-from prunecli.surgery.tracing.trace import STEM
+from prunecli.surgery.tracing.reasons import STEM
 from prunecli.surgery.tracing.traced import Trace
 
 _Status = Literal["right", "refused", "wrong", "too large"]

@@ -46,13 +46,13 @@ class Size:
     """A width as a function of the number of units kept in each group.
 
     Attributes:
-        kind: "number", "group", "sum" or "product".
+        kind: "number", "group", "sum", "product" or "quotient".
         number: The value, for a number.
         group: The group's name, for a group.
-        parts: Summands or factors.
+        parts: Summands, factors, or a width and what it is divided by.
     """
 
-    kind: Literal["number", "group", "sum", "product"]
+    kind: Literal["number", "group", "sum", "product", "quotient"]
     number: int = 0
     group: str = ""
     parts: tuple[Size, ...] = ()
@@ -64,6 +64,8 @@ class Size:
         if self.kind == "number":
             return self.number
         values = [part.value(units) for part in self.parts]
+        if self.kind == "quotient":
+            return values[0] // values[1]
         return sum(values) if self.kind == "sum" else math.prod(values)
 
     @property

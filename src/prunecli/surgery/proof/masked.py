@@ -22,53 +22,66 @@ from prunecli.errors import VerificationError
 from prunecli.inputs import Inputs, call
 from prunecli.surgery.axes import ChannelMasks, kept_mask
 from prunecli.surgery.groups import ChannelGroup, Keep
-from prunecli.surgery.tracing.labels import Followed, Label
+from prunecli.surgery.proof.randomness import Draws, noting
+from prunecli.surgery.tracing.labels import Followed, Label, Record
 from prunecli.surgery.tracing.operators.statistics import NEEDS_KEPT_ALONE
-from prunecli.surgery.tracing.running import plain_attention
+from prunecli.surgery.tracing.running import plain_attention, seeded
 
 
-def run_masked(model: nn.Module, followed: Followed, groups: Sequence[ChannelGroup], keep: Keep, inputs: Inputs) -> Any:
+class OtherOperatorsError(VerificationError):
+    """The model does not call the operators that were recorded."""
+
+
+def run_masked(
+    model: nn.Module,
+    followed: Followed,
+    groups: Sequence[ChannelGroup],
+    keep: Keep,
+    inputs: Inputs,
+    draws: Draws | None = None,
+) -> Any:
     """The output of `model` without the removed channels; its dimensions keep their sizes, removed positions are zero.
 
     Args:
-        model: In evaluation mode; its parameters are set to zero at removed positions.
+        model: In the mode to compare; its parameters are set to zero at removed positions.
         followed: From `follow` on a model of the same architecture and dtype.
         groups: The groups of the trace that `followed` belongs to.
         keep: Kept unit indices by group name.
         inputs: Inputs of the model's dtype.
+        draws: Receives what random operators draw, without removed positions.
 
     Raises:
-        VerificationError: The model does not call the same operators as when it was followed.
+        OtherOperatorsError: The model does not call the same operators as when it was followed.
     """
     kept = channel_masks(groups, keep)
+    draws = draws if draws is not None else []
     try:
-        return _run(model, followed, kept, inputs)
-    except _OtherOperatorsError:  # a network may compute something once and cache it
-        with torch.no_grad(), plain_attention():
+        return _run(model, followed, kept, inputs, draws)
+    except OtherOperatorsError:  # a network may compute something once and cache it
+        with torch.no_grad(), plain_attention(), seeded():
             call(model, inputs)
-    try:
-        return _run(model, followed, kept, inputs)
-    except _OtherOperatorsError:
-        raise VerificationError(
-            "the model calls other operators than when it was traced, so it cannot be verified; nothing was saved"
-        ) from None
+    draws.clear()
+    return _run(model, followed, kept, inputs, draws)
 
 
-class _OtherOperatorsError(Exception):
-    """An operator differs from the one recorded at that point."""
-
-
-def _run(model: nn.Module, followed: Followed, kept: ChannelMasks, inputs: Inputs) -> Any:
-    mode = _MaskedMode(followed, kept)
+def _run(model: nn.Module, followed: Followed, kept: ChannelMasks, inputs: Inputs, draws: Draws) -> Any:
+    records = followed.records if not model.training else followed.training or []
+    mode = _MaskedMode(records, kept, draws)
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    with torch.no_grad(), plain_attention():
+    with torch.no_grad(), plain_attention(), seeded():
         for name, tensor in tensors.items():
             mode.silence(tensor.detach(), followed.parameters[name])
         with mode:
             output = call(model, inputs)
-    if mode._next != len(followed.records):
-        raise _OtherOperatorsError
+    if mode.position != len(records):
+        raise _other_operators()
     return output
+
+
+def _other_operators() -> OtherOperatorsError:
+    return OtherOperatorsError(
+        "the model calls other operators than when it was traced, so it cannot be verified; nothing was saved"
+    )
 
 
 def channel_masks(groups: Sequence[ChannelGroup], keep: Keep) -> ChannelMasks:
@@ -83,19 +96,20 @@ def _mask(group: ChannelGroup, keep: Keep) -> NDArray[np.bool_]:
 
 
 class _MaskedMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, followed: Followed, kept: ChannelMasks) -> None:
+    def __init__(self, records: Sequence[Record], kept: ChannelMasks, draws: Draws) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.records = followed.records
+        self.records = records
         self.kept = kept
-        self._next = 0
+        self.position = 0
+        self._draws = draws
         self._masks: dict[Label, list[tuple[int, Tensor, Tensor]]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        record = self.records[self._next] if self._next < len(self.records) else None
+        record = self.records[self.position] if self.position < len(self.records) else None
         if record is None or record.operator != func.overloadpacket.__name__:
-            raise _OtherOperatorsError
-        self._next += 1
+            raise _other_operators()
+        self.position += 1
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         concerned = [self._removed(label) for label in record.inputs]
         if record.operator in NEEDS_KEPT_ALONE and any(concerned):
@@ -106,7 +120,15 @@ class _MaskedMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for result, label in zip(results, record.outputs, strict=True):
             if any(result is tensor for tensor in inputs) or result.untyped_storage().data_ptr() not in storages:
                 self.silence(result, label)  # a view of a zeroed tensor is zeroed already
+        noting(self._draws, func, results, lambda index, result: self._kept(result, record.outputs[index]))
         return out
+
+    def _kept(self, tensor: Tensor, label: Label) -> Tensor:
+        """A tensor without its removed positions."""
+        for dim, _, kept in self._removed(label):
+            if tensor.shape[dim] == label.dims[dim].size:
+                tensor = tensor.index_select(dim, kept)
+        return tensor
 
     def _removed(self, label: Label) -> list[tuple[int, Tensor, Tensor]]:
         """(dimension, removed positions, kept positions) of each dimension that loses some."""

@@ -11,15 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.errors import VerificationError
-from prunecli.inputs import Inputs, call, cast_inputs, map_tensors, output_tensors
+from prunecli.inputs import Inputs, call, cast_inputs, output_tensors
 from prunecli.surgery.axes import ChannelMasks, kept_mask
 from prunecli.surgery.groups import Keep
+from prunecli.surgery.outputs import chosen_outputs
 from prunecli.surgery.proof.active_neurons import with_active_neurons
-from prunecli.surgery.proof.masked import channel_masks, run_masked
+from prunecli.surgery.proof.masked import OtherOperatorsError, channel_masks, run_masked
+from prunecli.surgery.proof.randomness import Draws, Replayed
+from prunecli.surgery.proof.trial_inputs import drawn_like, two_samples
 from prunecli.surgery.removal.rebuild import state_tensors
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.labels import Label
-from prunecli.surgery.tracing.running import one_line, plain_attention
+from prunecli.surgery.tracing.running import one_line, plain_attention, seeded
 from prunecli.surgery.tracing.traced import Trace
 from prunecli.surgery.tracing.trial import RUNTIME_ERRORS
 
@@ -29,17 +32,14 @@ SINGLE_TOLERANCE = 1e-4
 """The same for networks that only run in float32, or cast to it inside."""
 
 
-_MANY_VALUES = 20_000
-"""An input with at least this many values needs only one more trial."""
-
-
 def verify(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> float:
     """Checks that `pruned` computes what `original` computes with the removed units masked.
 
     The mask is applied where a removed channel is emitted, after every operator that writes to it; normalisations and
     other means over channels see the kept channels alone. Tensors with equal entries (fresh scales, shifts and
     statistics) are replaced by random ones in both networks, because a branch that ends in a zero scale would hide
-    any mistake. Spiking networks are compared a second time with thresholds at which their neurons fire.
+    any mistake. They are compared in training mode too, with equal random numbers. Spiking networks are compared a
+    second time with thresholds at which their neurons fire.
 
     Args:
         original: The model before removal.
@@ -155,70 +155,81 @@ def _randomise(model: nn.Module) -> set[str]:
     return changed
 
 
-def _trials(inputs: Inputs) -> list[Inputs]:
-    """The inputs, and others drawn like them: on a few numbers a channel may be zero by chance.
-
-    Integers do not change. Small inputs are cheap and test little, so there are more of them.
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def drawn(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        spread = tensor.std() if tensor.numel() > 1 and bool(tensor.std() > 0) else tensor.new_ones(())
-        return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * spread + tensor.mean()
-
-    size = sum(tensor.numel() for tensor in output_tensors(inputs))
-    return [inputs, *(map_tensors(inputs, drawn) for _ in range(8 if size < _MANY_VALUES else 1))]
-
-
 def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> float:
     """The largest difference over all trials with outputs that are not all zero.
 
     Raises:
         VerificationError: Nothing can be compared.
     """
-    trials = [(probe, sliced, trial) for trial in _trials(inputs)]
+    assert traced.followed is not None
+    others = drawn_like(inputs)
+    trials = [(probe, sliced, trial) for trial in (inputs, *others)]
     firing = with_active_neurons(probe, sliced, inputs)
     if firing is not None:  # silent neurons would stay silent on the other inputs
         trials = [trials[0], *((*firing, trial) for _, _, trial in trials)]
+    if traced.followed.training is not None:
+        first, second = firing or (probe, sliced)
+        trials.append((_copy(first).train(), second, two_samples(inputs)))
     differences: list[float] = []
     for first, second, trial in trials:
-        references, outputs = _both(first, second, traced, keep, trial)
-        if any(bool(reference.any()) for reference in references):
-            differences.append(max(_relative_difference(a, b) for a, b in zip(references, outputs, strict=True)))
-        elif any(bool(output.any()) for output in outputs):
-            return float("inf")
+        try:
+            references, outputs = _both(first, second, traced, keep, trial)
+            if any(bool(reference.any()) for reference in references):
+                differences.append(max(_relative_difference(a, b) for a, b in zip(references, outputs, strict=True)))
+            elif any(bool(output.any()) for output in outputs):
+                return float("inf")
+        except NotComparableError:
+            if trial is inputs:
+                raise
     if not differences:
         raise VerificationError("the network's output is zero for every input tried, so nothing can be compared")
     return max(differences)
 
 
+class NotComparableError(VerificationError):
+    """The original itself gives nothing that the pruned network could be compared with."""
+
+
 def _both(
     probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, inputs: Inputs
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Outputs of the masked original and of the pruned network."""
+    """Outputs of the masked original and of the pruned network, both in the mode of `probe`."""
     assert traced.followed is not None
+    draws: Draws = []
     try:
-        with torch.no_grad(), plain_attention():
-            outputs = output_tensors(call(sliced, inputs))
+        reference = run_masked(_copy(probe), traced.followed, traced.groups, keep, inputs, draws)
+    except (OtherOperatorsError, *RUNTIME_ERRORS) as error:
+        raise NotComparableError(str(error)) from error
+    replayed = Replayed(draws)
+    pruned = _copy(sliced).train(probe.training)
+    try:
+        with torch.no_grad(), plain_attention(), seeded(), replayed:
+            output = call(pruned, inputs)
     except RUNTIME_ERRORS as error:
         raise VerificationError(f"the pruned network does not run: {one_line(error)}; nothing was saved") from error
-    references = output_tensors(run_masked(copy.deepcopy(probe), traced.followed, traced.groups, keep, inputs))
+    names = traced.followed.kept_outputs
+    references, outputs = chosen_outputs(reference, names), chosen_outputs(output, names)
+    if not replayed.aligned:
+        raise VerificationError("the pruned network draws other random numbers than the original")
     if not references or [tuple(t.shape) for t in references] != [tuple(t.shape) for t in outputs]:
-        raise VerificationError("the pruned network's output has another shape")
+        mode = "in training mode " if probe.training else ""
+        raise VerificationError(f"the pruned network's output {mode}has another shape")
     return references, outputs
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model)
 
 
 def _relative_difference(reference: Tensor, output: Tensor) -> float:
     """Largest absolute difference divided by the largest finite absolute reference.
 
     Raises:
-        VerificationError: The reference holds no finite number.
+        NotComparableError: The reference holds no finite number.
     """
     finite = torch.isfinite(reference)
     if not bool(finite.any()):
-        raise VerificationError("the network's output is not finite, so nothing can be compared; check its weights")
+        raise NotComparableError("the network's output is not finite, so nothing can be compared; check its weights")
     # Values that are not finite must be the same infinity, or NaN, in both.
     if not torch.equal(reference[~finite].nan_to_num(0.0), output[~finite].nan_to_num(0.0)):
         return float("inf")

@@ -12,11 +12,12 @@ import math
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunecli.surgery.axes import Axis, Seq, Term, leaves, resolve
 from prunecli.surgery.groups import ChannelGroup, Scale, Size, Width
 from prunecli.surgery.tracing.labels import Followed, Label, Record
+from prunecli.surgery.tracing.traced import Position, position_of
 
 _POWERS = (-0.5, 0.5, -0.25, 0.25)
 _WRITERS = (
@@ -35,9 +36,15 @@ _MOVES = ("permute", "transpose", "t", "select", "slice", "unsqueeze", "squeeze"
 
 
 def temperatures(
-    model: nn.Module, followed: Followed, groups: Mapping[Axis, ChannelGroup]
+    followed: Followed, groups: Mapping[Axis, ChannelGroup], constant: frozenset[Position]
 ) -> tuple[list[Scale], list[Width]]:
-    """Parameters to rescale and scale attributes to set, for every group of head dimensions."""
+    """Parameters to rescale and scale attributes to set, for every group of head dimensions.
+
+    Args:
+        followed: The network's run.
+        groups: Groups by axis.
+        constant: Positions of groups with a temperature that is a constant in the code.
+    """
     made = _makers(followed)
     readers = _readers(followed)
     scales: dict[tuple[str, str, str], Scale] = {}
@@ -48,7 +55,7 @@ def temperatures(
         queries, keys = record.inputs[-2:]
         group = _group_in(queries.dims[2], groups)
         head_dim = queries.dims[2].size
-        if group is None or not _is_scaled(record, head_dim, made, readers):
+        if group is None or position_of(group) in constant or not _is_scaled(record, head_dim, made, readers):
             continue
         paths = [path for path in (_path(queries, made), _path(keys, made)) if path]
         try:
@@ -58,7 +65,7 @@ def temperatures(
         for module, tensor, dim, positions in written:
             scales.setdefault((group.name, module, tensor), Scale(group.name, module, tensor, dim, positions))
         if written:  # else a constant is not changed, and so neither is the temperature
-            widths += _scale_attributes(model, record.module, group, head_dim)
+            widths += _scale_attributes(followed, group, head_dim, record.module)
     return list(scales.values()), list({(w.module, w.attribute): w for w in widths}.values())
 
 
@@ -198,7 +205,7 @@ def _parameters(
             end = start + label.dims[1 if transposed else 0].size
             inside = positions[(positions >= start) & (positions < end)] - start
             if tensor not in ("running_mean", "running_var") and len(inside):
-                yield module, tensor, dim, inside
+                yield module, tensor, dim, inside + label.starts.get(dim, 0)
 
 
 def _group_in(term: Term, groups: Mapping[Axis, ChannelGroup]) -> ChannelGroup | None:
@@ -210,10 +217,8 @@ def _group_in(term: Term, groups: Mapping[Axis, ChannelGroup]) -> ChannelGroup |
     return inside[0] if len(inside) == 1 else None
 
 
-def _scale_attributes(model: nn.Module, name: str, group: ChannelGroup, head_dim: int) -> Iterator[Width]:
-    """Numbers equal to head_dim ** -0.5 in the module that multiplies queries and keys."""
-    module = model.get_submodule(name)
-    for attribute, value in vars(module).items():
-        if isinstance(value, float) and not attribute.startswith("_"):
-            if math.isclose(value, head_dim**-0.5, rel_tol=1e-6):
-                yield Width(name, attribute, (), Size("group", group.units, group.name), root=True)
+def _scale_attributes(followed: Followed, group: ChannelGroup, head_dim: int, module: str) -> Iterator[Width]:
+    """Numbers equal to head_dim ** -0.5 that entered an operator of the module that multiplies queries and keys."""
+    for (read, value), users in followed.uses.scalars.items():
+        if module in users and math.isclose(value, head_dim**-0.5, rel_tol=1e-6):
+            yield Width(read.module, read.attribute, read.path, Size("group", group.units, group.name), root=True)

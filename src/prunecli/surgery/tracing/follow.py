@@ -1,14 +1,19 @@
-"""Following channels through the ATen operators of one forward pass.
+"""Following channels through the ATen operators of a network's forward passes.
 
-The model runs once, for real, under a dispatch mode: every composite function arrives here as the primitive operators
+The model runs for real under a dispatch mode: every composite function arrives here as the primitive operators
 `torch.export` would record after its decompositions, parameters arrive as themselves, and the modules on the stack are
 known. The rules in `prunecli.surgery.tracing.operators` say which dimensions of an operator's arguments and results
-are the same channels. One plain run costs a fraction of an export and works on models that cannot be exported.
+are the same channels. A plain run costs a fraction of an export and works on models that cannot be exported.
+
+There is a pass in evaluation mode and one in training mode, over the same axes: what training returns, and widths that
+only training reads, count as well. Where a pass reads values that depend on weights, such as `if x.max() > 5`, it is
+followed a second time with the other answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,42 +21,162 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from prunecli.errors import ModelError
+from prunecli.errors import DataDependentError, ModelError
 from prunecli.inputs import Inputs, call, output_tensors
 from prunecli.surgery.axes import fixed, freeze
+from prunecli.surgery.outputs import check_names, chosen_outputs, default_outputs, named_outputs
 from prunecli.surgery.tracing.labels import INPUT, OUTPUT, Followed, Label, Labels, Record
 from prunecli.surgery.tracing.operators import Call, apply_rule
-from prunecli.surgery.tracing.running import one_line, plain_attention, stack_names
+from prunecli.surgery.tracing.paths import PATHS
+from prunecli.surgery.tracing.running import one_line, plain_attention, seeded, stack_names
+from prunecli.surgery.tracing.sizes import SizeWatcher
+from prunecli.surgery.tracing.watched import Uses
 
 _SHORT = (torch.float32, torch.float16, torch.bfloat16)
+_MOST_ANSWERS = 8
+"""How often a network is followed again with other answers."""
 
 
-def follow(model: nn.Module, inputs: Inputs) -> Followed:
-    """Runs `model` once and labels every dimension of every tensor.
+def follow(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    training_inputs: Inputs | None = None,
+    outputs: Sequence[str] | None = None,
+    originals: Mapping[int, str] | None = None,
+    uses: Uses | None = None,
+) -> Followed:
+    """Runs `model` and labels every dimension of every tensor.
 
     Args:
-        model: In evaluation mode, on the CPU; not changed.
+        model: In evaluation mode, on the CPU; what a pass changes in its buffers is undone.
         inputs: Inputs of the model's dtype.
+        training_inputs: Inputs for the pass in training mode; None leaves it out.
+        outputs: Names of the outputs that keep their width; None for those that `default_outputs` chooses.
+        originals: Names by id of the tensors of the network that `model` is a copy of.
+        uses: Where the attributes of `model` note comparisons, if they are watched.
 
     Raises:
-        ModelError: The model does not run on the inputs, or what it does depends on their values.
+        DataDependentError: What it computes depends on values in a way that cannot be followed.
+        ModelError: The model does not run on the inputs.
     """
-    labels = Labels(model)
-    follower = _Follower(labels)
-    with plain_attention(), torch.no_grad(), stack_names(model, labels.stack, follower):
-        try:
-            with follower:
-                for tensor in output_tensors(inputs):
-                    labels.set(tensor, [fixed(size, INPUT) for size in tensor.shape], from_input=True)
-                output = call(model, inputs)
-        except ModelError:
-            raise
-        except Exception as error:
-            raise ModelError(f"the model does not run on the example inputs: {one_line(error)}") from error
-    for tensor in output_tensors(output):
-        for term in labels.of(tensor).dims if tensor in labels else ():
+    labels = Labels(model, originals or {})
+    followed = labels.followed
+    followed.uses = uses or followed.uses
+    try:
+        output = _pass(model, labels, inputs)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"the model does not run on the example inputs: {one_line(error)}") from error
+    followed.records = labels.records
+    if outputs is not None:
+        check_names(output, outputs)
+    followed.kept_outputs = tuple(outputs) if outputs is not None else default_outputs(output)
+    kept = {id(tensor) for tensor in chosen_outputs(output, followed.kept_outputs)}
+    followed.free_outputs = tuple(
+        dict.fromkeys(name.partition(".")[0] for name, tensor in named_outputs(output) if id(tensor) not in kept)
+    )
+    _hold(labels, output)
+    _follow_other_answers(model, labels, inputs)
+    _follow_other_paths(model, labels, inputs)
+    if training_inputs is not None:
+        followed.training = _training(model, labels, training_inputs)
+    for label in followed.results:
+        for term in label.dims:
             freeze(term, OUTPUT)
-    return labels.followed
+    return followed
+
+
+def _hold(labels: Labels, output: Any) -> None:
+    chosen = chosen_outputs(output, labels.followed.kept_outputs)
+    labels.followed.results += [labels.of(tensor) for tensor in chosen if tensor in labels]
+
+
+def _pass(model: nn.Module, labels: Labels, inputs: Inputs) -> Any:
+    labels.start()
+    follower = _Follower(labels)
+    with plain_attention(), torch.no_grad(), _buffers_restored(model), seeded():
+        with stack_names(model, labels.stack, follower), follower, SizeWatcher(labels, labels.followed.uses):
+            for tensor in output_tensors(inputs):
+                labels.set(tensor, [fixed(size, INPUT) for size in tensor.shape], from_input=True)
+            return call(model, inputs)
+
+
+def _training(model: nn.Module, labels: Labels, inputs: Inputs) -> list[Record] | None:
+    """The pass in training mode; None where the network does not run, as detectors without targets."""
+    modes = {module: module.training for module in model.modules()}
+    model.train()
+    try:
+        output = _pass(model, labels, inputs)
+        _hold(labels, output)
+        return labels.records
+    except DataDependentError:
+        raise
+    except Exception:
+        return None
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _follow_other_answers(model: nn.Module, labels: Labels, inputs: Inputs) -> None:
+    """Follows the branches that the example inputs do not take.
+
+    Raises:
+        DataDependentError: Some layers were not reached, and whether they are depends on values.
+    """
+    followed = labels.followed
+    if not followed.value_reads:
+        return
+    tried = list(labels.alternatives.items())
+    for number, answers in tried[:_MOST_ANSWERS]:
+        for answer in answers:
+            labels.answers = {number: answer}
+            try:
+                output = _pass(model, labels, inputs)
+            except Exception:
+                continue
+            _hold(labels, output)
+    labels.answers = {}
+    unmet = [name for name, label in followed.parameters.items() if label.learned and name not in followed.met]
+    if unmet or len(tried) > _MOST_ANSWERS:
+        where = followed.value_reads[0] or "the model itself"
+        rest = f"; {unmet[0]} was not reached" if unmet else ""
+        raise DataDependentError(
+            f"what {where} computes depends on the values of its input, so a trace does not hold{rest}"
+        )
+
+
+def _follow_other_paths(model: nn.Module, labels: Labels, inputs: Inputs) -> None:
+    """Follows the code that runs without fused kernels, and the code that exporters run."""
+    for path in PATHS:
+        with path(model) as taken:
+            if not taken:
+                continue
+            try:
+                output = _pass(model, labels, inputs)
+            except Exception:
+                continue
+            _hold(labels, output)
+
+
+@contextmanager
+def _buffers_restored(model: nn.Module) -> Iterator[None]:
+    """Undoes what a pass does to buffers, such as running means."""
+    before = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, values in before:
+                buffer.copy_(values)
+                module._buffers[name] = buffer
 
 
 class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -72,39 +197,60 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         apply_rule(Call(known, func, name, args, kwargs, tensors, labels, out, results))
         outputs = tuple(known.of(result) for result in results)
         from_input = any(label.from_input for label in labels)
+        learned = any(label.learned for label in labels)
         origins = frozenset().union(*(label.origins for label in labels)) if not from_input else frozenset()
+        if labels and results and name in _PARTS:
+            _note_part(name, args, tensors[0], labels[0], results, outputs)
         for label in outputs:
+            if label.source is not None and labels and labels[0].source is not None and not label.starts:
+                label.starts = labels[0].starts
             label.from_input = label.from_input or from_input
+            label.learned = label.learned or learned
             label.origins = label.origins or origins
+        followed.met.update(label.source[0] for label in labels if label.source is not None)
         if from_input and any(result.dtype in _SHORT for result in results):
             followed.single = True
         # Tensors are not kept: only their labels are.
         plain_args, plain_kwargs = _without_tensors(args), {k: _without_tensors(v) for k, v in kwargs.items()}
         numbers = tuple(_numbers(args, tensors, labels))
-        followed.records.append(Record(name, func, known.module, plain_args, plain_kwargs, labels, outputs, numbers))
-        seen = followed.modules.setdefault(known.module, [])
-        for label in (*labels, *outputs):
-            seen.extend(label.dims)
+        known.records.append(Record(name, func, known.module, plain_args, plain_kwargs, labels, outputs, numbers))
+        if not results and from_input and learned and isinstance(out, (bool, int, float)):
+            return known.answered(out)
         return out
 
     def entered(self, name: str, args: Any) -> None:
         """A module begins with these arguments."""
         followed = self._labels.followed
-        if name not in followed.modules:
+        if name not in followed.order:
             followed.order.append(name)
-        self._see((name,), args)
 
     def left(self, name: str, output: Any) -> None:
         """A module returns `output` to the one below it on the stack."""
-        self._see((name, self._labels.module), output)
         for tensor in output_tensors(output)[-1:]:
-            self._labels.followed.outputs[name] = self._labels.of(tensor)
+            self._labels.followed.outputs.setdefault(name, self._labels.of(tensor))
 
-    def _see(self, names: Sequence[str], value: Any) -> None:
-        for name in names:
-            seen = self._labels.followed.modules.setdefault(name, [])
-            for tensor in output_tensors(value):
-                seen.extend(self._labels.of(tensor).dims)
+
+_PARTS = frozenset("slice select split split_with_sizes unsafe_split unsafe_split_with_sizes chunk narrow".split())
+
+
+def _note_part(
+    name: str, args: tuple[Any, ...], whole: Tensor, label: Label, parts: Sequence[Tensor], outputs: Sequence[Label]
+) -> None:
+    """Notes which rows of a parameter a slice of it holds."""
+    if label.source is None or (name == "slice" and len(args) > 4 and args[4] != 1):
+        return
+    at = 2 if "split" in name or name == "chunk" else 1
+    dim = (args[at] if len(args) > at else 0) % whole.dim()
+    tensor, dims = label.source
+    behind = whole.storage_offset()
+    for part, output in zip(parts, outputs, strict=True):
+        if output is label or whole.stride(dim) == 0:
+            continue
+        start = (int(part.storage_offset()) - int(behind)) // whole.stride(dim)
+        if part.dim() < whole.dim():
+            dims = tuple(own for position, own in enumerate(label.source[1]) if position != dim)
+        output.source = (tensor, dims)
+        output.starts = {**label.starts, label.source[1][dim]: label.starts.get(label.source[1][dim], 0) + start}
 
 
 def _numbers(args: tuple[Any, ...], tensors: Sequence[Tensor], labels: Sequence[Label]) -> Iterator[float]:

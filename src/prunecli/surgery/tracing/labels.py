@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from prunecli.errors import ModelError
 from prunecli.surgery.axes import Axis, Term, fixed
 from prunecli.surgery.groups import Role
+from prunecli.surgery.tracing.equations import Held
+from prunecli.surgery.tracing.watched import Read, Uses
 
 INPUT = "tied to the size of the model's input"
 OUTPUT = "output layer: its width is the model's output"
@@ -24,15 +27,19 @@ class Label:
     Attributes:
         dims: A term for every dimension.
         from_input: Whether its values depend on the model's input.
-        source: For a parameter, or a transposition of one: its name, and the parameter's dimension for each dimension
-            of this tensor.
+        source: For a parameter, or a transposition or slice of one: its name, and the parameter's dimension for each
+            dimension of this tensor.
         origins: Names of the parameters and buffers it was computed from, if from nothing else.
+        learned: Whether its values depend on a parameter or a floating buffer.
+        starts: For a slice of a parameter the first position, by the parameter's dimension.
     """
 
     dims: tuple[Term, ...]
     from_input: bool = False
     source: tuple[str, tuple[int, ...]] | None = None
     origins: frozenset[str] = frozenset()
+    learned: bool = False
+    starts: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -51,32 +58,43 @@ class Record:
 
 @dataclass
 class Followed:
-    """Everything learned from one run.
+    """Everything learned from running a network.
 
     Attributes:
         parameters: Label of each parameter and buffer by state dict name; tied names share one label.
-        records: All operator calls in order.
+        records: All operator calls in evaluation mode, in order.
+        training: All operator calls in training mode; None if the network does not run there on these inputs.
         roles: (name, dimension) of weights to "producer" or "consumer".
         heads: Terms of dimensions that run in parallel in a product of activations: attention heads.
         contracted: Terms of dimensions over which such a product sums: head dimensions, or tokens.
-        modules: For each module the terms of dimensions it handles: in operators it calls itself, in its arguments and
-            outputs, and in the outputs of its children.
         outputs: For each module the label of the last tensor in its output.
         blocks: For each grouped convolution or normalisation the term of its groups.
-        splits: For each module the sizes it splits dimensions into, with the terms of the pieces.
+        uses: Numbers that were used as sizes.
+        held: Attributes that hold a width, known from an adapter.
+        results: Labels of the tensors that the network returned, in either mode.
+        kept_outputs: Names of the outputs whose widths stay; None for all.
+        free_outputs: Names of the outputs whose widths may change.
+        value_reads: Modules that read the values of tensors which depend on weights and input.
+        met: Names of the parameters and buffers that were used.
         single: Whether something that depends on the input is computed in less than float64.
-        order: Names of modules that own tensors, in the order they were first called.
+        order: Names of modules, in the order they were first called.
     """
 
     parameters: dict[str, Label]
     records: list[Record] = field(default_factory=list)
+    training: list[Record] | None = None
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
     heads: list[Term] = field(default_factory=list)
     contracted: list[Term] = field(default_factory=list)
-    modules: dict[str, list[Term]] = field(default_factory=dict)
     outputs: dict[str, Label] = field(default_factory=dict)
     blocks: dict[str, Term] = field(default_factory=dict)
-    splits: dict[str, dict[tuple[int, ...], tuple[Term, ...]]] = field(default_factory=dict)
+    uses: Uses = field(default_factory=Uses)
+    held: dict[Read, Held] = field(default_factory=dict)
+    results: list[Label] = field(default_factory=list)
+    kept_outputs: tuple[str, ...] | None = None
+    free_outputs: tuple[str, ...] = ()
+    value_reads: list[str] = field(default_factory=list)
+    met: set[str] = field(default_factory=set)
     single: bool = False
     order: list[str] = field(default_factory=list)
 
@@ -86,14 +104,23 @@ class Labels:
 
     Args:
         model: The network that is run; its parameters and buffers are labelled.
+        originals: Names of the tensors of the network that `model` is a copy of, by id: the copy must not use them.
 
     Attributes:
         followed: What was learned so far.
         stack: Names of the running modules, innermost last.
+        records: The operator calls of the present pass.
+        answers: What reads of values are answered with instead, by their number in the pass.
+        alternatives: Other answers that lead to other branches, by the number of the read in the first pass.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, originals: Mapping[int, str]) -> None:
         self._labels: Any = WeakTensorKeyDictionary()
+        self._originals = originals
+        self.records: list[Record] = []
+        self.answers: dict[int, bool | int | float] = {}
+        self.alternatives: dict[int, list[bool | int | float]] = {}
+        self._values_read = 0
         self.stack: list[str] = [""]
         parameters: dict[str, Label] = {}
         for name, tensor in (
@@ -103,10 +130,31 @@ class Labels:
             if tensor not in self._labels:
                 dims = tuple(Axis(size) for size in tensor.shape)
                 self._labels[tensor] = Label(
-                    dims, source=(name, tuple(range(tensor.dim()))), origins=frozenset((name,))
+                    dims,
+                    source=(name, tuple(range(tensor.dim()))),
+                    origins=frozenset((name,)),
+                    learned=tensor.is_floating_point() or tensor.is_complex(),
                 )
             parameters[name] = self._labels[tensor]
         self.followed = Followed(parameters)
+
+    def start(self) -> None:
+        """Begins a pass."""
+        self.records = []
+        self._values_read = 0
+        self.stack[:] = [""]
+
+    def answered(self, value: bool | int | float) -> bool | int | float:
+        """The answer to a read of a value that depends on weights and input: the value itself, or one to be tried."""
+        number = self._values_read
+        self._values_read += 1
+        if not self.answers and number not in self.alternatives:
+            self.followed.value_reads.append(self.module)
+            if isinstance(value, bool):
+                self.alternatives[number] = [not value]
+            elif isinstance(value, float):
+                self.alternatives[number] = [1e30, -1e30, 0.0 if value else 1.0]
+        return self.answers.get(number, value)
 
     def __contains__(self, tensor: Tensor) -> bool:
         return tensor in self._labels
@@ -119,9 +167,29 @@ class Labels:
     def of(self, tensor: Tensor) -> Label:
         """The label of a tensor; an unknown tensor is a constant that cannot be resized."""
         if tensor not in self._labels:
+            self._refuse_foreign(tensor)
             self._labels[tensor] = Label(tuple(fixed(size, _CONSTANT) for size in tensor.shape))
         label: Label = self._labels[tensor]
         return label
+
+    def _refuse_foreign(self, tensor: Tensor) -> None:
+        """Refuses tensors that the network does not own and that removal would therefore miss.
+
+        Raises:
+            ModelError: The network computes with a tensor of the network it was copied from, or with a parameter that
+                none of its modules has.
+        """
+        where = f"the forward pass of {self.module or 'the model'}"
+        if id(tensor) in self._originals:
+            raise ModelError(
+                f"{where} uses {self._originals[id(tensor)]} through a function or closure that holds the original "
+                "network, so that a copy would still compute with it; let forward reach it through self"
+            )
+        if isinstance(tensor, nn.Parameter):
+            raise ModelError(
+                f"{where} uses a parameter of shape {tuple(tensor.shape)} that belongs to no module of the network; "
+                "register it, for instance as an attribute of a module or in nn.ParameterList"
+            )
 
     def set(
         self,

@@ -12,10 +12,14 @@ from torch import Tensor
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.tracing.labels import Followed
 
-Choice: TypeAlias = tuple[str, str, tuple[int | str, ...]]
-"""A class name, an attribute, and the path to an entry of the attribute."""
 Position: TypeAlias = tuple[str, int, int]
 """A state dict name, a dimension and an index along it; identifies the channel there."""
+
+
+def position_of(group: ChannelGroup) -> Position:
+    """Where a group's first channel is, in its first member."""
+    member = group.members[0]
+    return member.name, member.dim, int(member.index[0, 0])
 
 
 @dataclass(frozen=True)
@@ -23,21 +27,19 @@ class Assumptions:
     """Answers to questions that operators leave open.
 
     Attributes:
-        choices: For an attribute that could hold several widths, the index of the right one.
-        tied: Classes whose modules take one width from another tensor's shape.
         frozen: Why the channel at a position cannot be removed.
+        constant: Groups with a temperature that is a constant in the code and stays.
         preferred: Of several ways to cut a dimension, those that an earlier trace took: (tensor, dimension, axis from
             the left). Without it, a trace of an already smaller network might decide otherwise.
     """
 
-    choices: Mapping[Choice, int] = field(default_factory=dict)
-    tied: frozenset[str] = frozenset()
     frozen: Mapping[Position, str] = field(default_factory=dict)
+    constant: frozenset[Position] = frozenset()
     preferred: frozenset[Position] = frozenset()
 
     def after_removal(self) -> Assumptions:
         """The assumptions that still hold after positions have changed."""
-        return replace(self, frozen={})
+        return replace(self, frozen={}, constant=frozenset())
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from prunecli.inputs import Inputs, call, doubled_batch
+from prunecli.inputs import Inputs, call, cast_inputs, doubled_batch
+from prunecli.measure.counts import meta_copy
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.removal.slice import remove
-from prunecli.surgery.tracing.running import one_line, stack_names
+from prunecli.surgery.tracing.running import one_line, seeded, stack_names
 
 RUNTIME_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError, ZeroDivisionError, AttributeError)
 
@@ -26,60 +27,73 @@ class Problem:
 
 
 def half_of(groups: Sequence[ChannelGroup], seed: int = 0) -> dict[str, torch.Tensor]:
-    """A seeded choice of about half of every group's units: not exactly half, so that no two widths agree by chance."""
+    """A seeded choice of about half of every group's units: no two widths agree by chance if it can be avoided."""
     generator = torch.Generator().manual_seed(seed)
     keep = {}
     for group in groups:
-        slack = group.units // 8
+        slack = group.units // 4
         count = group.units // 2 - (int(torch.randint(0, slack + 1, (), generator=generator)) if slack else 0)
         keep[group.name] = torch.randperm(group.units, generator=generator)[: max(1, count)].sort().values
     return keep
 
 
-def first_problem(model: nn.Module, groups: Sequence[ChannelGroup], keep: Keep, inputs: Inputs) -> Problem | None:
-    """The module that fails without the channels, in evaluation or in training mode; None if the network runs.
+class Trial:
+    """Runs copies of a network without some of its channels, in evaluation and in training mode.
+
+    Nothing is computed where the network runs on the meta device, which finds the same wrong shapes.
 
     Args:
         model: In evaluation mode on the CPU; not changed.
-        groups: Groups to remove units from.
-        keep: Kept units by group name.
         inputs: Inputs the model accepts.
     """
-    trial = copy.deepcopy(model)
-    stack = [""]
-    try:
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        self._model, self._inputs = model, inputs
+        try:
+            light = meta_copy(model)
+            on_meta = cast_inputs(inputs, device="meta")
+            self._run(copy.deepcopy(light), on_meta, [""])
+            self._model, self._inputs = light, on_meta
+        except Exception:
+            pass
+        self._trains = True
+        try:
+            self._train(copy.deepcopy(self._model), [""])
+        except RUNTIME_ERRORS:
+            self._trains = False
+
+    def first_problem(self, groups: Sequence[ChannelGroup], keep: Keep) -> Problem | None:
+        """The module that fails without the channels; None if the network runs.
+
+        Args:
+            groups: Groups to remove units from.
+            keep: Kept units by group name.
+        """
+        trial = copy.deepcopy(self._model)
         remove(trial, groups, keep)
-        with torch.no_grad(), stack_names(trial, stack):
-            call(trial, inputs)
-    except RUNTIME_ERRORS as error:
-        return Problem(stack[-1], f"the network does not run without its channels: {_where(stack)} ({one_line(error)})")
-    stack = [""]
-    try:
-        _train(trial, inputs, stack)
-    except RUNTIME_ERRORS as error:
-        if _trains(model, inputs):
+        stack = [""]
+        try:
+            self._run(trial, self._inputs, stack)
+        except RUNTIME_ERRORS as error:
+            reason = f"the network does not run without its channels: {_where(stack)} ({one_line(error)})"
+            return Problem(stack[-1], reason)
+        stack = [""]
+        try:
+            if self._trains:
+                self._train(trial, stack)
+        except RUNTIME_ERRORS as error:
             reason = f"a branch that only training uses reads its channels: {_where(stack)} ({one_line(error)})"
             return Problem(stack[-1], reason)
-    return None
+        return None
+
+    @staticmethod
+    def _run(model: nn.Module, inputs: Inputs, stack: list[str]) -> None:
+        with torch.no_grad(), seeded(), stack_names(model, stack):
+            call(model, inputs)
+
+    def _train(self, model: nn.Module, stack: list[str]) -> None:
+        self._run(model.train(), doubled_batch(self._inputs), stack)
 
 
 def _where(stack: Sequence[str]) -> str:
     return stack[-1] or "the model itself"
-
-
-def _train(model: nn.Module, inputs: Inputs, stack: list[str]) -> None:
-    training = model.training
-    model.train()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), stack_names(model, stack):
-            call(model, doubled_batch(inputs))
-    finally:
-        model.train(training)
-
-
-def _trains(model: nn.Module, inputs: Inputs) -> bool:
-    try:
-        _train(copy.deepcopy(model), inputs, [""])
-    except RUNTIME_ERRORS:
-        return False
-    return True

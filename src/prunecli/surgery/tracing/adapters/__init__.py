@@ -1,7 +1,7 @@
 """What operators alone do not show about a family of modules: one small file each, listed here by class name.
 
 An adapter ties channels that the module's code assumes to be equally many, because it computes a width from another
-tensor's shape.
+tensor's shape where that cannot be watched, and names attributes that hold a width although no forward pass reads them.
 """
 
 from __future__ import annotations
@@ -10,34 +10,21 @@ from importlib import import_module
 
 from torch import nn
 
-from prunecli.surgery.axes import Term, is_fixed, leaves, unify
-from prunecli.surgery.tracing.labels import OUTPUT, Followed
+from prunecli.surgery.tracing.labels import Followed
 
 ADAPTERS = {
     "MultiheadAttention": "multihead_attention",
     "SegformerSequenceReduction": "segformer",
 }
+"""By the name of a class."""
+CONVENTIONS = {("reset_classifier", "get_classifier", "forward_features"): "timm_models"}
+"""By the methods that a module has."""
 
 
 def tie_known_modules(model: nn.Module, followed: Followed) -> None:
     """Applies the adapter of every module whose class, or a class it derives from, is listed."""
     for name, module in model.named_modules():
-        for kind in type(module).__mro__:
-            if kind.__name__ in ADAPTERS:
-                import_module(f"{__name__}.{ADAPTERS[kind.__name__]}").tie(name, module, followed)
-                break
-
-
-def tie_equal_widths(followed: Followed, module: str) -> None:
-    """Ties all channel dimensions of one size that a module sees.
-
-    For code such as `B, N, C = x.shape; ...; out.transpose(1, 2).reshape(B, N, C)`, which takes the width of what it
-    writes from what it reads.
-    """
-    by_size: dict[int, list[Term]] = {}
-    for term in followed.modules.get(module, ()):
-        if term.size > 1 and (not is_fixed(term) or any(leaf.reason == OUTPUT for leaf in leaves(term))):
-            by_size.setdefault(term.size, []).append(term)
-    for terms in by_size.values():
-        for other in terms[1:]:
-            unify(terms[0], other)
+        listed = [ADAPTERS[kind.__name__] for kind in type(module).__mro__ if kind.__name__ in ADAPTERS][:1]
+        listed += [file for methods, file in CONVENTIONS.items() if all(hasattr(module, one) for one in methods)]
+        for file in listed:
+            import_module(f"{__name__}.{file}").tie(name, module, followed)

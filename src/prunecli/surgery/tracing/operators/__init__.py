@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunecli.errors import DataDependentError
 from prunecli.surgery.axes import Term, fixed, freeze, unify
 from prunecli.surgery.groups import Role
 from prunecli.surgery.tracing.labels import Label, Labels
@@ -74,11 +73,7 @@ def _rules() -> dict[str, Rule]:
 
 
 def apply_rule(call: Call) -> None:
-    """Labels the results of `call`.
-
-    Raises:
-        DataDependentError: What the model computes next depends on the values in a tensor.
-    """
+    """Labels the results of `call`."""
     rule = _rules().get(call.name) or _rules().get(call.name.removesuffix("_"))
     if rule is None and torch.Tag.pointwise in call.func.tags:
         rule = _rules()["pointwise"]
@@ -100,14 +95,20 @@ def _unknown(call: Call) -> None:
 
 
 def data_dependent(call: Call) -> None:
-    """Refuses a model with control flow that depends on its input's values."""
-    if any(label.from_input for label in call.labels):
-        where = call.known.module or "the model itself"
-        raise DataDependentError(
-            f"what {where} computes depends on the values of its input (operator {call.name}), so a trace does not hold"
-        )
+    """Values are read: what the network computes next may depend on them.
+
+    Equal values are read in the pruned network, because whatever they are computed from is equal. What is left is that
+    other inputs lead to other branches: `Labels.answered` has those tried. Where the number of results depends on
+    values, no channels may be removed in between.
+    """
+    where = call.known.module or "the model itself"
     for result in call.results:
+        for label in call.labels:
+            for term in label.dims:
+                freeze(term, f"{where} picks positions by their values (operator {call.name})")
         call.set(result, [fixed(size) for size in result.shape])
+    if call.results and any(label.from_input and label.learned for label in call.labels):
+        call.known.followed.value_reads.append(call.known.module)
 
 
 def broadcast(call: Call, result: Tensor, operands: Sequence[Tensor]) -> list[Term]:

@@ -144,8 +144,6 @@ def _split(call: Call) -> None:
         for result in call.results:
             head, rest = cut(rest, result.shape[dim])
             pieces.append(head)
-    sizes = tuple(piece.size for piece in pieces)
-    call.known.followed.splits.setdefault(call.known.module, {})[sizes] = tuple(pieces)
     for result, piece in zip(call.results, pieces, strict=True):
         call.set(result, [*dims[:dim], piece, *dims[dim + 1 :]])
 

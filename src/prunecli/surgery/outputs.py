@@ -1,0 +1,75 @@
+"""Which of a network's outputs have to keep their width."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from prunecli.errors import ModelError, unknown
+
+_HIDDEN = frozenset(
+    "last_hidden_state hidden_states attentions pooler_output past_key_values cross_attentions encoder_hidden_states "
+    "decoder_hidden_states encoder_attentions decoder_attentions encoder_last_hidden_state intermediate_hidden_states "
+    "text_model_output vision_model_output audio_model_output qformer_outputs language_model_outputs vision_outputs "
+    "intermediate_logits encoder_outputs extract_features auxiliary_outputs transformer_decoder_hidden_states "
+    "encoder_last_hidden_states pixel_decoder_last_hidden_state transformer_decoder_last_hidden_state".split()
+)
+"""Fields of transformers' outputs that hold what the network computes inside. They count if there is nothing else."""
+
+
+def named_outputs(output: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All tensors in an output with their names: keys, fields and positions, joined by dots; "" for a lone tensor."""
+    if isinstance(output, Tensor):
+        yield prefix, output
+        return
+    items: Iterator[tuple[Any, Any]] = iter(())
+    if isinstance(output, Mapping):
+        items = iter(output.items())
+    elif isinstance(output, tuple) and hasattr(output, "_fields"):
+        items = zip(output._fields, output, strict=True)
+    elif isinstance(output, (list, tuple)):
+        items = iter(enumerate(output))
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        items = ((field.name, getattr(output, field.name)) for field in dataclasses.fields(output))
+    elif hasattr(output, "__dict__") and not callable(output):
+        items = iter(vars(output).items())
+    for key, value in items:
+        yield from named_outputs(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def _covers(name: str, chosen: str) -> bool:
+    return name == chosen or name.startswith(f"{chosen}.")
+
+
+def default_outputs(output: Any) -> tuple[str, ...] | None:
+    """Names of the outputs that somebody reads: all but hidden states, unless there is nothing else; None for all."""
+    if not isinstance(output, Mapping) and not dataclasses.is_dataclass(output):
+        return None
+    top = list(dict.fromkeys(name.partition(".")[0] for name, _ in named_outputs(output)))
+    kept = tuple(name for name in top if name not in _HIDDEN)
+    return kept if kept and len(kept) < len(top) else None
+
+
+def chosen_outputs(output: Any, names: Sequence[str] | None) -> list[Tensor]:
+    """The tensors of an output that `names` cover, in order; all of them for None or if it has none of the names."""
+    every = list(named_outputs(output))
+    if names is None:
+        return [tensor for _, tensor in every]
+    chosen = [tensor for name, tensor in every if any(_covers(name, wanted) for wanted in names)]
+    return chosen or [tensor for _, tensor in every]
+
+
+def check_names(output: Any, names: Sequence[str]) -> None:
+    """Refuses names that an output does not have.
+
+    Raises:
+        ModelError: With the nearest name.
+    """
+    every = [name for name, _ in named_outputs(output)]
+    prefixes = dict.fromkeys(".".join(name.split(".")[:end]) for name in every for end in range(1, name.count(".") + 2))
+    for wanted in names:
+        if not any(_covers(name, wanted) for name in every):
+            raise ModelError(unknown("output", wanted, [name for name in prefixes if name]))

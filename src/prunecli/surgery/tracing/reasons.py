@@ -1,0 +1,61 @@
+"""Why layers keep their width: every layer with a weight is in a group or has a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from prunecli.surgery.axes import leaves
+from prunecli.surgery.groups import ChannelGroup
+from prunecli.surgery.tracing.labels import OUTPUT, Followed
+from prunecli.surgery.tracing.traced import Frozen
+
+STEM = "first layer (protected; --prune-stem to include it)"
+UNREACHED = "not reached by the forward pass"
+UNREAD = "nothing reads its result, so no score can say which channels count"
+HEADS = "attention heads (--heads removes whole heads)"
+UNWRITTEN = "no layer writes its channels alone"
+
+
+def left_over(
+    model: nn.Module, followed: Followed, groups: Sequence[ChannelGroup], frozen: Sequence[Frozen]
+) -> list[Frozen]:
+    """Layers that are neither in a group nor refused: none may be omitted silently."""
+    seen = {entry.name for entry in frozen}
+    for group in groups:
+        seen.update(member.module for member in group.members if member.role != "consumer")
+    left_over: list[Frozen] = []
+    for name, module in model.named_modules():
+        own = [tensor for tensor, value in module.named_parameters(recurse=False) if value.dim() > 1]
+        weights = [f"{name}.{tensor}".lstrip(".") for tensor in own]
+        if name in seen or not weights:
+            continue
+        reason = UNREACHED if not followed.met.intersection(weights) else _reason(followed, weights)
+        left_over.append(Frozen(name, width_of(module), reason))
+    return left_over
+
+
+def _reason(followed: Followed, weights: Sequence[str]) -> str:
+    """Why the width that a layer writes cannot change."""
+    written = [(name, dim) for name in weights for dim in _written_dims(followed, name)]
+    terms = [followed.parameters[name].dims[dim] for name, dim in written]
+    terms = terms or [term for name in weights for term in followed.parameters[name].dims]
+    reasons = [leaf.reason for term in terms for leaf in leaves(term) if leaf.reason is not None and leaf.size > 1]
+    if reasons:
+        return next((reason for reason in reasons if reason == OUTPUT), reasons[0])
+    return HEADS if written else UNWRITTEN
+
+
+def _written_dims(followed: Followed, name: str) -> list[int]:
+    label = followed.parameters[name]
+    source = label.source[0] if label.source else name
+    return [dim for dim in range(len(label.dims)) if followed.roles.get((source, dim)) == "producer"]
+
+
+def width_of(module: nn.Module) -> int:
+    """How many channels a layer writes."""
+    if isinstance(module, (nn.Linear, _ConvNd)):
+        return int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)
+    return max((parameter.shape[0] for parameter in module.parameters() if parameter.dim() > 0), default=0)
