@@ -48,9 +48,13 @@ def follow(model: nn.Module, inputs: Inputs) -> Followed:
             raise
         except Exception as error:
             raise ModelError(f"the model does not run on the example inputs: {one_line(error)}") from error
-    for tensor in output_tensors(output):
-        for term in labels.of(tensor).dims if tensor in labels else ():
-            freeze(term, OUTPUT)
+    outputs = [labels.of(tensor) for tensor in output_tensors(output) if tensor in labels]
+    for term in (term for label in outputs for term in label.dims):
+        freeze(term, OUTPUT)
+    read = {label for record in labels.followed.records for label in record.inputs}.union(outputs)
+    for label, terms, reason in labels.followed.conditions:
+        for term in terms if label in read else ():
+            freeze(term, reason)
     return labels.followed
 
 

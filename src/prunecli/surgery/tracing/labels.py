@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +65,7 @@ class Followed:
         blocks: For each grouped convolution or normalisation the term of its groups.
         splits: For each module the sizes it splits dimensions into, with the terms of the pieces.
         single: Whether something that depends on the input is computed in less than float64.
+        conditions: Dimensions that cannot shrink if a tensor is read later: its label, the terms and why.
         order: Names of modules that own tensors, in the order they were first called.
     """
 
@@ -78,6 +79,7 @@ class Followed:
     blocks: dict[str, Term] = field(default_factory=dict)
     splits: dict[str, dict[tuple[int, ...], tuple[Term, ...]]] = field(default_factory=dict)
     single: bool = False
+    conditions: list[tuple[Label, tuple[Term, ...], str]] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
 
 
@@ -134,3 +136,7 @@ class Labels:
         """Labels a new tensor."""
         assert [term.size for term in dims] == list(tensor.shape), (dims, tensor.shape)
         self._labels[tensor] = Label(tuple(dims), from_input, source)
+
+    def if_read(self, tensor: Tensor, dims: Iterable[Term], reason: str) -> None:
+        """States that `dims` cannot shrink if an operator reads `tensor`, or the model returns it."""
+        self.followed.conditions.append((self.of(tensor), tuple(dims), reason))
