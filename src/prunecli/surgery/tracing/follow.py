@@ -85,6 +85,10 @@ def follow(
     for label in followed.results:
         for term in label.dims:
             freeze(term, OUTPUT)
+    for label, terms, reason in followed.conditions:
+        if label in labels.read or label in followed.results:
+            for term in terms:
+                freeze(term, reason)
     return followed
 
 
@@ -207,6 +211,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
             label.from_input = label.from_input or from_input
             label.learned = label.learned or learned
             label.origins = label.origins or origins
+        known.read.update(labels)
         followed.met.update(label.source[0] for label in labels if label.source is not None)
         if from_input and any(result.dtype in _SHORT for result in results):
             followed.single = True

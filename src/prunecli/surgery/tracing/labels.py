@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +77,7 @@ class Followed:
         value_reads: Modules that read the values of tensors which depend on weights and input.
         met: Names of the parameters and buffers that were used.
         single: Whether something that depends on the input is computed in less than float64.
+        conditions: Dimensions that cannot shrink if a tensor is read later: its label, the terms and why.
         order: Names of modules, in the order they were first called.
     """
 
@@ -96,6 +97,7 @@ class Followed:
     value_reads: list[str] = field(default_factory=list)
     met: set[str] = field(default_factory=set)
     single: bool = False
+    conditions: list[tuple[Label, tuple[Term, ...], str]] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
 
 
@@ -110,6 +112,7 @@ class Labels:
         followed: What was learned so far.
         stack: Names of the running modules, innermost last.
         records: The operator calls of the present pass.
+        read: Labels of all tensors that an operator has read.
         answers: What reads of values are answered with instead, by their number in the pass.
         alternatives: Other answers that lead to other branches, by the number of the read in the first pass.
     """
@@ -118,6 +121,7 @@ class Labels:
         self._labels: Any = WeakTensorKeyDictionary()
         self._originals = originals
         self.records: list[Record] = []
+        self.read: set[Label] = set()
         self.answers: dict[int, bool | int | float] = {}
         self.alternatives: dict[int, list[bool | int | float]] = {}
         self._values_read = 0
@@ -202,3 +206,7 @@ class Labels:
         """Labels a new tensor."""
         assert [term.size for term in dims] == list(tensor.shape), (dims, tensor.shape)
         self._labels[tensor] = Label(tuple(dims), from_input, source)
+
+    def if_read(self, tensor: Tensor, dims: Iterable[Term], reason: str) -> None:
+        """States that `dims` cannot shrink if an operator reads `tensor`, or the model returns it."""
+        self.followed.conditions.append((self.of(tensor), tuple(dims), reason))

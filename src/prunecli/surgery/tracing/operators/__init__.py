@@ -19,7 +19,7 @@ from prunecli.surgery.axes import Term, fixed, freeze, unify
 from prunecli.surgery.groups import Role
 from prunecli.surgery.tracing.labels import Label, Labels
 
-MODULES = ("layout", "contraction", "statistics", "pointwise", "indexing")
+MODULES = ("layout", "contraction", "statistics", "pointwise", "indexing", "sampling", "spectral", "matrices")
 """One module for each kind of operator, in this package."""
 
 

@@ -1,6 +1,8 @@
-"""Picking positions by index tensors."""
+"""Picking positions by index tensors, and writing to them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,53 +11,79 @@ from prunecli.surgery.axes import Term, fixed, freeze, unify
 from prunecli.surgery.tracing.operators import Call, Rule
 
 _PICKED = "its positions are picked by an index"
+_COUNTED = "its entries are counted"
+_SEARCHED = "it is searched, and positions in it are the result"
+
+
+def _hold(terms: Sequence[Term], reason: str = _PICKED) -> None:
+    for term in terms:
+        freeze(term, reason)
+
+
+def _picked(call: Call, x: Tensor, indices: Sequence[Tensor | None]) -> tuple[list[Term], list[Term]]:
+    """Dimensions of `x[indices]`, and those of them that come from the indices.
+
+    Indexed dimensions of `x` are frozen. A mask counts as one index for each of its dimensions; they are frozen too.
+    """
+    dims = call.dims(x)
+    rest: list[Term] = []
+    places: list[int] = []
+    shapes: list[list[Term]] = []
+    dim = 0
+    for value in indices:
+        if value is None:
+            rest.append(dims[dim])
+            dim += 1
+            continue
+        masks = value.dtype in (torch.bool, torch.uint8)
+        covered = value.dim() if masks else 1
+        _hold(dims[dim : dim + covered])
+        if masks:
+            _hold(call.dims(value))
+        shapes.append([fixed(int(value.count_nonzero()), _PICKED)] if masks else call.dims(value))
+        places += range(dim, dim + covered)
+        dim += covered
+    rest += dims[dim:]
+    together = places == list(range(places[0], places[0] + len(places)))
+    at = places[0] if together else 0
+    span = _broadcast(shapes)
+    return [*rest[:at], *span, *rest[at:]], span
+
+
+def _broadcast(shapes: Sequence[Sequence[Term]]) -> list[Term]:
+    """Dimensions of indices that are broadcast together."""
+    result: list[Term] = []
+    for back in range(1, max(len(shape) for shape in shapes) + 1):
+        present = [shape[-back] for shape in shapes if len(shape) >= back]
+        wide = [term for term in present if term.size != 1]
+        for other in wide[1:]:
+            unify(wide[0], other)
+        result.insert(0, wide[0] if wide else present[0])
+    return result
 
 
 def _index(call: Call) -> None:
     """`x[i, :, j]`: indexed dimensions cannot shrink; the dimensions of the index replace them."""
-    x, indices = call.args[0], list(call.args[1])
-    dims = call.dims(x)
-    indexed = [dim for dim, value in enumerate(indices) if value is not None]
-    tensors = [value for value in indices if value is not None]
-    for dim in indexed:
-        freeze(dims[dim], _PICKED)
-    result = call.results[0]
-    if any(tensor.dtype == torch.bool for tensor in tensors):
-        for term in dims:
-            freeze(term, _PICKED)
-        call.set(result, [fixed(size, _PICKED) for size in result.shape])
-        return
-    span = max(tensor.dim() for tensor in tensors)
-    together = indexed == list(range(indexed[0], indexed[0] + len(indexed)))
-    at = indexed[0] if together else 0
-    rest = [term for dim, term in enumerate(dims) if dim not in indexed]
-    shape = result.shape[at : at + span]
-    picked: list[Term] = []
-    for dim, size in enumerate(shape):
-        back = span - dim
-        meeting = [call.dims(t)[t.dim() - back] for t in tensors if t.dim() >= back and t.shape[t.dim() - back] == size]
-        for other in meeting[1:]:
-            unify(meeting[0], other)
-        picked.append(meeting[0] if meeting else fixed(size))
-    call.set(result, [*rest[:at], *picked, *rest[at:]])
+    dims, _ = _picked(call, call.args[0], call.args[1])
+    call.set(call.results[0], dims)
 
 
 def _index_put(call: Call) -> None:
-    """`x[i] = v`: nothing of the target may change width where it is indexed, and v is not followed."""
-    x, indices = call.args[0], call.args[1]
-    dims = call.dims(x)
-    for dim, value in enumerate(indices):
-        if value is not None:
-            freeze(dims[dim], _PICKED)
-    for value in call.tensors:
-        if value is not x:
-            for term in call.dims(value):
-                freeze(term, _PICKED)
-    for term in dims:
-        freeze(term, _PICKED)
+    """`x[i] = v`: where nothing is indexed, v has the dimensions of x."""
+    x, indices, values = call.args[:3]
+    dims, span = _picked(call, x, indices)
+    _hold(span)
+    others = call.dims(values)
+    for term, other in zip(reversed(dims), reversed(others), strict=False):
+        if term.size == other.size:
+            unify(term, other)
+    _written(call, x)
+
+
+def _written(call: Call, x: Tensor) -> None:
     for result in call.results:
-        if not any(result is tensor for tensor in call.tensors):
-            call.set(result, dims)
+        if result is not x:
+            call.set(result, call.dims(x))
 
 
 def _index_select(call: Call) -> None:
@@ -64,7 +92,8 @@ def _index_select(call: Call) -> None:
     dim = call.arg(1, "dim") % x.dim()
     dims = call.dims(x)
     freeze(dims[dim], _PICKED)
-    dims[dim] = call.dims(call.arg(2, "index"))[0]
+    index = call.dims(call.arg(2, "index"))
+    dims[dim] = index[0] if index else fixed(1)
     call.set(call.results[0], dims)
 
 
@@ -77,17 +106,90 @@ def _gather(call: Call) -> None:
             freeze(term, _PICKED)
         elif term.size == other.size:
             unify(term, other)
+        else:
+            _hold((term, other))  # the first few positions
     call.set(call.results[0], others)
 
 
 def _scatter(call: Call) -> None:
-    """Values written by index: nothing changes width."""
+    """Values written along one dimension, to places chosen separately at each position of the others."""
+    x, dim, where, values = call.args[0], call.arg(1, "dim"), call.arg(2, "index"), call.arg(3, "src")
+    every = [call.dims(tensor) for tensor in (x, where, values) if isinstance(tensor, Tensor)]
+    for position in range(x.dim()):
+        meeting = [dims[position] for dims in every]
+        if position == dim % x.dim() or len({term.size for term in meeting}) > 1:
+            _hold(meeting)
+        else:
+            for other in meeting[1:]:
+                unify(meeting[0], other)
+    _written(call, x)
+
+
+def _index_write(call: Call) -> None:
+    """`index_add`, `index_copy`, `index_fill`: slices of one dimension are written, all others meet."""
+    x, values = call.args[0], call.arg(3, "source")
+    dim = call.arg(1, "dim") % x.dim()
+    dims = call.dims(x)
+    _hold([dims[dim], *call.dims(call.arg(2, "index"))])
+    if isinstance(values, Tensor) and values.dim() == x.dim():
+        for position, (term, other) in enumerate(zip(dims, call.dims(values), strict=True)):
+            if position == dim:
+                freeze(other, _PICKED)
+            else:
+                unify(term, other)
+    _written(call, x)
+
+
+def _masked_scatter(call: Call) -> None:
+    """Values written in order where a mask is true: whole rows, if the mask is the same along the last dimensions."""
+    x, mask, values = call.args[:3]
+    dims, others, masked = call.dims(x), call.dims(values), call.dims(mask)
+    rows = 0
+    for back in range(1, min(len(dims), len(others)) + 1):
+        constant = mask.dim() < back or mask.shape[-back] == 1 or mask.stride(-back) == 0
+        if not constant or dims[-back].size != others[-back].size:
+            break
+        unify(dims[-back], others[-back])
+        if mask.dim() >= back and masked[-back].size == dims[-back].size:
+            unify(dims[-back], masked[-back])
+        rows = back
+    for terms in (dims, others, masked):
+        _hold(terms[: max(0, len(terms) - rows)])
+    _written(call, x)
+
+
+def _take(call: Call) -> None:
+    """Positions of a flattened tensor."""
+    _hold(call.dims(call.args[0]))
+    call.set(call.results[0], call.dims(call.args[1]))
+
+
+def _counted(call: Call) -> None:
+    """`bincount`, `histc`, `repeat_interleave` by a tensor: every entry counts, so nothing changes width."""
     for tensor in call.tensors:
-        for term in call.dims(tensor):
-            freeze(term, _PICKED)
+        _hold(call.dims(tensor), _COUNTED)
     for result in call.results:
-        if not any(result is tensor for tensor in call.tensors) and isinstance(result, Tensor):
-            call.set(result, [fixed(size, _PICKED) for size in result.shape])
+        call.set(result, [fixed(size, _COUNTED) for size in result.shape])
+
+
+def _searched(call: Call) -> None:
+    """`bucketize`, `searchsorted`, `isin`: values are looked up one by one; where they are searched nothing shrinks."""
+    values, sequence = (call.args[1], call.args[0]) if call.name == "searchsorted" else call.args[:2]
+    for tensor in call.tensors:
+        if tensor is not values:
+            _hold(call.dims(tensor)[-1:] if call.name == "searchsorted" else call.dims(tensor), _SEARCHED)
+    dims = call.dims(values) if isinstance(values, Tensor) else []
+    if isinstance(sequence, Tensor) and call.name == "searchsorted" and sequence.dim() > 1:
+        for term, other in zip(dims[:-1], call.dims(sequence)[:-1], strict=True):
+            unify(term, other)
+    call.set(call.results[0], dims)
+
+
+def _drawn(call: Call) -> None:
+    """`multinomial`: positions of the last dimension, drawn at random."""
+    dims, result = call.dims(call.args[0]), call.results[0]
+    freeze(dims[-1], _PICKED)
+    call.set(result, [*dims[:-1], fixed(result.shape[-1], _PICKED)])
 
 
 RULES: dict[str, Rule] = {
@@ -95,7 +197,11 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("index_put", "_unsafe_index_put", "_index_put_impl"), _index_put),
     "index_select": _index_select,
     "gather": _gather,
-    **dict.fromkeys(
-        ("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "masked_scatter"), _scatter
-    ),
+    **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), _scatter),
+    **dict.fromkeys(("index_add", "index_copy", "index_fill", "index_reduce"), _index_write),
+    "masked_scatter": _masked_scatter,
+    "take": _take,
+    **dict.fromkeys(("bincount", "histc", "repeat_interleave"), _counted),
+    **dict.fromkeys(("bucketize", "searchsorted", "isin"), _searched),
+    "multinomial": _drawn,
 }

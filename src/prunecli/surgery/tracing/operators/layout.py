@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from prunecli.surgery.axes import (
-    NOT_A_CHANNEL,
     Axis,
+    Seq,
     Term,
     cut,
     factor,
@@ -24,12 +22,18 @@ from prunecli.surgery.axes import (
 )
 from prunecli.surgery.tracing.operators import Call, Rule
 
+_PICKED = "single positions of it are picked out"
 _REORDERED = "its channels are reordered by position"
 
 
 def _view(call: Call) -> None:
     """Any reshape of a contiguous tensor."""
     x, result = call.tensors[0], call.results[0]
+    if x.numel() != result.numel():  # the same bytes as another type
+        for term in call.dims(x):
+            freeze(term, _REORDERED)
+        call.set(result, [fixed(size, _REORDERED) for size in result.shape])
+        return
     source = call.labels[0].source if x.shape == result.shape else None
     call.set(result, reshape(call.dims(x), result.shape), source)
 
@@ -119,12 +123,26 @@ def _strided_span(term: Term, start: int, step: int, count: int) -> Term:
 
 
 def _select(call: Call) -> None:
-    """One position of a dimension, which therefore cannot shrink."""
+    """One position of a dimension, which therefore cannot shrink if the result is used for more than its shape."""
     x = call.args[0]
     dim = call.arg(1, "dim") % x.dim()
     dims = call.dims(x)
-    freeze(dims.pop(dim), "single positions of it are picked out")
+    picked, position = dims.pop(dim), call.arg(2, "index")
     call.set(call.results[0], dims)
+    call.known.if_read(call.results[0], _before(picked, position % picked.size, from_end=position < 0), _PICKED)
+
+
+def _before(term: Term, position: int, *, from_end: bool) -> list[Term]:
+    """Parts of a dimension that have to stay for a position to stay where it is, counted from one end."""
+    resolved = resolve(term)
+    if not isinstance(resolved, Seq):
+        return [resolved]
+    start, needed = 0, []
+    for part in resolved.parts:
+        if start + part.size > position if from_end else start <= position:
+            needed.append(part)
+        start += part.size
+    return needed
 
 
 def _split(call: Call) -> None:
@@ -138,7 +156,7 @@ def _split(call: Call) -> None:
     if equal and len(call.results) > 1:
         outer, inner = _halves(rest, call.results[0].shape[dim])
         if outer is not None and inner is not None:
-            freeze(outer, "single positions of it are picked out")
+            freeze(outer, _PICKED)
             pieces = [inner] * len(call.results)
     if not pieces:
         for result in call.results:
@@ -162,7 +180,7 @@ def _glu(call: Call) -> None:
     dim = call.arg(1, "dim", -1) % x.dim()
     dims = call.dims(x)
     outer, dims[dim] = factor(dims[dim], x.shape[dim] // 2)
-    freeze(outer, "single positions of it are picked out")
+    freeze(outer, _PICKED)
     call.set(call.results[0], dims)
 
 
@@ -171,7 +189,7 @@ def _unbind(call: Call) -> None:
     x = call.args[0]
     dim = call.arg(1, "dim", 0) % x.dim()
     dims = call.dims(x)
-    freeze(dims.pop(dim), "single positions of it are picked out")
+    freeze(dims.pop(dim), _PICKED)
     for result in call.results:
         call.set(result, dims)
 
@@ -215,7 +233,7 @@ def _reordered(call: Call) -> None:
 
 
 def _pad(call: Call) -> None:
-    """`constant_pad_nd`, and the reflecting and repeating forms, which pad image dimensions."""
+    """Constant padding along any dimension; what is padded may shrink, whatever the constant is."""
     x, result = call.args[0], call.results[0]
     amounts = list(call.arg(1, "pad"))
     dims = call.dims(x)
@@ -224,9 +242,7 @@ def _pad(call: Call) -> None:
         at = x.dim() - 1 - pair
         if before or after:
             inner = _span(dims[at], -before if before < 0 else 0, x.shape[at] + min(after, 0))
-            if call.name != "constant_pad_nd" or call.arg(2, "value", 0):
-                freeze(inner, _REORDERED)
-            reason = "its zero padding has a constant width"
+            reason = "its padding has a constant width"
             dims[at] = sequence((fixed(max(before, 0), reason), inner, fixed(max(after, 0), reason)))
     call.set(result, dims)
 
@@ -239,6 +255,44 @@ def _restrided(call: Call) -> None:
     for term in call.dims(x):
         freeze(term, _REORDERED)
     call.set(result, [fixed(size, _REORDERED) for size in result.shape])
+
+
+def _slice_scatter(call: Call) -> None:
+    """A tensor with a range along one dimension replaced."""
+    x, value, result = call.args[0], call.args[1], call.results[0]
+    dims = call.dims(x)
+    dim, size = call.arg(2, "dim", 0) % x.dim(), x.shape[call.arg(2, "dim", 0)]
+    start = call.arg(3, "start") or 0
+    start = min(max(start + size if start < 0 else start, 0), size)
+    for at, (term, other) in enumerate(zip(dims, call.dims(value), strict=True)):
+        if at != dim:
+            unify(term, other)
+        elif call.arg(5, "step", 1) == 1:
+            unify(_span(term, start, start + other.size), other)
+        else:
+            freeze(term, _REORDERED)
+            freeze(other, _REORDERED)
+    call.set(result, dims)
+
+
+def _select_scatter(call: Call) -> None:
+    """A tensor with one position of a dimension replaced."""
+    x = call.args[0]
+    dims = call.dims(x)
+    others = list(dims)
+    freeze(others.pop(call.arg(2, "dim")), _PICKED)
+    for term, other in zip(others, call.dims(call.args[1]), strict=True):
+        unify(term, other)
+    call.set(call.results[0], dims)
+
+
+def _rotated(call: Call) -> None:
+    """`rot90`: two dimensions keep their positions."""
+    dims, result = call.dims(call.args[0]), call.results[0]
+    for dim in call.arg(2, "dims", (0, 1)):
+        freeze(dims[dim], _REORDERED)
+        dims[dim] = fixed(result.shape[dim], _REORDERED)
+    call.set(result, dims)
 
 
 def _repeat(call: Call) -> None:
@@ -262,48 +316,6 @@ def _windows(call: Call) -> None:
     call.set(result, [*dims, fixed(result.shape[-1])])
 
 
-def _hold(terms: Sequence[Term]) -> None:
-    """Freezes image dimensions."""
-    for term in terms:
-        freeze(term, NOT_A_CHANNEL)
-
-
-def _im2col(call: Call) -> None:
-    """Patches of an image: (N, C, H, W) to (N, C x kernel, patches)."""
-    x, result = call.args[0], call.results[0]
-    dims = call.dims(x)
-    _hold(dims[-2:])
-    taps = result.shape[-2] // x.shape[-3]
-    call.set(result, [*dims[:-3], product((dims[-3], fixed(taps))), fixed(result.shape[-1])])
-
-
-def _col2im(call: Call) -> None:
-    """Patches back to an image: (N, C x kernel, patches) to (N, C, H, W)."""
-    x, result = call.args[0], call.results[0]
-    dims = call.dims(x)
-    _hold(dims[-1:])
-    outer, _ = factor(dims[-2], x.shape[-2] // result.shape[-3])
-    call.set(result, [*dims[:-2], outer, fixed(result.shape[-2]), fixed(result.shape[-1])])
-
-
-def _pixel_shuffle(call: Call) -> None:
-    """(C r r, H, W) to (C, H r, W r)."""
-    x, result = call.args[0], call.results[0]
-    dims = call.dims(x)
-    _hold(dims[-2:])
-    outer, _ = factor(dims[-3], x.shape[-3] // result.shape[-3])
-    call.set(result, [*dims[:-3], outer, fixed(result.shape[-2]), fixed(result.shape[-1])])
-
-
-def _pixel_unshuffle(call: Call) -> None:
-    """(C, H r, W r) to (C r r, H, W)."""
-    x, result = call.args[0], call.results[0]
-    dims = call.dims(x)
-    _hold(dims[-2:])
-    widened = product((dims[-3], fixed(result.shape[-3] // x.shape[-3])))
-    call.set(result, [*dims[:-3], widened, fixed(result.shape[-2]), fixed(result.shape[-1])])
-
-
 def _channel_shuffle(call: Call) -> None:
     """(groups, C / groups) transposed within the channel dimension."""
     x, result = call.args[0], call.results[0]
@@ -312,35 +324,10 @@ def _channel_shuffle(call: Call) -> None:
     call.set(result, [dims[0], product((inner, outer)), *dims[2:]])
 
 
-def _image(call: Call) -> None:
-    """Pooling and resizing: batch and channels stay, image dimensions change."""
-    x = call.tensors[0]
-    dims = call.dims(x)
-    for result in call.results:
-        spatial = _spatial_dims(call, x)
-        kept = dims[: x.dim() - spatial]
-        _hold(dims[len(kept) :])
-        call.set(result, [*kept, *(fixed(size) for size in result.shape[len(kept) :])])
-
-
-def _spatial_dims(call: Call, x: Tensor) -> int:
-    for digit in "123":
-        if f"{digit}d" in call.name:
-            return int(digit)
-    return x.dim() - 2
-
-
 _VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "view_copy")
-_POOLS = ("avg_pool", "max_pool", "_adaptive_avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "mkldnn_max_pool",
-          "mkldnn_adaptive_avg_pool", "fractional_max_pool", "reflection_pad", "replication_pad")  # fmt: skip
-_RESIZES = ("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d",
-            "upsample_linear1d", "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa",
-            "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d", "grid_sampler_2d")  # fmt: skip
-_IMAGE = (*(f"{pool}{n}d{end}" for pool in _POOLS for n in (1, 2, 3) for end in ("", "_with_indices")), *_RESIZES)
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_VIEWS, _view),
-    **dict.fromkeys(_IMAGE, _image),
     "permute": _permute,
     **dict.fromkeys(("transpose", "t", "swapaxes"), _transpose),
     **dict.fromkeys(("squeeze", "unsqueeze"), _same_sizes),
@@ -359,10 +346,9 @@ RULES: dict[str, Rule] = {
     "as_strided": _restrided,
     "repeat": _repeat,
     "unfold": _windows,
-    "im2col": _im2col,
-    "col2im": _col2im,
-    "pixel_shuffle": _pixel_shuffle,
-    "pixel_unshuffle": _pixel_unshuffle,
+    "slice_scatter": _slice_scatter,
+    "select_scatter": _select_scatter,
+    "rot90": _rotated,
     "channel_shuffle": _channel_shuffle,
     "native_channel_shuffle": _channel_shuffle,
 }

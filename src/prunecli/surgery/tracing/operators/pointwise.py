@@ -39,7 +39,15 @@ def _first_alone(call: Call) -> None:
     """Every result has the dimensions of the first tensor, such as dropout's output and mask."""
     for result in call.results:
         if not any(result is tensor for tensor in call.tensors):
-            call.set(result, call.dims(call.tensors[0]))
+            x = call.tensors[0]
+            call.set(result, call.dims(x) if x.shape == result.shape else [fixed(size) for size in result.shape])
+
+
+def _unchanged(call: Call) -> None:
+    """Assertions, and limits on the norm of looked-up rows: nothing is tied and nothing computed."""
+    for result in call.results:
+        if result not in call.known:
+            call.set(result, [fixed(size) for size in result.shape])
 
 
 def _copied(call: Call) -> None:
@@ -53,6 +61,9 @@ def _copied(call: Call) -> None:
 
 
 _SAME_VALUES = ("_to_copy", "clone", "detach", "alias", "lift_fresh", "lift_fresh_copy", "contiguous")
+
+_CHECKS = ("_assert_async", "_functional_assert_async", "_assert_scalar", "_assert_tensor_metadata", "_print",
+           "_linalg_check_errors", "embedding_renorm")  # fmt: skip
 
 RULES: dict[str, Rule] = {
     "pointwise": _pointwise,
@@ -75,6 +86,18 @@ RULES: dict[str, Rule] = {
             "relu6",
             "softplus",
             "nan_to_num",
+            "threshold",
+            "heaviside",
+            "copysign",
+            "floor_divide",
+            "rsub",
+            "xlogy",
+            "gelu",
+            "abs",
+            "complex",
+            "polar",
+            *("eq", "ne", "lt", "le", "gt", "ge", "gcd", "lcm", "__irshift__"),
+            *("_conj", "_conj_physical", "_neg_view", "resolve_conj", "resolve_neg"),
         ),
         _pointwise,
     ),
@@ -105,14 +128,35 @@ RULES: dict[str, Rule] = {
             "empty_strided",
             "new_empty_strided",
             "exponential",
+            "randint",
+            "randint_like",
+            "empty_permuted",
+            "poisson",
+            "geometric",
+            "cauchy",
+            "log_normal",
         ),
         _uniform,
     ),
-    **dict.fromkeys(("arange", "linspace", "logspace", "eye", "tril_indices", "triu_indices", "randperm"), _constant),
-    **dict.fromkeys(("native_dropout", "tril", "triu"), _first_alone),
+    **dict.fromkeys(
+        ("arange", "linspace", "logspace", "eye", "tril_indices", "triu_indices", "randperm", "hann_window"), _constant
+    ),
+    **dict.fromkeys(("native_dropout", "log_sigmoid_forward"), _first_alone),
+    **dict.fromkeys(_CHECKS, _unchanged),
     "copy": _copied,
     **dict.fromkeys(
-        ("_local_scalar_dense", "item", "nonzero", "masked_select", "_unique2", "unique_dim", "is_nonzero", "equal"),
+        (
+            "_local_scalar_dense",
+            "item",
+            "nonzero",
+            "masked_select",
+            "_unique2",
+            "unique_dim",
+            "_unique",
+            "unique_consecutive",
+            "is_nonzero",
+            "equal",
+        ),
         data_dependent,
     ),
 }

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from prunecli.surgery.axes import Term, factor, fixed, freeze, unify
-from prunecli.surgery.tracing.operators import Call, Rule
+from prunecli.surgery.tracing.operators import Call, Rule, broadcast
+from prunecli.surgery.tracing.operators.matrices import MATRIX_FUNCTIONS
 
 _ORDERED = "the order of its channels matters"
 
@@ -15,14 +16,15 @@ def _reduction(call: Call) -> None:
     x = call.args[0]
     dims = call.dims(x)
     gone = _reduced(call, x)
-    if call.name in ("max", "min") and len(call.results) == 2:  # the second result is the position
-        for dim in gone:
-            freeze(dims[dim], _ORDERED)
     for result in call.results:
         if result.dim() == x.dim():
             call.set(result, [fixed(1) if dim in gone else term for dim, term in enumerate(dims)])
         else:
             call.set(result, [term for dim, term in enumerate(dims) if dim not in gone])
+    if call.name in _POSITIONS and call.results:
+        where = call.results[-1]  # `max` over all dimensions gives no positions, `argmax` nothing else
+        if len(call.results) == 2 or call.name in ("argmax", "argmin"):
+            call.known.if_read(where, [dims[dim] for dim in gone], _ORDERED)
 
 
 def _reduced(call: Call, x: Tensor) -> set[int]:
@@ -36,12 +38,34 @@ def _reduced(call: Call, x: Tensor) -> set[int]:
     return {dim % x.dim() for dim in listed if not isinstance(dim, bool)}
 
 
-def _positions(call: Call) -> None:
-    """`argmax` and the like give positions along a dimension, which therefore cannot shrink."""
+def _ranked(call: Call) -> None:
+    """The k-th smallest value along a dimension, which therefore cannot shrink."""
     x = call.args[0]
-    for dim in _reduced(call, x):
-        freeze(call.dims(x)[dim], _ORDERED)
-    _reduction(call)
+    dims = call.dims(x)
+    dim = call.arg(2, "dim", -1) % x.dim()
+    freeze(dims[dim], _ORDERED)
+    for result in call.results:
+        changed = [fixed(1)] if result.dim() == x.dim() else []
+        call.set(result, [*dims[:dim], *changed, *dims[dim + 1 :]])
+
+
+def _loss(call: Call) -> None:
+    """A difference, position by position, and perhaps its mean."""
+    result = call.results[0]
+    terms = broadcast(call, call.tensors[0], call.tensors)
+    call.set(result, terms if result.shape == call.tensors[0].shape else [fixed(size) for size in result.shape])
+
+
+def _class_loss(call: Call) -> None:
+    """The negative log-likelihood of a class, counted from the beginning."""
+    scores, target = call.dims(call.args[0]), call.dims(call.args[1])
+    classes = scores.pop(1 if call.args[0].dim() > 1 else 0)
+    freeze(classes, _ORDERED)
+    for term, other in zip(scores, target, strict=False):
+        unify(term, other)
+    for result in call.results:
+        shape = [term.size for term in scores]
+        call.set(result, scores if list(result.shape) == shape else [fixed(size) for size in result.shape])
 
 
 def _softmax(call: Call) -> None:
@@ -123,14 +147,21 @@ def _weight_norm(call: Call) -> None:
 
 _REDUCTIONS = (
     "mean", "sum", "nansum", "var", "std", "var_mean", "std_mean", "amax", "amin", "max", "min", "prod", "logsumexp",
-    "norm", "linalg_vector_norm", "all", "any", "aminmax",
+    "norm", "linalg_vector_norm", "all", "any", "aminmax", "median", "nanmedian", "mode", "argmax", "argmin",
+    "count_nonzero",
 )  # fmt: skip
+
+_POSITIONS = ("max", "min", "median", "nanmedian", "mode", "argmax", "argmin")
+_LOSSES = ("mse_loss", "smooth_l1_loss", "huber_loss", "soft_margin_loss", "binary_cross_entropy",
+           "binary_cross_entropy_with_logits", "dist")  # fmt: skip
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_REDUCTIONS, _reduction),
-    **dict.fromkeys(("argmax", "argmin", "median", "mode"), _positions),
-    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax"), _softmax),
-    **dict.fromkeys(("cumsum", "cumprod", "sort", "argsort", "topk", "logcumsumexp"), _ordered),
+    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "renorm"), _softmax),
+    **dict.fromkeys(("cumsum", "cumprod", "sort", "argsort", "topk", "logcumsumexp", "cummax", "cummin"), _ordered),
+    "kthvalue": _ranked,
+    **dict.fromkeys(_LOSSES, _loss),
+    **dict.fromkeys(("nll_loss_forward", "nll_loss2d_forward"), _class_loss),
     **dict.fromkeys(
         (
             "native_batch_norm",
@@ -147,5 +178,5 @@ RULES: dict[str, Rule] = {
     "_weight_norm_interface": _weight_norm,
 }
 
-NEEDS_KEPT_ALONE = frozenset(RULES)
+NEEDS_KEPT_ALONE = frozenset((*RULES, *MATRIX_FUNCTIONS, "masked_scatter"))
 """Operators that mix channels: zeros in place of removed channels would count, so they need the kept ones alone."""
