@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -11,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Architecture, Manifest
+from prunecli.copying import copied
 from prunecli.criteria.base import Loss, default_loss
 from prunecli.errors import MethodError, ModelError, unknown
 from prunecli.inputs import Inputs, output_tensors
@@ -114,7 +114,7 @@ def _without_state(model: nn.Module) -> nn.Module:
     if not spiking_neurons(model):
         return model
     reset(model)
-    model = copy.deepcopy(model)
+    model = copied(model)
     reset_itself(model)
     return model
 
@@ -156,7 +156,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, allow_nonfinite: b
             raise ModelError(
                 f"{path}: holds a model of your own ({architecture.class_name}); give load() a freshly built one"
             )
-        return copy.deepcopy(model)
+        return copied(model)
 
     file = Path(path)
     if not file.is_file():

@@ -14,6 +14,7 @@ from prunecli.surgery.groups import Role
 
 INPUT = "tied to the size of the model's input"
 OUTPUT = "output layer: its width is the model's output"
+HIDDEN = "hidden units of a recurrent layer: all its gates and time steps share them"
 _CONSTANT = "tied to a tensor that is neither a parameter nor a buffer"
 
 

@@ -8,7 +8,6 @@ actual removal.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from prunecli.copying import copied
 from prunecli.errors import DataDependentError, ModelError
 from prunecli.inputs import Inputs, cast_inputs, output_tensors
 from prunecli.surgery.axes import Axis, Prod, Seq, Term, channel_of_position, freeze_position, leaves, resolve
@@ -28,7 +28,6 @@ from prunecli.surgery.tracing.emissions import with_emissions
 from prunecli.surgery.tracing.follow import follow
 from prunecli.surgery.tracing.labels import Followed
 from prunecli.surgery.tracing.part import parts_that_can_be_followed, trace_part
-from prunecli.surgery.tracing.running import one_line
 from prunecli.surgery.tracing.search import Description, frozen_too, workable
 from prunecli.surgery.tracing.traced import Assumptions, Frozen, Position, Trace
 
@@ -74,10 +73,7 @@ def trace(
 
         return trace_part(model, example_inputs, only, alone)
     _refuse_what_cannot_run(model)
-    try:
-        traced = copy.deepcopy(model).cpu().float().eval()
-    except RuntimeError as error:
-        raise ModelError(f"the model cannot be copied: {one_line(error)}") from error
+    traced = copied(model).cpu().float().eval()
     inputs = cast_inputs(example_inputs, device="cpu", dtype=torch.float32)
 
     def described(network: nn.Module, inputs: Inputs, assumptions: Assumptions) -> Description:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from prunecli.copying import copied
 from prunecli.inputs import Inputs, call, doubled_batch
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.removal.slice import remove
@@ -45,10 +45,13 @@ def first_problem(model: nn.Module, groups: Sequence[ChannelGroup], keep: Keep, 
         keep: Kept units by group name.
         inputs: Inputs the model accepts.
     """
-    trial = copy.deepcopy(model)
-    stack = [""]
+    trial = copied(model)
     try:
         remove(trial, groups, keep)
+    except RUNTIME_ERRORS as error:  # not a fault of the network
+        return Problem("", f"prune fails to remove its channels ({one_line(error)}); please report it")
+    stack = [""]
+    try:
         with torch.no_grad(), stack_names(trial, stack):
             call(trial, inputs)
     except RUNTIME_ERRORS as error:
@@ -79,7 +82,7 @@ def _train(model: nn.Module, inputs: Inputs, stack: list[str]) -> None:
 
 def _trains(model: nn.Module, inputs: Inputs) -> bool:
     try:
-        _train(copy.deepcopy(model), inputs, [""])
+        _train(copied(model), inputs, [""])
     except RUNTIME_ERRORS:
         return False
     return True

@@ -15,6 +15,7 @@ from prunecli.surgery.tracing.labels import OUTPUT, Followed
 
 ADAPTERS = {
     "MultiheadAttention": "multihead_attention",
+    "RNNBase": "recurrent",
     "SegformerSequenceReduction": "segformer",
 }
 

@@ -20,7 +20,7 @@ from prunecli.surgery.axes import Term, fixed, freeze, unify
 from prunecli.surgery.groups import Role
 from prunecli.surgery.tracing.labels import Label, Labels
 
-MODULES = ("layout", "contraction", "statistics", "pointwise", "indexing")
+MODULES = ("layout", "contraction", "statistics", "pointwise", "indexing", "recurrent")
 """One module for each kind of operator, in this package."""
 
 
