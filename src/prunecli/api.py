@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -87,7 +88,7 @@ def prune(
         trace=trace,
     )
     model = _without_state(model)
-    result = prune_model(model, _manifest_of(model), request, dense=getattr(model, _DENSE, None))
+    result = prune_model(model, _manifest_of(model), request, dense=getattr(model, _DENSE, _Original()).model)
     leave_to_caller(result.model)
     _remember(result.model, result.manifest, result.dense)
     return result
@@ -176,7 +177,7 @@ def _remember(model: nn.Module, manifest: Manifest, dense: nn.Module | None) -> 
     """Stores what is needed to prune the model again, as plain attributes, which survive a copy."""
     object.__setattr__(model, _MANIFEST, manifest)
     if dense is not None:
-        object.__setattr__(model, _DENSE, dense)
+        object.__setattr__(model, _DENSE, _Original(dense))
 
 
 def _catalogued_or(own: Callable[[Architecture], nn.Module]) -> Callable[[Architecture], nn.Module]:
@@ -184,6 +185,16 @@ def _catalogued_or(own: Callable[[Architecture], nn.Module]) -> Callable[[Archit
     from prunecli.models.catalog import rebuild_dense
 
     return lambda architecture: rebuild_dense(architecture) if architecture.ref else own(architecture)
+
+
+@dataclass(frozen=True)
+class _Original:
+    """The network that another was pruned from; all copies of the pruned one share it."""
+
+    model: nn.Module | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Original:
+        return self
 
 
 class _Batches:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import MutableMapping, MutableSequence
+from collections.abc import Mapping, MutableMapping, MutableSequence
 from enum import Enum
 from types import ModuleType
 from typing import Any
@@ -14,46 +14,62 @@ import torch
 from torch import Tensor, nn
 
 Path = tuple[int | str, ...]
+_MOST = 64
+"""Arrays with more numbers than this are data, not settings."""
 
 
 def entry(value: Any, path: Path) -> Any:
-    """The entry of `value` at `path`, as a plain number where it is an integer of numpy or a tensor of one.
+    """The entry of `value` at `path`; integers of numpy and small tensors of integers as plain numbers.
 
     Raises:
         LookupError: There is no such entry.
         AttributeError: An object on the way has no such attribute.
     """
     for key in path:
-        value = getattr(value, str(key)) if _is_object(value) else value[key]
+        value = _child(value, key)
     return plain(value)
 
 
-def with_entry(value: Any, path: Path, new: Any) -> Any:
-    """`value` with `new` at `path`, of the type that was there.
-
-    Objects that can change are changed in place, so that all who refer to them see it; tuples and frozen dataclasses
-    are made anew.
+def with_entry(value: Any, path: Path, new: int) -> Any:
+    """`value` with the number `new` at `path`, in the type of the number that was there.
 
     Raises:
-        TypeError: Something on the way cannot be changed without changing it for other networks too.
+        LookupError: There is no such entry.
+        AttributeError: An object on the way has no such attribute.
+        TypeError: Something on the way does not belong to this network alone.
     """
     if not path:
         return _alike(value, new)
-    key = path[0]
+    if isinstance(value, (Tensor, np.ndarray)):
+        return with_item(value, path[0], new)
+    return with_item(value, path[0], with_entry(_child(value, path[0]), path[1:], new))
+
+
+def with_item(value: Any, key: int | str, item: Any) -> Any:
+    """`value` with `item` as its element, value or attribute `key`.
+
+    What can change is changed in place, so that all who refer to it see it; tuples and frozen dataclasses are made
+    anew.
+
+    Raises:
+        TypeError: It is neither a sequence nor a mapping nor an object of the network's own.
+    """
     if isinstance(value, (Tensor, np.ndarray)):
         with torch.no_grad():
-            value[tuple(int(index) for index in path)] = new
+            value[int(key)] = item
         return value
-    if isinstance(value, (MutableMapping, MutableSequence)):
-        value[key] = with_entry(value[key], path[1:], new)  # type: ignore[index]
+    if isinstance(value, MutableMapping):
+        value[key] = item
+        return value
+    if isinstance(value, MutableSequence):
+        value[int(key)] = item
         return value
     if isinstance(value, tuple):
-        items = list(value)
-        items[int(key)] = with_entry(items[int(key)], path[1:], new)
+        items = [*value[: int(key)], item, *value[int(key) + 1 :]]
         return value._make(items) if hasattr(value, "_make") else type(value)(items)
-    if not _is_object(value):
+    if not is_record(value):
         raise TypeError(f"an entry of a {type(value).__name__} cannot be set")
-    return _with_attribute(value, str(key), with_entry(own(value, str(key)), path[1:], new))
+    return _with_attribute(value, str(key), item)
 
 
 def own(value: Any, name: str) -> Any:
@@ -63,56 +79,50 @@ def own(value: Any, name: str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Integers of numpy, and tensors and arrays of integers, as numbers or lists of them; anything else as it is."""
+    """Numbers of numpy, and a few integers in a tensor or an array, as plain numbers or lists; all else as it is."""
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, (Tensor, np.ndarray)) and is_small(value):
-        return value.tolist()
+    if isinstance(value, Tensor):
+        counts = not value.is_meta and value.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+        return value.tolist() if counts and value.dim() <= 1 and value.numel() <= _MOST else value
+    if isinstance(value, np.ndarray):
+        return value.tolist() if value.dtype.kind in "iu" and value.ndim <= 1 and value.size <= _MOST else value
     return value
 
 
-def is_small(value: Tensor | np.ndarray[Any, Any]) -> bool:
-    """Whether an array or a tensor may hold settings: a few integers."""
-    if isinstance(value, Tensor):
-        integers = not value.is_meta and not value.is_floating_point() and not value.is_complex()
-        return integers and value.dtype != torch.bool and value.dim() <= 1 and value.numel() <= 64
-    return value.dtype.kind in "iu" and value.ndim <= 1 and value.size <= 64
-
-
-def _is_object(value: Any) -> bool:
-    return is_record(value) and not isinstance(value, (MutableMapping, MutableSequence, tuple))
-
-
 def is_record(value: Any) -> bool:
-    """Whether a value is an object that holds settings and belongs to one network: a namespace, a configuration.
+    """Whether a value is an object that holds settings of one network: a namespace, a dataclass, a configuration.
 
     Classes, modules and members of an enumeration are shared by everything in the process, copies included.
     """
-    if isinstance(value, (type, ModuleType, Enum, nn.Module, Tensor, np.ndarray)) or callable(value):
+    if isinstance(value, (type, ModuleType, Enum, nn.Module, Tensor, np.ndarray, Mapping, MutableSequence, tuple)):
         return False
-    return hasattr(value, "__dict__") or (hasattr(type(value), "__slots__") and dataclasses.is_dataclass(value))
+    return not callable(value) and (hasattr(value, "__dict__") or dataclasses.is_dataclass(value))
 
 
-def _with_attribute(value: Any, name: str, new: Any) -> Any:
-    if new is getattr(value, name):
-        return value
+def _child(value: Any, key: int | str) -> Any:
+    return own(value, str(key)) if is_record(value) else value[key]
+
+
+def _with_attribute(value: Any, name: str, item: Any) -> Any:
     try:
-        setattr(value, name, new)
+        setattr(value, name, item)
     except dataclasses.FrozenInstanceError:
+        if item is getattr(value, name):
+            return value
         try:
-            return dataclasses.replace(value, **{name: new})
-        except (TypeError, ValueError):  # a field that is not an argument, or a check that other fields fail by now
+            return dataclasses.replace(value, **{name: item})
+        except (TypeError, ValueError):  # a field that is no argument, or a check that other fields fail by now
             duplicate = copy.copy(value)
-            object.__setattr__(duplicate, name, new)
+            object.__setattr__(duplicate, name, item)
             return duplicate
     return value
 
 
-def _alike(old: Any, new: Any) -> Any:
-    """`new` in the type of the number `old`."""
+def _alike(old: Any, new: int) -> Any:
     if isinstance(old, Tensor):
         with torch.no_grad():
             return old.fill_(new)  # in place: it may be a buffer
-    if isinstance(old, (np.generic, np.ndarray)):
-        return np.asarray(new, dtype=old.dtype)[()] if isinstance(old, np.generic) else np.full_like(old, new)
+    if isinstance(old, np.generic):
+        return old.dtype.type(new)
     return float(new) if isinstance(old, float) else new
