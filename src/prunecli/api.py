@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Architecture, Manifest
+from prunecli.copying import copied
 from prunecli.criteria.base import Loss, default_loss
 from prunecli.errors import MethodError, ModelError, unknown
 from prunecli.inputs import Inputs, output_tensors
@@ -87,7 +88,7 @@ def prune(
         trace=trace,
     )
     model = _without_state(model)
-    result = prune_model(model, _manifest_of(model), request, dense=getattr(model, _DENSE, None))
+    result = prune_model(model, _manifest_of(model), request, dense=getattr(model, _DENSE, _Original()).model)
     leave_to_caller(result.model)
     _remember(result.model, result.manifest, result.dense)
     return result
@@ -114,7 +115,7 @@ def _without_state(model: nn.Module) -> nn.Module:
     if not spiking_neurons(model):
         return model
     reset(model)
-    model = copy.deepcopy(model)
+    model = copied(model)
     reset_itself(model)
     return model
 
@@ -156,7 +157,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, allow_nonfinite: b
             raise ModelError(
                 f"{path}: holds a model of your own ({architecture.class_name}); give load() a freshly built one"
             )
-        return copy.deepcopy(model)
+        return copied(model)
 
     file = Path(path)
     if not file.is_file():
@@ -176,7 +177,7 @@ def _remember(model: nn.Module, manifest: Manifest, dense: nn.Module | None) -> 
     """Stores what is needed to prune the model again, as plain attributes, which survive a copy."""
     object.__setattr__(model, _MANIFEST, manifest)
     if dense is not None:
-        object.__setattr__(model, _DENSE, dense)
+        object.__setattr__(model, _DENSE, _Original(dense))
 
 
 def _catalogued_or(own: Callable[[Architecture], nn.Module]) -> Callable[[Architecture], nn.Module]:
@@ -184,6 +185,16 @@ def _catalogued_or(own: Callable[[Architecture], nn.Module]) -> Callable[[Archit
     from prunecli.models.catalog import rebuild_dense
 
     return lambda architecture: rebuild_dense(architecture) if architecture.ref else own(architecture)
+
+
+@dataclass(frozen=True)
+class _Original:
+    """The network that another was pruned from; all copies of the pruned one share it."""
+
+    model: nn.Module | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Original:
+        return self
 
 
 class _Batches:

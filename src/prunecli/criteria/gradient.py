@@ -6,13 +6,13 @@ one sample is the sum of activation times gradient over positions and readers. I
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from prunecli.copying import copied
 from prunecli.criteria.base import Calibration, Loss, member_tensor, sum_by_unit
 from prunecli.criteria.readers import by_unit, readers_of
 from prunecli.inputs import Inputs, call, cast_inputs, model_device, sample_count, take_samples
@@ -60,7 +60,7 @@ def gate_gradients(
         groups: The groups of the trace.
         calibration: Data and loss.
     """
-    probe = copy.deepcopy(model).eval()
+    probe = copied(model).eval()
     for parameter in probe.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     device = model_device(probe)

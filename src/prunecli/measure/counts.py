@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from prunecli.copying import copied
 from prunecli.inputs import Inputs, call, cast_inputs, map_tensors
 
 _MULTIPLYING = frozenset(
@@ -108,7 +108,7 @@ def _copy_with(model: nn.Module, replacements: dict[int, Tensor]) -> nn.Module:
         key: nn.Parameter(tensor, requires_grad=False) if key in parameters else tensor
         for key, tensor in replacements.items()
     }
-    return copy.deepcopy(model, memo).eval().requires_grad_(False)
+    return copied(model, memo).eval().requires_grad_(False)
 
 
 def _count(model: nn.Module, inputs: Inputs) -> Macs:

@@ -6,7 +6,6 @@ about the networks. A ratio is therefore that of the 10 % quantiles; on a quiet 
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from prunecli.copying import copied
 from prunecli.inputs import Inputs, call, cast_inputs
 
 _RESAMPLES = 2000
@@ -74,7 +74,7 @@ def time_paired(
         ratio in at least 95 of 100 cases. All intervals are bootstraps over whole rounds.
     """
     device = torch.device(device)
-    ready = [copy.deepcopy(model).to(device).eval() for model in models]
+    ready = [copied(model).to(device).eval() for model in models]
     moved = [cast_inputs(model_inputs, device=device) for model_inputs in inputs]
     samples = np.empty((rounds, len(ready)))
     with torch.inference_mode():

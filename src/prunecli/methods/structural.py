@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Edit, Untouched
+from prunecli.copying import copied
 from prunecli.criteria.base import Criterion
 from prunecli.engine.hooks import State
 from prunecli.engine.optimizer import KeptPositions
@@ -63,7 +63,7 @@ def prune_structural(model: nn.Module, request: PruneRequest) -> Pruned:
         kept = run.step(amount, amount / final) if amount > 0 and step != first else {}
         if request.recover is not None:
             if run.network is model:
-                run.network = copy.deepcopy(model)
+                run.network = copied(model)
             state = partial(run.state, run.generator_state())
             request.recover(Transition(before, run.network, kept, step, len(plan), state))
             run.clock.lap("train")
@@ -130,7 +130,7 @@ class _Run:
         if not edits:
             return {}
         kept = kept_positions(self.network, groups, keep)
-        pruned = copy.deepcopy(self.network)
+        pruned = copied(self.network)
         remove(pruned, groups, keep)
         self.clock.lap("remove")
         inputs = self._request.example_inputs
@@ -228,7 +228,7 @@ class _Run:
             ) from error
 
     def _restore(self, state: State) -> None:
-        self.network = copy.deepcopy(self._original)
+        self.network = copied(self._original)
         apply_attributes(self.network, state["attributes"])
         assign_tensors(self.network, _tied(state["tensors"]), frozenset(state["frozen"]))
         self._dense, self._left, self._own = state["dense"], state["left"], state["own"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from prunecli.copying import copied
 from prunecli.errors import MethodError
 from prunecli.inputs import Inputs, model_device
 from prunecli.measure.counts import count_macs, meta_copy, parameter_count
@@ -116,7 +116,7 @@ class Ruler:
     def share(self, model: nn.Module, groups: list[ChannelGroup], allocation: Allocation) -> float:
         """The share that would remain of the dense network's figure if `model` lost what `allocation` drops."""
         # Widths decide parameters and MACs; only for time and spikes do the tensors have to be there.
-        trial = meta_copy(model) if self.kind in ("params", "macs") else copy.deepcopy(model)
+        trial = meta_copy(model) if self.kind in ("params", "macs") else copied(model)
         remove(trial, groups, allocation.keep)
         if self.kind in SPIKE_TARGETS:
             self._repair(model, trial, groups, allocation.keep)

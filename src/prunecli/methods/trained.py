@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Untouched
+from prunecli.copying import copied
 from prunecli.engine.hooks import Hook
 from prunecli.errors import MethodError, VerificationError
 from prunecli.inputs import Inputs
@@ -104,7 +104,7 @@ def remove_kept(model: nn.Module, keep: Mapping[str, Tensor], removal: Removal) 
     trace, by_name = removal.selection.trace, {group.name: group for group in removal.selection.groups}
     keep = _losing_units(keep, by_name, removal.method)
     untouched = list(removal.selection.untouched)
-    pruned, groups, error = copy.deepcopy(model), _chosen(by_name, keep), 0.0
+    pruned, groups, error = copied(model), _chosen(by_name, keep), 0.0
     while groups:
         remove(pruned, groups, keep)
         clock.lap("remove")
@@ -119,7 +119,7 @@ def remove_kept(model: nn.Module, keep: Mapping[str, Tensor], removal: Removal) 
             Untouched(name=name, channels=by_name[name].channels, reason=reason) for name, reason in faulty.items()
         ]
         keep = {name: units for name, units in keep.items() if name not in faulty}
-        groups, pruned = _chosen(by_name, keep), copy.deepcopy(model)
+        groups, pruned = _chosen(by_name, keep), copied(model)
     clock.lap("verify")
     repair = Repair(removal.calibration, removal.compensation, removal.recalibrate, removal.example_inputs)
     if groups:

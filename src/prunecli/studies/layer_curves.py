@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from prunecli.copying import copied
 from prunecli.methods.allocation import Demand, allocate
 from prunecli.methods.params import StructuralParams
 from prunecli.surgery.groups import ChannelGroup, Keep
@@ -166,7 +166,7 @@ class Sensitivity:
         return allocation.achieved, allocation.keep
 
     def _accuracy(self, groups: Sequence[ChannelGroup], keep: dict[str, Tensor]) -> float:
-        pruned = copy.deepcopy(self._model)
+        pruned = copied(self._model)
         remove(pruned, groups, keep)
         self._repair(self._model, pruned, groups, keep)
         return self._judge(pruned)

@@ -6,7 +6,6 @@ graph may hang, so it needs a process that can be killed.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunecli.copying import copied
 from prunecli.inputs import call, doubled_batch, output_tensors
 from prunecli.measure.counts import parameter_count
 from prunecli.models.catalog import input_spec
@@ -55,7 +55,7 @@ def prune_uniform(
     import torch_pruning as tp
 
     kept = {name for name, module in model.named_modules() if any(module is layer for layer in keep)}
-    pruned = copy.deepcopy(model).eval()
+    pruned = copied(model).eval()
     for parameter in pruned.parameters():
         parameter.requires_grad_(True)  # frozen parameters are invisible to torch-pruning
     heads = {layer: getattr(m, count) for m, count, layers, _ in _attentions(pruned) for layer in layers}
@@ -145,7 +145,7 @@ def _crash(phase: str, error: Exception, start: float) -> dict[str, Any]:
 def _distinct(model: nn.Module, seed: int) -> nn.Module:
     """The network in float64 with values that are all different, so that kept positions are found by value."""
     generator = torch.Generator().manual_seed(seed)
-    changed = copy.deepcopy(model).double()
+    changed = copied(model).double()
     with torch.no_grad():
         for tensor in (*changed.parameters(), *changed.buffers()):
             if tensor.is_floating_point():
@@ -180,7 +180,7 @@ def _masked(model: nn.Module, pruned: nn.Module) -> nn.Module | None:
     """
     if any(mark in type(module).__name__ for module in model.modules() for mark in _COUNTING_CHANNELS):
         return None
-    masked, remaining = copy.deepcopy(model), _floating(pruned)
+    masked, remaining = copied(model), _floating(pruned)
     with torch.no_grad():
         for name, tensor in _floating(masked).items():
             kept = torch.isin(tensor, remaining[name])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunecli.checkpoint.manifest import as_json
+from prunecli.copying import copied
 from prunecli.engine.resources import resource_errors
 from prunecli.errors import DataError, MethodError
 from prunecli.inputs import call, logits, map_tensors, repeat_sample, sample_count
@@ -216,7 +216,7 @@ def _timed(
     networks = []
     for change in changes.values():
         with method.applied(model, change):
-            networks.append(copy.deepcopy(model))
+            networks.append(copied(model))
     return time_paired(networks, [images] * len(networks), rounds=stage.latency_rounds, device=space.device)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from prunecli.checkpoint.durable import crash_point
+from prunecli.copying import copied
 from prunecli.engine.config import FitConfig
 from prunecli.engine.fit import fit
 from prunecli.engine.resources import resource_errors
@@ -54,7 +54,7 @@ def trained_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcom
         resource_errors(space.recipe.data.batch_size),
         saved_states(space, out, identity_of(space, stage)) as states,
     ):
-        network = copy.deepcopy(loaded.model).to(space.device)  # the original stays what the result is compared with
+        network = copied(loaded.model).to(space.device)  # the original stays what the result is compared with
         hook, removal = _prepared(space, stage, network, spec.load(), params)
         batches, validation = space.inputs.training(split), space.data().validation
         config = FitConfig(epochs=stage.epochs, lr=stage.lr, optimizer=stage.optimizer)

@@ -7,12 +7,12 @@ fire.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from prunecli.copying import copied
 from prunecli.inputs import Inputs, call
 from prunecli.measure.neurons import spiking_neurons
 
@@ -33,7 +33,7 @@ def with_active_neurons(first: nn.Module, second: nn.Module, inputs: Inputs) -> 
     """
     if not spiking_neurons(first):
         return None
-    first, second = copy.deepcopy(first), copy.deepcopy(second)
+    first, second = copied(first), copied(second)
     neurons = spiking_neurons(first)
     seen: set[nn.Module] = set()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunecli.copying import copied
 from prunecli.errors import VerificationError
 from prunecli.inputs import Inputs, call, cast_inputs, output_tensors
 from prunecli.surgery.axes import ChannelMasks, kept_mask
@@ -83,7 +83,7 @@ def faulty_groups(original: nn.Module, traced: Trace, keep: Keep, inputs: Inputs
     def search(names: Sequence[str]) -> None:
         part = {name: keep[name] for name in names}
         try:
-            pruned = copy.deepcopy(original)
+            pruned = copied(original)
             remove(pruned, traced.groups, part)
             difference = _difference(*_probes(original, pruned, traced, part), traced, part, exact)
             reason = f"removing its channels is not the same as masking them (off by {difference:.1e})"
@@ -117,7 +117,7 @@ def _probes(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep) -
     """
     probe = _evaluated(original, traced.dtype)
     random = _randomise(probe)
-    sliced = copy.deepcopy(probe)
+    sliced = copied(probe)
     remove(sliced, traced.groups, keep)
     slices = state_tensors(sliced)
     result = _evaluated(pruned, traced.dtype)
@@ -135,7 +135,7 @@ def _probes(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep) -
 
 
 def _evaluated(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return copy.deepcopy(model).cpu().to(dtype).eval()
+    return copied(model).cpu().to(dtype).eval()
 
 
 def _randomise(model: nn.Module) -> set[str]:
@@ -169,7 +169,7 @@ def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, 
         trials = [trials[0], *((*firing, trial) for _, _, trial in trials)]
     if traced.followed.training is not None:
         first, second = firing or (probe, sliced)
-        trials.append((_copy(first).train(), second, two_samples(inputs)))
+        trials.append((copied(first).train(), second, two_samples(inputs)))
     differences: list[float] = []
     for first, second, trial in trials:
         try:
@@ -197,11 +197,11 @@ def _both(
     assert traced.followed is not None
     draws: Draws = []
     try:
-        reference = run_masked(_copy(probe), traced.followed, traced.groups, keep, inputs, draws)
+        reference = run_masked(copied(probe), traced.followed, traced.groups, keep, inputs, draws)
     except (OtherOperatorsError, *RUNTIME_ERRORS) as error:
         raise NotComparableError(str(error)) from error
     replayed = Replayed(draws)
-    pruned = _copy(sliced).train(probe.training)
+    pruned = copied(sliced).train(probe.training)
     try:
         with torch.no_grad(), plain_attention(), seeded(), replayed:
             output = call(pruned, inputs)
@@ -215,10 +215,6 @@ def _both(
         mode = "in training mode " if probe.training else ""
         raise VerificationError(f"the pruned network's output {mode}has another shape")
     return references, outputs
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model)
 
 
 def _relative_difference(reference: Tensor, output: Tensor) -> float:
@@ -245,9 +241,9 @@ def _first_difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: 
     with torch.no_grad(), plain_attention(), _recorded(sliced, actual):
         call(sliced, inputs)
     masked: dict[str, Tensor] = {}
-    copied = copy.deepcopy(probe)
-    with _recorded(copied, masked):
-        run_masked(copied, traced.followed, traced.groups, keep, inputs)
+    masked_probe = copied(probe)
+    with _recorded(masked_probe, masked):
+        run_masked(masked_probe, traced.followed, traced.groups, keep, inputs)
     kept = channel_masks(traced.groups, keep)
     rescaled = {scale.module for group in traced.groups for scale in group.scales}
     for name, reference in masked.items():

@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from prunecli.surgery.groups import ChannelGroup, Keep, Width, dropped_units
+from prunecli.surgery.removal.derived import refer_to_new, refresh
+from prunecli.surgery.removal.entries import entry, own, with_entry
+from prunecli.surgery.removal.known_layers import own_widths
+
+_Made = dict[int, tuple[Any, Any]]
+"""Old and new tensor by the ids of both. The old one is kept, since ids of freed objects are used again."""
+_PARAMETRISED = ".parametrizations."
 
 
-def remove(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep) -> None:
+@dataclass(frozen=True)
+class AttributeChange:
+    """An attribute of a module that a removal set to another value.
+
+    Attributes:
+        module: Dotted name of the module.
+        attribute: Name of the attribute.
+        path: Indices, keys and attribute names that lead to the entry, empty for a plain number.
+        old: The value before.
+        new: The value after.
+    """
+
+    module: str
+    attribute: str
+    path: tuple[int | str, ...]
+    old: Any
+    new: Any
+
+
+def remove(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep) -> tuple[AttributeChange, ...]:
     """Keeps the units in `keep` and removes all others, in place.
 
     Tensors are sliced, module attributes that hold widths are updated, and query rows are rescaled where head
@@ -24,6 +49,9 @@ def remove(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep) -> None
         groups: Groups from `trace`; those without an entry in `keep` lose nothing.
         keep: For each group name the unit indices to keep.
 
+    Returns:
+        The attributes that were changed.
+
     Raises:
         ValueError: An entry of `keep` is empty, out of range or repeated.
     """
@@ -33,16 +61,18 @@ def remove(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep) -> None
     counts = {group.name: len(keep[group.name]) for group in chosen}
     _rescale(model, chosen, counts)
     kept = kept_positions(model, chosen, keep)
-    made: dict[int, nn.Parameter | Tensor] = {}
+    made: _Made = {}
     for name, by_dim in kept.items():
         module_name, _, tensor_name = name.rpartition(".")
         _slice_tensor(model.get_submodule(module_name), tensor_name, by_dim, made)
+    refer_to_new(model, made)
     widths = dict.fromkeys(width for group in chosen for width in group.widths)
-    old = {group.name: group.units for group in chosen}
-    for width in widths:
-        _set_width(model.get_submodule(width.module), width, old, counts)
-    for module_name in dict.fromkeys(name.rpartition(".")[0] for name in kept):
-        _sync_width(model.get_submodule(module_name))
+    changes = list(_set_widths(model, widths, {group.name: group.units for group in chosen}, counts))
+    touched = [*(_owner(name) for name in kept), *(width.module for width in widths)]
+    for module_name in dict.fromkeys(touched):
+        refresh(model.get_submodule(module_name))
+        changes += _sync_widths(module_name, model.get_submodule(module_name))
+    return _merged(changes)
 
 
 def kept_positions(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep) -> dict[str, dict[int, Tensor]]:
@@ -88,67 +118,81 @@ def _rescale(model: nn.Module, groups: Sequence[ChannelGroup], counts: dict[str,
                 rows[scale.positions.to(rows.device)] *= ratio
 
 
-def _slice_tensor(
-    module: nn.Module, name: str, kept: dict[int, Tensor], made: dict[int, nn.Parameter | Tensor]
-) -> None:
+def _slice_tensor(module: nn.Module, name: str, kept: dict[int, Tensor], made: _Made) -> None:
     old = getattr(module, name)
-    new: Any = made.get(id(old))
-    if new is None:
+    if id(old) in made:
+        new = made[id(old)][1]  # a tensor used in two modules stays tied; a module under two names has it already
+    else:
         sliced = old.detach()
         for dim, positions in kept.items():
             sliced = sliced.index_select(dim, positions.to(sliced.device))
-        new = (
-            nn.Parameter(sliced.clone(), requires_grad=old.requires_grad)
-            if isinstance(old, nn.Parameter)
-            else sliced.clone()
-        )
-        made[id(old)] = new  # a tensor used in two modules stays tied
+        sliced = sliced.clone()
+        new = nn.Parameter(sliced, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else sliced
+        made[id(old)] = made[id(new)] = (old, new)
     if isinstance(old, nn.Parameter):
         module._parameters[name] = new
     else:
         module._buffers[name] = new
 
 
-def _set_width(module: nn.Module, width: Width, old: dict[str, int], counts: dict[str, int]) -> None:
-    new = width.size.value(counts)
-    value: Any = getattr(module, width.attribute)
-    if width.root:
-        changed: Any = value * (width.size.value(old) / new) ** 0.5
-    else:
-        changed = _replaced(value, width.path, new)
-    object.__setattr__(module, width.attribute, changed)
+def _owner(name: str) -> str:
+    """The module that computes with a tensor: not the one in which a parametrisation keeps it."""
+    path = f".{name}"
+    before, parametrised, _ = path.partition(_PARAMETRISED)
+    return (before if parametrised else path.rpartition(".")[0]).lstrip(".")
 
 
-def _replaced(value: Any, path: tuple[int | str, ...], new: int) -> Any:
-    """A copy of a nested sequence or mapping with one entry replaced."""
-    if not path:
-        return new
-    if isinstance(value, dict):
-        return {**value, path[0]: _replaced(value[path[0]], path[1:], new)}
-    items = list(value)
-    index = path[0]
-    assert isinstance(index, int)
-    items[index] = _replaced(items[index], path[1:], new)
-    return items if isinstance(value, list) else tuple(items)
-
-
-def _sync_width(module: nn.Module) -> None:
-    """Makes the width attributes of a sliced module agree with its tensors."""
-    if isinstance(module, _ConvNd):
-        rows, columns = module.weight.shape[:2]
-        if isinstance(module, _ConvTransposeNd):
-            module.in_channels, module.out_channels = rows, columns * module.groups
+def _set_widths(
+    model: nn.Module, widths: Iterable[Width], old: dict[str, int], counts: dict[str, int]
+) -> Iterator[AttributeChange]:
+    """Sets every attribute once, also if the module has several names."""
+    done: set[tuple[int, str, tuple[int | str, ...]]] = set()
+    for width in widths:
+        module = model.get_submodule(width.module)
+        if (id(module), width.attribute, width.path) in done:
+            continue
+        done.add((id(module), width.attribute, width.path))
+        new = width.size.value(counts)
+        registered = module._buffers.get(width.attribute)
+        value: Any = own(module, width.attribute) if registered is None else registered
+        before = entry(value, width.path)
+        if width.root:
+            changed = value * (width.size.value(old) / new) ** 0.5
         else:
-            module.in_channels, module.out_channels = columns * module.groups, rows
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, _BatchNorm):
-        statistic = module.weight if module.weight is not None else module.running_mean
-        assert statistic is not None
-        module.num_features = statistic.shape[0]
-    elif isinstance(module, nn.GroupNorm) and module.weight is not None:
-        module.num_channels = module.weight.shape[0]
-    elif isinstance(getattr(module, "normalized_shape", None), tuple) and isinstance(module.weight, Tensor):
-        object.__setattr__(module, "normalized_shape", tuple(module.weight.shape))  # layer normalisation and its kin
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = module.weight.shape[0]
+            changed = with_entry(value, width.path, new)
+        if registered is None:
+            object.__setattr__(module, width.attribute, changed)
+        yield AttributeChange(width.module, width.attribute, width.path, before, entry(changed, width.path))
+
+
+def _sync_widths(name: str, module: nn.Module) -> Iterator[AttributeChange]:
+    """Makes the width attributes of a known layer agree with its tensors."""
+    for attribute, value in _computed_widths(module).items():
+        old = getattr(module, attribute)
+        if old != value:
+            object.__setattr__(module, attribute, value)
+            yield AttributeChange(name, attribute, (), old, value)
+
+
+def _computed_widths(module: nn.Module) -> dict[str, Any]:
+    """`own_widths`, for which a parametrised weight is computed: in evaluation mode, which leaves its state alone."""
+    parametrised = getattr(module, "parametrizations", None)
+    with torch.no_grad():
+        if not isinstance(parametrised, nn.ModuleDict):
+            return own_widths(module)
+        modes = {part: part.training for part in parametrised.modules()}
+        parametrised.eval()
+        try:
+            return own_widths(module)
+        finally:
+            for part, mode in modes.items():
+                part.training = mode
+
+
+def _merged(changes: Iterable[AttributeChange]) -> tuple[AttributeChange, ...]:
+    """One change for each entry, from its first value to its last."""
+    first: dict[tuple[str, str, tuple[int | str, ...]], AttributeChange] = {}
+    for change in changes:
+        key = (change.module, change.attribute, change.path)
+        first[key] = replace(first[key], new=change.new) if key in first else change
+    return tuple(change for change in first.values() if change.old != change.new)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import signal
 import threading
 import warnings
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from prunecli.copying import copied
 from prunecli.errors import ModelError
 from prunecli.inputs import Inputs, cast_inputs
 from prunecli.surgery.groups import ChannelGroup, Member, Role, tie_units
@@ -59,7 +59,7 @@ def dependency_groups(
         ModelError: The graph cannot be built.
     """
     # Tracing reads autograd's graph, so frozen parameters would be invisible: work on a copy that asks for gradients.
-    traced = copy.deepcopy(model).cpu().eval()
+    traced = copied(model).cpu().eval()
     for parameter in traced.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     inputs = cast_inputs(example_inputs, device="cpu")

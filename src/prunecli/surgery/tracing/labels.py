@@ -17,6 +17,7 @@ from prunecli.surgery.tracing.watched import Read, Uses
 
 INPUT = "tied to the size of the model's input"
 OUTPUT = "output layer: its width is the model's output"
+HIDDEN = "hidden units of a recurrent layer: all its gates and time steps share them"
 _CONSTANT = "tied to a tensor that is neither a parameter nor a buffer"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunecli.copying import copied
 from prunecli.errors import ModelError, PruneError, unknown
 from prunecli.inputs import Inputs, call, cast_inputs
 from prunecli.surgery.groups import ChannelGroup, Size
@@ -61,7 +61,7 @@ def _refuse_use_outside(model: nn.Module, inputs: Inputs, name: str) -> None:
         names.setdefault(id(parameter), set()).add(tensor.startswith(prefix))
     if any(len(inside) > 1 for inside in names.values()):
         raise ModelError(f"--only {name}: it shares a parameter with a layer outside; choose a module with both")
-    running = copy.deepcopy(model).cpu().eval()
+    running = copied(model).cpu().eval()
     depth, calls, outside = [0], [0], set[str]()
     part = running.get_submodule(name)
 
@@ -96,7 +96,7 @@ def parts_that_can_be_followed(model: nn.Module, inputs: Inputs) -> list[str]:
         if any(name.startswith(f"{outer}.") for outer in parts):
             continue
         try:
-            follow(copy.deepcopy(model.get_submodule(name)).cpu().eval(), part_inputs)
+            follow(copied(model.get_submodule(name)).cpu().eval(), part_inputs)
         except (PruneError, RuntimeError):
             continue
         parts.append(name)
@@ -110,7 +110,7 @@ def _has_inner_width(module: nn.Module) -> bool:
 
 def _inputs_of(model: nn.Module, inputs: Inputs, names: list[str]) -> dict[str, tuple[Tensor, ...]]:
     """The inputs of modules in a run of the network, for those that take nothing but tensors."""
-    running = copy.deepcopy(model).cpu().eval()
+    running = copied(model).cpu().eval()
     by_module: dict[str, tuple[Tensor, ...]] = {}
 
     def noted(name: str) -> Any:

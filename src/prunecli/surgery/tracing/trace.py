@@ -8,13 +8,13 @@ actual removal.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from prunecli.copying import copied
 from prunecli.errors import DataDependentError, ModelError
 from prunecli.inputs import Inputs, cast_inputs, doubled_batch, output_tensors
 from prunecli.surgery.axes import freeze_position
@@ -28,7 +28,6 @@ from prunecli.surgery.tracing.grouping import groups_of, index_of
 from prunecli.surgery.tracing.labels import Followed
 from prunecli.surgery.tracing.part import parts_that_can_be_followed, trace_part
 from prunecli.surgery.tracing.reasons import left_over
-from prunecli.surgery.tracing.running import one_line
 from prunecli.surgery.tracing.search import Description, frozen_too, workable
 from prunecli.surgery.tracing.traced import Assumptions, Trace, position_of
 from prunecli.surgery.tracing.trial import Trial
@@ -73,28 +72,25 @@ def trace(
 
         return trace_part(model, example_inputs, only, alone)
     _refuse_what_cannot_run(model)
-    try:
-        copied = copy.deepcopy(model).cpu().eval()
-    except RuntimeError as error:
-        raise ModelError(f"the model cannot be copied: {one_line(error)}") from error
+    traced = copied(model).cpu().eval()
     inputs = cast_inputs(example_inputs, device="cpu", dtype=torch.float64)
     originals = {id(tensor): name for name, tensor in _named_tensors(model)}
     dtype = torch.float64
     try:
-        followed = _followed(copied.double(), inputs, outputs, originals)
+        followed = _followed(traced.double(), inputs, outputs, originals)
     except DataDependentError as error:
-        parts = [f"--only {name}" for name in parts_that_can_be_followed(copied, inputs)[:3]]
+        parts = [f"--only {name}" for name in parts_that_can_be_followed(traced, inputs)[:3]]
         raise DataDependentError(f"{error}; what can be pruned: {' or '.join(parts) or 'nothing'}") from error
     except ModelError:  # the model casts to float32 inside
         dtype = torch.float32
         inputs = cast_inputs(inputs, dtype=dtype)
-        followed = _followed(copied.float(), inputs, outputs, originals)
+        followed = _followed(traced.float(), inputs, outputs, originals)
 
     def described(assumptions: Assumptions) -> Description:
-        return _describe(copied, followed, assumptions, prune_stem=prune_stem, heads=heads)
+        return _describe(traced, followed, assumptions, prune_stem=prune_stem, heads=heads)
 
-    answers, final = workable(Trial(copied, inputs), described, time_limit_s, assumptions)
-    frozen = [*final.frozen, *left_over(copied, followed, final.groups, final.frozen)]
+    answers, final = workable(Trial(traced, inputs), described, time_limit_s, assumptions)
+    frozen = [*final.frozen, *left_over(traced, followed, final.groups, final.frozen)]
     return Trace(tuple(final.groups), tuple(frozen), followed, dtype, replace(answers, preferred=final.cuts))
 
 
@@ -103,7 +99,7 @@ def _followed(
 ) -> Followed:
     """Follows a copy with watched attributes that shares all tensors with `model`."""
     tensors = (*model.parameters(), *model.buffers())
-    watched = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    watched = copied(model, {id(tensor): tensor for tensor in tensors})
     uses = Uses()
     watch_attributes(watched, follows_its_tensors, uses.equalities)
     return follow(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from prunecli.copying import copied
 from prunecli.inputs import Inputs, call, cast_inputs, doubled_batch
 from prunecli.measure.counts import meta_copy
 from prunecli.surgery.groups import ChannelGroup, Keep
@@ -52,13 +52,13 @@ class Trial:
         try:
             light = meta_copy(model)
             on_meta = cast_inputs(inputs, device="meta")
-            self._run(copy.deepcopy(light), on_meta, [""])
+            self._run(copied(light), on_meta, [""])
             self._model, self._inputs = light, on_meta
         except Exception:
             pass
         self._trains = True
         try:
-            self._train(copy.deepcopy(self._model), [""])
+            self._train(copied(self._model), [""])
         except RUNTIME_ERRORS:
             self._trains = False
 
@@ -69,8 +69,11 @@ class Trial:
             groups: Groups to remove units from.
             keep: Kept units by group name.
         """
-        trial = copy.deepcopy(self._model)
-        remove(trial, groups, keep)
+        trial = copied(self._model)
+        try:
+            remove(trial, groups, keep)
+        except RUNTIME_ERRORS as error:  # not a fault of the network
+            return Problem("", f"prune fails to remove its channels ({one_line(error)}); please report it")
         stack = [""]
         try:
             self._run(trial, self._inputs, stack)

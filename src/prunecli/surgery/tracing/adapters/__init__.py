@@ -14,6 +14,7 @@ from prunecli.surgery.tracing.labels import Followed
 
 ADAPTERS = {
     "MultiheadAttention": "multihead_attention",
+    "RNNBase": "recurrent",
     "SegformerSequenceReduction": "segformer",
 }
 """By the name of a class."""

@@ -19,7 +19,17 @@ from prunecli.surgery.axes import Term, fixed, freeze, unify
 from prunecli.surgery.groups import Role
 from prunecli.surgery.tracing.labels import Label, Labels
 
-MODULES = ("layout", "contraction", "statistics", "pointwise", "indexing", "sampling", "spectral", "matrices")
+MODULES = (
+    "layout",
+    "contraction",
+    "statistics",
+    "pointwise",
+    "indexing",
+    "sampling",
+    "spectral",
+    "matrices",
+    "recurrent",
+)
 """One module for each kind of operator, in this package."""
 
 

@@ -1,0 +1,69 @@
+"""Copying networks, whatever state an earlier pass has left on them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from prunecli.errors import ModelError
+
+_Network = TypeVar("_Network", bound=nn.Module)
+_OWN = ("_parameters", "_buffers", "_modules")
+
+
+class _DetachedCopies(TorchFunctionMode):
+    """Copies tensors that belong to a graph without the graph, which `copy.deepcopy` refuses to do."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            return copy.deepcopy(args[0].detach(), args[1])
+        return func(*args, **(kwargs or {}))
+
+
+def copied(model: _Network, memo: dict[int, Any] | None = None) -> _Network:
+    """A deep copy of a network.
+
+    A forward pass with gradients leaves tensors on some networks that are no leaves of autograd's graph: the weight
+    that weight normalisation or a pruning mask computes, a feature map kept for later. The copy has their values,
+    detached.
+
+    Args:
+        model: The network; not changed.
+        memo: What stands for some objects in the copy, by their ids, as in `copy.deepcopy`.
+
+    Raises:
+        ModelError: Something the network holds cannot be copied; the message names it.
+    """
+    with _DetachedCopies():
+        try:
+            return copy.deepcopy(model, memo)
+        except Exception as error:
+            why = f"{type(error).__name__}: {_first_line(error)}"
+            remedy = "set it to None or remove it before pruning"
+            where = next(_uncopyable(model), "")
+            if not where:
+                where, remedy = "an object in it refuses", "make copy.deepcopy(model) work"
+            raise ModelError(f"the model cannot be copied: {where} ({why}); {remedy}") from error
+
+
+def _uncopyable(model: nn.Module) -> Iterator[str]:
+    """The attributes that make a copy fail, each with its module and type."""
+    # Registered modules and tensors stand for themselves here, so an attribute that refers to one is not to blame.
+    shared: list[Any] = [*model.modules(), *model.parameters(), *model.buffers()]
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key in _OWN:
+                continue
+            try:
+                copy.deepcopy(value, {id(item): item for item in shared})
+            except Exception:
+                where = f"{name}.{key}" if name else key
+                yield f"a hook in {where} refuses" if "_hooks" in key else f"{where} holds a {type(value).__name__}"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")[:160]
