@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from prunecli.errors import MethodError, ModelError, VerificationError
 from prunecli.inputs import Inputs, explained, model_device
@@ -108,9 +108,9 @@ class Ruler:
         recalibrate: bool = False,
     ) -> None:
         self.kind, self._dense, self._inputs = kind, dense, inputs
-        self._images: list[Tensor] = []
+        self._images: list[Inputs] = []
         if kind in SPIKE_TARGETS:
-            self._images = _images_for(kind, dense, batches)
+            self._images = _images_for(kind, dense, batches, inputs)
         self._repair = Repair(self._images or None, compensation, recalibrate, inputs)
         # Widths decide parameters and MACs; for time and spikes, and where values are read, tensors have to be there.
         self._on_meta = kind == "params" or (kind == "macs" and count_on_meta(dense, inputs) is not None)
@@ -184,10 +184,10 @@ class Ruler:
         return best
 
 
-def _images_for(kind: str, model: nn.Module, batches: Iterable[Any] | None) -> list[Tensor]:
+def _images_for(kind: str, model: nn.Module, batches: Iterable[Any] | None, like: Inputs) -> list[Inputs]:
     if not spiking_neurons(model):
         raise MethodError(f"--{kind} counts spikes, and the network has no spiking neurons; use --macs")
-    images = list(first_images(batches, _IMAGES)) if batches is not None else []
+    images = list(first_images(batches, _IMAGES, like)) if batches is not None else []
     if not images:
         raise MethodError(f"--{kind} counts spikes and needs images: name a data set with --data")
     return images
