@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from prunecli.surgery.removal.compensate import Compensation
 from prunecli.surgery.tracing.traced import Trace
 
 _MANIFEST, _DENSE = "_prunecli_manifest", "_prunecli_dense"
+_QUANTISED = ("nn.quantized", "nn.intrinsic.quantized")
+"""Parts of the names of packages with quantised layers."""
 
 __all__ = ["PruneReport", "PruneResult", "Transition", "load", "prune"]
 
@@ -55,7 +58,8 @@ def prune(
         example_inputs: Inputs that the model accepts: a tensor such as (1, 3, 224, 224), a tuple of positional
             arguments, a mapping of keyword arguments, or a list of images.
         data: Calibration batches: inputs of the same form, or pairs of inputs and labels (in a mapping, its entry
-            `labels`). Without labels, gradients are taken at the model's own predictions.
+            `labels`). Several inputs come as (x, y), (x, y, labels) or ((x, y), labels). Without labels, gradients are
+            taken at the model's own predictions.
         compensate: How removed channels are folded into the others: "ls" by regression on `data`, "bias", "none".
         recalibrate: Whether batch normalisation statistics are measured again on `data`.
         keep: Layer names or patterns whose output width stays.
@@ -74,6 +78,7 @@ def prune(
         ModelError: The model cannot be traced.
         VerificationError: The result is not the masked original.
     """
+    _refuse_wrapper(model)
     request = PruneRequest(
         method=method,
         params=_checked_params(_checked_method(method, data, compensate, recalibrate), params),
@@ -92,6 +97,39 @@ def prune(
     leave_to_caller(result.model)
     _remember(result.model, result.manifest, result.dense)
     return result
+
+
+def _refuse_wrapper(model: Any) -> None:
+    """Refuses objects that hold a network but are none themselves, such as a `YOLO(...)` or a pipeline.
+
+    Raises:
+        ModelError: It is not a module, trains or evaluates by a method of its own, or cannot be copied.
+    """
+    kind = type(model).__name__
+    held = dict(model.named_children()) if isinstance(model, nn.Module) else getattr(model, "__dict__", {})
+    inside = [name for name, value in held.items() if isinstance(value, nn.Module)]
+    hint = f"prune the network inside, .{'model' if 'model' in inside else inside[0]}" if inside else "pass the network"
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"a {kind} is not a torch.nn.Module; {hint}")
+    if "mode" not in inspect.signature(type(model).train).parameters:
+        raise ModelError(f"a {kind} does not behave like a torch.nn.Module (its train() does something else); {hint}")
+    quantised = next((name for name, module in model.named_modules() if _is_quantised(module)), None)
+    if quantised is not None:
+        raise ModelError(f"{quantised or 'the model'} is quantised; prune the network before it is quantised")
+    tensors = [tensor for module in model.modules() for tensor in output_tensors(vars(module))]
+    try:
+        copied(model, {id(tensor): tensor for tensor in tensors})  # without the tensors, which takes no time
+    except Exception as error:
+        raise ModelError(
+            f"a {kind} cannot be copied ({type(error).__name__}: {error}); {hint}, or take away what cannot be copied"
+        ) from error
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    """Whether its weights are no parameters, but packed for integer kernels."""
+    return any(part in type(module).__module__ for part in _QUANTISED) or isinstance(
+        getattr(module, "_packed_params", None), nn.Module
+    )
 
 
 def _checked_method(method: str, data: Iterable[Any] | None, compensate: str, recalibrate: bool) -> MethodSpec:
@@ -202,10 +240,14 @@ class _Batches:
 
     def __init__(self, data: Iterable[Any]) -> None:
         # A generator is used up after one pass, so its batches have to be kept.
-        self._data = [data] if isinstance(data, Tensor) else list(data) if isinstance(data, Iterator) else data
+        self._data = (
+            [data] if isinstance(data, (Tensor, Mapping)) else list(data) if isinstance(data, Iterator) else data
+        )
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._data:
             if not output_tensors(batch):
-                raise MethodError("data: each batch has to hold tensors: inputs alone, or a pair of inputs and labels")
+                raise MethodError(
+                    "data: each batch has to hold tensors: inputs alone, a pair of inputs and labels, or a mapping"
+                )
             yield batch

@@ -137,7 +137,7 @@ def test_recalibration_on_single_samples_says_what_to_do() -> None:
     assert model[1].momentum == 0.1
 
 
-def test_other_errors_of_the_network_pass_through_recalibration() -> None:
+def test_other_errors_of_the_network_are_one_line_in_recalibration() -> None:
     class Refusing(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -146,7 +146,7 @@ def test_other_errors_of_the_network_pass_through_recalibration() -> None:
         def forward(self, x: Tensor) -> Tensor:
             raise ValueError("not today")
 
-    with pytest.raises(ValueError, match="not today"):
+    with pytest.raises(MethodError, match="does not run on the calibration data: ValueError: not today; give batches"):
         recalibrate_batchnorm(Refusing(), [torch.randn(4, 4)])
 
 

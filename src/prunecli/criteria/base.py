@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunecli.errors import MethodError
-from prunecli.inputs import Inputs, logits, split_batch
+from prunecli.inputs import Inputs, logits, output_tensors, split_batch
 from prunecli.surgery.groups import ChannelGroup, Member, Role
 
 Loss = Callable[[Any, Tensor | None], Tensor]
 """From a model's output and the labels (None: there are none) to the sum of the samples' losses, a scalar."""
 _IGNORED_LABEL = 255
+_IGNORED_TOKEN = -100
+_ROUNDING = 1e-3
 
 
 def default_loss(output: Any, labels: Tensor | None) -> Tensor:
@@ -27,20 +29,35 @@ def default_loss(output: Any, labels: Tensor | None) -> Tensor:
 
     Args:
         output: The model's output; see `prunecli.inputs.logits`.
-        labels: Class indices of shape (samples,) or, for dense predictions, (samples, height, width), where 255 is
-            left out; or None.
+        labels: Class indices of shape (samples,), for dense predictions (samples, height, width), where 255 is left
+            out, for scores of tokens (samples, length), where -100 is left out; or floating numbers of the output's
+            shape: probabilities, or the values that it should have; or None.
     """
-    scores = logits(output).float()
+    scores = logits(output)
+    scores = scores if scores.dtype == torch.float64 else scores.float()
     if labels is None:
         if scores.dim() != 2 or scores.shape[1] < 2:
             return scores.square().sum() / 2
         labels = scores.detach().argmax(dim=1)
+    if labels.is_floating_point():
+        return _distance(scores, labels)
     if scores.dim() == 2:
         return F.cross_entropy(scores, labels, reduction="sum")
+    if scores.shape[:-1] == labels.shape and scores.shape[2:] != labels.shape[1:]:
+        each = F.cross_entropy(scores.movedim(-1, 1), labels, ignore_index=_IGNORED_TOKEN, reduction="none")
+        return each.flatten(1).mean(dim=1).sum()
     if scores.shape[2:] != labels.shape[1:]:
         scores = F.interpolate(scores, size=tuple(labels.shape[1:]), mode="bilinear", align_corners=False)
     each = F.cross_entropy(scores, labels, ignore_index=_IGNORED_LABEL, reduction="none")
     return each.flatten(1).mean(dim=1).sum()
+
+
+def _distance(scores: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy to the probabilities in `labels` if its rows add up to one, else half the sum of squares."""
+    labels = labels.to(scores).reshape(scores.shape)
+    if scores.dim() == 2 and scores.shape[1] > 1 and bool((labels.sum(dim=1) - 1).abs().max() < _ROUNDING):
+        return F.cross_entropy(scores, labels, reduction="sum")
+    return (scores - labels).square().sum() / 2
 
 
 @dataclass(frozen=True)
@@ -64,8 +81,8 @@ class Calibration:
     options: Mapping[str, Any] = field(default_factory=dict)
     example_inputs: Inputs | None = None
 
-    def pairs(self) -> Iterator[tuple[Inputs, Tensor | None]]:
-        """Yields (inputs, labels or None); labels that are not a tensor are left out.
+    def pairs(self) -> Iterator[tuple[Inputs, Any]]:
+        """Yields (inputs, labels or None); labels that hold no tensor are None, for the default loss all but tensors.
 
         Raises:
             MethodError: There is no data, or it contains no batches.
@@ -76,7 +93,8 @@ class Calibration:
         for batch in self.batches:
             empty = False
             inputs, labels = split_batch(batch, self.example_inputs)
-            yield inputs, labels if isinstance(labels, Tensor) else None
+            known = isinstance(labels, Tensor) if self.loss is default_loss else bool(output_tensors(labels))
+            yield inputs, labels if known else None
         if empty:
             raise MethodError("the calibration data contains no batches; provide at least one")
 

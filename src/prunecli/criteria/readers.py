@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from prunecli.criteria.base import Calibration, sum_by_unit
-from prunecli.inputs import call, cast_inputs, model_device
+from prunecli.inputs import run_batch
 from prunecli.surgery.groups import ChannelGroup, Member
 from prunecli.surgery.removal.compensate import channels_last, layer_input
 from prunecli.surgery.tracing.running import without_fastpath
@@ -62,20 +62,21 @@ def watch_readers(
 
     def watcher(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            channels = channels_last(module, layer_input(args, kwargs).detach())
-            see(name, channels.reshape(-1, channels.shape[-1]))
+            taken_in = layer_input(args, kwargs)
+            if taken_in is not None:
+                channels = channels_last(module, taken_in.detach())
+                see(name, channels.reshape(-1, channels.shape[-1]))
 
         return hook
 
     names = dict.fromkeys(member.module for group in groups for member in readers_of(model, group))
     hooks = [model.get_submodule(name).register_forward_pre_hook(watcher(name), with_kwargs=True) for name in names]
     training = {module: module.training for module in model.modules()}
-    device = model_device(model)
     model.eval()
     try:
         with torch.no_grad(), without_fastpath():
             for inputs, _ in calibration.pairs():
-                call(model, cast_inputs(inputs, device))
+                run_batch(model, inputs)
     finally:
         for hook in hooks:
             hook.remove()

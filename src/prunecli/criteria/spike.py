@@ -20,7 +20,7 @@ from prunecli.criteria.magnitude import l1
 from prunecli.criteria.random import random
 from prunecli.criteria.readers import exact
 from prunecli.errors import MethodError
-from prunecli.inputs import call, cast_inputs, model_device
+from prunecli.inputs import run_batch
 from prunecli.measure.neurons import counted, spiking_neurons, unknown_neurons
 from prunecli.surgery.groups import ChannelGroup
 
@@ -110,7 +110,7 @@ def _gather(
     neurons = {name: model.get_submodule(name) for name in dims}
     with _watching(model, neurons, watcher, potentials=criterion == "rate+v"), torch.no_grad():
         for inputs, _ in calibration.pairs():
-            call(model, cast_inputs(inputs, model_device(model)))
+            run_batch(model, inputs)
     return {output: total for output, total in sums.items() if total.count}
 
 

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from prunecli.copying import copied
-from prunecli.inputs import Inputs, call, cast_inputs, map_tensors
+from prunecli.errors import ModelError
+from prunecli.inputs import Inputs, call, cast_inputs, explained, fitted, map_tensors
 
 _MULTIPLYING = frozenset(
     "addbmm addmm addmv addr attention baddbmm bmm c2c c2r cdist cholesky combination conv convolution det dot eig "
@@ -24,6 +25,7 @@ _MULTIPLYING = frozenset(
 """Words in the names of ATen operators that multiply and accumulate. Torch's counter covers some of these operators."""
 _BY_NAME = {"linalg_matrix_exp": True, "polar": False, "slice_inverse": False, "_cudnn_rnn_flatten_weight": False}
 """Operators with misleading names, and whether they multiply."""
+_HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,41 @@ def count_macs(model: nn.Module, inputs: Inputs) -> Macs:
     Convolutions, matrix products and attention are counted; biases and element-wise operations are not, by convention.
     The figures are those of torch's FlopCounterMode divided by two, with the fused kernels that it cannot see disabled.
 
+    Networks that do not run on the meta device, because they create CPU tensors or read values, run for real on the
+    CPU, with their own weights.
+
     Args:
         model: Any module, also on the meta device; it is not changed.
         inputs: Inputs of any form that the model accepts, with the batch size to count for.
+
+    Raises:
+        ModelError: The model does not run on the inputs.
     """
+    counted = count_on_meta(model, inputs)
+    if counted is not None:
+        return counted
+    with explained("MACs cannot be counted, since the network does not run on the example inputs", ModelError):
+        return _count_for_real(model, inputs)
+
+
+def count_on_meta(model: nn.Module, inputs: Inputs) -> Macs | None:
+    """Counts like `count_macs`; None for a network that does not run on the meta device."""
     try:
-        return _count(meta_copy(model), cast_inputs(inputs, device="meta"))
-    except (NotImplementedError, RuntimeError):
-        # Models that create CPU tensors in forward, or read values, have to run for real.
-        return _count(cpu_copy(model), cpu_inputs(inputs))
+        return _count(meta_copy(model), cast_inputs(fitted(inputs, model), device="meta"))
+    except MemoryError:
+        raise
+    except Exception:  # whatever a network makes of tensors without values
+        return None
+
+
+def _count_for_real(model: nn.Module, inputs: Inputs) -> Macs:
+    try:
+        return _count(cpu_copy(model), cpu_inputs(fitted(inputs, model)))
+    except RuntimeError:
+        if not any(parameter.dtype in _HALF for parameter in model.parameters()):
+            raise
+        # The CPU lacks some operators in half precision; there are as many multiplications in single precision.
+        return _count(cpu_copy(model).float(), cast_inputs(cpu_inputs(inputs), dtype=torch.float32))
 
 
 def module_macs(model: nn.Module, inputs: Inputs) -> dict[str, int]:
@@ -71,7 +99,7 @@ def module_macs(model: nn.Module, inputs: Inputs) -> dict[str, int]:
     counted = cpu_copy(model)
     counter = FlopCounterMode(display=False)
     with _countable_kernels(), torch.no_grad(), counter:
-        call(counted, cpu_inputs(inputs))
+        call(counted, cpu_inputs(fitted(inputs, model)))
     prefix = type(counted).__name__ + "."
     return {
         name.removeprefix(prefix) if name != "Global" else "": sum(flops.values()) // 2
@@ -86,16 +114,22 @@ def meta_copy(model: nn.Module) -> nn.Module:
 
 
 def cpu_copy(model: nn.Module) -> nn.Module:
-    """Copies a model to the CPU, in evaluation mode; tensors on the meta device become zeros."""
-    tensors = (tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_meta)
-    return _copy_with(model, {id(tensor): torch.zeros_like(tensor, device="cpu") for tensor in tensors}).cpu()
+    """Copies a model to the CPU, in evaluation mode; tensors on the meta device become zeros.
+
+    Parameters that lie on the CPU already are shared with `model`, buffers are not: a forward pass may change them.
+    """
+    replacements = {id(tensor): _on_cpu(tensor) for tensor in model.parameters()}
+    replacements |= {id(tensor): _on_cpu(tensor) for tensor in model.buffers() if tensor.is_meta}
+    return _copy_with(model, replacements).cpu()
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor.detach().cpu()
 
 
 def cpu_inputs(inputs: Inputs) -> Any:
     """Moves inputs to the CPU; tensors on the meta device become zeros."""
-    return map_tensors(
-        inputs, lambda tensor: torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor.to("cpu")
-    )
+    return map_tensors(inputs, _on_cpu)
 
 
 def _copy_with(model: nn.Module, replacements: dict[int, Tensor]) -> nn.Module:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from prunecli.errors import DataError
-from prunecli.inputs import Inputs, call, cast_inputs, model_device, sample_count, split_batch, take_samples
+from prunecli.inputs import Inputs, run_batch, sample_count, split_batch, take_samples
 from prunecli.measure.neurons import without_memory
 from prunecli.measure.spikes import FiringStatistics, NeuronFigures
 from prunecli.measure.synops import LayerOperations, OperationCounter, counting
@@ -86,13 +86,12 @@ def profile(
         DataError: There was no image.
     """
     statistics, counter = FiringStatistics(model), OperationCounter(model)
-    device = model_device(model)
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         for inputs in first_images(batches, images, like):
             with torch.no_grad(), without_memory(model), statistics.watching(), counting(model, counter):
-                call(model, cast_inputs(inputs, device=device))
+                run_batch(model, inputs)
             statistics.end_pass(sample_count(inputs))
     finally:
         for module, mode in training.items():

@@ -26,7 +26,7 @@ from prunecli.methods.request import PruneRequest, Transition
 from prunecli.methods.schedule import amounts
 from prunecli.methods.selection import ratios_by_group, with_scope
 from prunecli.methods.targets import Ruler, target_of
-from prunecli.surgery.groups import ChannelGroup
+from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.proof.verify import faulty_groups, verify
 from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
 from prunecli.surgery.removal.slice import kept_positions, remove
@@ -122,7 +122,11 @@ class _Run:
             known = self._traced.assumptions
             self._follow(known.after_removal() if known is not None else None)
         ranking = self._ranked()
-        allocation = self._allocate(ranking.scores, amount, part)
+        try:
+            allocation = self._allocate(ranking.scores, amount, part)
+        except VerificationError as error:  # a candidate does not even run
+            self._leave_alone(self._ruler.tried if self._ruler is not None else {}, error)
+            return self.step(amount, part)
         self._allocation = allocation
         self.clock.lap("score")
         groups, keep = self._groups, allocation.keep
@@ -136,11 +140,8 @@ class _Run:
         inputs = self._request.example_inputs
         try:
             self._error = max(self._error, verify(self.network, pruned, self._traced, keep, inputs))
-        except VerificationError:
-            faulty = faulty_groups(self.network, self._traced, keep, inputs)
-            if not faulty:
-                raise
-            self._follow(without(self._traced, faulty))  # with the groups at fault left as they are
+        except VerificationError as error:
+            self._leave_alone(keep, error)
             return self.step(amount, part)
         self.clock.lap("verify")
         self._repair(self.network, pruned, groups, keep, self.clock)
@@ -148,6 +149,17 @@ class _Run:
         self._edits += edits
         self._left |= {group.name: len(keep[group.name]) * group.channels_per_unit for group in groups}
         return kept
+
+    def _leave_alone(self, keep: Keep, error: VerificationError) -> None:
+        """Traces again without the groups that are to blame for what went wrong when all but `keep` was removed.
+
+        Raises:
+            VerificationError: The error, if none is to blame.
+        """
+        faulty = faulty_groups(self.network, self._traced, keep, self._request.example_inputs)
+        if not faulty:
+            raise error
+        self._follow(without(self._traced, faulty))
 
     def outcome(self, steps: int) -> Pruned:
         """The result.

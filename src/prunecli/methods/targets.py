@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from prunecli.copying import copied
-from prunecli.errors import MethodError
-from prunecli.inputs import Inputs, model_device
-from prunecli.measure.counts import count_macs, meta_copy, parameter_count
+from prunecli.errors import MethodError, ModelError, VerificationError
+from prunecli.inputs import Inputs, explained, model_device
+from prunecli.measure.counts import count_macs, count_on_meta, meta_copy, parameter_count
 from prunecli.measure.energy import first_images, profile
 from prunecli.measure.latency import time_paired
 from prunecli.measure.neurons import spiking_neurons
 from prunecli.methods.allocation import Allocation
 from prunecli.methods.params import TARGETS, StructuralParams
 from prunecli.methods.repair import Repair
-from prunecli.surgery.groups import ChannelGroup
+from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.removal.compensate import Compensation
 from prunecli.surgery.removal.slice import remove
 
@@ -91,6 +91,9 @@ class Ruler:
             a network that was just cut fires much less than it will.
         recalibrate: Whether normalisations are measured again.
 
+    Attributes:
+        tried: The kept units of the last candidate.
+
     Raises:
         MethodError: A figure of spikes is asked for, and the network has none or there is no image.
     """
@@ -105,22 +108,33 @@ class Ruler:
         recalibrate: bool = False,
     ) -> None:
         self.kind, self._dense, self._inputs = kind, dense, inputs
-        self._images: list[Tensor] = []
+        self._images: list[Inputs] = []
         if kind in SPIKE_TARGETS:
-            self._images = _images_for(kind, dense, batches)
+            self._images = _images_for(kind, dense, batches, inputs)
         self._repair = Repair(self._images or None, compensation, recalibrate, inputs)
+        # Widths decide parameters and MACs; for time and spikes, and where values are read, tensors have to be there.
+        self._on_meta = kind == "params" or (kind == "macs" and count_on_meta(dense, inputs) is not None)
+        self.tried: Keep = {}
         self._base = self._count(dense) if kind != "latency" else 0.0
         if self._base == 0 and kind in SPIKE_TARGETS:
             raise MethodError(f"--{kind}: no spike reaches any layer of the network; train it first")
 
     def share(self, model: nn.Module, groups: list[ChannelGroup], allocation: Allocation) -> float:
-        """The share that would remain of the dense network's figure if `model` lost what `allocation` drops."""
-        # Widths decide parameters and MACs; only for time and spikes do the tensors have to be there.
-        trial = meta_copy(model) if self.kind in ("params", "macs") else copied(model)
+        """The share that would remain of the dense network's figure if `model` lost what `allocation` drops.
+
+        Raises:
+            VerificationError: The network does not run without these channels.
+        """
+        self.tried = allocation.keep
+        trial = meta_copy(model) if self._on_meta else copied(model)
         remove(trial, groups, allocation.keep)
         if self.kind in SPIKE_TARGETS:
             self._repair(model, trial, groups, allocation.keep)
-        return self.measure(trial)
+        with explained(f"--{self.kind}: the network does not run with fewer channels", VerificationError):
+            try:
+                return self.measure(trial)
+            except ModelError as error:
+                raise VerificationError(f"--{self.kind} with fewer channels: {error}") from error
 
     def measure(self, model: nn.Module) -> float:
         """A network's figure relative to the dense network's."""
@@ -170,10 +184,10 @@ class Ruler:
         return best
 
 
-def _images_for(kind: str, model: nn.Module, batches: Iterable[Any] | None) -> list[Tensor]:
+def _images_for(kind: str, model: nn.Module, batches: Iterable[Any] | None, like: Inputs) -> list[Inputs]:
     if not spiking_neurons(model):
         raise MethodError(f"--{kind} counts spikes, and the network has no spiking neurons; use --macs")
-    images = list(first_images(batches, _IMAGES)) if batches is not None else []
+    images = list(first_images(batches, _IMAGES, like)) if batches is not None else []
     if not images:
         raise MethodError(f"--{kind} counts spikes and needs images: name a data set with --data")
     return images

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from prunecli.checkpoint import WEIGHT_SUFFIXES
 from prunecli.checkpoint.finite import check_finite
@@ -24,7 +25,10 @@ from prunecli.models.recognition import architecture_for, identify, recorded
 from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
 
 _IMAGE_DIMENSIONS = 3
+_SINGLE = torch.float32.itemsize
 _RUN_TIME_SETTINGS = ("T", "coding")
+_PRECISION = "_prunecli_precision"
+"""Attribute of a network in memory: the narrower dtypes that tensors of its file have, by name. It survives a copy."""
 ANY_SIZE = (32, 32)
 """Image size of architectures that accept any, if neither data nor manifest have one."""
 
@@ -78,6 +82,8 @@ def load_file(
     allow_nonfinite: bool = False,
 ) -> LoadedModel:
     """Loads a checkpoint of ours, or somebody else's weights.
+
+    Tensors in half precision are widened, because that is how networks are run and trained here; `save` narrows them.
 
     Args:
         path: A safetensors file or one written by torch.save, with any suffix.
@@ -133,6 +139,7 @@ def _load_foreign(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapp
             f"{path}: the weights do not fit {architecture.ref}: {first}; name another with --arch"
         ) from error
     translation.adapt(model)
+    _note_precision(model, {name: tensor.dtype for name, tensor in tensors.items()})
     manifest = Manifest(architecture=architecture.model_copy(update={"class_name": type(model).__name__}))
     loaded = LoadedModel(model.eval(), manifest, path=path, sha256=file_sha256(path), notes=notes)
     return _with_input_spec(loaded)
@@ -207,8 +214,41 @@ def save(path: Path, model: nn.Module, manifest: Manifest, dense: nn.Module | No
             "frozen_parameters": [n for n, p in model.named_parameters() if not p.requires_grad],
         }
     )
-    write_checkpoint(path, state_tensors(model), complete)
+    write_checkpoint(path, _in_precision(model), complete)
     return complete
+
+
+def _note_precision(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Remembers which tensors of a network that runs in single precision are to be saved in a narrower one."""
+    narrow = {name: dtype for name, dtype in dtypes.items() if dtype.is_floating_point and dtype.itemsize < _SINGLE}
+    object.__setattr__(model, _PRECISION, narrow)
+
+
+def _in_precision(model: nn.Module) -> dict[str, Tensor]:
+    """All tensors of a network, those from a file in half precision in that again; shared ones stay shared.
+
+    A tensor that would overflow, as statistics that were measured again may, keeps the precision it has.
+    """
+    narrow: Mapping[str, torch.dtype] = getattr(model, _PRECISION, {})
+    tensors = state_tensors(model)
+    made: dict[tuple[Any, ...], Tensor] = {}
+    for name, dtype in narrow.items():
+        tensor = tensors.get(name)
+        if tensor is not None and tensor.is_floating_point():
+            view = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()))
+            cast = tensor.to(dtype)
+            if tensor.numel() and bool((torch.isfinite(tensor) == torch.isfinite(cast.float())).all()):
+                made.setdefault(view, cast)
+    for name, tensor in tensors.items():
+        tensors[name] = made.get((tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride())), tensor)
+    return tensors
+
+
+def _in_single_precision(model: nn.Module) -> nn.Module:
+    """The network with all floating tensors in single precision: that is how it is run and trained here."""
+    dtypes = {name: tensor.dtype for name, tensor in state_tensors(model).items() if tensor.is_floating_point()}
+    _note_precision(model, dtypes)
+    return model if set(dtypes.values()) <= {torch.float32} else model.float()
 
 
 def _load_checkpoint(path: Path, manifest: Manifest, arch: str | None, allow_nonfinite: bool) -> LoadedModel:
@@ -224,7 +264,7 @@ def _load_checkpoint(path: Path, manifest: Manifest, arch: str | None, allow_non
     if shape and len(shape) != _IMAGE_DIMENSIONS:
         raise ModelError(f"{path}: its manifest gives {list(shape)} as the shape of an image; the file was altered")
     model, manifest = restore(path, allow_nonfinite=allow_nonfinite)
-    loaded = LoadedModel(model, manifest, path=path, sha256=file_sha256(path))
+    loaded = LoadedModel(_in_single_precision(model), manifest, path=path, sha256=file_sha256(path))
     if not shape:
         return _with_input_spec(loaded)
     loaded.fixed_size = (shape[1], shape[2])

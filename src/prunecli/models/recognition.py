@@ -182,8 +182,9 @@ def _class_count(model: nn.Module) -> int:
     return convolutions[-1] if convolutions else 0
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> _Shapes:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+def _shapes(tensors: Mapping[str, Any]) -> _Shapes:
+    """Shapes by name; a state dict may hold entries that are no tensors, such as a module's extra state."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
 
 
 def _model_shapes(model: nn.Module) -> _Shapes:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from prunecli.inputs import Inputs, call, cast_inputs, model_device
+from prunecli.inputs import Inputs, run_batch
 from prunecli.surgery.groups import ChannelGroup, Keep, Role, dropped_units
 
 Compensation = Literal["none", "bias", "ls"]
@@ -36,6 +36,8 @@ class _Moments:
     products: Tensor | None
 
     def add(self, rows: Tensor) -> None:
+        if rows.dtype in (torch.float16, torch.bfloat16):  # sums of squares soon leave their range
+            rows = rows.float()
         self.count += len(rows)
         self.total += rows.sum(dim=0).cpu().double()
         if self.products is not None:
@@ -66,7 +68,8 @@ def compensate(
 ) -> int:
     """Adjusts the layers of `pruned` that read removed channels, in place, after one pass of `dense` over `batches`.
 
-    Grouped convolutions are not adjusted: the same column reads a different channel in each block.
+    Grouped convolutions are not adjusted: the same column reads a different channel in each block. Nor are weights that
+    several layers share, or that are computed from other parameters.
 
     Args:
         dense: The network before removal; not changed.
@@ -86,6 +89,8 @@ def compensate(
     removed, written = _removed(dense, groups, keep, "consumer", 1), _removed(dense, groups, keep, "producer", 0)
     if not removed:
         return 0
+    for name in [name for name in removed if _is_shared(dense, name)]:
+        del removed[name]
     halves, normalised = _measure(dense, removed, batches, second=mode == "ls")
     adjusted = 0
     for name, columns in removed.items():
@@ -113,13 +118,21 @@ def _removed(dense: nn.Module, groups: Sequence[ChannelGroup], keep: Keep, role:
 
 
 def _reader(model: nn.Module, name: str) -> nn.Linear | _ConvNd | None:
-    """The module if its weight columns are its input channels, else None."""
+    """The module if its weight is its own and its columns are its input channels, else None."""
     module = model.get_submodule(name)
+    if module._parameters.get("weight") is None:  # computed from others, so a change would not last
+        return None
     if isinstance(module, nn.Linear):
         return module
     if isinstance(module, _ConvNd) and module.groups == 1 and not isinstance(module, _ConvTransposeNd):
         return module
     return None
+
+
+def _is_shared(model: nn.Module, name: str) -> bool:
+    """Whether another layer, or the same one under another name, has the weight of the module."""
+    weight = model.get_submodule(name)._parameters["weight"]
+    return sum(parameter is weight for _, parameter in model.named_parameters(remove_duplicate=False)) > 1
 
 
 def channels_last(module: nn.Module, values: Tensor) -> Tensor:
@@ -135,17 +148,16 @@ def channels_last(module: nn.Module, values: Tensor) -> Tensor:
     return values.movedim(2 if steps else 1, -1)
 
 
-def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """What a linear layer or convolution was called with, by position or as the keyword argument `input`."""
-    taken_in: Tensor = args[0] if args else kwargs["input"]
-    return taken_in
+def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """What a linear layer or convolution was called with: its first floating tensor, by position or by keyword."""
+    values = (*args, *kwargs.values())
+    return next((value for value in values if isinstance(value, Tensor) and value.is_floating_point()), None)
 
 
 def _measure(
     dense: nn.Module, removed: dict[str, Tensor], batches: Iterable[Inputs], *, second: bool
 ) -> tuple[dict[str, list[_Moments]], set[str]]:
     """Moments of every layer's input over even and odd batches, and the layers that feed a batch normalisation."""
-    device = model_device(dense)
     moments: dict[str, list[_Moments]] = {}
     for name, mask in removed.items():
         size = len(mask)
@@ -162,8 +174,10 @@ def _measure(
 
     def recorder(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            channels = channels_last(module, layer_input(args, kwargs).detach())
-            moments[name][half].add(channels.reshape(-1, channels.shape[-1]))
+            taken_in = layer_input(args, kwargs)
+            if taken_in is not None:
+                channels = channels_last(module, taken_in.detach())
+                moments[name][half].add(channels.reshape(-1, channels.shape[-1]))
 
         return record
 
@@ -192,7 +206,7 @@ def _measure(
             for index, batch in enumerate(batches):
                 half = index % 2
                 outputs.clear()
-                call(dense, cast_inputs(batch, device))
+                run_batch(dense, batch)
     finally:
         outputs.clear()
         for hook in hooks:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunecli.errors import MethodError
-from prunecli.inputs import Inputs, call, cast_inputs, model_device, sample_count
+from prunecli.inputs import Inputs, run_batch, sample_count
 
 _TOO_FEW = "more than 1 value per channel"
 """Part of torch's message when a batch normalisation in training mode gets one value per channel."""
@@ -28,7 +28,8 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Inputs]) -> int:
         Number of layers measured; those that the network does not run keep their statistics.
 
     Raises:
-        MethodError: There are no batches, or a batch has a single value per channel, which has no variance.
+        MethodError: There are no batches, the network does not run on one, or one has a single value per channel, which
+            has no variance.
     """
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not layers:
@@ -40,7 +41,6 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Inputs]) -> int:
     model.eval()
     for layer in layers:
         layer.train()
-    device = model_device(model)
     samples = 0
     try:
         with torch.no_grad():
@@ -48,9 +48,9 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Inputs]) -> int:
                 count = sample_count(batch)
                 samples += count
                 for layer in layers:
-                    layer.momentum = count / samples  # the first batch replaces the old statistics
-                call(model, cast_inputs(batch, device))
-    except ValueError as error:
+                    layer.momentum = count / max(samples, 1)  # the first batch replaces the old statistics
+                run_batch(model, batch)
+    except MethodError as error:
         if _TOO_FEW not in str(error):
             raise
         raise MethodError(
