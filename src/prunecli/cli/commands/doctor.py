@@ -11,13 +11,17 @@ from prunecli.cli.lazy import make_command
 from prunecli.cli.options import with_output
 from prunecli.cli.output import Output
 from prunecli.errors import RecipeError
+from prunecli.models.index import PATTERN_HELP
 
 
 def run(
     output: Output,
     coverage: Annotated[
         str | None,
-        typer.Option(metavar="PATTERN", help="Prune half of every architecture that matches, and say which are right."),
+        typer.Option(
+            metavar="PATTERN",
+            help="Prune half of every architecture that matches, and say which are right. " + PATTERN_HELP,
+        ),
     ] = None,
     max_params: Annotated[
         float | None, typer.Option(metavar="MILLIONS", help="With --coverage: skip larger architectures.")
