@@ -246,8 +246,8 @@ def test_a_packed_file_unpacks_to_what_its_header_says_and_no_further(tmp_path: 
         (raw / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(head + bytes(100)))
         with pytest.raises(DataError, match=message):
             load_data("mnist", tmp_path)
-    os.unlink(raw / "train-images-idx3-ubyte.gz")
-    os.mkfifo(raw / "train-images-idx3-ubyte")
+    os.unlink(raw / "t10k-images-idx3-ubyte.gz")
+    os.mkfifo(raw / "t10k-images-idx3-ubyte")
     with pytest.raises(DataError, match=r"neither .* exists"):
         load_data("mnist", tmp_path)
 
@@ -260,10 +260,11 @@ def test_lists_of_names_that_are_no_text_are_named(tmp_path: Path) -> None:
     (binary / "batches.meta.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"batches\.meta\.txt: not a readable text file"):
         load_data("cifar10", tmp_path)
+    (binary / "batches.meta.txt").unlink()
     (binary / "data_batch_1.bin").unlink()
     os.mkfifo(binary / "data_batch_1.bin")
     with pytest.raises(DataError, match=r"data_batch_\*\.bin: not found"):
-        load_data("cifar10", tmp_path)
+        load_data("cifar10", tmp_path).training_split()
 
 
 def _slow_split(tmp_path: Path) -> FileSplit:

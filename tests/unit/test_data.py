@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import pickle
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision import datasets
 
 from prunecli.data.catalog import load_data
 from prunecli.data.loader import CalibrationBatches, evaluation_batches, training_batches
@@ -72,6 +75,44 @@ def test_a_cut_cifar_file_and_a_missing_one_are_named(tmp_path: Path) -> None:
         load_data("cifar10", tmp_path)
     with pytest.raises(DataError, match="--download"):
         load_data("cifar10", tmp_path / "nowhere")
+
+
+def test_test_images_are_used_without_the_training_files(tmp_path: Path) -> None:
+    (_cifar(tmp_path) / "data_batch_2.bin").unlink()
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "t10k-images-idx3-ubyte").write_bytes(_idx(np.zeros((2, 28, 28), dtype=np.uint8)))
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(_idx(np.array([4, 9], dtype=np.uint8)))
+    for name, images, message in (
+        ("cifar10", 4, r"data_batch_\*\.bin: not found"),
+        ("mnist", 2, "neither .*train-images-idx3-ubyte.* exists"),
+        ("cluttered-mnist", 2, "neither .*train-images-idx3-ubyte.* exists"),
+    ):
+        data = hold_out(load_data(name, tmp_path), 0.1)
+        assert len(data.test.labels) == images and data.train is None and data.trainable
+        with pytest.raises(DataError, match=message):
+            data.training_split()
+
+
+def test_test_images_of_torchvisions_layout_are_used_without_the_training_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    files = {"test_batch": {"data": np.zeros((3, 3072), dtype=np.uint8), "labels": [7, 8, 9]}}
+    files |= {"batches.meta": {"label_names": [f"class {label}" for label in range(10)]}}
+    for name, content in files.items():
+        (folder / name).write_bytes(pickle.dumps(content))
+    sums = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in files}
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(datasets.CIFAR10, "meta", {**datasets.CIFAR10.meta, "md5": sums["batches.meta"]})
+    data = load_data("cifar10", tmp_path)
+    assert data.train is None and data.test.labels.tolist() == [7, 8, 9] and data.class_names[7] == "class 7"
+    with pytest.raises(DataError, match=r"the training files of cifar10 are not in .*cifar-10-batches-py"):
+        data.training_split()
+    (folder / "test_batch").write_bytes(b"altered")
+    with pytest.raises(DataError, match=r"cifar10 is not in .*; add --download"):
+        load_data("cifar10", tmp_path)
 
 
 def _idx(array: np.ndarray) -> bytes:

@@ -224,6 +224,56 @@ def test_wrong_data_is_named(spoil: Callable[[Path], None], message: str, tmp_pa
     assert len(str(caught.value).splitlines()) == 1
 
 
+def _binary_set(root: Path, classes: str, *numbers: tuple[int, int]) -> None:
+    """Plain folders with a mask for each pair: the number of its upper half and that of its lower half."""
+    for kind in ("images", "masks"):
+        (root / kind).mkdir(parents=True)
+    for place, (upper, lower) in enumerate(numbers):
+        Image.new("RGB", (6, 4)).save(root / "images" / f"{place}.png")
+        mask = np.repeat([upper, upper, lower, lower], 6).reshape(4, 6).astype(np.uint8)
+        Image.fromarray(mask).save(root / "masks" / f"{place}.png")
+    (root / "classes.txt").write_text(classes)
+
+
+def _rows(data: ImageData) -> list[list[int]]:
+    """The first and the last number of every mask."""
+    splits = [split for split in (data.train, data.test) if isinstance(split, MaskSplit)]
+    return sorted(
+        [int(split.mask(index)[row, 0]) for row in (0, -1)] for split in splits for index in range(len(split.images))
+    )
+
+
+def test_255_is_the_second_of_two_named_classes_where_masks_hold_nothing_else(tmp_path: Path) -> None:
+    _binary_set(tmp_path / "a", "ground\nboat\n", (0, 255), (0, 0), (255, 0), (0, 255), (255, 255))
+    data = load_data("segmentation:a", tmp_path)
+    assert data.class_names == ("ground", "boat")
+    assert _rows(data) == [[0, 0], [0, 1], [0, 1], [1, 0], [1, 1]]
+    assert len(data.notes) == 1 and "hold 0 and 255 alone, read as the classes ground and boat" in data.notes[0]
+    # Neither void nor an object, for whoever looked at a part of the masks only.
+    Image.fromarray(np.full((4, 6), 1, dtype=np.uint8)).save(tmp_path / "a" / "masks" / "0.png")
+    assert isinstance(data.train, MaskSplit) and isinstance(data.test, MaskSplit)
+    with pytest.raises(DataError, match=r"0\.png: holds the number 1, which is not one of 2 classes"):
+        _rows(data)
+
+
+def test_255_stays_void_beside_other_class_numbers(tmp_path: Path) -> None:
+    _binary_set(tmp_path / "a", "ground\nboat\n", (0, 255), (1, 255), (0, 1), (0, 1), (0, 0))
+    data = load_data("segmentation:a", tmp_path)
+    assert _rows(data) == [[0, 0], [0, 1], [0, 1], [0, VOID], [1, VOID]] and data.notes == ()
+    _binary_set(tmp_path / "b", "ground\nboat\n", (0, 255), (0, 1), (0, 1), (0, 1), (0, 0))
+    data = load_data("segmentation:b", tmp_path)
+    assert _rows(data)[-1] == [0, VOID]
+    assert len(data.notes) == 1 and "255 counts as void, although 0.png holds 0 and 255 alone; 1.png" in data.notes[0]
+
+
+def test_masks_of_0_and_255_are_refused_for_more_than_two_classes(tmp_path: Path) -> None:
+    _binary_set(tmp_path / "a", "sky\nground\nboat\n", (0, 255), (0, 0), (255, 0), (0, 255), (255, 255))
+    with pytest.raises(DataError, match=r"hold 0 and 255 alone and its classes are 3, .* two names into classes\.txt"):
+        load_data("segmentation:a", tmp_path)
+    _binary_set(tmp_path / "b", "sky\nground\nboat\n", (0, 255), (0, 0), (255, 0), (0, 255), (2, 255))
+    assert _rows(load_data("segmentation:b", tmp_path))[-1] == [VOID, 0]
+
+
 @pytest.mark.parametrize(
     ("name", "message"), [("segmentation:nowhere", "no such folder"), ("segmentation", "no images")]
 )

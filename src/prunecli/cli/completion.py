@@ -158,7 +158,7 @@ def _argument_values(command: str, argument: str, current: str) -> list[Candidat
     if argument in ("recipe", "recipes"):
         return _files(current, _RECIPES)
     if argument == "paths":
-        return _files(current, (*WEIGHT_SUFFIXES, ".json"))
+        return [*_files(current, (*WEIGHT_SUFFIXES, ".json")), *(_references(current) if current else ())]
     if argument == "shell":
         return _matching([(shell, "") for shell in _SCRIPTS], current)
     if argument == "pattern":
@@ -188,7 +188,7 @@ def _values(option: Any, current: str, choices: Callable[[Any], list[str]]) -> l
         return _matching([(device, "") for device in ("auto", "cpu", "cuda", "mps")], current)
     if name == "teacher":
         return [*_matching([("parent", "The network that was pruned.")], current), *_files(current, WEIGHT_SUFFIXES)]
-    if name in ("data_root", "output"):
+    if name == "data_root":
         return _files(current, ())
     return (
         _files(current, None)

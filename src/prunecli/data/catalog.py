@@ -159,5 +159,13 @@ def find_data(name: str) -> tuple[str, str]:
 
 
 def _no_such(name: str) -> DataError:
+    folder = Path(name).expanduser()
+    if ":" not in name and folder.is_dir():
+        return DataError(
+            f"data set {name!r} is a folder: say how to read it, as folder:{name} (one folder per class), "
+            f"images:{name} (no classes), segmentation:{name} (masks), wds:{name} (tar files) or events:{name}"
+        )
+    if ":" not in name and ("/" in name or os.sep in name):
+        return DataError(f"data set {name!r}: no such folder; give folder:PATH with the path of one, or a name")
     paths = [f"{known}:..." for known, entry in _BUILT_IN.items() if entry.argument != "none"]
     return DataError(unknown("data set", name, [*named_datasets(), *paths]))

@@ -76,7 +76,7 @@ def load(name: str, root: Path, download: bool) -> ImageData:
         image_size=(_CANVAS, _CANVAS),
         mean=(_MEAN,),
         std=(_STD,),
-        train=_clutter(name, "train", digits.training_split()),
+        train=None if digits.train is None else _clutter(name, "train", digits.train),
         test=_clutter(name, "test", digits.test),
     )
 

@@ -238,10 +238,13 @@ def _divided(names: tuple[str, ...], everything: EventSplit) -> _Splits:
 def _gestures(folder: Path, known: _Published) -> _Splits | None:
     """DVS Gesture: files with many gestures each, tables of their times, and lists of the files in each split."""
     lists = [folder / f"trials_to_{part}.txt" for part in ("train", "test")]
-    if not all(path.is_file() for path in lists):
+    if not lists[1].is_file():
         return None
-    splits = []
+    splits: list[EventSplit | None] = []
     for path in lists:
+        if not path.is_file():  # the test recordings can be used alone
+            splits.append(None)
+            continue
         recordings: list[Recording] = []
         labels: list[int] = []
         for line in read_lines(path):
@@ -252,7 +255,9 @@ def _gestures(folder: Path, known: _Published) -> _Splits | None:
         if not recordings:
             raise DataError(f"{path}: names no recordings; unpack the set again")
         splits.append(_split(folder, recordings, np.array(labels, dtype=np.int64), known))
-    return tuple(_GESTURES), splits[0], splits[1], None
+    train, test = splits
+    assert test is not None, "its list is there"
+    return tuple(_GESTURES), train, test, None
 
 
 def _table(path: Path, classes: int) -> list[tuple[int, int, int]]:

@@ -17,11 +17,12 @@ from prunecli.errors import DataError
 from prunecli.measure.environment import memory_bytes
 
 _FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
+_NAMES = ("{}-images-idx3-ubyte", "{}-labels-idx1-ubyte")
 _STATISTICS = {"mnist": (0.1307, 0.3081), "fashion-mnist": (0.2860, 0.3530)}
 
 
 def load(name: str, root: Path, download: bool) -> ImageData:
-    """Reads `root/MNIST/raw` or `root/FashionMNIST/raw`.
+    """Reads `root/MNIST/raw` or `root/FashionMNIST/raw`. The test images can be used without the training files.
 
     Raises:
         DataError: The files are missing or damaged.
@@ -35,7 +36,10 @@ def load(name: str, root: Path, download: bool) -> ImageData:
             kind(str(root), download=True)
         except (RuntimeError, OSError) as error:
             raise DataError(f"{name} could not be downloaded to {root}: {error}") from error
-    train = _read_split(folder, "train", name)
+    files = {part: _files(folder, part) for part in ("train", "t10k")}
+    missing = {part: _not_found(folder, part, name) for part, found in files.items() if found is None}
+    if files["t10k"] is None:
+        raise DataError(next(iter(missing.values())))
     mean, std = _STATISTICS[name]
     return ImageData(
         name=name,
@@ -45,30 +49,42 @@ def load(name: str, root: Path, download: bool) -> ImageData:
         mean=(mean,),
         std=(std,),
         flip=name == "fashion-mnist",
-        train=train,
-        test=_read_split(folder, "t10k", name),
+        train=None if files["train"] is None else _read_split(folder, "train", files["train"]),
+        test=_read_split(folder, "t10k", files["t10k"]),
+        missing=missing.get("train", ""),
     )
 
 
-def _read_split(folder: Path, prefix: str, name: str) -> ArraySplit:
-    images = _read_idx(folder / f"{prefix}-images-idx3-ubyte", name)
-    labels = _read_idx(folder / f"{prefix}-labels-idx1-ubyte", name)
+def _files(folder: Path, prefix: str) -> tuple[Path, ...] | None:
+    """Images and labels of one part, as they are or compressed; None if one of the two is missing."""
+    found = []
+    for name in _NAMES:
+        plain = folder / name.format(prefix)
+        found += [path for path in (plain, plain.with_name(plain.name + ".gz")) if path.is_file()][:1]
+    return tuple(found) if len(found) == len(_NAMES) else None
+
+
+def _not_found(folder: Path, prefix: str, name: str) -> str:
+    """Error message for a part that `_files` does not find."""
+    plain = (folder / pattern.format(prefix) for pattern in _NAMES)
+    first = next(path for path in plain if not (path.is_file() or path.with_name(path.name + ".gz").is_file()))
+    return (
+        f"{name}: neither {first} nor {first.name}.gz exists; add --download, or name the folder above "
+        f"{_FOLDERS[name]} with --data-root or PRUNE_DATA"
+    )
+
+
+def _read_split(folder: Path, prefix: str, files: tuple[Path, ...]) -> ArraySplit:
+    images, labels = (_read_idx(file) for file in files)
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
         raise DataError(f"{folder}/{prefix}-*: {len(images)} images and {len(labels)} labels; fetch the files again")
     return ArraySplit(images, labels.astype(np.int64))
 
 
-def _read_idx(path: Path, name: str) -> NDArray[np.uint8]:
-    packed = path.with_name(path.name + ".gz")
-    file = path if path.is_file() else packed
-    if not file.is_file():
-        raise DataError(
-            f"{name}: neither {path} nor {packed.name} exists; add --download, or name the folder above "
-            f"{_FOLDERS[name]} with --data-root or PRUNE_DATA"
-        )
+def _read_idx(file: Path) -> NDArray[np.uint8]:
     try:
         with file.open("rb") as raw:
-            return _read_array(gzip.GzipFile(fileobj=raw) if file == packed else raw, file)
+            return _read_array(gzip.GzipFile(fileobj=raw) if file.suffix == ".gz" else raw, file)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}: damaged ({error}); fetch it again") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,9 @@ _PARTS = {
 }
 _MASK_ENDINGS = ("", "_mask", "_label", "_labels", "_L")
 _TEST_SHARE = 0.2
+_BINARY = {0, VOID}
+_INSPECTED = 64
+"""Number of masks in which the meaning of 255 is looked for, where two classes are named."""
 
 _Pairs = tuple[tuple[Path, ...], tuple[Path, ...]]
 
@@ -63,11 +66,13 @@ def load(path: str, root: Path, download: bool) -> ImageData:
     - Plain: `images/` and `masks/`, with `train/`, `val/` and `test/` inside or around them. Without those, a fixed
       fifth of the images is the test split.
 
-    255 is always void. A file `classes.txt` names the classes, one per line; without it, the classes of plain folders
-    are counted in the masks. A relative PATH is looked for in the current folder, then in the data folder.
+    A file `classes.txt` names the classes, one per line; without it, the classes of plain folders are counted in the
+    masks. 255 is void, unless two classes are named and the masks hold 0 and 255 alone: then these are the two classes.
+    A relative PATH is looked for in the current folder, then in the data folder.
 
     Raises:
-        DataError: The folder does not exist, has no such layout, or an image has no mask.
+        DataError: The folder does not exist, has no such layout, an image has no mask, or the masks hold 0 and 255
+            alone and the classes are not two.
     """
     folder = find_folder(f"segmentation:{path}", path, root, "one with images/ and masks/ in it")
     layout = _camvid(folder) or _voc(folder) or _ade20k(folder) or _plain(folder)
@@ -78,9 +83,10 @@ def load(path: str, root: Path, download: bool) -> ImageData:
             "(JPEGImages/, SegmentationClass/)"
         )
     names = _class_names(folder, layout)
-    table = _table(len(names), layout)
+    binary, notes = _meaning_of_255(folder, names, layout)
+    table = _binary_table() if binary else _table(len(names), layout)
     splits = {part: MaskSplit(images, masks, table) for part, (images, masks) in layout.parts.items()}
-    return _image_data(path, folder, names, splits)
+    return replace(_image_data(path, folder, names, splits), notes=notes)
 
 
 def _image_data(path: str, folder: Path, names: tuple[str, ...], splits: dict[str, MaskSplit]) -> ImageData:
@@ -223,10 +229,66 @@ def _class_names(folder: Path, layout: _Layout) -> tuple[str, ...]:
             highest = max(highest, int(numbers[numbers != VOID].max(initial=0)))
     if not 1 <= highest < VOID:
         raise DataError(
-            f"{folder}: its masks hold {highest + 1} classes; a mask holds class numbers from 0 (not 0 and 255), "
-            f"or name the classes in {_CLASSES_FILE}"
+            f"{folder}: its masks hold {highest + 1} classes; a mask holds class numbers from 0 (not 0 and 255, unless "
+            f"{_CLASSES_FILE} names two classes)"
         )
     return tuple(str(number) for number in range(highest + 1))
+
+
+def _meaning_of_255(folder: Path, names: tuple[str, ...], layout: _Layout) -> tuple[bool, tuple[str, ...]]:
+    """Whether 255 is the second of two classes and not void, and what to tell about that.
+
+    Raises:
+        DataError: The masks hold 0 and 255 alone, and the classes are not two.
+    """
+    masks = [mask for _, part in layout.parts.values() for mask in part]
+    if len(names) != 2:
+        binary, other = _first_binary_and_other(masks, stop_at_other=True)
+        if binary is not None and other is None:
+            raise DataError(
+                f"{folder}: its masks hold 0 and 255 alone and its classes are {len(names)}, so that all but the first "
+                f"would be missing; write class numbers into the masks, or two names into {_CLASSES_FILE}"
+            )
+        return False, ()
+    inspected = np.unique(np.linspace(0, len(masks) - 1, _INSPECTED).round().astype(int))
+    binary, other = _first_binary_and_other([masks[index] for index in inspected], stop_at_other=False)
+    if binary is None:
+        return False, ()
+    if other is None:
+        return True, (f"{folder}: its masks hold 0 and 255 alone, read as the classes {names[0]} and {names[1]}",)
+    return False, (
+        f"{folder}: 255 counts as void, although {binary.name} holds 0 and 255 alone; {other.name} holds other class "
+        "numbers. If both mean the same, write the same numbers",
+    )
+
+
+def _first_binary_and_other(masks: Sequence[Path], *, stop_at_other: bool) -> tuple[Path | None, Path | None]:
+    """The first mask of 0 and 255 alone, and the first with other numbers.
+
+    Other numbers beside 255 in one mask settle that 255 is void there and elsewhere, so no mask counts as binary then.
+    """
+    binary: Path | None = None
+    other: Path | None = None
+    for mask in masks:
+        try:
+            numbers = set(np.unique(mask_numbers(mask)).tolist())
+        except DataError:
+            continue  # loading the image decides whether it may be left out
+        if numbers <= _BINARY:
+            binary = binary or (mask if VOID in numbers else None)
+            continue
+        other = other or mask
+        if VOID in numbers:
+            return None, other
+        if stop_at_other:
+            break
+    return binary, other
+
+
+def _binary_table() -> NDArray[np.int16]:
+    table = np.full(256, -1, dtype=np.int16)
+    table[[0, VOID]] = 0, 1
+    return table
 
 
 def _table(classes: int, layout: _Layout) -> NDArray[np.int16]:

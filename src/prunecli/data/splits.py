@@ -166,13 +166,16 @@ class ImageData:
         mean: Per-channel mean of the pixels in 0..1.
         std: Per-channel standard deviation.
         flip: Whether a mirrored image is still an image of its class.
-        train: Images to learn from; None if the set has only a test split.
+        train: Images to learn from; None if the set has only a test split, or if their files are missing.
         validation: Images held out from the training images; None before `hold_out`.
         test: Images that only evaluation uses.
         task: "classification", "segmentation" if every pixel has a class, "retrieval" if images have captions and the
             labels are the images' own numbers, or "unlabelled".
         described: Number of the image that each caption belongs to.
         samples: Whether splits have images (or a network's inputs, see `SampleSplit`) or recordings of events.
+        missing: Error message of whoever needs the training images, where their files are missing; the test images can
+            be used without them.
+        notes: What the user should know about how the files were read, a line each.
     """
 
     name: str
@@ -188,21 +191,29 @@ class ImageData:
     task: Literal["classification", "segmentation", "retrieval", "unlabelled"] = "classification"
     described: tuple[int, ...] = ()
     samples: Literal["images", "recordings"] = "images"
+    missing: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
 
+    @property
+    def trainable(self) -> bool:
+        """Whether the set has training images, be their files there or missing."""
+        return self.train is not None or bool(self.missing)
+
     def training_split(self) -> Split:
         """The training images.
 
         Raises:
-            DataError: The set has none.
+            DataError: The set has none, or their files are missing.
         """
         if self.train is None:
             raise DataError(
-                f"{self.name}: has no training images, only a test split; "
+                self.missing
+                or f"{self.name}: has no training images, only a test split; "
                 "divide it into train/ and val/, each laid out as it is now"
             )
         return self.train

@@ -6,10 +6,12 @@ adds its own with an entry point in the group `prunecli.models`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunecli.errors import ModelError
+from prunecli.errors import ModelError, unknown
 from prunecli.registry import Registry
 
 if TYPE_CHECKING:
@@ -35,6 +37,30 @@ SOURCES: Registry[ModelSource] = Registry(
 def known_references() -> list[str]:
     """Every "source:name" of the built-in sources, sorted; those with published weights as "name@tag" are left out."""
     return sorted(line.partition("\t")[0] for line in FINGERPRINTS.read_text(encoding="utf-8").splitlines())
+
+
+PATTERN_HELP = "A reference, a part of one, or a shell pattern of references, where source: may be left out."
+
+
+def matching_references(pattern: str, known: Sequence[str]) -> list[str]:
+    """The references that a pattern means, the same to every command; see `PATTERN_HELP`.
+
+    Args:
+        pattern: For instance "timm:resnet50", "resnet", "vit*" or "segformer:b[0-2]".
+        known: Every "source:name" that there is.
+
+    Raises:
+        ModelError: There are none.
+    """
+    if pattern in known:
+        return [pattern]
+    if any(mark in pattern for mark in "*?["):
+        matches = [ref for ref in known if fnmatchcase(ref, pattern) or fnmatchcase(ref.partition(":")[2], pattern)]
+    else:
+        matches = [ref for ref in known if pattern in ref]
+    if not matches:
+        raise ModelError(unknown("architecture", pattern, known, see="prune models"))
+    return matches
 
 
 def added_sources() -> list[str]:

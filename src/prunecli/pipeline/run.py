@@ -133,7 +133,7 @@ def _progress(plan: Plan, folder: Path, space: Workspace) -> _Progress:
     if not space.resume or not path.is_file():
         if space.resume:
             if any(entry.name not in (LOCK_NAME, HOLDER_NAME) for entry in folder.glob("[!.]*")):
-                raise RecipeError(f"{folder}: holds no run to resume (no {RUN_NAME}); give its folder with --output")
+                raise RecipeError(f"{folder}: holds no run to resume (no {RUN_NAME}); give its folder with --out")
             space.sink.note(f"{folder}: no run to resume; starting from the beginning")
         space.resume = False
         return _Progress(path, plan_sha256, [])

@@ -97,16 +97,21 @@ class RunState:
                 raise DataError("no data set: name one with --data, for instance --data cifar10")
             section = self.recipe.data
             self._data = hold_out(load_data(name, self._data_root(), download=section.download), section.val_fraction)
+            for note in self._data.notes:
+                self.sink.note(note)
         return self._data
 
     def split(self, name: str) -> Split:
         """The test or the validation split of the data set.
 
         Raises:
+            DataError: The training files, which hold it, are missing.
             RecipeError: No image is held out for validation.
         """
         data = self.data()
         split = data.test if name == "test" else data.validation
+        if split is None and data.missing:
+            data.training_split()  # the validation images are some of these
         if split is None:
             raise RecipeError(f"{data.name} has no validation split; use --split test or a --val-fraction over 0")
         return split

@@ -74,14 +74,13 @@ def pruning_table(
     """
     before, after = report.params_before, report.params_after
     macs_before, macs_after = report.macs_before, report.macs_after
-    rows: list[tuple[str, ...]] = [
-        ("channels removed", fixed(100 * report.requested, 1, " % asked"), fixed(100 * report.achieved, 1, " %"), ""),
-    ]
+    requested = fixed(100 * report.requested, 1, " % requested")
+    rows: list[tuple[str, ...]] = [("channels removed", requested, fixed(100 * report.achieved, 1, " %"), "")]
     if report.target is not None:
         reached = fixed(report.target.achieved, 3)
         rows = [
             ("channels removed", "", fixed(100 * report.achieved, 1, " %"), ""),
-            (f"target: {report.target.name}", f"x{report.target.requested:.3f} asked", f"x{reached}", ""),
+            (f"target: {report.target.name}", f"x{report.target.requested:.3f} requested", f"x{reached}", ""),
         ]
     rows += [
         ("allocation", "", report.scope if report.steps == 1 else f"{report.scope}, {report.steps} steps", ""),
@@ -110,7 +109,7 @@ def pruning_table(
 
 
 def left_alone_tables(reasons: Mapping[str, str]) -> list[Table]:
-    """Layers by the reason why they kept their width, or more of it than was asked; no table where there are none."""
+    """Layers by the reason why they kept all or more of their width than was requested; no table if there are none."""
     if not reasons:
         return []
     layers: dict[str, list[str]] = {}

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Architecture
-from prunecli.errors import MethodError, ModelError, PruneError, VerificationError, unknown
+from prunecli.errors import MethodError, ModelError, PruneError, VerificationError
 from prunecli.inputs import call, doubled_batch, output_tensors
 from prunecli.measure.counts import parameter_count
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.request import PruneRequest
-from prunecli.models.catalog import input_spec, rebuild_dense
-from prunecli.models.index import known_references
+from prunecli.models.catalog import added_references, input_spec, rebuild_dense
+from prunecli.models.index import known_references, matching_references
 from prunecli.models.loading import LoadedModel, input_channels, load_reference, restore
 from prunecli.pipeline.pruning import PruneResult, prune_model
 from prunecli.studies.peer import LIMIT_S, Peer, try_torch_pruning
@@ -73,17 +72,12 @@ class Coverage:
 
 
 def matching(pattern: str) -> list[str]:
-    """References that match a pattern; a pattern without a source is one of timm's.
+    """The references that a pattern means; see `prunecli.models.index.matching_references`.
 
     Raises:
-        ModelError: Nothing matches.
+        ModelError: There are none.
     """
-    full_pattern = pattern if ":" in pattern else f"timm:{pattern}"
-    known = known_references()
-    matches = [ref for ref in known if fnmatchcase(ref, full_pattern)]
-    if not matches:
-        raise ModelError(unknown("architecture", full_pattern, known, see="prune models"))
-    return matches
+    return matching_references(pattern, [*known_references(), *added_references()])
 
 
 def cover(

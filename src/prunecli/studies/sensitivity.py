@@ -96,8 +96,9 @@ def sensitivity_stage(
         raise RecipeError("--ratios must be between 0 and 1, and --max-drop greater than 0")
     loaded, data = space.model(), space.data()
     space.judging.check()
+    training = data.training_split()
     batches = _held_out(space, images)
-    calibration = space.inputs.calibration(data.training_split(), stage.calibration_images).labelled
+    calibration = space.inputs.calibration(training, stage.calibration_images).labelled
     model = loaded.model.to(space.device).eval()
     stage = _with_repairs(stage)
     assert stage.compensate is not None

@@ -165,7 +165,8 @@ def write_overlays(space: Workspace, selection: TokenSelection, folder: Path, co
 
 def _check_suffix(path: Path) -> None:
     if path.suffix not in _SUFFIXES:
-        raise RecipeError(f"--extract-attention {path}: the file has to end in {' or '.join(_SUFFIXES)}")
+        first, *others = (path.with_suffix(suffix) for suffix in _SUFFIXES)
+        raise RecipeError(f"--extract-attention {path}: name it {first}, or with {', '.join(o.suffix for o in others)}")
 
 
 def _picture_path(folder: Path, index: int) -> Path:

@@ -25,7 +25,10 @@ OPTIONS = [
 ]
 
 _PathsArgument = Annotated[
-    list[Path], typer.Argument(metavar="BASELINE OTHER...", help="Reports of `prune eval`, or weights files.")
+    list[Path],
+    typer.Argument(
+        metavar="BASELINE OTHER...", help="Reports of `prune eval`, or networks: weights files and references."
+    ),
 ]
 
 
@@ -34,6 +37,10 @@ def run(output: Output, paths: _PathsArgument, values: dict[str, Any]) -> None:
     from prunecli.recipe.loader import Document
     from prunecli.recipe.resolve import resolve
 
+    formats = [f"--{name}" for name in ("csv", "markdown") if values[name]]
+    formats += ["--json"] if output.mode == "json" else []
+    if len(formats) > 1:
+        raise RecipeError(f"{' and '.join(formats)} exclude each other; give one of them")
     plan = resolve(Document({}, "command line"), overrides_from(OPTIONS, values, 0))
     if values["out"] is not None:
         check_writable(Path(values["out"]), bool(values["force"]))
@@ -73,7 +80,5 @@ def run(output: Output, paths: _PathsArgument, values: dict[str, Any]) -> None:
 
 def command() -> Any:
     """The Typer command."""
-    summary = (
-        "Compare reports, or checkpoints, with the first one. Checkpoints are timed in turns, so their ratio is paired."
-    )
+    summary = "Compare reports, or networks, with the first one. Networks are timed in turns, so their ratio is paired."
     return make_command("compare", with_output(run, OPTIONS), summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
@@ -10,13 +11,17 @@ from prunecli.cli.lazy import make_command
 from prunecli.cli.options import with_output
 from prunecli.cli.output import Output
 from prunecli.errors import RecipeError
+from prunecli.models.index import PATTERN_HELP
 
 
 def run(
     output: Output,
     coverage: Annotated[
         str | None,
-        typer.Option(metavar="PATTERN", help="Prune half of every architecture that matches, and say which are right."),
+        typer.Option(
+            metavar="PATTERN",
+            help="Prune half of every architecture that matches, and say which are right. " + PATTERN_HELP,
+        ),
     ] = None,
     max_params: Annotated[
         float | None, typer.Option(metavar="MILLIONS", help="With --coverage: skip larger architectures.")
@@ -49,6 +54,8 @@ def run(
     except Exception as error:  # a mismatched pair fails in many ways
         first_line = (str(error).strip().splitlines() or [""])[0]
         problems.append(f"torch and torchvision do not match ({first_line}); reinstall both together")
+    else:
+        problems += _torchaudio_problems()
     output.document({"facts": facts, "problems": problems})
     output.table(installation_table(facts))
     for problem in problems:
@@ -83,6 +90,21 @@ def _cover(output: Output, pattern: str, max_params: float | None, peer: bool, o
     output.note(status_counts(entries))
     if counts["wrong"]:
         raise typer.Exit(1)
+
+
+def _torchaudio_problems() -> list[str]:
+    """transformers imports torchaudio where it is installed, and cannot be used if that fails."""
+    try:
+        import_module("torchaudio")
+    except ModuleNotFoundError:
+        return []
+    except Exception as error:  # another CUDA version, or a torch without CUDA: each fails in its own way
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        return [
+            f"torchaudio does not match torch ({first_line}), and transformers cannot be imported beside it; "
+            "reinstall torch, torchvision and torchaudio together, from one index"
+        ]
+    return []
 
 
 def _data_sets() -> dict[str, str]:

@@ -16,7 +16,9 @@ from prunecli.errors import RecipeError
 from prunecli.recipe.schema import Recipe
 
 OPTIONS = [
-    option("output", str, "Folder for everything the run writes; default: the next free runs/NAME.", "--output"),
+    option(
+        "out", str, "Folder for everything the run writes; default: the next free runs/NAME.", "-o", "--out", "--output"
+    ),
     option("force", bool, "Write into a folder that exists.", "--force"),
     *RESUME_OPTIONS,
     option("dry_run", bool, "Print the plan and where each value comes from; do nothing.", "--dry-run"),
@@ -37,13 +39,13 @@ def run(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None:
         show_plan(output, plan)
         return
     resume, force = resume_or_force(values)
-    folder = _folder(recipe, values["output"], force, resume)
+    folder = _folder(recipe, values["out"], force, resume)
     from prunecli.pipeline.run import run_recipe
     from prunecli.pipeline.workspace import Workspace
     from prunecli.report.table import Table
     from prunecli.report.tables import comparison_table
 
-    words = sys.argv[1:] if values["output"] is not None else [*sys.argv[1:], "--output", str(folder)]
+    words = sys.argv[1:] if values["out"] is not None else [*sys.argv[1:], "--out", str(folder)]
     space = Workspace(
         plan.recipe, output, reproducible_command(sys.argv[1:]), resume_command(words), resume=resume, force=force
     )
@@ -68,7 +70,7 @@ def _folder(recipe: Path, given: str | None, force: bool, resume: bool) -> Path:
     if given is not None:
         folder = Path(given)
         if folder.exists() and not folder.is_dir():
-            raise RecipeError(f"{folder}: is a file; --output takes a folder")
+            raise RecipeError(f"{folder}: is a file; --out takes the name of a folder")
         if folder.is_dir() and any(folder.iterdir()) and not (force or resume):
             raise RecipeError(
                 f"{folder}: exists and is not empty; add --resume to continue the run there, --force to write into "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from prunecli.checkpoint import WEIGHT_SUFFIXES
 from prunecli.checkpoint.io import read_manifest
+from prunecli.checkpoint.manifest import Architecture
 from prunecli.errors import GateFailed, RecipeError
 from prunecli.measure.latency import time_paired
 from prunecli.models.loading import load_companion
@@ -25,31 +26,33 @@ from prunecli.report.schema import Report, read_report
 def compare_paths(
     paths: Sequence[Path], recipe: Recipe, sink: Sink, *, rounds: int = 30, command: str = ""
 ) -> Comparison:
-    """Compares every report or checkpoint after the first with the first.
+    """Compares every report or network after the first with the first.
 
-    Checkpoints are measured, with latencies taken in turns so that their ratio is a paired one; given a data set in
+    Networks are measured, with latencies taken in turns so that their ratio is a paired one; given a data set in
     `recipe`, their accuracy is measured too.
 
     Args:
-        paths: Reports (.json), or weights files.
-        recipe: Data, device, seed, and the architecture of foreign weights.
+        paths: Reports (.json), or networks: weights files and references such as timm:resnet50. A reference without
+            arguments of its own is built with those of the first checkpoint of its architecture.
+        recipe: Data, device, seed, the architecture of foreign weights, and the arguments of references.
         sink: Receives notes and progress.
         rounds: Paired timings.
         command: How to run this again.
 
     Raises:
-        RecipeError: There are fewer than two, or reports and weights are mixed.
+        RecipeError: There are fewer than two, or reports and networks are mixed.
     """
     if len(paths) < 2:
-        raise RecipeError("compare needs a baseline and at least one more report or checkpoint")
-    weights = [path for path in paths if path.suffix in WEIGHT_SUFFIXES]
+        raise RecipeError("compare needs a baseline and at least one more report or network")
+    networked = [path for path in paths if path.suffix in WEIGHT_SUFFIXES or _is_reference(path)]
     names = _short_names(paths)
-    if not weights:
+    if not networked:
         return compare_reports(names, [read_report(path) for path in paths])
-    if len(weights) < len(paths):
-        other = next(path for path in paths if path not in weights)
+    if len(networked) < len(paths):
+        other = next(path for path in paths if path not in networked)
         raise RecipeError(
-            f"{other} is a report and {weights[0]} is not; compare reports with reports or checkpoints with checkpoints"
+            f"{other} is neither a weights file ({', '.join(WEIGHT_SUFFIXES)}) nor source:name, but {networked[0]} is; "
+            "compare reports with reports, or networks with networks"
         )
     reports, networks, examples = _measure(paths, recipe, sink, command)
     timing = time_paired(networks, examples, rounds=rounds, device=Workspace(recipe, sink).device)
@@ -100,9 +103,12 @@ def _measure(
     paths: Sequence[Path], recipe: Recipe, sink: Sink, command: str
 ) -> tuple[list[Report], list[nn.Module], list[torch.Tensor]]:
     reports, networks, examples = [], [], []
+    built = _built_arguments(paths)
     for path in paths:
-        section = ModelSection(weights=str(path), ref=_reference_for(path, recipe.model.ref))
-        space = Workspace(replace(recipe, model=section), sink, command)
+        own = _recipe_of_reference(path, recipe, built) if _is_reference(path) else _recipe_of_file(path, recipe)
+        space = Workspace(own, sink, command)
+        if _is_reference(path) and recipe.data.name is not None and space.untrained():
+            sink.warn(f"{path} has random weights, so its accuracy means nothing; give a weights file, or --pretrained")
         measure = _measurements(space, recipe.data.name is not None)
         reports.append(eval_stage(space, EvalStage(measure=measure), None))
         networks.append(space.model().model)
@@ -114,6 +120,40 @@ def _measurements(space: Workspace, has_data: bool) -> tuple[Measurement, ...]:
     """What can be measured of a network; latencies are taken afterwards, in turns."""
     accuracy: tuple[Measurement, ...] = ("accuracy",) if has_data else ()
     return ("params", "macs", "memory", "size", *accuracy, *space.activity.comparable(has_data))
+
+
+def _is_reference(path: Path) -> bool:
+    """Whether an argument means a network of the catalogue, as in the other commands; a file of that name is a file."""
+    return ":" in str(path) and path.suffix != ".json" and not path.exists()
+
+
+def _recipe_of_file(path: Path, recipe: Recipe) -> Recipe:
+    section = ModelSection(
+        weights=str(path),
+        ref=_reference_for(path, recipe.model.ref),
+        allow_nonfinite=recipe.model.allow_nonfinite,
+    )
+    return replace(recipe, model=section)
+
+
+def _recipe_of_reference(path: Path, recipe: Recipe, built: Mapping[str, Architecture]) -> Recipe:
+    section, data = replace(recipe.model, ref=str(path), weights=None), recipe.data
+    like = built.get(str(path))
+    if like is not None and not section.kwargs and section.num_classes is None and section.in_chans is None:
+        section = replace(section, kwargs=like.kwargs)
+    if like is not None and data.image_size is None and len(like.input_shape) == 3:
+        data = replace(data, image_size="{1}x{2}".format(*like.input_shape))
+    return replace(recipe, model=section, data=data)
+
+
+def _built_arguments(paths: Sequence[Path]) -> dict[str, Architecture]:
+    """How the first checkpoint of each architecture was built, by its reference."""
+    built: dict[str, Architecture] = {}
+    for path in paths:
+        manifest = read_manifest(path) if path.is_file() else None
+        if manifest is not None:
+            built.setdefault(manifest.architecture.ref, manifest.architecture)
+    return built
 
 
 def _reference_for(path: Path, ref: str | None) -> str | None:

@@ -90,7 +90,7 @@ def structural_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOut
         raise RecipeError(f"{what} needs images: name a data set with --data")
     scored = method.without_data is not None and getattr(params, "looks_at_inputs", True)
     looks = recalibrate or compensation != "none" or method.needs_data or bool(on_data)
-    looks = looks or (scored and data is not None and data.train is not None)
+    looks = looks or (scored and data is not None and data.trainable)
     split = data.training_split() if data is not None and looks else None
     calibration = calibration_of(space, stage, split)
     if calibration is None and scored:
@@ -146,7 +146,7 @@ def repairs(space: Workspace, stage: PruneStage) -> tuple[bool, Compensation]:
         RecipeError: There are no images for what is asked.
     """
     data: ImageData | None = space.data() if space.data_name() is not None else None
-    images = data is not None and data.train is not None
+    images = data is not None and data.trainable
     recalibrate = images if stage.recalibrate is None else stage.recalibrate
     compensation: Compensation = ("ls" if images else "none") if stage.compensate is None else stage.compensate
     if data is None and (recalibrate or compensation != "none"):
