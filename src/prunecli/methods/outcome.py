@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 from pydantic import JsonValue
 from torch import nn
 
-from prunecli.checkpoint.manifest import Edit, Untouched
+from prunecli.checkpoint.manifest import Edit, Untouched, as_json
 from prunecli.measure.counts import Macs
 from prunecli.methods.targets import Target
+from prunecli.surgery.removal.slice import AttributeChange
 from prunecli.surgery.tracing.traced import Trace
 
 
@@ -35,6 +36,9 @@ class PruneReport:
         seconds: Wall time by phase.
         edits: One entry per step and group that lost channels.
         untouched: Every layer that kept its width or was held back, and why.
+        attributes: Attributes of modules that were changed, other than those that repeat the shape of a layer's weight.
+        outputs: Names of the outputs that keep their width; empty for all.
+        free_outputs: Names of the outputs whose width may have changed.
     """
 
     method: str
@@ -53,6 +57,9 @@ class PruneReport:
     seconds: dict[str, float]
     edits: tuple[Edit, ...]
     untouched: tuple[Untouched, ...]
+    attributes: tuple[AttributeChange, ...] = ()
+    outputs: tuple[str, ...] = ()
+    free_outputs: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return (
@@ -64,9 +71,13 @@ class PruneReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, edits without their indices."""
-        plain = {key: value for key, value in asdict(self).items() if key not in ("edits", "untouched")}
+        plain = {key: value for key, value in asdict(self).items() if key not in ("edits", "untouched", "attributes")}
         plain["edits"] = [edit.model_dump(exclude={"keep_indices", "kind"}) for edit in self.edits]
         plain["untouched"] = [entry.model_dump() for entry in self.untouched]
+        plain["attributes"] = [
+            {"name": change.name, "before": as_json(change.old), "after": as_json(change.new)}
+            for change in self.attributes
+        ]
         plain["macs_uncounted"] = sorted({*self.macs_before.uncounted, *self.macs_after.uncounted})
         for key in ("macs_before", "macs_after"):
             plain[key] = plain[key]["total"]
@@ -88,6 +99,8 @@ class PruneReport:
             "verify_error": self.verify_error,
             "compensated": self.compensated,
             "recalibrated": self.recalibrated,
+            **({"outputs": list(self.outputs)} if self.outputs else {}),
+            "attributes": {change.name: [as_json(change.old), as_json(change.new)] for change in self.attributes},
         }
 
 

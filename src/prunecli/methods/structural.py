@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import torch
@@ -29,7 +29,8 @@ from prunecli.methods.targets import Ruler, target_of
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.proof.verify import faulty_groups, verify
 from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
-from prunecli.surgery.removal.slice import kept_positions, remove
+from prunecli.surgery.removal.slice import AttributeChange, kept_positions, remove
+from prunecli.surgery.tracing.attributes import follows_its_tensors
 from prunecli.surgery.tracing.trace import without
 from prunecli.surgery.tracing.traced import Assumptions
 
@@ -83,6 +84,7 @@ class _Run:
         self._dense: dict[str, int] = {}
         self._left: dict[str, int] = {}  # channels after the last removal
         self._edits: list[Edit] = []
+        self._attributes: dict[str, AttributeChange] = {}
         self._follow(None)
         self._request = replace(request, trace=None)  # the network is going to change
         self._own = ratios_by_group(self._traced, self._groups, self._params.layer_ratio)
@@ -135,7 +137,7 @@ class _Run:
             return {}
         kept = kept_positions(self.network, groups, keep)
         pruned = copied(self.network)
-        remove(pruned, groups, keep)
+        changes = remove(pruned, groups, keep)
         self.clock.lap("remove")
         inputs = self._request.example_inputs
         try:
@@ -147,6 +149,11 @@ class _Run:
         self._repair(self.network, pruned, groups, keep, self.clock)
         self.network = pruned
         self._edits += edits
+        own = {name for name, module in pruned.named_modules() if follows_its_tensors(module)}
+        for change in changes:
+            first = self._attributes.get(change.name, change)
+            if change.module not in own:
+                self._attributes[change.name] = replace(change, old=first.old)
         self._left |= {group.name: len(keep[group.name]) * group.channels_per_unit for group in groups}
         return kept
 
@@ -182,6 +189,7 @@ class _Run:
         own = sum(self._own.get(name, 0.0) * self._dense[name] for name in self._left) / total
         requested = achieved if target is not None else own if self._own else self._params.ratio
         inputs = self._request.example_inputs
+        followed = self._traced.followed
         report = PruneReport(
             method=self._request.method,
             scope="by name" if self._own else self._params.scope,
@@ -199,6 +207,9 @@ class _Run:
             seconds=self.clock.laps,
             edits=tuple(self._edits),
             untouched=tuple(self.untouched),
+            attributes=tuple(self._attributes.values()),
+            outputs=followed.kept_outputs or () if followed is not None else (),
+            free_outputs=followed.free_outputs if followed is not None else (),
         )
         return Pruned(self.network, report, self._traced)
 
@@ -220,6 +231,7 @@ class _Run:
             "error": self._error,
             "edits": [edit.model_dump() for edit in self._edits],
             "untouched": [entry.model_dump() for entry in self.untouched],
+            "changed": [asdict(change) for change in self._attributes.values()],
             "preferred": sorted(known.preferred),
             "repaired": (self._repair.compensated, self._repair.recalibrated),
             "generator": generator,
@@ -248,6 +260,8 @@ class _Run:
         self._error = state["error"]
         self._edits = [Edit(**edit) for edit in state["edits"]]
         self.untouched = [Untouched(**entry) for entry in state["untouched"]]
+        changes = [AttributeChange(**change) for change in state["changed"]]
+        self._attributes = {change.name: change for change in changes}
         known = Assumptions(preferred=frozenset(state["preferred"]))
         self._traced = replace(self._traced, assumptions=known)
         self._repair.compensated, self._repair.recalibrated = state["repaired"]

@@ -37,6 +37,12 @@ class AttributeChange:
     old: Any
     new: Any
 
+    @property
+    def name(self) -> str:
+        """Where the entry is, as code would write it."""
+        inner = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in self.path)
+        return f"{self.module}.{self.attribute}{inner}".lstrip(".")
+
 
 def remove(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep) -> tuple[AttributeChange, ...]:
     """Keeps the units in `keep` and removes all others, in place.

@@ -8,17 +8,16 @@ dimension. Where such a number is used as a size, what it has to be equal to is 
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunecli.surgery.axes import Term
+from prunecli.surgery.removal.entries import is_record
 
 _DEPTH = 4
 """How far into nested containers attributes are looked for."""
@@ -184,12 +183,19 @@ def watch_attributes(model: nn.Module, skip: Callable[[nn.Module], bool], equali
     for name, module in model.named_modules():
         if skip(module):
             continue
-        for attribute, value in list(vars(module).items()):
+        for attribute, value in (*_of_class(module), *vars(module).items()):
             if attribute in _OF_MODULE or id(value) in own:
                 continue
             replaced = _watched(value, Read(name, attribute), equalities, seen, 0)
             if replaced is not value:
                 module.__dict__[attribute] = replaced
+
+
+def _of_class(module: nn.Module) -> list[tuple[str, int]]:
+    """Integers that a module's class defines, unless the module has its own."""
+    kinds = [kind for kind in reversed(type(module).__mro__) if kind.__module__.partition(".")[0] not in _LIBRARIES]
+    values = {name: value for kind in kinds for name, value in vars(kind).items() if type(value) is int}
+    return [(name, value) for name, value in values.items() if name not in vars(module) and name[:2] != "__"]
 
 
 _OF_MODULE = frozenset(vars(nn.Module()))
@@ -222,7 +228,7 @@ def _watched(value: Any, read: Read, equalities: list[Equality], seen: dict[int,
                 value[key] = inner(key, item)
     elif isinstance(value, tuple) and hasattr(value, "_fields"):
         result = kind(*(inner(name, item) for name, item in zip(value._fields, value, strict=True)))
-    elif is_settings(value):
+    elif _holds_settings(value):
         for key, item in list(vars(value).items()):
             new = inner(key, item)
             if new is not item:
@@ -232,16 +238,8 @@ def _watched(value: Any, read: Read, equalities: list[Equality], seen: dict[int,
     return result
 
 
-def is_settings(value: Any) -> bool:
-    """Whether an object holds settings: a namespace, a dataclass, or a configuration such as those of transformers."""
-    if isinstance(value, (nn.Module, Tensor, type)) or callable(value) or not hasattr(value, "__dict__"):
-        return False
-    return (
-        isinstance(value, SimpleNamespace)
-        or dataclasses.is_dataclass(value)
-        or "config" in type(value).__name__.lower()
-        or (type(value).__module__.partition(".")[0] not in _LIBRARIES and not isinstance(value, Mapping))
-    )
+def _holds_settings(value: Any) -> bool:
+    return is_record(value) and type(value).__module__.partition(".")[0] not in _LIBRARIES
 
 
 _LIBRARIES = ("torch", "numpy", "builtins", "collections", "functools", "enum", "pathlib", "logging", "threading")
