@@ -168,6 +168,8 @@ def _checked_params(spec: MethodSpec, params: Mapping[str, Any]) -> Any:
     for name in params:
         if name not in names:
             raise MethodError(unknown(f"parameter of {spec.name}", name, names))
+    if isinstance(params.get("outputs"), str):
+        params = {**params, "outputs": (params["outputs"],)}
     try:
         return TypeAdapter(spec.params).validate_python(params)
     except ValidationError as error:

@@ -79,7 +79,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _positions(big: Tensor, small: Tensor, ratios: Sequence[float]) -> tuple[list[Tensor], Tensor]:
-    """For each dimension the kept positions, and what rows were multiplied by so that attention keeps its temperature."""
+    """For each dimension the kept positions, and what rows were multiplied by for the temperature."""
     if big.shape == small.shape and torch.equal(big, small):
         return [torch.arange(size) for size in big.shape], torch.ones_like(small)
     ordered, order = big.flatten().sort()

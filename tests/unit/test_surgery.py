@@ -17,6 +17,7 @@ from prunecli.surgery.removal.recalibrate import recalibrate_batchnorm
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.trace import trace
 from prunecli.surgery.tracing.traced import Trace
+from prunecli.surgery.tracing.trial import half_of
 from tests.unit.networks import RIGHT, Plain, Residual, example
 
 
@@ -140,7 +141,7 @@ def test_a_network_that_casts_inside_is_compared_in_single_precision() -> None:
         verify(model, pruned, traced, keep, example())
 
 
-def test_branches_that_only_training_uses_hold_their_channels() -> None:
+def test_branches_that_only_training_uses_lose_the_same_channels() -> None:
     class Auxiliary(Plain):
         def __init__(self) -> None:
             super().__init__()
@@ -151,9 +152,12 @@ def test_branches_that_only_training_uses_hold_their_channels() -> None:
             self.extra = self.aux(middle) if self.training else None
             return self.head(self.body[6:](middle))
 
-    traced = trace(Auxiliary(), example())
-    assert {group.name for group in traced.groups} == {"body.6"}
-    assert any(f.name == "body.3" and "only training" in f.reason for f in traced.frozen)
+    model = Auxiliary()
+    traced = trace(model, example())
+    assert "aux" in traced.group("body.3").modules("consumer")
+    remove(model, traced.groups, half_of(traced.groups))
+    model.train()(example())
+    assert model.extra.shape[1] == 4
 
 
 @settings(max_examples=100, deadline=None)

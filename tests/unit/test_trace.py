@@ -15,7 +15,7 @@ from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.labels import OUTPUT
 from prunecli.surgery.tracing.reasons import STEM, UNREACHED
 from prunecli.surgery.tracing.trace import trace
-from tests.unit.networks import RIGHT, Averaged, Gated, Grouped, Plain, SplitByAttribute, example
+from tests.unit.networks import RIGHT, Averaged, Gated, Grouped, Plain, example
 
 
 @pytest.mark.parametrize("network", RIGHT)
@@ -99,14 +99,6 @@ def test_every_layer_is_accounted_for() -> None:
 def test_a_wrong_input_shape_is_one_line() -> None:
     with pytest.raises(ModelError, match="does not run on the example inputs"):
         trace(Plain(), torch.randn(1, 4, 16, 16))
-
-
-def test_tracing_is_bounded_in_time() -> None:
-    """Out of time, whatever makes the network stop is frozen without trying other explanations."""
-    free = trace(SplitByAttribute(), example())
-    assert "a" in {group.name for group in free.groups}
-    bounded = trace(SplitByAttribute(), example(), time_limit_s=0.0)
-    assert any("does not run without its channels" in frozen.reason for frozen in bounded.frozen)
 
 
 def test_the_model_is_not_changed() -> None:

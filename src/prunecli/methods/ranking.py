@@ -67,7 +67,7 @@ def select(model: nn.Module, request: PruneRequest, assumptions: Assumptions | N
         "prune_stem": request.params.prune_stem,
         "heads": request.params.heads,
         "only": request.params.only,
-        "outputs": request.params.outputs or None,
+        "outputs": tuple(name for names in request.params.outputs for name in names.split(",")) or None,
     }
     traced = request.trace if assumptions is None else None
     if traced is None:

@@ -16,6 +16,7 @@ STEM = "first layer (protected; --prune-stem to include it)"
 UNREACHED = "not reached by the forward pass"
 UNREAD = "nothing reads its result, so no score can say which channels count"
 HEADS = "attention heads (--heads removes whole heads)"
+SINGLE = "it has one channel"
 UNWRITTEN = "no layer writes its channels alone"
 
 
@@ -42,6 +43,8 @@ def _reason(followed: Followed, weights: Sequence[str]) -> str:
     written = [(name, dim) for name in weights for dim in _written_dims(followed, name)]
     terms = [followed.parameters[name].dims[dim] for name, dim in written]
     terms = terms or [term for name in weights for term in followed.parameters[name].dims]
+    if all(term.size == 1 for term in terms):
+        return SINGLE
     reasons = [leaf.reason for term in terms for leaf in leaves(term) if leaf.reason is not None and leaf.size > 1]
     if reasons:
         return next((reason for reason in reasons if reason == OUTPUT), reasons[0])

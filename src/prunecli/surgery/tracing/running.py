@@ -28,8 +28,21 @@ class ModuleListener(Protocol):
 @contextmanager
 def plain_attention() -> Iterator[None]:
     """Attention as matrix products and a softmax instead of fused kernels, which hide their operators."""
-    with without_fastpath(), sdpa_kernel(SDPBackend.MATH):
+    with without_fastpath(), without_inference_mode(), sdpa_kernel(SDPBackend.MATH):
         yield
+
+
+@contextmanager
+def without_inference_mode() -> Iterator[None]:
+    """Makes `torch.inference_mode` do nothing: inside it operators arrive whole, such as conv2d and linear."""
+    kind = torch.inference_mode
+    enter, leave = kind.__enter__, kind.__exit__
+    kind.__enter__ = lambda self: None  # type: ignore[method-assign]
+    kind.__exit__ = lambda self, *error: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        kind.__enter__, kind.__exit__ = enter, leave  # type: ignore[method-assign]
 
 
 @contextmanager
