@@ -29,6 +29,7 @@ from prunecli.surgery.tracing.follow import follow
 from prunecli.surgery.tracing.labels import Followed
 from prunecli.surgery.tracing.part import parts_that_can_be_followed, trace_part
 from prunecli.surgery.tracing.search import Description, frozen_too, workable
+from prunecli.surgery.tracing.shared_storage import refuse_shared_storage
 from prunecli.surgery.tracing.traced import Assumptions, Frozen, Position, Trace
 
 STEM = "first layer (protected; --prune-stem to include it)"
@@ -75,6 +76,7 @@ def trace(
     _refuse_what_cannot_run(model)
     traced = copied(model).cpu().float().eval()
     inputs = cast_inputs(example_inputs, device="cpu", dtype=torch.float32)
+    refuse_shared_storage(model, traced, inputs)
 
     def described(network: nn.Module, inputs: Inputs, assumptions: Assumptions) -> Description:
         return _describe(network, inputs, assumptions, prune_stem=prune_stem, heads=heads)
