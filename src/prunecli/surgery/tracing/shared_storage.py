@@ -67,14 +67,16 @@ def _overlapping(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
         by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
     for names in by_storage.values():
         for first, second in combinations(names, 2):
-            a, b = _span(tensors[first]), _span(tensors[second])
-            # Recurrent layers lay their weights out side by side in one storage, which is no overlap.
-            if (
-                a[0] < b[1]
-                and b[0] < a[1]
-                and bool(torch.isin(_places(tensors[first]), _places(tensors[second])).any())
-            ):
+            if _overlap(tensors[first], tensors[second]):
                 yield first, second
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one storage share an element; side by side, as in recurrent layers, they do not."""
+    (start, end), (other_start, other_end) = _span(one), _span(other)
+    if start >= other_end or other_start >= end:
+        return False
+    return bool(torch.isin(_places(one), _places(other)).any())
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
