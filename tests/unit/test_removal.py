@@ -61,7 +61,7 @@ class Repeated(nn.Module):
 
 
 def test_a_module_under_several_names_is_sliced_once(tmp_path: Path) -> None:
-    model, x = Repeated(), torch.randn(1, 3, 8, 8)
+    model, x = Repeated().eval(), torch.randn(1, 3, 8, 8)
     result = _pruned(model, x)
     pruned = result.model
     assert pruned.block[0].weight.shape == (12, 8, 1, 1)
