@@ -116,7 +116,7 @@ def _normalised(kind: str) -> nn.Module:
         "old spectral": nn.utils.spectral_norm,
         "weight": parametrizations.weight_norm,
     }[kind]
-    layers = (nn.Conv2d(3, 16, 3), nn.ConvTranspose2d(16, 24, 3), nn.Conv2d(24, 20, 3))
+    layers = (nn.Conv2d(3, 16, 3), nn.ConvTranspose2d(16, 24, 3, bias=False), nn.Conv2d(24, 20, 3))
     return nn.Sequential(
         *(wrap(layer) for layer in layers), nn.Flatten(), wrap(nn.Linear(20 * 36, 12)), nn.Linear(12, 3)
     )
