@@ -77,12 +77,14 @@ class Size:
 
 @dataclass(frozen=True)
 class Width:
-    """A module attribute, or one entry of a sequence, that holds a width.
+    """A module attribute, or one entry of it, that holds a width.
 
     Attributes:
         module: Dotted name of the module.
-        attribute: Name of the attribute.
-        path: Indices and keys that lead to the entry, empty for a plain number.
+        attribute: Name of the attribute; also that of a buffer of integers.
+        path: What leads to the entry, empty for a plain number: indices of sequences, arrays and tensors, keys of
+            mappings, attribute names of objects such as a namespace, a dataclass or a configuration. Objects that
+            can change are changed in place, for all modules that share them.
         size: Its value.
         root: For a scale such as head_dim ** -0.5: the attribute is multiplied by (old / new) ** 0.5 instead of set.
     """

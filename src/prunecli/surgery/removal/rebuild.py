@@ -8,7 +8,7 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from prunecli.errors import ModelError
-from prunecli.surgery.removal.derived import refresh
+from prunecli.surgery.removal.derived import refer_to_new, refresh
 from prunecli.surgery.removal.settings import SAME, applied, difference, settings
 
 Attributes = dict[str, dict[str, JsonValue]]
@@ -85,13 +85,17 @@ def assign_tensors(model: nn.Module, tensors: Mapping[str, Tensor], frozen: froz
         kind, name = ("lacks", missing[0]) if missing else ("has an unexpected", surplus[0])
         raise ModelError(f"the checkpoint {kind} tensor {name!r}: it belongs to another architecture")
     parameters: dict[int, nn.Parameter] = {}
+    replaced: dict[int, tuple[Tensor, Tensor]] = {}
     for name, tensor in tensors.items():
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
+        old = getattr(module, leaf)
         if leaf in module._parameters:
             trainable = name not in frozen and (tensor.is_floating_point() or tensor.is_complex())
             module._parameters[leaf] = parameters.setdefault(id(tensor), nn.Parameter(tensor, requires_grad=trainable))
         else:
             module._buffers[leaf] = tensor
+        replaced[id(old)] = (old, getattr(module, leaf))
+    refer_to_new(model, replaced)
     for module in model.modules():
         refresh(module)

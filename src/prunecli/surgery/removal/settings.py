@@ -39,8 +39,8 @@ def _is_setting(name: str, value: Any) -> bool:
 
 def _holds_integers(value: Any) -> bool:
     known = plain(value)
-    if isinstance(known, (list, tuple, dict)):
-        items = list(known.values() if isinstance(known, dict) else known)
+    if isinstance(known, (list, tuple, Mapping)):
+        items = list(known.values() if isinstance(known, Mapping) else known)
         return bool(items) and all(_holds_integers(item) for item in items)
     return is_record(known) or (isinstance(known, int) and not isinstance(known, bool))
 

@@ -29,6 +29,7 @@ from prunecli.surgery.tracing.labels import Followed
 from prunecli.surgery.tracing.part import parts_that_can_be_followed, trace_part
 from prunecli.surgery.tracing.reasons import left_over
 from prunecli.surgery.tracing.search import Description, frozen_too, workable
+from prunecli.surgery.tracing.shared_storage import refuse_shared_storage
 from prunecli.surgery.tracing.traced import Assumptions, Trace, position_of
 from prunecli.surgery.tracing.trial import Trial
 from prunecli.surgery.tracing.watched import Uses, watch_attributes
@@ -73,6 +74,7 @@ def trace(
         return trace_part(model, example_inputs, only, alone)
     _refuse_what_cannot_run(model)
     traced = copied(model).cpu().eval()
+    refuse_shared_storage(model, traced, cast_inputs(example_inputs, device="cpu"))
     inputs = cast_inputs(example_inputs, device="cpu", dtype=torch.float64)
     originals = {id(tensor): name for name, tensor in _named_tensors(model)}
     dtype = torch.float64

@@ -1,0 +1,77 @@
+"""Copies of networks with whatever an earlier pass left on them."""
+
+from __future__ import annotations
+
+import copy
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune as masks
+
+import prunecli
+from prunecli.copying import copied
+from prunecli.errors import ModelError
+
+
+class Remembering(nn.Module):
+    """Keeps feature maps of its last pass: alone, in a list and in a mapping."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
+        self.head = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.last = self.body(x)
+        self.maps, self.named = [self.last], {"last": self.last}
+        return self.head(self.last)
+
+
+def test_tensors_of_a_graph_are_detached_in_the_copy() -> None:
+    model = Remembering()
+    model(torch.randn(1, 3, 8, 8))
+    twin = copied(model)
+    assert not twin.last.requires_grad
+    assert twin.maps[0] is twin.last is twin.named["last"]
+    assert torch.equal(twin.last, model.last)
+    assert model.last.requires_grad
+    assert twin.last.data_ptr() != model.last.data_ptr()
+
+
+def test_what_cannot_be_copied_is_named() -> None:
+    model = Remembering()
+    model.body[2].guard = [threading.Lock()]
+    with pytest.raises(ModelError, match=r"body\.2\.guard holds a list .*lock.*set it to None"):
+        prunecli.prune(model, example_inputs=torch.randn(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("data", [None, [torch.randn(4, 3, 8, 8)]])
+def test_a_network_that_has_been_trained_is_pruned_restored_and_copied(data: object, tmp_path: object) -> None:
+    def built() -> nn.Module:
+        torch.manual_seed(0)
+        model = Remembering()
+        nn.utils.weight_norm(model.body[0])
+        masks.l1_unstructured(model.body[2], "weight", 0.5)
+        model(torch.randn(2, 3, 8, 8)).sum().backward()
+        return model
+
+    model, x = built(), torch.randn(1, 3, 8, 8)
+    with pytest.raises(RuntimeError):
+        copy.deepcopy(model)
+    method = "l1" if data is None else "taylor"
+    result = prunecli.prune(
+        model, method, example_inputs=x, data=data, ratio=0.5, prune_stem=True, min_width=1, round_to=1
+    )
+    assert result.report.params_after < 0.6 * result.report.params_before
+    pruned = copy.deepcopy(result.model)
+    result.save(f"{tmp_path}/p.safetensors")
+    restored = copy.deepcopy(prunecli.load(f"{tmp_path}/p.safetensors", built()))
+    for network in (pruned, restored):
+        first, second = network.body[0], network.body[2]
+        assert first.weight.shape == first.weight_v.shape
+        assert torch.equal(second.weight, second.weight_orig * second.weight_mask)
+        assert first.out_channels == second.in_channels == first.weight_v.shape[0]
+        assert torch.equal(network(x), result.model(x))
+    assert restored.last.requires_grad
