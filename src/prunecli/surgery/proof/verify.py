@@ -135,7 +135,8 @@ def _probes(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep) -
 
 
 def _evaluated(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return copy.deepcopy(model).cpu().to(dtype).eval()
+    copied = copy.deepcopy(model).cpu().eval()
+    return copied.double() if dtype == torch.float64 else copied.float()  # `to` would make complex weights real
 
 
 def _randomise(model: nn.Module) -> set[str]:
