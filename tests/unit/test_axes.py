@@ -91,8 +91,74 @@ def test_concatenation_splits_what_it_is_added_to() -> None:
 def test_unequal_regroupings_are_frozen_not_guessed() -> None:
     width = Axis(12)
     reshape([width], (3, 4))
-    reshape([width], (2, 6))  # 3 x 4 and 2 x 6 share no common cut
+    reshape([width], (4, 3))  # runs of 4 and of 3 have no common part
     assert is_fixed(width)
+
+
+def test_what_unequal_regroupings_have_in_common_stays_free() -> None:
+    width = Axis(12)
+    reshape([width], (3, 4))
+    _, inner = reshape([width], (2, 6))
+    (free,) = [leaf for leaf in dict.fromkeys(leaves(width)) if leaf.reason is None]
+    assert channel_of_position(width, free).tolist() == [0, 1] * 6
+    assert channel_of_position(inner, free).tolist() == [0, 1] * 3
+
+
+def test_groups_across_the_boundary_of_a_concatenation_leave_shorter_runs_free() -> None:
+    a, b = Axis(64), Axis(32)
+    outer, inner = factor(sequence((a, b)), 12)  # the boundary lies within the sixth group
+    assert is_fixed(outer) and (outer.size, inner.size) == (8, 12)
+    (free,) = [leaf for leaf in leaves(inner) if leaf.reason is None]
+    assert free.size == 4
+    assert channel_of_position(a, free).tolist() == [0, 1, 2, 3] * 16
+    assert channel_of_position(b, free).tolist() == [0, 1, 2, 3] * 8
+
+
+def test_a_cut_within_a_run_leaves_shorter_runs_free() -> None:
+    width = Axis(24)
+    reshape([width], (4, 6))
+    head, tail = cut(width, 9)
+    (free,) = [leaf for leaf in dict.fromkeys(leaves(width)) if leaf.reason is None]
+    assert free.size == 3 and (head.size, tail.size) == (9, 15)
+    whole = [*channel_of_position(head, free), *channel_of_position(tail, free)]
+    assert whole == channel_of_position(width, free).tolist() == [0, 1, 2] * 8
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_cuts_concatenations_and_regroupings_move_labels_as_they_move_elements(data: st.DataObject) -> None:
+    axes = [Axis(data.draw(st.sampled_from([4, 6, 8, 12]))) for _ in range(2)]
+    terms: list = list(axes)
+    values = [torch.arange(axes[0].size), 100 + torch.arange(axes[1].size)]
+    originals = list(values)
+    for _ in range(data.draw(st.integers(1, 5))):
+        what = data.draw(st.sampled_from(["cut", "join", "regroup"]))
+        at = data.draw(st.integers(0, len(terms) - 1))
+        size = terms[at].size
+        if what == "cut":
+            place = data.draw(st.integers(1, max(1, size - 1)))
+            terms[at : at + 1] = list(cut(terms[at], place))
+            values[at : at + 1] = [values[at][:place], values[at][place:]]
+        elif what == "join":
+            other = data.draw(st.integers(0, len(terms) - 1))
+            terms.append(sequence((terms[at], terms[other])))
+            values.append(torch.cat((values[at], values[other])))
+        else:
+            inner = data.draw(st.sampled_from([n for n in range(1, size + 1) if size % n == 0] or [1]))
+            if size:
+                outer, run = factor(terms[at], inner)
+                terms.append(product((run, outer)))
+                values.append(values[at].reshape(-1, inner).T.flatten())
+    free = [leaf for axis in axes for leaf in leaves(axis) if leaf.reason is None and leaf.size > 1]
+    if not free:
+        return
+    leaf = data.draw(st.sampled_from(free))
+    kept = {leaf: np.arange(leaf.size) != data.draw(st.integers(0, leaf.size - 1))}
+    gone = {int(v) for o, a in zip(originals, axes, strict=True) for v in o[~torch.from_numpy(kept_mask(a, kept))]}
+    for term, value in zip(terms, values, strict=True):
+        assert term.size == len(value)
+        mask = kept_mask(term, kept)
+        assert [int(v) not in gone for v in value] == mask.tolist()
 
 
 def test_compatible_regroupings_find_their_common_cut() -> None:

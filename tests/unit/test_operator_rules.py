@@ -357,3 +357,37 @@ def test_any_chain_of_movements_gives_what_zeros_give(data: st.DataObject) -> No
     except prunecli.errors.MethodError:
         return
     assert difference(model, result.model, X) < 1e-9
+
+
+class Skip(nn.Module):
+    """A normalisation over a concatenation, with a group on both sides of the boundary, as in diffusion U-Nets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.down, self.up = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, 2, 1), nn.Conv2d(32, 64, 1)
+        self.norm, self.c = nn.GroupNorm(8, 96), nn.Conv2d(96, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(x)
+        up = self.up(F.interpolate(F.relu(self.down(a)), scale_factor=2))
+        return self.c(F.silu(self.norm(torch.cat((up, a), 1)))).mean((2, 3))
+
+
+def test_groups_of_a_normalisation_may_lie_across_a_boundary() -> None:
+    model = with_values_of_their_own(Skip())
+    pruned = prunecli.prune(model, ratio=0.5, example_inputs=X, scope="local", round_to=1, prune_stem=True).model
+    assert pruned.up.out_channels == 32 and pruned.a.out_channels == 16 and pruned.norm.num_groups == 8
+    reference = zeroed(model, pruned).double()
+    kept = torch.isin(model.norm.weight.data, pruned.norm.weight.data)
+
+    def kept_alone(x: Tensor) -> Tensor:
+        result = torch.zeros_like(x)
+        for start in range(0, 96, 12):
+            inside = start + kept[start : start + 12].nonzero().flatten()
+            norm = reference.norm
+            result[:, inside] = F.group_norm(x[:, inside], 1, norm.weight[inside], norm.bias[inside])
+        return result
+
+    reference.norm.forward = kept_alone
+    with torch.no_grad():
+        torch.testing.assert_close(pruned.double()(X.double()), reference(X.double()))

@@ -223,15 +223,25 @@ def cut(term: Term, at: int) -> tuple[Term, Term]:
     assert isinstance(resolved, (Prod, Seq))
     if isinstance(resolved, Prod):
         inner = product(resolved.factors[1:])
-        if at % inner.size == 0:
+        common = math.gcd(at, inner.size)
+        if common == inner.size:
             head, tail = cut(resolved.factors[0], at // inner.size)
+            return product((head, inner)), product((tail, inner))
+        if common > 1:  # inside a run: the same channels of each shorter run
+            outer, inner = factor(resolved, common)
+            freeze(outer, _CONFLICT)
+            head, tail = cut(outer, at // common)
             return product((head, inner)), product((tail, inner))
     freeze(resolved, _CONFLICT)
     return fixed(at, _CONFLICT), fixed(resolved.size - at, _CONFLICT)
 
 
 def factor(term: Term, inner: int) -> tuple[Term, Term]:
-    """Splits a dimension into (outer, inner) of sizes (size / inner, inner), as a view does."""
+    """Splits a dimension into (outer, inner) of sizes (size / inner, inner), as a view does.
+
+    Where the dimension already consists of pieces that are no multiples of `inner`, what is left free are positions
+    within runs of their greatest common divisor.
+    """
     resolved = resolve(term)
     if inner == 1:
         return resolved, fixed(1)
@@ -244,11 +254,15 @@ def factor(term: Term, inner: int) -> tuple[Term, Term]:
         return outer_axis, inner_axis
     if isinstance(resolved, Prod):
         return _factor_product(resolved, inner)
-    if isinstance(resolved, Seq) and all(part.size % inner == 0 for part in resolved.parts):
-        pieces = [factor(part, inner) for part in resolved.parts]
-        for _, other in pieces[1:]:
-            unify(pieces[0][1], other)
-        return sequence(outer for outer, _ in pieces), resolve(pieces[0][1])
+    if isinstance(resolved, Seq):
+        common = math.gcd(inner, *(part.size for part in resolved.parts))
+        if common == inner:
+            pieces = [factor(part, inner) for part in resolved.parts]
+            for _, other in pieces[1:]:
+                unify(pieces[0][1], other)
+            return sequence(outer for outer, _ in pieces), resolve(pieces[0][1])
+        if common > 1:  # a boundary inside a run: the same channels of each shorter run
+            return _factor_shorter(resolved, inner, common)
     freeze(resolved, _CONFLICT)
     return fixed(max(1, resolved.size // inner), _CONFLICT), fixed(inner, _CONFLICT)
 
@@ -267,9 +281,19 @@ def _factor_product(term: Prod, inner: int) -> tuple[Term, Term]:
             taken.insert(0, piece)
             left = 1
         else:
+            common = math.gcd(left, last.size) * math.prod(item.size for item in taken)
+            if common > 1:
+                return _factor_shorter(term, inner, common)
             freeze(term, _CONFLICT)
             return fixed(term.size // inner, _CONFLICT), fixed(inner, _CONFLICT)
     return product(rest), product(taken)
+
+
+def _factor_shorter(term: Term, inner: int, common: int) -> tuple[Term, Term]:
+    """Factors by a divisor of `inner` that does fit and freezes what is left of it, and of the outer factor."""
+    outer, shared = factor(term, common)
+    freeze(outer, _CONFLICT)
+    return fixed(term.size // inner, _CONFLICT), product((fixed(inner // common, _CONFLICT), shared))
 
 
 def reshape(terms: Iterable[Term], shape: Iterable[int]) -> list[Term]:
