@@ -104,24 +104,35 @@ def test_what_unequal_regroupings_have_in_common_stays_free() -> None:
     assert channel_of_position(inner, free).tolist() == [0, 1] * 3
 
 
-def test_groups_across_the_boundary_of_a_concatenation_leave_shorter_runs_free() -> None:
+def test_groups_across_the_boundary_of_a_concatenation_are_cut_where_it_lies() -> None:
     a, b = Axis(64), Axis(32)
     outer, inner = factor(sequence((a, b)), 12)  # the boundary lies within the sixth group
     assert is_fixed(outer) and (outer.size, inner.size) == (8, 12)
+    first, second = leaves(inner)
+    assert (first.size, second.size) == (4, 8) and not is_fixed(first) and not is_fixed(second)
+    assert channel_of_position(a, first).tolist() == [*([0, 1, 2, 3] + [-1] * 8) * 5, 0, 1, 2, 3]
+    assert channel_of_position(b, second).tolist() == [*range(8), *([-1] * 4 + [*range(8)]) * 2]
+
+
+def test_with_many_groups_across_a_boundary_shorter_runs_stay_free() -> None:
+    a, b = Axis(12 * 100 + 4), Axis(8)
+    outer, inner = factor(sequence((a, b)), 12)
+    assert is_fixed(outer) and (outer.size, inner.size) == (101, 12)
     (free,) = [leaf for leaf in leaves(inner) if leaf.reason is None]
-    assert free.size == 4
-    assert channel_of_position(a, free).tolist() == [0, 1, 2, 3] * 16
-    assert channel_of_position(b, free).tolist() == [0, 1, 2, 3] * 8
+    assert channel_of_position(a, free).tolist() == [0, 1, 2, 3] * 301
+    assert channel_of_position(b, free).tolist() == [0, 1, 2, 3] * 2
 
 
-def test_a_cut_within_a_run_leaves_shorter_runs_free() -> None:
-    width = Axis(24)
-    reshape([width], (4, 6))
-    head, tail = cut(width, 9)
-    (free,) = [leaf for leaf in dict.fromkeys(leaves(width)) if leaf.reason is None]
-    assert free.size == 3 and (head.size, tail.size) == (9, 15)
-    whole = [*channel_of_position(head, free), *channel_of_position(tail, free)]
-    assert whole == channel_of_position(width, free).tolist() == [0, 1, 2] * 8
+def test_a_cut_within_a_run_holds_the_divided_run_alone() -> None:
+    width = Axis(40)
+    outer, inner = reshape([width], (10, 4))
+    head, tail = cut(width, 22)
+    first, divided, last = leaves(outer)
+    assert [leaf.size for leaf in (first, divided, last)] == [5, 1, 4]
+    assert divided.reason and not first.reason and not last.reason
+    assert channel_of_position(head, first).tolist() == [channel for channel in range(5) for _ in range(4)] + [-1] * 2
+    assert channel_of_position(tail, last).tolist() == [-1] * 2 + [channel for channel in range(4) for _ in range(4)]
+    assert [leaf.size for leaf in leaves(inner)] == [2, 2]
 
 
 @settings(max_examples=200, deadline=None)
