@@ -18,6 +18,10 @@ from torch import Tensor, nn
 from torchvision.ops import DeformConv2d, nms, ps_roi_align, ps_roi_pool, roi_align, roi_pool
 
 import prunecli
+from prunecli.surgery.proof.verify import TOLERANCE, verify
+from prunecli.surgery.removal.slice import remove
+from prunecli.surgery.tracing.trace import trace
+from prunecli.surgery.tracing.trial import half_of
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 BOXES = torch.tensor([[0, 0.0, 0.0, 5.0, 5.0], [1, 1.0, 2.0, 7.0, 6.0]])
@@ -67,6 +71,16 @@ def difference(model: nn.Module, pruned: nn.Module, x: Tensor) -> float:
     with torch.no_grad():
         wanted, got = reference(x.double()), result(x.double())
     return float((wanted - got).abs().max() / wanted.abs().max())
+
+
+def halved(model: nn.Module) -> Any:
+    """The network with about half of every group removed, after the tool's own proof."""
+    traced = trace(model, X, prune_stem=True)
+    keep = half_of(traced.groups)
+    pruned = copy.deepcopy(model)
+    remove(pruned, traced.groups, keep)
+    assert verify(model, pruned, traced, keep, X) <= TOLERANCE
+    return pruned
 
 
 def tokens(x: Tensor) -> Tensor:
@@ -271,10 +285,10 @@ def test_channels_are_followed_through_operators_that_zeros_do_not_change(name: 
     torch.manual_seed(0)
     something, width = NEUTRAL[name]
     model = with_values_of_their_own(Between(copy.deepcopy(something), width))
-    result = prunecli.prune(model, ratio=0.5, example_inputs=X, scope="local", round_to=1)
-    assert result.model.a.out_channels < 24, [(entry.name, entry.reason) for entry in result.report.untouched]
-    assert difference(model, result.model, X) < 1e-9
-    assert difference(model, result.model, X.flip(3).mul(2)) < 1e-9
+    pruned = halved(model)
+    assert pruned.a.out_channels < 24
+    assert difference(model, pruned, X) < 1e-9
+    assert difference(model, pruned, X.flip(3).mul(2)) < 1e-9
 
 
 HELD = {
@@ -297,9 +311,9 @@ HELD = {
 @pytest.mark.parametrize("name", HELD)
 def test_channels_with_a_meaning_by_position_stay(name: str) -> None:
     model = with_values_of_their_own(Between(HELD[name], 24))
-    result = prunecli.prune(model, ratio=0.5, example_inputs=X, scope="local", round_to=1, prune_stem=True)
-    assert result.model.a.out_channels == 24
-    assert difference(model, result.model, X) < 1e-9
+    pruned = halved(model)
+    assert pruned.a.out_channels == 24
+    assert difference(model, pruned, X) < 1e-9
 
 
 def chains() -> Iterator[tuple[str, Callable[[Tensor, int], Tensor]]]:
@@ -344,7 +358,7 @@ class Chain(nn.Module):
         return self.c(self.moved(F.relu(self.a(x)))).mean((2, 3))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_any_chain_of_movements_gives_what_zeros_give(data: st.DataObject) -> None:
     steps = data.draw(st.lists(st.tuples(st.sampled_from(sorted(CHAINS)), st.integers(1, 3)), min_size=1, max_size=3))
@@ -352,11 +366,7 @@ def test_any_chain_of_movements_gives_what_zeros_give(data: st.DataObject) -> No
         model = with_values_of_their_own(Chain(data.draw(st.sampled_from([16, 24, 48])), steps))
     except RuntimeError:  # the operators do not fit together
         return
-    try:
-        result = prunecli.prune(model, ratio=0.4, example_inputs=X, scope="local", round_to=1, prune_stem=True)
-    except prunecli.errors.MethodError:
-        return
-    assert difference(model, result.model, X) < 1e-9
+    assert difference(model, halved(model), X) < 1e-9
 
 
 class Skip(nn.Module):
