@@ -91,8 +91,85 @@ def test_concatenation_splits_what_it_is_added_to() -> None:
 def test_unequal_regroupings_are_frozen_not_guessed() -> None:
     width = Axis(12)
     reshape([width], (3, 4))
-    reshape([width], (2, 6))  # 3 x 4 and 2 x 6 share no common cut
+    reshape([width], (4, 3))  # runs of 4 and of 3 have no common part
     assert is_fixed(width)
+
+
+def test_what_unequal_regroupings_have_in_common_stays_free() -> None:
+    width = Axis(12)
+    reshape([width], (3, 4))
+    _, inner = reshape([width], (2, 6))
+    (free,) = [leaf for leaf in dict.fromkeys(leaves(width)) if leaf.reason is None]
+    assert channel_of_position(width, free).tolist() == [0, 1] * 6
+    assert channel_of_position(inner, free).tolist() == [0, 1] * 3
+
+
+def test_groups_across_the_boundary_of_a_concatenation_are_cut_where_it_lies() -> None:
+    a, b = Axis(64), Axis(32)
+    outer, inner = factor(sequence((a, b)), 12)  # the boundary lies within the sixth group
+    assert is_fixed(outer) and (outer.size, inner.size) == (8, 12)
+    first, second = leaves(inner)
+    assert (first.size, second.size) == (4, 8) and not is_fixed(first) and not is_fixed(second)
+    assert channel_of_position(a, first).tolist() == [*([0, 1, 2, 3] + [-1] * 8) * 5, 0, 1, 2, 3]
+    assert channel_of_position(b, second).tolist() == [*range(8), *([-1] * 4 + [*range(8)]) * 2]
+
+
+def test_with_many_groups_across_a_boundary_shorter_runs_stay_free() -> None:
+    a, b = Axis(12 * 100 + 4), Axis(8)
+    outer, inner = factor(sequence((a, b)), 12)
+    assert is_fixed(outer) and (outer.size, inner.size) == (101, 12)
+    (free,) = [leaf for leaf in leaves(inner) if leaf.reason is None]
+    assert channel_of_position(a, free).tolist() == [0, 1, 2, 3] * 301
+    assert channel_of_position(b, free).tolist() == [0, 1, 2, 3] * 2
+
+
+def test_a_cut_within_a_run_holds_the_divided_run_alone() -> None:
+    width = Axis(40)
+    outer, inner = reshape([width], (10, 4))
+    head, tail = cut(width, 22)
+    first, divided, last = leaves(outer)
+    assert [leaf.size for leaf in (first, divided, last)] == [5, 1, 4]
+    assert divided.reason and not first.reason and not last.reason
+    assert channel_of_position(head, first).tolist() == [channel for channel in range(5) for _ in range(4)] + [-1] * 2
+    assert channel_of_position(tail, last).tolist() == [-1] * 2 + [channel for channel in range(4) for _ in range(4)]
+    assert [leaf.size for leaf in leaves(inner)] == [2, 2]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_cuts_concatenations_and_regroupings_move_labels_as_they_move_elements(data: st.DataObject) -> None:
+    axes = [Axis(data.draw(st.sampled_from([4, 6, 8, 12]))) for _ in range(2)]
+    terms: list = list(axes)
+    values = [torch.arange(axes[0].size), 100 + torch.arange(axes[1].size)]
+    originals = list(values)
+    for _ in range(data.draw(st.integers(1, 5))):
+        what = data.draw(st.sampled_from(["cut", "join", "regroup"]))
+        at = data.draw(st.integers(0, len(terms) - 1))
+        size = terms[at].size
+        if what == "cut":
+            place = data.draw(st.integers(1, max(1, size - 1)))
+            terms[at : at + 1] = list(cut(terms[at], place))
+            values[at : at + 1] = [values[at][:place], values[at][place:]]
+        elif what == "join":
+            other = data.draw(st.integers(0, len(terms) - 1))
+            terms.append(sequence((terms[at], terms[other])))
+            values.append(torch.cat((values[at], values[other])))
+        else:
+            inner = data.draw(st.sampled_from([n for n in range(1, size + 1) if size % n == 0] or [1]))
+            if size:
+                outer, run = factor(terms[at], inner)
+                terms.append(product((run, outer)))
+                values.append(values[at].reshape(-1, inner).T.flatten())
+    free = [leaf for axis in axes for leaf in leaves(axis) if leaf.reason is None and leaf.size > 1]
+    if not free:
+        return
+    leaf = data.draw(st.sampled_from(free))
+    kept = {leaf: np.arange(leaf.size) != data.draw(st.integers(0, leaf.size - 1))}
+    gone = {int(v) for o, a in zip(originals, axes, strict=True) for v in o[~torch.from_numpy(kept_mask(a, kept))]}
+    for term, value in zip(terms, values, strict=True):
+        assert term.size == len(value)
+        mask = kept_mask(term, kept)
+        assert [int(v) not in gone for v in value] == mask.tolist()
 
 
 def test_compatible_regroupings_find_their_common_cut() -> None:

@@ -122,8 +122,10 @@ def member_tensor(model: nn.Module, member: Member) -> Tensor:
 
 def member_values(model: nn.Module, member: Member) -> Tensor:
     """A member's tensor in float64 with its channel dimension first, shape (size of that dimension, rest)."""
-    tensor = member_tensor(model, member)
-    return tensor.detach().double().cpu().movedim(member.dim, 0).reshape(tensor.shape[member.dim], -1)
+    tensor = member_tensor(model, member).detach()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    return tensor.double().cpu().movedim(member.dim, 0).reshape(tensor.shape[member.dim], -1)
 
 
 def matrices_of(model: nn.Module, group: ChannelGroup, *roles: Role) -> list[Member]:

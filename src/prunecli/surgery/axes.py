@@ -62,6 +62,8 @@ class Prod:
 Term: TypeAlias = Axis | Seq | Prod
 
 _CONFLICT = "its channels are regrouped in a way that cannot be followed"
+_MOST = 64
+"""Pieces that a dimension is cut into to find the same channels in each; with more, descriptions get too long."""
 NOT_A_CHANNEL = "tied to a size that is not a number of channels, such as the number of tokens"
 
 
@@ -209,10 +211,10 @@ def cut(term: Term, at: int) -> tuple[Term, Term]:
     if at >= resolved.size:
         return resolved, fixed(0)
     if isinstance(resolved, Axis):
-        first, rest = Axis(at, resolved.reason), Axis(resolved.size - at, resolved.reason)
+        before, after = Axis(at, resolved.reason), Axis(resolved.size - at, resolved.reason)
         if resolved.reason is None:
-            resolved.bound = Seq((first, rest))
-        return first, rest
+            resolved.bound = Seq((before, after))
+        return before, after
     if isinstance(resolved, Seq):
         offset = 0
         for index, part in enumerate(resolved.parts):
@@ -220,18 +222,24 @@ def cut(term: Term, at: int) -> tuple[Term, Term]:
                 head, tail = cut(part, at - offset)
                 return sequence((*resolved.parts[:index], head)), sequence((tail, *resolved.parts[index + 1 :]))
             offset += part.size
-    assert isinstance(resolved, (Prod, Seq))
-    if isinstance(resolved, Prod):
-        inner = product(resolved.factors[1:])
-        if at % inner.size == 0:
-            head, tail = cut(resolved.factors[0], at // inner.size)
-            return product((head, inner)), product((tail, inner))
-    freeze(resolved, _CONFLICT)
-    return fixed(at, _CONFLICT), fixed(resolved.size - at, _CONFLICT)
+    assert isinstance(resolved, Prod)
+    inner = product(resolved.factors[1:])
+    runs, within = divmod(at, inner.size)
+    head, rest = cut(resolved.factors[0], runs)
+    if within == 0:
+        return product((head, inner)), product((rest, inner))
+    divided, tail = cut(rest, 1)
+    freeze(divided, _CONFLICT)
+    first, last = cut(inner, within)
+    return sequence((product((head, inner)), first)), sequence((last, product((tail, inner))))
 
 
 def factor(term: Term, inner: int) -> tuple[Term, Term]:
-    """Splits a dimension into (outer, inner) of sizes (size / inner, inner), as a view does."""
+    """Splits a dimension into (outer, inner) of sizes (size / inner, inner), as a view does.
+
+    Where the dimension already consists of pieces that are no multiples of `inner`, what is left free are positions
+    within runs of their greatest common divisor.
+    """
     resolved = resolve(term)
     if inner == 1:
         return resolved, fixed(1)
@@ -244,13 +252,38 @@ def factor(term: Term, inner: int) -> tuple[Term, Term]:
         return outer_axis, inner_axis
     if isinstance(resolved, Prod):
         return _factor_product(resolved, inner)
-    if isinstance(resolved, Seq) and all(part.size % inner == 0 for part in resolved.parts):
-        pieces = [factor(part, inner) for part in resolved.parts]
-        for _, other in pieces[1:]:
-            unify(pieces[0][1], other)
-        return sequence(outer for outer, _ in pieces), resolve(pieces[0][1])
+    if isinstance(resolved, Seq):
+        return _factor_sequence(resolved, inner)
     freeze(resolved, _CONFLICT)
     return fixed(max(1, resolved.size // inner), _CONFLICT), fixed(inner, _CONFLICT)
+
+
+def _factor_sequence(term: Seq, inner: int) -> tuple[Term, Term]:
+    runs: list[list[Term]] = [[]]  # parts that together are a multiple of `inner`
+    for part in term.parts:
+        runs[-1].append(part)
+        if sum(item.size for item in runs[-1]) % inner == 0:
+            runs.append([])
+    if runs.pop() or any(len(run) > 1 and sum(item.size for item in run) > _MOST * inner for run in runs):
+        common = math.gcd(inner, *(part.size for part in term.parts))
+        if common > 1:
+            return _factor_shorter(term, inner, common)
+        freeze(term, _CONFLICT)
+        return fixed(max(1, term.size // inner), _CONFLICT), fixed(inner, _CONFLICT)
+    factored = [factor(run[0], inner) if len(run) == 1 else _equal_pieces(sequence(run), inner) for run in runs]
+    for _, other in factored[1:]:
+        unify(factored[0][1], other)
+    return sequence(outer for outer, _ in factored), resolve(factored[0][1])
+
+
+def _equal_pieces(term: Term, inner: int) -> tuple[Term, Term]:
+    """Factors by cutting, wherever a cut falls; the pieces are the same channels."""
+    count = term.size // inner
+    piece, rest = cut(term, inner)
+    for _ in range(count - 1):
+        other, rest = cut(rest, inner)
+        unify(piece, other)
+    return fixed(count), resolve(piece)
 
 
 def _factor_product(term: Prod, inner: int) -> tuple[Term, Term]:
@@ -267,9 +300,19 @@ def _factor_product(term: Prod, inner: int) -> tuple[Term, Term]:
             taken.insert(0, piece)
             left = 1
         else:
+            common = math.gcd(left, last.size) * math.prod(item.size for item in taken)
+            if common > 1:
+                return _factor_shorter(term, inner, common)
             freeze(term, _CONFLICT)
             return fixed(term.size // inner, _CONFLICT), fixed(inner, _CONFLICT)
     return product(rest), product(taken)
+
+
+def _factor_shorter(term: Term, inner: int, common: int) -> tuple[Term, Term]:
+    """Factors by a divisor of `inner` that does fit and freezes what is left of it, and of the outer factor."""
+    outer, shared = factor(term, common)
+    freeze(outer, _CONFLICT)
+    return fixed(term.size // inner, _CONFLICT), product((fixed(inner // common, _CONFLICT), shared))
 
 
 def reshape(terms: Iterable[Term], shape: Iterable[int]) -> list[Term]:

@@ -135,7 +135,8 @@ def _probes(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep) -
 
 
 def _evaluated(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return copied(model).cpu().to(dtype).eval()
+    probe = copied(model).cpu().eval()
+    return probe.double() if dtype == torch.float64 else probe.float()  # `to` would make complex weights real
 
 
 def _randomise(model: nn.Module) -> set[str]:

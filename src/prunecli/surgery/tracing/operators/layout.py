@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from prunecli.surgery.axes import (
     Axis,
@@ -23,6 +24,7 @@ from prunecli.surgery.axes import (
 from prunecli.surgery.tracing.operators import Call, Rule
 
 _PICKED = "single positions of it are picked out"
+_UNEQUAL = "pieces of equal width would become unequal"
 _REORDERED = "its channels are reordered by position"
 
 
@@ -162,6 +164,9 @@ def _split(call: Call) -> None:
         for result in call.results:
             head, rest = cut(rest, result.shape[dim])
             pieces.append(head)
+        if equal and not call.name.endswith("_with_sizes"):  # a number of pieces: code asks for equal ones again
+            for other in pieces[1:]:
+                _tie_counts(pieces[0], other)
     for result, piece in zip(call.results, pieces, strict=True):
         call.set(result, [*dims[:dim], piece, *dims[dim + 1 :]])
 
@@ -172,6 +177,26 @@ def _halves(term: Term, size: int) -> tuple[Term | None, Term | None]:
     if isinstance(resolved, Axis) and resolved.reason is None:
         return factor(resolved, size)
     return None, None
+
+
+def _tie_counts(first: Term, second: Term) -> None:
+    """Lets two pieces lose equally many channels: their parts that may shrink are tied in order, in equal lengths."""
+    free = [[part for part in _parts(term) if not is_fixed(part)] for term in (first, second)]
+    for one, other in zip_longest(*free):
+        size = min(term.size if term is not None else 0 for term in (one, other))
+        heads = []
+        for term in (one, other):
+            if term is not None:
+                head, rest = cut(term, size)
+                freeze(rest, _UNEQUAL)
+                heads.append(head)
+        if size:
+            unify(*heads)
+
+
+def _parts(term: Term) -> tuple[Term, ...]:
+    resolved = resolve(term)
+    return resolved.parts if isinstance(resolved, Seq) else (resolved,)
 
 
 def _glu(call: Call) -> None:
