@@ -57,7 +57,7 @@ def prune(
         method: A structural method of `prune methods`, such as "l1", "taylor" or "fisher".
         example_inputs: Inputs that the model accepts: a tensor such as (1, 3, 224, 224), a tuple of positional
             arguments, a mapping of keyword arguments, or a list of images.
-        data: Calibration batches: x, (x, labels), (x, y, labels), ((x, y), labels), or a mapping, perhaps with `labels`;
+        data: Calibration batches: x, (x, labels), (x, y, labels), ((x, y), labels), or a mapping, maybe with `labels`;
             without labels, gradients are taken at the model's own predictions.
         compensate: How removed channels are folded into the others: "ls" by regression on `data`, "bias", "none".
         recalibrate: Whether batch normalisation statistics are measured again on `data`.
