@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +58,8 @@ def prune(
         method: A structural method of `prune methods`, such as "l1", "taylor" or "fisher".
         example_inputs: Inputs that the model accepts: a tensor such as (1, 3, 224, 224), a tuple of positional
             arguments, a mapping of keyword arguments, or a list of images.
-        data: Calibration batches: inputs of the same form, or pairs of inputs and labels (in a mapping, its entry
-            `labels`). Several inputs come as (x, y), (x, y, labels) or ((x, y), labels). Without labels, gradients are
-            taken at the model's own predictions.
+        data: Calibration batches: x, (x, labels), (x, y, labels), ((x, y), labels), or a mapping, maybe with `labels`;
+            without labels, gradients are taken at the model's own predictions.
         compensate: How removed channels are folded into the others: "ls" by regression on `data`, "bias", "none".
         recalibrate: Whether batch normalisation statistics are measured again on `data`.
         keep: Layer names or patterns whose output width stays.
@@ -78,7 +78,6 @@ def prune(
         ModelError: The model cannot be traced.
         VerificationError: The result is not the masked original.
     """
-    _refuse_wrapper(model)
     request = PruneRequest(
         method=method,
         params=_checked_params(_checked_method(method, data, compensate, recalibrate), params),
@@ -92,18 +91,18 @@ def prune(
         recover=recover,
         trace=trace,
     )
-    model = _without_state(model)
+    model = _without_state(_checked_network(model))
     result = prune_model(model, _manifest_of(model), request, dense=getattr(model, _DENSE, _Original()).model)
     leave_to_caller(result.model)
     _remember(result.model, result.manifest, result.dense)
     return result
 
 
-def _refuse_wrapper(model: Any) -> None:
-    """Refuses objects that hold a network but are none themselves, such as a `YOLO(...)` or a pipeline.
+def _checked_network(model: Any) -> nn.Module:
+    """The network, unless it is an object around one, such as a `YOLO(...)` or a pipeline.
 
     Raises:
-        ModelError: It is not a module, trains or evaluates by a method of its own, or cannot be copied.
+        ModelError: It is not a module, trains by a method of its own, is quantised, or cannot be copied.
     """
     kind = type(model).__name__
     held = dict(model.named_children()) if isinstance(model, nn.Module) else getattr(model, "__dict__", {})
@@ -111,7 +110,7 @@ def _refuse_wrapper(model: Any) -> None:
     hint = f"prune the network inside, .{'model' if 'model' in inside else inside[0]}" if inside else "pass the network"
     if not isinstance(model, nn.Module):
         raise ModelError(f"a {kind} is not a torch.nn.Module; {hint}")
-    if "mode" not in inspect.signature(type(model).train).parameters:
+    if not _takes_mode(type(model).train):
         raise ModelError(f"a {kind} does not behave like a torch.nn.Module (its train() does something else); {hint}")
     quantised = next((name for name, module in model.named_modules() if _is_quantised(module)), None)
     if quantised is not None:
@@ -123,6 +122,15 @@ def _refuse_wrapper(model: Any) -> None:
         raise ModelError(
             f"a {kind} cannot be copied ({type(error).__name__}: {error}); {hint}, or take away what cannot be copied"
         ) from error
+    return model
+
+
+def _takes_mode(train: Callable[..., Any]) -> bool:
+    """Whether a `train` method switches the mode as that of torch does, whatever its argument is called."""
+    first = next(itertools.islice(inspect.signature(train).parameters.values(), 1, None), None)
+    if first is None or first.kind in (first.KEYWORD_ONLY, first.VAR_KEYWORD):
+        return False
+    return first.default is first.empty or isinstance(first.default, bool)
 
 
 def _is_quantised(module: nn.Module) -> bool:

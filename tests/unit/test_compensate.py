@@ -149,3 +149,39 @@ def test_without_a_normalisation_behind_it_a_layer_without_bias_gets_no_intercep
         compensate(model, pruned, groups, keep, batches, "ls", intercept=intercept)
         outputs.append(pruned(batches[0]))
     assert torch.equal(outputs[0], outputs[1])
+
+
+def test_weights_that_are_shared_or_computed_are_left_alone() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 12), nn.Linear(6, 12)
+            self.one, self.other = nn.Linear(12, 4), nn.Linear(12, 4)
+            self.other.weight = self.one.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.one(torch.relu(self.first(x))) + self.other(torch.relu(self.second(x)))
+
+    computed = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(12, 4)))
+    for model in (Shared(), computed):
+        result = prunecli.prune(
+            model, example_inputs=torch.randn(1, 6), data=_batches(6), compensate="ls", ratio=0.5, prune_stem=True
+        )
+        assert result.report.compensated == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_and_comes_closer_to_the_original(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = Bottleneck().to(dtype)
+    batches = [batch * 100 for batch in _batches(6)]  # sums of squares leave the range of half precision
+    errors = {}
+    for mode in ("none", "ls"):
+        result = prunecli.prune(
+            model, "taylor", example_inputs=batches[0][:1], data=batches, compensate=mode, ratio=0.5, keep=["first"]
+        )
+        assert {parameter.dtype for parameter in result.model.parameters()} == {dtype}
+        batch = batches[0].to(dtype)
+        with torch.no_grad():
+            errors[mode] = float((result.model(batch) - model(batch)).float().abs().mean())
+    assert errors["ls"] < errors["none"] / 4

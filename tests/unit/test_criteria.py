@@ -310,3 +310,81 @@ def test_whole_batches_are_run_at_once_where_that_is_right(network: type[nn.Modu
     runs.clear()
     list(gate_gradients(model, groups, Calibration(batches=_data(4, 8))))
     assert len(runs) == 3 + 4  # three to see that it is right, then one for each batch
+
+
+class _Products(nn.Module):
+    """Queries and keys of a width of their own, which no weight reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(8, 16), nn.Linear(8, 16)
+        self.v, self.out = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        queries = self.q(x) if gate is None else self.q(x) * gate
+        return self.out((queries @ self.k(x).transpose(1, 2)).softmax(-1) @ self.v(x)).mean(1)
+
+
+@pytest.mark.parametrize("method", ["taylor", "fisher"])
+def test_channels_that_no_weight_reads_are_ranked_by_those_that_write_them(method: str) -> None:
+    torch.manual_seed(0)
+    model, x, labels = _Products(), torch.randn(6, 5, 8), torch.randint(4, (6,))
+    result = prunecli.prune(model, method, example_inputs=x, data=[(x, labels)], keep=["v"], ratio=0.5, prune_stem=True)
+    assert result.model.q.out_features == result.model.k.out_features == 8  # type: ignore[union-attr]
+    groups = [group for group in trace(model, x, prune_stem=True).groups if group.name == "q"]
+    gates = torch.cat([rows["q"] for rows in gate_gradients(model, groups, Calibration(batches=[(x, labels)]))])
+    for sample in range(len(x)):
+        gate = torch.ones(16, requires_grad=True)
+        loss = default_loss(model(x[sample : sample + 1], gate), labels[sample : sample + 1])
+        (expected,) = torch.autograd.grad(loss, gate)
+        assert torch.allclose(gates[sample].float(), expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["taylor", "fisher"])
+def test_gradients_of_nothing_are_one_line(method: str) -> None:
+    x = torch.randn(2, 5, 8)
+    with pytest.raises(MethodError, match="nothing would be removed"):
+        prunecli.prune(nn.Linear(8, 4), method, example_inputs=x, data=[x])
+
+    class Closed(_Products):
+        @torch.no_grad()
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x)
+
+    with pytest.raises(MethodError, match="the loss has no gradient"):
+        prunecli.prune(Closed(), method, example_inputs=x, data=[x], prune_stem=True)
+
+
+def test_what_the_loss_does_not_see_is_left_alone() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c, self.d = nn.Linear(8, 16), nn.Linear(16, 4), nn.Linear(8, 16), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.b(torch.relu(self.a(x))), self.d(torch.relu(self.c(x)))
+
+    x = torch.randn(4, 8)
+    result = prunecli.prune(Two(), "taylor", example_inputs=x, data=[x], ratio=0.5, prune_stem=True)
+    assert result.model.a.out_features == 8 and result.model.c.out_features == 16  # type: ignore[union-attr]
+    reasons = {entry.name: entry.reason for entry in result.report.untouched}
+    assert "the loss does not depend" in reasons["c"]
+
+
+def test_losses_of_tokens_probabilities_and_values() -> None:
+    scores = torch.randn(2, 5, 7)
+    tokens = torch.randint(7, (2, 5))
+    tokens[0, 0] = -100
+    each = F.cross_entropy(scores.flatten(0, 1), tokens.flatten(), reduction="none")
+    assert torch.allclose(default_loss(scores, tokens), each.reshape(2, 5).mean(1).sum())
+    shares = torch.rand(3, 4).softmax(1)
+    logits = torch.randn(3, 4)
+    assert torch.allclose(default_loss(logits, shares), F.cross_entropy(logits, shares, reduction="sum"))
+    values = torch.randn(3)
+    assert torch.allclose(default_loss(logits[:, :1], values), (logits[:, 0] - values).square().sum() / 2)
+
+
+def test_labels_that_do_not_fit_are_one_line() -> None:
+    batch = torch.randn(2, 3, 16, 16), torch.tensor([0, 99])
+    with pytest.raises(MethodError, match=r"the loss cannot be computed: IndexError.*check the labels"):
+        prunecli.prune(Plain(), "taylor", example_inputs=example(), data=[batch])

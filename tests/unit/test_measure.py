@@ -11,8 +11,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
+import prunecli
+from prunecli.errors import ModelError
 from prunecli.inputs import Inputs
-from prunecli.measure.counts import count_macs, module_macs, nonzero_count, parameter_count
+from prunecli.measure.counts import count_macs, count_on_meta, module_macs, nonzero_count, parameter_count
 from prunecli.measure.energy import profile
 from prunecli.measure.latency import time_paired
 from prunecli.measure.memory import peak_memory_bytes
@@ -231,3 +233,65 @@ def test_a_parameter_given_to_a_module_is_counted() -> None:
 
     assert count_macs(Query(), torch.randn(1, 1, 8)).total == 2 * 8 * 4
     assert module_macs(Query(), torch.randn(1, 1, 8))["layer"] == 2 * 8 * 4
+
+
+class _Awkward(nn.Module):
+    """Creates a tensor on the CPU while it runs, which fails on the meta device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(8, 32), nn.Linear(32, 32), nn.Linear(32, 4)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        shift = torch.tensor(x.tolist()).sum() * 0
+        return self.last(torch.relu(self.second(torch.relu(self.first(x) + shift))))  # type: ignore[no-any-return]
+
+
+def test_what_fails_on_the_meta_device_runs_once_with_its_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = _Awkward(), []
+    hook = model.first.register_forward_pre_hook(lambda module, _: seen.append(module.weight.data_ptr()))
+    assert count_on_meta(model, torch.randn(2, 8)) is None
+    seen.clear()
+    assert count_macs(model, torch.randn(2, 8)).total == 2 * (8 * 32 + 32 * 32 + 32 * 4)
+    hook.remove()
+    assert seen[-1] == model.first.weight.data_ptr()  # not a copy
+    assert float(model.calls) == 0 and model.training and model.first.weight.requires_grad
+    monkeypatch.setattr("prunecli.measure.counts.cpu_copy", None)
+    assert count_macs(nn.Linear(8, 4), torch.randn(2, 8)).total == 64  # does not run for real
+
+
+def test_targets_of_macs_for_networks_that_fail_on_the_meta_device() -> None:
+    class Shifted(_Awkward):
+        def forward(self, x: Tensor) -> Tensor:
+            shifted = x + torch.ones(len(x), 1)  # on the CPU wherever the network is
+            return self.last(torch.relu(self.second(torch.relu(self.first(shifted)))))  # type: ignore[no-any-return]
+
+    result = prunecli.prune(Shifted().eval(), macs=0.5, example_inputs=torch.randn(2, 8), prune_stem=True)
+    assert result.report.target is not None and result.report.target.achieved == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_candidate_that_does_not_run_costs_its_groups_only() -> None:
+    class Checking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(8, 32), nn.Linear(32, 32), nn.Linear(32, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.relu(self.first(x))
+            if hidden.shape[1] < 8:  # the trial keeps about half, and so does not meet this
+                raise ValueError("too narrow")
+            return self.last(torch.relu(self.second(hidden)))  # type: ignore[no-any-return]
+
+    result = prunecli.prune(Checking().eval(), macs=0.5, example_inputs=torch.randn(2, 8), prune_stem=True)
+    assert result.model.first.out_features >= 8  # type: ignore[union-attr]
+    assert result.model.second.out_features < 32  # type: ignore[union-attr]
+
+
+def test_macs_of_a_network_in_half_precision() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 4))
+    expected = count_macs(network, torch.randn(1, 3, 8, 8))
+    assert count_macs(network.half(), torch.randn(1, 3, 8, 8)) == expected
+    with pytest.raises(ModelError, match="MACs cannot be counted"):
+        count_macs(network, torch.randn(1, 5, 8, 8))

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from safetensors.torch import load_file as read_tensors
 from torch import nn
 
 import prunecli
@@ -175,3 +176,63 @@ def test_a_trained_reference_saves_without_edits(tmp_path: Path) -> None:
     save(tmp_path / "x.safetensors", loaded.model, loaded.manifest)
     model, manifest = restore(tmp_path / "x.safetensors")
     assert manifest.attributes == {} and model.linear.out_features == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_file_in_half_precision_leaves_in_half_precision(tmp_path: Path, dtype: torch.dtype) -> None:
+    weights = {  # norms stay in single precision, as in mixed files
+        name: tensor.to(dtype) if tensor.dim() > 1 else tensor
+        for name, tensor in build("cifar:resnet20", pretrained=False).state_dict().items()
+    }
+    torch.save(weights, tmp_path / "w.pt")
+    loaded = load_file(tmp_path / "w.pt", "cifar:resnet20")
+    assert all(parameter.dtype == torch.float32 for parameter in loaded.model.parameters())
+    result = prunecli.prune(loaded.model, ratio=0.3, example_inputs=torch.randn(1, 3, 32, 32))
+    model, manifest = result.model, result.manifest
+    for path in (tmp_path / "a.safetensors", tmp_path / "b.safetensors"):
+        save(path, model, manifest)
+        dtypes = {name: tensor.dtype for name, tensor in read_tensors(path).items()}
+        assert dtypes == {name: tensor.dtype for name, tensor in weights.items()}
+        assert {p.dtype for p in prunecli.load(path).parameters() if p.dim() > 1} == {dtype}
+        again = load_file(path)
+        for name, tensor in again.model.state_dict().items():  # kept weights lose nothing on the way
+            assert torch.equal(tensor, model.state_dict()[name]), name
+        model, manifest = again.model, again.manifest
+
+
+def test_what_would_overflow_in_half_precision_is_saved_as_it_is(tmp_path: Path) -> None:
+    weights = build("cifar:resnet20", pretrained=False).half().state_dict()
+    torch.save(weights, tmp_path / "w.pt")
+    loaded = load_file(tmp_path / "w.pt", "cifar:resnet20")
+    loaded.model.bn1.running_var.fill_(1e6)  # type: ignore[union-attr, operator]
+    save(tmp_path / "x.safetensors", loaded.model, loaded.manifest)
+    stored = read_tensors(tmp_path / "x.safetensors")
+    assert stored["bn1.running_var"].dtype == torch.float32 and float(stored["bn1.running_var"][0]) == 1e6
+    assert stored["bn1.weight"].dtype == torch.float16
+
+
+class _Counting(Plain):
+    """Keeps something that is no tensor in its state dict."""
+
+    def __init__(self, state: object = 0) -> None:
+        super().__init__()
+        self.seen = state
+
+    def get_extra_state(self) -> object:
+        return {"seen": self.seen}
+
+    def set_extra_state(self, state: object) -> None:
+        self.seen = state["seen"]  # type: ignore[index]
+
+
+def test_states_that_are_no_tensors_are_saved_and_restored(tmp_path: Path) -> None:
+    result = prunecli.prune(_Counting([7, "a"]), example_inputs=example())
+    result.save(tmp_path / "x.safetensors")
+    back = prunecli.load(tmp_path / "x.safetensors", model=_Counting())
+    assert back.seen == [7, "a"]
+    assert torch.equal(back(example()), result.model.eval()(example()))
+    with pytest.raises(ModelError, match="does not take"):
+        prunecli.load(tmp_path / "x.safetensors", model=Plain())
+    odd = prunecli.prune(_Counting(torch.device("cpu")), example_inputs=example())
+    with pytest.raises(ModelError, match=r"get_extra_state.*save the network with torch.save"):
+        odd.save(tmp_path / "y.safetensors")

@@ -195,6 +195,7 @@ class Manifest(_Strict):
     architecture: Architecture
     normalisation: InputNormalisation | None = None
     attributes: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
+    extra_state: dict[str, JsonValue] = Field(default_factory=dict)
     edits: list[Edit] = Field(default_factory=list)
     tokens: TokenSelection | None = None
     runtime: RuntimeChange | None = None
@@ -209,6 +210,8 @@ class Manifest(_Strict):
         content: dict[str, Any] = handler(self)
         if self.runtime is None:
             content.pop("runtime", None)
+        if not self.extra_state:
+            content.pop("extra_state", None)
         return content
 
     def to_json(self) -> str:

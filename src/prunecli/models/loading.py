@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint import WEIGHT_SUFFIXES
+from prunecli.checkpoint.extra_state import apply_extra_states, extra_states
 from prunecli.checkpoint.finite import check_finite
 from prunecli.checkpoint.foreign_files import ForeignWeights, read_foreign
 from prunecli.checkpoint.io import file_sha256, read_checkpoint, read_manifest, write_checkpoint
@@ -183,11 +184,13 @@ def restore(
     model = dense(manifest.architecture)
     try:
         apply_attributes(model, manifest.attributes)
+        apply_extra_states(model, manifest.extra_state)
         assign_tensors(model, tensors, frozenset(manifest.frozen_parameters))
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     # Buffers outside the state dict may be infinite, such as attention masks.
-    check_finite(model.state_dict(), path, allow_nonfinite)
+    stored = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    check_finite(stored, path, allow_nonfinite)
     try:
         apply_recorded(model, manifest)
     except ModelError as error:
@@ -201,7 +204,7 @@ def save(path: Path, model: nn.Module, manifest: Manifest, dense: nn.Module | No
     Args:
         path: The file to write.
         model: The network.
-        manifest: Architecture and history; attributes and frozen parameters are filled in.
+        manifest: Architecture and history; attributes, extra states and frozen parameters are filled in.
         dense: A freshly built dense network; needed if the architecture is the user's own.
 
     Returns:
@@ -211,6 +214,7 @@ def save(path: Path, model: nn.Module, manifest: Manifest, dense: nn.Module | No
     complete = manifest.model_copy(
         update={
             "attributes": attribute_differences(fresh, model),
+            "extra_state": extra_states(model),
             "frozen_parameters": [n for n, p in model.named_parameters() if not p.requires_grad],
         }
     )

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunecli.copying import copied
 from prunecli.errors import ModelError, PruneError, unknown
-from prunecli.inputs import Inputs, call, cast_inputs
+from prunecli.inputs import Inputs, call, cast_inputs, fitted, map_tensors, output_tensors
 from prunecli.surgery.groups import ChannelGroup, Size
 from prunecli.surgery.tracing.follow import follow
 from prunecli.surgery.tracing.running import one_line
 from prunecli.surgery.tracing.traced import Part, Trace
 
 
-def trace_part(
-    model: nn.Module, inputs: Inputs, name: str, trace: Callable[[nn.Module, tuple[Tensor, ...]], Trace]
-) -> Trace:
+def trace_part(model: nn.Module, inputs: Inputs, name: str, trace: Callable[[nn.Module, Inputs], Trace]) -> Trace:
     """The trace of one module, with the names that its layers have in the network.
 
     Args:
@@ -30,7 +29,7 @@ def trace_part(
         trace: Traces the module on its inputs in the network.
 
     Raises:
-        ModelError: There is no such module, or it takes something other than tensors.
+        ModelError: There is no such module, or it takes no tensors, or the network does not run.
     """
     names = [path for path, module in model.named_modules() if path and any(True for _ in module.parameters())]
     if name not in names:
@@ -38,7 +37,7 @@ def trace_part(
     _refuse_use_outside(model, inputs, name)
     part_inputs = _inputs_of(model, inputs, [name]).get(name)
     if part_inputs is None:
-        raise ModelError(f"--only {name}: the network does not run it, or not on tensors alone; choose another module")
+        raise ModelError(f"--only {name}: the network does not run it, or not on tensors; choose another module")
     inner = trace(model.get_submodule(name), part_inputs)
     return Trace(
         groups=tuple(_renamed(group, name) for group in inner.groups),
@@ -80,8 +79,7 @@ def _refuse_use_outside(model: nn.Module, inputs: Inputs, name: str) -> None:
     for inner, module in part.named_modules():
         if inner:
             module.register_forward_pre_hook(checked(inner))
-    with torch.no_grad():
-        call(running, cast_inputs(inputs, device="cpu"))
+    _run(running, inputs)
     if calls[0] > 1:
         raise ModelError(f"--only {name}: the network runs it {calls[0]} times; choose the module around it")
     if outside:
@@ -108,27 +106,56 @@ def _has_inner_width(module: nn.Module) -> bool:
     return sum(parameter.dim() > 1 for parameter in module.parameters()) > 1
 
 
-def _inputs_of(model: nn.Module, inputs: Inputs, names: list[str]) -> dict[str, tuple[Tensor, ...]]:
-    """The inputs of modules in a run of the network, for those that take nothing but tensors."""
+def _inputs_of(model: nn.Module, inputs: Inputs, names: list[str]) -> dict[str, Inputs]:
+    """The inputs of modules in a run of the network, for those that take tensors."""
     running = copied(model).cpu().eval()
-    by_module: dict[str, tuple[Tensor, ...]] = {}
+    by_module: dict[str, Inputs] = {}
 
     def noted(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            extra = [value for value in kwargs.values() if value is not None]
-            if args and not extra and all(isinstance(value, Tensor) for value in args):
-                by_module.setdefault(name, tuple(value.detach().clone() for value in args))
+            if name not in by_module:
+                given = _as_inputs(module, args, kwargs)
+                if output_tensors(given):
+                    by_module[name] = map_tensors(given, lambda tensor: tensor.detach().clone())
 
         return hook
 
     for name in names:
         running.get_submodule(name).register_forward_pre_hook(noted(name), with_kwargs=True)
+    _run(running, inputs)
+    return by_module
+
+
+def _as_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+    """Arguments of a call as positional ones if there are no others, else all by keyword; empty if neither can be."""
+    if not kwargs:
+        return args
+    if not args:
+        return kwargs
+    try:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return ()
+    positional, named = bound.args, bound.kwargs
+    if not named:
+        return positional
+    kinds = inspect.signature(module.forward).parameters.values()
+    if any(parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY) for parameter in kinds):
+        return ()
+    return {**dict(zip((parameter.name for parameter in kinds), positional, strict=False)), **named}
+
+
+def _run(model: nn.Module, inputs: Inputs) -> None:
+    """Runs the network for the hooks on its modules.
+
+    Raises:
+        ModelError: It does not run.
+    """
     try:
         with torch.no_grad():
-            call(running, cast_inputs(inputs, device="cpu"))
+            call(model, fitted(cast_inputs(inputs, device="cpu"), model))
     except Exception as error:
         raise ModelError(f"the model does not run on the example inputs: {one_line(error)}") from error
-    return by_module
 
 
 def _renamed(group: ChannelGroup, outer: str) -> ChannelGroup:

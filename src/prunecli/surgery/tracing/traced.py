@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
 
+from prunecli.inputs import Inputs
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.tracing.labels import Followed
 
@@ -97,7 +97,7 @@ class Part:
 
     module: str
     trace: Trace
-    inputs: tuple[Tensor, ...]
+    inputs: Inputs
 
     def own(self, names: Mapping[str, Any]) -> dict[str, Any]:
         """A mapping by the network's group names as one by the module's group names."""
