@@ -99,7 +99,10 @@ def test_images_that_cannot_be_read_are_passed_over(prune: Prune, tiny_clip: Pat
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--data", "digits", "--extract-attention", "a.pt"), "a.pt: the file has to end in .safetensors or .npz"),
+        (
+            ("--data", "digits", "--extract-attention", "a.pt"),
+            "--extract-attention a.pt: name it a.safetensors, or with .npz",
+        ),
         (("--extract-attention", "a.npz"), "--extract-attention needs images and there is no data set"),
         (("--overlay", "seen"), "--overlay needs images and there is no data set"),
         (

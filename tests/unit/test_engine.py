@@ -15,6 +15,7 @@ from prunecli.engine.device import pick_device
 from prunecli.engine.distillation import Distillation
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.fit import Epoch, fit
+from prunecli.engine.hooks import Hook
 from prunecli.engine.tasks.classification import Classification
 from prunecli.engine.tracking import MetricsLog
 from prunecli.errors import PruneError, RecipeError
@@ -53,6 +54,38 @@ def test_it_learns_and_keeps_the_best_epoch() -> None:
     assert best.validation is not None and best.validation.top1 > 90
     assert evaluate(model, _batches(2, seed=1), CPU).top1 == best.validation.top1
     assert result.epochs[result.chosen - 1].validation == best.validation and not model.training
+
+
+class _Penalty(Hook):
+    """Grows on purpose."""
+
+    name = "penalty"
+    weight = 1.0
+
+    def loss(self, loss: torch.Tensor, batch: object) -> torch.Tensor:
+        self.weight *= 3
+        return loss + self.weight
+
+
+def test_a_loss_that_explodes_without_being_nan_is_told_once() -> None:
+    told: list[str] = []
+    config = FitConfig(epochs=3, lr=50, schedule="constant", warmup_epochs=0)
+    fit(_network(), _batches(), None, config, CPU, task=TASK, tell=told.append)
+    assert len(told) == 1 and "in epoch 1" in told[0] and "--lr, 50 now" in told[0] and told[0].startswith("warning")
+    told.clear()
+    fit(
+        _network(), _batches(), None, FitConfig(epochs=3, lr=0.05), CPU, task=TASK, hooks=[_Penalty()], tell=told.append
+    )
+    assert told == []
+
+
+def test_a_trained_network_may_start_near_zero() -> None:
+    told: list[str] = []
+    model = _network()
+    fit(model, _batches(), None, FitConfig(epochs=5, lr=0.05), CPU, task=TASK)
+    misled = [(images, (labels + 1) % 4) for images, labels in _batches(2)]
+    fit(model, [*_batches(1), *misled], None, FitConfig(epochs=1, lr=1e-4), CPU, task=TASK, tell=told.append)
+    assert told == []
 
 
 @pytest.mark.parametrize("extra", [{}, {"mixup": 0.2, "cutmix": 1.0, "label_smoothing": 0.1}, {"clip_grad": 1.0}])

@@ -20,6 +20,7 @@ from prunecli.checkpoint.durable import crash_point
 from prunecli.engine.config import FitConfig
 from prunecli.engine.device import channels_last, move_batch, seed_everything
 from prunecli.engine.evaluate import evaluate
+from prunecli.engine.explosion import ExplosionWatch
 from prunecli.engine.hooks import Batch, Hook, State, Training
 from prunecli.engine.optimizer import make_optimizer
 from prunecli.engine.resources import resource_errors
@@ -110,7 +111,7 @@ def fit(
         optimizer: An optimizer to continue with, including its moments; the schedule sets its learning rate.
         keeper: Keeps states of the run, from which it resumes bit by bit if `train` has `epoch(number, first)`. With
             one, Ctrl-C and SIGTERM end the run after the current step.
-        tell: Told when such a signal arrives.
+        tell: Told when such a signal arrives, and warned once if the loss explodes.
 
     Raises:
         RecipeError: timm does not know the optimizer or schedule, or a hook cannot be used with the model.
@@ -121,6 +122,7 @@ def fit(
     """
     seed_everything(seed)
     model.to(device)
+    hooks = (ExplosionWatch(tell), *hooks)
     run = _Run(model, train, config, device, optimizer, task, hooks)
     listening = stop_requests(tell) if keeper is not None else nullcontext(StopRequest())
     with channels_last(model), listening as stop:

@@ -110,9 +110,9 @@ class RunState:
         """
         data = self.data()
         split = data.test if name == "test" else data.validation
-        if split is None and data.missing:
-            data.training_split()  # the validation images are some of these
         if split is None:
+            if data.missing:
+                data.training_split()  # which the validation images are some of
             raise RecipeError(f"{data.name} has no validation split; use --split test or a --val-fraction over 0")
         return split
 

@@ -96,9 +96,8 @@ def sensitivity_stage(
         raise RecipeError("--ratios must be between 0 and 1, and --max-drop greater than 0")
     loaded, data = space.model(), space.data()
     space.judging.check()
-    training = data.training_split()
     batches = _held_out(space, images)
-    calibration = space.inputs.calibration(training, stage.calibration_images).labelled
+    calibration = space.inputs.calibration(data.training_split(), stage.calibration_images).labelled
     model = loaded.model.to(space.device).eval()
     stage = _with_repairs(stage)
     assert stage.compensate is not None
@@ -141,12 +140,14 @@ def _held_out(space: Workspace, images: int) -> _KeptBatches:
     """At most `images` of the validation images, drawn with the recipe's seed.
 
     Raises:
+        DataError: There are no training images to hold them out of.
         RecipeError: There are none.
     """
     if not space.model().manifest.history:
         space.sink.note("these weights may have been trained on the validation images; drops then look larger")
     data = space.data()
     if data.validation is None:
+        data.training_split()  # which they are some of
         raise RecipeError(f"{data.name} has no validation images to judge on; set --val-fraction above 0")
     indices = np.random.default_rng(space.recipe.seed).permutation(len(data.validation.labels))[:images]
     held_out = space.inputs.batches(data.validation.subset(np.sort(indices)))
