@@ -76,7 +76,7 @@ def _inputs(entry: TransformersClass, other: bool) -> Inputs:
             inputs["input_values"] = torch.randn(batch, FRAMES, MELS)
         elif kind == "boxes":
             inputs["bbox"] = torch.randint(0, 50, (batch, length, 2)).repeat(1, 1, 2).sort(dim=-1).values
-    return inputs | entry.extra
+    return {**inputs, **entry.extra}
 
 
 def _text(batch: int, length: int) -> dict[str, Tensor]:
