@@ -39,10 +39,7 @@ def matching(pattern: str) -> list[str]:
     """
     full_pattern = pattern if ":" in pattern else f"timm:{pattern}"
     source = full_pattern.partition(":")[0]
-    if source in COLLECTIONS.names:
-        known = collected(source)
-    else:
-        known = [ref for ref in known_references() if ref.partition(":")[0] not in COLLECTIONS.names]
+    known = collected(source) if source in COLLECTIONS.names else known_references()
     matches = [ref for ref in known if fnmatchcase(ref, full_pattern)]
     if not matches:
         raise ModelError(unknown("architecture", full_pattern, known, see="prune models"))

@@ -1,4 +1,4 @@
-"""Checks of a pruned network that owe nothing to the trace: it is run beside the original, as its user would run it.
+"""Checks of a pruned network beyond verification: it is run beside the original, as its user would run it.
 
 Verification compares numbers on the example inputs in evaluation mode. Here the network is saved and restored, run on
 other inputs and in training mode, asked for gradients and exported; each time the original says what has to come out.
@@ -22,7 +22,9 @@ from prunecli.models.catalog import rebuild_dense
 from prunecli.models.loading import restore
 from prunecli.pipeline.pruning import PruneResult
 from prunecli.studies.collections.network import Network
+from prunecli.surgery.proof.verify import verify
 from prunecli.surgery.removal.rebuild import state_tensors
+from prunecli.surgery.tracing.trace import trace
 
 _SEEDS = 4
 _EXPORTED_TOLERANCE = 1e-3
@@ -107,13 +109,28 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _second_input(pair: _Pair) -> Check:
-    """Another batch size, length or image size, in evaluation mode."""
+    """Another batch size, length or image size, in evaluation mode; also compared with the masked original."""
     inputs = _seeded(pair.network.other)
     try:
         expected = _outputs(pair.original, inputs)
     except Exception as error:
         return Check(None, f"the original fails: {one_line(error)}")
-    return _alike(expected, _outputs(pair.pruned, inputs), pair.network.varying)
+    shapes = _alike(expected, _outputs(pair.pruned, inputs), pair.network.varying)
+    if not shapes.passed or pair.network.varying:
+        return shapes
+    # Another batch size may take other operators, so the trace of the example inputs does not describe this run.
+    traced = trace(pair.original, inputs, assumptions=pair.result.trace.assumptions)
+    before = {group.name: (group.units, len(group.members)) for group in pair.result.trace.groups}
+    if before != {group.name: (group.units, len(group.members)) for group in traced.groups}:
+        return Check(True, "shapes alone: these inputs lead to other groups, so numbers cannot be compared")
+    verify(pair.original, pair.pruned, traced, _kept(pair.result), inputs)
+    return shapes
+
+
+def _kept(result: PruneResult) -> dict[str, Tensor]:
+    """Kept units of every group, from the edits that are on record."""
+    edits = {edit.group: torch.tensor(edit.keep_indices) for edit in result.report.edits}
+    return {group.name: edits.get(group.name, torch.arange(group.units)) for group in result.trace.groups}
 
 
 def _training_shapes(pair: _Pair) -> Check:
