@@ -11,19 +11,20 @@ from prunecli.surgery.tracing.labels import OUTPUT
 from prunecli.surgery.tracing.trace import STEM
 from prunecli.surgery.tracing.traced import Frozen, Trace
 
-_NAMES = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|[\w#]+(?:\.[\w#]+)+|\b[a-z]+_\w+")
-_NUMBERS = re.compile(r"\(?\b\d[\d.,e+-]*\)?(?: ?x ?\d+)*")
-_LONGEST = 160
+_NAMES = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|[\w#]+(?:\.[\w#]+)+|\b[a-z]+_\w+|(?<=what )\S+(?= computes)")
+_ALIKE = re.compile(r"(--only \.\.\.)(?: or --only \S+)+")
+_NUMBERS = re.compile(r"\b\d+(?:\.\d+)?(?:e[+-]?\d+)?(?: ?x ?\d+)*")
+_LONGEST = 240
 
 
 def kind_of(reason: str) -> str:
     """A reason without the names and numbers of one network, so that equal kinds can be counted.
 
     Args:
-        reason: One line; names of modules and operators become "...", numbers "N".
+        reason: One line; names of modules become "...", numbers "N"; operators stay.
     """
-    kind = _NUMBERS.sub("N", _NAMES.sub("...", reason))
-    return re.sub(r"(?:\.\.\.|N)(?:,? (?:\.\.\.|N)\b)+", "...", kind).strip()[:_LONGEST]
+    kind = _NAMES.sub("...", _NUMBERS.sub("N", reason))
+    return _ALIKE.sub(r"\1", kind).strip()[:_LONGEST]
 
 
 def kinds_of_reasons(model: nn.Module, traced: Trace) -> dict[str, float]:
