@@ -82,7 +82,7 @@ def cover(
         max_params: Architectures with more parameters than this, in millions, are skipped.
         seed: Seed of the weights and the inputs.
         export: Whether `torch.export` has to work too where it works for the original.
-        peer: Whether torch-pruning is tried too, which knows the catalogue alone.
+        peer: Whether torch-pruning is tried too.
         peer_limit_s: Seconds that torch-pruning has for each architecture.
     """
     for ref in refs:
