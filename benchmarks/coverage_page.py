@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from prunecli.studies.collections.index import COLLECTIONS
 from prunecli.studies.shares import kind_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "coverage.md"
@@ -95,7 +96,8 @@ def _catalogue(entries: dict[str, dict[str, Any]], versions: dict[str, str]) -> 
 def _collections(entries: dict[str, dict[str, Any]]) -> list[str]:
     """Counts by package, kinds of reasons, and the table."""
     versions = sorted({f"{name} {number}" for entry in entries.values() for name, number in entry["versions"].items()})
-    lines = ["Versions: " + ", ".join(versions) + ".\n"]
+    known = sum(len(COLLECTIONS.load(name).names()) for name in COLLECTIONS.built_in)
+    lines = [f"{len(entries)} of {known} networks have a result. Versions: " + ", ".join(versions) + ".\n"]
     lines += ["| package | networks | right | refused | wrong | too slow | too large | median kept | seconds, all |"]
     lines += ["|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
     packages = sorted({ref.partition(":")[0] for ref in entries})

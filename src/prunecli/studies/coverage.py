@@ -39,7 +39,8 @@ class Coverage:
         seconds: Wall time of tracing, pruning and verifying.
         processor_s: Processor time of the same.
         reason: Why it was refused or is wrong; if it is right, the most common reason why layers were held.
-        held_by: Share of the parameters in layers that kept their width, by kind of reason.
+        held_by: Share of the parameters in layers that kept their width, by kind of reason; the first and the last
+            layer are among them.
         checks: Outcomes of the independent checks that were finished, by name.
         peer: torch-pruning's result on the same architecture; None if it was not tried.
     """

@@ -28,7 +28,7 @@ def kind_of(reason: str) -> str:
 
 
 def kinds_of_reasons(model: nn.Module, traced: Trace) -> dict[str, float]:
-    """Why layers keep their width, apart from the first and the output layers: the share of parameters of each kind.
+    """Why layers keep their width, the first and the output layers included: the share of parameters of each kind.
 
     Args:
         model: The network that was traced.
@@ -39,7 +39,7 @@ def kinds_of_reasons(model: nn.Module, traced: Trace) -> dict[str, float]:
     """
     whole = sum(p.numel() for p in model.parameters()) or 1
     shares: Counter[str] = Counter()
-    for entry in _held(traced):
+    for entry in traced.frozen:
         shares[kind_of(entry.reason)] += _own_parameters(model, entry.name)
     return {kind: round(count / whole, 4) for kind, count in shares.most_common()}
 
