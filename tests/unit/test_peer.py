@@ -51,6 +51,11 @@ def test_results_stand_next_to_ours() -> None:
     assert status_counts(entries) == "1 right; torch-pruning: 1 right"
 
 
+def test_networks_with_other_inputs_than_a_tensor_are_tried_too() -> None:
+    outcome = try_architecture("transformers:resnet")
+    assert outcome["status"] == "ran" and 0.2 < outcome["kept"] < 0.4, outcome
+
+
 def test_a_process_is_ended_in_time() -> None:
     peer = try_torch_pruning("cifar:resnet20", None, limit_s=0.2)
     assert peer.status == "timeout" and peer.reason == "took more than 0.2 s" and peer.kept is None

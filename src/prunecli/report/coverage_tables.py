@@ -21,6 +21,11 @@ class _Peer(Protocol):
     def reason(self) -> str: ...
 
 
+class _Check(Protocol):
+    @property
+    def passed(self) -> bool | None: ...
+
+
 class _Coverage(Protocol):
     @property
     def ref(self) -> str: ...
@@ -39,6 +44,12 @@ class _Coverage(Protocol):
     @property
     def reason(self) -> str: ...
     @property
+    def processor_s(self) -> float: ...
+    @property
+    def held_by(self) -> Mapping[str, float]: ...
+    @property
+    def checks(self) -> Mapping[str, _Check]: ...
+    @property
     def peer(self) -> _Peer | None: ...
 
 
@@ -49,8 +60,20 @@ def installation_table(facts: Mapping[str, str]) -> Table:
 
 def coverage_table(entries: Sequence[_Coverage]) -> Table:
     """One row for each architecture."""
-    rows = [(entry.ref, entry.status, *_figures(entry), entry.reason) for entry in entries]
-    return Table(("architecture", "result", "parameters kept", "implied", "difference", "why"), rows)
+    rows = [(entry.ref, entry.status, *_figures(entry), _passed(entry.checks), entry.reason) for entry in entries]
+    columns = ("architecture", "result", "parameters kept", "implied", "difference", "seconds", "checks", "why")
+    return Table(columns, rows, numeric=(2, 3, 4, 5))
+
+
+def reasons_table(entries: Sequence[_Coverage]) -> Table:
+    """Why layers kept their width: how many networks each kind of reason concerns, and what it holds at the most."""
+    shares: dict[str, list[float]] = {}
+    for entry in entries:
+        for kind, share in entry.held_by.items():
+            shares.setdefault(kind, []).append(share)
+    largest = sorted(shares.items(), key=lambda item: -sum(item[1]))
+    rows = [(kind, str(len(held)), f"{max(held):.1%}") for kind, held in largest]
+    return Table(("why layers keep their width", "networks", "of the parameters, at most"), rows, numeric=(1, 2))
 
 
 def peer_table(entries: Sequence[_Coverage]) -> Table:
@@ -73,8 +96,17 @@ def status_counts(entries: Sequence[_Coverage]) -> str:
     return f"{line}; torch-pruning: {_counted(peers)}" if peers else line
 
 
-def _figures(entry: _Coverage) -> tuple[str, str, str]:
-    return (f"{entry.kept:.1%}", f"{entry.implied:.1%}", f"{entry.error:.0e}") if entry.groups else ("", "", "")
+def _figures(entry: _Coverage) -> tuple[str, str, str, str]:
+    seconds = fixed(entry.processor_s, 1)
+    if not entry.groups:
+        return "", "", "", seconds
+    return f"{entry.kept:.1%}", f"{entry.implied:.1%}", f"{entry.error:.0e}", seconds
+
+
+def _passed(checks: Mapping[str, _Check]) -> str:
+    """Checks that were passed, of those that the original passes."""
+    asked = [check for check in checks.values() if check.passed is not None]
+    return f"{sum(bool(check.passed) for check in asked)} of {len(asked)}" if asked else ""
 
 
 def _counted(statuses: Iterable[str]) -> str:

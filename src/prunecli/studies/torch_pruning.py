@@ -18,13 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.copying import copied
-from prunecli.inputs import call, doubled_batch, output_tensors
+from prunecli.inputs import Inputs, call, cast_inputs, doubled_batch, output_tensors
 from prunecli.measure.counts import parameter_count
-from prunecli.models.catalog import input_spec
-from prunecli.models.loading import input_channels, load_reference
+from prunecli.studies.candidates import candidate
 
 _RATIO = 0.5
-_ANY_SIZE = (64, 64)
 _TOLERANCE = 1e-9
 _COUNTING_CHANNELS = ("LayerNorm", "GroupNorm", "RMSNorm", "InstanceNorm", "EvoNorm", "Attention")
 """Modules whose result depends on the number of channels, so that masking is not the same as removing."""
@@ -32,7 +30,7 @@ _COUNTING_CHANNELS = ("LayerNorm", "GroupNorm", "RMSNorm", "InstanceNorm", "EvoN
 
 def prune_uniform(
     model: nn.Module,
-    example: Tensor,
+    example: Inputs,
     ratio: float,
     classes: int,
     *,
@@ -100,14 +98,12 @@ def try_architecture(ref: str, seed: int = 0) -> dict[str, Any]:
         `status` ("ran", "wrong" or "crashed"), `reason`, `kept` (share of the parameters), `masked` (whether the result
         was compared with the masked original) and `seconds` of pruning.
     """
+    tried = candidate(ref, seed)
     torch.manual_seed(seed)
-    model = load_reference(ref).model.eval()
-    size = input_spec(ref, model)[0] or _ANY_SIZE
-    example = torch.randn(1, input_channels(model), *size, generator=torch.Generator().manual_seed(seed))
-    return try_network(model, example, seed)
+    return try_network(tried.model, tried.network.inputs(), seed)
 
 
-def try_network(model: nn.Module, example: Tensor, seed: int = 0) -> dict[str, Any]:
+def try_network(model: nn.Module, example: Inputs, seed: int = 0) -> dict[str, Any]:
     """Like `try_architecture`, for a network and an example of its inputs."""
     model, example, exact = _exact(_distinct(model, seed), example)
     start = time.perf_counter()
@@ -153,14 +149,14 @@ def _distinct(model: nn.Module, seed: int) -> nn.Module:
     return changed
 
 
-def _exact(model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor, bool]:
+def _exact(model: nn.Module, example: Inputs) -> tuple[nn.Module, Inputs, bool]:
     """Network and example in float64 and True, or in float32 and False where the network insists on that."""
     try:
         with torch.no_grad():
-            call(model, example.double())
+            call(model, cast_inputs(example, dtype=torch.float64))
     except RuntimeError:
         return model.float(), example, False
-    return model, example.double(), True
+    return model, cast_inputs(example, dtype=torch.float64), True
 
 
 def _classifiers(model: nn.Module, classes: int) -> list[nn.Module]:

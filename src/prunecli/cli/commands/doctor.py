@@ -20,12 +20,15 @@ def run(
         str | None,
         typer.Option(
             metavar="PATTERN",
-            help="Prune half of every architecture that matches, and say which are right. " + PATTERN_HELP,
+            help="Prune half of every network that matches, and say which are right. " + PATTERN_HELP,
         ),
     ] = None,
     max_params: Annotated[
         float | None, typer.Option(metavar="MILLIONS", help="With --coverage: skip larger architectures.")
     ] = None,
+    export: Annotated[
+        bool, typer.Option("--export", help="With --coverage: networks that can be exported have to stay so.")
+    ] = False,
     peer: Annotated[
         bool, typer.Option("--peer", help="With --coverage: try torch-pruning on each architecture too.")
     ] = False,
@@ -35,10 +38,10 @@ def run(
 ) -> None:
     """Checks what pruning needs, or tries architectures."""
     if coverage is not None:
-        _cover(output, coverage, max_params, peer, out)
+        _cover(output, coverage, max_params, export, peer, out)
         return
-    if max_params is not None or peer or out is not None:
-        raise RecipeError("--max-params, --peer and --out belong to --coverage PATTERN; add that")
+    if max_params is not None or export or peer or out is not None:
+        raise RecipeError("--max-params, --export, --peer and --out belong to --coverage PATTERN; add that")
     from prunecli.measure.environment import describe_environment
     from prunecli.report.coverage_tables import installation_table
 
@@ -64,19 +67,20 @@ def run(
         raise typer.Exit(1)
 
 
-def _cover(output: Output, pattern: str, max_params: float | None, peer: bool, out: str | None) -> None:
+def _cover(output: Output, pattern: str, max_params: float | None, export: bool, peer: bool, out: str | None) -> None:
     import json
     from collections import Counter
     from pathlib import Path
 
     from prunecli.measure.environment import library_versions
-    from prunecli.report.coverage_tables import coverage_table, peer_table, status_counts
-    from prunecli.studies.coverage import cover, matching
+    from prunecli.report.coverage_tables import coverage_table, peer_table, reasons_table, status_counts
+    from prunecli.studies.candidates import matching
+    from prunecli.studies.coverage import cover
 
     refs = matching(pattern)
     entries = []
     with output.progress("architectures", len(refs)) as advance:
-        for entry in cover(refs, max_params=max_params, peer=peer):
+        for entry in cover(refs, max_params=max_params, export=export, peer=peer):
             entries.append(entry)
             advance(len(entries), entry.ref)
             if out is not None:  # after each, so that an interrupted run keeps its results
@@ -85,6 +89,7 @@ def _cover(output: Output, pattern: str, max_params: float | None, peer: bool, o
     counts = Counter(entry.status for entry in entries)
     output.document({"counts": dict(counts), "architectures": [entry.to_dict() for entry in entries]})
     output.table(coverage_table(entries))
+    output.table(reasons_table(entries))
     if peer:
         output.table(peer_table(entries))
     output.note(status_counts(entries))
