@@ -27,6 +27,11 @@ class _Macs(Protocol):
     def uncounted(self) -> tuple[str, ...]: ...
 
 
+class _Change(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
 class _PruningFigures(Protocol):
     """What the table reads of a report of pruning."""
 
@@ -54,6 +59,12 @@ class _PruningFigures(Protocol):
     def compensated(self) -> int: ...
     @property
     def recalibrated(self) -> int: ...
+    @property
+    def attributes(self) -> Sequence[_Change]: ...
+    @property
+    def outputs(self) -> Sequence[str]: ...
+    @property
+    def free_outputs(self) -> Sequence[str]: ...
 
 
 def pruning_table(
@@ -102,6 +113,12 @@ def pruning_table(
         ("layers compensated", "", str(report.compensated), ""),
         ("normalisations recalibrated", "", str(report.recalibrated), ""),
     ]
+    if report.free_outputs:
+        rows.append(("outputs that keep their width", "", ", ".join(report.outputs), ""))
+        rows.append(("outputs that may not", "", ", ".join(report.free_outputs), "--outputs"))
+    if report.attributes:
+        names = dict.fromkeys(change.name.rpartition(".")[2] for change in report.attributes)
+        rows.append(("attributes that follow", "", f"{len(report.attributes)}: {', '.join(names)}", ""))
     uncounted = sorted({*macs_before.uncounted, *macs_after.uncounted})
     if uncounted:
         rows.append(("not counted in MACs", "", ", ".join(uncounted), ""))

@@ -18,6 +18,8 @@ _HIDDEN = frozenset(
     "encoder_last_hidden_states pixel_decoder_last_hidden_state transformer_decoder_last_hidden_state".split()
 )
 """Fields of transformers' outputs that hold what the network computes inside. They count if there is nothing else."""
+_OF_BASE_MODELS = frozenset(("last_hidden_state", "pooler_output", "hidden_states"))
+"""Those that a base model, which has no head, is run for."""
 
 
 def named_outputs(output: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -45,11 +47,15 @@ def _covers(name: str, chosen: str) -> bool:
 
 
 def default_outputs(output: Any) -> tuple[str, ...] | None:
-    """Names of the outputs that somebody reads: all but hidden states, unless there is nothing else; None for all."""
+    """Names of the outputs that somebody reads: scores, boxes and the like, or the last state of a base model.
+
+    None stands for all: where nothing says what an output is, and where there are no others.
+    """
     if not isinstance(output, Mapping) and not dataclasses.is_dataclass(output):
         return None
     top = list(dict.fromkeys(name.partition(".")[0] for name, _ in named_outputs(output)))
     kept = tuple(name for name in top if name not in _HIDDEN)
+    kept = kept or tuple(name for name in top if name in _OF_BASE_MODELS)
     return kept if kept and len(kept) < len(top) else None
 
 

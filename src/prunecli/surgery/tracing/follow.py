@@ -143,7 +143,11 @@ def _follow_other_answers(model: nn.Module, labels: Labels, inputs: Inputs) -> N
                 continue
             _hold(labels, output)
     labels.answers = {}
-    unmet = [name for name, label in followed.parameters.items() if label.learned and name not in followed.met]
+    unmet = [
+        name
+        for name, label in followed.parameters.items()
+        if label.learned and label.source is not None and label.source[0] not in followed.met
+    ]
     if unmet or len(tried) > _MOST_ANSWERS:
         where = followed.value_reads[0] or "the model itself"
         rest = f"; {unmet[0]} was not reached" if unmet else ""

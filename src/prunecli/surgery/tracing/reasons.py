@@ -33,7 +33,8 @@ def left_over(
         weights = [f"{name}.{tensor}".lstrip(".") for tensor in own]
         if name in seen or not weights:
             continue
-        reason = UNREACHED if not followed.met.intersection(weights) else _reason(followed, weights)
+        reached = any(_source(followed, weight) in followed.met for weight in weights)
+        reason = _reason(followed, weights) if reached else UNREACHED
         left_over.append(Frozen(name, width_of(module), reason))
     return left_over
 
@@ -52,9 +53,16 @@ def _reason(followed: Followed, weights: Sequence[str]) -> str:
 
 
 def _written_dims(followed: Followed, name: str) -> list[int]:
+    source = _source(followed, name)
+    return [
+        dim for dim in range(len(followed.parameters[name].dims)) if followed.roles.get((source, dim)) == "producer"
+    ]
+
+
+def _source(followed: Followed, name: str) -> str:
+    """The name under which a weight that has several was followed."""
     label = followed.parameters[name]
-    source = label.source[0] if label.source else name
-    return [dim for dim in range(len(label.dims)) if followed.roles.get((source, dim)) == "producer"]
+    return label.source[0] if label.source else name
 
 
 def width_of(module: nn.Module) -> int:
