@@ -18,8 +18,8 @@ _FIXED = {"vit_": 224, "maxvit": 224, "inception": 96}
 """Image sizes of networks that take no other, or nothing smaller, by the beginning of their names."""
 _DETECTED, _CLASSES = 128, 5
 _FLOW = 128
-_CLIP = {"mvit": (16, 224)}
-"""Frames and image size of video networks with position embeddings of a fixed size."""
+_CLIP = {"mvit": (16, 224), "s3d": (16, 224)}
+"""Frames and image size of video networks that take no other, or nothing smaller."""
 
 
 def names() -> list[str]:
