@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -48,6 +48,20 @@ def copied(model: _Network, memo: dict[int, Any] | None = None) -> _Network:
             if not where:
                 where, remedy = "an object in it refuses", "make copy.deepcopy(model) work"
             raise ModelError(f"the model cannot be copied: {where} ({why}); {remedy}") from error
+
+
+def sharing_parameters(model: _Network, apart: Collection[str] = ()) -> _Network:
+    """A copy that shares the parameters, and has buffers and everything else of its own.
+
+    Args:
+        model: The network.
+        apart: Names of parameters that are copied nevertheless, because they will be changed in place.
+    """
+    shared = {id(parameter): parameter for parameter in model.parameters()}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in apart:
+            shared.pop(id(parameter), None)
+    return copied(model, dict(shared))
 
 
 def _uncopyable(model: nn.Module) -> Iterator[str]:

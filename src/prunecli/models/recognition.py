@@ -160,10 +160,14 @@ def recognise(model: nn.Module) -> Architecture:
     return Architecture(ref="", class_name=type(model).__name__)
 
 
+_ALIKE = 0.9
+"""Below this share of equal tensors it is another network, not one with another number of classes."""
+
+
 def _likely_references(model: nn.Module, shapes: _Shapes) -> list[str]:
     config = getattr(model, "pretrained_cfg", None)
     name = config.get("architecture") if isinstance(config, dict) else None
-    near = [ref for ref, _ in nearest_references(shapes, _CANDIDATES)]
+    near = [ref for ref, similarity in nearest_references(shapes, _CANDIDATES) if similarity > _ALIKE]
     return [f"timm:{name}", *near] if name else near
 
 

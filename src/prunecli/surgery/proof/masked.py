@@ -43,7 +43,7 @@ def run_masked(
     """The output of `model` without the removed channels; its dimensions keep their sizes, removed positions are zero.
 
     Args:
-        model: In the mode to compare; its parameters are set to zero at removed positions.
+        model: In the mode to compare; its tensors are set to zero at removed positions.
         followed: From `follow` on a model of the same architecture and dtype.
         groups: The groups of the trace that `followed` belongs to.
         keep: Kept unit indices by group name.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunecli.copying import copied
+from prunecli.copying import copied, sharing_parameters
 from prunecli.errors import VerificationError
 from prunecli.inputs import Inputs, call, cast_inputs, output_tensors
 from prunecli.surgery.axes import ChannelMasks, kept_mask
@@ -117,7 +117,8 @@ def _probes(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep) -
     """
     probe = _evaluated(original, traced.dtype)
     random = _randomise(probe)
-    sliced = copied(probe)
+    scaled = {f"{scale.module}.{scale.tensor}".lstrip(".") for group in traced.groups for scale in group.scales}
+    sliced = sharing_parameters(probe, scaled)
     remove(sliced, traced.groups, keep)
     slices = state_tensors(sliced)
     result = _evaluated(pruned, traced.dtype)
@@ -170,7 +171,7 @@ def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, 
         trials = [trials[0], *((*firing, trial) for _, _, trial in trials)]
     if traced.followed.training is not None:
         first, second = firing or (probe, sliced)
-        trials.append((copied(first).train(), second, two_samples(inputs)))
+        trials.append((sharing_parameters(first).train(), second, two_samples(inputs)))
     differences: list[float] = []
     for first, second, trial in trials:
         try:
@@ -198,11 +199,11 @@ def _both(
     assert traced.followed is not None
     draws: Draws = []
     try:
-        reference = run_masked(copied(probe), traced.followed, traced.groups, keep, inputs, draws)
+        reference = run_masked(sharing_parameters(probe), traced.followed, traced.groups, keep, inputs, draws)
     except (OtherOperatorsError, *RUNTIME_ERRORS) as error:
         raise NotComparableError(str(error)) from error
     replayed = Replayed(draws)
-    pruned = copied(sliced).train(probe.training)
+    pruned = sharing_parameters(sliced).train(probe.training)
     try:
         with torch.no_grad(), plain_attention(), seeded(), replayed:
             output = call(pruned, inputs)
@@ -242,7 +243,7 @@ def _first_difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: 
     with torch.no_grad(), plain_attention(), _recorded(sliced, actual):
         call(sliced, inputs)
     masked: dict[str, Tensor] = {}
-    masked_probe = copied(probe)
+    masked_probe = sharing_parameters(probe)
     with _recorded(masked_probe, masked):
         run_masked(masked_probe, traced.followed, traced.groups, keep, inputs)
     kept = channel_masks(traced.groups, keep)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from prunecli.copying import copied
+from prunecli.copying import copied, sharing_parameters
 from prunecli.inputs import Inputs, call, cast_inputs, doubled_batch
 from prunecli.measure.counts import meta_copy
 from prunecli.surgery.groups import ChannelGroup, Keep
@@ -52,13 +52,13 @@ class Trial:
         try:
             light = meta_copy(model)
             on_meta = cast_inputs(inputs, device="meta")
-            self._run(copied(light), on_meta, [""])
+            self._run(sharing_parameters(light), on_meta, [""])
             self._model, self._inputs = light, on_meta
         except Exception:
             pass
         self._trains = True
         try:
-            self._train(copied(self._model), [""])
+            self._train(sharing_parameters(self._model), [""])
         except RUNTIME_ERRORS:
             self._trains = False
 
