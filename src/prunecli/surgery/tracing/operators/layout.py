@@ -24,6 +24,7 @@ from prunecli.surgery.axes import (
 from prunecli.surgery.tracing.operators import Call, Rule
 
 _PICKED = "single positions of it are picked out"
+_GROUPS = "the number of groups that are shuffled is fixed"
 _UNEQUAL = "pieces of equal width would become unequal"
 _REORDERED = "its channels are reordered by position"
 
@@ -346,6 +347,7 @@ def _channel_shuffle(call: Call) -> None:
     x, result = call.args[0], call.results[0]
     dims = call.dims(x)
     outer, inner = factor(dims[1], x.shape[1] // int(call.arg(1, "groups")))
+    freeze(outer, _GROUPS)
     call.set(result, [dims[0], product((inner, outer)), *dims[2:]])
 
 
