@@ -1,6 +1,6 @@
 """Writes docs/coverage.md from what `prune doctor --coverage` and `coverage_collections.py` measured.
 
-prune doctor --coverage '*' --max-params 30 -o benchmarks/results/coverage_timm.json
+prune doctor --coverage 'timm:*' --max-params 30 -o benchmarks/results/coverage_timm.json
 prune doctor --coverage 'spiking:*' --max-params 70 -o benchmarks/results/coverage_spiking.json
 python benchmarks/coverage_collections.py
 python benchmarks/coverage_page.py benchmarks/results/coverage_*.json*

@@ -51,8 +51,6 @@ def test_macs_of_clips_vision_tower() -> None:
 
 
 _SEGFORMER = """
-import sys
-sys.modules["torchaudio"] = None  # one built for another CUDA breaks every import of this model; it is not needed
 import torch, transformers
 from prunecli.inputs import Inputs
 from prunecli.measure.counts import count_macs

@@ -251,14 +251,26 @@ def test_without_transformers_one_line_says_what_to_install() -> None:
     assert "pip install 'prunecli[segmentation]'" in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_broken_torchaudio_does_not_matter_and_is_left_as_it_was() -> None:
+def test_transformers_is_imported_when_a_network_is_built() -> None:
     code = (
         "import sys\nfrom prunecli.models.catalog import build, source_names\nsource_names('segformer')\n"
         "assert 'transformers' not in sys.modules\nbuild('segformer:b0', meta=True)\n"
-        "assert 'torchaudio' not in sys.modules"
+        "from transformers import BertModel"
     )
     done = _python(code)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_keeps_transformers_from_being_imported_is_named(tmp_path: Path) -> None:
+    (tmp_path / "torchaudio.py").write_text("raise RuntimeError('compiled for another torch')\n")
+    done = _python(
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from prunecli.cli.app import run; code = run(['eval', 'segformer:b0'])\n"
+        "assert 'torchaudio' not in sys.modules; sys.exit(code)"
+    )
+    assert done.returncode == 2, done.stderr
+    assert "cannot be imported (compiled for another torch); `prune doctor`" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_published_weights_are_not_fetched() -> None:

@@ -6,14 +6,9 @@ the network takes images and returns a tensor. transformers is imported when a n
 
 from __future__ import annotations
 
-import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -118,36 +113,19 @@ def _transformers() -> Any:
     """transformers' module of SegFormer.
 
     Raises:
-        ModelError: transformers is not installed.
+        ModelError: transformers is not installed, or cannot be imported.
     """
     try:
-        return _import()
-    except Exception:  # of many types: a torchaudio built for another torch breaks the import
-        pass
-    try:
-        with _no_torchaudio():
-            return _import()
-    except ImportError as error:
-        raise ModelError("SegFormer needs the library transformers; pip install 'prunecli[segmentation]'") from error
-
-
-def _import() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return import_module("transformers.models.segformer.modeling_segformer")
-
-
-@contextmanager
-def _no_torchaudio() -> Iterator[None]:
-    """Makes `import torchaudio` import an empty module; SegFormer does not need sound."""
-    before = sys.modules.get("torchaudio")
-    empty = ModuleType("torchaudio")
-    empty.__spec__ = ModuleSpec("torchaudio", None)  # transformers checks for one
-    sys.modules["torchaudio"] = empty
-    try:
-        yield
-    finally:
-        if before is None:
-            del sys.modules["torchaudio"]
-        else:
-            sys.modules["torchaudio"] = before
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return import_module("transformers.models.segformer.modeling_segformer")
+    except Exception as error:  # of many types: transformers imports whatever else is installed
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "transformers":
+            raise ModelError(
+                "SegFormer needs the library transformers; pip install 'prunecli[segmentation]'"
+            ) from error
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"SegFormer needs the library transformers, which cannot be imported ({first}); `prune doctor` shows what "
+            "does not match"
+        ) from error
