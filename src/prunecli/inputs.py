@@ -86,7 +86,12 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 def output_tensors(output: Any) -> list[Tensor]:
     """All tensors in a model's inputs or output, in order."""
-    return list(_tensors(output, into_lists=True, seen=set()))
+    return [tensor for _, tensor in _tensors(output, into_lists=True, seen=set())]
+
+
+def named_tensors(output: Any) -> list[tuple[str, Tensor]]:
+    """All tensors in a model's output with their names: keys, fields and positions, joined by dots."""
+    return [(".".join(path), tensor) for path, tensor in _tensors(output, into_lists=True, seen=set())]
 
 
 def cast_inputs(inputs: Inputs, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
@@ -144,7 +149,7 @@ def sample_count(inputs: Inputs) -> int:
     """
     if isinstance(inputs, list):
         return len(inputs)
-    outside = (len(tensor) for tensor in _tensors(inputs, into_lists=False, seen=set()) if tensor.dim() > 0)
+    outside = (len(tensor) for _, tensor in _tensors(inputs, into_lists=False, seen=set()) if tensor.dim() > 0)
     listed = (len(entries) for entries in _lists(inputs))
     return next(itertools.chain(outside, listed), 0)
 
@@ -335,10 +340,12 @@ def _rebuilt(value: Any, entries: dict[Any, Any]) -> Any:
     return copied
 
 
-def _tensors(value: Any, *, into_lists: bool, seen: set[int]) -> Iterator[Tensor]:
-    """The tensors in a structure; objects that refer to each other are visited once."""
+def _tensors(
+    value: Any, *, into_lists: bool, seen: set[int], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+    """The tensors in a structure, each with the way to it; objects that refer to each other are visited once."""
     if isinstance(value, Tensor):
-        yield value
+        yield path, value
         return
     entries = _entries(value)
     if entries is None or (isinstance(value, list) and not into_lists):
@@ -347,8 +354,9 @@ def _tensors(value: Any, *, into_lists: bool, seen: set[int]) -> Iterator[Tensor
         if id(value) in seen:
             return
         seen.add(id(value))
-    for item in entries.values():
-        yield from _tensors(item, into_lists=into_lists, seen=seen)
+    names = getattr(value, "_fields", entries) if isinstance(value, tuple) else entries
+    for name, item in zip(names, entries.values(), strict=True):
+        yield from _tensors(item, into_lists=into_lists, seen=seen, path=(*path, str(name)))
 
 
 def _lists(value: Any) -> Iterator[list[Any]]:

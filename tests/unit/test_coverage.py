@@ -191,7 +191,7 @@ def test_a_collection_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPa
 
 def test_patterns_choose_from_a_collection() -> None:
     assert matching("transformers:bert-*") == ["transformers:bert-tokens", "transformers:bert-masked"]
-    assert "torchvision:raft_small" in matching("torchvision:raft*") and matching("test_vit") == ["timm:test_vit"]
+    assert "torchvision:raft_small" in matching("torchvision:raft*") and "timm:test_vit" in matching("test_vit")
     with pytest.raises(ModelError, match="unknown architecture 'transformers:bertt': did you mean"):
         matching("transformers:bertt")
     with pytest.raises(ModelError, match="unknown architecture 'transformers:resnett'"):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from prunecli.errors import ModelError, unknown
+from prunecli.inputs import named_tensors
 
 _HIDDEN = frozenset(
     "last_hidden_state hidden_states attentions pooler_output past_key_values cross_attentions encoder_hidden_states "
@@ -22,26 +23,6 @@ _OF_BASE_MODELS = frozenset(("last_hidden_state", "pooler_output", "hidden_state
 """Those that a base model, which has no head, is run for."""
 
 
-def named_outputs(output: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """All tensors in an output with their names: keys, fields and positions, joined by dots; "" for a lone tensor."""
-    if isinstance(output, Tensor):
-        yield prefix, output
-        return
-    items: Iterator[tuple[Any, Any]] = iter(())
-    if isinstance(output, Mapping):
-        items = iter(output.items())
-    elif isinstance(output, tuple) and hasattr(output, "_fields"):
-        items = zip(output._fields, output, strict=True)
-    elif isinstance(output, (list, tuple)):
-        items = iter(enumerate(output))
-    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
-        items = ((field.name, getattr(output, field.name)) for field in dataclasses.fields(output))
-    elif hasattr(output, "__dict__") and not callable(output):
-        items = iter(vars(output).items())
-    for key, value in items:
-        yield from named_outputs(value, f"{prefix}.{key}" if prefix else str(key))
-
-
 def _covers(name: str, chosen: str) -> bool:
     return name == chosen or name.startswith(f"{chosen}.")
 
@@ -53,7 +34,7 @@ def default_outputs(output: Any) -> tuple[str, ...] | None:
     """
     if not isinstance(output, Mapping) and not dataclasses.is_dataclass(output):
         return None
-    top = list(dict.fromkeys(name.partition(".")[0] for name, _ in named_outputs(output)))
+    top = list(dict.fromkeys(name.partition(".")[0] for name, _ in named_tensors(output)))
     kept = tuple(name for name in top if name not in _HIDDEN)
     kept = kept or tuple(name for name in top if name in _OF_BASE_MODELS)
     return kept if kept and len(kept) < len(top) else None
@@ -61,7 +42,7 @@ def default_outputs(output: Any) -> tuple[str, ...] | None:
 
 def chosen_outputs(output: Any, names: Sequence[str] | None) -> list[Tensor]:
     """The tensors of an output that `names` cover, in order; all of them for None or if it has none of the names."""
-    every = list(named_outputs(output))
+    every = named_tensors(output)
     if names is None:
         return [tensor for _, tensor in every]
     chosen = [tensor for name, tensor in every if any(_covers(name, wanted) for wanted in names)]
@@ -74,7 +55,7 @@ def check_names(output: Any, names: Sequence[str]) -> None:
     Raises:
         ModelError: With the nearest name.
     """
-    every = [name for name, _ in named_outputs(output)]
+    every = [name for name, _ in named_tensors(output)]
     prefixes = dict.fromkeys(".".join(name.split(".")[:end]) for name in every for end in range(1, name.count(".") + 2))
     for wanted in names:
         if not any(_covers(name, wanted) for name in every):

@@ -22,9 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from prunecli.errors import DataDependentError, ModelError
-from prunecli.inputs import Inputs, call, output_tensors
+from prunecli.inputs import Inputs, call, named_tensors, output_tensors
 from prunecli.surgery.axes import fixed, freeze
-from prunecli.surgery.outputs import check_names, chosen_outputs, default_outputs, named_outputs
+from prunecli.surgery.outputs import check_names, chosen_outputs, default_outputs
 from prunecli.surgery.tracing.labels import INPUT, OUTPUT, Followed, Label, Labels, Record
 from prunecli.surgery.tracing.operators import Call, apply_rule
 from prunecli.surgery.tracing.paths import PATHS
@@ -75,7 +75,7 @@ def follow(
     followed.kept_outputs = tuple(outputs) if outputs is not None else default_outputs(output)
     kept = {id(tensor) for tensor in chosen_outputs(output, followed.kept_outputs)}
     followed.free_outputs = tuple(
-        dict.fromkeys(name.partition(".")[0] for name, tensor in named_outputs(output) if id(tensor) not in kept)
+        dict.fromkeys(name.partition(".")[0] for name, tensor in named_tensors(output) if id(tensor) not in kept)
     )
     _hold(labels, output)
     _follow_other_answers(model, labels, inputs)
