@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Collection, Iterator
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -40,7 +43,7 @@ def copied(model: _Network, memo: dict[int, Any] | None = None) -> _Network:
     """
     with _DetachedCopies():
         try:
-            return copy.deepcopy(model, memo)
+            return cast(_Network, _duplicate(model, {} if memo is None else memo))
         except Exception as error:
             why = f"{type(error).__name__}: {_first_line(error)}"
             remedy = "set it to None or remove it before pruning"
@@ -48,6 +51,27 @@ def copied(model: _Network, memo: dict[int, Any] | None = None) -> _Network:
             if not where:
                 where, remedy = "an object in it refuses", "make copy.deepcopy(model) work"
             raise ModelError(f"the model cannot be copied: {where} ({why}); {remedy}") from error
+
+
+def converted(model: _Network, dtype: torch.dtype) -> _Network:
+    """A copy on the CPU whose floating parameters and buffers have `dtype`, and whose complex ones are as wide."""
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        memo[id(tensor)] = _converted(tensor, dtype)
+    duplicate = copied(model, memo).cpu()
+    return duplicate.double() if dtype == torch.float64 else duplicate.float()  # what hooks compute is converted here
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    values = tensor.detach()
+    if tensor.is_floating_point():
+        values = values.to(dtype=dtype, device="cpu", copy=True)
+    else:
+        wide = torch.complex128 if dtype == torch.float64 else torch.complex64
+        values = values.to(dtype=wide if tensor.is_complex() else None, device="cpu", copy=True)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(values, requires_grad=tensor.requires_grad)
+    return values
 
 
 def sharing_parameters(model: _Network, apart: Collection[str] = ()) -> _Network:
@@ -62,6 +86,35 @@ def sharing_parameters(model: _Network, apart: Collection[str] = ()) -> _Network
         if name in apart:
             shared.pop(id(parameter), None)
     return copied(model, dict(shared))
+
+
+def _duplicate(value: Any, memo: dict[int, Any]) -> Any:
+    """`copy.deepcopy`, but quick for modules that do not say themselves how they are copied."""
+    if type(value) in _ATOMIC:
+        return value
+    known = memo.get(id(value))
+    if known is not None:
+        return known
+    if type(value) in (dict, OrderedDict):
+        fresh = memo[id(value)] = type(value)()
+        fresh.update((key, _duplicate(item, memo)) for key, item in value.items())
+        return fresh
+    if not isinstance(value, nn.Module) or not _is_copied_by_its_attributes(type(value)):
+        return copy.deepcopy(value, memo)
+    module = memo[id(value)] = type(value).__new__(type(value))
+    module.__dict__.update((name, _duplicate(item, memo)) for name, item in vars(value).items())
+    return module
+
+
+_ATOMIC = frozenset((int, float, bool, str, type(None), torch.dtype, torch.device, torch.Size))
+
+
+@cache
+def _is_copied_by_its_attributes(kind: type[nn.Module]) -> bool:
+    """Whether neither the class nor one it derives from changes how its instances are copied; torch's own may."""
+    own = [part for part in kind.__mro__ if not part.__module__.startswith("torch.nn.") and part is not object]
+    special = ("__deepcopy__", "__copy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__slots__")
+    return "__deepcopy__" not in dir(kind) and not any(name in vars(part) for part in own for name in special)
 
 
 def _uncopyable(model: nn.Module) -> Iterator[str]:

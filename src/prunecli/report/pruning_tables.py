@@ -67,6 +67,10 @@ class _PruningFigures(Protocol):
     def free_outputs(self) -> Sequence[str]: ...
 
 
+_SHOWN = 4
+"""Names of attributes in the table; the manifest and `--json` have all of them, with their values."""
+
+
 def pruning_table(
     report: _PruningFigures,
     medians: Sequence[float],
@@ -117,8 +121,9 @@ def pruning_table(
         rows.append(("outputs that keep their width", "", ", ".join(report.outputs), ""))
         rows.append(("outputs that may not", "", ", ".join(report.free_outputs), "--outputs"))
     if report.attributes:
-        names = dict.fromkeys(change.name.rpartition(".")[2] for change in report.attributes)
-        rows.append(("attributes that follow", "", f"{len(report.attributes)}: {', '.join(names)}", ""))
+        names = list(dict.fromkeys(change.name.rpartition(".")[2] for change in report.attributes))
+        shown = ", ".join([*names[:_SHOWN], *(["..."] if len(names) > _SHOWN else [])])
+        rows.append(("attributes changed", "", f"{len(report.attributes)}: {shown}", ""))
     uncounted = sorted({*macs_before.uncounted, *macs_after.uncounted})
     if uncounted:
         rows.append(("not counted in MACs", "", ", ".join(uncounted), ""))

@@ -14,27 +14,34 @@ from torch import Tensor
 from prunecli.inputs import Inputs, map_tensors, output_tensors
 
 _MANY_VALUES = 20_000
-"""An input with at least this many values needs only one more trial."""
+"""An input with at least this many values needs no more than the trials in evaluation and in training mode."""
 _FEW = 3
 """A floating tensor with so few distinct values is a mask or a constant, and one number may be a time or a scale."""
 
 
-def drawn_like(inputs: Inputs) -> list[Inputs]:
+def drawn_like(inputs: Inputs, least: int) -> list[Inputs]:
     """Others drawn like the inputs: on a few numbers a channel may be zero by chance.
 
     Small inputs are cheap and test little, so there are more of them; none if nothing in them is drawn.
+
+    Args:
+        inputs: The given ones.
+        least: How many to draw like large inputs.
     """
     generator = torch.Generator().manual_seed(0)
     size = sum(tensor.numel() for tensor in output_tensors(inputs) if _is_drawn(tensor))
-    count = 0 if size == 0 else 8 if size < _MANY_VALUES else 1
+    count = 0 if size == 0 else 8 if size < _MANY_VALUES else least
     return [map_tensors(inputs, lambda tensor: _drawn(tensor, generator)) for _ in range(count)]
 
 
-def two_samples(inputs: Inputs) -> Any:
-    """The inputs, and behind them in the batch others drawn like them: training needs differences between samples."""
+def drawn_samples(inputs: Inputs, count: int) -> Any:
+    """A batch drawn like the inputs; with a `count` of 2 behind the inputs themselves: training compares samples."""
     generator = torch.Generator().manual_seed(1)
     if isinstance(inputs, list):
-        return [*inputs, *map_tensors(inputs, lambda tensor: _drawn(tensor, generator))]
+        drawn: Any = [map_tensors(item, lambda tensor: _drawn(tensor, generator)) for item in inputs]
+        return drawn if count == 1 else [*inputs, *drawn]
+    if count == 1:
+        return map_tensors(inputs, lambda tensor: _drawn(tensor, generator))
     return map_tensors(
         inputs, lambda tensor: torch.cat([tensor, _drawn(tensor, generator)]) if tensor.dim() > 0 else tensor
     )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunecli.copying import copied, sharing_parameters
+from prunecli.copying import converted, copied, sharing_parameters
 from prunecli.errors import VerificationError
 from prunecli.inputs import Inputs, call, cast_inputs, output_tensors
 from prunecli.surgery.axes import ChannelMasks, kept_mask
@@ -18,7 +18,7 @@ from prunecli.surgery.outputs import chosen_outputs
 from prunecli.surgery.proof.active_neurons import with_active_neurons
 from prunecli.surgery.proof.masked import OtherOperatorsError, channel_masks, run_masked
 from prunecli.surgery.proof.randomness import Draws, Replayed
-from prunecli.surgery.proof.trial_inputs import drawn_like, two_samples
+from prunecli.surgery.proof.trial_inputs import drawn_like, drawn_samples
 from prunecli.surgery.removal.rebuild import state_tensors
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.labels import Label
@@ -115,13 +115,13 @@ def _probes(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep) -
     Raises:
         VerificationError: A tensor of `pruned` is not the expected slice of the original's.
     """
-    probe = _evaluated(original, traced.dtype)
+    probe = converted(original, traced.dtype).eval()
     random = _randomise(probe)
     scaled = {f"{scale.module}.{scale.tensor}".lstrip(".") for group in traced.groups for scale in group.scales}
     sliced = sharing_parameters(probe, scaled)
     remove(sliced, traced.groups, keep)
     slices = state_tensors(sliced)
-    result = _evaluated(pruned, traced.dtype)
+    result = converted(pruned, traced.dtype).eval()
     for name, tensor in state_tensors(result).items():
         expected = slices.get(name)
         if expected is None or expected.shape != tensor.shape:
@@ -133,11 +133,6 @@ def _probes(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep) -
         with torch.no_grad():
             tensor.copy_(expected)
     return probe, result
-
-
-def _evaluated(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    probe = copied(model).cpu().eval()
-    return probe.double() if dtype == torch.float64 else probe.float()  # `to` would make complex weights real
 
 
 def _randomise(model: nn.Module) -> set[str]:
@@ -164,14 +159,16 @@ def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, 
         VerificationError: Nothing can be compared.
     """
     assert traced.followed is not None
-    others = drawn_like(inputs)
+    trains = traced.followed.training is not None
+    others = drawn_like(inputs, least=0 if trains else 1)
     trials = [(probe, sliced, trial) for trial in (inputs, *others)]
     firing = with_active_neurons(probe, sliced, inputs)
     if firing is not None:  # silent neurons would stay silent on the other inputs
         trials = [trials[0], *((*firing, trial) for _, _, trial in trials)]
-    if traced.followed.training is not None:
+    if trains:
         first, second = firing or (probe, sliced)
-        trials.append((sharing_parameters(first).train(), second, two_samples(inputs)))
+        samples = drawn_samples(inputs, traced.followed.training_samples)
+        trials.append((sharing_parameters(first).train(), second, samples))
     differences: list[float] = []
     for first, second, trial in trials:
         try:

@@ -22,6 +22,8 @@ from prunecli.surgery.tracing.watched import Read
 
 def follows_its_tensors(module: nn.Module) -> bool:
     """Whether all widths among a module's attributes are those of its own tensors."""
+    if hasattr(module, "normalized_shape"):
+        return getattr(module, "weight", None) is not None
     return isinstance(module, (_ConvNd, nn.Linear, _BatchNorm, nn.PReLU, nn.Embedding, nn.RNNBase))
 
 

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from prunecli.errors import DataDependentError, ModelError
-from prunecli.inputs import Inputs, call, named_tensors, output_tensors
+from prunecli.inputs import Inputs, call, doubled_batch, named_tensors, output_tensors
 from prunecli.surgery.axes import fixed, freeze
 from prunecli.surgery.outputs import check_names, chosen_outputs, default_outputs
 from prunecli.surgery.tracing.labels import INPUT, OUTPUT, Followed, Label, Labels, Record
@@ -41,7 +41,7 @@ def follow(
     model: nn.Module,
     inputs: Inputs,
     *,
-    training_inputs: Inputs | None = None,
+    training: bool = False,
     outputs: Sequence[str] | None = None,
     originals: Mapping[int, str] | None = None,
     uses: Uses | None = None,
@@ -51,7 +51,7 @@ def follow(
     Args:
         model: In evaluation mode, on the CPU; what a pass changes in its buffers is undone.
         inputs: Inputs of the model's dtype.
-        training_inputs: Inputs for the pass in training mode; None leaves it out.
+        training: Whether to follow a pass in training mode, too.
         outputs: Names of the outputs that keep their width; None for those that `default_outputs` chooses.
         originals: Names by id of the tensors of the network that `model` is a copy of.
         uses: Where the attributes of `model` note comparisons, if they are watched.
@@ -80,8 +80,12 @@ def follow(
     _hold(labels, output)
     _follow_other_answers(model, labels, inputs)
     _follow_other_paths(model, labels, inputs)
-    if training_inputs is not None:
-        followed.training = _training(model, labels, training_inputs)
+    if training:
+        for samples in (1, 2):  # batch normalisation may need two
+            followed.training = _training(model, labels, inputs if samples == 1 else doubled_batch(inputs))
+            if followed.training is not None:
+                followed.training_samples = samples
+                break
     for label in followed.results:
         for term in label.dims:
             freeze(term, OUTPUT)

@@ -65,6 +65,7 @@ class Followed:
         parameters: Label of each parameter and buffer by state dict name; tied names share one label.
         records: All operator calls in evaluation mode, in order.
         training: All operator calls in training mode; None if the network does not run there on these inputs.
+        training_samples: 1 if it trains on the inputs as they are, 2 if it needs them twice.
         roles: (name, dimension) of weights to "producer" or "consumer".
         heads: Terms of dimensions that run in parallel in a product of activations: attention heads.
         contracted: Terms of dimensions over which such a product sums: head dimensions, or tokens.
@@ -85,6 +86,7 @@ class Followed:
     parameters: dict[str, Label]
     records: list[Record] = field(default_factory=list)
     training: list[Record] | None = None
+    training_samples: int = 1
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
     heads: list[Term] = field(default_factory=list)
     contracted: list[Term] = field(default_factory=list)

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from prunecli.copying import copied
+from prunecli.copying import converted, copied
 from prunecli.errors import DataDependentError, ModelError
 from prunecli.inputs import Inputs, cast_inputs, doubled_batch, output_tensors
 from prunecli.surgery.axes import freeze_position
@@ -73,13 +73,13 @@ def trace(
 
         return trace_part(model, example_inputs, only, alone)
     _refuse_what_cannot_run(model)
-    traced = copied(model).cpu().eval()
-    refuse_shared_storage(model, traced, cast_inputs(example_inputs, device="cpu"))
+    traced = converted(model, torch.float64).eval()
     inputs = cast_inputs(example_inputs, device="cpu", dtype=torch.float64)
+    refuse_shared_storage(model, traced, inputs)
     originals = {id(tensor): name for name, tensor in _named_tensors(model)}
     dtype = torch.float64
     try:
-        followed = _followed(traced.double(), inputs, outputs, originals)
+        followed = _followed(traced, inputs, outputs, originals)
     except DataDependentError as error:
         parts = [f"--only {name}" for name in parts_that_can_be_followed(traced, inputs)[:3]]
         raise DataDependentError(f"{error}; what can be pruned: {' or '.join(parts) or 'nothing'}") from error
@@ -91,7 +91,11 @@ def trace(
     def described(assumptions: Assumptions) -> Description:
         return _describe(traced, followed, assumptions, prune_stem=prune_stem, heads=heads)
 
-    answers, final = workable(Trial(traced, inputs), described, time_limit_s, assumptions)
+    training_inputs = None
+    if followed.training is not None:
+        training_inputs = inputs if followed.training_samples == 1 else doubled_batch(inputs)
+    trial = Trial(traced, inputs, training_inputs)
+    answers, final = workable(trial, described, time_limit_s, assumptions)
     frozen = [*final.frozen, *left_over(traced, followed, final.groups, final.frozen)]
     return Trace(tuple(final.groups), tuple(frozen), followed, dtype, replace(answers, preferred=final.cuts))
 
@@ -104,9 +108,7 @@ def _followed(
     watched = copied(model, {id(tensor): tensor for tensor in tensors})
     uses = Uses()
     watch_attributes(watched, follows_its_tensors, uses.equalities)
-    return follow(
-        watched, inputs, training_inputs=doubled_batch(inputs), outputs=outputs, originals=originals, uses=uses
-    )
+    return follow(watched, inputs, training=True, outputs=outputs, originals=originals, uses=uses)
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from prunecli.copying import copied, sharing_parameters
-from prunecli.inputs import Inputs, call, cast_inputs, doubled_batch
+from prunecli.inputs import Inputs, call, cast_inputs
 from prunecli.measure.counts import meta_copy
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.removal.slice import remove
@@ -45,22 +46,15 @@ class Trial:
     Args:
         model: In evaluation mode on the CPU; not changed.
         inputs: Inputs the model accepts.
+        training_inputs: Inputs it accepts in training mode; None if there are none.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        self._model, self._inputs = model, inputs
-        try:
-            light = meta_copy(model)
-            on_meta = cast_inputs(inputs, device="meta")
-            self._run(sharing_parameters(light), on_meta, [""])
-            self._model, self._inputs = light, on_meta
-        except Exception:
-            pass
-        self._trains = True
-        try:
-            self._train(sharing_parameters(self._model), [""])
-        except RUNTIME_ERRORS:
-            self._trains = False
+    def __init__(self, model: nn.Module, inputs: Inputs, training_inputs: Inputs | None) -> None:
+        self._real = model, inputs, training_inputs
+        self._light: tuple[nn.Module, Inputs, Inputs | None] | None = None
+        with suppress(Exception):  # what cannot be copied to the meta device runs for real
+            on_meta = None if training_inputs is None else cast_inputs(training_inputs, device="meta")
+            self._light = meta_copy(model), cast_inputs(inputs, device="meta"), on_meta
 
     def first_problem(self, groups: Sequence[ChannelGroup], keep: Keep) -> Problem | None:
         """The module that fails without the channels; None if the network runs.
@@ -69,21 +63,36 @@ class Trial:
             groups: Groups to remove units from.
             keep: Kept units by group name.
         """
-        trial = copied(self._model)
+        if self._light is not None:
+            problem = self._problem(*self._light, groups, keep)
+            if problem is None or self._problem(*self._light, (), {}) is None:
+                return problem
+            self._light = None  # the network itself does not run there
+        return self._problem(*self._real, groups, keep)
+
+    def _problem(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        training_inputs: Inputs | None,
+        groups: Sequence[ChannelGroup],
+        keep: Keep,
+    ) -> Problem | None:
+        trial = copied(model) if groups else sharing_parameters(model)
         try:
             remove(trial, groups, keep)
         except RUNTIME_ERRORS as error:  # not a fault of the network
             return Problem("", f"prune fails to remove its channels ({one_line(error)}); please report it")
         stack = [""]
         try:
-            self._run(trial, self._inputs, stack)
+            self._run(trial, inputs, stack)
         except RUNTIME_ERRORS as error:
             reason = f"the network does not run without its channels: {_where(stack)} ({one_line(error)})"
             return Problem(stack[-1], reason)
         stack = [""]
         try:
-            if self._trains:
-                self._train(trial, stack)
+            if training_inputs is not None:
+                self._run(trial.train(), training_inputs, stack)
         except RUNTIME_ERRORS as error:
             reason = f"a branch that only training uses reads its channels: {_where(stack)} ({one_line(error)})"
             return Problem(stack[-1], reason)
@@ -93,9 +102,6 @@ class Trial:
     def _run(model: nn.Module, inputs: Inputs, stack: list[str]) -> None:
         with torch.no_grad(), seeded(), stack_names(model, stack):
             call(model, inputs)
-
-    def _train(self, model: nn.Module, stack: list[str]) -> None:
-        self._run(model.train(), doubled_batch(self._inputs), stack)
 
 
 def _where(stack: Sequence[str]) -> str:
