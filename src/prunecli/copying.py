@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
-from functools import cache
 from typing import Any, TypeVar, cast
 
 import torch
@@ -44,6 +43,8 @@ def copied(model: _Network, memo: dict[int, Any] | None = None) -> _Network:
     with _DetachedCopies():
         try:
             return cast(_Network, _duplicate(model, {} if memo is None else memo))
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
         except Exception as error:
             why = f"{type(error).__name__}: {_first_line(error)}"
             remedy = "set it to None or remove it before pruning"
@@ -97,7 +98,7 @@ def _duplicate(value: Any, memo: dict[int, Any]) -> Any:
         return known
     if type(value) in (dict, OrderedDict):
         fresh = memo[id(value)] = type(value)()
-        fresh.update((key, _duplicate(item, memo)) for key, item in value.items())
+        fresh.update((_duplicate(key, memo), _duplicate(item, memo)) for key, item in value.items())
         return fresh
     if not isinstance(value, nn.Module) or not _is_copied_by_its_attributes(type(value)):
         return copy.deepcopy(value, memo)
@@ -109,9 +110,17 @@ def _duplicate(value: Any, memo: dict[int, Any]) -> Any:
 _ATOMIC = frozenset((int, float, bool, str, type(None), torch.dtype, torch.device, torch.Size))
 
 
-@cache
-def _is_copied_by_its_attributes(kind: type[nn.Module]) -> bool:
+_QUICK: dict[type, bool] = {}
+
+
+def _is_copied_by_its_attributes(kind: type) -> bool:
     """Whether neither the class nor one it derives from changes how its instances are copied; torch's own may."""
+    if kind not in _QUICK:
+        _QUICK[kind] = _has_no_own_way(kind)
+    return _QUICK[kind]
+
+
+def _has_no_own_way(kind: type) -> bool:
     own = [part for part in kind.__mro__ if not part.__module__.startswith("torch.nn.") and part is not object]
     special = ("__deepcopy__", "__copy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__slots__")
     return "__deepcopy__" not in dir(kind) and not any(name in vars(part) for part in own for name in special)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import threading
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import prune as masks
 
 import prunecli
-from prunecli.copying import copied
+from prunecli.copying import converted, copied
 from prunecli.errors import ModelError
 
 
@@ -75,3 +76,48 @@ def test_a_network_that_has_been_trained_is_pruned_restored_and_copied(data: obj
         assert first.out_channels == second.in_channels == first.weight_v.shape[0]
         assert torch.equal(network(x), result.model(x))
     assert restored.last.requires_grad
+
+
+def test_a_copy_has_what_deepcopy_makes() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+            self.again, self.sizes, self.by_module = self.a[0], [4, [5]], {self.a: "a"}
+            self.me, self.table = [self], {"norm": self.a[1], "sizes": self.sizes}
+            self.a[0].register_forward_hook(_hook)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x)
+
+    model = Shared().train()
+    duplicate = copied(model)
+    assert (
+        duplicate.again is duplicate.a[0] and duplicate.me[0] is duplicate and duplicate.table["norm"] is duplicate.a[1]
+    )
+    assert duplicate.table["sizes"] is duplicate.sizes and duplicate.sizes[1] is not model.sizes[1]
+    assert list(duplicate.by_module) == [duplicate.a] and duplicate.training
+    assert list(duplicate.a[0]._forward_hooks.values()) == [_hook]
+    assert duplicate.a[0].weight is not model.a[0].weight and torch.equal(duplicate.a[0].weight, model.a[0].weight)
+    assert type(duplicate._parameters) is type(copy.deepcopy(model)._parameters)
+
+
+def test_a_class_that_copies_itself_is_asked() -> None:
+    class Own(nn.Linear):
+        def __deepcopy__(self, memo: dict[int, Any]) -> Own:
+            return self
+
+    inner = Own(2, 2)
+    assert copied(nn.Sequential(inner))[0] is inner
+
+
+def _hook(module: nn.Module, args: Any, output: Any) -> None:
+    return None
+
+
+def test_conversion_keeps_ties_and_what_is_no_float() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.BatchNorm1d(3))
+    model[1].weight = model[0].weight
+    exact = converted(model.half(), torch.float64)
+    assert exact[1].weight is exact[0].weight and exact[0].weight.dtype == torch.float64
+    assert exact[2].num_batches_tracked.dtype == torch.int64 and model[0].weight.dtype == torch.float16

@@ -171,3 +171,70 @@ def test_outputs_are_chosen_by_name() -> None:
         assert result.model(x).last_hidden_state.shape == (2, 5, 32)
     with pytest.raises(ModelError, match="unknown output 'logit': did you mean 'logits'"):
         prunecli.prune(Encoder().eval(), "l1", example_inputs=x, outputs=["logit"])
+
+
+@pytest.mark.parametrize("draw", [torch.bernoulli, lambda p: torch.normal(p, 1.0), torch.poisson])
+def test_an_operator_that_draws_does_not_hide_what_it_is_given(draw: Any) -> None:
+    class Sampling(Body):
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.relu(self.b(F.relu(self.a(x))))
+            rates = F.relu(self.c(y)).mean((2, 3)).sigmoid() / y.shape[1]  # the width enters the numbers
+            return self.head(draw(rates))
+
+    model = Sampling().eval()
+    traced = trace(model, X)
+    keep = half_of([traced.group("b")])
+    pruned = Sampling().eval()
+    pruned.load_state_dict(model.state_dict())
+    remove(pruned, traced.groups, keep)
+    with pytest.raises(VerificationError, match="random operator"):
+        verify(model, pruned, traced, keep, X)
+
+
+@pytest.mark.parametrize("read", ["training", "integer", "many"])
+def test_reads_of_every_kind_are_answered_both_ways(read: str) -> None:
+    class Reading(Body):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide = nn.Conv2d(16, 24, 1)
+            del self.aux
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.relu(self.b(F.relu(self.a(x))))
+            z = self.c(y)
+            if read == "training" and self.training and y.max() > 1e6:
+                z = z + self.wide(y)
+            if read == "integer" and int((y > 1e6).sum()) > 0:
+                z = z + self.wide(y)
+            for _ in range(12 if read == "many" else 0):
+                if torch.isnan(z).any():
+                    raise ValueError("NaN")
+            return self.head(F.relu(z if read != "many" else z + self.wide(y)).mean((2, 3)))
+
+    traced = trace(Reading().eval(), X)
+    assert "wide" in {name for group in traced.groups for name in group.modules("producer")}
+
+
+def test_outputs_of_a_part_all_keep_their_width() -> None:
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.last = Encoder(), nn.Linear(32, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.body(x).last_hidden_state)
+
+    x = torch.randn(2, 5, 6)
+    result = prunecli.prune(Whole().eval(), "l1", example_inputs=x, ratio=0.5, only="body")
+    assert result.model.body.embed.out_features == 32 and result.model.body.up.out_features < 48
+    with pytest.raises(ModelError, match="--outputs and --only exclude each other"):
+        prunecli.prune(Whole().eval(), "l1", example_inputs=x, only="body", outputs="logits")
+
+
+def test_a_boolean_output_and_one_with_nan_are_compared() -> None:
+    class Flags(Body):
+        def forward(self, x: Tensor) -> Any:
+            scores = self.parts(x)[0]
+            return scores, scores > 0
+
+    assert prunecli.prune(Flags().eval(), "l1", example_inputs=X, ratio=0.5).report.verify_error < 1e-12

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from prunecli.models.catalog import rebuild_dense
 from prunecli.models.loading import restore
 from prunecli.pipeline.pruning import PruneResult
 from prunecli.studies.collections.network import Network
+from prunecli.surgery.outputs import chosen_outputs
 from prunecli.surgery.proof.verify import verify
 from prunecli.surgery.removal.rebuild import state_tensors
 from prunecli.surgery.tracing.trace import trace
@@ -110,12 +111,12 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 def _second_input(pair: _Pair) -> Check:
     """Another batch size, length or image size, in evaluation mode; also compared with the masked original."""
-    inputs = _seeded(pair.network.other)
+    inputs, names = _seeded(pair.network.other), pair.result.report.outputs or None
     try:
-        expected = _outputs(pair.original, inputs)
+        expected = _outputs(pair.original, inputs, names)
     except Exception as error:
         return Check(None, f"the original fails: {one_line(error)}")
-    shapes = _alike(expected, _outputs(pair.pruned, inputs), pair.network.varying)
+    shapes = _alike(expected, _outputs(pair.pruned, inputs, names), pair.network.varying)
     if not shapes.passed or pair.network.varying:
         return shapes
     # Another batch size may take other operators, so the trace of the example inputs does not describe this run.
@@ -135,12 +136,12 @@ def _kept(result: PruneResult) -> dict[str, Tensor]:
 
 def _training_shapes(pair: _Pair) -> Check:
     """What comes out in training mode, where networks may have branches of their own."""
-    inputs = _seeded(pair.network.training or pair.network.other)
+    inputs, names = _seeded(pair.network.training or pair.network.other), pair.result.report.outputs or None
     try:
-        expected = _outputs(pair.original, inputs, training=True)
+        expected = _outputs(pair.original, inputs, names, training=True)
     except Exception as error:
         return Check(None, f"the original fails: {one_line(error)}")
-    return _alike(expected, _outputs(pair.pruned, inputs, training=True), pair.network.varying)
+    return _alike(expected, _outputs(pair.pruned, inputs, names, training=True), pair.network.varying)
 
 
 def _gradients(pair: _Pair) -> Check:
@@ -204,13 +205,15 @@ def _seeded(inputs: Callable[[], Inputs]) -> Inputs:
     return inputs()
 
 
-def _outputs(model: nn.Module, inputs: Inputs, *, training: bool = False) -> list[Tensor]:
-    """Outputs with the same random numbers for whoever asks."""
+def _outputs(
+    model: nn.Module, inputs: Inputs, names: Sequence[str] | None = None, *, training: bool = False
+) -> list[Tensor]:
+    """Outputs of these names (None: all), with the same random numbers each time."""
     model.train(training)
     torch.manual_seed(0)
     try:
         with torch.no_grad():
-            return output_tensors(call(model, inputs))
+            return chosen_outputs(call(model, inputs), names)
     finally:
         model.eval()
 

@@ -56,7 +56,7 @@ def check_names(output: Any, names: Sequence[str]) -> None:
         ModelError: With the nearest name.
     """
     every = [name for name, _ in named_tensors(output)]
-    if every == [""]:
+    if names and every == [""]:
         raise ModelError(f"outputs {', '.join(names)}: the network returns one tensor, which has no name; leave it out")
     prefixes = dict.fromkeys(".".join(name.split(".")[:end]) for name in every for end in range(1, name.count(".") + 2))
     for wanted in names:

@@ -22,7 +22,7 @@ from prunecli.errors import VerificationError
 from prunecli.inputs import Inputs, call
 from prunecli.surgery.axes import ChannelMasks, kept_mask
 from prunecli.surgery.groups import ChannelGroup, Keep
-from prunecli.surgery.proof.randomness import Draws, noting
+from prunecli.surgery.proof.randomness import Draws, given_to, noting
 from prunecli.surgery.tracing.labels import Followed, Label, Record
 from prunecli.surgery.tracing.operators.statistics import NEEDS_KEPT_ALONE
 from prunecli.surgery.tracing.running import plain_attention, seeded
@@ -114,13 +114,15 @@ class _MaskedMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         concerned = [self._removed(label) for label in record.inputs]
         if record.operator in NEEDS_KEPT_ALONE and any(concerned):
             return self._kept_alone(record.operator, func, args, kwargs, inputs, record.inputs, record.outputs)
+        labels = {id(tensor): label for tensor, label in zip(inputs, record.inputs, strict=True)}
+        given = given_to(func, args, lambda tensor: self._kept(tensor, labels[id(tensor)]))
         out = func(*args, **kwargs)
         storages = {tensor.untyped_storage().data_ptr() for tensor in inputs}
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         for result, label in zip(results, record.outputs, strict=True):
             if any(result is tensor for tensor in inputs) or result.untyped_storage().data_ptr() not in storages:
                 self.silence(result, label)  # a view of a zeroed tensor is zeroed already
-        noting(self._draws, func, results, lambda index, result: self._kept(result, record.outputs[index]))
+        noting(self._draws, func, given, results, lambda index, result: self._kept(result, record.outputs[index]))
         return out
 
     def _kept(self, tensor: Tensor, label: Label) -> Tensor:

@@ -87,6 +87,8 @@ def faulty_groups(original: nn.Module, traced: Trace, keep: Keep, inputs: Inputs
             remove(pruned, traced.groups, part)
             difference = _difference(*_probes(original, pruned, traced, part), traced, part, exact)
             reason = f"removing its channels is not the same as masking them (off by {difference:.1e})"
+        except NotComparableError:
+            raise
         except VerificationError as error:
             difference, reason = float("inf"), str(error)
         if difference <= _tolerance(traced):
@@ -181,7 +183,10 @@ def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, 
             if trial is inputs:
                 raise
     if not differences:
-        raise VerificationError("the network's output is zero for every input tried, so nothing can be compared")
+        raise VerificationError(
+            "the network's output is zero for every input tried, so nothing can be compared; give example inputs on "
+            "which it is not"
+        )
     return max(differences)
 
 
@@ -209,10 +214,15 @@ def _both(
     names = traced.followed.kept_outputs
     references, outputs = chosen_outputs(reference, names), chosen_outputs(output, names)
     if not replayed.aligned:
-        raise VerificationError("the pruned network draws other random numbers than the original")
+        raise VerificationError(
+            "a random operator of the pruned network gets or draws other numbers; nothing was saved"
+        )
     if not references or [tuple(t.shape) for t in references] != [tuple(t.shape) for t in outputs]:
         mode = "in training mode " if probe.training else ""
-        raise VerificationError(f"the pruned network's output {mode}has another shape")
+        before, after = ([tuple(t.shape) for t in tensors] for tensors in (references, outputs))
+        raise VerificationError(
+            f"the pruned network's output {mode}has another shape ({after}, not {before}); nothing was saved"
+        )
     return references, outputs
 
 
@@ -222,11 +232,15 @@ def _relative_difference(reference: Tensor, output: Tensor) -> float:
     Raises:
         NotComparableError: The reference holds no finite number.
     """
+    if not reference.is_floating_point() and not reference.is_complex():
+        reference, output = reference.double(), output.double()
     finite = torch.isfinite(reference)
     if not bool(finite.any()):
         raise NotComparableError("the network's output is not finite, so nothing can be compared; check its weights")
     # Values that are not finite must be the same infinity, or NaN, in both.
-    if not torch.equal(reference[~finite].nan_to_num(0.0), output[~finite].nan_to_num(0.0)):
+    if not torch.equal(reference.isnan(), output.isnan()) or not torch.equal(
+        reference[~finite].nan_to_num(0.0), output[~finite].nan_to_num(0.0)
+    ):
         return float("inf")
     scale = max(float(reference[finite].abs().max()), torch.finfo(torch.float64).tiny)
     return float((reference[finite] - output[finite]).abs().nan_to_num(float("inf")).max()) / scale

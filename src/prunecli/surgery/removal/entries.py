@@ -30,7 +30,7 @@ def entry(value: Any, path: Path) -> Any:
     return plain(value)
 
 
-def with_entry(value: Any, path: Path, new: int) -> Any:
+def with_entry(value: Any, path: Path, new: float) -> Any:
     """`value` with the number `new` at `path`, in the type of the number that was there.
 
     Raises:
@@ -48,8 +48,8 @@ def with_entry(value: Any, path: Path, new: int) -> Any:
 def with_item(value: Any, key: int | str, item: Any) -> Any:
     """`value` with `item` as its element, value or attribute `key`.
 
-    What can change is changed in place, so that all who refer to it see it; tuples and frozen dataclasses are made
-    anew.
+    What can change is changed in place, so that all who refer to it see it; tuples and frozen dataclasses are
+    rebuilt.
 
     Raises:
         TypeError: It is neither a sequence nor a mapping nor an object of the network's own.
@@ -97,6 +97,8 @@ def is_record(value: Any) -> bool:
     """
     if isinstance(value, (type, ModuleType, Enum, nn.Module, Tensor, np.ndarray, Mapping, MutableSequence, tuple)):
         return False
+    if hasattr(type(value), "__deepcopy__") and copy.deepcopy(value) is value:
+        return False  # copies of a network share it
     return not callable(value) and (hasattr(value, "__dict__") or dataclasses.is_dataclass(value))
 
 
@@ -112,14 +114,17 @@ def _with_attribute(value: Any, name: str, item: Any) -> Any:
             return value
         try:
             return dataclasses.replace(value, **{name: item})
-        except (TypeError, ValueError):  # a field that is no argument, or a check that other fields fail by now
+        except (
+            TypeError,
+            ValueError,
+        ):  # a field that is no argument, or a `__post_init__` check that the other fields no longer pass
             duplicate = copy.copy(value)
             object.__setattr__(duplicate, name, item)
             return duplicate
     return value
 
 
-def _alike(old: Any, new: int) -> Any:
+def _alike(old: Any, new: float) -> Any:
     if isinstance(old, Tensor):
         with torch.no_grad():
             return old.fill_(new)  # in place: it may be a buffer

@@ -22,7 +22,7 @@ def own_widths(module: nn.Module) -> Widths:
         module: A module of any class; one derived from a known layer counts as that layer.
     """
     for kind in type(module).__mro__:
-        widths = _BY_CLASS.get(kind) or _BY_NAME.get(kind.__name__)
+        widths = _BY_CLASS.get(kind) or _BY_NAME.get((kind.__module__.partition(".")[0], kind.__name__))
         if widths is not None:
             found = widths(module).items()
             return {name: value for name, value in found if hasattr(module, name)}
@@ -107,8 +107,8 @@ _BY_CLASS: Mapping[type, Callable[[Any], Widths]] = {
     nn.RNNBase: _recurrent,
     nn.RNNCellBase: _recurrent_cell,
 }
-_BY_NAME: Mapping[str, Callable[[Any], Widths]] = {
-    "DeformConv2d": _convolution,
-    "Conv1D": _transposed_linear,
+_BY_NAME: Mapping[tuple[str, str], Callable[[Any], Widths]] = {
+    ("torchvision", "DeformConv2d"): _convolution,
+    ("transformers", "Conv1D"): _transposed_linear,
 }
-"""Layers of packages that may not be installed, by the name of their class."""
+"""Layers of packages that may not be installed, by package and name of their class."""

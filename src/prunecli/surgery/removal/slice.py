@@ -163,7 +163,7 @@ def _set_widths(
         value: Any = own(module, width.attribute) if registered is None else registered
         before = entry(value, width.path)
         if width.root:
-            changed = value * (width.size.value(old) / new) ** 0.5
+            changed = with_entry(value, width.path, before * (width.size.value(old) / new) ** 0.5)
         else:
             changed = with_entry(value, width.path, new)
         if registered is None:

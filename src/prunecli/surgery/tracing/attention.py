@@ -66,7 +66,7 @@ def temperatures(
             scales.setdefault((group.name, module, tensor), Scale(group.name, module, tensor, dim, positions))
         if written:  # else a constant is not changed, and so neither is the temperature
             widths += _scale_attributes(followed, group, head_dim, record.module)
-    return list(scales.values()), list({(w.module, w.attribute): w for w in widths}.values())
+    return list(scales.values()), list({(w.module, w.attribute, w.path): w for w in widths}.values())
 
 
 def _makers(followed: Followed) -> dict[Label, Record]:

@@ -48,7 +48,8 @@ def width_attributes(
             widths.append(Width(read.module, read.attribute, read.path, size))
     for name, module in model.named_modules():
         counted = "num_groups" if isinstance(module, nn.GroupNorm) else "groups"
-        if name in followed.blocks and hasattr(module, counted):
+        known = isinstance(module, (_ConvNd, nn.GroupNorm)) or type(module).__module__.startswith("torchvision.ops")
+        if known and name in followed.blocks and getattr(module, counted, None) == followed.blocks[name].size:
             size = _size_of(followed.blocks[name], by_axis)
             if size.groups:
                 widths.append(Width(name, counted, (), size))

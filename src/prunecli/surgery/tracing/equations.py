@@ -95,8 +95,8 @@ class _Solver:
         elif known.divisor == 1:
             unify(known.term, term)
         else:
-            freeze(known.term, "an attribute holds two widths")
-            freeze(term, "an attribute holds two widths")
+            freeze(known.term, f"{read} holds two widths")
+            freeze(term, f"{read} holds two widths")
 
     def _combine(self, origin: Combined, term: Term) -> None:
         left, right = origin.left, origin.right
@@ -149,7 +149,7 @@ class _Solver:
             unify(a, b)
 
     def holds(self, number: int, term: Term) -> bool:
-        """Whether the number is the width of `term` whatever is removed."""
+        """Whether the number is the width of `term` no matter which channels are removed."""
         value = self._value(number)
         return value is not None and value == _polynomial(term)
 

@@ -32,9 +32,12 @@ from prunecli.surgery.tracing.running import one_line, plain_attention, seeded, 
 from prunecli.surgery.tracing.sizes import SizeWatcher
 from prunecli.surgery.tracing.watched import Uses
 
+
+class NotRunningError(ModelError):
+    """The model itself fails on the inputs."""
+
+
 _SHORT = (torch.float32, torch.float16, torch.bfloat16)
-_MOST_ANSWERS = 8
-"""How often a network is followed again with other answers."""
 
 
 def follow(
@@ -58,7 +61,8 @@ def follow(
 
     Raises:
         DataDependentError: What it computes depends on values in a way that cannot be followed.
-        ModelError: The model does not run on the inputs.
+        NotRunningError: The model does not run on the inputs.
+        ModelError: It uses tensors that it does not own, or has no output of these names.
     """
     labels = Labels(model, originals or {})
     followed = labels.followed
@@ -68,7 +72,7 @@ def follow(
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"the model does not run on the example inputs: {one_line(error)}") from error
+        raise NotRunningError(f"the model does not run on the example inputs: {one_line(error)}") from error
     followed.records = labels.records
     if outputs is not None:
         check_names(output, outputs)
@@ -77,15 +81,15 @@ def follow(
     followed.free_outputs = tuple(
         dict.fromkeys(name.partition(".")[0] for name, tensor in named_tensors(output) if id(tensor) not in kept)
     )
-    _hold(labels, output)
-    _follow_other_answers(model, labels, inputs)
-    _follow_other_paths(model, labels, inputs)
+    _hold_outputs(labels, output)
+    _follow_branches(model, labels, inputs)
+    for path in PATHS:
+        with path(model) as taken:
+            if taken:
+                _try_pass(model, labels, inputs)
     if training:
-        for samples in (1, 2):  # batch normalisation may need two
-            followed.training = _training(model, labels, inputs if samples == 1 else doubled_batch(inputs))
-            if followed.training is not None:
-                followed.training_samples = samples
-                break
+        _follow_training(model, labels, inputs)
+    _refuse_unreached(labels)
     for label in followed.results:
         for term in label.dims:
             freeze(term, OUTPUT)
@@ -96,7 +100,7 @@ def follow(
     return followed
 
 
-def _hold(labels: Labels, output: Any) -> None:
+def _hold_outputs(labels: Labels, output: Any) -> None:
     chosen = chosen_outputs(output, labels.followed.kept_outputs)
     labels.followed.results += [labels.of(tensor) for tensor in chosen if tensor in labels]
 
@@ -111,66 +115,64 @@ def _pass(model: nn.Module, labels: Labels, inputs: Inputs) -> Any:
             return call(model, inputs)
 
 
-def _training(model: nn.Module, labels: Labels, inputs: Inputs) -> list[Record] | None:
-    """The pass in training mode; None where the network does not run, as detectors without targets."""
+def _try_pass(model: nn.Module, labels: Labels, inputs: Inputs) -> bool:
+    """A pass that may fail; what it returns is held.
+
+    Raises:
+        ModelError: It uses a tensor that the network does not own.
+    """
+    try:
+        output = _pass(model, labels, inputs)
+    except ModelError:
+        raise
+    except Exception:  # a path that does not run reads no widths
+        return False
+    _hold_outputs(labels, output)
+    return True
+
+
+def _follow_training(model: nn.Module, labels: Labels, inputs: Inputs) -> None:
+    """The pass in training mode; networks that need targets, such as detectors, have none."""
+    followed = labels.followed
     modes = {module: module.training for module in model.modules()}
     model.train()
     try:
-        output = _pass(model, labels, inputs)
-        _hold(labels, output)
-        return labels.records
-    except DataDependentError:
-        raise
-    except Exception:
-        return None
+        for samples in (1, 2):  # batch normalisation may need two
+            batch = inputs if samples == 1 else doubled_batch(inputs)
+            if _try_pass(model, labels, batch):
+                followed.training, followed.training_samples = labels.records, samples
+                _follow_branches(model, labels, batch)
+                return
     finally:
         for module, mode in modes.items():
             module.training = mode
 
 
-def _follow_other_answers(model: nn.Module, labels: Labels, inputs: Inputs) -> None:
-    """Follows the branches that the example inputs do not take.
+def _follow_branches(model: nn.Module, labels: Labels, inputs: Inputs) -> None:
+    """Follows the branches that the inputs do not take."""
+    for _ in labels.reads.untried():
+        _try_pass(model, labels, inputs)
+
+
+def _refuse_unreached(labels: Labels) -> None:
+    """Refuses networks in which values decide which layers run, if some did not.
 
     Raises:
-        DataDependentError: Some layers were not reached, and whether they are depends on values.
+        DataDependentError: With the module that decides and the first weight that was not reached.
     """
     followed = labels.followed
-    if not followed.value_reads:
-        return
-    tried = list(labels.alternatives.items())
-    for number, answers in tried[:_MOST_ANSWERS]:
-        for answer in answers:
-            labels.answers = {number: answer}
-            try:
-                output = _pass(model, labels, inputs)
-            except Exception:
-                continue
-            _hold(labels, output)
-    labels.answers = {}
-    unmet = [
+    unmet = (
         name
         for name, label in followed.parameters.items()
         if label.learned and label.source is not None and label.source[0] not in followed.met
-    ]
-    if unmet or len(tried) > _MOST_ANSWERS:
-        where = followed.value_reads[0] or "the model itself"
-        rest = f"; {unmet[0]} was not reached" if unmet else ""
+    )
+    name = next(unmet, None) if labels.reads.places else None
+    if name is not None:
+        where = next(iter(labels.reads.places.values())) or "the model itself"
         raise DataDependentError(
-            f"what {where} computes depends on the values of its input, so a trace does not hold{rest}"
+            f"what {where} computes depends on the values of its input, and {name} was not reached: other inputs may "
+            "reach it; prune a part with --only, or move the decision out of forward"
         )
-
-
-def _follow_other_paths(model: nn.Module, labels: Labels, inputs: Inputs) -> None:
-    """Follows the code that runs without fused kernels, and the code that exporters run."""
-    for path in PATHS:
-        with path(model) as taken:
-            if not taken:
-                continue
-            try:
-                output = _pass(model, labels, inputs)
-            except Exception:
-                continue
-            _hold(labels, output)
 
 
 @contextmanager
@@ -228,7 +230,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         numbers = tuple(_numbers(args, tensors, labels))
         known.records.append(Record(name, func, known.module, plain_args, plain_kwargs, labels, outputs, numbers))
         if not results and from_input and learned and isinstance(out, (bool, int, float)):
-            return known.answered(out)
+            return known.reads.answered(out, known.module)
         return out
 
     def entered(self, name: str, args: Any) -> None:

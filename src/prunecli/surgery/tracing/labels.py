@@ -12,6 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from prunecli.errors import ModelError
 from prunecli.surgery.axes import Axis, Term, fixed
 from prunecli.surgery.groups import Role
+from prunecli.surgery.tracing.branches import Reads
 from prunecli.surgery.tracing.equations import Held
 from prunecli.surgery.tracing.watched import Read, Uses
 
@@ -76,7 +77,6 @@ class Followed:
         results: Labels of the tensors that the network returned, in either mode.
         kept_outputs: Names of the outputs whose widths stay; None for all.
         free_outputs: Names of the outputs whose widths may change.
-        value_reads: Modules that read the values of tensors which depend on weights and input.
         met: Names of the parameters and buffers that were used.
         single: Whether something that depends on the input is computed in less than float64.
         conditions: Dimensions that cannot shrink if a tensor is read later: its label, the terms and why.
@@ -97,7 +97,6 @@ class Followed:
     results: list[Label] = field(default_factory=list)
     kept_outputs: tuple[str, ...] | None = None
     free_outputs: tuple[str, ...] = ()
-    value_reads: list[str] = field(default_factory=list)
     met: set[str] = field(default_factory=set)
     single: bool = False
     conditions: list[tuple[Label, tuple[Term, ...], str]] = field(default_factory=list)
@@ -116,8 +115,7 @@ class Labels:
         stack: Names of the running modules, innermost last.
         records: The operator calls of the present pass.
         read: Labels of all tensors that an operator has read.
-        answers: What reads of values are answered with instead, by their number in the pass.
-        alternatives: Other answers that lead to other branches, by the number of the read in the first pass.
+        reads: Where values that depend on weights and input were read.
     """
 
     def __init__(self, model: nn.Module, originals: Mapping[int, str]) -> None:
@@ -125,9 +123,7 @@ class Labels:
         self._originals = originals
         self.records: list[Record] = []
         self.read: set[Label] = set()
-        self.answers: dict[int, bool | int | float] = {}
-        self.alternatives: dict[int, list[bool | int | float]] = {}
-        self._values_read = 0
+        self.reads = Reads()
         self.stack: list[str] = [""]
         parameters: dict[str, Label] = {}
         for name, tensor in (
@@ -148,20 +144,7 @@ class Labels:
     def start(self) -> None:
         """Begins a pass."""
         self.records = []
-        self._values_read = 0
         self.stack[:] = [""]
-
-    def answered(self, value: bool | int | float) -> bool | int | float:
-        """The answer to a read of a value that depends on weights and input: the value itself, or one to be tried."""
-        number = self._values_read
-        self._values_read += 1
-        if not self.answers and number not in self.alternatives:
-            self.followed.value_reads.append(self.module)
-            if isinstance(value, bool):
-                self.alternatives[number] = [not value]
-            elif isinstance(value, float):
-                self.alternatives[number] = [1e30, -1e30, 0.0 if value else 1.0]
-        return self.answers.get(number, value)
 
     def __contains__(self, tensor: Tensor) -> bool:
         return tensor in self._labels

@@ -35,6 +35,7 @@ def as_exported(model: nn.Module) -> Iterator[bool]:
     replaced = [
         (module, getattr(module, name)) for module in model.modules() for name in _EXPORTED if hasattr(module, name)
     ]
+    before = {id(module): vars(module)["forward"] for module, _ in replaced if "forward" in vars(module)}
     for module, method in replaced:
         module.__dict__["forward"] = method
     try:
@@ -42,6 +43,8 @@ def as_exported(model: nn.Module) -> Iterator[bool]:
     finally:
         for module, _ in replaced:
             module.__dict__.pop("forward", None)
+            if id(module) in before:
+                module.__dict__["forward"] = before[id(module)]
 
 
 PATHS: tuple[Callable[[nn.Module], AbstractContextManager[bool]], ...] = (without_fused_attention, as_exported)

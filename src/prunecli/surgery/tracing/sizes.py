@@ -17,7 +17,7 @@ from prunecli.surgery.tracing.watched import Dimension, Uses, Watched, WatchedFl
 _SIZES_BEHIND_TENSOR = frozenset(
     "view reshape expand new_zeros new_ones new_empty new_full broadcast_to resize_ repeat".split()
 )
-_SIZES_FIRST = frozenset("zeros ones empty full rand randn randint".split())
+_SIZES_FIRST = frozenset("zeros ones empty full rand randn".split())
 _SPLITS = ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes")
 _ORDERED = frozenset("arange linspace logspace eye one_hot hann_window tril_indices triu_indices".split())
 """Functions whose result depends on positions, so that the size they are given cannot change."""
@@ -107,7 +107,7 @@ class SizeWatcher(TorchFunctionMode):
     def _ranges(self, x: Tensor, index: Sequence[Any]) -> Iterator[tuple[int, Term]]:
         """Bounds of slices: a bound is as many positions as lie before it, or behind it if it is negative."""
         terms = list(self._labels.of(x).dims)
-        consumed = sum(item is not None and item is not Ellipsis for item in index)
+        consumed = sum(_consumed(item) for item in index)
         dim = 0
         for item in index:
             if item is Ellipsis:
@@ -115,7 +115,14 @@ class SizeWatcher(TorchFunctionMode):
             elif item is not None:
                 if isinstance(item, slice) and item.step in (None, 1) and dim < len(terms):
                     yield from _bounds(terms[dim], item)
-                dim += item.dim() if isinstance(item, Tensor) and item.dtype == torch.bool else 1
+                dim += _consumed(item)
+
+
+def _consumed(item: Any) -> int:
+    """How many dimensions an entry of an index takes up."""
+    if item is None or item is Ellipsis:
+        return 0
+    return item.dim() if isinstance(item, Tensor) and item.dtype == torch.bool else 1
 
 
 def _bounds(term: Term, item: slice) -> Iterator[tuple[int, Term]]:
@@ -139,8 +146,8 @@ def _sizes(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator
     elif name in _ORDERED:
         yield from (value for value in (*args, *kwargs.values()) if isinstance(value, Watched))
     elif name in _SPLITS:
-        given = args[1] if len(args) > 1 else next(iter(kwargs.values()))
-        yield from _flat((given,))
+        named = (kwargs[key] for key in ("split_size_or_sections", "split_size", "split_sizes") if key in kwargs)
+        yield from _flat((args[1],) if len(args) > 1 else named)
     elif name == "__getitem__":
         yield from args[1] if isinstance(args[1], tuple) else (args[1],)
     elif name == "narrow":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from prunecli.surgery.tracing.attention import temperatures
 from prunecli.surgery.tracing.attributes import follows_its_tensors, width_attributes
 from prunecli.surgery.tracing.emissions import with_emissions
 from prunecli.surgery.tracing.equations import settle
-from prunecli.surgery.tracing.follow import follow
+from prunecli.surgery.tracing.follow import NotRunningError, follow
 from prunecli.surgery.tracing.grouping import groups_of, index_of
 from prunecli.surgery.tracing.labels import Followed
 from prunecli.surgery.tracing.part import parts_that_can_be_followed, trace_part
@@ -65,11 +66,12 @@ def trace(
     if not output_tensors(example_inputs):
         raise ModelError("example_inputs contains no tensor; it must be a tensor, or a tuple, mapping or list of them")
     if only:
+        if outputs:
+            raise ModelError("--outputs and --only exclude each other: a part keeps all its outputs")
 
         def alone(module: nn.Module, part_inputs: Inputs) -> Trace:
-            return trace(
-                module, part_inputs, prune_stem=True, heads=heads, time_limit_s=time_limit_s, assumptions=assumptions
-            )
+            settings: dict[str, Any] = {"heads": heads, "time_limit_s": time_limit_s, "assumptions": assumptions}
+            return trace(module, part_inputs, prune_stem=True, outputs=(), **settings)
 
         return trace_part(model, example_inputs, only, alone)
     _refuse_what_cannot_run(model)
@@ -79,14 +81,17 @@ def trace(
     originals = {id(tensor): name for name, tensor in _named_tensors(model)}
     dtype = torch.float64
     try:
-        followed = _followed(traced, inputs, outputs, originals)
+        try:
+            followed = _followed(traced, inputs, outputs, originals)
+        except NotRunningError:  # in float64: the model casts to float32 inside
+            dtype = torch.float32
+            inputs = cast_inputs(inputs, dtype=dtype)
+            followed = _followed(traced.float(), inputs, outputs, originals)
     except DataDependentError as error:
         parts = [f"--only {name}" for name in parts_that_can_be_followed(traced, inputs)[:3]]
-        raise DataDependentError(f"{error}; what can be pruned: {' or '.join(parts) or 'nothing'}") from error
-    except ModelError:  # the model casts to float32 inside
-        dtype = torch.float32
-        inputs = cast_inputs(inputs, dtype=dtype)
-        followed = _followed(traced.float(), inputs, outputs, originals)
+        raise DataDependentError(
+            f"{error}; what can be pruned: {' or '.join(parts)}" if parts else str(error)
+        ) from error
 
     def described(assumptions: Assumptions) -> Description:
         return _describe(traced, followed, assumptions, prune_stem=prune_stem, heads=heads)
@@ -108,7 +113,10 @@ def _followed(
     watched = copied(model, {id(tensor): tensor for tensor in tensors})
     uses = Uses()
     watch_attributes(watched, follows_its_tensors, uses.equalities)
-    return follow(watched, inputs, training=True, outputs=outputs, originals=originals, uses=uses)
+    try:
+        return follow(watched, inputs, training=True, outputs=outputs, originals=originals, uses=uses)
+    except NotRunningError:  # code may insist on plain integers
+        return follow(model, inputs, training=True, outputs=outputs, originals=originals)
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

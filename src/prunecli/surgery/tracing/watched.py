@@ -148,6 +148,10 @@ class Watched(int):
     def __deepcopy__(self, memo: Any) -> Watched:
         return self
 
+    def item(self) -> Watched:
+        """The number itself, as of numpy's integers."""
+        return self
+
     def __reduce__(self) -> Any:
         return int, (int(self),)
 
@@ -179,12 +183,11 @@ def watch_attributes(model: nn.Module, skip: Callable[[nn.Module], bool], equali
         equalities: Where comparisons that hold are noted.
     """
     seen: dict[int, Any] = {}
-    own = {id(value) for module in model.modules() for value in vars(module).get("_modules", {}).values()}
     for name, module in model.named_modules():
         if skip(module):
             continue
         for attribute, value in (*_of_class(module), *vars(module).items()):
-            if attribute in _OF_MODULE or id(value) in own:
+            if attribute in _OF_MODULE:
                 continue
             replaced = _watched(value, Read(name, attribute), equalities, seen, 0)
             if replaced is not value:

@@ -13,11 +13,11 @@ from torch import nn
 from prunecli.surgery.tracing.labels import Followed
 
 ADAPTERS = {
-    "MultiheadAttention": "multihead_attention",
-    "RNNBase": "recurrent",
-    "SegformerSequenceReduction": "segformer",
+    ("torch", "MultiheadAttention"): "multihead_attention",
+    ("torch", "RNNBase"): "recurrent",
+    ("transformers", "SegformerSequenceReduction"): "segformer",
 }
-"""By the name of a class."""
+"""By package and name of a class."""
 CONVENTIONS = {("reset_classifier", "get_classifier", "forward_features"): "timm_models"}
 """By the methods that a module has."""
 
@@ -25,7 +25,8 @@ CONVENTIONS = {("reset_classifier", "get_classifier", "forward_features"): "timm
 def tie_known_modules(model: nn.Module, followed: Followed) -> None:
     """Applies the adapter of every module whose class, or a class it derives from, is listed."""
     for name, module in model.named_modules():
-        listed = [ADAPTERS[kind.__name__] for kind in type(module).__mro__ if kind.__name__ in ADAPTERS][:1]
+        kinds = ((kind.__module__.partition(".")[0], kind.__name__) for kind in type(module).__mro__)
+        listed = [ADAPTERS[kind] for kind in kinds if kind in ADAPTERS][:1]
         listed += [file for methods, file in CONVENTIONS.items() if all(hasattr(module, one) for one in methods)]
         for file in listed:
             import_module(f"{__name__}.{file}").tie(name, module, followed)

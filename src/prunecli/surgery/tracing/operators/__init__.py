@@ -108,7 +108,7 @@ def data_dependent(call: Call) -> None:
     """Values are read: what the network computes next may depend on them.
 
     Equal values are read in the pruned network, because whatever they are computed from is equal. What is left is that
-    other inputs lead to other branches: `Labels.answered` has those tried. Where the number of results depends on
+    other inputs lead to other branches, which `Reads` has tried. Where the number of results depends on
     values, no channels may be removed in between.
     """
     where = call.known.module or "the model itself"
@@ -118,7 +118,7 @@ def data_dependent(call: Call) -> None:
                 freeze(term, f"{where} picks positions by their values (operator {call.name})")
         call.set(result, [fixed(size) for size in result.shape])
     if call.results and any(label.from_input and label.learned for label in call.labels):
-        call.known.followed.value_reads.append(call.known.module)
+        call.known.reads.noted(call.known.module)
 
 
 def broadcast(call: Call, result: Tensor, operands: Sequence[Tensor]) -> list[Term]:
