@@ -158,7 +158,7 @@ class Encoder(nn.Module):
 
 def test_hidden_states_beside_scores_may_shrink_and_are_named() -> None:
     x = torch.randn(2, 5, 6)
-    result = prunecli.prune(Encoder().eval(), "l1", example_inputs=x, ratio=0.5)
+    result = prunecli.prune(Encoder().eval(), "l1", example_inputs=x, ratio=0.5, scope="local")
     assert result.report.outputs == ("logits",) and result.report.free_outputs == ("last_hidden_state",)
     out = result.model(x)
     assert out.logits.shape == (2, 5, 4) and out.last_hidden_state.shape == (2, 5, 16)

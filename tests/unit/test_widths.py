@@ -173,17 +173,22 @@ def test_a_constant_temperature_stays_and_an_attribute_of_the_fused_branch_follo
         assert pruned.scale == (16**-0.5 if constant else 8**-0.5)
 
 
-def test_a_closure_over_the_original_is_refused_by_name() -> None:
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_closure_over_the_original_is_refused_by_name(hidden: bool) -> None:
     class Holding(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
-            self.step = lambda x: self.b(x)
+            self.steps = [lambda x: self.b(x)] if hidden else []
+            self.step = None if hidden else lambda x: self.b(x)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.step(F.relu(self.a(x)))
+            return (self.step or self.steps[0])(F.relu(self.a(x)))
 
-    with pytest.raises(ModelError, match=r"forward pass of the model uses b\.weight through a function or closure"):
+    wrong = (
+        r"uses b\.weight through a function or closure" if hidden else "step is a function that holds the model itself"
+    )
+    with pytest.raises(ModelError, match=wrong):
         prunecli.prune(Holding().eval(), "l1", example_inputs=X)
 
 
@@ -208,3 +213,94 @@ def test_the_model_keeps_plain_numbers() -> None:
     for module in (model, result.model):
         assert type(module.cfg.w) is int and type(module.a.stride[0]) is int
     assert copy.deepcopy(result.model)(X).shape == (1, 4)
+
+
+class Headed(nn.Module):
+    HEADS = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv, self.out, self.head = (
+            nn.Linear(6, 32),
+            nn.Linear(32, 96),
+            nn.Linear(32, 32),
+            nn.Linear(32, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        n, t, _ = x.shape
+        q, k, v = self.qkv(x).view(n, t, 3, self.HEADS, -1).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head(x + self.out(y))
+
+
+def test_a_width_of_the_class_is_changed_on_the_instance_and_saved(tmp_path: Any) -> None:
+    x = torch.randn(2, 5, 6)
+    result = prunecli.prune(Headed().eval(), "l1", example_inputs=x, ratio=0.5, heads=True, scope="local", min_width=1)
+    assert Headed.HEADS == 4 and result.model.HEADS == 2
+    result.save(tmp_path / "small.safetensors")
+    restored = prunecli.load(tmp_path / "small.safetensors", model=Headed().eval())
+    assert restored.HEADS == 2 and torch.equal(restored(x), result.model(x))
+
+
+def test_a_constant_divisor_is_known_from_the_code_not_from_the_inputs() -> None:
+    """With one token every softmax is over equal scores, so that no comparison could tell."""
+
+    class Constant(Headed):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x)
+            n, t, _ = x.shape
+            q, k, v = self.qkv(x).view(n, t, 3, 4, -1).permute(2, 0, 3, 1, 4)
+            y = ((q @ k.transpose(-2, -1)) / 8**0.5).softmax(-1) @ v
+            return self.head(x + self.out(y.transpose(1, 2).flatten(2)))
+
+    traced = trace(Constant().eval(), torch.randn(1, 1, 6))
+    assert any(group.kind == "head_dim" for group in traced.groups)
+    assert not any(group.scales for group in traced.groups)
+    assert any(group.scales for group in trace(Headed().eval(), torch.randn(1, 1, 6)).groups)
+
+
+def test_a_hook_that_holds_a_container_of_the_network_is_refused() -> None:
+    model = Reshaping(_set(kept=[]), lambda m: 40).eval()
+    kept = model.kept
+    model.a.register_forward_hook(lambda module, args, output: kept.append(output))  # type: ignore[operator]
+    with pytest.raises(ModelError, match="a hook of a is a function that holds kept"):
+        prunecli.prune(model, "l1", example_inputs=X)
+
+
+def test_whatever_a_network_raises_freezes_its_channels() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.b(F.relu(self.a(x)))
+            return self.c(F.relu(y * {16: 0.5}[y.shape[1]]))
+
+    reasons = {entry.name: entry.reason for entry in trace(Table().eval(), X, prune_stem=True).frozen}
+    assert "KeyError" in reasons["b"]
+
+
+def test_a_derived_layer_may_have_widths_of_its_own() -> None:
+    class Projection(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(32, 96)
+            self.heads, self.size = 4, 8
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).view(*x.shape[:-1], 3, self.heads, self.size)
+
+    class Net(Headed):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = Projection()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x)
+            q, k, v = self.qkv(x).permute(2, 0, 3, 1, 4)
+            return self.head(x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
+
+    result = prunecli.prune(Net().eval(), "l1", example_inputs=torch.randn(2, 5, 6), ratio=0.5)
+    assert result.model.qkv.size < 8 and result.model.qkv.out_features == 12 * result.model.qkv.size

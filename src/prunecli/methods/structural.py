@@ -28,9 +28,9 @@ from prunecli.methods.selection import ratios_by_group, with_scope
 from prunecli.methods.targets import Ruler, target_of
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.proof.verify import faulty_groups, verify
+from prunecli.surgery.removal.known_layers import own_widths
 from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
-from prunecli.surgery.removal.slice import AttributeChange, kept_positions, remove
-from prunecli.surgery.tracing.attributes import follows_its_tensors
+from prunecli.surgery.removal.slice import AttributeChange, kept_positions, make_contiguous, remove
 from prunecli.surgery.tracing.trace import without
 from prunecli.surgery.tracing.traced import Assumptions
 
@@ -138,6 +138,7 @@ class _Run:
         kept = kept_positions(self.network, groups, keep)
         pruned = copied(self.network)
         changes = remove(pruned, groups, keep)
+        make_contiguous(pruned)
         self.clock.lap("remove")
         inputs = self._request.example_inputs
         try:
@@ -149,10 +150,9 @@ class _Run:
         self._repair(self.network, pruned, groups, keep, self.clock)
         self.network = pruned
         self._edits += edits
-        own = {name for name, module in pruned.named_modules() if follows_its_tensors(module)}
         for change in changes:
             first = self._attributes.get(change.name, change)
-            if change.module not in own:
+            if change.attribute not in own_widths(pruned.get_submodule(change.module)):
                 self._attributes[change.name] = replace(change, old=first.old)
         self._left |= {group.name: len(keep[group.name]) * group.channels_per_unit for group in groups}
         return kept

@@ -90,7 +90,7 @@ def faulty_groups(original: nn.Module, traced: Trace, keep: Keep, inputs: Inputs
         except NotComparableError:
             raise
         except VerificationError as error:
-            difference, reason = float("inf"), str(error)
+            difference, reason = float("inf"), str(error).removesuffix("; nothing was saved")
         if difference <= _tolerance(traced):
             return
         if len(names) == 1:

@@ -27,8 +27,26 @@ _NESTED = 6
 
 
 def settings(module: nn.Module) -> dict[str, Any]:
-    """Attributes that may be settings, by name; of private ones only integers, and what holds integers."""
-    return {name: value for name, value in vars(module).items() if _is_setting(name, value)}
+    """Attributes that may be settings, by name; of private ones only integers, and what holds integers.
+
+    Those that its class defines belong to them: an instance may hide them behind a value of its own.
+    """
+    own = {name: value for name, value in vars(module).items() if _is_setting(name, value)}
+    return {**of_class(module), **own}
+
+
+def of_class(module: nn.Module) -> dict[str, Any]:
+    """Integers, and sequences and mappings of them, that a module's class defines outside of libraries."""
+    kinds = [kind for kind in reversed(type(module).__mro__) if kind.__module__.partition(".")[0] not in _LIBRARIES]
+    values = {name: value for kind in kinds for name, value in vars(kind).items() if name[:2] != "__"}
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in vars(module) and isinstance(value, (int, list, tuple, dict)) and _holds_integers(value)
+    }
+
+
+_LIBRARIES = ("torch", "torchvision", "timm", "transformers", "builtins")
 
 
 def _is_setting(name: str, value: Any) -> bool:

@@ -81,6 +81,14 @@ def remove(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep) -> tupl
     return _merged(changes)
 
 
+def make_contiguous(model: nn.Module) -> None:
+    """Lays out parameters as checkpoints store them, in place: another order of additions gives other last bits."""
+    for parameter in model.parameters():
+        images = parameter.dim() == 4 and parameter.is_contiguous(memory_format=torch.channels_last)
+        if not parameter.is_contiguous() and not images:
+            parameter.data = parameter.data.contiguous()
+
+
 def kept_positions(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep) -> dict[str, dict[int, Tensor]]:
     """The positions that `remove` leaves in every tensor it shortens.
 

@@ -37,8 +37,10 @@ _MOVES = ("permute", "transpose", "t", "select", "slice", "unsqueeze", "squeeze"
 
 def temperatures(
     followed: Followed, groups: Mapping[Axis, ChannelGroup], constant: frozenset[Position]
-) -> tuple[list[Scale], list[Width]]:
+) -> tuple[list[Scale], list[Width], dict[str, list[int]]]:
     """Parameters to rescale and scale attributes to set, for every group of head dimensions.
+
+    The third result says, for each of these groups, which operators of the run multiply by a power of head_dim.
 
     Args:
         followed: The network's run.
@@ -49,13 +51,18 @@ def temperatures(
     readers = _readers(followed)
     scales: dict[tuple[str, str, str], Scale] = {}
     widths: list[Width] = []
+    factors: dict[str, list[int]] = {}
+    position = {id(record): index for index, record in enumerate(followed.records)}
     for record in followed.records:
         if record.operator not in ("bmm", "baddbmm") or any(label.source is not None for label in record.inputs[-2:]):
             continue
         queries, keys = record.inputs[-2:]
         group = _group_in(queries.dims[2], groups)
         head_dim = queries.dims[2].size
-        if group is None or position_of(group) in constant or not _is_scaled(record, head_dim, made, readers):
+        if group is None or position_of(group) in constant:
+            continue
+        multiplying = _scaling(record, head_dim, made, readers)
+        if multiplying is None:
             continue
         paths = [path for path in (_path(queries, made), _path(keys, made)) if path]
         try:
@@ -64,9 +71,10 @@ def temperatures(
             written = []
         for module, tensor, dim, positions in written:
             scales.setdefault((group.name, module, tensor), Scale(group.name, module, tensor, dim, positions))
+            factors.setdefault(group.name, []).append(position[id(multiplying)])
         if written:  # else a constant is not changed, and so neither is the temperature
             widths += _scale_attributes(followed, group, head_dim, record.module)
-    return list(scales.values()), list({(w.module, w.attribute, w.path): w for w in widths}.values())
+    return list(scales.values()), list({(w.module, w.attribute, w.path): w for w in widths}.values()), factors
 
 
 def _makers(followed: Followed) -> dict[Label, Record]:
@@ -91,10 +99,10 @@ def _main_input(record: Record) -> Label | None:
     return next((label for label in computed if label.from_input), computed[0] if computed else None)
 
 
-def _is_scaled(
+def _scaling(
     product: Record, head_dim: int, made: Mapping[Label, Record], readers: Mapping[Label, list[Record]]
-) -> bool:
-    """Whether something is multiplied by a power of head_dim between the writing layers and the softmax."""
+) -> Record | None:
+    """The operator, if any, that multiplies by a power of head_dim between the writing layers and the softmax."""
     factors = [head_dim**power for power in _POWERS]
 
     def multiplies(record: Record) -> bool:
@@ -103,22 +111,22 @@ def _is_scaled(
         )
 
     if multiplies(product):
-        return True
+        return product
     for operand in product.inputs[-2:]:
         label: Label | None = operand
         while label is not None and label in made and made[label].operator not in _WRITERS:
             if multiplies(made[label]):
-                return True
+                return made[label]
             label = _main_input(made[label])
     label = product.outputs[0]
     for _ in range(8):
         following = readers.get(label, [None])[0]
         if following is None or not following.outputs or following.operator in ("_softmax", "_safe_softmax"):
-            return False
+            return None
         if multiplies(following):
-            return True
+            return following
         label = following.outputs[0]
-    return False
+    return None
 
 
 def _path(label: Label, made: Mapping[Label, Record]) -> list[tuple[Record, Label]]:

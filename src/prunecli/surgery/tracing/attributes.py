@@ -24,7 +24,8 @@ def follows_its_tensors(module: nn.Module) -> bool:
     """Whether all widths among a module's attributes are those of its own tensors."""
     if hasattr(module, "normalized_shape"):
         return getattr(module, "weight", None) is not None
-    return isinstance(module, (_ConvNd, nn.Linear, _BatchNorm, nn.PReLU, nn.Embedding, nn.RNNBase))
+    plain = type(module).__module__.startswith("torch.nn.")  # a derived class may have attributes of its own
+    return plain and isinstance(module, (_ConvNd, nn.Linear, _BatchNorm, nn.PReLU, nn.Embedding, nn.RNNBase))
 
 
 def width_attributes(

@@ -24,11 +24,13 @@ class Reads:
     Attributes:
         places: Where values were read, with the module that read first.
         answer: A place and the number of the alternative to be given there instead of what was read.
+        decisions: Modules in which what is read may decide what runs, or how many results there are.
     """
 
     def __init__(self) -> None:
         self.places: dict[Place, str] = {}
         self.answer: tuple[Place, int] | None = None
+        self.decisions: list[str] = []
         self._tried: set[Place] = set()
         self._counts: dict[Place, int] = {}
 
@@ -45,7 +47,17 @@ class Reads:
 
     def noted(self, module: str) -> None:
         """Notes a read that decides on a number of results and has no other answer."""
-        self.places.setdefault(_place(), module)
+        self.decisions.append(module)
+
+    def ran(self, *, alike: bool) -> None:
+        """Notes that the network runs with the present answer.
+
+        Args:
+            alike: Whether it calls the same operators as before. Of a yes or no there is no third answer, so that nothing
+                depends on it then; other numbers may still decide.
+        """
+        if self.answer is not None and not (alike and self._counts[self.answer[0]] == 1):
+            self.decisions.append(self.places[self.answer[0]])
 
     def untried(self) -> Iterator[None]:
         """Sets one alternative after the other, of places that were not tried before."""

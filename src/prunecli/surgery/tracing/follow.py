@@ -150,8 +150,10 @@ def _follow_training(model: nn.Module, labels: Labels, inputs: Inputs) -> None:
 
 def _follow_branches(model: nn.Module, labels: Labels, inputs: Inputs) -> None:
     """Follows the branches that the inputs do not take."""
+    before = [record.operator for record in labels.records]
     for _ in labels.reads.untried():
-        _try_pass(model, labels, inputs)
+        if _try_pass(model, labels, inputs):
+            labels.reads.ran(alike=[record.operator for record in labels.records] == before)
 
 
 def _refuse_unreached(labels: Labels) -> None:
@@ -166,9 +168,9 @@ def _refuse_unreached(labels: Labels) -> None:
         for name, label in followed.parameters.items()
         if label.learned and label.source is not None and label.source[0] not in followed.met
     )
-    name = next(unmet, None) if labels.reads.places else None
+    name = next(unmet, None) if labels.reads.decisions else None
     if name is not None:
-        where = next(iter(labels.reads.places.values())) or "the model itself"
+        where = labels.reads.decisions[0] or "the model itself"
         raise DataDependentError(
             f"what {where} computes depends on the values of its input, and {name} was not reached: other inputs may "
             "reach it; prune a part with --only, or move the decision out of forward"

@@ -14,9 +14,14 @@ from prunecli.surgery.tracing.traced import Frozen
 
 STEM = "first layer (protected; --prune-stem to include it)"
 UNREACHED = "not reached by the forward pass"
+UNREACHED_UNTRAINED = (
+    "not reached by the forward pass, and the network does not run in training mode on these inputs, where it may be: "
+    "add what training needs, such as targets, to the example inputs"
+)
 UNREAD = "nothing reads its result, so no score can say which channels count"
 HEADS = "attention heads (--heads removes whole heads)"
 SINGLE = "it has one channel"
+RIVAL = "its channels are divided in two ways, of which one is taken elsewhere"
 UNWRITTEN = "no layer writes its channels alone"
 
 
@@ -35,7 +40,9 @@ def left_over(
             continue
         reached = any(_source(followed, weight) in followed.met for weight in weights)
         reason = _reason(followed, weights) if reached else UNREACHED
-        left_over.append(Frozen(name, width_of(module), reason))
+        if not reached and followed.training is None:
+            reason = UNREACHED_UNTRAINED
+        left_over.append(Frozen(name or own[0], width_of(module), reason))
     return left_over
 
 
@@ -49,7 +56,10 @@ def _reason(followed: Followed, weights: Sequence[str]) -> str:
     reasons = [leaf.reason for term in terms for leaf in leaves(term) if leaf.reason is not None and leaf.size > 1]
     if reasons:
         return next((reason for reason in reasons if reason == OUTPUT), reasons[0])
-    return HEADS if written else UNWRITTEN
+    heads = {leaf for term in followed.heads for leaf in leaves(term)}
+    if any(leaf in heads for term in terms for leaf in leaves(term)):
+        return HEADS
+    return RIVAL if written else UNWRITTEN
 
 
 def _written_dims(followed: Followed, name: str) -> list[int]:

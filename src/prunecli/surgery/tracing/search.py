@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from prunecli.surgery.axes import leaves
 from prunecli.surgery.groups import ChannelGroup
@@ -26,12 +26,14 @@ class Description:
         groups: What can shrink.
         frozen: Protected layers, with the reason.
         cuts: Positions at which one of several ways to cut a dimension was taken.
+        factors: For groups of head dimensions the operators of the run that multiply by a power of head_dim.
     """
 
     followed: Followed
     groups: list[ChannelGroup]
     frozen: list[Frozen]
     cuts: frozenset[Position] = frozenset()
+    factors: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 def workable(

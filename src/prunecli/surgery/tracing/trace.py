@@ -22,8 +22,10 @@ from prunecli.surgery.axes import freeze_position
 from prunecli.surgery.tracing.adapters import tie_known_modules
 from prunecli.surgery.tracing.attention import temperatures
 from prunecli.surgery.tracing.attributes import follows_its_tensors, width_attributes
+from prunecli.surgery.tracing.closures import refuse_closures
 from prunecli.surgery.tracing.emissions import with_emissions
 from prunecli.surgery.tracing.equations import settle
+from prunecli.surgery.tracing.factors import constant_factors
 from prunecli.surgery.tracing.follow import NotRunningError, follow
 from prunecli.surgery.tracing.grouping import groups_of, index_of
 from prunecli.surgery.tracing.labels import Followed
@@ -75,6 +77,7 @@ def trace(
 
         return trace_part(model, example_inputs, only, alone)
     _refuse_what_cannot_run(model)
+    refuse_closures(model)
     traced = converted(model, torch.float64).eval()
     inputs = cast_inputs(example_inputs, device="cpu", dtype=torch.float64)
     refuse_shared_storage(model, traced, inputs)
@@ -101,6 +104,10 @@ def trace(
         training_inputs = inputs if followed.training_samples == 1 else doubled_batch(inputs)
     trial = Trial(traced, inputs, training_inputs)
     answers, final = workable(trial, described, time_limit_s, assumptions)
+    constant = constant_factors(traced, inputs, followed, final.groups, final.factors)
+    if constant:
+        answers = replace(answers, constant=answers.constant.union(position_of(group) for group in constant))
+        final = described(answers)
     frozen = [*final.frozen, *left_over(traced, followed, final.groups, final.frozen)]
     return Trace(tuple(final.groups), tuple(frozen), followed, dtype, replace(answers, preferred=final.cuts))
 
@@ -158,7 +165,7 @@ def _describe(
     held = settle(followed.uses, followed.held)
     groups, frozen, cuts = groups_of(model, followed, assumptions.preferred, prune_stem=prune_stem, heads=heads)
     by_axis = {group.axis: group for group in groups if group.axis is not None}
-    scales, roots = temperatures(followed, by_axis, assumptions.constant)
+    scales, roots, factors = temperatures(followed, by_axis, assumptions.constant)
     widths = width_attributes(model, followed, held, by_axis)
     complete = [
         replace(
@@ -168,4 +175,4 @@ def _describe(
         )
         for group in groups
     ]
-    return Description(followed, with_emissions(model, followed, complete, index_of), frozen, cuts)
+    return Description(followed, with_emissions(model, followed, complete, index_of), frozen, cuts, factors)

@@ -16,7 +16,9 @@ from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.running import one_line, seeded, stack_names
 
-RUNTIME_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError, ZeroDivisionError, AttributeError)
+RUNTIME_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AssertionError, ArithmeticError, AttributeError,
+                  NameError, OSError, ImportError, StopIteration)  # fmt: skip
+"""What code of a network may raise when it meets other widths."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch import nn
 
 from prunecli.surgery.axes import Term
 from prunecli.surgery.removal.entries import is_record
+from prunecli.surgery.removal.settings import of_class
 
 _DEPTH = 4
 """How far into nested containers attributes are looked for."""
@@ -186,19 +187,12 @@ def watch_attributes(model: nn.Module, skip: Callable[[nn.Module], bool], equali
     for name, module in model.named_modules():
         if skip(module):
             continue
-        for attribute, value in (*_of_class(module), *vars(module).items()):
+        for attribute, value in (*of_class(module).items(), *vars(module).items()):
             if attribute in _OF_MODULE:
                 continue
             replaced = _watched(value, Read(name, attribute), equalities, seen, 0)
             if replaced is not value:
                 module.__dict__[attribute] = replaced
-
-
-def _of_class(module: nn.Module) -> list[tuple[str, int]]:
-    """Integers that a module's class defines, unless the module has its own."""
-    kinds = [kind for kind in reversed(type(module).__mro__) if kind.__module__.partition(".")[0] not in _LIBRARIES]
-    values = {name: value for kind in kinds for name, value in vars(kind).items() if type(value) is int}
-    return [(name, value) for name, value in values.items() if name not in vars(module) and name[:2] != "__"]
 
 
 _OF_MODULE = frozenset(vars(nn.Module()))
@@ -226,9 +220,9 @@ def _watched(value: Any, read: Read, equalities: list[Equality], seen: dict[int,
         if any(new is not old for new, old in zip(items, value, strict=True)):
             result = kind(items)
     elif kind is dict:
-        for key, item in list(value.items()):
-            if isinstance(key, str):
-                value[key] = inner(key, item)
+        result = {key: inner(key, item) if isinstance(key, (str, int)) else item for key, item in value.items()}
+        if all(result[key] is item for key, item in value.items()):
+            result = value
     elif isinstance(value, tuple) and hasattr(value, "_fields"):
         result = kind(*(inner(name, item) for name, item in zip(value._fields, value, strict=True)))
     elif _holds_settings(value):

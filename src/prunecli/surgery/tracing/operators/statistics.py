@@ -148,7 +148,7 @@ def _weight_norm(call: Call) -> None:
 _REDUCTIONS = (
     "mean", "sum", "nansum", "var", "std", "var_mean", "std_mean", "amax", "amin", "max", "min", "prod", "logsumexp",
     "norm", "linalg_vector_norm", "all", "any", "aminmax", "median", "nanmedian", "mode", "argmax", "argmin",
-    "count_nonzero",
+    "count_nonzero", "_is_all_true", "_is_any_true",
 )  # fmt: skip
 
 _POSITIONS = ("max", "min", "median", "nanmedian", "mode", "argmax", "argmin")
