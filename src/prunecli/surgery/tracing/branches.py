@@ -53,8 +53,8 @@ class Reads:
         """Notes that the network runs with the present answer.
 
         Args:
-            alike: Whether it calls the same operators as before. Of a yes or no there is no third answer, so that nothing
-                depends on it then; other numbers may still decide.
+            alike: Whether it calls the same operators as before. A yes or no has no third answer, so then nothing
+                depends on it; other numbers may still decide.
         """
         if self.answer is not None and not (alike and self._counts[self.answer[0]] == 1):
             self.decisions.append(self.places[self.answer[0]])
