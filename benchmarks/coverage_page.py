@@ -40,8 +40,8 @@ COLLECTED = """## Networks of other packages
 Written from `benchmarks/results/coverage_collections.jsonl`; `python benchmarks/coverage_collections.py` measures it:
 classes of transformers, diffusers, monai, segmentation_models_pytorch (`smp`) and nnU-Net's networks in small sizes,
 torchvision's and ultralytics' as they are, up to 30 million parameters. Each one has a process of its own and 60 s of
-processor time for pruning and as much for the checks. **too slow** means that it was ended before it was pruned.
-*Checks* are asked of the pruned network and of the original: restored into a newly built network with the same bits; a
+processor time for pruning and another 60 s for the checks. **too slow** means that it was ended before it was pruned.
+The *checks* run on the pruned network and on the original: restored into a newly built network with the same bits; a
 second input of another batch size, length or image size gives outputs of the same shapes, which equal those of the
 masked original; training mode gives the same shapes; the same parameters get gradients; `torch.export` works and
 computes the same. What the original cannot do is not counted. Failing one of them is **wrong**.

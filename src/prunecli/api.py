@@ -116,17 +116,12 @@ def _checked_network(model: Any) -> nn.Module:
     if quantised is not None:
         raise ModelError(f"{quantised or 'the model'} is quantised; prune the network before it is quantised")
     tensors = [tensor for module in model.modules() for tensor in output_tensors(vars(module))]
-    try:
-        copied(model, {id(tensor): tensor for tensor in tensors})  # without the tensors, which takes no time
-    except Exception as error:
-        raise ModelError(
-            f"a {kind} cannot be copied ({type(error).__name__}: {error}); {hint}, or take away what cannot be copied"
-        ) from error
+    copied(model, {id(tensor): tensor for tensor in tensors})  # without the tensors, which takes no time
     return model
 
 
 def _takes_mode(train: Callable[..., Any]) -> bool:
-    """Whether a `train` method switches the mode as that of torch does, whatever its argument is called."""
+    """Whether a `train` method sets the mode as torch's does, whatever the argument's name."""
     first = next(itertools.islice(inspect.signature(train).parameters.values(), 1, None), None)
     if first is None or first.kind in (first.KEYWORD_ONLY, first.VAR_KEYWORD):
         return False

@@ -28,7 +28,7 @@ def _covers(name: str, chosen: str) -> bool:
 
 
 def default_outputs(output: Any) -> tuple[str, ...] | None:
-    """Names of the outputs that somebody reads: scores, boxes and the like, or the last state of a base model.
+    """Names of the outputs that callers use: scores, boxes and the like, or the last state of a base model.
 
     None stands for all: where nothing says what an output is, and where there are no others.
     """

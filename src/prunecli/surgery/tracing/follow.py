@@ -235,8 +235,8 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return known.reads.answered(out, known.module)
         return out
 
-    def entered(self, name: str, args: Any) -> None:
-        """A module begins with these arguments."""
+    def entered(self, name: str) -> None:
+        """A module begins."""
         followed = self._labels.followed
         if name not in followed.order:
             followed.order.append(name)

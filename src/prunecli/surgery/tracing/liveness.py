@@ -1,4 +1,4 @@
-"""Which channels reach an output: what nobody reads is not free to go."""
+"""Which channels reach an output: those that no output depends on are left alone."""
 
 from __future__ import annotations
 

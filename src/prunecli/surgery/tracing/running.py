@@ -16,8 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 class ModuleListener(Protocol):
     """Follows which modules run."""
 
-    def entered(self, name: str, args: Any) -> None:
-        """A module begins with these arguments."""
+    def entered(self, name: str) -> None:
+        """A module begins."""
         ...
 
     def left(self, name: str, output: Any) -> None:
@@ -79,7 +79,7 @@ def stack_names(model: nn.Module, stack: list[str], listener: ModuleListener | N
         def hook(module: nn.Module, args: Any) -> None:
             stack.append(name)
             if listener is not None:
-                listener.entered(name, args)
+                listener.entered(name)
 
         return hook
 

@@ -44,7 +44,7 @@ def workable(
     Args:
         trial: Runs the model without some channels.
         describe: Describes the model under some assumptions.
-        time_limit_s: Seconds after which whatever still fails is frozen without looking for the group at fault.
+        time_limit_s: Seconds after which all groups that still fail are frozen without looking for the one at fault.
         start: Where to begin.
     """
     deadline = time.monotonic() + time_limit_s

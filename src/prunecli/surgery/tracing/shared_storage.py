@@ -18,7 +18,7 @@ def refuse_shared_storage(model: nn.Module, trial: nn.Module, inputs: Inputs) ->
 
     A parameter under several names is one tensor and stays one. Two tensors that are views of one storage become two
     weights in every copy and checkpoint: the result would be right until it is trained or restored. An attribute that
-    `forward` sets anew is harmless.
+    `forward` reassigns is harmless.
 
     Args:
         model: The network.

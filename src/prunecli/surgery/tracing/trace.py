@@ -9,7 +9,7 @@ actual removal.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -78,23 +78,8 @@ def trace(
         return trace_part(model, example_inputs, only, alone)
     _refuse_what_cannot_run(model)
     refuse_closures(model)
-    traced = converted(model, torch.float64).eval()
-    inputs = cast_inputs(example_inputs, device="cpu", dtype=torch.float64)
-    refuse_shared_storage(model, traced, inputs)
-    originals = {id(tensor): name for name, tensor in _named_tensors(model)}
-    dtype = torch.float64
-    try:
-        try:
-            followed = _followed(traced, inputs, outputs, originals)
-        except NotRunningError:  # in float64: the model casts to float32 inside
-            dtype = torch.float32
-            inputs = cast_inputs(inputs, dtype=dtype)
-            followed = _followed(traced.float(), inputs, outputs, originals)
-    except DataDependentError as error:
-        parts = [f"--only {name}" for name in parts_that_can_be_followed(traced, inputs)[:3]]
-        raise DataDependentError(
-            f"{error}; what can be pruned: {' or '.join(parts)}" if parts else str(error)
-        ) from error
+    run = _run(model, example_inputs, outputs)
+    traced, followed, inputs = run.model, run.followed, run.inputs
 
     def described(assumptions: Assumptions) -> Description:
         return _describe(traced, followed, assumptions, prune_stem=prune_stem, heads=heads)
@@ -109,7 +94,40 @@ def trace(
         answers = replace(answers, constant=answers.constant.union(position_of(group) for group in constant))
         final = described(answers)
     frozen = [*final.frozen, *left_over(traced, followed, final.groups, final.frozen)]
-    return Trace(tuple(final.groups), tuple(frozen), followed, dtype, replace(answers, preferred=final.cuts))
+    return Trace(tuple(final.groups), tuple(frozen), followed, run.dtype, replace(answers, preferred=final.cuts))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A copy of a network that was followed, its inputs, and what was learned."""
+
+    model: nn.Module
+    inputs: Inputs
+    dtype: torch.dtype
+    followed: Followed
+
+
+def _run(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None) -> _Run:
+    """Follows a copy in float64, or in float32 if it casts to that inside.
+
+    Raises:
+        DataDependentError: Values decide what runs; the message names parts that can be followed.
+        ModelError: It cannot be copied, or does not run on the inputs.
+    """
+    traced = converted(model, torch.float64).eval()
+    inputs = cast_inputs(example_inputs, device="cpu", dtype=torch.float64)
+    refuse_shared_storage(model, traced, inputs)
+    originals = {id(tensor): name for name, tensor in _named_tensors(model)}
+    try:
+        try:
+            return _Run(traced, inputs, torch.float64, _followed(traced, inputs, outputs, originals))
+        except NotRunningError:
+            inputs, single = cast_inputs(inputs, dtype=torch.float32), traced.float()
+            return _Run(single, inputs, torch.float32, _followed(single, inputs, outputs, originals))
+    except DataDependentError as error:
+        parts = [f"--only {name}" for name in parts_that_can_be_followed(traced, inputs)[:3]]
+        offer = f"; what can be pruned: {' or '.join(parts)}" if parts else ""
+        raise DataDependentError(f"{error}{offer}") from error
 
 
 def _followed(
@@ -143,7 +161,7 @@ def _refuse_what_cannot_run(model: nn.Module) -> None:
 def without(traced: Trace, faulty: Mapping[str, str]) -> Assumptions:
     """Assumptions for tracing again after removing some groups was found to differ from masking them.
 
-    Where a group's queries are rescaled, the guess that the code follows its head_dim may be wrong: it is withdrawn
+    Where a group's queries are rescaled, the assumption that the code's divisor follows head_dim is withdrawn
     first. Otherwise the group is frozen, for its reason.
     """
     assert traced.assumptions is not None
