@@ -15,6 +15,8 @@ from prunecli.inputs import Inputs, map_tensors, output_tensors
 
 _MANY_VALUES = 20_000
 """An input with at least this many values needs no more than the trials in evaluation and in training mode."""
+_MORE = 4
+"""More trials for inputs of fewer values."""
 _FEW = 3
 """A floating tensor with so few distinct values is a mask or a constant, and one number may be a time or a scale."""
 
@@ -30,7 +32,7 @@ def drawn_like(inputs: Inputs, least: int) -> list[Inputs]:
     """
     generator = torch.Generator().manual_seed(0)
     size = sum(tensor.numel() for tensor in output_tensors(inputs) if _is_drawn(tensor))
-    count = 0 if size == 0 else 8 if size < _MANY_VALUES else least
+    count = 0 if size == 0 else _MORE if size < _MANY_VALUES else least
     return [map_tensors(inputs, lambda tensor: _drawn(tensor, generator)) for _ in range(count)]
 
 
