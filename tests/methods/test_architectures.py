@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torchvision.models import VisionTransformer
 
+from prunecli.models.catalog import build
 from prunecli.studies.coverage import Coverage, cover
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.proof.verify import TOLERANCE, verify
@@ -21,17 +22,17 @@ from prunecli.surgery.tracing.traced import Trace
 from prunecli.surgery.tracing.trial import half_of
 
 QUICK = (
-    "test_resnet test_convnext3 test_byobnet test_efficientnet test_efficientnet_gn test_nfnet test_mambaout test_vit "
-    "test_vit3 test_vit4 levit_128s mobilevit_xxs xcit_nano_12_p16_224 mixer_s32_224 ghostnet_050 fastvit_t8 "
-    "poolformer_s12 efficientformer_l1 edgenext_xx_small pvt_v2_b0 mobilenetv3_small_050 convit_tiny mixnet_s"
+    "test_resnet test_byobnet test_efficientnet_gn test_nfnet test_vit3 levit_128s pvt_v2_b0 edgenext_xx_small "
+    "convit_tiny ghostnet_050"
 ).split()
 REQUIRED = (
+    "test_convnext3 test_efficientnet test_mambaout test_vit test_vit4 mobilevit_xxs xcit_nano_12_p16_224 "
+    "mixer_s32_224 fastvit_t8 poolformer_s12 efficientformer_l1 mobilenetv3_small_050 mixnet_s "
     "resnet50 resnext50_32x4d seresnet50 densenet121 vgg16_bn mobilenetv3_large_100 efficientnet_b0 regnety_008 "
     "convnext_tiny convnextv2_tiny inception_v4 hrnet_w18_small ghostnet_100 res2net50_26w_4s cspresnet50 nfnet_l0 "
     "repvgg_a2 vit_tiny_patch16_224 deit_tiny_distilled_patch16_224 deit3_small_patch16_224 beit_base_patch16_224 "
     "eva02_tiny_patch14_224 cait_xxs24_224 swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 pvt_v2_b1 mvitv2_tiny "
-    "mixer_s32_224 poolformer_s12 efficientformer_l1 mobilevit_xs xcit_nano_12_p16_224 coatnet_0_rw_224 "
-    "maxvit_tiny_tf_224 fastvit_t8 edgenext_small levit_128s"
+    "mobilevit_xs coatnet_0_rw_224 maxvit_tiny_tf_224 edgenext_small"
 ).split()
 OTHERS = ["torchvision:resnet50", "torchvision:vit_b_32", "torchvision:swin_t", "torchvision:deeplabv3_resnet50"]
 SEGFORMERS = ["segformer:b0", "segformer:b2"]
@@ -128,9 +129,10 @@ def test_a_clip_tower() -> None:
 
 
 def test_segformer() -> None:
-    entry = next(cover(["segformer:b0"]))
-    _is_right(entry)
-    assert entry.kept < 0.27
+    """On a small image; `test_large` has the usual one."""
+    model = build("segformer:b0").eval()
+    pruned, _ = _half(model, torch.randn(1, 3, 64, 64))
+    assert sum(p.numel() for p in pruned.parameters()) < 0.3 * sum(p.numel() for p in model.parameters())
 
 
 def test_feature_info_and_widths_of_the_model_follow() -> None:

@@ -117,7 +117,7 @@ def test_a_width_written_in_the_code_holds_its_layer_and_says_so() -> None:
     traced = trace(Reshaping(_set(), lambda m: 40), X)
     reasons = {frozen.name: frozen.reason for frozen in traced.frozen}
     assert {group.name for group in traced.groups} == {"c"}
-    assert "has its width 40 in its code" in reasons["b"]
+    assert "uses a plain number as its width (40; written in the code" in reasons["b"]
 
 
 def test_a_width_that_only_an_exporter_reads_follows() -> None:
