@@ -71,10 +71,9 @@ def _guilty(trial: Trial, description: Description, problem: Problem, *, late: b
         blamed = [group for group in groups if group.axis is not None and (id(group.axis), name) in written]
         if blamed:
             where = name or "the model itself"
-            reason = (
-                f"{where} uses a plain number as its width, written in the code or made in a way that cannot be watched"
-            )
-            return [(group, f"{reason} ({written[id(group.axis), name]})") for group in blamed]
+            why = "written in the code, or made in a way that cannot be watched"
+            numbers = ((group, written[id(group.axis), name]) for group in blamed)
+            return [(group, f"{where} uses a plain number as its width ({number}; {why})") for group, number in numbers]
     suspects = _suspects(groups, module)
     keep = half_of(groups)
     guilty = [] if late else [group for group in suspects if trial.first_problem([group], keep) is not None]
