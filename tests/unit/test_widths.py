@@ -304,3 +304,22 @@ def test_a_derived_layer_may_have_widths_of_its_own() -> None:
 
     result = prunecli.prune(Net().eval(), "l1", example_inputs=torch.randn(2, 5, 6), ratio=0.5)
     assert result.model.qkv.size < 8 and result.model.qkv.out_features == 12 * result.model.qkv.size
+
+
+def test_an_encoder_without_its_head_is_pruned() -> None:
+    import timm
+
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = timm.create_model("test_vit")
+            del self.encoder.head  # as packages do that use the body alone
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.encoder.forward_features(x).mean(1)
+
+    model = Body().eval()
+    with pytest.raises(AttributeError):
+        model.encoder.get_classifier()
+    traced = trace(model, torch.randn(1, 3, 160, 160))
+    assert {group.name for group in traced.groups} >= {"encoder.blocks.0.mlp.fc1"}

@@ -24,7 +24,10 @@ def tie(name: str, module: nn.Module, followed: Followed) -> None:
 
 
 def _read_by_classifier(name: str, module: Any, followed: Followed) -> Iterator[Term]:
-    classifier = module.get_classifier()
+    try:
+        classifier = module.get_classifier()
+    except AttributeError:  # an encoder whose head was taken off
+        return
     for path, layer in module.named_modules():
         heads = classifier if isinstance(classifier, (tuple, list)) else (classifier,)
         if isinstance(layer, (nn.Linear, nn.Conv2d)) and any(layer is head for head in heads):
