@@ -121,3 +121,18 @@ def test_conversion_keeps_ties_and_what_is_no_float() -> None:
     exact = converted(model.half(), torch.float64)
     assert exact[1].weight is exact[0].weight and exact[0].weight.dtype == torch.float64
     assert exact[2].num_batches_tracked.dtype == torch.int64 and model[0].weight.dtype == torch.float16
+
+
+def test_pruning_in_training_mode_leaves_the_state_of_parametrisations_alone() -> None:
+    """Looking at a spectrally normalised weight in training mode takes a step of its power iteration."""
+    layers = [nn.utils.parametrizations.spectral_norm(nn.Conv2d(3 if i == 0 else 16, 16, 3)) for i in range(3)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(2)).train()
+    x = torch.randn(2, 3, 8, 8)
+    model(x)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    result = prunecli.prune(model, "l1", example_inputs=x, ratio=0.5)
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
+    edit = next(edit for edit in result.report.edits if any(layer.startswith("1.") for layer in edit.layers))
+    kept = torch.tensor(edit.keep_indices)
+    pruned = result.model[1].parametrizations.weight[0]  # type: ignore[index,union-attr]
+    assert torch.equal(pruned._u, before["1.parametrizations.weight.0._u"][kept])

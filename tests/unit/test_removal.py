@@ -334,7 +334,7 @@ def test_shared_objects_change_once_and_every_change_is_listed() -> None:
     assert (model.config.width, model.sizes, Configured.sizes, int(model.count)) == (10, [5, 10], [5, 32], 10)
     assert "count" in model._buffers
     assert AttributeChange("", "config", ("width",), 32, 10) in changes
-    assert AttributeChange("first", "out_features", (), 32, 10) in changes
+    assert AttributeChange("first", "out_features", (), 32, 10, repeats=True) in changes
     assert AttributeChange("", "count", (), 32, 10) in changes
     recorded = attribute_differences(fresh, model)
     assert recorded[""]["config"] == {"width": 10}

@@ -28,7 +28,6 @@ from prunecli.methods.selection import ratios_by_group, with_scope
 from prunecli.methods.targets import Ruler, target_of
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.proof.verify import faulty_groups, verify
-from prunecli.surgery.removal.known_layers import own_widths
 from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
 from prunecli.surgery.removal.slice import AttributeChange, kept_positions, make_contiguous, remove
 from prunecli.surgery.tracing.trace import without
@@ -152,7 +151,7 @@ class _Run:
         self._edits += edits
         for change in changes:
             first = self._attributes.get(change.name, change)
-            if change.attribute not in own_widths(pruned.get_submodule(change.module)):
+            if not change.repeats:
                 self._attributes[change.name] = replace(change, old=first.old)
         self._left |= {group.name: len(keep[group.name]) * group.channels_per_unit for group in groups}
         return kept

@@ -80,7 +80,8 @@ def _run(model: nn.Module, followed: Followed, kept: ChannelMasks, inputs: Input
 
 def _other_operators() -> OtherOperatorsError:
     return OtherOperatorsError(
-        "the model calls other operators than when it was traced, so it cannot be verified; nothing was saved"
+        "the model calls other operators than when it was traced, as values decide which, so it cannot be verified; "
+        "nothing was saved; prune a part with --only"
     )
 
 

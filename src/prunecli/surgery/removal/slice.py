@@ -29,6 +29,7 @@ class AttributeChange:
         path: Indices, keys and attribute names that lead to the entry, empty for a plain number.
         old: The value before.
         new: The value after.
+        repeats: Whether it only repeats the shape of a tensor of the same layer, such as `out_channels`.
     """
 
     module: str
@@ -36,6 +37,7 @@ class AttributeChange:
     path: tuple[int | str, ...]
     old: Any
     new: Any
+    repeats: bool = False
 
     @property
     def name(self) -> str:
@@ -185,7 +187,7 @@ def _sync_widths(name: str, module: nn.Module) -> Iterator[AttributeChange]:
         old = getattr(module, attribute)
         if old != value:
             object.__setattr__(module, attribute, value)
-            yield AttributeChange(name, attribute, (), old, value)
+            yield AttributeChange(name, attribute, (), old, value, repeats=True)
 
 
 def _computed_widths(module: nn.Module) -> dict[str, Any]:
