@@ -25,6 +25,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from prunecli.data.catalog import load_data
 from prunecli.data.images import BadImages, read_image
 from prunecli.data.loader import Batches, evaluation_batches, training_batches
+from prunecli.data.masks import MaskSplit
 from prunecli.data.preparation import Augmentation, Preprocessing
 from prunecli.data.splits import FileSplit, Split, hold_out
 from prunecli.engine.evaluate import evaluate
@@ -192,7 +193,13 @@ def test_a_wrong_number_in_a_mask_is_never_left_out(tmp_path: Path) -> None:
         _jpeg(tmp_path / "images" / f"{place}.png")
         Image.fromarray(np.full((40, 30), place, dtype=np.uint8)).save(tmp_path / "masks" / f"{place}.png")
     (tmp_path / "classes.txt").write_text("one\ntwo\n")
+    with pytest.raises(DataError, match="not one of 2 classes"):
+        load_data(f"segmentation:{tmp_path}")
+    for mask in (tmp_path / "masks").iterdir():
+        Image.fromarray(np.full((40, 30), int(mask.stem) % 2, dtype=np.uint8)).save(mask)
     data = load_data(f"segmentation:{tmp_path}")
+    assert isinstance(data.test, MaskSplit)
+    Image.fromarray(np.full((40, 30), 7, dtype=np.uint8)).save(data.test.masks[0])  # after the masks were looked at
     with pytest.raises(DataError, match="not one of 2 classes"):
         list(evaluation_batches(data.test, PREPROCESSING, 4, 1, bad=BadImages(9)))
 

@@ -257,6 +257,9 @@ def test_tables_reach_the_log_and_the_screen(tmp_path: Path) -> None:
 
         warn = note
 
+        def aside(self, table: Table) -> None:
+            pass
+
         def live(self, table: Table) -> None:
             self.tables.append(table)
 

@@ -62,6 +62,7 @@ def test_a_wrong_reference_gets_the_nearest(ref: str, hint: str) -> None:
         ("timm:convnext_atto", {}),
         ("torchvision:resnet18", {"num_classes": 3}),
         ("torchvision:squeezenet1_1", {"num_classes": 4}),
+        ("torchvision:regnet_y_400mf", {"num_classes": 3}),  # not built on the meta device
     ],
 )
 def test_class_count_and_channels_are_read_from_the_weights(ref: str, kwargs: dict[str, int]) -> None:

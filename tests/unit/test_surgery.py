@@ -12,7 +12,7 @@ from torch import nn
 
 from prunecli.errors import MethodError, VerificationError
 from prunecli.surgery.groups import tie_units
-from prunecli.surgery.proof.verify import SINGLE_TOLERANCE, TOLERANCE, faulty_groups, verify
+from prunecli.surgery.proof.verify import SINGLE_TOLERANCE, TOLERANCE, NotComparableError, faulty_groups, verify
 from prunecli.surgery.removal.recalibrate import recalibrate_batchnorm
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.trace import trace
@@ -124,6 +124,19 @@ def test_a_network_that_is_not_finite_is_not_verified() -> None:
     pruned, traced, keep = _pruned(model)
     with pytest.raises(VerificationError, match="not finite"):
         verify(model, pruned, traced, keep, example() * float("nan"))
+
+
+def test_a_network_that_is_always_zero_cannot_be_compared_and_no_group_is_blamed() -> None:
+    class Silent(Plain):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 0
+
+    model = Silent().eval()
+    pruned, traced, keep = _pruned(model)
+    with pytest.raises(NotComparableError, match=r"output is zero for every input tried.*--only"):
+        verify(model, pruned, traced, keep, example())
+    with pytest.raises(NotComparableError):
+        faulty_groups(model, traced, keep, example())
 
 
 def test_a_network_that_casts_inside_is_compared_in_single_precision() -> None:

@@ -160,6 +160,14 @@ class Untouched(_Strict):
     reason: str
 
 
+class UsedLabel(_Strict):
+    """What one value in masks meant: a number, or a colour as "red,green,blue"; no name stands for void."""
+
+    value: str = Field(pattern=r"^\d{1,5}$|^\d{1,3}(,\d{1,3}){2}$")
+    name: str | None = Field(max_length=200)
+    share: float = Field(ge=0, le=1)
+
+
 class UsedData(_Strict):
     """The images that a stage used."""
 
@@ -167,6 +175,15 @@ class UsedData(_Strict):
     split: str = "train"
     images: int = 0
     fingerprint: str = ""
+    labels: list[UsedLabel] = Field(default_factory=list)
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Images without masks have no labels, and their files no field for them."""
+        content: dict[str, Any] = handler(self)
+        if not self.labels:
+            content.pop("labels", None)
+        return content
 
 
 class Step(_Strict):

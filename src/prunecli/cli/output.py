@@ -68,6 +68,11 @@ class Output:
         if self.mode == "json":
             print(json.dumps(document, indent=2, allow_nan=False))
 
+    def aside(self, table: Table) -> None:
+        """A table on stderr, in human mode alone."""
+        if self.mode == "human":
+            _console(sys.stderr).print(_drawn(table))
+
     def live(self, table: Table) -> None:
         """A table below the bar that is drawn, in place of the last one of its title; elsewhere nothing."""
         if self._bar is not None:

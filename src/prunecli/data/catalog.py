@@ -14,6 +14,7 @@ from prunecli.errors import DataError, unknown
 from prunecli.registry import Registry
 
 if TYPE_CHECKING:
+    from prunecli.data.mask_labels import MaskReading
     from prunecli.data.splits import ImageData
 
 _SampleKind: TypeAlias = Literal["images", "recordings"]
@@ -56,6 +57,7 @@ class _Entry:
     argument: Literal["none", "required", "optional"] = "none"
 
 
+_MASKS = "segmentation"
 _EVENTS = "prunecli.data.event_sets"
 _BUILT_IN: dict[str, _Entry] = {
     "digits": _Entry("prunecli.data.digits", "1,797 digits of 8x8 pixels from scikit-learn; nothing to download"),
@@ -101,19 +103,28 @@ def default_root() -> Path:
     return Path(os.environ.get("PRUNE_DATA") or "~/.cache/prune/data").expanduser()
 
 
-def load_data(name: str, root: Path | None = None, *, download: bool = False) -> ImageData:
+def load_data(
+    name: str, root: Path | None = None, *, download: bool = False, masks: MaskReading | None = None
+) -> ImageData:
     """Loads a data set by name, or `folder:PATH` and the like, or a path ending in .npz.
 
     Args:
         name: For instance "cifar10".
         root: Where named sets lie, and what `folder` and the like read without a path; default `default_root()`.
         download: Whether a missing set may be fetched, where torchvision knows how.
+        masks: What the values in masks mean, where the set has masks in files.
 
     Raises:
-        DataError: There is no such set, or it is missing or damaged.
+        DataError: There is no such set, it has no masks to read in another way, or it is missing or damaged.
     """
     known, argument = find_data(name)
     folder = root or default_root()
+    if known == _MASKS:
+        from prunecli.data import segmentation
+
+        return segmentation.load(argument or str(folder.absolute()), folder, download, masks)
+    if masks is not None and masks.declared:
+        raise DataError(f"{name}: --classes, --void and --reduce-zero-label are for masks: {_MASKS}:PATH")
     module = DATASETS.load(known)
     if known in _BUILT_IN:
         return module.load(argument or str(folder.absolute()), folder, download)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,28 +15,28 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from prunecli.data.images import image_bytes, read_image
+from prunecli.data.label_map import VOID, LabelMap
+from prunecli.data.mask_survey import mask_values
 from prunecli.data.splits import digest
 from prunecli.errors import DataError
 
-VOID = 255
-"""Class index of pixels that losses and figures ignore."""
 _SCALES = (0.5, 2.0)
 """Training images are scaled by a random factor in this range before they are cropped, as is usual."""
 
 
 @dataclass(frozen=True, eq=False)
 class MaskSplit:
-    """Image files, each with a mask file of class numbers.
+    """Image files, each with a mask file.
 
     Attributes:
         images: Image files.
         masks: Their masks, in the same order.
-        classes: Class index of each number from 0 to 255; `VOID`, or -1 for a number that must not occur, shape (256,).
+        label_map: What the values in masks mean.
     """
 
     images: tuple[Path, ...]
     masks: tuple[Path, ...]
-    classes: NDArray[np.int16]
+    label_map: LabelMap
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -59,15 +58,7 @@ class MaskSplit:
             DataError: The file is not a mask, or has a number that is not a class.
         """
         path = self.masks[index]
-        numbers = mask_numbers(path)
-        highest = int(numbers.max(initial=0))
-        mapped = self.classes[np.minimum(numbers, 255)]
-        if highest > 255 or (mapped < 0).any():
-            wrong = highest if highest > 255 else int(numbers[mapped < 0].min())
-            count = len(np.unique(self.classes[(self.classes >= 0) & (self.classes != VOID)]))
-            raise DataError(f"{path}: holds the number {wrong}, which is not one of {count} classes; correct the mask")
-        mask: NDArray[np.uint8] = mapped.astype(np.uint8)
-        return mask
+        return self.label_map.classes_of(mask_values(path, colored=self.label_map.colored), path)
 
     def pair(self, index: int) -> tuple[Image.Image, NDArray[np.uint8]]:
         """Image and mask at `index`.
@@ -84,29 +75,12 @@ class MaskSplit:
 
     def subset(self, indices: NDArray[np.int64]) -> MaskSplit:
         """The pairs at `indices`."""
-        return MaskSplit(
-            tuple(self.images[i] for i in indices), tuple(self.masks[i] for i in indices), classes=self.classes
-        )
+        return MaskSplit(tuple(self.images[i] for i in indices), tuple(self.masks[i] for i in indices), self.label_map)
 
     def fingerprint(self) -> str:
-        """Hash of file names, file sizes and the meaning of numbers; pixels are not read."""
+        """Hash of file names, file sizes and the meaning of values; pixels are not read."""
         files = [f"{path.name} {image_bytes(path)}" for path in (*self.images, *self.masks)]
-        return digest("\n".join(files).encode(), self.classes.tobytes())
-
-
-def mask_numbers(path: Path) -> NDArray[Any]:
-    """The numbers in a mask file, shape (height, width).
-
-    Raises:
-        DataError: It is not an image with one channel.
-    """
-    opened = read_image(path)
-    numbers = np.asarray(opened)  # indices, not colours, of a palette image
-    if opened.mode == "1":
-        return numbers.astype(np.uint8)
-    if numbers.ndim != 2 or not np.issubdtype(numbers.dtype, np.integer):
-        raise DataError(f"{path}: is a {opened.mode} image; a mask has one channel with a class number for each pixel")
-    return numbers
+        return digest("\n".join(files).encode(), self.label_map.codes.tobytes(), self.label_map.indices.tobytes())
 
 
 class MaskDataset(Dataset[tuple[Tensor, Tensor]]):

@@ -154,6 +154,21 @@ def digest(*parts: Any) -> str:
     return hashed.hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class MaskLabel:
+    """What one value in masks means.
+
+    Attributes:
+        value: The number, or the colour as "red,green,blue".
+        name: Its class; None: void.
+        share: Share of the pixels of all masks that were looked at.
+    """
+
+    value: str
+    name: str | None
+    share: float
+
+
 @dataclass(frozen=True, eq=False)
 class ImageData:
     """A data set. Decisions are made on `validation`, which comes from the training images; `test` is for eval alone.
@@ -176,6 +191,7 @@ class ImageData:
         missing: Error message of whoever needs the training images, where their files are missing; the test images can
             be used without them.
         notes: What the user should know about how the files were read, a line each.
+        labels: What values in masks mean, and how common they are.
     """
 
     name: str
@@ -193,6 +209,7 @@ class ImageData:
     samples: Literal["images", "recordings"] = "images"
     missing: str = ""
     notes: tuple[str, ...] = ()
+    labels: tuple[MaskLabel, ...] = ()
 
     @property
     def num_classes(self) -> int:

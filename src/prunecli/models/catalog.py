@@ -64,7 +64,7 @@ def build(ref: str, *, pretrained: bool = False, meta: bool = False, **kwargs: A
     Args:
         ref: "source:name".
         pretrained: Whether to fetch published weights.
-        meta: Whether to build on the meta device, without memory for weights.
+        meta: Whether to build on the meta device, without memory for weights, where its code runs there.
         **kwargs: num_classes, in_chans and whatever else the source takes.
 
     Raises:
@@ -82,6 +82,8 @@ def build(ref: str, *, pretrained: bool = False, meta: bool = False, **kwargs: A
     except ModelError:
         raise  # its message is already complete
     except Exception as error:
+        if meta:  # torchvision's RegNet reads tensors while it is built
+            return build(ref, **kwargs)
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{ref} cannot be built with {kwargs or 'its defaults'}: {first}") from error
 
@@ -106,10 +108,7 @@ def input_spec(ref: str, model: nn.Module) -> tuple[tuple[int, int] | None, Inpu
 
 def rebuild_dense(architecture: Architecture) -> nn.Module:
     """Builds the dense network a manifest names, on the meta device where the architecture allows it."""
-    try:
-        return build_dense(architecture, meta=True)
-    except ModelError:
-        return build_dense(architecture)
+    return build_dense(architecture, meta=True)
 
 
 def build_dense(architecture: Architecture, *, meta: bool = False) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Any
 
 from prunecli.checkpoint.confinement import stays_inside
 from prunecli.checkpoint.io import file_sha256
-from prunecli.checkpoint.manifest import InputNormalisation, Step, UsedData, as_json
+from prunecli.checkpoint.manifest import InputNormalisation, Step, UsedData, UsedLabel, as_json
 from prunecli.data.splits import Split
 from prunecli.errors import ModelError
 from prunecli.measure.environment import library_versions
@@ -41,6 +41,7 @@ class Lineage:
                 split=split_name,
                 images=len(split.labels),
                 fingerprint=split.fingerprint(),
+                labels=[UsedLabel(**dataclasses.asdict(label)) for label in self._state.data().labels],
             )
         binning = self._inputs.binning() if split is not None else None
         frames = {"binning": dataclasses.asdict(binning)} if binning is not None else {}

@@ -23,6 +23,10 @@ class Sink(Protocol):
         """One line about something unexpected."""
         ...
 
+    def aside(self, table: Table) -> None:
+        """A table for a person that is no result."""
+        ...
+
     def live(self, table: Table) -> None:
         """A live table below the progress bar, replacing the last one with that title; ignored without a bar."""
         ...

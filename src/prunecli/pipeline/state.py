@@ -11,7 +11,8 @@ import torch
 from prunecli.checkpoint.confinement import stays_inside
 from prunecli.data.catalog import default_root, load_data
 from prunecli.data.images import BadImages
-from prunecli.data.splits import ImageData, Split, hold_out
+from prunecli.data.mask_labels import MaskReading, parse_void
+from prunecli.data.splits import ImageData, MaskLabel, Split, hold_out
 from prunecli.engine.device import pick_device, seed_everything
 from prunecli.errors import DataError, RecipeError
 from prunecli.models.catalog import classes_are_texts
@@ -96,7 +97,8 @@ class RunState:
             if name is None:
                 raise DataError("no data set: name one with --data, for instance --data cifar10")
             section = self.recipe.data
-            self._data = hold_out(load_data(name, self._data_root(), download=section.download), section.val_fraction)
+            data = load_data(name, self._data_root(), download=section.download, masks=self._mask_reading(name))
+            self._data = hold_out(data, section.val_fraction)
             for note in self._data.notes:
                 self.sink.note(note)
         return self._data
@@ -171,6 +173,16 @@ class RunState:
                 f"the checkpoint was last used with {name}, outside this folder: name it with --data {name}"
             )
         return name
+
+    def _mask_reading(self, name: str) -> MaskReading:
+        """What the user says about masks, else what they meant when the current network was trained on them."""
+        section = self.recipe.data
+        said = MaskReading(section.classes, parse_void(section.void), section.reduce_zero_label)
+        if said.declared or self.loaded is None:
+            return said
+        used = (step.data for step in reversed(self.loaded.manifest.history) if step.data is not None)
+        labels = next((data.labels for data in used if data.name == name), ())
+        return MaskReading(recorded=tuple(MaskLabel(row.value, row.name, row.share) for row in labels))
 
     def _data_root(self) -> Path:
         section = self.recipe.data

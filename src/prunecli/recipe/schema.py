@@ -76,6 +76,17 @@ class DataSection:
             "What classes are called in prompts: a file with one name on each line, or a JSON list; default: built in."
         ),
     ] = None
+    classes: Annotated[
+        str | None,
+        Doc(
+            "Classes of masks: a file (a name on each line, or `number: name`, or `red,green,blue: name`), camvid, "
+            "voc, ade20k, or numbers (counted from 0); default: PATH/classes.txt, else what layout and masks suggest."
+        ),
+    ] = None
+    void: Annotated[
+        str | int | None, Doc("Numbers in masks that are no class, such as 255 or 0,255; none; default: 255.")
+    ] = None
+    reduce_zero_label: Annotated[bool, Doc("In masks 0 is void and 1 the first class.")] = False
     templates: Annotated[
         str | None,
         Doc("Prompts for networks with a text tower, {} or {c} for the class: a file like that; default: built in."),

@@ -17,6 +17,7 @@ from prunecli.studies.candidates import Candidate, candidate, parameters_of
 from prunecli.studies.independent_checks import Check, independent_checks
 from prunecli.studies.peer import LIMIT_S, Peer, try_torch_pruning
 from prunecli.studies.shares import held_share, implied_share, kinds_of_reasons, most_common_reason
+from prunecli.surgery.proof.verify import NotComparableError
 
 Status = Literal["right", "refused", "wrong", "too large", "too slow"]
 _RATIO = 0.5
@@ -132,6 +133,8 @@ def _pruned(tried: Candidate, request: PruneRequest) -> PruneResult | Coverage:
     ref = tried.network.name
     try:
         return prune_model(tried.model, tried.manifest, request)
+    except NotComparableError as error:
+        return Coverage(ref, "refused", reason=_first_line(error))
     except VerificationError as error:
         return Coverage(ref, "wrong", reason=_first_line(error))
     except (ModelError, MethodError) as error:

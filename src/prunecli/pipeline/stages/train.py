@@ -28,6 +28,7 @@ from prunecli.pipeline.resumption import identity_of, room_for, saved_states
 from prunecli.pipeline.state import DEFAULT_DATA
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import FinetuneStage, TrainStage
+from prunecli.report.mask_tables import label_table
 from prunecli.report.numbers import fixed
 from prunecli.report.table import Table
 
@@ -97,6 +98,8 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
     if teacher is not None:
         _check_teacher(space, space.judging.classifier(teacher.model))
         learned_from = {"teacher's sha256": teacher.sha256}
+    if data.labels:
+        space.sink.aside(label_table((label.value, label.name, label.share) for label in data.labels))
     step = space.lineage.step(stage.stage, _settings(stage), split=split)
     train = space.inputs.training(split, stage)
     validation = space.inputs.batches(data.validation) if data.validation is not None else None

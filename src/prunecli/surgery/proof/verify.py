@@ -158,7 +158,8 @@ def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, 
     """The largest difference over all trials with outputs that are not all zero.
 
     Raises:
-        VerificationError: Nothing can be compared.
+        VerificationError: The networks do not compute the same outputs.
+        NotComparableError: Every output is zero.
     """
     assert traced.followed is not None
     trains = traced.followed.training is not None
@@ -183,9 +184,9 @@ def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, 
             if trial is inputs:
                 raise
     if not differences:
-        raise VerificationError(
+        raise NotComparableError(
             "the network's output is zero for every input tried, so nothing can be compared; give example inputs on "
-            "which it is not"
+            "which it is not, or prune a part with --only"
         )
     return max(differences)
 
