@@ -366,3 +366,14 @@ def _lists(value: Any) -> Iterator[list[Any]]:
     elif isinstance(value, (Mapping, tuple)):
         for item in (_entries(value) or {}).values():
             yield from _lists(item)
+
+
+def input_channels(model: nn.Module) -> int:
+    """Channels of the images that a network takes: those its first convolution reads; 3 for a network without one."""
+    folded = 1
+    for module in model.modules():
+        if type(module).__name__ == "SpaceToDepth":  # timm's TResNet folds squares of pixels into channels first
+            folded = int(getattr(module, "bs", 1)) ** 2
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            return module.in_channels // folded
+    return 3

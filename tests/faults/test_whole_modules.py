@@ -202,7 +202,7 @@ def test_a_class_that_nothing_fits_is_named(tmp_path: Path, prune: Prune) -> Non
     assert done.code == 2 and done.err.count("\n") == 1
     assert "pickles a 'torch.nn.modules.container.Sequential'" in done.err and "--arch source:name" in done.err
     with pytest.raises(ModelError, match=r"pickles a 'a\.B'"):
-        identify({"w": torch.ones(2)}, tmp_path / "x.pt", "a.B")
+        identify({"w": torch.ones(2)}, tmp_path / "x.pt", ForeignWeights({}, "a.B"))
 
 
 class _Odd(nn.Module):

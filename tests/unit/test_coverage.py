@@ -25,7 +25,8 @@ from prunecli.studies.collections.index import COLLECTIONS
 from prunecli.studies.collections.network import Collection, Network
 from prunecli.studies.coverage import Coverage, attempt, cover
 from prunecli.studies.independent_checks import Check, independent_checks
-from prunecli.studies.shares import kind_of
+from prunecli.studies.shares import held_share, kind_of, kinds_of_reasons
+from prunecli.surgery.tracing.trace import trace
 from tests.unit.networks import Plain
 
 
@@ -175,6 +176,23 @@ print([package for package in packages if package in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+def test_parameters_that_no_layer_holds_have_their_share() -> None:
+    class Token(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.token, self.last = nn.Linear(4, 6), nn.Parameter(torch.ones(1, 1, 6)), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            joined = torch.cat([self.token.expand(len(x), -1, -1), self.first(x)], 1)
+            picked: Tensor = self.last(joined.flip(2))
+            return picked
+
+    model = Token().eval()
+    traced = trace(model, torch.randn(2, 3, 4))
+    assert "token" in {entry.name for entry in traced.frozen}
+    assert held_share(model, traced) > 0 and sum(kinds_of_reasons(model, traced).values()) > 0
 
 
 def test_how_many_networks_there_are() -> None:

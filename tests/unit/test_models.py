@@ -13,6 +13,7 @@ from torch import nn
 
 import prunecli
 from prunecli.errors import MethodError, ModelError
+from prunecli.inputs import input_channels
 from prunecli.models.catalog import build, input_spec, source_names, split_reference
 from prunecli.models.index import SOURCES, known_references
 from prunecli.models.loading import load_file, load_reference, restore, save
@@ -68,7 +69,7 @@ def test_a_wrong_reference_gets_the_nearest(ref: str, hint: str) -> None:
 def test_class_count_and_channels_are_read_from_the_weights(ref: str, kwargs: dict[str, int]) -> None:
     state = build(ref, **kwargs).state_dict()
     assert architecture_for(ref, state, HERE).kwargs == kwargs
-    identified = identify(state, HERE)
+    identified = identify(state, HERE.with_stem(ref.partition(":")[2]))
     assert ref in (identified.architecture.ref, *identified.also)
     assert identified.architecture.kwargs == kwargs
 
@@ -92,6 +93,10 @@ def test_live_models_are_recognised() -> None:
     assert recognise(torchvision.models.resnet18(num_classes=4)).ref == "torchvision:resnet18"
     assert recognise(build("cifar:resnet20", in_chans=1)).kwargs == {"in_chans": 1}
     assert recognise(Plain()).ref == ""
+
+
+def test_pixels_that_are_folded_into_channels_are_no_channels_of_the_image() -> None:
+    assert input_channels(timm.create_model("tresnet_m")) == 3 == input_channels(timm.create_model("resnet18"))
 
 
 def test_input_specs_say_how_images_are_prepared() -> None:

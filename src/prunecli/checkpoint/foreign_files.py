@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from prunecli.checkpoint.archive import Damaged
 from prunecli.checkpoint.finite import check_finite
-from prunecli.checkpoint.inert import Inert, class_path, is_module, state_dict_of
+from prunecli.checkpoint.inert import Plain, StoredModule
 from prunecli.checkpoint.io import read_tensors
 from prunecli.checkpoint.kinds import open_weights, refusal
 from prunecli.checkpoint.records import printable
 from prunecli.checkpoint.torch_files import read_torch_file
+from prunecli.checkpoint.weight_sets import choose_weights, settings_in
 from prunecli.errors import ModelError
 
-_WRAPPERS = ("model_ema", "state_dict_ema", "state_dict", "model_state_dict", "model", "module", "net", "params")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
-_MAX_WRAPPERS = 8
+_EXTRAS = ("n_averaged", "total_ops", "total_params")
+"""What torch's AveragedModel and thop's counters leave among the tensors, by their last names."""
+_LOSSES = ("criterion.", "loss.", "loss_fn.", "loss_fun.")
 _MAX_NAME = 1024
 
 
@@ -31,13 +32,38 @@ class ForeignWeights:
     Attributes:
         tensors: The state dict.
         class_path: The class of a model pickled as a whole, for instance "torchvision.models.resnet.ResNet".
+        modules: Class and settings of the modules of such a model, by name.
+        settings: Numbers and words in the file beside its weights.
+        notes: What the user should know about what was taken.
     """
 
     tensors: dict[str, Tensor]
     class_path: str | None = None
+    modules: Mapping[str, StoredModule] = field(default_factory=dict)
+    settings: Mapping[str, Plain] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def without_prefix(self, prefix: str) -> ForeignWeights:
+        """The weights under `prefix`, without it."""
+        return replace(
+            self,
+            tensors={n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)},
+            modules={
+                f"{name}.".removeprefix(prefix).removesuffix("."): module
+                for name, module in self.modules.items()
+                if f"{name}.".startswith(prefix)
+            },
+        )
+
+    def common_prefix(self) -> str | None:
+        """The first part of all names, with its dot; None if they differ."""
+        first = {name.partition(".")[0] if "." in name else "" for name in self.tensors}
+        return f"{first.pop()}." if len(first) == 1 and "" not in first else None
 
 
-def read_foreign(path: Path, *, allow_nonfinite: bool = False) -> ForeignWeights:
+def read_foreign(
+    path: Path, *, key: str | None = None, prefix: str | None = None, allow_nonfinite: bool = False
+) -> ForeignWeights:
     """Reads weights from a safetensors file or one of torch.save that holds a state dict or a whole model.
 
     Nested dictionaries (`state_dict`, `model`, `model_ema` and the like) are unwrapped, exponential averages first,
@@ -46,75 +72,70 @@ def read_foreign(path: Path, *, allow_nonfinite: bool = False) -> ForeignWeights
 
     Args:
         path: The file; its name does not matter.
+        key: Which set of weights in the file, by its keys joined by dots.
+        prefix: Take only tensors whose names begin with this, without it.
         allow_nonfinite: Whether tensors may hold NaN or infinity.
 
     Raises:
-        ModelError: The file holds no state dict, is damaged, or claims more than it holds.
+        ModelError: The file holds no state dict, or several, is damaged, or claims more than it holds.
     """
     with open_weights(path) as (file, kind):
         if kind == "safetensors":
+            if key is not None:
+                raise ModelError(f"{path}: --weights-key is for files of torch.save; a safetensors file has one set")
             weights = ForeignWeights(read_tensors(path))
         else:
-            weights = _unwrap(read_torch_file(file, path, legacy=kind == "legacy"), path)
+            content = read_torch_file(file, path, legacy=kind == "legacy")
+            chosen, notes = choose_weights(content, path, key)
+            weights = ForeignWeights(
+                chosen.tensors, chosen.class_path, chosen.modules or {}, settings_in(content), notes
+            )
     if not weights.tensors:
         raise ModelError(f"{path}: holds no tensors; give a file of weights")
-    tensors = _without_prefixes(weights.tensors)
-    for name, tensor in tensors.items():
+    weights = _only(weights, prefix, path) if prefix is not None else _without_prefixes(_without_extras(weights))
+    for name, tensor in weights.tensors.items():
         if len(name) > _MAX_NAME:
             raise refusal(path, f"has a tensor name of {len(name):,} characters", "fetch or save the file again")
         if tensor.is_sparse or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
             raise refusal(path, f"tensor {printable(name)} is not dense", "save dense tensors")
-    check_finite(tensors, path, allow_nonfinite)
-    return ForeignWeights(tensors, weights.class_path)
+    check_finite(weights.tensors, path, allow_nonfinite)
+    return weights
 
 
-def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Removes prefixes that all names share, repeatedly, and the counter of torch's AveragedModel."""
+def _only(weights: ForeignWeights, prefix: str, path: Path) -> ForeignWeights:
+    """The tensors under a prefix that the user gave, with or without what wrappers put before it.
+
+    Raises:
+        ModelError: There are none.
+    """
+    prefix = prefix if prefix.endswith(".") else f"{prefix}."
+    under = weights.without_prefix(prefix)
+    if not under.tensors:
+        under = _without_prefixes(weights).without_prefix(prefix)
+    if not under.tensors:
+        common = Counter(name.partition(".")[0] + "." for name in weights.tensors if "." in name)
+        shown = ", ".join(printable(name) for name, _ in common.most_common(6))
+        raise ModelError(f"{path}: --strip-prefix {prefix}: no name begins with it; names begin with {shown}")
+    left = len(weights.tensors) - len(under.tensors)
+    notes = (f"left out {left} tensors of {path.name} that are not under {prefix}",) if left else ()
+    return replace(_without_extras(under), notes=(*weights.notes, *notes))
+
+
+def _without_prefixes(weights: ForeignWeights) -> ForeignWeights:
+    """Removes what wrappers put before all names, repeatedly."""
     while True:
-        named = {name: tensor for name, tensor in tensors.items() if name != "n_averaged"}
-        prefix = next((p for p in _PREFIXES if named and all(name.startswith(p) for name in named)), None)
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in weights.tensors)), None)
         if prefix is None:
-            return tensors
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
+            return weights
+        weights = weights.without_prefix(prefix)
 
 
-def _unwrap(content: Any, path: Path) -> ForeignWeights:
-    for _ in range(_MAX_WRAPPERS):
-        if is_module(content):
-            return _from_module(content, path)
-        if not isinstance(content, Mapping):
-            raise _not_a_state_dict(content, path)
-        inner = next((content[key] for key in _WRAPPERS if _may_hold_weights(content.get(key))), None)
-        if inner is None:
-            modules = [value for value in content.values() if is_module(value)]
-            tensors = {str(name): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
-            if tensors or len(modules) != 1:
-                break
-            inner = modules[0]
-        content = inner
-    else:
-        raise refusal(path, "wraps its weights over and over", "save `model.state_dict()` and give that file")
-    if not tensors:
-        raise ModelError(f"{path}: holds no tensors; expected a state dict or a dictionary with one inside")
-    return ForeignWeights(tensors)
-
-
-def _may_hold_weights(value: Any) -> bool:
-    return isinstance(value, Mapping) or is_module(value)
-
-
-def _from_module(module: Inert, path: Path) -> ForeignWeights:
-    try:
-        tensors = {name: tensor.detach() for name, tensor in state_dict_of(module).items()}
-    except Damaged as error:
-        raise refusal(path, error.cause, error.remedy) from error
-    if not tensors:
-        raise ModelError(f"{path}: holds a {printable(module.path)} without any tensors; give a file with weights")
-    return ForeignWeights(tensors, class_path(module))
-
-
-def _not_a_state_dict(content: Any, path: Path) -> ModelError:
-    kind = printable(content.path) if isinstance(content, Inert) else type(content).__name__
-    return ModelError(
-        f"{path}: holds a {kind}, not a state dict of named tensors; save `model.state_dict()` and give that file"
-    )
+def _without_extras(weights: ForeignWeights) -> ForeignWeights:
+    """Removes counters that tools leave in a state dict, and the tensors of a loss."""
+    kept = {name: t for name, t in weights.tensors.items() if name.rpartition(".")[2] not in _EXTRAS}
+    losses = [name for name in kept if name.startswith(_LOSSES)]
+    notes = weights.notes
+    if losses and len(losses) < len(kept):
+        notes += (f"left out {len(losses)} tensors of a loss, first {printable(losses[0])}",)
+        kept = {name: tensor for name, tensor in kept.items() if name not in losses}
+    return replace(weights, tensors=kept or weights.tensors, notes=notes)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -17,8 +18,25 @@ _MAX_DEPTH = 200
 _WRAPPERS = ("torch.nn.parallel.", "torch.optim.swa_utils.", "torch._dynamo.")
 _PARTS = ("_parameters", "_buffers", "_modules")
 
+_PLAIN = (bool, int, float, str)
+_MAX_SEQUENCE = 16
+
+Plain = bool | int | float | str | None | tuple[bool | int | float | str | None, ...]
 StandIn = tuple[Callable[..., Any], str]
 """The class that torch uses for a name, and the name."""
+
+
+@dataclass(frozen=True)
+class StoredModule:
+    """A pickled module without its tensors.
+
+    Attributes:
+        path: Name of its class.
+        settings: Its attributes that are numbers, words or short tuples of them.
+    """
+
+    path: str
+    settings: Mapping[str, Plain]
 
 
 class Inert:
@@ -82,14 +100,35 @@ def is_module(value: Any) -> bool:
     return isinstance(state, dict) and all(isinstance(state.get(part), dict) for part in _PARTS)
 
 
-def class_path(module: Inert) -> str:
-    """Name of a module's class; wrappers such as DataParallel are skipped."""
+def unwrapped(module: Inert) -> Inert:
+    """The module inside wrappers such as DataParallel."""
     for _ in range(_MAX_DEPTH):
         inside = [child for child in module.state["_modules"].values() if is_module(child)]
         if not module.path.startswith(_WRAPPERS) or len(inside) != 1:
             break
         module = inside[0]
-    return module.path
+    return module
+
+
+def plain_values(state: Mapping[Any, Any]) -> dict[str, Plain]:
+    """The entries of a dictionary that are numbers, words or short sequences of them."""
+    plain: dict[str, Plain] = {}
+    for name, value in state.items():
+        if isinstance(value, (list, tuple)) and len(value) <= _MAX_SEQUENCE:
+            value = tuple(value)
+        items = value if isinstance(value, tuple) else (value,)
+        if isinstance(name, str) and all(item is None or type(item) in _PLAIN for item in items):
+            plain[name] = value
+    return plain
+
+
+def modules_of(module: Inert) -> dict[str, StoredModule]:
+    """Class and settings of a module and of those inside it, by their names.
+
+    Raises:
+        Damaged: They are nested too deeply.
+    """
+    return {name: StoredModule(current.path, plain_values(current.state)) for name, current in _walk(module)}
 
 
 def state_dict_of(module: Inert) -> dict[str, Tensor]:
@@ -99,15 +138,8 @@ def state_dict_of(module: Inert) -> dict[str, Tensor]:
         Damaged: It holds something other than tensors in their place, or more of them than any network.
     """
     tensors: dict[str, Tensor] = {}
-    visits = 0
-    pending: list[tuple[str, Any, int]] = [("", module, 0)]
-    while pending:
-        prefix, current, depth = pending.pop()
-        visits += 1
-        if visits > _MAX_MODULES or depth > _MAX_DEPTH:
-            raise Damaged("its modules are nested too deeply")
-        if not is_module(current):
-            raise Damaged(f"its module {printable(prefix.removesuffix('.'))} is damaged")
+    for path, current in _walk(module):
+        prefix = f"{path}." if path else ""
         for name, tensor in _own_tensors(current):
             if not isinstance(tensor, Tensor):
                 kind = tensor.path if isinstance(tensor, Inert) else type(tensor).__name__
@@ -115,9 +147,28 @@ def state_dict_of(module: Inert) -> dict[str, Tensor]:
             tensors[prefix + name] = tensor
         if len(tensors) > _MAX_TENSORS:
             raise Damaged(f"it holds over {_MAX_TENSORS:,} tensors", _SAVE)
-        children = [(f"{prefix}{name}.", child, depth + 1) for name, child in current.state["_modules"].items()]
-        pending += [child for child in reversed(children) if child[1] is not None]
     return tensors
+
+
+def _walk(module: Inert) -> Iterator[tuple[str, Inert]]:
+    """A module and those inside it with their names, in their order.
+
+    Raises:
+        Damaged: They are nested too deeply, or one is no module.
+    """
+    visits = 0
+    pending: list[tuple[str, Any, int]] = [("", module, 0)]
+    while pending:
+        name, current, depth = pending.pop()
+        visits += 1
+        if visits > _MAX_MODULES or depth > _MAX_DEPTH:
+            raise Damaged("its modules are nested too deeply")
+        if not is_module(current):
+            raise Damaged(f"its module {printable(name)} is damaged")
+        yield name, current
+        prefix = f"{name}." if name else ""
+        children = [(f"{prefix}{own}", child, depth + 1) for own, child in current.state["_modules"].items()]
+        pending += [child for child in reversed(children) if child[1] is not None]
 
 
 _SAVE = "save `model.state_dict()` with torch.save and give that file"

@@ -47,7 +47,7 @@ _FLOATS = {
 _OPTIONAL = ("v_reset", "alpha")
 """Numbers that may be None."""
 _SWITCHES = ("decay_input", "detach_reset")
-_WORDS = ("neuron", "surrogate", "coding", "pool", "stem")
+_WORDS = ("neuron", "surrogate", "coding", "pool", "stem", "global_pool")
 _WORD = re.compile(r"[a-z0-9-]{1,32}")
 ARGUMENTS = (*_INTEGERS, *_FLOATS, *_SWITCHES, *_WORDS)
 """Arguments that an architecture may be built with. Others could make a library read or download files."""

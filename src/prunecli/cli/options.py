@@ -88,7 +88,11 @@ def shared_options() -> list[OptionSpec]:
             model["ref"].doc + " For foreign weights; without it they are recognised.",
             path=("model", "ref"),
         ),
-        *options_of(ModelSection, ("model",), only=("pretrained", "num_classes", "allow_nonfinite")),
+        *options_of(
+            ModelSection,
+            ("model",),
+            only=("pretrained", "num_classes", "weights_key", "strip_prefix", "allow_nonfinite"),
+        ),
         *model_kwargs_options(),
         option("data", str, data["name"].doc, path=("data", "name")),
         option("data_root", str, data["root"].doc, path=("data", "root")),

@@ -23,6 +23,7 @@ class CriterionSpec:
         options: A frozen dataclass with annotated fields: options besides those of all structural methods.
         needs_data: Whether it needs calibration data.
         without_data: Options with which it works without data, used where there is none.
+        source: Source of the architectures that it is for, as in "spiking:vgg9"; None: any.
     """
 
     name: str
@@ -32,6 +33,7 @@ class CriterionSpec:
     options: type[Any] = NoOptions
     needs_data: bool = False
     without_data: Mapping[str, Any] | None = None
+    source: str | None = None
 
 
 _BUILT_IN = (
@@ -108,6 +110,7 @@ _BUILT_IN = (
         "https://arxiv.org/abs/2209.15425",
         options=SpikeOptions,
         without_data={"criterion": "bn-scale"},
+        source="spiking",
     ),
     CriterionSpec(
         "random",

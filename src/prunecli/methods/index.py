@@ -23,6 +23,7 @@ def method_of(criterion: CriterionSpec) -> MethodSpec:
         criterion.entry,
         criterion.needs_data,
         criterion.without_data,
+        source=criterion.source,
     )
 
 

@@ -24,6 +24,7 @@ class MethodSpec:
         without_data: Parameters with which it needs no images, for when there are none.
         command: "module:attribute" of a function from the spec to a command, for methods whose verb does more than
             those of its family.
+        source: Source of the architectures that it is for, as in "spiking:vgg9"; None: any.
     """
 
     name: str
@@ -35,6 +36,7 @@ class MethodSpec:
     needs_data: bool = False
     without_data: Mapping[str, Any] | None = None
     command: str = ""
+    source: str | None = None
 
     def load(self) -> Any:
         """Imports the algorithm, and with it torch."""

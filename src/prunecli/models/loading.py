@@ -13,16 +13,15 @@ from torch import Tensor, nn
 from prunecli.checkpoint import WEIGHT_SUFFIXES
 from prunecli.checkpoint.extra_state import apply_extra_states, extra_states
 from prunecli.checkpoint.finite import check_finite
-from prunecli.checkpoint.foreign_files import ForeignWeights, read_foreign
+from prunecli.checkpoint.foreign_files import read_foreign
 from prunecli.checkpoint.io import file_sha256, read_checkpoint, read_manifest, write_checkpoint
 from prunecli.checkpoint.manifest import Architecture, Manifest
-from prunecli.checkpoint.records import printable
 from prunecli.errors import ModelError
 from prunecli.methods.runtime import apply_recorded
-from prunecli.models.catalog import build, build_dense, input_spec, rebuild_dense, split_reference
+from prunecli.models.catalog import build, input_spec, rebuild_dense, split_reference
 from prunecli.models.dialects.dialect import ForeignRequest
-from prunecli.models.dialects.index import translate
-from prunecli.models.recognition import architecture_for, identify, recorded
+from prunecli.models.foreign import rebuild_foreign
+from prunecli.models.recognition import recorded
 from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
 
 _IMAGE_DIMENSIONS = 3
@@ -80,6 +79,9 @@ def load_file(
     num_classes: int | None = None,
     data_classes: Callable[[], int | None] = lambda: None,
     kwargs: Mapping[str, Any] | None = None,
+    weights_key: str | None = None,
+    strip_prefix: str | None = None,
+    prefer: str | None = None,
     allow_nonfinite: bool = False,
 ) -> LoadedModel:
     """Loads a checkpoint of ours, or somebody else's weights.
@@ -93,6 +95,9 @@ def load_file(
         data_classes: Returns the number of classes for foreign weights that are an encoder alone.
         kwargs: Arguments to build the architecture of foreign weights with. For checkpoints of ours, they only change
             how a spiking network runs over time (T, coding).
+        weights_key: Which set of foreign weights in the file, by its keys joined by dots.
+        strip_prefix: Take only foreign tensors whose names begin with this, without it.
+        prefer: The source of architectures to prefer where foreign weights fit several.
         allow_nonfinite: Whether weights may hold NaN or infinity.
 
     Raises:
@@ -107,43 +112,19 @@ def load_file(
     manifest = read_manifest(path)
     if manifest is not None:
         loaded = _load_checkpoint(path, manifest, arch, allow_nonfinite)
+        if weights_key is not None or strip_prefix is not None:
+            option = "--weights-key" if weights_key is not None else "--strip-prefix"
+            raise ModelError(f"{path}: {option} is for weights of other programs; a checkpoint of ours needs none")
         _override_settings(loaded, kwargs or {})
         return loaded
-    weights = read_foreign(path, allow_nonfinite=allow_nonfinite)
-    return _load_foreign(weights, ForeignRequest(path, arch, num_classes, data_classes), kwargs or {})
-
-
-def _load_foreign(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[str, Any]) -> LoadedModel:
-    """Finds or checks the architecture of somebody else's weights and builds it with them; see `load_file`."""
-    path = request.path
-    translation = translate(weights.tensors, request)
-    tensors, notes = translation.tensors, list(translation.notes)
-    kwargs = {**translation.kwargs, **kwargs}
-    ref = request.arch or translation.ref
-    if ref is None:
-        if kwargs:
-            raise ModelError(f"{path}: --model-kwargs are arguments of an architecture; name it with --arch")
-        identified = identify(tensors, path, weights.class_path)
-        architecture = identified.architecture
-        others = f"; {', '.join(identified.also)} would fit too: choose with --arch" if identified.also else ""
-        class_note = f"class {printable(weights.class_path)}, " if weights.class_path else ""
-        signs = f"its {class_note}keys and shapes"
-        notes.append(f"recognised as {architecture.ref} by {signs}{others}")
-    else:
-        architecture = architecture_for(ref, tensors, path, kwargs)
-    model = build_dense(architecture)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        first = " ".join(str(error).split())[:200]
-        raise ModelError(
-            f"{path}: the weights do not fit {architecture.ref}: {first}; name another with --arch"
-        ) from error
-    translation.adapt(model)
-    _note_precision(model, {name: tensor.dtype for name, tensor in tensors.items()})
-    manifest = Manifest(architecture=architecture.model_copy(update={"class_name": type(model).__name__}))
-    loaded = LoadedModel(model.eval(), manifest, path=path, sha256=file_sha256(path), notes=notes)
-    return _with_input_spec(loaded)
+    weights = read_foreign(path, key=weights_key, prefix=strip_prefix, allow_nonfinite=allow_nonfinite)
+    rebuilt = rebuild_foreign(weights, ForeignRequest(path, arch, num_classes, data_classes, prefer), kwargs or {})
+    model = rebuilt.model
+    _note_precision(model, rebuilt.dtypes)
+    architecture = rebuilt.architecture.model_copy(update={"class_name": type(model).__name__})
+    manifest = Manifest(architecture=architecture)
+    notes = [*weights.notes, *rebuilt.notes]
+    return _with_input_spec(LoadedModel(model.eval(), manifest, path=path, sha256=file_sha256(path), notes=notes))
 
 
 def load_companion(path: Path, ref: str | None, *, allow_nonfinite: bool = False) -> LoadedModel:
@@ -309,11 +290,3 @@ def _with_input_spec(loaded: LoadedModel) -> LoadedModel:
     loaded.fixed_size = size
     loaded.manifest.normalisation = normalisation
     return loaded
-
-
-def input_channels(model: nn.Module) -> int:
-    """Channels the first convolution of a network reads; 3 for a network without one."""
-    for module in model.modules():
-        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            return module.in_channels
-    return 3

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from prunecli.checkpoint.foreign_files import ForeignWeights
 from prunecli.checkpoint.manifest import ARGUMENTS, Architecture
 from prunecli.checkpoint.records import printable
 from prunecli.errors import ModelError
+from prunecli.models.alternatives import choose
 from prunecli.models.catalog import build, built_from, rebuild_dense, settled_arguments
 from prunecli.models.dialects.segformer import reference_of
 from prunecli.models.fingerprints import nearest_references
@@ -39,23 +42,35 @@ _Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Identified:
-    """An architecture whose tensors match the weights, and references of others that match as well."""
+    """An architecture whose tensors match the weights.
+
+    Attributes:
+        architecture: The architecture.
+        also: References of others that compute the same with the same weights.
+        decided: What chose it before others that have the same weights and compute something else; empty if there are
+            none.
+    """
 
     architecture: Architecture
     also: tuple[str, ...] = ()
+    decided: str = ""
 
 
-def identify(tensors: Mapping[str, Tensor], path: Path, class_path: str | None = None) -> Identified:
+def identify(
+    tensors: Mapping[str, Tensor], path: Path, weights: ForeignWeights | None = None, *, prefer: str | None = None
+) -> Identified:
     """Finds the architecture of a state dict by its keys and shapes.
 
     Args:
         tensors: The state dict.
         path: Its file, for messages.
-        class_path: Class of the pickled model that the state dict comes from, if any. Of several architectures that
-            fit, one from its package is preferred.
+        weights: What else the file says. Of several architectures that fit and compute the same, one from the package
+            of a pickled model is preferred.
+        prefer: The source of architectures that the method of pruning is for.
 
     Raises:
-        ModelError: No architecture of the catalogue fits; the message names the three nearest.
+        UnfittingWeights: No architecture of the catalogue fits; the message names the three nearest.
+        ModelError: Several fit and compute different things, and nothing tells which it is.
     """
     if _SEGFORMER in tensors:  # its depths and widths tell which one, without building any
         return Identified(architecture_for(reference_of(tensors, path), tensors, path))
@@ -67,15 +82,22 @@ def identify(tensors: Mapping[str, Tensor], path: Path, class_path: str | None =
             fitting.append(architecture_for(ref, tensors, path))
         except ModelError:
             continue
+    class_path = weights.class_path if weights is not None else None
     if not fitting:
         near = ", ".join(f"{ref} ({similarity:.0%} alike)" for ref, similarity in candidates[:3])
         whole = f"; the file pickles a {printable(class_path)}" if class_path else ""
-        raise ModelError(
+        raise UnfittingWeights(
             f"{path}: no known architecture has these weights{whole}; nearest: {near}; name one with --arch source:name"
         )
     own = _source_of(class_path)
     fitting.sort(key=lambda a: (_source(a) != own, _PREFERENCE[_source(a)], len(a.ref), a.ref))
-    return Identified(fitting[0], tuple(architecture.ref for architecture in fitting[1:]))
+    known = weights if weights is not None else ForeignWeights(dict(tensors))
+    chosen, decided = choose(fitting, tensors, known, path, prefer)
+    return Identified(chosen[0], tuple(architecture.ref for architecture in chosen[1:]), decided)
+
+
+class UnfittingWeights(ModelError):
+    """Weights that are not those of an architecture, or of none in the catalogue."""
 
 
 def architecture_for(
@@ -105,6 +127,7 @@ def architecture_for(
             arguments["in_chans"] = theirs[1]
         elif ours[1:] == theirs[1:] and ours[0] == _class_count(dense):
             arguments["num_classes"] = theirs[0]
+    arguments |= {name: value for name, value in _read_of_vit(dense, expected, actual).items() if name not in arguments}
     if "in_chans" in arguments and ref.startswith("torchvision:"):
         raise ModelError(f"{path}: {first!r} has {arguments['in_chans']} input channels; {ref} is always built with 3")
     if arguments:
@@ -112,8 +135,24 @@ def architecture_for(
     problem = _mismatch(expected, actual)
     if problem:
         near = ", ".join(r for r, _ in nearest_references(actual, 3))
-        raise ModelError(f"{path}: the weights do not fit {ref}: {problem}; nearest by keys and shapes: {near}")
+        raise UnfittingWeights(f"{path}: the weights do not fit {ref}: {problem}; nearest by keys and shapes: {near}")
     return recorded(ref, arguments)
+
+
+def _read_of_vit(dense: nn.Module, expected: _Shapes, actual: _Shapes) -> dict[str, Any]:
+    """What the tensors of a vision transformer of timm say about its pooling and the size of its images."""
+    arguments: dict[str, Any] = {}
+    if "norm.weight" in expected and "norm.weight" not in actual and "fc_norm.weight" in actual:
+        arguments["global_pool"] = "avg"  # as finetuned MAE and BEiT
+    ours, theirs = expected.get("pos_embed", ()), actual.get("pos_embed", ())
+    patch = getattr(getattr(dense, "patch_embed", None), "patch_size", None)
+    if ours == theirs or len(ours) != 3 or len(theirs) != 3 or ours[2] != theirs[2] or patch is None:
+        return arguments
+    around = ours[1] - getattr(dense, "patch_embed").num_patches  # noqa: B009 - a module's attribute of any type
+    side = isqrt(theirs[1] - around) if theirs[1] > around else 0
+    if side and side * side == theirs[1] - around and len(set(patch)) == 1:
+        arguments["img_size"] = side * patch[0]
+    return arguments
 
 
 def recorded(ref: str, kwargs: Mapping[str, Any]) -> Architecture:

@@ -10,7 +10,7 @@ from torch import nn
 
 from prunecli.checkpoint.manifest import InputNormalisation
 from prunecli.errors import ModelError, unknown
-from prunecli.models.loading import input_channels
+from prunecli.inputs import input_channels
 from prunecli.models.spiking_convolutional import SEW_RESNETS, VGG, SEWResNet, SpikingResNet19, SpikingVGG
 from prunecli.models.spiking_neurons import NeuronConfig
 from prunecli.models.spiking_transformers import (
@@ -43,7 +43,8 @@ def names() -> list[str]:
     return [*SPIKFORMERS, *QKFORMERS, *SPIKE_DRIVEN, *VGG, "resnet19", *SEW_RESNETS]
 
 
-def _arguments(name: str) -> tuple[str, ...]:
+def arguments_of(name: str) -> tuple[str, ...]:
+    """Arguments that an architecture takes."""
     return (*_COMMON, *_OWN[_family(name)])
 
 
@@ -56,8 +57,8 @@ def settled(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_names(name: str, kwargs: Mapping[str, Any]) -> None:
     for key in kwargs:
-        if key not in _arguments(name):
-            raise ModelError(unknown("argument", key, _arguments(name)) + f" (of spiking:{name})")
+        if key not in arguments_of(name):
+            raise ModelError(unknown("argument", key, arguments_of(name)) + f" (of spiking:{name})")
 
 
 def build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:

@@ -15,7 +15,8 @@ from prunecli.data.splits import Split
 from prunecli.engine.config import FitConfig
 from prunecli.engine.resources import as_resource_error
 from prunecli.errors import ModelError, ResourceError
-from prunecli.models.loading import ANY_SIZE, input_channels
+from prunecli.inputs import input_channels
+from prunecli.models.loading import ANY_SIZE
 from prunecli.pipeline.state import RunState
 from prunecli.recipe.sizes import parse_size
 

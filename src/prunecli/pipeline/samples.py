@@ -13,7 +13,8 @@ from prunecli.data.catalog import samples_of
 from prunecli.data.events import POLARITIES, Binning
 from prunecli.engine.config import FitConfig
 from prunecli.errors import DataError, ModelError, RecipeError
-from prunecli.models.loading import LoadedModel, input_channels
+from prunecli.inputs import input_channels
+from prunecli.models.loading import LoadedModel
 from prunecli.recipe.schema import DataSection
 
 

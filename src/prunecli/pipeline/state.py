@@ -15,11 +15,12 @@ from prunecli.data.mask_labels import MaskReading, parse_void
 from prunecli.data.splits import ImageData, MaskLabel, Split, hold_out
 from prunecli.engine.device import pick_device, seed_everything
 from prunecli.errors import DataError, RecipeError
+from prunecli.methods.registry import get_method
 from prunecli.models.catalog import classes_are_texts
 from prunecli.models.loading import LoadedModel, load_file, load_reference
 from prunecli.pipeline.samples import Samples, samples_in
 from prunecli.pipeline.sink import Sink
-from prunecli.recipe.schema import Recipe
+from prunecli.recipe.schema import PruneStage, Recipe
 from prunecli.recipe.sizes import parse_size
 
 DEFAULT_DATA = "digits"
@@ -140,6 +141,9 @@ class RunState:
                     num_classes=section.num_classes,
                     data_classes=lambda: self._build_arguments().get("num_classes"),
                     kwargs=section.kwargs,
+                    weights_key=section.weights_key,
+                    strip_prefix=section.strip_prefix,
+                    prefer=self._source_of_methods(),
                     allow_nonfinite=section.allow_nonfinite,
                 )
             elif section.ref is not None:
@@ -149,6 +153,11 @@ class RunState:
             for note in self.loaded.notes:
                 self.sink.note(note)
         return self.loaded
+
+    def _source_of_methods(self) -> str | None:
+        """The source of architectures that a pruning method of this run is for."""
+        methods = [stage.method for stage in self.recipe.stages if isinstance(stage, PruneStage)]
+        return next((source for name in methods if (source := get_method(name).source) is not None), None)
 
     def untrained(self) -> bool:
         """Whether the current network has the random weights that it was built with."""

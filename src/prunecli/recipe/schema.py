@@ -46,6 +46,12 @@ class ModelSection:
         Mapping[str, Any],
         Doc("Arguments of the architecture, KEY=VALUE, may be given again; for spiking networks T, neuron, tau ..."),
     ] = field(default_factory=dict)
+    weights_key: Annotated[
+        str | None, Doc("Which set of weights in a file of others, by its keys: ema, or model.student.")
+    ] = None
+    strip_prefix: Annotated[
+        str | None, Doc("Take the tensors whose names begin with this, without it: module.base_encoder.")
+    ] = None
     allow_nonfinite: Annotated[bool, Doc("Load weights that hold NaN or infinity.")] = False
 
 

@@ -10,10 +10,11 @@ from torch import nn
 
 from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.errors import ModelError, unknown
+from prunecli.inputs import input_channels
 from prunecli.measure.counts import parameter_count
 from prunecli.models.catalog import added_references, build, input_spec, rebuild_dense
 from prunecli.models.index import known_references, matching_references
-from prunecli.models.loading import input_channels, load_reference
+from prunecli.models.loading import load_reference
 from prunecli.models.recognition import recognise
 from prunecli.studies.collections.index import COLLECTIONS
 from prunecli.studies.collections.network import Network, images

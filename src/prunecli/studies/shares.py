@@ -81,4 +81,7 @@ def _held(traced: Trace) -> list[Frozen]:
 
 
 def _own_parameters(model: nn.Module, name: str) -> int:
-    return sum(p.numel() for p in model.get_submodule(name).parameters(recurse=False))
+    own = dict(model.named_modules()).get(name)
+    if own is None:  # a parameter that no layer holds, such as the class token
+        return model.get_parameter(name).numel()
+    return sum(p.numel() for p in own.parameters(recurse=False))

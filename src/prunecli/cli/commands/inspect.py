@@ -35,7 +35,7 @@ _OPTIONS = [
     option("modules", int, "List MACs by module down to this depth, next to fvcore's count.", "--modules"),
     option("manifest", bool, "Print the manifest as JSON and nothing else.", "--manifest"),
     option("verify", bool, "Only compare every tensor of a checkpoint with its recorded hash.", "--verify"),
-    *options_of(ModelSection, ("model",), only=("allow_nonfinite",)),
+    *options_of(ModelSection, ("model",), only=("weights_key", "strip_prefix", "allow_nonfinite")),
 ]
 
 _ModelArgument = Annotated[

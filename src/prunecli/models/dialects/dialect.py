@@ -23,12 +23,14 @@ class ForeignRequest:
         arch: "source:name" where the user named an architecture.
         num_classes: Number of classes that the user wants; None: as many as the weights have.
         data_classes: Gives the number of classes in the data, for weights without a classifier; None: unknown.
+        prefer: The source of architectures to prefer where several fit.
     """
 
     path: Path
     arch: str | None = None
     num_classes: int | None = None
     data_classes: Callable[[], int | None] = lambda: None
+    prefer: str | None = None
 
 
 @dataclass(frozen=True)

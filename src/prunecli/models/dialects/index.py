@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from prunecli.models.dialects import segformer, spikformer
+from prunecli.models.dialects import openai_clip, openmmlab, segformer, spikformer
 from prunecli.models.dialects.dialect import Dialect, ForeignRequest, Translation
 
 DIALECTS: tuple[Dialect, ...] = (
@@ -15,6 +15,10 @@ DIALECTS: tuple[Dialect, ...] = (
     segformer.NVIDIA,
     segformer.HUB,
     segformer.TRANSFORMERS,
+    openmmlab.SEGFORMER,
+    openmmlab.VIT,
+    openmmlab.RESNET,
+    openai_clip.OPENAI,
 )
 
 

@@ -57,12 +57,12 @@ class _Layout:
             return None
         try:
             renamed = self.rename(tensors)
-            ref, kwargs, note = _described(renamed, self.pool, convolutional="block.0.attn.q_conv.weight" in tensors)
+            ref, kwargs = _described(renamed, self.pool, convolutional="block.0.attn.q_conv.weight" in tensors)
         except (KeyError, IndexError, RuntimeError, ValueError) as error:
             raise ModelError(
                 f"{request.path}: has Spikformer's names but not all of its tensors ({error}); get it again"
             ) from error
-        notes = () if request.arch else (f"recognised as {ref} by its keys and shapes", note)
+        notes = () if request.arch else (f"recognised as {ref} by its keys and shapes",)
         return Translation(renamed, ref, kwargs, notes)
 
 
@@ -121,8 +121,8 @@ def _pair(
     return joined
 
 
-def _described(tensors: Mapping[str, Tensor], pool: str, *, convolutional: bool) -> tuple[str, dict[str, Any], str]:
-    """The nearest architecture, the arguments that differ from it, and a note on what weights do not say."""
+def _described(tensors: Mapping[str, Tensor], pool: str, *, convolutional: bool) -> tuple[str, dict[str, Any]]:
+    """The nearest architecture, and the arguments that differ from it."""
     from prunecli.models.spiking_transformers import SPIKFORMERS  # spikingjelly takes seconds to import
 
     classes, dim = tensors["head.weight"].shape
@@ -143,8 +143,7 @@ def _described(tensors: Mapping[str, Tensor], pool: str, *, convolutional: bool)
         kwargs["num_heads"] = heads
     read = {"depth": (depth, default_depth), "dim": (dim, default_dim), "patch_size": (patch, default_patch)}
     kwargs |= {key: value for key, (value, default) in read.items() if value != default}
-    note = f"assumed {heads} heads, patches of {patch} pixels, T = 4 and LIF neurons with tau = 2: weights do not say"
-    return f"spiking:{name}", kwargs, f"{note}; see --model-kwargs"
+    return f"spiking:{name}", kwargs
 
 
 ORIGINAL = _Layout(re.compile(r"block\.0\.attn\.q_(linear|conv)\.weight"), _renamed, "after")

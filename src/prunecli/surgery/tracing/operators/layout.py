@@ -222,7 +222,8 @@ def _unbind(call: Call) -> None:
 
 def _cat(call: Call) -> None:
     """Dimensions one after another; all others meet."""
-    tensors = [tensor for tensor in call.args[0] if tensor.dim() > 1 or tensor.numel() > 0]
+    # torch leaves empty vectors out whatever the others look like; a detector may have nothing else.
+    tensors = [tensor for tensor in call.args[0] if tensor.dim() > 1 or tensor.numel() > 0] or call.args[0]
     dim = call.arg(1, "dim", 0) % tensors[0].dim()
     every = [call.dims(tensor) for tensor in tensors]
     dims = list(every[0])

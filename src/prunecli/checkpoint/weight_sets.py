@@ -1,0 +1,201 @@
+"""Which of the sets of weights in a file is the network: the state dicts and modules in nested dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from prunecli.checkpoint.archive import Damaged
+from prunecli.checkpoint.inert import (
+    Inert,
+    Plain,
+    StoredModule,
+    is_module,
+    modules_of,
+    plain_values,
+    state_dict_of,
+    unwrapped,
+)
+from prunecli.checkpoint.kinds import refusal
+from prunecli.checkpoint.records import printable
+from prunecli.errors import ModelError, unknown
+
+_AVERAGED = (
+    *("model_ema", "state_dict_ema", "ema_state_dict", "params_ema", "ema_model", "ema"),
+    *("averaged_model", "swa_model", "swa_state_dict"),
+)
+"""Names of exponential and other averages over the steps of training."""
+_NETWORK = ("state_dict", "model_state_dict", "model", "module", "net", "network", "params", "weights")
+_NO_NETWORK = ("optim", "sched", "lr_", "scaler", "loss_scaler", "amp", "rng", "random", "criterion", "callbacks")
+"""Beginnings of the names of what else programs save."""
+_SETTINGS = ("args", "config", "cfg", "opt", "hparams", "hyper_parameters")
+_MAX_WRAPPERS = 8
+_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class WeightSet:
+    """One set of weights.
+
+    Attributes:
+        tensors: The state dict.
+        key: Its keys in the file, joined by dots; empty if the file is nothing else.
+        class_path: Class of the module that was pickled as a whole; None for a state dict.
+        modules: Class and settings of its modules by name, then.
+    """
+
+    tensors: dict[str, Tensor]
+    key: str = ""
+    class_path: str | None = None
+    modules: Mapping[str, StoredModule] | None = None
+
+
+def choose_weights(content: Any, path: Path, key: str | None) -> tuple[WeightSet, tuple[str, ...]]:
+    """Finds the network's weights; of several sets an average is preferred.
+
+    Args:
+        content: What the file holds.
+        path: The file, for messages.
+        key: Keys joined by dots, if the user chose a set.
+
+    Returns:
+        The set, and what to tell about others.
+
+    Raises:
+        ModelError: There are none, or it is not clear which.
+    """
+    sets = {one.key: one for one in _sets(content, path, "")}
+    if key is not None:
+        chosen = _by_key(sets, key, path)
+        return _completed(chosen, sets, path)
+    if not sets:
+        raise _nothing(content, path)
+    empty = [name for name, one in sets.items() if not one.tensors]
+    full = {name: one for name, one in sets.items() if one.tensors}
+    if not full:
+        module = next((one for one in sets.values() if one.class_path), None)
+        what = f"a {printable(module.class_path or '')} without any tensors" if module else "no tensors"
+        raise ModelError(f"{path}: holds {what}; expected a state dict or a dictionary with one inside")
+    notes = tuple(f"{name!r} in {path.name} is empty and was left aside" for name in empty)
+    averaged = {name: one for name, one in full.items() if _last(name) in _AVERAGED}
+    plain = {name: one for name, one in full.items() if name not in averaged}
+    named = {name: one for name, one in plain.items() if not name or _last(name) in _NETWORK}
+    whole = max((len(_bare(one.tensors)) for one in plain.values()), default=0)
+    complete = {name: one for name, one in averaged.items() if len(_bare(one.tensors)) >= whole}
+    for name in averaged.keys() - complete.keys():
+        count = len(averaged[name].tensors)
+        notes += (f"{name!r} in {path.name} has {count} of {whole} tensors and was left aside; --weights-key {name}",)
+    candidates = complete or named or plain or averaged
+    if len(candidates) > 1 and (complete or named):
+        candidates = {name: candidates[name] for name in sorted(candidates, key=_rank)[:1]}
+    if len(candidates) > 1:
+        shown = ", ".join(f"{name} ({len(one.tensors)} tensors)" for name, one in list(candidates.items())[:_SHOWN])
+        first = next(iter(candidates))
+        raise ModelError(
+            f"{path}: holds several sets of weights: {shown}; choose with --weights-key, for instance {first}"
+        )
+    name, chosen = next(iter(candidates.items()))
+    others = [other for other in full if other != name]
+    if others:
+        kind = "an average, " if name in averaged else ""
+        more = f"; {', '.join(others[:_SHOWN])}: --weights-key {others[0]}"
+        notes = (f"took the weights under {name!r} of {path.name} ({kind}{len(chosen.tensors)} tensors){more}", *notes)
+    return chosen, notes
+
+
+def settings_in(content: Any) -> dict[str, Plain]:
+    """Numbers and words that a file says about its network, at its top and under names such as `args`."""
+    if not isinstance(content, Mapping):
+        return {}
+    settings: dict[str, Plain] = {}
+    for name in _SETTINGS:
+        value = content.get(name)
+        state = value.state if isinstance(value, Inert) else value
+        if isinstance(state, Mapping):
+            settings |= plain_values(state)
+    return settings | plain_values(content)
+
+
+def _sets(content: Any, path: Path, key: str, depth: int = 0) -> Iterator[WeightSet]:
+    """All sets of weights in a dictionary, those of optimizers excepted."""
+    if depth > _MAX_WRAPPERS:
+        raise refusal(path, "wraps its weights over and over", "save `model.state_dict()` and give that file")
+    if is_module(content):
+        yield _from_module(content, path, key)
+        return
+    if not isinstance(content, Mapping):
+        return
+    tensors = {str(name): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
+    below = [(str(name), value) for name, value in content.items() if _may_hold_weights(str(name), value)]
+    inner = [one for name, value in below for one in _sets(value, path, f"{key}.{name}" if key else name, depth + 1)]
+    if tensors and len(tensors) >= max((len(one.tensors) for one in inner), default=0):
+        yield WeightSet(tensors, key)
+        return
+    elif not content and key:
+        yield WeightSet({}, key)
+    yield from inner
+
+
+def _may_hold_weights(name: str, value: Any) -> bool:
+    if name.lower().startswith(_NO_NETWORK) or name in _SETTINGS:
+        return False
+    return isinstance(value, Mapping) or is_module(value)
+
+
+def _from_module(module: Inert, path: Path, key: str) -> WeightSet:
+    inner = unwrapped(module)
+    try:
+        tensors = {name: tensor.detach() for name, tensor in state_dict_of(inner).items()}
+        return WeightSet(tensors, key, inner.path, modules_of(inner))
+    except Damaged as error:
+        raise refusal(path, error.cause, error.remedy) from error
+
+
+def _by_key(sets: Mapping[str, WeightSet], key: str, path: Path) -> WeightSet:
+    below = [one for name, one in sets.items() if name == key or name.startswith(f"{key}.")]
+    if not below:
+        raise ModelError(f"{path}: {unknown('key of weights', key, [name for name in sets if name])}")
+    return min(below, key=lambda one: _rank(one.key))
+
+
+def _completed(chosen: WeightSet, sets: Mapping[str, WeightSet], path: Path) -> tuple[WeightSet, tuple[str, ...]]:
+    """An average of the parameters alone, with the other tensors of the network it is an average of."""
+    if not chosen.tensors:
+        raise ModelError(f"{path}: {chosen.key!r} is empty; leave --weights-key out, or name another key")
+    others = [one for one in sets.values() if one is not chosen and chosen.tensors.keys() < one.tensors.keys()]
+    if not others:
+        return chosen, ()
+    rest = min(others, key=lambda one: _rank(one.key))
+    count = len(rest.tensors) - len(chosen.tensors)
+    filled = WeightSet(rest.tensors | chosen.tensors, chosen.key, chosen.class_path, chosen.modules)
+    return filled, (f"{count} tensors that {chosen.key!r} of {path.name} does not have are those of {rest.key!r}",)
+
+
+def _rank(key: str) -> tuple[int, int, str]:
+    known = (*_AVERAGED, *_NETWORK)
+    last = _last(key)
+    return key.count("."), known.index(last) if last in known else len(known), key
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _bare(tensors: Mapping[str, Tensor]) -> set[str]:
+    """Names without what wrappers add."""
+    return {name.removeprefix("module.") for name in tensors if name != "n_averaged"}
+
+
+def _nothing(content: Any, path: Path) -> ModelError:
+    if isinstance(content, Mapping):
+        keys = ", ".join(printable(str(name)) for name in list(content)[:_SHOWN])
+        inside = f" (its keys: {keys})" if keys else ""
+        return ModelError(f"{path}: holds no tensors{inside}; expected a state dict or a dictionary with one inside")
+    kind = printable(content.path) if isinstance(content, Inert) else type(content).__name__
+    return ModelError(
+        f"{path}: holds a {kind}, not a state dict of named tensors; save `model.state_dict()` and give that file"
+    )

@@ -1,0 +1,174 @@
+"""From somebody else's weights to a network: names, architecture, and what the weights themselves do not say."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunecli.checkpoint.foreign_files import ForeignWeights
+from prunecli.checkpoint.manifest import Architecture
+from prunecli.checkpoint.records import printable
+from prunecli.errors import ModelError
+from prunecli.models.catalog import build_dense
+from prunecli.models.dialects.dialect import ForeignRequest, Translation
+from prunecli.models.dialects.index import translate
+from prunecli.models.fingerprints import nearest_references
+from prunecli.models.recognition import UnfittingWeights, architecture_for, identify
+from prunecli.models.stored_settings import adopt_settings, check_settings, spiking_arguments
+
+_SPIKING = "spiking:"
+_HEAD = re.compile(r"(fc|head|classifier|heads)\.(\d+)\.(weight|bias)")
+_SUGGESTED = 0.5
+"""A prefix that leaves weights less alike to an architecture than this is not suggested."""
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A network with somebody else's weights.
+
+    Attributes:
+        model: The network.
+        architecture: How it is built.
+        dtypes: The dtype of each tensor in the file.
+        notes: What the user should know.
+    """
+
+    model: nn.Module
+    architecture: Architecture
+    dtypes: Mapping[str, torch.dtype]
+    notes: tuple[str, ...]
+
+
+def rebuild_foreign(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[str, Any]) -> Rebuilt:
+    """Finds or checks the architecture of somebody else's weights and builds it with them.
+
+    Args:
+        weights: The weights.
+        request: What the user wants.
+        kwargs: Arguments to build the architecture with.
+
+    Raises:
+        ModelError: No architecture fits, or it is not clear which, or it would compute something else.
+    """
+    failed: UnfittingWeights | None = None
+    for reading, note in _readings(weights):
+        try:
+            rebuilt = _rebuilt(reading, request, kwargs)
+        except UnfittingWeights as error:
+            failed = failed or error
+        else:
+            return replace(rebuilt, notes=(*note, *rebuilt.notes))
+    assert failed is not None, "there is at least one reading"
+    raise UnfittingWeights(f"{failed}{_prefix_that_fits(weights)}") from failed
+
+
+def _readings(weights: ForeignWeights) -> Iterator[tuple[ForeignWeights, tuple[str, ...]]]:
+    """The weights as they are, without prefixes that all names share, and with a head in a sequence as a plain one."""
+    yield weights, ()
+    current, removed = weights, ""
+    while (prefix := current.common_prefix()) is not None:
+        current, removed = current.without_prefix(prefix), removed + prefix
+        yield current, (f"all names of tensors begin with {printable(removed)}, which is left out",)
+    heads = {(match[1], match[2]) for name in current.tensors if (match := _HEAD.fullmatch(name))}
+    if len(heads) == 1:
+        name, number = heads.pop()
+        tensors = {_HEAD.sub(r"\1.\3", name): tensor for name, tensor in current.tensors.items()}
+        yield replace(current, tensors=tensors), (f"{name}.{number}, a classifier in a sequence, is read as {name}",)
+
+
+def _rebuilt(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[str, Any]) -> Rebuilt:
+    path = request.path
+    translation = translate(weights.tensors, request)
+    tensors, notes = translation.tensors, translation.notes
+    ref = request.arch or translation.ref
+    if ref is None:
+        if kwargs:
+            raise ModelError(f"{path}: --model-kwargs are arguments of an architecture; name it with --arch")
+        identified = identify(tensors, path, weights, prefer=request.prefer)
+        architecture, ref = identified.architecture, identified.architecture.ref
+        class_note = f"class {printable(weights.class_path)}, " if weights.class_path else ""
+        decided = f" and {identified.decided}" if identified.decided else ""
+        notes += (f"recognised as {ref} by its {class_note}keys and shapes{decided}",)
+        translation = replace(translation, kwargs=architecture.kwargs)
+    elif not ref.startswith(_SPIKING):
+        architecture = architecture_for(ref, tensors, path, {**translation.kwargs, **kwargs})
+    if ref.startswith(_SPIKING):
+        architecture, more = _spiking(ref, weights, translation, request, kwargs)
+        notes += more
+    model = build_dense(architecture)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{path}: the weights do not fit {architecture.ref}: {first}; name another with --arch"
+        ) from error
+    translation.adapt(model)
+    if ref.startswith(_SPIKING):
+        adopt_settings(weights.modules, model, other_than=kwargs)
+    check_settings(weights, model, ref, path, other_than=kwargs)
+    return Rebuilt(model, architecture, {name: tensor.dtype for name, tensor in tensors.items()}, notes)
+
+
+def _spiking(
+    ref: str, weights: ForeignWeights, translation: Translation, request: ForeignRequest, kwargs: Mapping[str, Any]
+) -> tuple[Architecture, tuple[str, ...]]:
+    """A spiking architecture with what its file says, and notes on that and on what is assumed."""
+    from prunecli.models.spiking import arguments_of  # spikingjelly takes seconds to import
+
+    allowed = arguments_of(ref.partition(":")[2])
+    read = {name: value for name, value in spiking_arguments(weights, allowed).items() if name not in kwargs}
+    architecture = architecture_for(ref, translation.tensors, request.path, {**translation.kwargs, **read, **kwargs})
+    built = architecture.kwargs
+    notes: tuple[str, ...] = ()
+    if read:
+        notes += (f"read from the file: {', '.join(f'{name} = {_shown(built[name])}' for name in read)}",)
+    unsaid = [name for name in ("num_heads", "patch_size", "T", "neuron", "tau") if name in allowed]
+    unsaid = [name for name in unsaid if name not in read and name not in kwargs]
+    if "plif" in (built["neuron"], read.get("neuron")) and "tau" in unsaid:
+        unsaid.remove("tau")  # it is learnt
+    if unsaid:
+        model = build_dense(architecture, meta=True)
+        values = {**_attributes(model), **built}
+        stated = ", ".join(f"{name} = {_shown(values[name])}" for name in unsaid if name in values)
+        notes += (f"assumed {stated}: weights do not say; see --model-kwargs",)
+    return architecture, notes
+
+
+def _attributes(model: nn.Module) -> dict[str, Any]:
+    """Heads and patches of a network."""
+    heads = next((m.num_heads for m in model.modules() if isinstance(getattr(m, "num_heads", None), int)), None)
+    patch = next((m.patch_size for m in model.modules() if isinstance(getattr(m, "patch_size", None), int)), None)
+    return {name: value for name, value in (("num_heads", heads), ("patch_size", patch)) if value is not None}
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _prefix_that_fits(weights: ForeignWeights) -> str:
+    """The prefix under which most tensors lie, if they are more like an architecture without it."""
+    prefixes: Counter[str] = Counter()
+    for name in weights.tensors:
+        parts = name.split(".")
+        prefixes.update(".".join(parts[:count]) + "." for count in (1, 2, 3) if count < len(parts))
+    best = ("", "", _SUGGESTED)
+    for prefix, count in prefixes.most_common(12):
+        if 4 * count < len(weights.tensors):
+            break
+        under = weights.without_prefix(prefix)
+        ref, similarity = nearest_references({n: tuple(t.shape) for n, t in under.tensors.items()}, 1)[0]
+        if similarity > best[2]:
+            best = (prefix, ref, similarity)
+    prefix, ref, similarity = best
+    return (
+        f"; under {printable(prefix)} lie weights like {ref}'s ({similarity:.0%}): --strip-prefix {prefix}"
+        if prefix
+        else ""
+    )

@@ -1,0 +1,335 @@
+"""Files as people have them: wrapped, prefixed, averaged, renamed, pickled whole; and every remedy followed."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from prunecli.errors import ModelError
+from prunecli.models.catalog import build
+from prunecli.models.loading import LoadedModel, load_file
+
+State = dict[str, Tensor]
+REF = "cifar:resnet20"
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    torch.manual_seed(0)
+    return dict(build(REF).state_dict())
+
+
+def _scaled(state: State) -> State:
+    return {name: tensor * 2 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def _under(prefix: str, state: State) -> State:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def _load(tmp_path: Path, content: Any, name: str = "x.pt", **how: Any) -> LoadedModel:
+    torch.save(content, tmp_path / name)
+    return load_file(tmp_path / name, **how)
+
+
+def _is(loaded: LoadedModel, state: State) -> bool:
+    ours = loaded.model.state_dict()
+    return all(torch.equal(ours[name], tensor) for name, tensor in state.items())
+
+
+WRAPPED: dict[str, Callable[[State], Any]] = {
+    "state dict": lambda s: s,
+    "network": lambda s: {"network": s, "epoch": 3},
+    "weights": lambda s: {"weights": s},
+    "deep": lambda s: {"checkpoint": {"model": {"state_dict": s}}},
+    "unknown name": lambda s: {"my_resnet": s, "optimizer": {"state": {0: {"momentum": torch.ones(3)}}}},
+    "student alone": lambda s: {"student": s, "config": {"lr": 0.1}},
+    "net.": lambda s: _under("net.", s),
+    "backbone.": lambda s: {"state_dict": _under("backbone.", s)},
+    "encoder.": lambda s: _under("encoder.", s),
+    "module.base_encoder.": lambda s: _under("module.base_encoder.", s),
+    "module.module.": lambda s: _under("module.module.", s),
+    "_orig_mod.": lambda s: _under("_orig_mod.", s),
+    "criterion": lambda s: {**_under("model.", s), "criterion.weight": torch.ones(10)},
+    "thop": lambda s: {**s, "total_ops": torch.zeros(1), "conv1.total_params": torch.zeros(1)},
+    "args": lambda s: {
+        "state_dict": s,
+        "args": Namespace(lr=0.1, T=7, arch="resnet20"),
+        "best_acc1": torch.tensor(9.0),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_wrappers_and_prefixes(kind: str, state: State, tmp_path: Path) -> None:
+    loaded = _load(tmp_path, WRAPPED[kind](state))
+    assert loaded.manifest.architecture.ref == REF and _is(loaded, state)
+
+
+def test_what_is_left_out_is_said(state: State, tmp_path: Path) -> None:
+    notes = _load(tmp_path, WRAPPED["criterion"](state)).notes
+    assert any("left out 1 tensors of a loss, first 'criterion.weight'" in note for note in notes)
+    assert any("begin with 'net.', which is left out" in note for note in _load(tmp_path, WRAPPED["net."](state)).notes)
+
+
+AVERAGED: dict[str, Callable[[State, State], Any]] = {
+    "ema": lambda s, e: {"model": s, "ema": e},
+    "params_ema": lambda s, e: {"params": s, "params_ema": e},
+    "ema_state_dict": lambda s, e: {"state_dict": s, "ema_state_dict": e},
+    "state_dict_ema": lambda s, e: {"state_dict": s, "state_dict_ema": _under("module.", e)},
+    "averaged_model": lambda s, e: {
+        "model": s,
+        "averaged_model": {**_under("module.", e), "n_averaged": torch.tensor(4)},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", AVERAGED)
+def test_averages_are_taken_and_said(kind: str, state: State, tmp_path: Path) -> None:
+    averaged = _scaled(state)
+    content = AVERAGED[kind](state, averaged)
+    loaded = _load(tmp_path, content)
+    assert _is(loaded, averaged)
+    note = next(note for note in loaded.notes if "took the weights under" in note)
+    assert f"{kind!r}" in note and "an average" in note
+    other = re.search(r"--weights-key (\S+)", note)
+    assert other is not None
+    assert _is(load_file(tmp_path / "x.pt", weights_key=other[1]), state)
+    assert _is(load_file(tmp_path / "x.pt", weights_key=kind), averaged)
+
+
+def test_torchs_own_averaged_model(state: State, tmp_path: Path) -> None:
+    model = build(REF)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    averaged.update_parameters(model)
+    loaded = _load(tmp_path, {"model": model.state_dict(), "ema_model": averaged.state_dict()})
+    assert any("'ema_model'" in note for note in loaded.notes)
+
+
+def test_an_average_of_some_tensors_or_none_is_not_taken(state: State, tmp_path: Path) -> None:
+    parameters = {name: tensor * 2 for name, tensor in state.items() if name.endswith(("weight", "bias"))}
+    loaded = _load(tmp_path, {"model": state, "ema": parameters})
+    assert _is(loaded, state)
+    note = next(note for note in loaded.notes if "was left aside" in note)
+    assert re.search(r"'ema' in x\.pt has \d+ of \d+ tensors and was left aside; --weights-key ema", note)
+    filled = load_file(tmp_path / "x.pt", weights_key="ema")
+    assert _is(filled, {**state, **parameters})
+    assert any("that 'ema' of x.pt does not have are those of 'model'" in note for note in filled.notes)
+    loaded = _load(tmp_path, {"model": state, "ema": {}})
+    assert _is(loaded, state) and "'ema' in x.pt is empty and was left aside" in loaded.notes
+    with pytest.raises(ModelError, match="'ema' is empty; leave --weights-key out, or name another key"):
+        load_file(tmp_path / "x.pt", weights_key="ema")
+
+
+def test_several_networks_are_asked_for(state: State, tmp_path: Path) -> None:
+    content = {"student": state, "teacher": _scaled(state), "optimizer": {}}
+    with pytest.raises(
+        ModelError, match=r"holds several sets of weights: student \(\d+ tensors\), teacher .*"
+    ) as caught:
+        _load(tmp_path, content)
+    remedy = re.search(r"choose with --weights-key, for instance (\w+)", str(caught.value))
+    assert remedy is not None and _is(load_file(tmp_path / "x.pt", weights_key=remedy[1]), state)
+    assert _is(load_file(tmp_path / "x.pt", weights_key="teacher"), _scaled(state))
+    with pytest.raises(ModelError, match="unknown key of weights 'techer': did you mean 'teacher'"):
+        load_file(tmp_path / "x.pt", weights_key="techer")
+
+
+def test_the_prefix_that_fits_is_suggested(state: State, tmp_path: Path) -> None:
+    content = {**_under("module.base_encoder.", state), **_under("module.momentum.", {"queue": torch.ones(3, 4)})}
+    with pytest.raises(ModelError, match=r"no known architecture has these weights.*nearest: ") as caught:
+        _load(tmp_path, content)
+    remedy = re.search(r"lie weights like cifar:resnet20's \(100%\): --strip-prefix (\S+)", str(caught.value))
+    assert remedy is not None
+    loaded = load_file(tmp_path / "x.pt", strip_prefix=remedy[1])
+    assert _is(loaded, state) and any("left out 1 tensors of x.pt" in note for note in loaded.notes)
+    with pytest.raises(ModelError, match=r"--strip-prefix model\.: no name begins with it; names begin with"):
+        load_file(tmp_path / "x.pt", strip_prefix="model.")
+
+
+def test_options_for_other_files(state: State, tmp_path: Path) -> None:
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match=r"--weights-key is for files of torch\.save; a safetensors file has one set"):
+        load_file(tmp_path / "x.safetensors", weights_key="ema")
+    with pytest.raises(ModelError, match=r"holds no tensors \(its keys: 'epoch', 'lr'\)"):
+        _load(tmp_path, {"epoch": 3, "lr": 0.1})
+
+
+TWINS = {"efficientnet_b0": "timm:efficientnet_b0", "tf_efficientnet_b0": "timm:tf_efficientnet_b0"}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_equal_keys_and_other_arithmetic_are_asked_for(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    image = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = model(image)
+    with pytest.raises(ModelError, match="which compute different things with them; say which it is") as caught:
+        _load(tmp_path, model.state_dict())
+    assert {f"timm:{twin}" for twin in TWINS} <= set(re.findall(r"--arch (\S+)", str(caught.value)))
+    for how in (
+        {"arch": TWINS[name]},
+        {"name": f"{name}_ns-1234.pth"},
+        {"content": {"state_dict": model.state_dict(), "arch": name}},
+        {"content": {"state_dict": model.state_dict(), "args": Namespace(model=name)}},
+        {"content": model},
+    ):
+        chosen: dict[str, Any] = {"content": model.state_dict(), **how}
+        loaded = _load(tmp_path, **chosen)
+        assert loaded.manifest.architecture.ref == TWINS[name], how
+        with torch.no_grad():
+            torch.testing.assert_close(loaded.model(image), expected)
+
+
+def test_candidates_that_compute_the_same_are_one(tmp_path: Path) -> None:
+    loaded = _load(tmp_path, timm.create_model("vit_tiny_patch16_224").state_dict())
+    assert loaded.manifest.architecture.ref.startswith("timm:")
+    assert loaded.notes[0].endswith(" by its keys and shapes")
+
+
+def test_the_method_chooses_the_spiking_one(tmp_path: Path) -> None:
+    state = build("spiking:sew_resnet18").state_dict()
+    with pytest.raises(ModelError, match=r"--arch spiking:sew_resnet18"):
+        _load(tmp_path, state)
+    assert load_file(tmp_path / "x.pt", prefer="spiking").manifest.architecture.ref == "spiking:sew_resnet18"
+    assert _load(tmp_path, state, "sew_resnet18.pth").manifest.architecture.ref == "spiking:sew_resnet18"
+
+
+SPIKING: dict[str, dict[str, Any]] = {
+    "spiking:spikformer-4-384": {"dim": 32, "depth": 1, "num_heads": 4, "patch_size": 2},
+    "spiking:qkformer-4-384": {"dim": 96},
+    "spiking:sdt-2-512": {"dim": 32, "depth": 1},
+    "spiking:vgg5": {"width": 0.125, "pool": "avg"},
+    "spiking:resnet19": {"width": 0.0625},
+    "spiking:sew_resnet18": {},
+}
+
+
+def _exists(ref: str) -> str:
+    from prunecli.models.spiking import names
+
+    family = ref.partition(":")[2].partition("-")[0]
+    return ref if ref.partition(":")[2] in names() else f"spiking:{next(n for n in names() if n.startswith(family))}"
+
+
+@pytest.mark.parametrize("ref", SPIKING)
+def test_facts_of_a_pickled_spiking_network_are_read(ref: str, tmp_path: Path) -> None:
+    ref, own = _exists(ref), SPIKING[ref]
+    torch.manual_seed(0)
+    facts: dict[str, Any] = {"T": 1, "tau": 1.5, "v_threshold": 0.25, "v_reset": None, "decay_input": False}
+    model = build(ref, num_classes=10, **own, **facts).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.uniform_(parameter)  # so that its neurons fire
+    if "spikformer" in ref:  # its shapes tell the rest
+        loaded = _load(tmp_path, model)
+        assert loaded.manifest.architecture.kwargs["patch_size"] == 2
+    else:
+        loaded = _load(tmp_path, model, arch=ref, kwargs={n: own[n] for n in ("width", "dim", "depth") if n in own})
+    built = loaded.manifest.architecture.kwargs
+    assert {name: built[name] for name in facts} == facts
+    assert any("read from the file: " in note and "T = 1" in note for note in loaded.notes)
+    image = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(image)
+        assert float(expected.std()) > 0
+        torch.testing.assert_close(loaded.model(image), expected)
+
+
+def test_neurons_with_settings_of_their_own_keep_them(tmp_path: Path) -> None:
+    model = build("spiking:vgg5", width=0.125).eval()
+    neurons = [module for module in model.modules() if hasattr(module, "v_threshold")]
+    neurons[1].v_threshold = 0.5
+    loaded = _load(tmp_path, model, arch="spiking:vgg5", kwargs={"width": 0.125})
+    assert [m.v_threshold for m in loaded.model.modules() if hasattr(m, "v_threshold")][1] == 0.5
+
+
+def test_settings_that_the_architecture_does_not_have_are_refused(tmp_path: Path) -> None:
+    model = build(REF).eval()
+    model.layer1[0].conv1.dilation = (2, 2)  # type: ignore[index]
+    with pytest.raises(ModelError, match=r"layer1\.0\.conv1: dilation is \(2, 2\), not \(1, 1\)"):
+        _load(tmp_path, model)
+    changed = deepcopy(build(REF))
+    changed.bn1.eps = 1e-3  # type: ignore[union-attr]
+    with pytest.raises(ModelError, match=r"bn1: eps is 0\.001, not 1e-05"):
+        _load(tmp_path, changed)
+
+
+@pytest.mark.parametrize("ref", ["spiking:vgg5", "spiking:resnet19"])
+def test_what_a_state_dict_does_not_say_is_listed(ref: str, tmp_path: Path) -> None:
+    state = build(ref, width=0.0625).state_dict()
+    loaded = _load(tmp_path, state, arch=ref, kwargs={"width": 0.0625})
+    assert any(note.startswith("assumed T = 4, neuron = lif, tau = 2: weights do not say") for note in loaded.notes)
+    loaded = _load(tmp_path, {"state_dict": state, "args": {"T": 2, "tau": 3.0}}, arch=ref, kwargs={"width": 0.0625})
+    assert (loaded.manifest.architecture.kwargs["T"], loaded.manifest.architecture.kwargs["tau"]) == (2, 3.0)
+    loaded = _load(tmp_path, state, arch=ref, kwargs={"width": 0.0625, "T": 3, "tau": 2.5})
+    assert loaded.model.T == 3 and not any("T = " in note for note in loaded.notes)
+
+
+def test_a_finetuned_mae(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", global_pool="avg", num_classes=7).eval()
+    loaded = _load(tmp_path, {"model": model.state_dict()}, arch="timm:vit_tiny_patch16_224")
+    assert loaded.manifest.architecture.kwargs == {"num_classes": 7, "global_pool": "avg"}
+    image = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(image), model(image))
+
+
+def test_another_image_size_is_read_from_the_positions(tmp_path: Path) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=160)
+    loaded = _load(tmp_path, model.state_dict(), arch="timm:vit_tiny_patch16_224")
+    assert loaded.manifest.architecture.kwargs["img_size"] == 160 and loaded.fixed_size == (160, 160)
+    loaded = _load(tmp_path, model.state_dict())
+    assert loaded.fixed_size == (160, 160)
+
+
+def test_a_head_in_a_sequence(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18").eval()
+    plain = dict(model.state_dict())
+    model.fc = nn.Sequential(nn.Dropout(0.1), model.fc)
+    loaded = _load(tmp_path, model.state_dict(), arch="timm:resnet18")
+    assert _is(loaded, plain) and any(
+        "fc.1, a classifier in a sequence, is read as fc" in note for note in loaded.notes
+    )
+    model.fc = nn.Sequential(nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 10))
+    with pytest.raises(ModelError, match="the weights do not fit timm:resnet18"):
+        _load(tmp_path, model.state_dict(), arch="timm:resnet18")
+
+
+_MMPRETRAIN_VIT = (
+    (r"^(cls_token|pos_embed|norm\.|patch_embed|blocks)", r"backbone.\1"),
+    (r"patch_embed\.proj\.", "patch_embed.projection."),
+    (r"blocks\.(\d+)\.norm([12])\.", r"layers.\1.ln\2."),
+    (r"blocks\.(\d+)\.attn\.", r"layers.\1.attn."),
+    (r"blocks\.(\d+)\.mlp\.fc1\.", r"layers.\1.ffn.layers.0.0."),
+    (r"blocks\.(\d+)\.mlp\.fc2\.", r"layers.\1.ffn.layers.1."),
+    (r"^backbone\.norm\.", "backbone.ln1."),
+    (r"^head\.", "head.layers.head."),
+)
+
+
+def test_names_of_mmpretrain(tmp_path: Path) -> None:
+    plain = dict(timm.create_model("vit_tiny_patch16_224").state_dict())
+    renamed = {}
+    for name, tensor in plain.items():
+        new = name
+        for pattern, replacement in _MMPRETRAIN_VIT:
+            new = re.sub(pattern, replacement, new)
+        renamed[new] = tensor
+    assert _is(_load(tmp_path, {"state_dict": renamed}), plain)
+    plain = dict(timm.create_model("resnet18").state_dict())
+    renamed = {f"head.{name}" if name.startswith("fc.") else f"backbone.{name}": t for name, t in plain.items()}
+    assert _is(_load(tmp_path, {"state_dict": renamed}, "resnet18_8xb32.pth"), plain)
