@@ -308,6 +308,12 @@ def test_contradictions(tmp_path: Path) -> None:
         [split.mask(i) for split in (data.train, data.test) for i in range(len(split.images))]
 
 
+def test_a_folder_with_test_images_alone_can_be_evaluated(tmp_path: Path) -> None:
+    _set(tmp_path, [_mask(NUMBERS)], images="test/images", folder="test/masks")
+    data = _load(tmp_path)
+    assert data.train is None and isinstance(data.test, MaskSplit) and data.test.mask(0)[0, ::6].tolist() == NUMBERS
+
+
 def test_void_as_it_is_written() -> None:
     assert [parse_void(text) for text in (None, 255, "0, 255", "none")] == [None, (255,), (0, 255), ()]
     with pytest.raises(DataError, match=r"--void sky: write numbers"):

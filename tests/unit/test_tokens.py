@@ -380,6 +380,16 @@ def test_fused_tokens_may_be_chosen_again() -> None:
         assert features(model, images()).isfinite().all()
 
 
+@pytest.mark.parametrize("selector", ["anchor", "cls", "random", "evit"])
+def test_a_smaller_image_with_fewer_tokens_than_are_to_stay_is_one_line(selector: str) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", dynamic_img_size=True, img_size=64).eval()
+    chosen = TokenSelection(selector=selector, tokens=17, stages=(TokenStage(block=0, kept=10, anchors=4),))  # type: ignore[arg-type]
+    with tokens_pruned(model, chosen):
+        assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 1000)
+        with pytest.raises(MethodError, match=r"10 patch tokens are to stay and there are 4: .* --image-size"):
+            model(torch.zeros(1, 3, 32, 32))
+
+
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("name", ["clip", "vit", "eva", "beit"])
 def test_compiled_and_exported_networks_choose_the_same(name: str, inside: bool) -> None:
@@ -394,13 +404,16 @@ def test_compiled_and_exported_networks_choose_the_same(name: str, inside: bool)
             assert torch.allclose(exported(images()[:count]), expected[:count], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["clip", "eva"])
-def test_onnx_runtime_gives_the_same_at_two_batch_sizes(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "selector"), [("clip", "anchor"), ("eva", "anchor"), ("vit", "tome")])
+def test_onnx_runtime_gives_the_same_at_two_batch_sizes(name: str, selector: str, tmp_path: Path) -> None:
     runtimes = pytest.importorskip("onnxruntime", reason="pip install 'prunecli[export]'")
     pytest.importorskip("onnxscript", reason="pip install 'prunecli[export]'")
     model = perturbed(MODELS[name]())
     tower: nn.Module = model.visual if name == "clip" else model  # type: ignore[assignment]
-    with tokens_pruned(model, selection(model, 20)), torch.no_grad():
+    with (
+        tokens_pruned(model, selection(model, 20, selector, **({"merged": 9} if selector == "tome" else {}))),
+        torch.no_grad(),
+    ):
         expected = tower(images())
         shapes = ({0: torch.export.Dim("batch", min=2, max=64)},)
         torch.onnx.export(

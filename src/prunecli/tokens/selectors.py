@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunecli.errors import MethodError
 from prunecli.tokens.attention import attention_weights, gather_rope, gather_tokens, projected
 
 
@@ -90,8 +91,16 @@ def choose(choice: Choice, inputs: AttentionInputs) -> tuple[Tensor, Tensor | No
     Returns:
         Indices of the patch tokens that stay, ascending, shape (N, kept); and the importance of all patch tokens, shape
         (N, P), if the selector computes it.
+
+    Raises:
+        MethodError: There are fewer patch tokens than are to stay.
     """
     samples, length, _ = inputs.x.shape
+    if choice.kept > length - inputs.prefix:
+        raise MethodError(
+            f"{choice.kept} patch tokens are to stay and there are {length - inputs.prefix}: the image is smaller than "
+            "those that tokens were pruned for; give the same --image-size, or prune tokens again for this size"
+        )
     if choice.selector == "random":
         generator = torch.Generator().manual_seed(choice.seed)
         patches = torch.randperm(length - inputs.prefix, generator=generator)[: choice.kept].sort().values

@@ -114,7 +114,9 @@ def runtime_stage(space: Workspace, stage: PruneStage, out: Path) -> RuntimeOutc
     description = method.describe(model, changes, example)
     variants = compare_changes(space, method, changes, macs)
     timings = {size: _timed(space, method, model, changes, stage, size) for size in dict.fromkeys((1, batch))}
-    step = space.lineage.step("prune", {"method": stage.method, "params": as_json(dataclasses.asdict(params))})
+    compared_on = space.split("test") if space.data_name() is not None else None
+    settings = {"method": stage.method, "params": as_json(dataclasses.asdict(params))}
+    step = space.lineage.step("prune", settings, split=compared_on, split_name="test")
     manifest = method.record(loaded.manifest, stage.method, change)
     manifest = manifest.model_copy(update={"history": [*loaded.manifest.history, step]})
     with method.applied(model, change):
