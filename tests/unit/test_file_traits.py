@@ -333,3 +333,29 @@ def test_names_of_mmpretrain(tmp_path: Path) -> None:
     plain = dict(timm.create_model("resnet18").state_dict())
     renamed = {f"head.{name}" if name.startswith("fc.") else f"backbone.{name}": t for name, t in plain.items()}
     assert _is(_load(tmp_path, {"state_dict": renamed}, "resnet18_8xb32.pth"), plain)
+
+
+@pytest.mark.slow
+def test_openais_clip_with_its_three_numbers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    quick = build("open_clip:ViT-B-32-quickgelu").half()
+    numbers = {"input_resolution": 224, "context_length": 77, "vocab_size": 49408}
+    state = {**quick.state_dict(), **{name: torch.tensor(number) for name, number in numbers.items()}}
+    for arch in (None, "open_clip:ViT-B-32-quickgelu"):
+        loaded = _load(tmp_path, state, arch=arch)
+        assert loaded.manifest.architecture.ref == "open_clip:ViT-B-32-quickgelu"
+    for name in numbers:
+        del state[name]
+    with pytest.raises(ModelError, match=r"--arch open_clip:ViT-B-32 |--arch open_clip:ViT-B-32-quickgelu"):
+        _load(tmp_path, state)
+    assert "quickgelu" in _load(tmp_path, state, "ViT-B-32-quickgelu.pt").manifest.architecture.ref
+
+
+def test_an_architecture_that_does_not_fit_names_the_tensor_and_the_nearest(state: State, tmp_path: Path) -> None:
+    with pytest.raises(
+        ModelError, match=r"do not fit cifar:resnet32: .* are missing, first .*; nearest .*cifar:resnet20"
+    ):
+        _load(tmp_path, state, arch="cifar:resnet32")
+    with pytest.raises(ModelError, match=r"do not fit open_clip:tiny"):
+        _load(tmp_path, state, arch="open_clip:tiny")
+    assert _is(_load(tmp_path, state, arch="cifar:resnet20"), state)

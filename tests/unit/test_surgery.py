@@ -139,6 +139,36 @@ def test_a_network_that_is_always_zero_cannot_be_compared_and_no_group_is_blamed
         faulty_groups(model, traced, keep, example())
 
 
+class Boxes(nn.Module):
+    """Looks closer at positions with a high score, so that weights decide how many operators run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 3)
+        self.score, self.head = nn.Conv2d(32, 1, 1), nn.Linear(32, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.second(self.first(x).relu()).relu()
+        scores = self.score(features).flatten(1)[0]
+        positions = (scores > scores.mean().clamp(max=0.05)).nonzero()[:, 0].tolist()
+        columns = features.flatten(2)
+        return torch.stack([self.head(columns.mean(2)), *(self.head(columns[:, :, i]) for i in positions)]).sum(0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_detector_that_finds_other_boxes_without_its_channels_is_compared_with_those(seed: int) -> None:
+    torch.manual_seed(seed)
+    model, image = Boxes().eval(), torch.randn(1, 3, 8, 8)
+    traced = trace(model, image)
+    keep = {group.name: torch.arange(0, group.units, 2) for group in traced.groups}
+    pruned = copy.deepcopy(model)
+    remove(pruned, traced.groups, keep)
+    assert len(keep) == 1 and verify(model, pruned, traced, keep, image) <= TOLERANCE
+    pruned.head.register_forward_hook(lambda module, args, output: output * 1.01)
+    with pytest.raises(VerificationError, match="differs from the masked original"):
+        verify(model, pruned, traced, keep, image)
+
+
 def test_a_network_that_casts_inside_is_compared_in_single_precision() -> None:
     class Casting(Plain):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from prunecli.errors import DataError
 _SURVEYED = 1000
 """More masks than this are not read before they are needed; an even choice of so many is."""
 _ALPHA = 255
+_COUNTABLE = 1 << 16
 
 
 @dataclass
@@ -123,7 +124,12 @@ def _is_lossy(path: Path) -> bool:
 
 def _counted(path: Path, colored: bool) -> tuple[NDArray[Any], NDArray[Any], bool] | _Coloured | None:
     try:
-        values, counts = np.unique(mask_values(path, colored=colored), return_counts=True)
+        held = mask_values(path, colored=colored)
+        if colored or int(held.max(initial=0)) >= _COUNTABLE:
+            values, counts = np.unique(held, return_counts=True)
+        else:  # without sorting
+            pixels = np.bincount(held.ravel())
+            values, counts = pixels.nonzero()[0], pixels[pixels > 0]
         return values, counts, _is_lossy(path)
     except _Coloured as error:
         return error

@@ -27,6 +27,11 @@ from prunecli.surgery.tracing.labels import Followed, Label, Record
 from prunecli.surgery.tracing.operators.statistics import NEEDS_KEPT_ALONE
 from prunecli.surgery.tracing.running import plain_attention, seeded
 
+OTHER_OPERATORS = (
+    "the model calls other operators than when it was traced, as values decide which, so it cannot be verified; "
+    "nothing was saved; prune a part with --only"
+)
+
 
 class OtherOperatorsError(VerificationError):
     """The model does not call the operators that were recorded."""
@@ -74,15 +79,8 @@ def _run(model: nn.Module, followed: Followed, kept: ChannelMasks, inputs: Input
         with mode:
             output = call(model, inputs)
     if mode.position != len(records):
-        raise _other_operators()
+        raise OtherOperatorsError(OTHER_OPERATORS)
     return output
-
-
-def _other_operators() -> OtherOperatorsError:
-    return OtherOperatorsError(
-        "the model calls other operators than when it was traced, as values decide which, so it cannot be verified; "
-        "nothing was saved; prune a part with --only"
-    )
 
 
 def channel_masks(groups: Sequence[ChannelGroup], keep: Keep) -> ChannelMasks:
@@ -109,7 +107,7 @@ class _MaskedMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         record = self.records[self.position] if self.position < len(self.records) else None
         if record is None or record.operator != func.overloadpacket.__name__:
-            raise _other_operators()
+            raise OtherOperatorsError(OTHER_OPERATORS)
         self.position += 1
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         concerned = [self._removed(label) for label in record.inputs]

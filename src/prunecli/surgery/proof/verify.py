@@ -13,16 +13,17 @@ from prunecli.copying import converted, copied, sharing_parameters
 from prunecli.errors import VerificationError
 from prunecli.inputs import Inputs, call, cast_inputs, output_tensors
 from prunecli.surgery.axes import ChannelMasks, kept_mask
-from prunecli.surgery.groups import Keep
+from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.outputs import chosen_outputs
 from prunecli.surgery.proof.active_neurons import with_active_neurons
-from prunecli.surgery.proof.masked import OtherOperatorsError, channel_masks, run_masked
+from prunecli.surgery.proof.masked import OTHER_OPERATORS, OtherOperatorsError, channel_masks, run_masked
 from prunecli.surgery.proof.randomness import Draws, Replayed
 from prunecli.surgery.proof.trial_inputs import drawn_like, drawn_samples
 from prunecli.surgery.removal.rebuild import state_tensors
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.labels import Label
 from prunecli.surgery.tracing.running import one_line, plain_attention, seeded
+from prunecli.surgery.tracing.trace import trace
 from prunecli.surgery.tracing.traced import Trace
 from prunecli.surgery.tracing.trial import RUNTIME_ERRORS
 
@@ -61,7 +62,11 @@ def verify(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep, in
         return verify(original.get_submodule(name), pruned.get_submodule(name), inner, own, traced.part.inputs)
     probe, sliced = _probes(original, pruned, traced, keep)
     exact = cast_inputs(inputs, device="cpu", dtype=traced.dtype)
-    difference = _difference(probe, sliced, traced, keep, exact)
+    try:
+        difference = _difference(probe, sliced, traced, keep, exact)
+    except OtherBranchesError:
+        traced = _traced_again(probe, traced, keep, exact)
+        difference = _difference(probe, sliced, traced, keep, exact)
     if difference > _tolerance(traced):
         where = _first_difference(probe, sliced, traced, keep, exact)
         raise VerificationError(
@@ -195,6 +200,30 @@ class NotComparableError(VerificationError):
     """The original itself gives nothing that the pruned network could be compared with."""
 
 
+class OtherBranchesError(NotComparableError):
+    """With removed channels masked, the original calls other operators: a detector finds other boxes, for instance."""
+
+
+def _traced_again(probe: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> Trace:
+    """A trace of what the original calls when removed channels are zero, as they are in `probe` by now.
+
+    Raises:
+        OtherBranchesError: It has other groups.
+    """
+    assert traced.followed is not None
+    settings = {"heads": bool(traced.settings.get("heads")), "prune_stem": True}
+    outputs = traced.followed.kept_outputs or None
+    again = trace(probe, inputs, outputs=outputs, assumptions=traced.assumptions, **settings)
+    before, after = ({group.name: _shape(group) for group in one.groups} for one in (traced, again))
+    if any(after.get(name) != before[name] for name in keep):
+        raise OtherBranchesError(OTHER_OPERATORS)
+    return again
+
+
+def _shape(group: ChannelGroup) -> tuple[int, set[tuple[str, int]]]:
+    return group.units, {(member.name, member.dim) for member in group.members}
+
+
 def _both(
     probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, inputs: Inputs
 ) -> tuple[list[Tensor], list[Tensor]]:
@@ -203,7 +232,9 @@ def _both(
     draws: Draws = []
     try:
         reference = run_masked(sharing_parameters(probe), traced.followed, traced.groups, keep, inputs, draws)
-    except (OtherOperatorsError, *RUNTIME_ERRORS) as error:
+    except OtherOperatorsError as error:
+        raise OtherBranchesError(str(error)) from error
+    except RUNTIME_ERRORS as error:
         raise NotComparableError(str(error)) from error
     replayed = Replayed(draws)
     pruned = sharing_parameters(sliced).train(probe.training)
