@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from prunecli.data.label_map import LabelMap
 from prunecli.data.loader import CalibrationBatches, TrainingBatches, evaluation_batches, training_batches
 from prunecli.data.masks import MaskSplit
 from prunecli.data.preparation import Augmentation, Preprocessing
@@ -38,7 +39,8 @@ def split(request: pytest.FixtureRequest, tmp_path: Path) -> ArraySplit | MaskSp
         masks.append(tmp_path / f"{index}_mask.png")
         Image.fromarray(image).save(images[-1])
         Image.fromarray(generator.integers(0, 3, size=(16, 16), dtype=np.uint8)).save(masks[-1])
-    return MaskSplit(tuple(images), tuple(masks), np.arange(256).astype(np.int16))
+    labels = LabelMap(("0", "1", "2"), np.arange(3), np.arange(3, dtype=np.int16))
+    return MaskSplit(tuple(images), tuple(masks), labels)
 
 
 def _training(split: ArraySplit | MaskSplit, workers: int = 0, seed: int = 5, size: int = 4) -> TrainingBatches:

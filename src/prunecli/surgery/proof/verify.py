@@ -211,9 +211,8 @@ def _traced_again(probe: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -
         OtherBranchesError: It has other groups.
     """
     assert traced.followed is not None
-    settings = {"heads": bool(traced.settings.get("heads")), "prune_stem": True}
-    outputs = traced.followed.kept_outputs or None
-    again = trace(probe, inputs, outputs=outputs, assumptions=traced.assumptions, **settings)
+    outputs, heads = traced.followed.kept_outputs or None, bool(traced.settings.get("heads"))
+    again = trace(probe, inputs, prune_stem=True, heads=heads, outputs=outputs, assumptions=traced.assumptions)
     before, after = ({group.name: _shape(group) for group in one.groups} for one in (traced, again))
     if any(after.get(name) != before[name] for name in keep):
         raise OtherBranchesError(OTHER_OPERATORS)
