@@ -270,7 +270,10 @@ def test_settings_that_the_architecture_does_not_have_are_refused(tmp_path: Path
 def test_what_a_state_dict_does_not_say_is_listed(ref: str, tmp_path: Path) -> None:
     state = build(ref, width=0.0625).state_dict()
     loaded = _load(tmp_path, state, arch=ref, kwargs={"width": 0.0625})
-    assert any(note.startswith("assumed T = 4, neuron = lif, tau = 2: weights do not say") for note in loaded.notes)
+    assert any(
+        note.startswith("assumed T = 4, neuron = lif, tau = 2, v_threshold = 1: weights do not say")
+        for note in loaded.notes
+    )
     loaded = _load(tmp_path, {"state_dict": state, "args": {"T": 2, "tau": 3.0}}, arch=ref, kwargs={"width": 0.0625})
     assert (loaded.manifest.architecture.kwargs["T"], loaded.manifest.architecture.kwargs["tau"]) == (2, 3.0)
     loaded = _load(tmp_path, state, arch=ref, kwargs={"width": 0.0625, "T": 3, "tau": 2.5})
@@ -359,3 +362,50 @@ def test_an_architecture_that_does_not_fit_names_the_tensor_and_the_nearest(stat
     with pytest.raises(ModelError, match=r"do not fit open_clip:tiny"):
         _load(tmp_path, state, arch="open_clip:tiny")
     assert _is(_load(tmp_path, state, arch="cifar:resnet20"), state)
+
+
+def test_a_module_of_one_package_is_not_taken_for_another(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="has the weights of timm:resnet18, but its modules have other settings"):
+        _load(tmp_path, timm.create_model("resnet18", global_pool="max"), arch="timm:resnet18")
+    model = timm.create_model("resnet18")
+    model.maxpool = nn.Identity()
+    with pytest.raises(ModelError, match="maxpool: its class is Identity, not MaxPool2d"):
+        _load(tmp_path, model, arch="timm:resnet18")
+    from spikingjelly.activation_based import neuron
+    from spikingjelly.activation_based.model import spiking_resnet
+
+    spiking = spiking_resnet.spiking_resnet18(spiking_neuron=neuron.IFNode, num_classes=7)
+    with pytest.raises(ModelError, match=r"compute different things|other settings"):
+        _load(tmp_path, spiking)
+
+
+def test_what_lies_beside_a_prefix_or_in_a_head_is_not_dropped(tmp_path: Path) -> None:
+    model = build(REF)
+    with pytest.raises(ModelError, match="no known architecture"):
+        _load(tmp_path, nn.Sequential(nn.Softmax(1), model))
+    assert _load(tmp_path, nn.Sequential(nn.Identity(), model)).manifest.architecture.ref == REF
+    headed = timm.create_model("resnet18")
+    headed.fc = nn.Sequential(headed.fc, nn.Sigmoid())
+    with pytest.raises(ModelError, match="the weights do not fit timm:resnet18"):
+        _load(tmp_path, headed, arch="timm:resnet18")
+
+
+def test_two_networks_are_not_mixed(tmp_path: Path) -> None:
+    small, large = (timm.create_model(name).state_dict() for name in ("resnet18", "resnet34"))
+    content = {"student": small, "teacher": large}
+    loaded = _load(tmp_path, content, arch="timm:resnet18", weights_key="student")
+    assert _is(loaded, dict(small)) and not any("do not have" in note for note in loaded.notes)
+    with pytest.raises(ModelError, match="are missing"):
+        load_file(tmp_path / "x.pt", "timm:resnet34", weights_key="student")
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [{"args": {"T": 6.0, "tau": 1.5}}, {"args": {"T": "6", "tau": "1.5"}}, {"config": {"model": {"T": 6, "tau": 1.5}}}],
+)
+def test_settings_in_other_forms_are_read(beside: dict[str, Any], tmp_path: Path) -> None:
+    content = {"state_dict": build("spiking:vgg5", width=0.125).state_dict(), **beside}
+    built = _load(tmp_path, content, arch="spiking:vgg5", kwargs={"width": 0.125}).manifest.architecture.kwargs
+    assert (built["T"], built["tau"]) == (6, 1.5)
+    content["args"] = {"tau": 0.99}  # of an average
+    assert _load(tmp_path, content, arch="spiking:vgg5", kwargs={"width": 0.125, "T": 2}).model.T == 2

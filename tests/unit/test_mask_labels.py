@@ -18,6 +18,7 @@ from prunecli.data.mask_labels import MaskReading, parse_void
 from prunecli.data.masks import MaskSplit
 from prunecli.data.splits import ImageData
 from prunecli.errors import DataError
+from tests.conftest import Prune
 
 GREY = "grey"
 NUMBERS = [0, 1, 2]
@@ -111,9 +112,7 @@ def test_colours(file: str, tmp_path: Path) -> None:
     assert data.class_names == ("plane", "bike") and _classes(data) == [0, 1, VOID]
     assert _shares(data)["224,224,192"] == (None, 0.333)
     _save(_mask([(1, 2, 3)] * 3), data.train.masks[0])  # type: ignore[union-attr]
-    with pytest.raises(
-        DataError, match=r"holds the colour 1,2,3, which is not one of 2 classes; add it to classes\.txt"
-    ):
+    with pytest.raises(DataError, match=r"holds the colour 1,2,3, which is not one of 2 classes; add it, or void"):
         _classes(data)
 
 
@@ -340,3 +339,74 @@ def test_other_values_after_a_thousand_masks_are_still_an_error(
     _save(_mask([0, 1, 9]), data.train.masks[3])
     with pytest.raises(DataError, match="holds the number 9, which is not one of 3 classes"):
         data.train.mask(3)
+
+
+def test_void_is_no_class_even_where_classes_are_counted_or_named_in_order(tmp_path: Path) -> None:
+    _set(tmp_path, [_mask([0, 1, 2, 3])])
+    assert _classes(_load(tmp_path, void=(0, 255))) == [VOID, 0, 1, 2]
+    assert _classes(_load(tmp_path, void=(1,))) == [0, VOID, 1, 2]
+    (tmp_path / "classes.txt").write_text("# all of them\nroad\nvoid\ncar\ntree\n")
+    data = _load(tmp_path)
+    assert data.class_names == ("road", "car", "tree") and _classes(data) == [0, VOID, 1, 2]
+
+
+@pytest.mark.parametrize("lines", ["tree: 2\nroad: 0\ncar: 1\n", "2 tree\n0 road\n1 car\n", "2=tree\n0=road\n1=car\n"])
+def test_numbers_in_another_form_are_not_names(lines: str, tmp_path: Path) -> None:
+    _set(tmp_path, [_mask(NUMBERS)])
+    (tmp_path / "classes.txt").write_text(lines)
+    with pytest.raises(DataError, match="has a number in another form than `number: name`; write it like that"):
+        _load(tmp_path)
+    (tmp_path / "classes.txt").write_text("2: tree\n0: road\n1: car\n", encoding="utf-8-sig")  # as Windows writes it
+    assert _classes(_load(tmp_path)) == [1, 2, 0]
+
+
+def test_one_lossy_mask_does_not_excuse_the_others(tmp_path: Path) -> None:
+    _set(tmp_path, [_mask([0, 100, 200])])
+    (tmp_path / "classes.txt").write_text("0: a\n100: b\n200: c\n")
+    (tmp_path / "masks" / "0.png").unlink()
+    _save(_mask([0, 100, 200]), tmp_path / "masks" / "0.jpg")
+    assert _load(tmp_path).num_classes == 3
+    _save(_mask([0, 50, 7]), tmp_path / "masks" / "1.png")
+    with pytest.raises(DataError, match=r"1\.png: holds the number (7|50), which is not one of 3 classes"):
+        _load(tmp_path)
+
+
+def test_void_options_are_for_numbers(tmp_path: Path) -> None:
+    _set(tmp_path, [_mask(COLORS)])
+    (tmp_path / "classes.txt").write_text(COLOR_LISTS["classes.txt"])
+    with pytest.raises(DataError, match=r"--void: is for class numbers, and classes\.txt names colours"):
+        _load(tmp_path, void=(200,))
+
+
+def test_a_negative_number_is_one_line(tmp_path: Path) -> None:
+    _set(tmp_path, [_mask([0, 1, 2])])
+    _save(_mask([0, -1, 2], np.int32), tmp_path / "masks" / "0.tif")
+    (tmp_path / "masks" / "0.png").unlink()
+    data = _load(tmp_path)
+    splits = [split for split in (data.train, data.test) if isinstance(split, MaskSplit)]
+    with pytest.raises(DataError, match=r"0\.tif: holds the negative number -1; write 255"):
+        [split.mask(i) for split in splits for i in range(len(split.images))]
+
+
+def test_cvats_layout(tmp_path: Path) -> None:
+    _set(tmp_path, [_mask(COLORS)], images="JPEGImages", folder="SegmentationClass")
+    (tmp_path / "labelmap.txt").write_text(COLOR_LISTS["labelmap.txt"])
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "default.txt").write_text("\n".join(map(str, range(10))))
+    assert _classes(_load(tmp_path)) == [0, 1, VOID]
+
+
+def test_classes_keep_their_order_from_training_to_evaluation(tmp_path: Path, prune: Prune) -> None:
+    _set(tmp_path / "set", [_mask([0, 1, 2])])
+    (tmp_path / "mine.txt").write_text("2: road\n0: tree\n1: car\n")
+    common = ("--epochs", "1", "--image-size", "64", "--batch-size", "4", "-o", "m.safetensors")
+    done = prune("train", "segformer:b0", "--data", "segmentation:set", "--classes", "mine.txt", *common)
+    assert done.code == 0 and re.search(r"2 +road +33\.33%", done.err), done.err
+    for spelling in ("segmentation:set", "segmentation:set/", f"segmentation:{tmp_path}/set", "segmentation:./set"):
+        done = prune("eval", "m.safetensors", "--data", spelling, "--measure", "accuracy")
+        assert done.code == 0 and re.findall(r"IoU of (\w+)", done.out) == ["road", "tree", "car"], done.err
+    done = prune("eval", "m.safetensors", "--data", "segmentation:set", "--void", "9", "--measure", "accuracy")
+    assert re.findall(r"IoU of (\w+)", done.out) == ["road", "tree", "car"]
+    done = prune("eval", "m.safetensors", "--data", "segmentation:set", "--classes", "numbers", "--measure", "accuracy")
+    assert "has learned the classes road, tree, car" in done.err and "compared by number" in done.err

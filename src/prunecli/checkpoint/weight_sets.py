@@ -81,7 +81,7 @@ def choose_weights(content: Any, path: Path, key: str | None) -> tuple[WeightSet
         what = f"a {printable(module.class_path or '')} without any tensors" if module else "no tensors"
         raise ModelError(f"{path}: holds {what}; expected a state dict or a dictionary with one inside")
     notes = tuple(f"{name!r} in {path.name} is empty and was left aside" for name in empty)
-    averaged = {name: one for name, one in full.items() if _last(name) in _AVERAGED}
+    averaged = {name: one for name, one in full.items() if _is_average(name)}
     plain = {name: one for name, one in full.items() if name not in averaged}
     named = {name: one for name, one in plain.items() if not name or _last(name) in _NETWORK}
     whole = max((len(_bare(one.tensors)) for one in plain.values()), default=0)
@@ -116,6 +116,8 @@ def settings_in(content: Any) -> dict[str, Plain]:
         value = content.get(name)
         state = value.state if isinstance(value, Inert) else value
         if isinstance(state, Mapping):
+            for inner in state.values():
+                settings |= plain_values(inner) if isinstance(inner, Mapping) else {}
             settings |= plain_values(state)
     return settings | plain_values(content)
 
@@ -166,8 +168,13 @@ def _completed(chosen: WeightSet, sets: Mapping[str, WeightSet], path: Path) -> 
     """An average of the parameters alone, with the other tensors of the network it is an average of."""
     if not chosen.tensors:
         raise ModelError(f"{path}: {chosen.key!r} is empty; leave --weights-key out, or name another key")
-    others = [one for one in sets.values() if one is not chosen and chosen.tensors.keys() < one.tensors.keys()]
-    if not others:
+    others = [
+        one
+        for one in sets.values()
+        if chosen.tensors.keys() < one.tensors.keys()
+        and all(one.tensors[name].shape == tensor.shape for name, tensor in chosen.tensors.items())
+    ]
+    if not others or not _is_average(chosen.key):
         return chosen, ()
     rest = min(others, key=lambda one: _rank(one.key))
     count = len(rest.tensors) - len(chosen.tensors)
@@ -179,6 +186,10 @@ def _rank(key: str) -> tuple[int, int, str]:
     known = (*_AVERAGED, *_NETWORK)
     last = _last(key)
     return key.count("."), known.index(last) if last in known else len(known), key
+
+
+def _is_average(key: str) -> bool:
+    return any(part in _AVERAGED for part in key.split("."))
 
 
 def _last(key: str) -> str:

@@ -14,6 +14,7 @@ CLASSES_FILE = "classes.txt"
 _VOID_NAME = "void"
 _NUMBERED = re.compile(r"(\d{1,5})\s*:\s*(.+)")
 _COLORED = re.compile(r"(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\d{1,3})\s*:\s*(.+)")
+_OTHERWISE = re.compile(r"\d+[\s=,;].*|.*[:=,;]\s*\d+")
 _LABELMAP = re.compile(r"([^:#]+):(\d{1,3}),(\d{1,3}),(\d{1,3})(?::.*)?")
 
 
@@ -55,7 +56,7 @@ def read_classes(path: Path, *, reduce_zero_label: bool = False) -> DeclaredClas
     reader = _READERS.get(path.name)
     if reader is not None:
         return reader(path)
-    lines = read_lines(path)
+    lines = [line for line in read_lines(path) if not line.startswith("#")]
     for pattern, colored in ((_COLORED, True), (_NUMBERED, False)):
         matches = [pattern.fullmatch(line) for line in lines]
         if any(matches):
@@ -67,12 +68,18 @@ def read_classes(path: Path, *, reduce_zero_label: bool = False) -> DeclaredClas
                 *numbers, name = match.groups()
                 _enter(entries, _value(numbers, path, line), name.strip(), path)
             return _declared(entries, colored, path)
+    if lines and all(_OTHERWISE.fullmatch(line) for line in lines):
+        raise DataError(
+            f"{path}: {lines[0]!r:.60} has a number in another form than `number: name`; write it like that"
+        )
     if len(set(lines)) < len(lines):
         twice = next(line for line in lines if lines.count(line) > 1)
         raise DataError(f"{path}: names {twice!r:.60} twice; give each class a name of its own")
     if not 2 <= len(lines) <= 255:
         raise DataError(f"{path}: names {len(lines)} classes; write 2 to 255 names, one on each line")
-    return DeclaredClasses(dict(enumerate(lines, start=int(reduce_zero_label))), by_order=True)
+    numbered = dict(enumerate(lines, start=int(reduce_zero_label)))
+    void = tuple(number for number, name in numbered.items() if name.lower() == _VOID_NAME)
+    return DeclaredClasses({n: name for n, name in numbered.items() if n not in void}, void, by_order=True)
 
 
 def color_name(value: int) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunecli.data.class_lists import CLASSES_FILE, color_name
+from prunecli.data.class_lists import color_name
+from prunecli.data.mask_survey import is_lossy
 from prunecli.data.splits import MaskLabel
 from prunecli.errors import DataError
 
@@ -19,8 +20,8 @@ VOID = 255
 VALUES = 1 << 16
 """Class numbers in masks are below this."""
 _UNKNOWN = -1
-_ADD = f"add it to {CLASSES_FILE}, or count it as void: --void"
-_ADD_COLOR = f"add it to {CLASSES_FILE}, `red,green,blue: name`, or as void: `red,green,blue: void`"
+_ADD = "add it to the file that names the classes, or count it as void: --void"
+_ADD_COLOR = "add it, or void with this colour, to the file that names the classes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,7 @@ class LabelMap:
         codes: All values with a meaning, ascending.
         indices: Their class indices, `VOID` for void.
         colored: Whether values are colours.
-        nearest: Whether other values mean what the nearest one means, as in masks of a lossy format.
+        nearest: Whether in masks of a lossy format other values mean what the nearest one means.
         notes: What the user should know about the masks.
         rows: The same for people, with the share of pixels.
     """
@@ -51,6 +52,10 @@ class LabelMap:
         Raises:
             DataError: A value has no meaning.
         """
+        if self.nearest and is_lossy(path):
+            between = (self.codes[1:] + self.codes[:-1]) / 2
+            closest: NDArray[np.uint8] = self.indices[np.searchsorted(between, values)].astype(np.uint8)
+            return closest
         greys = not self.colored and int(values.max(initial=0)) < VALUES
         mapped: NDArray[np.int16] = self._table[values] if greys else self._searched(values)
         if (mapped == _UNKNOWN).any():
@@ -64,12 +69,7 @@ class LabelMap:
 
     @cached_property
     def _table(self) -> NDArray[np.int16]:
-        values = np.arange(VALUES)
-        if not self.nearest:
-            return self._searched(values)
-        closest = np.abs(values[: VOID + 1, None] - self.codes).argmin(axis=1)
-        table: NDArray[np.int16] = self.indices[closest][np.minimum(values, VOID)]
-        return table
+        return self._searched(np.arange(VALUES))
 
     def no_class(self, value: int, path: Path) -> DataError:
         """The error for a value without a meaning."""

@@ -85,6 +85,9 @@ def label_map(folder: Path, convention: str | None, reading: MaskReading, survey
     """
     if reading.recorded:
         recorded = _recorded(reading.recorded)
+        if reading.void is not None:
+            names = {value: name for value, name in recorded.names.items() if value not in reading.void}
+            recorded = DeclaredClasses(names, reading.void, recorded.colored)
         return _finished(folder, recorded, survey(recorded.colored), ())
     declared, origin = _declared(folder, convention, reading)
     counted = survey(declared.colored if declared is not None else False)
@@ -196,7 +199,8 @@ def _by_numbers(folder: Path, counted: Survey, reading: MaskReading) -> Declared
             f"{folder}: its masks hold {_numbers(numbers)}, which would be {highest + 1 - first} classes, most of them "
             f"without a pixel; say in {CLASSES_FILE} what they mean, a line `{numbers[0]}: name` for each"
         )
-    return DeclaredClasses({number: str(number) for number in range(first, highest + 1)}, void=(0,) * first)
+    classes = {number: str(number) for number in range(first, highest + 1) if number not in void}
+    return DeclaredClasses(classes, void=(0,) * first)
 
 
 def _two_shades(
@@ -249,6 +253,11 @@ def _two_shades(
 
 def _with_void(folder: Path, declared: DeclaredClasses, reading: MaskReading, origin: str) -> DeclaredClasses:
     """What the user says is void, or what is void by default."""
+    if declared.colored and (reading.void is not None or reading.reduce_zero_label):
+        option = "--void" if reading.void is not None else "--reduce-zero-label"
+        raise DataError(
+            f"{option}: is for class numbers, and {origin} names colours; write `red,green,blue: void` there"
+        )
     void: Sequence[int] = reading.void if reading.void is not None else declared.void
     clash = [value for value in reading.void or () if value in declared.names]
     if clash and origin:
@@ -279,11 +288,11 @@ def _finished(folder: Path, declared: DeclaredClasses, counted: Survey, notes: t
     changed = 0
     for value, count in counted.pixels.items():
         exact = value
-        if value not in meaning and nearest:
+        if value not in meaning and nearest and value not in counted.exact:
             exact = int(codes[np.abs(codes - value).argmin()])
             changed += count
         if exact not in meaning:
-            raise made.no_class(value, counted.first[value])
+            raise made.no_class(value, counted.exact.get(value, counted.first[value]))
         pixels[exact] += count
     total = max(1, sum(pixels.values()))
     rows = tuple(  # in the order of classes, which a checkpoint has to give back

@@ -17,6 +17,7 @@ _PARTS = {
     "test": ("test", "testing"),
     "val": ("val", "validation", "valid"),
 }
+_CVAT_LIST = "default.txt"
 _MASK_ENDINGS = ("", "_mask", "_label", "_labels", "_L")
 
 Pairs = tuple[tuple[Path, ...], tuple[Path, ...]]
@@ -74,6 +75,8 @@ def _voc(folder: Path) -> Layout | None:
         # The official test lists name images whose masks were never published.
         if files and (part != "test" or (masks / f"{stems[0]}.png").is_file()):
             parts[part] = _matched(files, masks)
+    if not parts and (lists / _CVAT_LIST).is_file():
+        parts["all"] = _matched([images / f"{stem}.jpg" for stem in read_lines(lists / _CVAT_LIST)], masks)
     return Layout(parts, "voc") if parts else None
 
 

@@ -29,6 +29,7 @@ class Survey:
         surveyed: How many of them were read.
         pixels: Number of pixels by value.
         first: The first mask with each value.
+        exact: The first mask with each value that is in no lossy format.
         contents: The first mask with each set of values.
         lossy: The first mask in a lossy format.
         coloured: The first mask that is not grey; its values were not counted.
@@ -38,6 +39,7 @@ class Survey:
     surveyed: int = 0
     pixels: dict[int, int] = field(default_factory=dict)
     first: dict[int, Path] = field(default_factory=dict)
+    exact: dict[int, Path] = field(default_factory=dict)
     contents: dict[frozenset[int], Path] = field(default_factory=dict)
     lossy: Path | None = None
     coloured: Path | None = None
@@ -54,6 +56,8 @@ class Survey:
         for value, count in zip(plain, counts.tolist(), strict=True):
             self.pixels[value] = self.pixels.get(value, 0) + count
             self.first.setdefault(value, path)
+            if not lossy:
+                self.exact.setdefault(value, path)
         self.contents.setdefault(frozenset(plain), path)
         if lossy:
             self.lossy = self.lossy or path
@@ -109,6 +113,8 @@ def mask_values(path: Path, *, colored: bool = False) -> NDArray[Any]:
         return values.astype(np.uint8)
     if values.ndim != 2 or not np.issubdtype(values.dtype, np.integer):
         raise DataError(f"{path}: is a {opened.mode} image; a mask has one channel with a class number for each pixel")
+    if values.size and int(values.min()) < 0:
+        raise DataError(f"{path}: holds the negative number {values.min()}; write 255, or another number that is void")
     return values
 
 
@@ -116,7 +122,8 @@ class _Coloured(DataError):
     """Colours where numbers are wanted."""
 
 
-def _is_lossy(path: Path) -> bool:
+def is_lossy(path: Path) -> bool:
+    """Whether a picture is in a format that changes values."""
     with path.open("rb") as file:
         start = file.read(16)
     return start.startswith(b"\xff\xd8") or (start[:4] == b"RIFF" and start[12:] == b"VP8 ")  # JPEG, WebP
@@ -130,7 +137,7 @@ def _counted(path: Path, colored: bool) -> tuple[NDArray[Any], NDArray[Any], boo
         else:  # without sorting
             pixels = np.bincount(held.ravel())
             values, counts = pixels.nonzero()[0], pixels[pixels > 0]
-        return values, counts, _is_lossy(path)
+        return values, counts, is_lossy(path)
     except _Coloured as error:
         return error
     except DataError:  # loading the image decides whether it may be left out

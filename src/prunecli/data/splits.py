@@ -135,7 +135,7 @@ def read_lines(path: Path) -> list[str]:
         DataError: It is not UTF-8 text, or cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable text file ({error}); write one name on each line") from error
     return [line.strip() for line in lines if line.strip()]

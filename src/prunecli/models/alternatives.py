@@ -29,6 +29,7 @@ def choose(
     weights: ForeignWeights,
     path: Path,
     prefer: str | None,
+    own: str | None = None,
 ) -> tuple[list[Architecture], str]:
     """Of architectures that fit the same weights, those that compute what the file means.
 
@@ -38,6 +39,7 @@ def choose(
         weights: What else the file says.
         path: Its path; its name may name one.
         prefer: The source that the method of pruning is for.
+        own: The source of a pickled module's class.
 
     Returns:
         Architectures that compute the same, best first, and what decided between them and others; nothing if there
@@ -47,6 +49,8 @@ def choose(
         ModelError: It is not clear which is meant.
     """
     groups = _alike(fitting, tensors)
+    if own is not None:  # a module of one package is not a network of another
+        groups = [group for group in groups if any(_source(one) == own for one in group)] or groups
     if len(groups) == 1:
         return groups[0], ""
     for reason, chosen in (

@@ -20,7 +20,7 @@ from prunecli.models.dialects.dialect import ForeignRequest, Translation
 from prunecli.models.dialects.index import translate
 from prunecli.models.fingerprints import nearest_references
 from prunecli.models.recognition import UnfittingWeights, architecture_for, identify
-from prunecli.models.stored_settings import adopt_settings, check_settings, spiking_arguments
+from prunecli.models.stored_settings import HARMLESS, adopt_settings, check_settings, spiking_arguments
 
 _SPIKING = "spiking:"
 _HEAD = re.compile(r"(fc|head|classifier|heads)\.(\d+)\.(weight|bias)")
@@ -72,14 +72,26 @@ def _readings(weights: ForeignWeights) -> Iterator[tuple[ForeignWeights, tuple[s
     """The weights as they are, without prefixes that all names share, and with a head in a sequence as a plain one."""
     yield weights, ()
     current, removed = weights, ""
-    while (prefix := current.common_prefix()) is not None:
+    while (prefix := current.common_prefix()) is not None and _is_all(current, prefix):
         current, removed = current.without_prefix(prefix), removed + prefix
         yield current, (f"all names of tensors begin with {printable(removed)}, which is left out",)
     heads = {(match[1], match[2]) for name in current.tensors if (match := _HEAD.fullmatch(name))}
-    if len(heads) == 1:
+    if len(heads) == 1 and _is_plain_head(current, next(iter(heads))[0]):
         name, number = heads.pop()
         tensors = {_HEAD.sub(r"\1.\3", name): tensor for name, tensor in current.tensors.items()}
         yield replace(current, tensors=tensors), (f"{name}.{number}, a classifier in a sequence, is read as {name}",)
+
+
+def _is_all(weights: ForeignWeights, prefix: str) -> bool:
+    """Whether nothing but what lies under a prefix computes anything, as far as the file tells."""
+    beside = [name for name in weights.modules if name and not f"{name}.".startswith(prefix)]
+    return all(weights.modules[name].path.rpartition(".")[2].startswith(HARMLESS) for name in beside)
+
+
+def _is_plain_head(weights: ForeignWeights, head: str) -> bool:
+    """Whether a classifier in a sequence has nothing but dropout beside its one layer, as far as the file tells."""
+    inside = [module.path.rpartition(".")[2] for name, module in weights.modules.items() if name.startswith(f"{head}.")]
+    return all(kind == "Linear" or kind.startswith(HARMLESS) for kind in inside)
 
 
 def _rebuilt(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[str, Any]) -> Rebuilt:
@@ -129,7 +141,7 @@ def _spiking(
     notes: tuple[str, ...] = ()
     if read:
         notes += (f"read from the file: {', '.join(f'{name} = {_shown(built[name])}' for name in read)}",)
-    unsaid = [name for name in ("num_heads", "patch_size", "T", "neuron", "tau") if name in allowed]
+    unsaid = [name for name in ("num_heads", "patch_size", "T", "neuron", "tau", "v_threshold") if name in allowed]
     unsaid = [name for name in unsaid if name not in read and name not in kwargs]
     if "plif" in (built["neuron"], read.get("neuron")) and "tau" in unsaid:
         unsaid.remove("tau")  # it is learnt

@@ -92,7 +92,7 @@ def identify(
     own = _source_of(class_path)
     fitting.sort(key=lambda a: (_source(a) != own, _PREFERENCE[_source(a)], len(a.ref), a.ref))
     known = weights if weights is not None else ForeignWeights(dict(tensors))
-    chosen, decided = choose(fitting, tensors, known, path, prefer)
+    chosen, decided = choose(fitting, tensors, known, path, prefer, own)
     return Identified(chosen[0], tuple(architecture.ref for architecture in chosen[1:]), decided)
 
 

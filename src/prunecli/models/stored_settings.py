@@ -23,11 +23,24 @@ _STEPS = ("T", "time_step", "time_steps", "timestep", "timesteps", "num_steps", 
 _NEURON_SETTINGS = ("tau", "v_threshold", "v_reset", "decay_input", "detach_reset")
 _KNOWN = (
     *_NEURON_SETTINGS,
-    *("num_heads", "scale", "patch_size", "window_size", "eps", "connect_f", "cnf", "negative_slope", "alpha"),
+    *(
+        "num_heads",
+        "scale",
+        "patch_size",
+        "window_size",
+        "eps",
+        "connect_f",
+        "cnf",
+        "global_pool",
+        "pool_type",
+        "negative_slope",
+        "alpha",
+    ),
 )
 """Attributes that change what a module computes, of whatever class."""
 _SIZES = frozenset("in_channels out_channels num_features in_features out_features inplace p device dtype".split())
-_INERT = ("Dropout", "Identity", "DropPath", "StochasticDepth")
+HARMLESS = ("Dropout", "Identity", "DropPath", "StochasticDepth")
+"""Classes of modules, by how their names begin, that do nothing in evaluation mode."""
 _PACKAGES = ("torch.nn.", "spikingjelly.")
 _NEURONS = {"ParametricLIF": "plif", "PLIF": "plif", "LIF": "lif", "IF": "if"}
 _SURROGATES = {
@@ -38,6 +51,8 @@ _SURROGATES = {
     "Erf": "erf",
 }
 _CLOSE = 1e-6
+_CONNECTION = "cnf"
+"""How spike-element-wise blocks connect; other spiking residual blocks with the same weights have none."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +74,23 @@ def contradictions(stored: Mapping[str, StoredModule], model: nn.Module) -> list
     Layers of torch and spikingjelly are compared by class and settings, others by well-known attributes.
     """
     differing: list[Contradiction] = []
+    spiking = any("v_threshold" in module.settings for module in stored.values())
+    if stored and spiking != any(hasattr(module, "v_threshold") for module in model.modules()):
+        differing.append(Contradiction("", "whether it has spiking neurons", spiking, not spiking))
     for name, module in model.named_modules():
         theirs = stored.get(name)
         if theirs is None:
             continue
         kind, own = theirs.path.rpartition(".")[2], type(module)
         comparable = theirs.path.startswith(_PACKAGES) and own.__module__.startswith(_PACKAGES)
-        if comparable and kind != own.__name__ and not any(True for _ in module.parameters(recurse=False)):
-            if not kind.startswith(_INERT) and not own.__name__.startswith(_INERT) and not _same_kind(kind, own):
+        bare = next(module.children(), None) is None and next(module.parameters(), None) is None
+        if (comparable or bare) and kind != own.__name__ and next(module.parameters(recurse=False), None) is None:
+            harmless = kind.startswith(HARMLESS) and own.__name__.startswith(HARMLESS)
+            if not harmless and not _same_kind(kind, own):
                 differing.append(Contradiction(name, "its class", kind, own.__name__))
             continue
+        if hasattr(module, _CONNECTION) and _CONNECTION not in theirs.settings:
+            differing.append(Contradiction(name, _CONNECTION, "not there", getattr(module, _CONNECTION)))
         constants = tuple(getattr(module, "__constants__", ())) if comparable else ()
         for setting in dict.fromkeys((*constants, *_KNOWN)):
             ours = getattr(module, setting, None)
@@ -148,12 +170,15 @@ def spiking_arguments(weights: ForeignWeights, allowed: Sequence[str]) -> dict[s
     """
     arguments: dict[str, Plain] = {}
     modules = list(weights.modules.values())
-    everywhere = [weights.settings, *(module.settings for module in modules)]
+    said = {name: _number(value) for name, value in weights.settings.items()}
+    if isinstance(tau := said.get("tau"), (int, float)) and tau <= 1:
+        del said["tau"]  # of an average or a loss, not of a neuron
+    everywhere = [said, *(module.settings for module in modules)]
     for name in (*_NEURON_SETTINGS, "num_heads"):
         values = Counter(s[name] for s in everywhere if name in s and _is_scalar(s[name]))
         if values:
             arguments[name] = values.most_common(1)[0][0]
-    steps = next((s[name] for s in everywhere for name in _STEPS if isinstance(s.get(name), int)), None)
+    steps = next((count for s in everywhere for name in _STEPS if (count := _whole(s.get(name))) is not None), None)
     if steps is not None:
         arguments["T"] = steps
     patch = next((s["patch_size"] for s in everywhere if "patch_size" in s), None)
@@ -191,6 +216,19 @@ def _same_kind(stored: str, own: type) -> bool:
 def _plain(value: Any) -> bool:
     items = value if isinstance(value, (tuple, list)) else (value,)
     return all(item is None or isinstance(item, (bool, int, float, str)) for item in items)
+
+
+def _number(value: Plain) -> Plain:
+    """A number that was written as a word."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _whole(value: Any) -> int | None:
+    number = _number(value)
+    return int(number) if isinstance(number, (int, float)) and number == int(number) else None
 
 
 def _is_scalar(value: Any) -> bool:

@@ -99,6 +99,7 @@ class RunState:
                 raise DataError("no data set: name one with --data, for instance --data cifar10")
             section = self.recipe.data
             data = load_data(name, self._data_root(), download=section.download, masks=self._mask_reading(name))
+            self._warn_of_other_classes(data)
             self._data = hold_out(data, section.val_fraction)
             for note in self._data.notes:
                 self.sink.note(note)
@@ -187,11 +188,28 @@ class RunState:
         """What the user says about masks, else what they meant when the current network was trained on them."""
         section = self.recipe.data
         said = MaskReading(section.classes, parse_void(section.void), section.reduce_zero_label)
-        if said.declared or self.loaded is None:
+        if said.classes is not None or said.reduce_zero_label or self.loaded is None:
             return said
         used = (step.data for step in reversed(self.loaded.manifest.history) if step.data is not None)
-        labels = next((data.labels for data in used if data.name == name), ())
-        return MaskReading(recorded=tuple(MaskLabel(row.value, row.name, row.share) for row in labels))
+        labels = next((data.labels for data in used if self._folder_of(data.name) == self._folder_of(name)), ())
+        return MaskReading(void=said.void, recorded=tuple(MaskLabel(row.value, row.name, row.share) for row in labels))
+
+    def _folder_of(self, name: str) -> Path:
+        """Where masks lie: one folder may be written in several ways."""
+        path = Path(name.partition(":")[2]).expanduser()
+        return (path if path.is_dir() else self._data_root() / path).resolve()
+
+    def _warn_of_other_classes(self, data: ImageData) -> None:
+        """Says so where masks have other classes, or another order of them, than those that were learned."""
+        if self.loaded is None or not data.labels:
+            return
+        used = (step.data.labels for step in reversed(self.loaded.manifest.history) if step.data is not None)
+        learned = tuple(dict.fromkeys(row.name for row in next(used, ()) if row.name is not None))
+        if learned and learned != data.class_names and len(learned) == len(data.class_names):
+            self.sink.warn(
+                f"{self.loaded.name} has learned the classes {', '.join(learned[:_NAMED])} ... and {data.name} has "
+                f"{', '.join(data.class_names[:_NAMED])} ...: they are compared by number"
+            )
 
     def _data_root(self) -> Path:
         section = self.recipe.data
