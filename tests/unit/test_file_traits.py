@@ -409,3 +409,42 @@ def test_settings_in_other_forms_are_read(beside: dict[str, Any], tmp_path: Path
     assert (built["T"], built["tau"]) == (6, 1.5)
     content["args"] = {"tau": 0.99}  # of an average
     assert _load(tmp_path, content, arch="spiking:vgg5", kwargs={"width": 0.125, "T": 2}).model.T == 2
+
+
+_MMSEGMENTATION = (
+    (r"patch_embeddings\.proj\.", "0.projection."),
+    (r"patch_embeddings\.layer_norm\.", "0.norm."),
+    (r"blocks\.(\d+)\.layernorm_before\.", r"1.\1.norm1."),
+    (r"blocks\.(\d+)\.layernorm_after\.", r"1.\1.norm2."),
+    (r"blocks\.(\d+)\.attention\.o_proj\.", r"1.\1.attn.attn.out_proj."),
+    (r"blocks\.(\d+)\.attention\.sequence_reduction\.sequence_reduction\.", r"1.\1.attn.sr."),
+    (r"blocks\.(\d+)\.attention\.sequence_reduction\.layer_norm\.", r"1.\1.attn.norm."),
+    (r"blocks\.(\d+)\.mlp\.fc1\.", r"1.\1.ffn.layers.0."),
+    (r"blocks\.(\d+)\.mlp\.dwconv\.dwconv\.", r"1.\1.ffn.layers.1."),
+    (r"blocks\.(\d+)\.mlp\.fc2\.", r"1.\1.ffn.layers.4."),
+    (r"^layer_norm\.", "2."),
+)
+
+
+def test_the_encoder_of_mmsegmentations_segformer(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain = {n: t for n, t in build("segformer:b0", num_classes=5).state_dict().items() if n.startswith("segformer.")}
+    renamed: State = {}
+    for name, tensor in plain.items():
+        stage, rest = re.fullmatch(r"segformer\.stages\.(\d)\.(.+)", name).groups()  # type: ignore[union-attr]
+        packed = re.fullmatch(r"blocks\.(\d+)\.attention\.([qkv])_proj\.(weight|bias)", rest)
+        if packed is not None:
+            key = f"backbone.layers.{stage}.1.{packed[1]}.attn.attn.in_proj_{packed[3]}"
+            parts = [plain[name.replace(f".{packed[2]}_proj.", f".{part}_proj.")] for part in "qkv"]
+            renamed[key] = torch.cat(parts)
+            continue
+        for pattern, replacement in _MMSEGMENTATION:
+            rest = re.sub(pattern, replacement, rest)
+        convolution = re.search(r"ffn\.layers\.[04]\.weight", rest) is not None
+        renamed[f"backbone.layers.{stage}.{rest}"] = tensor[:, :, None, None] if convolution else tensor
+    content = {"state_dict": {**renamed, "decode_head.convs.0.conv.weight": torch.zeros(256, 32, 1, 1)}}
+    with pytest.raises(ModelError, match=r"is mmsegmentation's SegFormer.*--strip-prefix backbone\."):
+        _load(tmp_path, content)
+    loaded = load_file(tmp_path / "x.pt", strip_prefix="backbone.", num_classes=5)
+    assert loaded.manifest.architecture.ref == "segformer:b0" and _is(loaded, plain)
+    assert any("the decoder has new weights" in note for note in loaded.notes)

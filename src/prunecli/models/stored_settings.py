@@ -122,8 +122,9 @@ def check_settings(
     if differing:
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise ModelError(
-            f"{path}: has the weights of {ref}, but its modules have other settings: {differing[0]}{more}; if an "
-            "argument sets it, give it with --model-kwargs, or name another architecture with --arch"
+            f"{path}: has the weights of {ref}, but its modules have other settings: {differing[0]}{more}; prune "
+            "the network itself in Python, prunecli.prune(model, ...), or give the argument that sets it with "
+            "--model-kwargs, where it takes one"
         )
 
 
