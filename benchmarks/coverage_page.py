@@ -41,8 +41,8 @@ COLLECTED = """## Networks of other packages
 Written from `benchmarks/results/coverage_collections.jsonl`; `python benchmarks/coverage_collections.py` measures it:
 classes of transformers, diffusers, monai, segmentation_models_pytorch (`smp`) and nnU-Net's networks in small sizes,
 ultralytics' as they are up to 30 million parameters, torchvision's up to 100 million (`--max-params 100`). Each one has
-a process of its own and 60 s of processor time for pruning and another 60 s for the checks. **too slow** means that it was ended
-before it was pruned.
+a process of its own and 60 s of processor time for pruning and another 60 s for the checks. **too slow** means that it
+was ended before it was pruned.
 The *checks* run on the pruned network and on the original: restored into a newly built network with the same bits; a
 second input of another batch size, length or image size gives outputs of the same shapes, which equal those of the
 masked original; training mode gives the same shapes; the same parameters get gradients; `torch.export` works and
