@@ -406,6 +406,8 @@ def test_classes_keep_their_order_from_training_to_evaluation(tmp_path: Path, pr
     for spelling in ("segmentation:set", "segmentation:set/", f"segmentation:{tmp_path}/set", "segmentation:./set"):
         done = prune("eval", "m.safetensors", "--data", spelling, "--measure", "accuracy")
         assert done.code == 0 and re.findall(r"IoU of (\w+)", done.out) == ["road", "tree", "car"], done.err
+    done = prune("eval", "m.safetensors", "--data", "segmentation", "--data-root", "set", "--measure", "accuracy")
+    assert re.findall(r"IoU of (\w+)", done.out) == ["road", "tree", "car"], done.err
     done = prune("eval", "m.safetensors", "--data", "segmentation:set", "--void", "9", "--measure", "accuracy")
     assert re.findall(r"IoU of (\w+)", done.out) == ["road", "tree", "car"]
     done = prune("eval", "m.safetensors", "--data", "segmentation:set", "--classes", "numbers", "--measure", "accuracy")

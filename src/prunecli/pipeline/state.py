@@ -196,8 +196,9 @@ class RunState:
 
     def _folder_of(self, name: str) -> Path:
         """Where masks lie: one folder may be written in several ways."""
-        path = Path(name.partition(":")[2]).expanduser()
-        return (path if path.is_dir() else self._data_root() / path).resolve()
+        argument = name.partition(":")[2]
+        path = Path(argument).expanduser()
+        return (path if argument and path.is_dir() else self._data_root() / path).resolve()
 
     def _warn_of_other_classes(self, data: ImageData) -> None:
         """Says so where masks have other classes, or another order of them, than those that were learned."""
