@@ -207,6 +207,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, allow_nonfinite: b
         raise ModelError(f"{path}: no such file")
     build = dense if model is not None else _catalogued_or(dense)
     restored, manifest = restore(file, build, allow_nonfinite=allow_nonfinite)
+    leave_to_caller(restored)
     _remember(restored, manifest, model)
     return restored
 

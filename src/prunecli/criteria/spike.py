@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from prunecli.criteria.random import random
 from prunecli.criteria.readers import exact
 from prunecli.errors import MethodError
 from prunecli.inputs import run_batch
-from prunecli.measure.neurons import counted, spiking_neurons, unknown_neurons
+from prunecli.measure.neurons import package_of, spiking_neurons, unwatched_neurons
 from prunecli.surgery.groups import ChannelGroup
 
 _WITHOUT_SPIKES: dict[str, Criterion] = {"l1": l1, "bn-scale": bn_scale, "random": random}
@@ -64,7 +64,7 @@ def spike(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibra
 
 
 def _none_to_watch(model: nn.Module) -> str:
-    for name, kind in unknown_neurons(model).items():
+    for name, kind in unwatched_neurons(model).items():
         return f"{name} is a {kind}, whose spikes cannot be watched; choose another method, for instance activation"
     return "the network has no spiking neurons; choose another method, for instance l1 or activation"
 
@@ -99,11 +99,10 @@ def _gather(
         dims.setdefault(emission.module, set()).add(emission.dim)
     sums = {(name, dim): _Sum() for name, watched in dims.items() for dim in watched}
 
-    def watcher(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            spikes = counted(module, output.detach())
+    def watcher(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
             for dim in dims[name]:
-                _STATISTICS[criterion](sums[name, dim], module, spikes, dim)
+                _STATISTICS[criterion](sums[name, dim], module, output, dim)
 
         return hook
 
@@ -118,59 +117,55 @@ def _gather(
 def _watching(
     model: nn.Module,
     neurons: dict[str, nn.Module],
-    watcher: Callable[[str], Callable[[nn.Module, Any, Tensor], None]],
+    watcher: Callable[[str], Callable[[nn.Module, Any, Any], None]],
     *,
     potentials: bool,
 ) -> Iterator[None]:
     """Evaluation mode, with a hook on every neuron; `potentials` makes them keep v of each step for one pass."""
     training = {module: module.training for module in model.modules()}
-    kept = _kept_potentials(neurons) if potentials else {}
-    hooks = [module.register_forward_hook(watcher(name)) for name, module in neurons.items()]
-    model.eval()
-    try:
-        for module in kept:
-            module.store_v_seq = True  # type: ignore[assignment]
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, before in kept.items():
-            module.store_v_seq = before
-        for module, mode in training.items():
-            module.training = mode
+    with ExitStack() as undo:
+        if potentials:
+            _keep_potentials(neurons, undo)
+        hooks = [module.register_forward_hook(watcher(name)) for name, module in neurons.items()]
+        model.eval()
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for module, mode in training.items():
+                module.training = mode
 
 
-def _kept_potentials(neurons: Mapping[str, nn.Module]) -> dict[nn.Module, Any]:
-    """By neuron, whether it was set to keep the potentials of all steps."""
+def _keep_potentials(neurons: Mapping[str, nn.Module], undo: ExitStack) -> None:
     for name, module in neurons.items():
-        if module.step_mode == "m" and not hasattr(module, "store_v_seq"):
+        keeping = package_of(module).keeping_potentials(module)
+        if keeping is None:
             raise MethodError(
                 f"{name} is a {type(module).__name__}, which does not keep the potentials rate+v needs; "
                 "choose another --criterion"
             )
-    return {module: module.store_v_seq for module in neurons.values() if hasattr(module, "store_v_seq")}
+        undo.enter_context(keeping)
 
 
-def _rate(into: _Sum, module: nn.Module, spikes: Tensor, dim: int) -> None:
+def _rate(into: _Sum, module: nn.Module, output: Any, dim: int) -> None:
+    spikes = _spikes(module, output)
     into.add(_over_all_but(spikes, dim), spikes.numel() // spikes.shape[dim])
 
 
-def _rate_and_potential(into: _Sum, module: nn.Module, spikes: Tensor, dim: int) -> None:
-    potentials: Tensor = module.v_seq if module.step_mode == "m" else module.v  # type: ignore[assignment]
-    size = (
-        potentials.abs_() if module.step_mode == "m" else potentials.abs()
-    )  # the sequence was kept for this function alone
+def _rate_and_potential(into: _Sum, module: nn.Module, output: Any, dim: int) -> None:
+    spikes, size = _spikes(module, output), package_of(module).potentials(module, output).abs()
     into.add(_over_all_but(spikes, dim) + _over_all_but(size, dim), spikes.numel() // spikes.shape[dim])
 
 
-def _variance(into: _Sum, module: nn.Module, spikes: Tensor, dim: int) -> None:
-    _needs_steps(module)
+def _variance(into: _Sum, module: nn.Module, output: Any, dim: int) -> None:
+    spikes = _spikes_of_all_steps(module, output)
     rate = spikes.mean(dim=0)
     into.add(_over_all_but(rate * (1 - rate), dim - 1), rate.numel() // rate.shape[dim - 1])
 
 
-def _singular(into: _Sum, module: nn.Module, spikes: Tensor, dim: int) -> None:
-    _needs_steps(module)
+def _singular(into: _Sum, module: nn.Module, output: Any, dim: int) -> None:
+    spikes = _spikes_of_all_steps(module, output)
     matrices = spikes.movedim(dim, 2).flatten(3).permute(1, 2, 0, 3) if spikes.dim() > 3 else _column(spikes, dim)
     gram = matrices @ matrices.transpose(-1, -2)  # steps by steps: small however many positions there are
     norms = torch.linalg.eigvalsh(exact(gram)).clamp_min(0).sqrt().sum(dim=-1)
@@ -188,12 +183,20 @@ def _over_all_but(values: Tensor, dim: int) -> Tensor:
     return inner.sum(dim=list(range(dim)))
 
 
-def _needs_steps(module: nn.Module) -> None:
-    if module.step_mode != "m":
-        raise MethodError("this criterion needs all steps at once; set the step mode of the network to m")
+def _spikes(module: nn.Module, output: Any) -> Tensor:
+    return package_of(module).spikes(module, output).detach()
 
 
-_STATISTICS: dict[str, Callable[[_Sum, nn.Module, Tensor, int], None]] = {
+def _spikes_of_all_steps(module: nn.Module, output: Any) -> Tensor:
+    if not package_of(module).takes_all_steps(module):
+        raise MethodError(
+            f"this criterion needs all steps of a {type(module).__name__} at once; use neurons that take all steps "
+            "(in spikingjelly: step mode m), or choose --criterion rate"
+        )
+    return _spikes(module, output)
+
+
+_STATISTICS: dict[str, Callable[[_Sum, nn.Module, Any, int], None]] = {
     "rate": _rate,
     "rate+v": _rate_and_potential,
     "entropy": _rate,

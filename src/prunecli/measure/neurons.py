@@ -8,48 +8,60 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from importlib import import_module
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-_BASE = "spikingjelly.activation_based.base"
-_NODES = "spikingjelly.activation_based.neuron"
+from prunecli.measure.neuron_packages.base import NeuronPackage
+
+_PACKAGES = {
+    "spikingjelly.activation_based.neuron": "prunecli.measure.neuron_packages.spikingjelly:SpikingJelly",
+    "snntorch._neurons": "prunecli.measure.neuron_packages.snntorch:SNNTorch",
+    "norse.torch.module.snn": "prunecli.measure.neuron_packages.norse:Norse",
+}
+"""By a module of the package: if that was never imported, none of a network's modules can be such a neuron."""
 
 
 def spiking_neurons(model: nn.Module) -> dict[str, nn.Module]:
     """Modules that integrate and fire, by dotted name in the model's order; empty for other networks."""
-    nodes = sys.modules.get(_NODES)  # if it was never imported, no module can be an instance
-    if nodes is None:
-        return {}
-    classes = (nodes.BaseNode, nodes.SimpleBaseNode)
-    return {name: module for name, module in model.named_modules() if isinstance(module, classes)}
+    packages = _imported()
+    return {name: module for name, module in model.named_modules() if any(p.is_neuron(module) for p in packages)}
 
 
-def counted(module: nn.Module, output: Tensor) -> Tensor:
-    """Converts a neuron's output to numbers of spikes: the -1 of a ternary neuron is a spike too."""
-    nodes: Any = sys.modules[_NODES]
-    return output.abs() if isinstance(module, (nodes.TernaryIFNode, nodes.TernaryLIFNode)) else output
+def package_of(neuron: nn.Module) -> NeuronPackage:
+    """The package of one of the `spiking_neurons`."""
+    return next(package for package in _imported() if package.is_neuron(neuron))
 
 
-def unknown_neurons(model: nn.Module) -> dict[str, str]:
-    """Class names of spikingjelly's neurons that are not among `spiking_neurons`, such as PSN, by module name."""
-    known = spiking_neurons(model)
+def unwatched_neurons(model: nn.Module) -> dict[str, str]:
+    """Class names of neurons that are not among `spiking_neurons`, such as spikingjelly's PSN, by module name."""
+    packages = _imported()
     return {
         name: type(module).__name__
         for name, module in model.named_modules()
-        if type(module).__module__.startswith(_NODES) and name not in known
+        if any(package.is_unwatched(module) for package in packages)
     }
 
 
 def reset(model: nn.Module) -> None:
     """Resets every module with memory (neurons, recurrent containers) to its state before a new sample."""
-    base: Any = sys.modules.get(_BASE)
-    if base is None:
-        return
-    for module in model.modules():
-        if isinstance(module, base.MemoryModule):
-            module.reset()
+    for package in _imported():
+        for module in model.modules():
+            package.reset(module)
+
+
+def _imported() -> list[NeuronPackage]:
+    return [_package(name) for name in _PACKAGES if name in sys.modules]
+
+
+@cache
+def _package(name: str) -> NeuronPackage:
+    module, _, kind = _PACKAGES[name].partition(":")
+    package: NeuronPackage = getattr(import_module(module), kind)()
+    return package
 
 
 def reset_itself(model: nn.Module) -> None:
@@ -59,18 +71,30 @@ def reset_itself(model: nn.Module) -> None:
 
 
 def leave_to_caller(model: nn.Module) -> None:
-    """Removes the hooks of `reset_itself`."""
+    """Removes the hooks of `reset_itself`; what packages have to reset all neurons reaches those of this network."""
     for hooks, own in ((model._forward_pre_hooks, _before), (model._forward_hooks, _after)):
         for key in [key for key, hook in hooks.items() if hook is own]:
             del hooks[key]
+    for package in _imported():
+        package.adopt(model)
+
+
+_running: list[ExitStack] = []
+"""One for each pass of a network that resets itself and has begun, the innermost last."""
 
 
 def _before(module: nn.Module, args: Any) -> None:
+    own = ExitStack()
+    for package in _imported():
+        own.enter_context(package.own_instances(module))
+    _running.append(own)
     reset(module)
 
 
 def _after(module: nn.Module, args: Any, output: Any) -> None:
     reset(module)
+    if _running:  # empty where another hook failed before `_before`
+        _running.pop().close()
 
 
 @contextmanager

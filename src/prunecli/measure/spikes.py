@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.inputs import summing_dtype
-from prunecli.measure.neurons import counted, spiking_neurons
+from prunecli.measure.neurons import package_of, spiking_neurons
 
 _SATURATED = 0.999
 """A channel that fires in at least this share of all steps and positions carries almost no information."""
@@ -116,16 +116,19 @@ class FiringStatistics:
         return {name: count * len(self._spikes[name]) for name, count in self._counts.items()}
 
     def _add(self, name: str, module: nn.Module, output: object) -> None:
+        package = package_of(module) if name in self._neurons else None
+        if package is not None:
+            output = package.spikes(module, output)
         if not isinstance(output, Tensor):
             return
         self._activations += output.numel()
         self._zeros += output.numel() - int(torch.count_nonzero(output))
-        if name not in self._neurons:
+        if package is None:
             return
-        steps = getattr(module, "step_mode", "s") == "m"
+        steps = package.takes_all_steps(module)
         channel = min(2 if steps else 1, output.dim() - 1)
         others = [dim for dim in range(output.dim()) if dim != channel]
-        spikes = counted(module, output.detach()).sum(others, dtype=summing_dtype(output)).cpu().double()
+        spikes = output.detach().sum(others, dtype=summing_dtype(output)).cpu().double()
         before = self._spikes.get(name)
         self._spikes[name] = spikes if before is None else before + spikes
         self._counts[name] = self._counts.get(name, 0) + output.numel() // output.shape[channel]

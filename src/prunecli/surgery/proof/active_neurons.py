@@ -7,6 +7,7 @@ fire.
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -14,11 +15,10 @@ from torch import Tensor, nn
 
 from prunecli.copying import copied
 from prunecli.inputs import Inputs, call
-from prunecli.measure.neurons import spiking_neurons
+from prunecli.measure.neurons import package_of, spiking_neurons
 
 _FIRING = 0.75
 """The threshold is set to this quantile of a layer's potentials in the first step."""
-_NEVER = 1e30
 _NO_TIE = 0.9731
 """So that no potential lies exactly on the threshold, where the last bit of a sum decides."""
 
@@ -40,9 +40,13 @@ def with_active_neurons(first: nn.Module, second: nn.Module, inputs: Inputs) -> 
     def lower(module: nn.Module, args: tuple[Any, ...]) -> None:
         if module not in seen:
             seen.add(module)
-            threshold = next((value for value in _thresholds(module, args[0]) if value is not None), None)
+            package = package_of(module)
+            rest = package.rest(module)
+            with closing(package.charged(module, args)) as steps:
+                thresholds = (_threshold(_sorted(charged), rest) for charged in steps)
+                threshold = next((value for value in thresholds if value is not None), None)
             if threshold is not None:
-                _set_threshold(module, threshold)
+                package.set_threshold(module, threshold)
 
     hooks = [module.register_forward_pre_hook(lower) for module in neurons.values()]
     try:
@@ -52,34 +56,13 @@ def with_active_neurons(first: nn.Module, second: nn.Module, inputs: Inputs) -> 
         for hook in hooks:
             hook.remove()
     for name, module in spiking_neurons(second).items():
-        _set_threshold(module, _threshold_of(neurons[name]))
+        package_of(module).set_threshold(module, package_of(neurons[name]).threshold(neurons[name]))
     return first, second
 
 
-def _thresholds(module: nn.Module, current: Any) -> list[float | None]:
-    """For each step a threshold that potentials reach if none has fired before; the module was just reset."""
-    before, rest = _threshold_of(module), float(module.v_reset or 0.0)  # type: ignore[arg-type]
-    _set_threshold(module, _NEVER)
-    thresholds = []
-    for step in current if module.step_mode == "m" else current[None]:
-        module.single_step_forward(step)  # type: ignore[operator]
-        flat = module.v.detach().flatten()  # type: ignore[operator]
-        thresholds.append(_threshold(flat[flat.isfinite()].sort().values, rest))
-    module.reset()  # type: ignore[operator]
-    _set_threshold(module, before)
-    return thresholds
-
-
-def _threshold_of(module: nn.Module) -> float:
-    threshold: Any = module.v_threshold
-    return float(threshold.detach() if isinstance(threshold, Tensor) else threshold)
-
-
-def _set_threshold(module: nn.Module, value: float) -> None:
-    if isinstance(module.v_threshold, Tensor):  # a learned one
-        module.v_threshold.detach().fill_(value)
-    else:
-        module.v_threshold = value  # type: ignore[assignment]
+def _sorted(potentials: Tensor) -> Tensor:
+    flat = potentials.flatten()
+    return flat[flat.isfinite()].sort().values
 
 
 def _threshold(potentials: Tensor, rest: float) -> float | None:

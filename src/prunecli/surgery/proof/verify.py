@@ -280,7 +280,7 @@ def _relative_difference(reference: Tensor, output: Tensor) -> float:
 def _first_difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> str:
     """Name of the first module with an output that differs from its masked counterpart."""
     assert traced.followed is not None
-    labels = traced.followed.outputs
+    labels = {name: labels[-1] for name, labels in traced.followed.outputs.items()}
     actual: dict[str, Tensor] = {}
     with torch.no_grad(), plain_attention(), _recorded(sliced, actual):
         call(sliced, inputs)

@@ -76,8 +76,8 @@ def _feature_info(name: str, module: nn.Module, followed: Followed, by_axis: Map
     if not isinstance(info, list):
         return
     for index, entry in enumerate(info):
-        label = followed.outputs.get(f"{name}.{entry.get('module')}".lstrip(".")) if isinstance(entry, dict) else None
-        for term in label.dims if label is not None else ():
+        labels = followed.outputs.get(f"{name}.{entry.get('module')}".lstrip(".")) if isinstance(entry, dict) else None
+        for term in labels[-1].dims if labels else ():
             size = _size_of(term, by_axis)
             if term.size == entry.get("num_chs") and size.groups:
                 yield Width(name, "feature_info", (index, "num_chs"), size)

@@ -27,7 +27,7 @@ def with_emissions(
         groups: Groups with their axes.
         index: Positions of an axis along a dimension.
     """
-    neurons = {name: followed.outputs[name] for name in spiking_neurons(model) if name in followed.outputs}
+    neurons = {name: followed.outputs[name][0] for name in spiking_neurons(model) if name in followed.outputs}
     if not neurons:
         return groups
     made_by = {id(label): record for record in followed.records for label in record.outputs}

@@ -243,8 +243,9 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def left(self, name: str, output: Any) -> None:
         """A module returns `output` to the one below it on the stack."""
-        for tensor in output_tensors(output)[-1:]:
-            self._labels.followed.outputs.setdefault(name, self._labels.of(tensor))
+        labels = tuple(self._labels.of(tensor) for tensor in output_tensors(output))
+        if labels:
+            self._labels.followed.outputs.setdefault(name, labels)
 
 
 _PARTS = frozenset("slice select split split_with_sizes unsafe_split unsafe_split_with_sizes chunk narrow".split())

@@ -70,7 +70,7 @@ class Followed:
         roles: (name, dimension) of weights to "producer" or "consumer".
         heads: Terms of dimensions that run in parallel in a product of activations: attention heads.
         contracted: Terms of dimensions over which such a product sums: head dimensions, or tokens.
-        outputs: For each module the label of the last tensor in its output.
+        outputs: For each module the labels of the tensors in its output, the first time it ran.
         blocks: For each grouped convolution or normalisation the term of its groups.
         uses: Numbers that were used as sizes.
         held: Attributes that hold a width, known from an adapter.
@@ -90,7 +90,7 @@ class Followed:
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
     heads: list[Term] = field(default_factory=list)
     contracted: list[Term] = field(default_factory=list)
-    outputs: dict[str, Label] = field(default_factory=dict)
+    outputs: dict[str, tuple[Label, ...]] = field(default_factory=dict)
     blocks: dict[str, Term] = field(default_factory=dict)
     uses: Uses = field(default_factory=Uses)
     held: dict[Read, Held] = field(default_factory=dict)

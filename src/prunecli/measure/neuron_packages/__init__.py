@@ -1,0 +1,1 @@
+"""Packages of spiking neurons, one file each; `prunecli.measure.neurons` has their table."""
