@@ -25,7 +25,7 @@ LAYERS = [
     {"models", "data"},
     {"methods"},
     {"criteria"},
-    {"surgery", "tokens"},
+    {"surgery", "tokens", "sparsity"},
     {"engine"},
     {"checkpoint"},
     {"measure"},

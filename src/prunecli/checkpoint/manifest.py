@@ -141,6 +141,25 @@ class RuntimeChange(_Strict):
     change: dict[str, JsonValue]
 
 
+class Masks(_Strict):
+    """What is held at zero.
+
+    Attributes:
+        weights: Parameters with masked weights. The file has a tensor of bits for each, named by `masks.bits_name`.
+        spikes: Modules whose spikes are masked, and the shape of the mask, which is a buffer of the module.
+    """
+
+    weights: list[str] = Field(default_factory=list, max_length=_MAX_LENGTH)
+    spikes: dict[str, tuple[Annotated[int, Field(ge=1, le=_MAX_LENGTH)], ...]] = Field(default_factory=dict)
+
+    @field_validator("spikes")
+    @classmethod
+    def _check_shapes(cls, spikes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        if any(len(shape) > _MAX_DIMENSIONS or math.prod(shape) > _MAX_NUMBERS for shape in spikes.values()):
+            raise ValueError("not the shape of a mask")
+        return spikes
+
+
 class Edit(_Strict):
     """One group of channels that was sliced. `keep_indices` refer to the width before this edit."""
 
@@ -216,6 +235,7 @@ class Manifest(_Strict):
     edits: list[Edit] = Field(default_factory=list)
     tokens: TokenSelection | None = None
     runtime: RuntimeChange | None = None
+    masks: Masks | None = None
     history: list[Step] = Field(default_factory=list)
     frozen_parameters: list[str] = Field(default_factory=list)
     aliases: dict[str, str] = Field(default_factory=dict)
@@ -227,6 +247,8 @@ class Manifest(_Strict):
         content: dict[str, Any] = handler(self)
         if self.runtime is None:
             content.pop("runtime", None)
+        if self.masks is None:
+            content.pop("masks", None)
         if not self.extra_state:
             content.pop("extra_state", None)
         return content

@@ -20,6 +20,7 @@ class FitConfig:
     weight_decay: Annotated[float, Ge(0), Doc("Weight decay, not applied to biases and norms.")] = 5e-4
     schedule: Annotated[str, Doc("A timm schedule: cosine, constant, step ...")] = "cosine"
     warmup_epochs: Annotated[int, Ge(0), Doc("Epochs during which the learning rate rises.")] = 0
+    decay_epochs: Annotated[int, Ge(1), Doc("With step: epochs until the rate falls to a tenth, and again.")] = 90
     min_lr: Annotated[float, Ge(0), Doc("Learning rate at the end of the schedule.")] = 0.0
     label_smoothing: Annotated[float, Ge(0), Lt(1), Doc("Share of each target spread over all classes.")] = 0.0
     mixup: Annotated[float, Ge(0), Doc("Mixup alpha; 0 is off.")] = 0.0

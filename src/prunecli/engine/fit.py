@@ -359,6 +359,7 @@ def _schedule(optimizer: torch.optim.Optimizer, config: FitConfig, steps: int) -
             warmup_epochs=config.warmup_epochs,
             warmup_lr=config.lr / 100,
             min_lr=config.min_lr,
+            decay_epochs=config.decay_epochs,
             decay_rate=1.0 if config.schedule == "poly" else 0.1,  # for poly it is the power, usually 1
             step_on_epochs=False,
             updates_per_epoch=steps,

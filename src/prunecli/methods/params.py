@@ -77,6 +77,24 @@ class StructuralParams:
     ] = None
 
 
+@dataclass(frozen=True)
+class TrainedParams:
+    """How methods that prune while a network trains train it, beside epochs, learning rate and optimizer."""
+
+    momentum: Annotated[float, Ge(0), Lt(1), Doc("Momentum of sgd.")] = 0.9
+    weight_decay: Annotated[float, Ge(0), Doc("Weight decay, not applied to biases and norms.")] = 5e-4
+    lr_schedule: Annotated[str, Doc("A timm schedule for those epochs: constant, cosine, step ...")] = "constant"
+    decay_epochs: Annotated[int, Ge(1), Doc("With step: epochs until the rate falls to a tenth, and again.")] = 90
+    clip_grad: Annotated[float | None, Gt(0), Doc("Largest gradient norm.")] = None
+    accumulate: Annotated[int, Ge(1), Doc("Batches whose gradients make one step.")] = 1
+    finetune_epochs: Annotated[int, Ge(0), Doc("Epochs of finetuning once the pruning is decided.")] = 0
+    finetune_lr: Annotated[float | None, Gt(0), Doc("Learning rate of finetuning; default: a tenth.")] = None
+    finetune_schedule: Annotated[str, Doc("A timm schedule for finetuning: cosine, step ...")] = "cosine"
+    finetuned: Annotated[
+        Literal["best", "latest"], Doc("Keep the finetuning epoch that is best on validation images, or the last.")
+    ] = "best"
+
+
 TokenSelector = Literal["anchor", "cls", "diversity", "random", "evit", "tome"]
 
 

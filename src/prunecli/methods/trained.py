@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor, nn
 
-from prunecli.checkpoint.manifest import Untouched
+from prunecli.checkpoint.manifest import Masks, Untouched
 from prunecli.copying import copied
 from prunecli.engine.hooks import Hook
 from prunecli.errors import MethodError, VerificationError
@@ -35,6 +36,14 @@ class PruningHook(Hook):
             For each channel group that is to lose units, the indices of those that stay, sorted; empty where the method
             changes weights alone (sparse masks).
         """
+        return {}
+
+    def masks(self) -> Masks | None:
+        """Returns what is to stay zero from now on, once training is over; None if nothing is."""
+        return None
+
+    def figures(self) -> Mapping[str, JsonValue]:
+        """Returns figures for reports and the manifest, once training is over."""
         return {}
 
 

@@ -16,12 +16,14 @@ from prunecli.checkpoint.finite import check_finite
 from prunecli.checkpoint.foreign_files import read_foreign
 from prunecli.checkpoint.io import file_sha256, read_checkpoint, read_manifest, write_checkpoint
 from prunecli.checkpoint.manifest import Architecture, Manifest
+from prunecli.checkpoint.masks import masks_of, packed, unpacked
 from prunecli.errors import ModelError
 from prunecli.methods.runtime import apply_recorded
 from prunecli.models.catalog import build, input_spec, rebuild_dense, split_reference
 from prunecli.models.dialects.dialect import ForeignRequest
 from prunecli.models.foreign import rebuild_foreign
 from prunecli.models.recognition import recorded
+from prunecli.sparsity.spike_masks import install
 from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
 
 _IMAGE_DIMENSIONS = 3
@@ -164,6 +166,9 @@ def restore(
     manifest, tensors = read_checkpoint(path, allow_nonfinite=True)
     model = dense(manifest.architecture)
     try:
+        if manifest.masks is not None:
+            install(model, manifest.masks)
+            tensors = unpacked(tensors, manifest.masks)
         apply_attributes(model, manifest.attributes)
         apply_extra_states(model, manifest.extra_state)
         assign_tensors(model, tensors, frozenset(manifest.frozen_parameters))
@@ -199,7 +204,11 @@ def save(path: Path, model: nn.Module, manifest: Manifest, dense: nn.Module | No
             "frozen_parameters": [n for n, p in model.named_parameters() if not p.requires_grad],
         }
     )
-    write_checkpoint(path, _in_precision(model), complete)
+    tensors = _in_precision(model)
+    if complete.masks is not None:
+        complete.masks = masks_of(tensors, complete.masks)
+        tensors = packed(tensors, complete.masks)
+    write_checkpoint(path, tensors, complete)
     return complete
 
 

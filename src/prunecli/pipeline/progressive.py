@@ -11,6 +11,7 @@ from prunecli.checkpoint.runstate import StateStore
 from prunecli.data.loader import TrainingBatches
 from prunecli.engine.config import FitConfig
 from prunecli.engine.fit import fit
+from prunecli.engine.holding import holding
 from prunecli.engine.hooks import State
 from prunecli.engine.optimizer import carry_over, make_optimizer
 from prunecli.errors import Interrupted, ModelError
@@ -71,6 +72,7 @@ class StepTraining:
                 self._space.device,
                 task=self._task,
                 seed=self._space.recipe.seed + transition.step,
+                hooks=holding(transition.after, self._space.model().manifest.masks),
                 progress=FitProgress(self._space.sink, advance, title, config.epochs),
                 optimizer=self._optimizer,
                 keeper=keeper,

@@ -130,6 +130,19 @@ def pruning_table(
     return Table(("figure", "before", "after", "ratio"), rows)
 
 
+def trained_tables(figures: Mapping[str, object]) -> list[Table]:
+    """Single figures of a method that pruned while it trained; no table if there are none."""
+    rows = [
+        (
+            name.replace("_", " "),
+            f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value,
+        )
+        for name, value in figures.items()
+        if isinstance(value, (int, float, str))
+    ]
+    return [Table(("while training", "value"), rows, numeric=(1,))] if rows else []
+
+
 def left_alone_tables(reasons: Mapping[str, str]) -> list[Table]:
     """Layers by the reason why they kept all or more of their width than was requested; no table if there are none."""
     if not reasons:

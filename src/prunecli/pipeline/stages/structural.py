@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from prunecli.pipeline.pruning import prune_model
 from prunecli.pipeline.resumption import identity_of, room_for, saved_states
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import PruneStage
-from prunecli.report.pruning_tables import left_alone_tables, pruning_table
+from prunecli.report.pruning_tables import left_alone_tables, pruning_table, trained_tables
 from prunecli.report.schema import Metrics
 from prunecli.report.table import Table
 from prunecli.surgery.removal.compensate import Compensation
@@ -42,16 +42,18 @@ class PruneOutcome:
         report: What was removed.
         timing: The networks before and after, timed in turns.
         energy: Firing and energy before and after, on training images; None without spiking neurons or data.
+        trained: Figures of a method that pruned while it trained.
     """
 
     path: Path
     report: PruneReport
     timing: PairedTiming
     energy: tuple[Metrics, Metrics] | None = None
+    trained: Mapping[str, Any] = field(default_factory=dict)
 
     def figures(self) -> dict[str, Any]:
         """Share removed, and the difference to the masked original."""
-        return {"achieved": self.report.achieved, "verify_error": self.report.verify_error}
+        return {"achieved": self.report.achieved, "verify_error": self.report.verify_error, **self.trained}
 
     def document(self) -> dict[str, Any]:
         """Everything, without kept indices."""
@@ -63,13 +65,18 @@ class PruneOutcome:
             "latency_ratio": self.timing.ratios[1],
             "latency_ratio_interval": list(self.timing.ratio_intervals[1]),
             "energy": [figures.model_dump(exclude_none=True) for figures in self.energy] if self.energy else None,
+            **({"trained": dict(self.trained)} if self.trained else {}),
         }
 
     def tables(self) -> Sequence[Table]:
         """Figures before and after, and layers left alone."""
         medians = [timing.median for timing in self.timing.timings]
         table = pruning_table(self.report, medians, self.timing.ratios[1], self.timing.ratio_intervals[1], self.energy)
-        return [table, *left_alone_tables({entry.name: entry.reason for entry in self.report.untouched})]
+        return [
+            table,
+            *trained_tables(self.trained),
+            *left_alone_tables({entry.name: entry.reason for entry in self.report.untouched}),
+        ]
 
 
 def structural_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
@@ -151,6 +158,10 @@ def repairs(space: Workspace, stage: PruneStage) -> tuple[bool, Compensation]:
     compensation: Compensation = ("ls" if images else "none") if stage.compensate is None else stage.compensate
     if data is None and (recalibrate or compensation != "none"):
         raise RecipeError("--recalibrate and --compensate need images: name a data set with --data")
+    if space.model().manifest.masks is not None:
+        if stage.compensate not in (None, "none"):
+            raise RecipeError(f"--compensate {stage.compensate} would fill masked weights; leave it out")
+        compensation = "none"
     if data is not None and not images:
         space.sink.warn(f"{data.name} has no training images, so nothing is compensated or recalibrated")
     return recalibrate, compensation
@@ -161,7 +172,14 @@ def calibration_of(space: Workspace, stage: PruneStage, split: Split | None) -> 
     return None if split is None else space.inputs.calibration(split, stage.calibration_images).labelled
 
 
-def finished(space: Workspace, stage: PruneStage, pruned: LoadedModel, report: PruneReport, out: Path) -> PruneOutcome:
+def finished(
+    space: Workspace,
+    stage: PruneStage,
+    pruned: LoadedModel,
+    report: PruneReport,
+    out: Path,
+    trained: Mapping[str, Any] | None = None,
+) -> PruneOutcome:
     """Times the networks before and after in turns, and saves the pruned one as the run's current network."""
     loaded, example = space.model(), space.inputs.example()
     networks = [loaded.model.cpu(), pruned.model.cpu()]
@@ -170,7 +188,7 @@ def finished(space: Workspace, stage: PruneStage, pruned: LoadedModel, report: P
     if space.data_name() is not None:
         energy = space.activity.before_and_after(networks, stage.calibration_images)
     space.parent = loaded
-    return PruneOutcome(space.lineage.finish(pruned, out), report, timing, energy)
+    return PruneOutcome(space.lineage.finish(pruned, out), report, timing, energy, trained or {})
 
 
 def _without_data(space: Workspace, method: MethodSpec, params: StructuralParams) -> StructuralParams:

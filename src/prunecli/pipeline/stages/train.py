@@ -17,6 +17,7 @@ from prunecli.data.splits import ImageData
 from prunecli.engine.distillation import Distillation
 from prunecli.engine.fit import Epoch, FitResult, fit
 from prunecli.engine.freezing import FreezeBackbone
+from prunecli.engine.holding import holding
 from prunecli.engine.hooks import Hook
 from prunecli.engine.tasks.base import Task
 from prunecli.engine.tracking import MetricsLog
@@ -136,7 +137,7 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
 
 
 def _hooks(space: Workspace, stage: TrainStage, task: Task, teacher: LoadedModel | None) -> list[Hook]:
-    hooks: list[Hook] = []
+    hooks: list[Hook] = holding(space.model().model, space.model().manifest.masks)
     if stage.freeze_backbone_epochs:
         hooks.append(FreezeBackbone(stage.freeze_backbone_epochs))
     if teacher is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,16 @@ import torch
 from torch import nn
 
 from prunecli.checkpoint.durable import crash_point
+from prunecli.checkpoint.manifest import Masks
+from prunecli.checkpoint.runstate import StateStore
 from prunecli.copying import copied
 from prunecli.engine.config import FitConfig
 from prunecli.engine.fit import fit
+from prunecli.engine.holding import holding
+from prunecli.engine.hooks import Hook, State
 from prunecli.engine.resources import resource_errors
-from prunecli.errors import MethodError, RecipeError
-from prunecli.methods.params import StructuralParams
+from prunecli.errors import Interrupted, MethodError, ModelError, RecipeError
+from prunecli.methods.params import StructuralParams, TrainedParams
 from prunecli.methods.ranking import select
 from prunecli.methods.registry import get_method
 from prunecli.methods.request import PruneRequest
@@ -26,6 +32,11 @@ from prunecli.pipeline.resumption import identity_of, room_for, saved_states
 from prunecli.pipeline.stages.structural import PruneOutcome, calibration_of, finished, refuse_unprunable, repairs
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import PruneStage
+from prunecli.sparsity.spike_masks import install
+from prunecli.surgery.removal.rebuild import state_tensors
+
+_FINETUNE_SHARE = 0.1
+"""Learning rate of finetuning, as a share of the rate before."""
 
 
 def trained_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
@@ -42,8 +53,6 @@ def trained_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcom
         missing = "say for how long with --epochs" if space.data_name() is not None else "name a data set with --data"
         raise RecipeError(f"method {stage.method} prunes while the network trains: {missing}")
     space.judging.check()
-    spec = get_method(stage.method)
-    params: Any = spec.params(**stage.params)
     recalibrate, compensation = repairs(space, stage)
     split = space.data().training_split()
     step = space.lineage.step(
@@ -54,52 +63,178 @@ def trained_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcom
         resource_errors(space.recipe.data.batch_size),
         saved_states(space, out, identity_of(space, stage)) as states,
     ):
-        network = copied(loaded.model).to(space.device)  # the original stays what the result is compared with
-        hook, removal = _prepared(space, stage, network, spec.load(), params)
-        batches, validation = space.inputs.training(split), space.data().validation
-        config = FitConfig(epochs=stage.epochs, lr=stage.lr, optimizer=stage.optimizer)
-        with space.sink.progress(stage.method, stage.epochs * len(batches)) as advance:
+        run = _Run(space, stage, states)
+        searched = run.search()
+        crash_point("stage:trained")
+        if searched.masks is not None:
+            compensation = "none"  # folding removed channels into others would fill masked weights
+        pruned = remove_kept(
+            searched.network,
+            searched.keep,
+            Removal(
+                method=stage.method,
+                selection=run.selection,
+                example_inputs=run.example,
+                calibration=calibration_of(space, stage, split),
+                compensation=compensation,
+                recalibrate=recalibrate,
+            ),
+        )
+        run.finetune(pruned.model, searched)
+        space.report_bad()
+        settings = {"params": stage.params, "keep": list(stage.keep), "compensate": compensation}
+        manifest = continued_manifest(loaded.manifest, pruned, settings, seed=space.recipe.seed, step=step)
+        manifest.history[-1].figures |= searched.figures
+        manifest.masks = searched.masks if searched.masks is not None else loaded.manifest.masks
+        crash_point("stage:pruned")
+        network = LoadedModel(pruned.model, manifest, loaded.fixed_size)
+        return finished(space, stage, network, pruned.report, out, searched.figures)
+
+
+@dataclass
+class _Searched:
+    """What training with the hook came to.
+
+    Attributes:
+        network: The trained network.
+        keep: See `PruningHook.keep`.
+        masks: See `PruningHook.masks`.
+        figures: See `PruningHook.figures`.
+    """
+
+    network: nn.Module
+    keep: Mapping[str, torch.Tensor]
+    masks: Masks | None
+    figures: dict[str, Any]
+
+    def state(self) -> State:
+        """Plain data and tensors."""
+        masks = self.masks.model_dump() if self.masks is not None else None
+        return {
+            "tensors": state_tensors(self.network),
+            "keep": dict(self.keep),
+            "masks": masks,
+            "figures": self.figures,
+        }
+
+
+class _Run:
+    """Training with the method's hook, and finetuning afterwards; either is resumed."""
+
+    def __init__(self, space: Workspace, stage: PruneStage, states: StateStore) -> None:
+        self._space, self._stage, self._states = space, stage, states
+        self._params: Any = get_method(stage.method).params(**stage.params)
+        self._split = space.data().training_split()
+        self._saved = states.load()
+        self.example = space.inputs.example()
+        self._network = copied(space.model().model).to(space.device)  # the original is what the result is compared with
+        bounds = self._params if isinstance(self._params, StructuralParams) else StructuralParams()
+        request = PruneRequest(
+            method=stage.method, params=bounds, example_inputs=self.example, keep=stage.keep, seed=space.recipe.seed
+        )
+        self.selection = select(self._network, request)
+
+    def search(self) -> _Searched:
+        """Trains with the hook, or takes what an earlier run trained."""
+        if self._saved is not None and "searched" in self._saved:
+            return self._trained_before(self._saved["searched"])
+        space, stage, network = self._space, self._stage, self._network
+        hook = self._hook(get_method(stage.method).load())
+        config = FitConfig(epochs=stage.epochs, lr=stage.lr, optimizer=stage.optimizer, **self._training())
+        self._fit(network, config, [*holding(network, space.model().manifest.masks), hook], stage.method, self._states)
+        return _Searched(network, hook.keep(), hook.masks(), dict(hook.figures()))
+
+    def finetune(self, network: nn.Module, searched: _Searched) -> None:
+        """Trains the pruned network in place, if that was asked for."""
+        params, stage = self._params, self._stage
+        if not getattr(params, "finetune_epochs", 0):
+            return
+        config = FitConfig(
+            epochs=params.finetune_epochs,
+            lr=params.finetune_lr or stage.lr * _FINETUNE_SHARE,
+            optimizer=stage.optimizer,
+            **self._training() | {"schedule": params.finetune_schedule},
+        )
+        masks = searched.masks if searched.masks is not None else self._space.model().manifest.masks
+        training = self._saved["training"] if self._saved is not None and "searched" in self._saved else None
+        keeper = _FinetuneKeeper(self._states, searched.state(), training)
+        self._fit(network, config, holding(network, masks), f"{stage.method}, finetuning", keeper, params.finetuned)
+
+    def _fit(
+        self,
+        network: nn.Module,
+        config: FitConfig,
+        hooks: list[Hook],
+        title: str,
+        keeper: Any,
+        chosen: str = "best",
+    ) -> None:
+        space = self._space
+        batches, validation = space.inputs.training(self._split), space.data().validation
+        choose = validation is not None and chosen == "best"
+        with space.sink.progress(title, config.epochs * len(batches)) as advance:
             fit(
                 space.judging.classifier(network),
                 batches,
-                space.inputs.batches(validation) if validation is not None else None,
+                space.inputs.batches(validation) if choose and validation is not None else None,
                 config,
                 space.device,
                 task=space.judging.training_task(),
                 seed=space.recipe.seed,
-                hooks=[hook],
-                progress=FitProgress(space.sink, advance, stage.method, stage.epochs),
-                keeper=states,
+                hooks=hooks,
+                progress=FitProgress(space.sink, advance, title, config.epochs),
+                keeper=keeper,
                 tell=space.sink.note,
             )
-        crash_point("stage:trained")
-        calibration = calibration_of(space, stage, split)
-        pruned = remove_kept(
-            network, hook.keep(), removal(calibration=calibration, compensation=compensation, recalibrate=recalibrate)
-        )
-        space.report_bad()
-        settings = {"params": stage.params, "keep": list(stage.keep), "compensate": compensation}
-        manifest = continued_manifest(loaded.manifest, pruned, settings, seed=space.recipe.seed, step=step)
-        crash_point("stage:pruned")
-        return finished(space, stage, LoadedModel(pruned.model, manifest, loaded.fixed_size), pruned.report, out)
+
+    def _training(self) -> dict[str, Any]:
+        """Fields of `FitConfig` that the method's parameters set."""
+        params = self._params
+        if not isinstance(params, TrainedParams):
+            return {}
+        names = ("momentum", "weight_decay", "decay_epochs", "clip_grad", "accumulate")
+        return {name: getattr(params, name) for name in names} | {"schedule": params.lr_schedule}
+
+    def _hook(self, method: TrainedMethod) -> PruningHook:
+        generator = torch.Generator().manual_seed(self._space.recipe.seed)
+        context = TrainedContext(self.selection, self.example, generator, self._stage.epochs)
+        hook = method(self._network, self._params, context)
+        if not isinstance(hook, PruningHook):
+            raise MethodError(
+                f"method {self._stage.method}: its entry has to make a PruningHook, not a {type(hook).__name__}"
+            )
+        return hook
+
+    def _trained_before(self, state: State) -> _Searched:
+        masks = Masks.model_validate(state["masks"]) if state["masks"] is not None else None
+        if masks is not None:
+            install(self._network, masks)
+        own = state_tensors(self._network)
+        if set(own) != set(state["tensors"]):
+            raise ModelError(f"{self._states.folder}: the state does not fit this network; start again with --force")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state["tensors"][name])
+        return _Searched(self._network.eval(), state["keep"], masks, state["figures"])
 
 
-def _prepared(
-    space: Workspace, stage: PruneStage, network: nn.Module, method: TrainedMethod, params: Any
-) -> tuple[PruningHook, Any]:
-    """The hook, and what makes the `Removal` of its selection."""
-    example = space.inputs.example()
-    bounds = params if isinstance(params, StructuralParams) else StructuralParams()
-    request = PruneRequest(
-        method=stage.method, params=bounds, example_inputs=example, keep=stage.keep, seed=space.recipe.seed
-    )
-    selection = select(network, request)
-    generator = torch.Generator().manual_seed(space.recipe.seed)
-    hook = method(network, params, TrainedContext(selection, example, generator, stage.epochs))
-    if not isinstance(hook, PruningHook):
-        raise MethodError(f"method {stage.method}: its entry has to make a PruningHook, not a {type(hook).__name__}")
+class _FinetuneKeeper:
+    """Adds what was trained before to the state of finetuning."""
 
-    def removal(**repair: Any) -> Removal:
-        return Removal(method=stage.method, selection=selection, example_inputs=example, **repair)
+    def __init__(self, states: StateStore, searched: State, training: State | None) -> None:
+        self._states, self._searched, self._training = states, searched, training
 
-    return hook, removal
+    def load(self) -> State | None:
+        return self._training
+
+    def due(self) -> bool:
+        return self._states.due()
+
+    def save(self, content: State, position: str) -> bool:
+        return self._states.save(self._both(content), f"finetuning, {position}")
+
+    def interrupted(self, signal: int, content: State, position: str) -> Interrupted:
+        return self._states.interrupted(signal, self._both(content), f"finetuning, {position}")
+
+    def _both(self, training: State) -> State:
+        return {"searched": self._searched, "training": training}

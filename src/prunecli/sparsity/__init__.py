@@ -1,0 +1,1 @@
+"""Single weights and spikes held at zero; no shape changes."""
