@@ -6,6 +6,7 @@ Typer has no lazy sub-commands, builds a pydantic adapter to show help, and prin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,42 @@ class _HelpWithoutPydantic:
 
 
 class PruneCommand(_HelpWithoutPydantic, TyperCommand):
-    """A command of ours."""
+    """A command of ours.
+
+    Attributes:
+        aliases: Options under other names, which help does not show: the name here, and what follows (None, "value", or
+            "list": several words).
+    """
+
+    aliases: Mapping[str, tuple[str, str | None]] = {}
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Puts today's names in the place of aliases."""
+        parsed: list[str] = super().parse_args(ctx, _renamed(args, self.aliases) if self.aliases else args)
+        return parsed
+
+
+def _renamed(args: list[str], aliases: Mapping[str, tuple[str, str | None]]) -> list[str]:
+    words, renamed = list(args), []
+    while words:
+        word, joined, value = words.pop(0).partition("=")
+        if word not in aliases:
+            renamed.append(word + joined + value)
+            continue
+        name, follows = aliases[word]
+        renamed.append(name)
+        if follows == "value" and (value or words):
+            renamed.append((value or words.pop(0)).lower())
+        elif follows == "list":
+            entries = [value] if value else []
+            while words and _NUMBERS.fullmatch(words[0]):
+                entries.append(words.pop(0))
+            renamed.append(",".join(entries).translate(_BRACKETS).replace(",,", ","))
+    return renamed
+
+
+_NUMBERS = re.compile(r"[\[(]?[-+.\deE, ]*[])]?,?")
+_BRACKETS = str.maketrans("", "", "[]() ")
 
 
 class LazyGroup(_HelpWithoutPydantic, TyperGroup):
@@ -72,12 +108,19 @@ class LazyGroup(_HelpWithoutPydantic, TyperGroup):
                 formatter.write_dl(rows)
 
 
-def make_command(name: str, callback: Callable[..., Any], summary: str, epilog: str | None = None) -> PruneCommand:
+def make_command(
+    name: str,
+    callback: Callable[..., Any],
+    summary: str,
+    epilog: str | None = None,
+    aliases: Mapping[str, tuple[str, str | None]] | None = None,
+) -> PruneCommand:
     """Makes one command from a function with annotated parameters."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command(name, cls=PruneCommand, help=summary, epilog=epilog)(callback)
     command = typer_get_command(app)
     assert isinstance(command, PruneCommand)
+    command.aliases = aliases or {}
     return command
 
 

@@ -26,13 +26,14 @@ _RecipePath = tuple[str | int, ...]
 class OptionSpec:
     """One option: the parameter it becomes, and the recipe value that it sets (None: not a recipe value).
 
-    A `mapping` option is given once per entry, as NAME=VALUE; for "numbers" every value must be a number.
+    A `mapping` option is given once per entry, as NAME=VALUE; for "numbers" every value must be a number. One of "row"
+    is numbers with commas.
     """
 
     name: str
     parameter: inspect.Parameter
     path: _RecipePath | None = None
-    mapping: Literal["", "numbers", "values"] = ""
+    mapping: Literal["", "numbers", "values", "row"] = ""
 
 
 def option(
@@ -153,10 +154,15 @@ def overrides_from(specs: Sequence[OptionSpec], values: dict[str, Any], stage_in
     return overrides
 
 
-def _entries(texts: Sequence[str], flag: str, kind: str) -> dict[str, Any]:
-    """Reads NAME=VALUE entries; the plan checks bounds of numbers."""
+def _entries(texts: Sequence[str], flag: str, kind: str) -> dict[str, Any] | list[float]:
+    """Reads NAME=VALUE entries, or numbers with commas; the plan checks bounds of numbers."""
     from prunecli.recipe.loader import parse_value
 
+    if kind == "row":
+        try:
+            return [float(number) for text in texts for number in text.split(",") if number.strip()]
+        except ValueError:
+            raise RecipeError(f"{flag} {','.join(texts)}: give numbers with commas, for instance 5,1000") from None
     entries: dict[str, Any] = {}
     for text in texts:
         name, equals, written = text.rpartition("=") if kind == "numbers" else text.partition("=")
@@ -215,7 +221,9 @@ def plan_for_stage(model: str, stage: dict[str, Any], specs: Sequence[OptionSpec
     return replace(plan, recipe=replace(plan.recipe, stages=(plan.recipe.stages[matches[0]],)))
 
 
-def _mapping(field: FieldInfo) -> Literal["", "numbers", "values"]:
+def _mapping(field: FieldInfo) -> Literal["", "numbers", "values", "row"]:
+    if get_origin(field.type) is tuple and get_args(field.type)[0] is float:
+        return "row"
     if get_origin(field.type) is not Mapping:
         return ""
     return "values" if get_args(field.type)[1] is Any else "numbers"

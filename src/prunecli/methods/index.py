@@ -8,6 +8,7 @@ from prunecli.criteria.index import CRITERIA, CriterionSpec
 from prunecli.errors import MethodError
 from prunecli.methods.params import StructuralParams, TokenParams
 from prunecli.methods.spec import MethodSpec
+from prunecli.methods.unstructured_params import ALIASES, UnstructuredParams
 from prunecli.registry import Registry
 
 
@@ -36,9 +37,22 @@ _TOKEN = MethodSpec(
     "prunecli.methods.token:TokenMethod",
     command="prunecli.cli.commands.token:method_command",
 )
+_UNSTRUCTURED = MethodSpec(
+    "unstructured",
+    "Learn masks of single weights and neurons while training.",
+    "https://openreview.net/forum?id=eoSeaK4QJo",
+    "trained",
+    UnstructuredParams,
+    "prunecli.methods.unstructured:Unstructured",
+    aliases=ALIASES,
+)
 _RANKED = {name: method_of(CRITERIA.load(name)) for name in CRITERIA.built_in}
 _BASELINE = {"random": _RANKED.pop("random")}  # listed last
 
 METHODS: Registry[MethodSpec] = Registry(
-    "method", "prunecli.methods", _RANKED | {_TOKEN.name: _TOKEN} | _BASELINE, MethodError, see="prune methods"
+    "method",
+    "prunecli.methods",
+    _RANKED | {spec.name: spec for spec in (_UNSTRUCTURED, _TOKEN)} | _BASELINE,
+    MethodError,
+    see="prune methods",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from prunecli.registry import imported
@@ -24,6 +24,8 @@ class MethodSpec:
         without_data: Parameters with which it needs no images, for when there are none.
         command: "module:attribute" of a function from the spec to a command, for methods whose verb does more than
             those of its family.
+        aliases: Options under the names of an older tool, with their names here and the kind of value that follows
+            them: None, "value" or "list" (several words).
         source: Source of the architectures that it is for, as in "spiking:vgg9"; None: any.
     """
 
@@ -37,6 +39,7 @@ class MethodSpec:
     without_data: Mapping[str, Any] | None = None
     command: str = ""
     source: str | None = None
+    aliases: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
 
     def load(self) -> Any:
         """Imports the algorithm, and with it torch."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,12 +56,14 @@ class TrainedContext:
         example_inputs: Inputs the network accepts.
         generator: Source of every random number.
         epochs: Epochs of the run.
+        validate: Returns the network's score on validation images as it is now; None where there are none.
     """
 
     selection: Selection
     example_inputs: Inputs
     generator: torch.Generator
     epochs: int
+    validate: Callable[[], float | None] = lambda: None
 
 
 class TrainedMethod(Protocol):

@@ -28,7 +28,7 @@ def method_command(name: str) -> Any:
         return imported(spec.command)(spec)
     options = _options(spec.params, FAMILIES[spec.family])
     epilog = f"Paper: {spec.paper}" if spec.paper else None
-    return make_command(name, with_output(_runner(spec, options), options), spec.summary, epilog)
+    return make_command(name, with_output(_runner(spec, options), options), spec.summary, epilog, spec.aliases)
 
 
 def _options(params: type[Any], family: Family, *more: str) -> list[OptionSpec]:

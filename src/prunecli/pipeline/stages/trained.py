@@ -15,6 +15,7 @@ from prunecli.checkpoint.manifest import Masks
 from prunecli.checkpoint.runstate import StateStore
 from prunecli.copying import copied
 from prunecli.engine.config import FitConfig
+from prunecli.engine.evaluate import evaluate
 from prunecli.engine.fit import fit
 from prunecli.engine.holding import holding
 from prunecli.engine.hooks import Hook, State
@@ -197,13 +198,20 @@ class _Run:
 
     def _hook(self, method: TrainedMethod) -> PruningHook:
         generator = torch.Generator().manual_seed(self._space.recipe.seed)
-        context = TrainedContext(self.selection, self.example, generator, self._stage.epochs)
+        context = TrainedContext(self.selection, self.example, generator, self._stage.epochs, self._validation_score)
         hook = method(self._network, self._params, context)
         if not isinstance(hook, PruningHook):
             raise MethodError(
                 f"method {self._stage.method}: its entry has to make a PruningHook, not a {type(hook).__name__}"
             )
         return hook
+
+    def _validation_score(self) -> float | None:
+        space, validation = self._space, self._space.data().validation
+        if validation is None:
+            return None
+        network, batches = space.judging.classifier(self._network), space.inputs.batches(validation)
+        return float(evaluate(network, batches, space.device, task=space.judging.training_task()).score)
 
     def _trained_before(self, state: State) -> _Searched:
         masks = Masks.model_validate(state["masks"]) if state["masks"] is not None else None
