@@ -11,17 +11,18 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Masks, Untouched
-from prunecli.copying import copied
+from prunecli.copying import converted, copied
 from prunecli.engine.hooks import Hook
 from prunecli.errors import MethodError, VerificationError
-from prunecli.inputs import Inputs
+from prunecli.inputs import Inputs, cast_inputs, logits, run_batch
 from prunecli.measure.counts import count_macs, parameter_count
 from prunecli.methods.outcome import Pruned, PruneReport
 from prunecli.methods.ranking import Selection
 from prunecli.methods.repair import Clock, Repair
 from prunecli.methods.structural import edits_of
 from prunecli.surgery.groups import ChannelGroup
-from prunecli.surgery.proof.verify import faulty_groups, verify
+from prunecli.surgery.proof.active_neurons import with_active_neurons
+from prunecli.surgery.proof.verify import TOLERANCE, faulty_groups, verify
 from prunecli.surgery.removal.compensate import Compensation
 from prunecli.surgery.removal.slice import remove
 
@@ -89,6 +90,7 @@ class Removal:
         calibration: Batches for repairs; None: no repairs.
         compensation: How removed channels are folded into those that stay.
         recalibrate: Whether batch normalisation statistics are measured again.
+        dead: Whether removed units do nothing, so that the result has to compute what the network computes.
     """
 
     method: str
@@ -97,6 +99,7 @@ class Removal:
     calibration: Iterable[Any] | None = None
     compensation: Compensation = "none"
     recalibrate: bool = False
+    dead: bool = False
 
 
 def remove_kept(model: nn.Module, keep: Mapping[str, Tensor], removal: Removal) -> Pruned:
@@ -131,6 +134,8 @@ def remove_kept(model: nn.Module, keep: Mapping[str, Tensor], removal: Removal) 
         ]
         keep = {name: units for name, units in keep.items() if name not in faulty}
         groups, pruned = _chosen(by_name, keep), copied(model)
+    if removal.dead and groups:
+        error = max(error, _changed(model, pruned, removal.example_inputs))
     clock.lap("verify")
     repair = Repair(removal.calibration, removal.compensation, removal.recalibrate, removal.example_inputs)
     if groups:
@@ -157,6 +162,27 @@ def remove_kept(model: nn.Module, keep: Mapping[str, Tensor], removal: Removal) 
         untouched=tuple(untouched),
     )
     return Pruned(pruned, report, trace)
+
+
+def _changed(model: nn.Module, pruned: nn.Module, inputs: Inputs) -> float:
+    """Difference between outputs, relative to the largest, also with neurons that fire.
+
+    Raises:
+        VerificationError: It is more than rounding.
+    """
+    pair = converted(model, torch.float64).eval(), converted(pruned, torch.float64).eval()
+    exact = cast_inputs(inputs, device="cpu", dtype=torch.float64)
+    difference = 0.0
+    for first, second in filter(None, (pair, with_active_neurons(*pair, exact))):
+        with torch.no_grad():
+            expected, output = logits(run_batch(first, exact)), logits(run_batch(second, exact))
+        scale = max(float(expected.abs().max()), torch.finfo(torch.float64).tiny)
+        difference = max(difference, float((expected - output).abs().max()) / scale)
+    if difference > TOLERANCE:
+        raise VerificationError(
+            f"removing channels that seemed dead changes the network's output by {difference:.1e}; nothing was saved"
+        )
+    return difference
 
 
 def _losing_units(keep: Mapping[str, Tensor], by_name: Mapping[str, ChannelGroup], method: str) -> dict[str, Tensor]:

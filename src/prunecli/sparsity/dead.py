@@ -55,7 +55,7 @@ def _fires(group: ChannelGroup, spikes: Mapping[str, Tensor]) -> Tensor:
         mask = spikes.get(emission.module)
         if mask is None:
             return torch.ones(group.units, dtype=torch.bool)
-        by_channel = mask.cpu().flatten(1).any(dim=1)
+        by_channel = mask.cpu().reshape(len(mask), -1).any(dim=1)
         if emission.index.max() >= len(by_channel):  # channels on another dimension
             return torch.ones(group.units, dtype=torch.bool)
         fires.append(by_channel[emission.index].any(dim=1))

@@ -22,7 +22,7 @@ from prunecli.engine.hooks import Hook, State
 from prunecli.engine.resources import resource_errors
 from prunecli.errors import Interrupted, MethodError, ModelError, RecipeError
 from prunecli.methods.params import StructuralParams, TrainedParams
-from prunecli.methods.ranking import select
+from prunecli.methods.ranking import Selection, select
 from prunecli.methods.registry import get_method
 from prunecli.methods.request import PruneRequest
 from prunecli.methods.trained import PruningHook, Removal, TrainedContext, TrainedMethod, remove_kept
@@ -74,11 +74,12 @@ def trained_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcom
             searched.keep,
             Removal(
                 method=stage.method,
-                selection=run.selection,
+                selection=run.selection(searched),
                 example_inputs=run.example,
                 calibration=calibration_of(space, stage, split),
                 compensation=compensation,
                 recalibrate=recalibrate,
+                dead=searched.masks is not None,
             ),
         )
         run.finetune(pruned.model, searched)
@@ -130,10 +131,15 @@ class _Run:
         self.example = space.inputs.example()
         self._network = copied(space.model().model).to(space.device)  # the original is what the result is compared with
         bounds = self._params if isinstance(self._params, StructuralParams) else StructuralParams()
-        request = PruneRequest(
+        self._request = PruneRequest(
             method=stage.method, params=bounds, example_inputs=self.example, keep=stage.keep, seed=space.recipe.seed
         )
-        self.selection = select(self._network, request)
+        self._selection = select(self._network, self._request)
+
+    def selection(self, searched: _Searched) -> Selection:
+        """What may shrink; traced again where masks of spikes have to shrink too."""
+        again = searched.keep and searched.masks is not None
+        return select(searched.network, self._request) if again else self._selection
 
     def search(self) -> _Searched:
         """Trains with the hook, or takes what an earlier run trained."""
@@ -198,7 +204,7 @@ class _Run:
 
     def _hook(self, method: TrainedMethod) -> PruningHook:
         generator = torch.Generator().manual_seed(self._space.recipe.seed)
-        context = TrainedContext(self.selection, self.example, generator, self._stage.epochs, self._validation_score)
+        context = TrainedContext(self._selection, self.example, generator, self._stage.epochs, self._validation_score)
         hook = method(self._network, self._params, context)
         if not isinstance(hook, PruningHook):
             raise MethodError(
