@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from prunecli.engine.config import FitConfig
-from prunecli.engine.device import pick_device
+from prunecli.engine.device import channels_last, pick_device
 from prunecli.engine.distillation import Distillation
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.fit import Epoch, fit
@@ -198,3 +198,13 @@ def test_devices() -> None:
     for name in ("cuda:99", "nonsense"):
         with pytest.raises(RecipeError, match=name):
             pick_device(name)
+
+
+def test_a_network_stays_channels_last_when_it_is_evaluated_between_epochs() -> None:
+    """Else a resumed run would train in another layout than one that was not interrupted, and round differently."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3))
+    with channels_last(model):
+        with channels_last(model):
+            pass
+        assert not model[1].weight.is_contiguous()  # type: ignore[operator]
+    assert all(parameter.is_contiguous() for parameter in model.parameters())

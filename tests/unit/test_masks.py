@@ -17,6 +17,7 @@ from prunecli.checkpoint.masks import bits_name
 from prunecli.engine.config import FitConfig
 from prunecli.engine.fit import fit
 from prunecli.engine.holding import HoldZeros
+from prunecli.engine.optimizer import make_optimizer
 from prunecli.engine.tasks.classification import Classification
 from prunecli.errors import MethodError, ModelError
 from prunecli.methods.layer_lists import chosen_layers
@@ -182,6 +183,20 @@ def test_no_optimizer_revives_a_masked_weight(optimizer: str, settings: dict[str
     hooks = [HoldZeros(model, ["0.weight"])]
     fit(model, batches, None, config, torch.device("cpu"), task=Classification.with_classes(3), hooks=hooks)
     assert bool((model[0].weight[zeros] == 0).all()) and bool((model[0].weight[~zeros] != 0).all())  # type: ignore[index]
+
+
+def test_moments_from_before_do_not_revive_a_masked_weight() -> None:
+    torch.manual_seed(0)
+    model, task = nn.Sequential(nn.Linear(4, 3)), Classification.with_classes(3)
+    batches = [(torch.randn(8, 4), torch.randint(3, (8,))) for _ in range(4)]
+    config, device = FitConfig(epochs=1, lr=0.05, momentum=0.9), torch.device("cpu")
+    optimizer = make_optimizer(model, config)
+    fit(model, batches, None, config, device, task=task, optimizer=optimizer)
+    with torch.no_grad():
+        model[0].weight[:, :2] = 0  # type: ignore[index]
+    hooks = [HoldZeros(model, ["0.weight"])]
+    fit(model, batches, None, config, device, task=task, optimizer=optimizer, hooks=hooks)
+    assert not model[0].weight[:, :2].any() and bool(model[0].weight[:, 2:].all())  # type: ignore[index]
 
 
 @pytest.fixture

@@ -43,14 +43,23 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def channels_last(model: nn.Module) -> Iterator[torch.memory_format]:
-    """Converts a 2-d convolutional network to channels-last memory format, which is faster, and back afterwards."""
+    """Converts a 2-d convolutional network to channels-last memory format, which is faster, and back afterwards.
+
+    Inside another such block, as when a network is evaluated between epochs, it stays converted.
+    """
     convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
     layout = torch.channels_last if convolutional else torch.contiguous_format
+    converted = any(_is_channels_last(parameter) for parameter in model.parameters())
     model.to(memory_format=layout)
     try:
         yield layout
     finally:
-        model.to(memory_format=torch.contiguous_format)
+        if not converted:
+            model.to(memory_format=torch.contiguous_format)
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def move_batch(inputs: Any, device: torch.device, layout: torch.memory_format) -> Any:
