@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -109,6 +109,36 @@ def faulty_groups(original: nn.Module, traced: Trace, keep: Keep, inputs: Inputs
 
     search(list(keep))
     return faulty
+
+
+def differs_from_removal(
+    original: nn.Module, close: Callable[[nn.Module], nn.Module], traced: Trace, keep: Keep, inputs: Inputs
+) -> bool:
+    """Whether a network with closed units computes something else than one without them, in evaluation mode.
+
+    Args:
+        original: The network; not changed.
+        close: Closes the units that are not kept in a copy, in place or with hooks, and returns it.
+        traced: The trace of `original`.
+        keep: Kept unit indices by group name.
+        inputs: Inputs the network accepts.
+    """
+    pruned = copied(original)
+    remove(pruned, traced.groups, keep)
+    probe, sliced = _probes(original, pruned, traced, keep)
+    closed = close(probe)
+    exact = cast_inputs(inputs, device="cpu", dtype=traced.dtype)
+    firing = with_active_neurons(closed, sliced, exact)
+    names = traced.followed.kept_outputs if traced.followed is not None else None
+    for trial in (exact, *drawn_like(exact, least=1)):
+        for first, second in ((closed, sliced), *((firing,) if firing is not None else ())):
+            with torch.no_grad(), plain_attention(), seeded():
+                reference = chosen_outputs(call(sharing_parameters(first), trial), names)
+            with torch.no_grad(), plain_attention(), seeded():
+                output = chosen_outputs(call(sharing_parameters(second), trial), names)
+            if any(_relative_difference(a, b) > _tolerance(traced) for a, b in zip(reference, output, strict=True)):
+                return True
+    return False
 
 
 def _tolerance(traced: Trace) -> float:
