@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from prunecli.surgery.axes import leaves
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.tracing.grouping import index_of
-from prunecli.surgery.tracing.labels import Followed, Label
+from prunecli.surgery.tracing.labels import Followed
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +48,10 @@ def gate_points(model: nn.Module, group: ChannelGroup, followed: Followed) -> tu
         group: The group, of the trace that `followed` belongs to.
         followed: The run of the network.
     """
-    writers = frozenset(group.modules("producer"))
     norms = [name for name in group.modules("carrier") if isinstance(model.get_submodule(name), _NormBase)]
-    behind = {name: _behind(name, group, followed, writers) for name in norms}
+    behind = {name: _behind(name, group, followed) for name in norms}
     last = [name for name in norms if not any(name in behind[other] for other in norms if other != name)]
-    reached = frozenset[str]().union(*(behind[name] for name in last))
+    reached = set[str]().union(*(behind[name] for name in last))
     names = [*last, *(name for name in group.modules("producer") if name not in reached)]
     points = [_point(name, group, followed) for name in names]
     found = [point for point in points if point is not None]
@@ -69,23 +68,31 @@ def _point(name: str, group: ChannelGroup, followed: Followed) -> GatePoint | No
     return GatePoint(name, dims[0][0], index_of(group.axis, dims[0][1]))
 
 
-def _behind(name: str, group: ChannelGroup, followed: Followed, writers: frozenset[str]) -> set[str]:
-    """Modules that a module's output has come through since the channels were written, the writers included."""
-    made_by = {id(label): record for record in followed.records for label in record.outputs}
-    waiting: list[Label] = list(followed.outputs.get(name, ()))
+def _behind(name: str, group: ChannelGroup, followed: Followed) -> set[str]:
+    """Modules that the channels have come through when a module takes them in, the layers that wrote them included.
+
+    Layers that write the channels from channels of their own kind one by one, such as depthwise convolutions, are no
+    beginning; those that read them all are.
+    """
+    mixing = frozenset(group.modules("consumer"))
+    made_at: dict[int, list[int]] = {}
+    for number, record in enumerate(followed.records):
+        for label in record.outputs:
+            made_at.setdefault(id(label), []).append(number)
+    waiting = [number for number, record in enumerate(followed.records) if record.module == name]
     seen: set[int] = set()
     modules: set[str] = set()
     while waiting:
-        label = waiting.pop()
-        record = made_by.get(id(label))
-        carries = any(group.axis in tuple(leaves(term)) for term in label.dims)
-        if id(label) in seen or record is None or not carries:
-            continue
-        seen.add(id(label))
-        modules.add(record.module)
-        if record.module not in writers:
-            waiting += record.inputs
-    return modules
+        number = waiting.pop()
+        for label in followed.records[number].inputs if number not in seen else ():
+            # An operator that works in place has the label it writes to among its inputs: what counts came before.
+            before = [maker for maker in made_at.get(id(label), ()) if maker < number]
+            if before and any(group.axis in tuple(leaves(term)) for term in label.dims):
+                module = followed.records[before[-1]].module
+                modules.add(module)
+                waiting += before[-1:] if module not in mixing else []
+        seen.add(number)
+    return modules - {name}
 
 
 class ChannelGate:
