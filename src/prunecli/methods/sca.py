@@ -23,21 +23,21 @@ from prunecli.methods.sca_choice import Prunings, choose, nodes
 from prunecli.methods.sca_params import ScaParams
 from prunecli.methods.trained import PruningHook, TrainedContext
 from prunecli.report.table import Table
-from prunecli.surgery.gates import ChannelGate, fold_all, gate_points
+from prunecli.surgery.gates import ChannelGate, fold_all, gate_points, reading_points
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.proof.verify import differs_from_removal
 from prunecli.surgery.tracing.trial import RUNTIME_ERRORS
 
-_NO_PLACE = "its channels cannot be closed behind one normalisation or layer each"
+_NO_PLACE = "there is no layer at which its channels could be closed"
 _NOT_REMOVED = "closing its channels is not the same as removing them"
 
 
 class Sca(PruningHook):
     """Closes channels that are hardly active at the end of epochs, and opens those whose gates the loss asks for.
 
-    The gates multiply what normalisations return, so they hold whatever the optimizer does to weights, and closed
-    channels have gradients. At the end they are folded into scales and shifts: the network computes without gates what
-    it computed with them.
+    The gates multiply what passes between modules, so they hold whatever the optimizer does to weights, and closed
+    channels have gradients. At the end they are folded into weights: the network computes without gates what it
+    computed with them.
 
     Args:
         model: The network that is trained.
@@ -67,6 +67,7 @@ class Sca(PruningHook):
         total = sum(gate.group.units for gate in gates)
         self._prunings = Prunings(params, context.epochs, total, sum(self._least.values()))
         self._prunings.check()
+        self._penalised = _weights_in_front(model, gates, context)
         self._watching = ExitStack()
         self._ended = 0
         self._history: list[dict[str, int]] = []
@@ -94,7 +95,7 @@ class Sca(PruningHook):
         """Adds the L1 penalty, if there is one."""
         if not self._params.l1:
             return loss
-        return loss + self._params.l1 * torch.stack([tensor.abs().sum() for tensor in self._penalised()]).sum()
+        return loss + self._params.l1 * torch.stack([weight.abs().sum() for weight in self._penalised]).sum()
 
     def before_step(self) -> None:
         """Notes the size of the gates' gradients, over the batches of this step."""
@@ -199,12 +200,6 @@ class Sca(PruningHook):
             {"epoch": epoch, "alive": opened, "pruned": self._prunings.total - opened, "regrown": regrown}
         )
 
-    def _penalised(self) -> list[Tensor]:
-        """Weights of the modules behind which there is a gate, each once."""
-        names = dict.fromkeys(point.module for gate in self._gates.values() for point in gate.points)
-        weights = [getattr(self._model.get_submodule(name), "weight", None) for name in names]
-        return [weight for weight in weights if isinstance(weight, Tensor)]
-
 
 def _taking_part(
     model: nn.Module, params: ScaParams, context: TrainedContext
@@ -230,20 +225,34 @@ def _taking_part(
 def _gates(
     model: nn.Module, groups: Sequence[ChannelGroup], context: TrainedContext
 ) -> tuple[list[ChannelGate], dict[str, str]]:
-    """Gates for those groups where closing channels is the same as removing them, and reasons for the others."""
-    trace = context.selection.trace
-    assert trace.followed is not None
-    left_alone: dict[str, str] = {}
-    gates = []
-    for group in groups:
-        points = gate_points(model, group, trace.followed)
-        if points:
-            gates.append(ChannelGate(group, points))
-        else:
-            left_alone[group.name] = _NO_PLACE
-    unfit = _unfit(model, gates, context)
-    left_alone |= {gate.group.name: _NOT_REMOVED for gate in unfit}
-    return [gate for gate in gates if gate not in unfit], left_alone
+    """Gates for those groups where closing channels is the same as removing them, and reasons for the others.
+
+    In front of neurons they stand behind normalisations. The derivative of a ReLU at zero is zero, so without neurons
+    they stand in front of the layers that read the channels, unless only the other way closes them.
+    """
+    followed = context.selection.trace.followed
+    assert followed is not None
+    kinds = (gate_points,) if spiking_neurons(model) else (reading_points, gate_points)
+    left_alone = {group.name: _NO_PLACE for group in groups}
+    fit: dict[str, ChannelGate] = {}
+    for points_of in kinds:
+        points = {group.name: points_of(model, group, followed) for group in groups if group.name not in fit}
+        gates = [ChannelGate(group, points[group.name]) for group in groups if points.get(group.name)]
+        unfit = {gate.group.name for gate in _unfit(model, gates, context)}
+        left_alone |= dict.fromkeys(unfit, _NOT_REMOVED)
+        fit |= {gate.group.name: gate for gate in gates if gate.group.name not in unfit}
+    gates = [fit[group.name] for group in groups if group.name in fit]
+    return gates, {name: reason for name, reason in left_alone.items() if name not in fit}
+
+
+def _weights_in_front(model: nn.Module, gates: Sequence[ChannelGate], context: TrainedContext) -> list[Tensor]:
+    """The scales of the last normalisations of each group, or the weights of layers without one; each once."""
+    followed = context.selection.trace.followed
+    assert followed is not None
+    points = (point for gate in gates for point in gate_points(model, gate.group, followed))
+    names = dict.fromkeys(point.module for point in points)
+    weights = [getattr(model.get_submodule(name), "weight", None) for name in names]
+    return [weight for weight in weights if isinstance(weight, nn.Parameter)]
 
 
 def _unfit(model: nn.Module, gates: Sequence[ChannelGate], context: TrainedContext) -> list[ChannelGate]:

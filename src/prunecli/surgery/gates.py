@@ -2,7 +2,9 @@
 
 A gate stands behind the last normalisation, so what the weights in front of it would send on is still computed and the
 gate has a gradient while it is closed. With weights of zero in the gate's place the normalisation's own gradient would
-be zero, and no channel could show that it is missed.
+be zero, and no channel could show that it is missed. The surrogate of a spiking neuron lets the gradient through. The
+derivative of a ReLU at zero does not, so in networks with activation functions gates stand behind those, in front of
+the layers that read the channel.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from prunecli.surgery.axes import leaves
 from prunecli.surgery.groups import ChannelGroup
+from prunecli.surgery.removal.compensate import layer_input
 from prunecli.surgery.tracing.grouping import index_of
 from prunecli.surgery.tracing.labels import Followed
 
@@ -27,14 +31,18 @@ class GatePoint:
     """Where a group's channels are gated.
 
     Attributes:
-        module: Dotted name of the module whose output is multiplied.
-        dim: Dimension of the output that holds the channels.
-        index: Positions along `dim` of each unit, shape (units, positions per unit).
+        module: Dotted name of the module whose output is multiplied, or its input if it `reads`.
+        index: Positions of each unit along the dimension that holds the channels, shape (units, positions per unit).
+        dim: That dimension of the output.
+        reads: Whether it is a linear layer or a convolution that reads the channels.
+        columns: If so, how many channels its weight has columns for; each block of a grouped convolution reads as many.
     """
 
     module: str
-    dim: int
     index: Tensor
+    dim: int = 1
+    reads: bool = False
+    columns: int = 0
 
 
 def gate_points(model: nn.Module, group: ChannelGroup, followed: Followed) -> tuple[GatePoint, ...]:
@@ -58,6 +66,20 @@ def gate_points(model: nn.Module, group: ChannelGroup, followed: Followed) -> tu
     return tuple(found) if len(found) == len(points) else ()
 
 
+def reading_points(model: nn.Module, group: ChannelGroup, followed: Followed) -> tuple[GatePoint, ...]:
+    """The layers that read a group's channels, behind whatever activation there is; see `gate_points`."""
+    readers = [
+        (member, model.get_submodule(member.module))
+        for member in group.members
+        if member.role == "consumer" and member.tensor == "weight"
+    ]
+    return tuple(
+        GatePoint(member.module, member.index, reads=True, columns=int(reader.weight.shape[member.dim]))
+        for member, reader in readers
+        if isinstance(reader, (nn.Linear, _ConvNd))
+    )
+
+
 def _point(name: str, group: ChannelGroup, followed: Followed) -> GatePoint | None:
     labels = followed.outputs.get(name, ())
     if len(labels) != 1:
@@ -65,7 +87,7 @@ def _point(name: str, group: ChannelGroup, followed: Followed) -> GatePoint | No
     dims = [(dim, term) for dim, term in enumerate(labels[0].dims) if group.axis in tuple(leaves(term))]
     if len(dims) != 1 or group.axis is None:
         return None
-    return GatePoint(name, dims[0][0], index_of(group.axis, dims[0][1]))
+    return GatePoint(name, index_of(group.axis, dims[0][1]), dims[0][0])
 
 
 def _behind(name: str, group: ChannelGroup, followed: Followed) -> set[str]:
@@ -127,9 +149,14 @@ class ChannelGate:
             self.factors.copy_(units.to(self.factors))
 
     def attach(self, model: nn.Module) -> None:
-        """Multiplies the outputs of the network's modules from now on."""
+        """Multiplies what the network's modules return, or take in, from now on."""
         for point in self.points:
-            self._handles.append(model.get_submodule(point.module).register_forward_hook(self._multiplier(point)))
+            module = model.get_submodule(point.module)
+            self._handles.append(
+                module.register_forward_pre_hook(self._input_multiplier(point), with_kwargs=True)
+                if point.reads
+                else module.register_forward_hook(self._multiplier(point))
+            )
 
     def detach(self) -> None:
         """Leaves the outputs as they are again."""
@@ -143,29 +170,45 @@ class ChannelGate:
         return gradient
 
     def fold(self, model: nn.Module) -> None:
-        """Makes closed units zero for good: scales and shifts of their normalisations, or the layers that write them.
+        """Makes closed units zero for good: the parameters that write or read them where they are gated.
 
         Nothing that belongs to an open unit changes.
         """
-        closed, modules = ~self.opened, {point.module for point in self.points}
+        closed = ~self.opened
+        modules = {(point.module, point.reads) for point in self.points}
         for member in self.group.members:
             tensor = getattr(model.get_submodule(member.module), member.tensor)
-            if member.module in modules and member.role != "consumer" and isinstance(tensor, nn.Parameter):
+            if (member.module, member.role == "consumer") in modules and isinstance(tensor, nn.Parameter):
                 with torch.no_grad():
                     tensor.index_fill_(member.dim, member.index[closed].flatten().to(tensor.device), 0)
 
     def _multiplier(self, point: GatePoint) -> Any:
-        positions, repeats = point.index.flatten(), point.index.shape[1]
-
         def multiply(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            width = output.shape[point.dim]
-            factors = self.factors.to(output)
-            if repeats > 1:
-                factors = factors.repeat_interleave(repeats)
-            factors = torch.ones(width).to(output).index_copy(0, positions.to(output.device), factors)
-            return output * factors.view([width if dim == point.dim else 1 for dim in range(output.dim())])
+            return self._gated(output, point, point.dim)
 
         return multiply
+
+    def _input_multiplier(self, point: GatePoint) -> Any:
+        def multiply(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+            taken_in = layer_input(args, kwargs)
+            if taken_in is None:
+                return args, kwargs
+            gated = self._gated(taken_in, point, _channel_dim(module, taken_in))
+            own = tuple(gated if value is taken_in else value for value in args)
+            return own, {name: gated if value is taken_in else value for name, value in kwargs.items()}
+
+        return multiply
+
+    def _gated(self, values: Tensor, point: GatePoint, dim: int) -> Tensor:
+        """Values times the factors of their positions along a dimension."""
+        width = values.shape[dim]
+        factors = self.factors.to(values).repeat_interleave(point.index.shape[1])
+        positions = point.index.flatten().to(values.device)
+        columns = point.columns or width
+        own = torch.ones(columns).to(values).index_copy(0, positions, factors).repeat(width // columns)
+        shape = [1] * values.dim()
+        shape[dim] = width
+        return values * own.view(shape)
 
 
 def fold_all(model: nn.Module, gates: Iterable[ChannelGate]) -> nn.Module:
@@ -173,3 +216,10 @@ def fold_all(model: nn.Module, gates: Iterable[ChannelGate]) -> nn.Module:
     for gate in gates:
         gate.fold(model)
     return model
+
+
+def _channel_dim(module: nn.Module, values: Tensor) -> int:
+    """The dimension of a layer's input that holds the channels; spikingjelly's convolutions take all steps at once."""
+    if not isinstance(module, _ConvNd):
+        return values.dim() - 1
+    return 2 if values.dim() > module.weight.dim() else 1

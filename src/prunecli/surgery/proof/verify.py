@@ -118,7 +118,7 @@ def differs_from_removal(
 ) -> bool:
     """Whether a network with closed units computes something else than one without them, in evaluation mode.
 
-    Layers that read a closed unit have to take in zeros: a difference that is lost further on counts too.
+    Layers that read a closed unit have to get nothing of it: a difference that is lost further on counts too.
 
     Args:
         original: The network; not changed.
@@ -149,15 +149,16 @@ def differs_from_removal(
 
 
 def _watch_leaks(network: nn.Module, traced: Trace, keep: Keep, leaks: list[str]) -> None:
-    """Notes the layers that take in something else than zero where units are closed."""
+    """Notes the layers that take in something else than zero, with weights that are not, where units are closed."""
 
     def watcher(member: Member, closed: Tensor) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             taken_in = layer_input(args, kwargs)
-            if taken_in is not None:
-                columns = int(getattr(module, member.tensor).shape[member.dim])
+            weight = getattr(module, member.tensor)
+            if taken_in is not None and bool(weight.index_select(member.dim, closed).any()):
                 channels = channels_last(module, taken_in)
-                if bool(channels.reshape(*channels.shape[:-1], -1, columns)[..., closed].any()):
+                blocks = channels.reshape(*channels.shape[:-1], -1, weight.shape[member.dim])
+                if bool(blocks[..., closed].any()):
                     leaks.append(member.module)
 
         return hook
