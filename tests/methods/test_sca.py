@@ -27,7 +27,7 @@ from prunecli.methods.sca import Sca
 from prunecli.methods.sca_choice import Prunings, choose, nodes
 from prunecli.methods.sca_params import ScaParams
 from prunecli.methods.trained import Removal, TrainedContext, remove_kept
-from prunecli.surgery.gates import ChannelGate, gate_points
+from prunecli.surgery.gates import ChannelGate, gate_points, reading_points
 from prunecli.surgery.proof.active_neurons import with_active_neurons
 from tests.conftest import Prune
 from tests.processes import Processes
@@ -109,7 +109,8 @@ def _gate(model: nn.Module, inputs: Tensor, name: str) -> ChannelGate:
     traced = _context(model, inputs).selection.trace
     assert traced.followed is not None
     group = traced.group(name)
-    gate = ChannelGate(group, gate_points(model, group, traced.followed))
+    points_of = gate_points if isinstance(model, Spiking) else reading_points
+    gate = ChannelGate(group, points_of(model, group, traced.followed))
     gate.factors = gate.factors.detach().double().requires_grad_()
     return gate
 
@@ -118,8 +119,8 @@ def test_the_gradient_of_a_gate_is_the_difference_quotient() -> None:
     torch.manual_seed(0)
     model = _unlike(Residual()).double().eval()
     x, labels = example().double(), torch.tensor([3, 7])
-    gate = _gate(model, x, "b")  # written by three layers, closed behind each of them
-    assert {point.module for point in gate.points} == {"bn", "down", "d"}
+    gate = _gate(model, x, "b")  # a residual stream: closed in front of each layer that reads it
+    assert [point.module for point in gate.points] == ["c", "head.fc"]
     gate.attach(model)
     gate.open_only(torch.arange(32) % 3 > 0)
     F.cross_entropy(model(x), labels).backward()  # type: ignore[no-untyped-call]
@@ -166,8 +167,7 @@ def test_scores_are_those_of_a_loop_over_spikes_and_potentials() -> None:
     hook.epoch_start(1, 0)
     for count in (3, 2):
         model.train()(_frames(count))
-    with hook._watching, torch.no_grad():
-        pass
+    hook._watching.close()
     model.eval()(_frames(3))  # validation: not watched
     own = []
     for steps in taken[:2]:
@@ -231,7 +231,7 @@ def test_a_pruned_channel_that_is_missed_comes_back() -> None:
     before = model.norm.weight.detach().clone()
     hook.epoch_start(1, 0)
     _step(hook, model.train(), optimizer, x, labels)
-    assert torch.equal(model.norm.weight[0], before[0]) or float(model.norm.weight[0].detach()) > 1  # not by itself
+    assert torch.equal(model.norm.weight[0], before[0])  # no gradient reaches what is closed, but its gate has one
     pull = hook._pull[gate.group.name].clone()
     hook.epoch_end(1)
     assert int(pull.argmax()) == 0 and bool(gate.opened[0]) and bool(hook._regrown[gate.group.name][0])
@@ -285,8 +285,8 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "flattened": lambda: (Flattened(), example()),
     "vgg9": _vgg9,
     "vgg5-soft-reset": lambda: (made("vgg5", T=2, width=0.125, neuron="if", v_reset=None), images(2)),
-    "resnet19": lambda: (made("resnet19", T=2, width=0.0625), images(1)),
-    "spikformer": lambda: (made("spikformer-1-32", T=2), images(1)),
+    "resnet19": lambda: (made("resnet19", T=2, width=0.0625), images(1, 8)),
+    "spikformer": lambda: (made("spikformer-1-32", T=1), images(1)),
 }
 
 
@@ -326,16 +326,28 @@ def test_the_gated_network_is_the_pruned_network(name: str) -> None:
     assert moved and all(bool((value == 0).any()) for key, value in model.named_parameters() if key in moved)
 
 
-def test_a_group_whose_activation_of_zero_is_not_zero_is_left_alone() -> None:
+def test_a_group_where_closing_is_not_removing_is_left_alone() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Sigmoid(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.SiLU(),
-        nn.Flatten(), nn.Linear(8 * 144, 10),
+        nn.Flatten(), nn.Linear(768, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 16), nn.Sigmoid(),
+        nn.Linear(16, 10),
     )  # fmt: skip
     hook = Sca(model, ScaParams(), _context(model, example()))
-    assert list(hook._gates) == ["3"]
-    assert hook._left_alone == {"0": "closing its channels is not the same as removing them"}
-    assert hook.figures()["left_alone"] == hook._left_alone and "0" not in hook.keep()
+    assert list(hook._gates) == ["4"]  # a sigmoid of zero is no zero, but the gate stands behind it
+    assert hook._left_alone == {"1": "closing its channels is not the same as removing them"}
+    assert hook.figures()["left_alone"] == hook._left_alone and "1" not in hook.keep()
+
+
+def test_gates_stand_behind_the_last_normalisation_on_every_way() -> None:
+    model = made("resnet19", T=1, width=0.0625)
+    trace = _context(model, images(1, 8)).selection.trace
+    assert trace.followed is not None  # the block adds in place, which writes to what bn2 returned
+    points = gate_points(model, trace.group("conv1"), trace.followed)
+    assert [point.module for point in points] == ["bn1", "layers.0.0.bn2", "layers.0.1.bn2", "layers.0.2.bn2"]
+    depthwise = Depthwise()
+    trace = _context(depthwise, example()).selection.trace
+    assert trace.followed is not None  # its own normalisation is behind the depthwise convolution
+    assert [point.module for point in gate_points(depthwise, trace.group("expand"), trace.followed)] == ["norm"]
 
 
 @pytest.mark.parametrize(("keep", "regrow", "kept", "back"), [(0.8, 0.1, 80, 2), (0.5, 0.25, 50, 12), (0.0, 1, 8, 92)])
@@ -387,10 +399,8 @@ def test_only_named_nodes_take_part() -> None:
     assert list(hook._gates) == ["features.4", "features.11", "classifier.1"]
     assert set(hook.keep()) == set(hook._gates) and len(hook._left_alone) == 5
     plain = Plain()
-    assert list(Sca(plain, ScaParams(pruning_nodes=("1:3",)), _context(plain, example()))._gates) == [
-        "body.3",
-        "body.6",
-    ]
+    hook = Sca(plain, ScaParams(pruning_nodes=("1:3",)), _context(plain, example()))
+    assert list(hook._gates) == ["body.3", "body.6"]
 
 
 @pytest.mark.parametrize(
@@ -413,13 +423,13 @@ def test_what_does_not_fit_is_refused(params: dict[str, Any], message: str) -> N
 
 def test_a_network_without_layers_to_prune_is_refused() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(768, 10))
-    with pytest.raises(MethodError, match="sca has no layer to prune: .*; use another method"):
+    with pytest.raises(MethodError, match=r"sca has no layer to prune: .*; use another method"):
         Sca(model, ScaParams(), _context(model, example(), stem=False))
 
 
 def test_neurons_that_fire_without_input_are_refused() -> None:
     model = Spiking(v_reset=1.5)
-    with pytest.raises(MethodError, match="av is a LIFNode that fires without input .*; lower v_reset or raise"):
+    with pytest.raises(MethodError, match=r"av is a LIFNode that fires without input .*; lower v_reset or raise"):
         Sca(model, ScaParams(), _context(model, _frames()))
     Sca(Spiking(v_reset=-0.5), ScaParams(), _context(model, _frames()))
 
@@ -456,7 +466,8 @@ def test_an_epoch_that_ends_twice_prunes_once() -> None:
     _step(hook, model, optimizer, example(), torch.tensor([1, 2]))
     hook.epoch_end(1)
     state = hook.state()
-    again = Sca(model, ScaParams(), _context(model, example()))
+    twin = Plain()
+    again = Sca(twin, ScaParams(), _context(twin, example()))
     again.restore(state)
     again.epoch_start(1, 1)  # stopped during validation
     again.epoch_end(1)
@@ -465,16 +476,17 @@ def test_an_epoch_that_ends_twice_prunes_once() -> None:
 
 
 MOMENTS = ("fit:step@3", "fit:epoch@1", "stage:trained@1")
-MORE = tuple(f"fit:step@{step}" for step in (1, 2, 5, 6, 7, 9, 11, 12)) + ("fit:epoch@2", "stage:pruned@1")
+MORE = (*(f"fit:step@{step}" for step in (1, 2, 4, 5, 6, 7, 8, 9)), "fit:epoch@2", "stage:pruned@1")
 
 
 @pytest.fixture(scope="module")
 def whole(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Sequence[str]]:
     folder = tmp_path_factory.mktemp("sca")
     words = (
-        "sca", "spiking:vgg5", *VGG, "--data", "digits", "--epochs", "3", "--batch-size", "256", "--save-every", "0",
-        "--connectivity", "0.5", "--prune-stem", "--finetune-epochs", "1", "--latency-rounds", "2",
-        "--min-width", "1", "-o",
+        "sca", "spiking:vgg5", *VGG, "--model-kwargs", "T=2", "--data", "digits", "--epochs", "3", "--lr", "0.01",
+        "--batch-size", "512", "--save-every", "0", "--connectivity", "0.5", "--prune-stem", "--finetune-epochs", "1",
+        "--latency-rounds", "2", "--min-width", "1", "--no-recalibrate", "--compensate", "none",
+        "--calibration-images", "32", "-o",
     )  # fmt: skip
     done = processes.run((*words, "whole.safetensors", "--json"), folder)
     assert done.code == 0, done.err
@@ -508,20 +520,16 @@ def test_killed_at_other_moments_it_resumes_to_the_same_bytes(
     _same_after(moment, whole, processes)
 
 
-def test_from_training_to_evaluation(prune: Prune, tmp_path: Path) -> None:
-    common = ("--batch-size", "128", "--latency-rounds", "2")
-    size = ("--model-kwargs", "width=0.125", "--model-kwargs", "image_size=16")
-    base = prune(
-        "train", "spiking:vgg9", *size, "--data", "digits", "--epochs", "1", *common[:2], "-o", "base.safetensors"
-    )
+def test_from_training_to_evaluation(prune: Prune) -> None:
+    size = ("--model-kwargs", "width=0.0625", "--model-kwargs", "image_size=16", "--model-kwargs", "T=2")
+    common = ("--batch-size", "128", "--epochs", "1")
+    base = prune("train", "spiking:vgg9", *size, "--data", "digits", *common, "-o", "base.safetensors")
     assert base.code == 0, base.err
-    done = prune(
-        "sca", "base.safetensors", "--epochs", "2", *common, "--pruning-nodes", "1-5", "-o", "small.safetensors"
-    )
+    few = ("--latency-rounds", "2", "--calibration-images", "64", "--pruning-nodes", "1-5")
+    done = prune("sca", "base.safetensors", *common, *few, "-o", "small.safetensors")
     assert done.code == 0 and "verified" in done.out and "regrown" in done.out, done.err
     shown = prune("inspect", "small.safetensors")
     assert "2. prune" in shown.out and "sca" in shown.out
-    assert prune("eval", "small.safetensors", "--measure", "accuracy").code == 0
 
 
 @pytest.mark.parametrize(
@@ -538,5 +546,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 ) -> None:
     epochs = ("--epochs", "1") if words else ()
     done = prune("sca", "spiking:vgg5", *VGG, "--data", "digits", *epochs, *words, "-o", "out.safetensors")
-    assert done.code == 2 and message in done.err and len(done.err.strip().splitlines()) == 1, done.err
+    errors = [line for line in done.err.splitlines() if "has random weights" not in line]
+    assert done.code == 2 and len(errors) == 1 and message in errors[0], done.err
     assert list(tmp_path.iterdir()) == []
