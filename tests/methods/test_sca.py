@@ -29,6 +29,7 @@ from prunecli.methods.sca_params import ScaParams
 from prunecli.methods.trained import Removal, TrainedContext, remove_kept
 from prunecli.surgery.gates import ChannelGate, gate_points, reading_points
 from prunecli.surgery.proof.active_neurons import with_active_neurons
+from prunecli.surgery.proof.verify import differs_from_removal
 from tests.conftest import Prune
 from tests.processes import Processes
 from tests.unit.networks import Depthwise, Flattened, Plain, Residual, example
@@ -274,6 +275,35 @@ def test_no_optimizer_revives_a_closed_channel(optimizer: str) -> None:
     )
 
 
+def test_the_penalty_is_on_scales_in_front_of_gates() -> None:
+    torch.manual_seed(0)
+    model = _unlike(Plain())
+    hook = Sca(model, ScaParams(l1=0.5), _context(model, example(), stem=False))
+    batch = Batch(example(), torch.tensor([1, 2]), torch.zeros(2, 10))
+    scales = model.body[4].weight.abs().sum() + model.body[7].weight.abs().sum()  # type: ignore[operator,union-attr]
+    assert float(hook.loss(torch.tensor(1.0), batch).detach()) == pytest.approx(1 + 0.5 * float(scales.detach()))
+
+
+def test_a_difference_that_is_lost_further_on_is_one() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 144, 10)
+    ).eval()
+    with torch.no_grad():
+        model[2].bias -= 100  # type: ignore[operator]
+    trace = _context(model, example()).selection.trace
+    keep = {"0": torch.arange(0, 8, 2)}
+    assert differs_from_removal(model, lambda network: network, trace, keep, example())
+
+    def closed(network: nn.Module) -> nn.Module:
+        gate = ChannelGate(trace.group("0"), reading_points(network, trace.group("0"), trace.followed))  # type: ignore[arg-type]
+        gate.open_only(torch.arange(8) % 2 == 0)
+        gate.attach(network)
+        return network
+
+    assert not differs_from_removal(model, closed, trace, keep, example())
+
+
 def _vgg9() -> tuple[nn.Module, Tensor]:
     return made("vgg9", T=2, width=0.0625, image_size=16), torch.rand(2, 3, 16, 16)
 
@@ -348,6 +378,14 @@ def test_gates_stand_behind_the_last_normalisation_on_every_way() -> None:
     trace = _context(depthwise, example()).selection.trace
     assert trace.followed is not None  # its own normalisation is behind the depthwise convolution
     assert [point.module for point in gate_points(depthwise, trace.group("expand"), trace.followed)] == ["norm"]
+    inverted = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 1), nn.BatchNorm2d(16), nn.ReLU(inplace=True),
+        nn.Conv2d(16, 16, 3, groups=16), nn.BatchNorm2d(16), nn.ReLU(inplace=True), nn.Conv2d(16, 8, 1), nn.Flatten(),
+        nn.Linear(8 * 144, 10),
+    )  # fmt: skip
+    trace = _context(inverted, example()).selection.trace
+    assert trace.followed is not None
+    assert [point.module for point in gate_points(inverted, trace.group("1"), trace.followed)] == ["5"]
 
 
 @pytest.mark.parametrize(("keep", "regrow", "kept", "back"), [(0.8, 0.1, 80, 2), (0.5, 0.25, 50, 12), (0.0, 1, 8, 92)])
@@ -376,6 +414,9 @@ def test_what_is_chosen() -> None:
     assert choice.opened["b"].tolist() == [False, True, False, True]  # 1 because a layer keeps one
     assert choice.regrown["a"].tolist() == [False, False, True, False]
     assert choice.regrown["b"].tolist() == [False, False, False, True]
+    nothing = {name: torch.zeros(4) for name in scores}
+    opened = choose(scores, nothing, {"a": 1, "b": 1}, kept=3, regrown=2).opened
+    assert int(opened["a"].sum()) + int(opened["b"].sum()) == 5
 
 
 def test_nodes_are_numbers_ranges_and_patterns() -> None:
@@ -453,6 +494,7 @@ def test_training_ends_with_that_many_channels(connectivity: float | None, alive
     assert sum(len(units) for units in keep.values()) == alive == figures["alive"]
     assert figures["pruned"] == 72 - alive and figures["channels"] == 72 and chosen.chosen >= 3
     assert [entry["epoch"] for entry in figures["prunings"]] == [1, 2, 3]  # type: ignore[index,union-attr,call-overload]
+    assert hook.score(2, 1.0) is None and hook.score(3, 1.0) == 1.0  # before, other channels were open
     rows = hook.tables()[0].rows
     assert sum(int(row[2]) for row in rows) == alive and all(int(row[1]) == int(row[2]) + int(row[3]) for row in rows)
 
@@ -465,6 +507,8 @@ def test_an_epoch_that_ends_twice_prunes_once() -> None:
     hook.epoch_start(1, 0)
     _step(hook, model, optimizer, example(), torch.tensor([1, 2]))
     hook.epoch_end(1)
+    model.eval()(example())  # validation
+    assert not hook._sums and not hook._calls
     state = hook.state()
     twin = Plain()
     again = Sca(twin, ScaParams(), _context(twin, example()))
@@ -475,8 +519,8 @@ def test_an_epoch_that_ends_twice_prunes_once() -> None:
     assert all(torch.equal(units, hook.keep()[name]) for name, units in again.keep().items())
 
 
-MOMENTS = ("fit:step@3", "fit:epoch@1", "stage:trained@1")
-MORE = (*(f"fit:step@{step}" for step in (1, 2, 4, 5, 6, 7, 8, 9)), "fit:epoch@2", "stage:pruned@1")
+MOMENTS = ("fit:step@5", "fit:epoch@1", "stage:trained@1")
+MORE = (*(f"fit:step@{step}" for step in (1, 2, 3, 4, 6, 7, 8, 9)), "fit:epoch@2", "stage:pruned@1")
 
 
 @pytest.fixture(scope="module")
