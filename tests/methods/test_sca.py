@@ -200,6 +200,32 @@ def test_without_neurons_activations_count() -> None:
     assert torch.allclose(hook._activity.scores(means)["a"], own, rtol=1e-6)
 
 
+def test_silence_is_no_activity() -> None:
+    torch.manual_seed(0)
+    model = _unlike(Spiking(v_reset=-3.0))  # |v| of a neuron without input comes close to 3
+    hook = Sca(model, ScaParams(keep_share=0.5, regrow_share=0, min_width=1), _context(model, _frames()))
+    _started(hook, model)
+    for gate in hook._gates.values():
+        gate.open_only(torch.arange(gate.group.units) % 4 > 0)
+    before = {name: gate.opened for name, gate in hook._gates.items()}
+    hook.epoch_start(1, 0)
+    model.train()(_frames())
+    hook.before_step()
+    hook.epoch_end(1)
+    assert all(not bool((gate.opened & ~before[name]).any()) for name, gate in hook._gates.items())
+    assert sum(int(gate.opened.sum()) for gate in hook._gates.values()) == 10
+
+
+def test_a_connectivity_above_the_first_share_is_reached_by_regrowing() -> None:
+    torch.manual_seed(0)
+    model = Plain()
+    params = ScaParams(keep_share=0.2, regrow_share=0.1, connectivity=0.9)
+    hook = Sca(model, params, _context(model, example(), epochs=2))
+    fit(model, _batches(), None, FitConfig(epochs=2, lr=0.01), CPU, task=TASK, hooks=[hook])
+    assert [entry["alive"] for entry in hook._history] == [20, 65]
+    assert [entry["regrown"] for entry in hook._history] == [6, 45]
+
+
 class Useful(nn.Module):
     """Channel 0 is normalised to next to nothing, until its scale grows; the classes are what it carries."""
 

@@ -190,8 +190,12 @@ class Sca(PruningHook):
     def _prune(self, epoch: int) -> None:
         scores = self._activity.scores({name: total / self._calls[name] for name, total in self._sums.items()})
         pull = {name: total / max(self._steps, 1) for name, total in self._pull.items()}
+        # Closed channels come back by their gradients alone: at a v_reset that is not zero, |v| of silence is large.
+        own = {name: scores[name].masked_fill(~gate.opened, -1) for name, gate in self._gates.items()}
         kept, regrown = self._prunings.counts(epoch)
-        choice = choose({name: scores[name] for name in self._gates}, pull, self._least, kept, regrown)
+        more = max(kept - sum(int(gate.opened.sum()) for gate in self._gates.values()), 0)
+        kept, regrown = kept - more, regrown + more
+        choice = choose(own, pull, self._least, kept, regrown)
         for name, gate in self._gates.items():
             gate.open_only(choice.opened[name])
         self._regrown = choice.regrown
