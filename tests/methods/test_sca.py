@@ -227,7 +227,7 @@ def test_a_connectivity_above_the_first_share_is_reached_by_regrowing() -> None:
 
 
 class Useful(nn.Module):
-    """Channel 0 is normalised to next to nothing, until its scale grows; the classes are what it carries."""
+    """Channel 5 is normalised to next to nothing, until its scale grows; the classes are what it carries."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,8 +242,8 @@ def _useful() -> tuple[Useful, Tensor, Tensor]:
     model, x = Useful(), torch.randn(32, 1, 4, 4)
     with torch.no_grad():
         model.stem.weight.copy_(torch.linspace(0.5, 1.0, 8).view(8, 1, 1, 1))
-        model.norm.weight[0], model.head.weight[:, 0] = 1e-4, torch.tensor([3.0, -3.0])
-        model.head.weight[:, 1:] *= 0.01
+        model.head.weight *= 0.01
+        model.norm.weight[5], model.head.weight[:, 5] = 1e-4, torch.tensor([3.0, -3.0])
     return model, x, (x.mean((1, 2, 3)) > 0).long()
 
 
@@ -252,23 +252,23 @@ def test_a_pruned_channel_that_is_missed_comes_back() -> None:
     hook = Sca(model, ScaParams(keep_share=0.75, regrow_share=0.5, min_width=1), _context(model, x, epochs=3))
     optimizer = _started(hook, model, FitConfig(lr=1e-4))
     gate = next(iter(hook._gates.values()))
-    gate.open_only(torch.arange(8) != 0)
+    gate.open_only(torch.arange(8) != 5)
     with torch.no_grad():
-        model.norm.weight[0] = 2.0  # the dense weights moved on: now it would be useful
+        model.norm.weight[5] = 2.0  # the dense weights moved on: now it would be useful
     before = model.norm.weight.detach().clone()
     hook.epoch_start(1, 0)
     _step(hook, model.train(), optimizer, x, labels)
-    assert torch.equal(model.norm.weight[0], before[0])  # no gradient reaches what is closed, but its gate has one
+    assert torch.equal(model.norm.weight[5], before[5])  # no gradient reaches what is closed, but its gate has one
     pull = hook._pull[gate.group.name].clone()
     hook.epoch_end(1)
-    assert int(pull.argmax()) == 0 and bool(gate.opened[0]) and bool(hook._regrown[gate.group.name][0])
+    assert int(pull.argmax()) == 5 and bool(gate.opened[5]) and bool(hook._regrown[gate.group.name][5])
     assert int(gate.opened.sum()) == 6 + 1
     # With zeros in place of the weights, the scale's own gradient is zero, and nothing could come back.
     twin, x, labels = _useful()
     with torch.no_grad():
-        twin.norm.weight[0], twin.stem.weight[0] = 2.0, 0.0
+        twin.norm.weight[5], twin.stem.weight[5] = 2.0, 0.0
     F.cross_entropy(twin.train()(x), labels).backward()  # type: ignore[no-untyped-call]
-    assert twin.norm.weight.grad is not None and float(twin.norm.weight.grad[0]) == 0.0
+    assert twin.norm.weight.grad is not None and float(twin.norm.weight.grad[5]) == 0.0
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
