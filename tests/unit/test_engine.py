@@ -56,6 +56,26 @@ def test_it_learns_and_keeps_the_best_epoch() -> None:
     assert result.epochs[result.chosen - 1].validation == best.validation and not model.training
 
 
+class _Strides(Hook):
+    """Notes the layout of the first convolution in every step."""
+
+    name = "strides"
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self._weight, self.seen = weight, set[tuple[int, ...]]()
+
+    def after_step(self) -> None:
+        self.seen.add(tuple(self._weight.stride()))
+
+
+def test_validation_leaves_the_layout_of_training() -> None:
+    model = _network()
+    before = model[0].weight.stride()  # type: ignore[index,operator]
+    hook = _Strides(model[0].weight)  # type: ignore[arg-type,index]
+    fit(model, _batches(), _batches(2, seed=1), FitConfig(epochs=2, lr=0.05), CPU, task=TASK, hooks=[hook])
+    assert hook.seen == {(9, 1, 3, 1)} and model[0].weight.stride() == before  # type: ignore[index,operator]
+
+
 class _Penalty(Hook):
     """Grows on purpose."""
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from prunecli.errors import RecipeError
 from prunecli.inputs import map_tensors
 
 _IMAGE_DIMENSIONS = 4
+_CONVERTED: WeakSet[nn.Module] = WeakSet()
+"""Networks that are in channels-last format for now."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -43,13 +46,22 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def channels_last(model: nn.Module) -> Iterator[torch.memory_format]:
-    """Converts a 2-d convolutional network to channels-last memory format, which is faster, and back afterwards."""
+    """Converts a 2-d convolutional network to channels-last memory format, which is faster, and back afterwards.
+
+    Validation during training leaves the format to the training around it: sums in another order would differ in the
+    last bits from those of a run that is resumed.
+    """
     convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
     layout = torch.channels_last if convolutional else torch.contiguous_format
+    if model in _CONVERTED:
+        yield layout
+        return
+    _CONVERTED.add(model)
     model.to(memory_format=layout)
     try:
         yield layout
     finally:
+        _CONVERTED.discard(model)
         model.to(memory_format=torch.contiguous_format)
 
 
