@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from prunecli.engine.config import FitConfig
-from prunecli.engine.device import channels_last, pick_device
+from prunecli.engine.device import pick_device
 from prunecli.engine.distillation import Distillation
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.fit import Epoch, fit
@@ -54,6 +54,26 @@ def test_it_learns_and_keeps_the_best_epoch() -> None:
     assert best.validation is not None and best.validation.top1 > 90
     assert evaluate(model, _batches(2, seed=1), CPU).top1 == best.validation.top1
     assert result.epochs[result.chosen - 1].validation == best.validation and not model.training
+
+
+class _Strides(Hook):
+    """Notes the layout of the first convolution in every step."""
+
+    name = "strides"
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self._weight, self.seen = weight, set[tuple[int, ...]]()
+
+    def after_step(self) -> None:
+        self.seen.add(tuple(self._weight.stride()))
+
+
+def test_validation_leaves_the_layout_of_training() -> None:
+    model = _network()
+    before = model[0].weight.stride()  # type: ignore[index,operator]
+    hook = _Strides(model[0].weight)  # type: ignore[arg-type,index]
+    fit(model, _batches(), _batches(2, seed=1), FitConfig(epochs=2, lr=0.05), CPU, task=TASK, hooks=[hook])
+    assert hook.seen == {(9, 1, 3, 1)} and model[0].weight.stride() == before  # type: ignore[index,operator]
 
 
 class _Penalty(Hook):
@@ -198,13 +218,3 @@ def test_devices() -> None:
     for name in ("cuda:99", "nonsense"):
         with pytest.raises(RecipeError, match=name):
             pick_device(name)
-
-
-def test_a_network_stays_channels_last_when_it_is_evaluated_between_epochs() -> None:
-    """Else a resumed run would train in another layout than one that was not interrupted, and round differently."""
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3))
-    with channels_last(model):
-        with channels_last(model):
-            pass
-        assert not model[1].weight.is_contiguous()  # type: ignore[operator]
-    assert all(parameter.is_contiguous() for parameter in model.parameters())

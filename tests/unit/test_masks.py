@@ -20,7 +20,6 @@ from prunecli.engine.holding import HoldZeros
 from prunecli.engine.optimizer import make_optimizer
 from prunecli.engine.tasks.classification import Classification
 from prunecli.errors import MethodError, ModelError
-from prunecli.methods.layer_lists import chosen_layers
 from prunecli.models.loading import load_file, load_reference, save
 from prunecli.sparsity.connections import count_connections, wiring_of
 from prunecli.sparsity.penalty import Penalty
@@ -260,15 +259,3 @@ def test_channels_are_removed_from_a_masked_network_with_their_masks(masked: Pat
     before, after = masked_spikes(model), masked_spikes(result.model)
     kept = {edit.group: edit.keep_indices for edit in result.report.edits}
     assert torch.equal(after["features.6"], before["features.6"][kept["features.4"]])
-
-
-def test_layers_are_chosen_by_index_range_and_name() -> None:
-    names = ["a.conv", "a.other", "b.conv", "b.fc"]
-    assert chosen_layers(names, (), "--x") == names
-    assert chosen_layers(names, ("0,2",), "--x") == ["a.conv", "b.conv"]
-    assert chosen_layers(names, ("[1, 2]", "b.fc"), "--x") == ["a.other", "b.conv", "b.fc"]
-    assert chosen_layers(names, ("1-2",), "--x") == chosen_layers(names, ("1:2",), "--x") == ["a.other", "b.conv"]
-    assert chosen_layers(names, ("*.conv",), "--x") == ["a.conv", "b.conv"]
-    for wrong in ("4", "3-7", "c.*"):
-        with pytest.raises(MethodError, match=r"--x: there is no .*; choose from 0 a.conv, 1 a.other"):
-            chosen_layers(names, (wrong,), "--x")

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from prunecli.errors import RecipeError
 from prunecli.inputs import map_tensors
 
 _IMAGE_DIMENSIONS = 4
+_CONVERTED: WeakSet[nn.Module] = WeakSet()
+"""Modules of networks that are in channels-last format for now."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -45,21 +48,22 @@ def seed_everything(seed: int) -> None:
 def channels_last(model: nn.Module) -> Iterator[torch.memory_format]:
     """Converts a 2-d convolutional network to channels-last memory format, which is faster, and back afterwards.
 
-    Inside another such block, as when a network is evaluated between epochs, it stays converted.
+    Validation during training leaves the format to the training around it: sums in another order would differ in the
+    last bits from those of a run that is resumed.
     """
     convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
     layout = torch.channels_last if convolutional else torch.contiguous_format
-    converted = any(_is_channels_last(parameter) for parameter in model.parameters())
+    modules = list(model.modules())
+    if any(module in _CONVERTED for module in modules):
+        yield layout
+        return
+    _CONVERTED.update(modules)
     model.to(memory_format=layout)
     try:
         yield layout
     finally:
-        if not converted:
-            model.to(memory_format=torch.contiguous_format)
-
-
-def _is_channels_last(tensor: Tensor) -> bool:
-    return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+        _CONVERTED.difference_update(modules)
+        model.to(memory_format=torch.contiguous_format)
 
 
 def move_batch(inputs: Any, device: torch.device, layout: torch.memory_format) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import make_dataclass
 from prunecli.criteria.index import CRITERIA, CriterionSpec
 from prunecli.errors import MethodError
 from prunecli.methods.params import StructuralParams, TokenParams
+from prunecli.methods.sca_params import ScaParams
 from prunecli.methods.spec import MethodSpec
 from prunecli.methods.unstructured_params import ALIASES, UnstructuredParams
 from prunecli.registry import Registry
@@ -46,13 +47,19 @@ _UNSTRUCTURED = MethodSpec(
     "prunecli.methods.unstructured:Unstructured",
     aliases=ALIASES,
 )
+_SCA = MethodSpec(
+    "sca",
+    "Prune and regrow channels by spiking activity while training.",
+    "https://arxiv.org/abs/2406.01072",
+    "trained",
+    ScaParams,
+    "prunecli.methods.sca:Sca",
+)
 _RANKED = {name: method_of(CRITERIA.load(name)) for name in CRITERIA.built_in}
 _BASELINE = {"random": _RANKED.pop("random")}  # listed last
 
+_OTHERS = {spec.name: spec for spec in (_SCA, _UNSTRUCTURED, _TOKEN)}
+
 METHODS: Registry[MethodSpec] = Registry(
-    "method",
-    "prunecli.methods",
-    _RANKED | {spec.name: spec for spec in (_UNSTRUCTURED, _TOKEN)} | _BASELINE,
-    MethodError,
-    see="prune methods",
+    "method", "prunecli.methods", _RANKED | _OTHERS | _BASELINE, MethodError, see="prune methods"
 )

@@ -2,50 +2,55 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from re import fullmatch
 
 from prunecli.errors import MethodError
 
-_RANGE = re.compile(r"(\d+)[-:](\d+)")
 
-
-def chosen_layers(names: Sequence[str], wanted: Sequence[str], option: str) -> list[str]:
-    """The layers that are asked for, in the order of `names`; all if nothing is asked for.
+def chosen_layers(
+    names: Sequence[str], words: Sequence[str], option: str, what: str, others: Sequence[str] = ()
+) -> list[str]:
+    """The layers that are asked for: by index, range (0-4 with both ends, 0:5 without the last) or shell pattern.
 
     Args:
-        names: All layers in order; indices count them from 0.
-        wanted: Indices, ranges such as 0-4 (both ends included), names or shell patterns; entries may hold several of
-            them with commas, and brackets around lists are ignored.
+        names: What can be meant by a number, in the network's order.
+        words: As given, also several with commas, in brackets or not.
         option: The option, for messages.
+        what: What `names` are, in the plural, for messages.
+        others: Further names that only patterns can mean.
+
+    Returns:
+        Names in the order of `names` and `others`; all of `names` if nothing is asked for.
 
     Raises:
-        MethodError: An entry names no layer.
+        MethodError: One of them does not exist; the message says which do.
     """
-    entries = [part for text in wanted for part in text.strip("[]() ").replace(" ", ",").split(",") if part]
+    entries = _split(words)
     if not entries:
         return list(names)
-    picked: set[int] = set()
+    chosen: set[str] = set()
     for entry in entries:
-        span = _RANGE.fullmatch(entry)
-        first, last = (int(span[1]), int(span[2])) if span else (int(entry), int(entry)) if entry.isdigit() else (0, -1)
-        indices = (
-            range(first, last + 1)
-            if span or entry.isdigit()
-            else [index for index, name in enumerate(names) if fnmatchcase(name, entry)]
-        )
-        if not indices or any(index >= len(names) for index in indices):
-            raise MethodError(f"{option}: there is no {entry}; {_existing(names)}")
-        picked.update(indices)
-    return [name for index, name in enumerate(names) if index in picked]
+        bounds = fullmatch(r"(\d+)(?:([-:])(\d+))?", entry)
+        if bounds is None:
+            meant = {name for name in (*names, *others) if fnmatchcase(name, entry)}
+        else:
+            low, kind, high = int(bounds[1]), bounds[2], int(bounds[3] or bounds[1])
+            last = high - 1 if kind == ":" else high
+            meant = set(names[low : last + 1]) if low <= last < len(names) else set()
+        if not meant:
+            there = f"{len(names)} {what}, 0 ({names[0]}) to {len(names) - 1} ({names[-1]})" if names else f"no {what}"
+            raise MethodError(f"{option} {entry}: there is no such layer; the network has {there}")
+        chosen |= meant
+    return [name for name in dict.fromkeys((*names, *others)) if name in chosen]
 
 
-_SHOWN = 12
-
-
-def _existing(names: Sequence[str]) -> str:
-    if not names:
-        return "the network has none to choose from"
-    listed = ", ".join(f"{index} {name}" for index, name in enumerate(names[:_SHOWN]))
-    return f"choose from {listed}{', ...' if len(names) > _SHOWN else ''}"
+def _split(words: Sequence[str]) -> list[str]:
+    parts: list[str] = []
+    for word in words:
+        bare = word.strip()
+        if fullmatch(r"\[[\d\s,:-]*\]", bare):  # as older tools write lists
+            bare = bare[1:-1]
+        parts += [part.strip() for part in bare.split(",") if part.strip()]
+    return parts

@@ -248,11 +248,11 @@ def _layers(model: nn.Module, params: UnstructuredParams) -> tuple[list[str], li
         raise MethodError("--no-mask-weights and --no-mask-neurons leave nothing to learn; leave one of them out")
     if len(params.mask_init) != 4:  # two means and two deviations
         raise MethodError(f"--mask-init has {len(params.mask_init)} values; give 4, for instance 0,0,0,0")
-    weights = chosen_layers(layers_with_weights(model), params.weight_layers, "--weight-layers")
+    weights = chosen_layers(layers_with_weights(model), params.weight_layers, "--weight-layers", "layers with weights")
     spiking = [name for name, module in spiking_neurons(model).items() if package_of(module)]
     if params.neuron_layers and not spiking:
         raise MethodError("--neuron-layers: the network has no spiking neurons; leave it out to mask weights alone")
-    neurons = chosen_layers(spiking, params.neuron_layers, "--neuron-layers")
+    neurons = chosen_layers(spiking, params.neuron_layers, "--neuron-layers", "layers of neurons")
     weights, neurons = weights if params.mask_weights else [], neurons if params.mask_neurons else []
     if not weights and not neurons:
         raise MethodError("there is nothing to mask: the network has no spiking neurons, and weights are left out")

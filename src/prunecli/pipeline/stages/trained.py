@@ -130,7 +130,9 @@ class _Run:
         self._saved = states.load()
         self.example = space.inputs.example()
         self._network = copied(space.model().model).to(space.device)  # the original is what the result is compared with
-        bounds = self._params if isinstance(self._params, StructuralParams) else StructuralParams()
+        bounds = self._params
+        if not isinstance(bounds, StructuralParams):
+            bounds = StructuralParams(prune_stem=getattr(bounds, "prune_stem", False))
         self._request = PruneRequest(
             method=stage.method, params=bounds, example_inputs=self.example, keep=stage.keep, seed=space.recipe.seed
         )

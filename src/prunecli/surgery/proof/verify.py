@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from prunecli.copying import converted, copied, sharing_parameters
 from prunecli.errors import VerificationError
 from prunecli.inputs import Inputs, call, cast_inputs, output_tensors
 from prunecli.surgery.axes import ChannelMasks, kept_mask
-from prunecli.surgery.groups import ChannelGroup, Keep
+from prunecli.surgery.groups import ChannelGroup, Keep, Member, dropped_units
 from prunecli.surgery.outputs import chosen_outputs
 from prunecli.surgery.proof.active_neurons import with_active_neurons
 from prunecli.surgery.proof.masked import OTHER_OPERATORS, OtherOperatorsError, channel_masks, run_masked
 from prunecli.surgery.proof.randomness import Draws, Replayed
 from prunecli.surgery.proof.trial_inputs import drawn_like, drawn_samples
+from prunecli.surgery.removal.compensate import channels_last, layer_input
 from prunecli.surgery.removal.rebuild import state_tensors
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.labels import Label
@@ -109,6 +111,64 @@ def faulty_groups(original: nn.Module, traced: Trace, keep: Keep, inputs: Inputs
 
     search(list(keep))
     return faulty
+
+
+def differs_from_removal(
+    original: nn.Module, close: Callable[[nn.Module], nn.Module], traced: Trace, keep: Keep, inputs: Inputs
+) -> bool:
+    """Whether a network with closed units computes something else than one without them, in evaluation mode.
+
+    Layers that read a closed unit have to get nothing of it: a difference that is lost further on counts too.
+
+    Args:
+        original: The network; not changed.
+        close: Closes the units that are not kept in a copy, in place or with hooks, and returns it.
+        traced: The trace of `original`.
+        keep: Kept unit indices by group name.
+        inputs: Inputs the network accepts.
+    """
+    pruned = copied(original)
+    remove(pruned, traced.groups, keep)
+    probe, sliced = _probes(original, pruned, traced, keep)
+    closed = close(probe)
+    exact = cast_inputs(inputs, device="cpu", dtype=traced.dtype)
+    firing = with_active_neurons(closed, sliced, exact)
+    names = traced.followed.kept_outputs if traced.followed is not None else None
+    for trial in (exact, *drawn_like(exact, least=1)):
+        for first, second in ((closed, sliced), *((firing,) if firing is not None else ())):
+            masked, leaks = sharing_parameters(first), list[str]()
+            _watch_leaks(masked, traced, keep, leaks)
+            with torch.no_grad(), plain_attention(), seeded():
+                reference = chosen_outputs(call(masked, trial), names)
+            with torch.no_grad(), plain_attention(), seeded():
+                output = chosen_outputs(call(sharing_parameters(second), trial), names)
+            differences = [_relative_difference(a, b) for a, b in zip(reference, output, strict=True)]
+            if leaks or any(difference > _tolerance(traced) for difference in differences):
+                return True
+    return False
+
+
+def _watch_leaks(network: nn.Module, traced: Trace, keep: Keep, leaks: list[str]) -> None:
+    """Notes the layers that take in something else than zero, with weights that are not, where units are closed."""
+
+    def watcher(member: Member, closed: Tensor) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            taken_in = layer_input(args, kwargs)
+            weight = getattr(module, member.tensor)
+            if taken_in is not None and bool(weight.index_select(member.dim, closed).any()):
+                channels = channels_last(module, taken_in)
+                blocks = channels.reshape(*channels.shape[:-1], -1, weight.shape[member.dim])
+                if bool(blocks[..., closed].any()):
+                    leaks.append(member.module)
+
+        return hook
+
+    for group in traced.groups:
+        for member in group.members if group.name in keep else ():
+            reader = network.get_submodule(member.module)
+            if member.role == "consumer" and member.tensor == "weight" and isinstance(reader, (nn.Linear, _ConvNd)):
+                closed = member.index[dropped_units(group, keep[group.name])].flatten()
+                reader.register_forward_pre_hook(watcher(member, closed), with_kwargs=True)
 
 
 def _tolerance(traced: Trace) -> float:
