@@ -49,8 +49,8 @@ def _top1(model: nn.Module, digits: tuple[ImageData, Preprocessing]) -> float:
 
 
 @pytest.mark.parametrize(
-    "method", [name for name in METHODS.built_in if name not in ("spike", "token")]
-)  # these need other networks
+    "method", [name for name in METHODS.built_in if METHODS.load(name).family == "structural" and name != "spike"]
+)  # spike needs other networks
 @pytest.mark.parametrize("scope", ["local", "global"])
 def test_prune_verify_save_restore(
     trained: nn.Module, digits: tuple[ImageData, Preprocessing], tmp_path: Path, method: str, scope: str

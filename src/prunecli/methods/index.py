@@ -8,6 +8,7 @@ from prunecli.criteria.index import CRITERIA, CriterionSpec
 from prunecli.errors import MethodError
 from prunecli.methods.params import StructuralParams, TokenParams
 from prunecli.methods.sca_params import ScaParams
+from prunecli.methods.sparse_index import SPARSE
 from prunecli.methods.spec import MethodSpec
 from prunecli.methods.unstructured_params import ALIASES, UnstructuredParams
 from prunecli.registry import Registry
@@ -61,5 +62,5 @@ _BASELINE = {"random": _RANKED.pop("random")}  # listed last
 _OTHERS = {spec.name: spec for spec in (_SCA, _UNSTRUCTURED, _TOKEN)}
 
 METHODS: Registry[MethodSpec] = Registry(
-    "method", "prunecli.methods", _RANKED | _OTHERS | _BASELINE, MethodError, see="prune methods"
+    "method", "prunecli.methods", _RANKED | SPARSE | _OTHERS | _BASELINE, MethodError, see="prune methods"
 )

@@ -41,10 +41,7 @@ def apply_patterns(
     Raises:
         MethodError: A pattern matches nothing.
     """
-    names = [name for name, _ in model.named_modules() if name]
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise MethodError(unknown("layer pattern", pattern, names, see="prune inspect MODEL --layers"))
+    require_matches(model, patterns)
     groups: list[ChannelGroup] = []
     kept: list[Untouched] = []
     for group in traced.groups:
@@ -60,6 +57,23 @@ def apply_patterns(
         else:
             groups.append(group)
     return groups, kept
+
+
+def require_matches(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Checks that every pattern matches a module.
+
+    Raises:
+        MethodError: One does not.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise MethodError(unknown("layer pattern", pattern, names, see="prune inspect MODEL --layers"))
+
+
+def matching_pattern(name: str, patterns: Sequence[str]) -> str | None:
+    """The first pattern that matches a layer or a module around it."""
+    return next((pattern for pattern in patterns if _matches(name, pattern)), None)
 
 
 def hold_residual(traced: Trace, groups: Sequence[ChannelGroup]) -> tuple[list[ChannelGroup], list[Untouched]]:

@@ -91,6 +91,14 @@ FAMILIES: dict[str, Family] = {
             resumable=True,
         ),
         Family(
+            "sparse",
+            "set single weights to zero",
+            "prunecli.pipeline.stages.sparse:sparse_stage",
+            "prunecli.methods.sparse.mask_weights",
+            ("keep", "recalibrate", "calibration_images", *_TRAINING, "latency_rounds"),
+            resumable=True,
+        ),
+        Family(
             "runtime",
             "change how a network runs",
             "prunecli.pipeline.stages.runtime:runtime_stage",
@@ -101,5 +109,6 @@ FAMILIES: dict[str, Family] = {
     )
 }
 """Structural methods are criteria (`prunecli.criteria.base.Criterion`): score, allocate, remove. Trained methods take
-part in training (`prunecli.methods.trained.TrainedMethod`) and may remove channels afterwards. Runtime methods
+part in training (`prunecli.methods.trained.TrainedMethod`) and may remove channels afterwards. Sparse methods
+(`prunecli.criteria.weights.base.WeightMethod`) set single weights to zero and change no shape. Runtime methods
 (`prunecli.methods.runtime.RuntimeMethod`) change no weight."""

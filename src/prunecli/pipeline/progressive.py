@@ -30,6 +30,7 @@ class StepTraining:
         states: Keeps the state of pruning and training together.
 
     Attributes:
+        masks: What is held at zero while it trains.
         resume: The step to resume at and the state of pruning at that point; None for a fresh start.
 
     Raises:
@@ -40,6 +41,7 @@ class StepTraining:
     def __init__(self, space: Workspace, stage: PruneStage, states: StateStore) -> None:
         self._space, self._states = space, states
         self._config = FitConfig(epochs=stage.epochs, lr=stage.lr, optimizer=stage.optimizer, schedule="constant")
+        self.masks = space.model().manifest.masks
         space.judging.check()
         self._task = space.judging.training_task()
         self._batches = space.inputs.training(space.data().training_split())
@@ -51,6 +53,10 @@ class StepTraining:
             if not {"training", "step", "pruning"} <= set(saved):
                 raise ModelError(f"{states.folder}: holds a state of another kind of stage; start again with --force")
             self._training, self.resume = saved["training"], (saved["step"], saved["pruning"])
+
+    def forget_moments(self) -> None:
+        """Makes the next step begin with a new optimizer."""
+        self._optimizer = None
 
     def __call__(self, transition: Transition) -> None:
         """Trains the network of one step in place."""
@@ -72,7 +78,7 @@ class StepTraining:
                 self._space.device,
                 task=self._task,
                 seed=self._space.recipe.seed + transition.step,
-                hooks=holding(transition.after, self._space.model().manifest.masks),
+                hooks=holding(transition.after, self.masks),
                 progress=FitProgress(self._space.sink, advance, title, config.epochs),
                 optimizer=self._optimizer,
                 keeper=keeper,

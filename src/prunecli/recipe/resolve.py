@@ -141,6 +141,8 @@ def _confine(data: Mapping[str, Any], origins: Mapping[KeyPath, str], folder: Pa
     for index, stage in enumerate(data["stages"] if isinstance(data.get("stages"), list) else []):
         if isinstance(stage, dict) and stage.get("teacher") != "parent":
             networks.append((("stages", index, "teacher"), stage.get("teacher")))
+        if isinstance(stage, dict) and isinstance(stage.get("params"), dict):
+            networks.append((("stages", index, "params", "rewind"), stage["params"].get("rewind")))
     for path, value in networks:
         if not isinstance(value, str) or (*path, ENVIRONMENT) in origins:
             continue

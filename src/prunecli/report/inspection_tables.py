@@ -84,6 +84,7 @@ def network_table(
     counted: _Macs,
     time_steps: int | None,
     sha256: str | None,
+    nonzero: tuple[int, int] | None = None,
 ) -> Table:
     """Figures of a whole network.
 
@@ -94,6 +95,7 @@ def network_table(
         counted: MACs of one sample.
         time_steps: Time steps of a spiking network.
         sha256: Hash of its file, if it came from one.
+        nonzero: Of a network with masked weights, the parameters that are not zero, and all of them.
     """
     params, zeros = sum(layer.params for layer in layers), sum(layer.zeros for layer in layers)
     rows = [
@@ -101,6 +103,7 @@ def network_table(
         ("input", "x".join(map(str, input_shape))),
         ("parameters", count(params)),
         ("zeros", f"{100 * zeros / max(params, 1):.2f} %"),
+        *([("parameters not zero", _of_all(*nonzero))] if nonzero else []),
         ("MACs", macs(counted.total, counted.uncounted)),
         *([("time steps, in MACs too", str(time_steps))] if time_steps else []),
         *([("not counted in MACs", ", ".join(counted.uncounted))] if counted.uncounted else []),
@@ -202,6 +205,10 @@ def disagreement_note(reasons: Mapping[str, str], tolerance: float) -> str:
 
 def _changed(layers: Sequence[_Layer]) -> list[_Layer]:
     return [layer for layer in layers if layer.shape != layer.dense_shape]
+
+
+def _of_all(nonzero: int, params: int) -> str:
+    return f"{count(nonzero)} ({100 * nonzero / max(params, 1):.2f} %), masked ones are held at zero"
 
 
 def _figure(value: Any) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 from prunecli.checkpoint.io import TensorState, verify_checkpoint
 from prunecli.checkpoint.records import printable
 from prunecli.errors import ModelError
-from prunecli.measure.counts import Macs, count_macs, module_macs
+from prunecli.measure.counts import Macs, count_macs, module_macs, nonzero_count, parameter_count
 from prunecli.measure.energy import FORMULA
 from prunecli.methods.registry import all_methods
 from prunecli.models.catalog import rebuild_dense
@@ -106,7 +106,10 @@ class Inspection:
         """
         manifest = self.loaded.manifest
         ref, sha256 = manifest.architecture.ref, self.loaded.sha256
-        tables = [network_table(ref, self.input_shape, self.layers, self.macs, self.time_steps, sha256)]
+        nonzero = None
+        if manifest.masks is not None and manifest.masks.weights:
+            nonzero = nonzero_count(self.loaded.model), parameter_count(self.loaded.model)
+        tables = [network_table(ref, self.input_shape, self.layers, self.macs, self.time_steps, sha256, nonzero)]
         methods = [_method(step.settings if step.stage == "prune" else {}) for step in manifest.history]
         tables += history_tables(manifest.history, methods)
         tables += layer_tables(self.layers, everything=everything)

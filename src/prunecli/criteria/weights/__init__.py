@@ -1,0 +1,1 @@
+"""How important a single weight is: one small file per method, listed in `prunecli.methods.sparse_index`."""
