@@ -130,7 +130,7 @@ def test_old_names_of_options_give_the_same_plan(run: Run, dense: str) -> None:
         *("--prune_optimizer", "sgd", "--prune_lr", "0.02", "--prune_weight_decay", "0.1", "--penalty_lmbda", "2"),
         *("--temp_scheduler", "5", "500", "0", "2", "--mask_init_factor", "[0,", "0,", "0.1,", "0]"),
         *("--accumulate_step=2", "--finetune_lr", "0.01", "--epoch_finetune", "3", "--finetune_lr_scheduler", "Cosine"),
-        *("--weight_prune_layers", "[0,", "1]", "--learning_rate", "0.05", "--scheduler", "step"),
+        *("--weight_prune_layers", "[0,", "1]", "--learning_rate", "0.05", "--scheduler", "step", "--save_latest"),
     )
     new = run(
         *shared,
@@ -138,7 +138,7 @@ def test_old_names_of_options_give_the_same_plan(run: Run, dense: str) -> None:
         *("--mask-optimizer", "sgd", "--mask-lr", "0.02", "--mask-weight-decay", "0.1", "--penalty", "2"),
         *("--temperatures", "5,500,0,2", "--mask-init", "0,0,0.1,0"),
         *("--accumulate", "2", "--finetune-lr", "0.01", "--finetune-epochs", "3", "--finetune-schedule", "cosine"),
-        *("--weight-layers", "0,1", "--lr", "0.05", "--lr-schedule", "step"),
+        *("--weight-layers", "0,1", "--lr", "0.05", "--lr-schedule", "step", "--finetuned", "latest"),
     )
     assert old.code == new.code == 0, old.err + new.err
     assert old.out == new.out

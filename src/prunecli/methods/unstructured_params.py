@@ -79,6 +79,7 @@ ALIASES: dict[str, tuple[str, str | None]] = {
     "--finetune_lr": ("--finetune-lr", "value"),
     "--epoch_finetune": ("--finetune-epochs", "value"),
     "--finetune_lr_scheduler": ("--finetune-schedule", "value"),
+    "--save_latest": ("--finetuned=latest", None),
     "--learning_rate": ("--lr", "value"),
     "--weight_decay": ("--weight-decay", "value"),
     "--scheduler": ("--lr-schedule", "value"),
