@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prunecli.engine.hooks import Batch
-from prunecli.errors import MethodError
+from prunecli.errors import MethodError, ModelError, VerificationError
 from prunecli.measure.neurons import spiking_neurons
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.ranking import select
@@ -92,6 +92,28 @@ def _neurons_stay_silent(model: nn.Module, x: Tensor) -> None:
     assert any(fired[name].any() for name in fired)
 
 
+def test_what_was_masked_before_stays_masked(run: Run, masked: str, folder: Path) -> None:
+    words = ("--epochs", "1", "--optimizer", "adamw", "--lr", "0.003", "--latency-rounds", "2", "--weight-layers", "0")
+    done = run("unstructured", masked, *ON_DIGITS, *words, "-o", "twice.safetensors")
+    assert done.code == 0, done.err
+    first, second = (load_file(folder / name) for name in (masked, "twice.safetensors"))
+    assert first.manifest.masks is not None and second.manifest.masks is not None
+    assert set(first.manifest.masks.weights) == set(second.manifest.masks.weights)
+    for name in first.manifest.masks.weights:
+        zeros = first.model.get_parameter(name) == 0
+        assert not second.model.get_parameter(name)[zeros].any()
+    for name, mask in masked_spikes(first.model).items():
+        assert not masked_spikes(second.model)[name][~mask].any()
+
+
+def test_other_input_sizes_than_that_of_the_masks_are_one_line() -> None:
+    model = build("spiking:resnet19", num_classes=4, in_chans=1, width=0.0625).eval()
+    mask_spikes(model.get_submodule("sn1"), torch.ones(8, 8, 8, dtype=torch.bool))
+    model(torch.rand(1, 1, 8, 8))
+    with pytest.raises(ModelError, match=r"masked by position for an output of \(8, 8, 8\), not \(8, 16, 16\)"):
+        model(torch.rand(1, 1, 16, 16))
+
+
 MOMENTS = ("fit:step@2", "fit:step@9", "fit:step@14")
 
 
@@ -162,6 +184,7 @@ def test_old_names_of_options_give_the_same_plan(run: Run, dense: str) -> None:
         (("--connections", "1.5"), "has to be less than 1"),
         (("--connections", "0.00000001"), "what layers keep at least is a share of"),
         (("--mask-init", "0,0"), "--mask-init has 2 values; give 4"),
+        (("--connections", "0.1", "--synops", "0.1"), "--connections and --synops are two targets; give one of them"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(
@@ -230,8 +253,6 @@ def test_removing_a_living_channel_as_dead_is_noticed() -> None:
     selection = _selection(model, x)
     keep: Mapping[str, Tensor] = {"features.4": torch.arange(8)}
     remove_kept(model, keep, Removal(method="m", selection=selection, example_inputs=x))  # equals the masked network
-    from prunecli.errors import VerificationError
-
     with pytest.raises(VerificationError, match="removing channels that seemed dead changes the network's output"):
         remove_kept(model, keep, Removal(method="m", selection=selection, example_inputs=x, dead=True))
 

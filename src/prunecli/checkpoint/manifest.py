@@ -152,6 +152,13 @@ class Masks(_Strict):
     weights: list[str] = Field(default_factory=list, max_length=_MAX_LENGTH)
     spikes: dict[str, tuple[Annotated[int, Field(ge=1, le=_MAX_LENGTH)], ...]] = Field(default_factory=dict)
 
+    def joined(self, before: Masks | None) -> Masks:
+        """These masks and earlier ones, which hold on."""
+        if before is None:
+            return self
+        names = dict.fromkeys((*before.weights, *self.weights))
+        return Masks(weights=list(names), spikes=before.spikes | self.spikes)
+
     @field_validator("spikes")
     @classmethod
     def _check_shapes(cls, spikes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

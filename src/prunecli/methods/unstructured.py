@@ -26,11 +26,13 @@ from prunecli.sparsity.connections import layers_with_weights, wiring_of
 from prunecli.sparsity.dead import alive_units
 from prunecli.sparsity.penalty import Penalty
 from prunecli.sparsity.soft_masks import SoftMask, bare_spikes, harden_weight, soften_spikes, soften_weight
-from prunecli.sparsity.spike_masks import mask_spikes
+from prunecli.sparsity.spike_masks import mask_spikes, masked_spikes
 from prunecli.sparsity.temperature import temperatures
 
 _MEMORY = 0.99
 """Share of a running firing rate that stays after each batch."""
+_MASKED = -1e3
+"""A score that no learning brings back."""
 _ADJUSTED = 10.0
 """The penalty stays within this factor of where it began."""
 
@@ -55,13 +57,13 @@ class Unstructured(PruningHook):
         self._wiring = wiring_of(model, context.example_inputs)
         weights = [name for name in self._wiring.edges if name in weights]
         self._temperatures = temperatures(params.temperatures, context.epochs)
+        self._before = masked_spikes(model)
         self._weights = {
-            name: soften_weight(model.get_submodule(name), self._scores(model.get_submodule(name).weight, 0))  # type: ignore[arg-type]
+            name: soften_weight(model.get_submodule(name), self._scores(model.get_parameter(f"{name}.weight") != 0, 0))
             for name in weights
         }
         self._neurons = {
-            name: soften_spikes(model.get_submodule(name), self._scores(torch.zeros(self._wiring.shapes[name]), 1))
-            for name in neurons
+            name: soften_spikes(model.get_submodule(name), self._scores(self._alive(name), 1)) for name in neurons
         }
         by_rate = params.penalty_by == "synops" or params.synops is not None
         self._penalty = Penalty(self._wiring, self._weights, self._neurons, by_rate=by_rate)
@@ -76,10 +78,14 @@ class Unstructured(PruningHook):
         self._share = 1.0
         self._first: float | None = None
 
-    def _scores(self, like: Tensor, kind: int) -> Tensor:
+    def _scores(self, alive: Tensor, kind: int) -> Tensor:
+        """Scores at the start; what was masked before stays so."""
         init = self._params.mask_init
-        noise = torch.randn(like.shape, generator=self._context.generator)
-        return (init[kind] + init[2 + kind] * noise).to(like.device)
+        noise = torch.randn(alive.shape, generator=self._context.generator)
+        return (init[kind] + init[2 + kind] * noise).to(alive.device).where(alive, _MASKED)
+
+    def _alive(self, name: str) -> Tensor:
+        return self._before.get(name, torch.ones(self._wiring.shapes[name], dtype=torch.bool))
 
     def begin(self, training: Training) -> None:
         """Creates the optimizer of the masks."""
@@ -162,7 +168,7 @@ class Unstructured(PruningHook):
         share, synops = self._budget.share(None), self._budget.share(self._rates_by_name())
         for name in self._weights:
             harden_weight(self._model.get_submodule(name))
-        kept = {name: mask.kept for name, mask in self._neurons.items()}
+        kept = {name: mask.kept & self._alive(name).to(mask.scores.device) for name, mask in self._neurons.items()}
         for name, stays in kept.items():
             neuron = self._model.get_submodule(name)
             bare_spikes(neuron)
@@ -246,6 +252,8 @@ def _layers(model: nn.Module, params: UnstructuredParams) -> tuple[list[str], li
     """
     if not params.mask_weights and not params.mask_neurons:
         raise MethodError("--no-mask-weights and --no-mask-neurons leave nothing to learn; leave one of them out")
+    if params.connections is not None and params.synops is not None:
+        raise MethodError("--connections and --synops are two targets; give one of them")
     if len(params.mask_init) != 4:  # two means and two deviations
         raise MethodError(f"--mask-init has {len(params.mask_init)} values; give 4, for instance 0,0,0,0")
     weights = chosen_layers(layers_with_weights(model), params.weight_layers, "--weight-layers", "layers with weights")

@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from prunecli.inputs import Inputs, call, fitted, take_samples
 from prunecli.measure.neurons import package_of, spiking_neurons
+from prunecli.sparsity.spike_masks import masked_spikes
 
 Masks = Mapping[str, Tensor]
 
@@ -93,9 +94,9 @@ def count_connections(
         example: Inputs that it accepts.
         wiring: Its wiring.
         weights: Masks by layer; in others, zeros count as masked.
-        spikes: Masks by layer of neurons; in others, all live.
+        spikes: Masks by layer of neurons; in others, those that the network has.
     """
-    spikes = spikes or {}
+    spikes = masked_spikes(model) | dict(spikes or {})
     run = _Pass(model, weights or {}, spikes, wiring)
     with torch.no_grad():
         run(example)

@@ -49,4 +49,9 @@ def masked_spikes(model: nn.Module) -> dict[str, Tensor]:
 
 def _masked(neuron: nn.Module, args: Any, spikes: Tensor) -> Tensor:
     mask: Tensor = getattr(neuron, SPIKE_MASK)
+    if spikes.shape[-mask.dim() :] != mask.shape:
+        raise ModelError(
+            f"the network's spikes are masked by position for an output of {tuple(mask.shape)}, not "
+            f"{tuple(spikes.shape[-mask.dim() :])}; give inputs of the size that it was masked with"
+        )
     return spikes * mask.to(spikes.dtype)

@@ -79,7 +79,7 @@ def trained_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcom
                 calibration=calibration_of(space, stage, split),
                 compensation=compensation,
                 recalibrate=recalibrate,
-                dead=searched.masks is not None,
+                dead=searched.dead,
             ),
         )
         run.finetune(pruned.model, searched)
@@ -87,7 +87,7 @@ def trained_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcom
         settings = {"params": stage.params, "keep": list(stage.keep), "compensate": compensation}
         manifest = continued_manifest(loaded.manifest, pruned, settings, seed=space.recipe.seed, step=step)
         manifest.history[-1].figures |= searched.figures
-        manifest.masks = searched.masks if searched.masks is not None else loaded.manifest.masks
+        manifest.masks = searched.masks
         crash_point("stage:pruned")
         network = LoadedModel(pruned.model, manifest, loaded.fixed_size)
         return finished(space, stage, network, pruned.report, out, searched.figures)
@@ -102,12 +102,14 @@ class _Searched:
         keep: See `PruningHook.keep`.
         masks: See `PruningHook.masks`.
         figures: See `PruningHook.figures`.
+        dead: Whether the method masks, so that what it does not keep is dead already.
     """
 
     network: nn.Module
     keep: Mapping[str, torch.Tensor]
     masks: Masks | None
     figures: dict[str, Any]
+    dead: bool
 
     def state(self) -> State:
         """Plain data and tensors."""
@@ -117,6 +119,7 @@ class _Searched:
             "keep": dict(self.keep),
             "masks": masks,
             "figures": self.figures,
+            "dead": self.dead,
         }
 
 
@@ -140,7 +143,7 @@ class _Run:
 
     def selection(self, searched: _Searched) -> Selection:
         """What may shrink; traced again where masks of spikes have to shrink too."""
-        again = searched.keep and searched.masks is not None
+        again = searched.keep and searched.dead
         return select(searched.network, self._request) if again else self._selection
 
     def search(self) -> _Searched:
@@ -148,10 +151,14 @@ class _Run:
         if self._saved is not None and "searched" in self._saved:
             return self._trained_before(self._saved["searched"])
         space, stage, network = self._space, self._stage, self._network
+        before = space.model().manifest.masks
+        held = holding(network, before)
         hook = self._hook(get_method(stage.method).load())
         config = FitConfig(epochs=stage.epochs, lr=stage.lr, optimizer=stage.optimizer, **self._training())
-        self._fit(network, config, [*holding(network, space.model().manifest.masks), hook], stage.method, self._states)
-        return _Searched(network, hook.keep(), hook.masks(), dict(hook.figures()))
+        self._fit(network, config, [*held, hook], stage.method, self._states)
+        masks = hook.masks()
+        joined = masks.joined(before) if masks is not None else before
+        return _Searched(network, hook.keep(), joined, dict(hook.figures()), dead=masks is not None)
 
     def finetune(self, network: nn.Module, searched: _Searched) -> None:
         """Trains the pruned network in place, if that was asked for."""
@@ -164,10 +171,11 @@ class _Run:
             optimizer=stage.optimizer,
             **self._training() | {"schedule": params.finetune_schedule},
         )
-        masks = searched.masks if searched.masks is not None else self._space.model().manifest.masks
         training = self._saved["training"] if self._saved is not None and "searched" in self._saved else None
         keeper = _FinetuneKeeper(self._states, searched.state(), training)
-        self._fit(network, config, holding(network, masks), f"{stage.method}, finetuning", keeper, params.finetuned)
+        self._fit(
+            network, config, holding(network, searched.masks), f"{stage.method}, finetuning", keeper, params.finetuned
+        )
 
     def _fit(
         self,
@@ -231,7 +239,7 @@ class _Run:
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(state["tensors"][name])
-        return _Searched(self._network.eval(), state["keep"], masks, state["figures"])
+        return _Searched(self._network.eval(), state["keep"], masks, state["figures"], state["dead"])
 
 
 class _FinetuneKeeper:
