@@ -165,6 +165,10 @@ def test_old_names_of_options_give_the_same_plan(run: Run, dense: str) -> None:
     assert old.code == new.code == 0, old.err + new.err
     assert old.out == new.out
     assert "TET_phi" not in run("unstructured", "--help").out
+    shared = ("sca", dense, *ON_DIGITS, "--epochs", "2", "--dry-run", "--json")
+    old = run(*shared, "--pruning_nodes", "[0,", "1]", "--learning_rate", "0.05", "--scheduler", "Cosine")
+    new = run(*shared, "--pruning-nodes", "0,1", "--lr", "0.05", "--lr-schedule", "cosine")
+    assert old.code == new.code == 0 and old.out == new.out, old.err
 
 
 @pytest.mark.parametrize(

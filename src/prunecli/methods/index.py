@@ -7,6 +7,7 @@ from dataclasses import make_dataclass
 from prunecli.criteria.index import CRITERIA, CriterionSpec
 from prunecli.errors import MethodError
 from prunecli.methods.params import StructuralParams, TokenParams
+from prunecli.methods.sca_params import ALIASES as SCA_ALIASES
 from prunecli.methods.sca_params import ScaParams
 from prunecli.methods.sparse_index import SPARSE
 from prunecli.methods.spec import MethodSpec
@@ -55,6 +56,7 @@ _SCA = MethodSpec(
     "trained",
     ScaParams,
     "prunecli.methods.sca:Sca",
+    aliases=SCA_ALIASES,
 )
 _RANKED = {name: method_of(CRITERIA.load(name)) for name in CRITERIA.built_in}
 _BASELINE = {"random": _RANKED.pop("random")}  # listed last

@@ -95,6 +95,17 @@ class TrainedParams:
     ] = "best"
 
 
+TRAINING_ALIASES: dict[str, tuple[str, str | None]] = {
+    "--learning_rate": ("--lr", "value"),
+    "--weight_decay": ("--weight-decay", "value"),
+    "--scheduler": ("--lr-schedule", "value"),
+    "--batch_size": ("--batch-size", "value"),
+    "--data_dir": ("--data-root", "value"),
+    "--dataset_name": ("--data", "value"),
+}
+"""Options of training in an older tool: what they are called here, and that a value follows."""
+
+
 TokenSelector = Literal["anchor", "cls", "diversity", "random", "evit", "tome"]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from annotated_doc import Doc
 from annotated_types import Ge, Gt, Le
 
-from prunecli.methods.params import TrainedParams
+from prunecli.methods.params import TRAINING_ALIASES, TrainedParams
 
 
 @dataclass(frozen=True)
@@ -33,3 +33,7 @@ class ScaParams(TrainedParams):
     l1: Annotated[float, Ge(0), Doc("L1 penalty on the scales in front of the gates, or weights without scales.")] = 0.0
     min_width: Annotated[int, Ge(1), Doc("The fewest channels that a layer keeps.")] = 4
     prune_stem: Annotated[bool, Doc("Whether the first layer may shrink too.")] = False
+
+
+ALIASES: dict[str, tuple[str, str | None]] = TRAINING_ALIASES | {"--pruning_nodes": ("--pruning-nodes", "list")}
+"""Options of an older tool: what they are called here, and whether a value or a list of values follows."""

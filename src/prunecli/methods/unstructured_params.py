@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from annotated_doc import Doc
 from annotated_types import Ge, Gt, Lt
 
-from prunecli.methods.params import TrainedParams
+from prunecli.methods.params import TRAINING_ALIASES, TrainedParams
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class UnstructuredParams(TrainedParams):
     squeeze: Annotated[bool, Doc("Remove channels that became dead, and verify the result.")] = False
 
 
-ALIASES: dict[str, tuple[str, str | None]] = {
+ALIASES: dict[str, tuple[str, str | None]] = TRAINING_ALIASES | {
     "--TET": ("--tet", None),
     "--TET_phi": ("--tet-level", "value"),
     "--TET_lambda": ("--tet-weight", "value"),
@@ -80,11 +80,5 @@ ALIASES: dict[str, tuple[str, str | None]] = {
     "--epoch_finetune": ("--finetune-epochs", "value"),
     "--finetune_lr_scheduler": ("--finetune-schedule", "value"),
     "--save_latest": ("--finetuned=latest", None),
-    "--learning_rate": ("--lr", "value"),
-    "--weight_decay": ("--weight-decay", "value"),
-    "--scheduler": ("--lr-schedule", "value"),
-    "--batch_size": ("--batch-size", "value"),
-    "--data_dir": ("--data-root", "value"),
-    "--dataset_name": ("--data", "value"),
 }
 """Options of an older tool: what they are called here, and whether a value or a list of values follows."""

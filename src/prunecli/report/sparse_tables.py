@@ -11,6 +11,11 @@ from prunecli.report.numbers import count, interval, macs
 from prunecli.report.schema import Metrics
 from prunecli.report.table import Table
 
+DENSE_KERNELS = (
+    "zeros save no time here: dense kernels multiply them like other numbers; what they save is what sparse kernels or "
+    "hardware make of them"
+)
+
 
 @dataclass(frozen=True)
 class SparseFigures:

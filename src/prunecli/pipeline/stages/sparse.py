@@ -38,15 +38,10 @@ from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import PruneStage
 from prunecli.report.pruning_tables import left_alone_tables
 from prunecli.report.schema import Metrics
-from prunecli.report.sparse_tables import SparseFigures, csr_table, semi_structured_table, sparse_table
+from prunecli.report.sparse_tables import DENSE_KERNELS, SparseFigures, csr_table, semi_structured_table, sparse_table
 from prunecli.report.table import Table
 from prunecli.surgery.removal.rebuild import state_tensors
 from prunecli.surgery.removal.recalibrate import recalibrate_batchnorm
-
-DENSE_KERNELS = (
-    "zeros save no time here: dense kernels multiply them like other numbers; what they save is what sparse kernels or "
-    "hardware make of them"
-)
 
 
 @dataclass(frozen=True)

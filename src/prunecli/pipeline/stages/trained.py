@@ -21,6 +21,9 @@ from prunecli.engine.holding import holding
 from prunecli.engine.hooks import Hook, State
 from prunecli.engine.resources import resource_errors
 from prunecli.errors import Interrupted, MethodError, ModelError, RecipeError
+from prunecli.inputs import Inputs
+from prunecli.measure.counts import count_macs, nonzero_count
+from prunecli.measure.effective import effective_macs
 from prunecli.methods.params import StructuralParams, TrainedParams
 from prunecli.methods.ranking import Selection, select
 from prunecli.methods.registry import get_method
@@ -33,6 +36,7 @@ from prunecli.pipeline.resumption import identity_of, room_for, saved_states
 from prunecli.pipeline.stages.structural import PruneOutcome, calibration_of, finished, refuse_unprunable, repairs
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import PruneStage
+from prunecli.report.sparse_tables import DENSE_KERNELS
 from prunecli.sparsity.spike_masks import install
 from prunecli.surgery.removal.rebuild import state_tensors
 
@@ -83,6 +87,9 @@ def trained_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcom
             ),
         )
         run.finetune(pruned.model, searched)
+        if searched.dead:
+            searched.figures |= _without_zeros(pruned.model, run.example)
+            space.sink.note(DENSE_KERNELS)
         space.report_bad()
         settings = {"params": stage.params, "keep": list(stage.keep), "compensate": compensation}
         manifest = continued_manifest(loaded.manifest, pruned, settings, seed=space.recipe.seed, step=step)
@@ -121,6 +128,12 @@ class _Searched:
             "figures": self.figures,
             "dead": self.dead,
         }
+
+
+def _without_zeros(network: nn.Module, example: Inputs) -> dict[str, int]:
+    network = network.cpu()
+    macs = effective_macs(network, example, count_macs(network, example).total)
+    return {"parameters_not_zero": nonzero_count(network), "macs_without_zeros": macs}
 
 
 class _Run:
