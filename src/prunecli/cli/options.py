@@ -242,5 +242,5 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
-        return ", ".join(map(str, value))
+        return ",".join(map(_shown, value)) if isinstance(value[0], float) else ", ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -32,8 +32,9 @@ def method_command(name: str) -> Any:
 
 
 def _options(params: type[Any], family: Family, *more: str) -> list[OptionSpec]:
+    own = params.__dict__.get("__annotations__", {})  # before those that methods of the family share
     return [
-        *options_of(params, ("stages", "STAGE", "params")),
+        *sorted(options_of(params, ("stages", "STAGE", "params")), key=lambda option: option.name not in own),
         *options_of(PruneStage, ("stages", "STAGE"), only=(*more, *family.settings)),
         *stage_options("checkpoint", resumable=family.resumable),
     ]
