@@ -5,10 +5,10 @@
 
 Three networks are trained from different seeds. `unstructured` learns masks for 15 epochs and finetunes for 5;
 `magnitude`, `snip` and `random-weights` mask the same share of connections at once (the sparsity that leaves it is
-searched) and train for 20 epochs with the zeros held, at the same rate. `sca` trains for 15 epochs, closes channels in the first 7, and
-finetunes for 5; `l1`, `spike` (rate), `taylor` and `random` are asked for the share of parameters that it left, and
-train for 20. Epochs are chosen on validation images; figures are those of 360 test images. `--time` measures epochs of
-both methods beside plain training, in turns.
+searched) and train for 20 epochs with the zeros held, at the same rate. `sca` trains for 15 epochs, closes channels in
+the first 7, and finetunes for 5; `l1`, `spike` (rate), `taylor` and `random` are asked for the share of parameters
+that it left, and train for 20. Epochs are chosen on validation images; figures are those of 360 test images. Epochs of
+both methods are timed beside those of plain training, in turns.
 """
 
 from __future__ import annotations
