@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from prunecli.errors import MethodError
 from prunecli.inputs import run_batch
 from prunecli.measure.neurons import package_of, reset_itself, spiking_neurons, unwatched_neurons
 from prunecli.measure.spikes import FiringStatistics
+from prunecli.sparsity.connections import wiring_of
+from prunecli.sparsity.spike_masks import mask_spikes, masked_spikes
 from prunecli.surgery.proof.active_neurons import with_active_neurons
 from prunecli.surgery.tracing.trace import trace
 
@@ -237,3 +240,14 @@ def test_a_reset_in_the_middle_of_a_pass_reaches_the_copy() -> None:
         ours = copied(model)
         reset_itself(ours)
         assert torch.equal(ours(x), expected)
+
+
+@pytest.mark.parametrize("name", ["explicit", "norse-cells", "leaky"])
+def test_spikes_of_other_packages_can_be_masked(name: str) -> None:
+    model, x = network(name)
+    shapes = wiring_of(model, x).shapes
+    for each, shape in shapes.items():
+        mask_spikes(model.get_submodule(each), torch.arange(math.prod(shape)).reshape(shape) % 3 > 0)
+    result = prunecli.prune(model, "l1", example_inputs=x, ratio=0.5)
+    widths = {each: len(mask) for each, mask in masked_spikes(result.model).items()}
+    assert any(width < shapes[each][0] for each, width in widths.items())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from prunecli.checkpoint.manifest import Masks
 from prunecli.engine.hooks import Batch, State, Training
 from prunecli.errors import MethodError
-from prunecli.measure.neurons import package_of, spiking_neurons
+from prunecli.measure.neurons import spiking_neurons
 from prunecli.methods.layer_lists import chosen_layers
 from prunecli.methods.step_loss import StepLoss
 from prunecli.methods.trained import PruningHook, TrainedContext
@@ -257,7 +257,7 @@ def _layers(model: nn.Module, params: UnstructuredParams) -> tuple[list[str], li
     if len(params.mask_init) != 4:  # two means and two deviations
         raise MethodError(f"--mask-init has {len(params.mask_init)} values; give 4, for instance 0,0,0,0")
     weights = chosen_layers(layers_with_weights(model), params.weight_layers, "--weight-layers", "layers with weights")
-    spiking = [name for name, module in spiking_neurons(model).items() if package_of(module)]
+    spiking = list(spiking_neurons(model))
     if params.neuron_layers and not spiking:
         raise MethodError("--neuron-layers: the network has no spiking neurons; leave it out to mask weights alone")
     neurons = chosen_layers(spiking, params.neuron_layers, "--neuron-layers", "layers of neurons")

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from prunecli.sparsity.spike_masks import multiplied
+
 _MASK = "soft_spike_mask"
 
 
@@ -93,7 +95,6 @@ def bare_spikes(neuron: nn.Module) -> None:
         del neuron._forward_hooks[key]
 
 
-def _masked(neuron: nn.Module, args: Any, spikes: Tensor) -> Tensor:
+def _masked(neuron: nn.Module, args: Any, output: Any) -> Any:
     mask: Any = neuron._modules[_MASK]
-    masked: Tensor = mask(spikes)
-    return masked
+    return multiplied(output, mask.share)

@@ -47,11 +47,17 @@ def masked_spikes(model: nn.Module) -> dict[str, Tensor]:
     return {name: mask for name, mask in found.items() if mask is not None}
 
 
-def _masked(neuron: nn.Module, args: Any, spikes: Tensor) -> Tensor:
+def multiplied(output: Any, mask: Tensor) -> Any:
+    """What a neuron returned with its spikes multiplied, whether there is a state beside them or not."""
+    return (output[0] * mask, *output[1:]) if isinstance(output, tuple) else output * mask
+
+
+def _masked(neuron: nn.Module, args: Any, output: Any) -> Any:
     mask: Tensor = getattr(neuron, SPIKE_MASK)
+    spikes: Tensor = output[0] if isinstance(output, tuple) else output
     if spikes.shape[-mask.dim() :] != mask.shape:
         raise ModelError(
             f"the network's spikes are masked by position for an output of {tuple(mask.shape)}, not "
             f"{tuple(spikes.shape[-mask.dim() :])}; give inputs of the size that it was masked with"
         )
-    return spikes * mask.to(spikes.dtype)
+    return multiplied(output, mask.to(spikes.dtype))

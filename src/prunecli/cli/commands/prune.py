@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from prunecli.cli.lazy import make_command
@@ -32,7 +33,7 @@ def method_command(name: str) -> Any:
 
 
 def _options(params: type[Any], family: Family, *more: str) -> list[OptionSpec]:
-    own = params.__dict__.get("__annotations__", {})  # before those that methods of the family share
+    own = inspect.get_annotations(params)  # before those that methods of the family share
     return [
         *sorted(options_of(params, ("stages", "STAGE", "params")), key=lambda option: option.name not in own),
         *options_of(PruneStage, ("stages", "STAGE"), only=(*more, *family.settings)),
