@@ -116,8 +116,8 @@ def remove_kept(model: nn.Module, keep: Mapping[str, Tensor], removal: Removal) 
     """
     clock = Clock()
     trace, by_name = removal.selection.trace, {group.name: group for group in removal.selection.groups}
+    untouched = list(removal.selection.untouched) if keep else []  # without, no channel was meant to go
     keep = _losing_units(keep, by_name, removal.method)
-    untouched = list(removal.selection.untouched)
     pruned, groups, error = copied(model), _chosen(by_name, keep), 0.0
     while groups:
         remove(pruned, groups, keep)
