@@ -369,6 +369,15 @@ def _schedule(optimizer: torch.optim.Optimizer, config: FitConfig, steps: int) -
     return schedule
 
 
+def check_schedule(config: FitConfig) -> None:
+    """Checks before any work that timm knows the optimizer and the schedule.
+
+    Raises:
+        RecipeError: It does not.
+    """
+    _schedule(make_optimizer(nn.Linear(1, 1), config), config, 1)
+
+
 def _batches_of(batches: SizedBatches, epoch: int, first: int) -> Iterator[Any]:
     """The batches of an epoch, starting at `first`; an iterable without epochs yields the same batches every time."""
     of_epoch = getattr(batches, "epoch", None)

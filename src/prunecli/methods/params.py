@@ -81,6 +81,8 @@ class StructuralParams:
 class TrainedParams:
     """How methods that prune while a network trains train it, beside epochs, learning rate and optimizer."""
 
+    __pydantic_config__ = {"allow_inf_nan": False}  # noqa: RUF012 - read by pydantic, never changed
+
     momentum: Annotated[float, Ge(0), Lt(1), Doc("Momentum of sgd.")] = 0.9
     weight_decay: Annotated[float, Ge(0), Doc("Weight decay, not applied to biases and norms.")] = 5e-4
     lr_schedule: Annotated[str, Doc("A timm schedule for those epochs: constant, cosine, step ...")] = "constant"

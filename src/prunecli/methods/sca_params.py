@@ -15,6 +15,8 @@ from prunecli.methods.params import TRAINING_ALIASES, TrainedParams
 class ScaParams(TrainedParams):
     """How channels are pruned and regrown by their activity while the network trains."""
 
+    __pydantic_config__ = {"allow_inf_nan": False}  # noqa: RUF012 - read by pydantic, never changed
+
     keep_share: Annotated[float, Ge(0), Le(1), Doc("Share of all channels that stays by activity at a pruning.")] = 0.8
     regrow_share: Annotated[
         float, Ge(0), Le(1), Doc("Share of the others that comes back, by the gradients of their gates.")

@@ -58,6 +58,7 @@ class TrainedContext:
         generator: Source of every random number.
         epochs: Epochs of the run.
         validate: Returns the network's score on validation images as it is now; None where there are none.
+        kept: Returns the pattern by which a layer is to stay as it is, if any.
     """
 
     selection: Selection
@@ -65,6 +66,7 @@ class TrainedContext:
     generator: torch.Generator
     epochs: int
     validate: Callable[[], float | None] = lambda: None
+    kept: Callable[[str], str | None] = lambda name: None
 
 
 class TrainedMethod(Protocol):

@@ -55,7 +55,12 @@ class Unstructured(PruningHook):
         self._model, self._params, self._context = model, params, context
         weights, neurons = _layers(model, params)
         self._wiring = wiring_of(model, context.example_inputs)
-        weights = [name for name in self._wiring.edges if name in weights]
+        kept = {name for name in self._wiring.edges if context.kept(name)}
+        weights = [name for name in self._wiring.edges if name in weights and name not in kept]
+        spared = {neuron for name in kept for neuron in self._wiring.feeds[name]}
+        neurons = [name for name in neurons if name not in spared and not context.kept(name)]
+        if not weights and not neurons:
+            raise MethodError("--keep leaves nothing to mask; name fewer layers")
         self._temperatures = temperatures(params.temperatures, context.epochs)
         self._before = masked_spikes(model)
         self._weights = {
@@ -124,12 +129,12 @@ class Unstructured(PruningHook):
         self._set_temperature()
 
     def epoch_end(self, epoch: int) -> None:
-        """On the way to a target, adjusts the penalty, and closes the masks with the lowest scores."""
+        """On the way to a target, adjusts the penalty, and closes or opens masks in the order of their scores."""
         rates = self._rates_by_name() if self._params.synops is not None else None
         self._share = self._budget.share(rates)
         if self._target is None:
             return
-        self._first = self._share if self._first is None else self._first
+        self._first = max(self._share, self._target) if self._first is None else self._first
         planned = self._budget.planned(self._first, self._target, epoch / self._context.epochs)
         factor = self._factor * (self._share / planned) ** 0.5
         self._factor = min(max(factor, self._params.penalty / _ADJUSTED), self._params.penalty * _ADJUSTED)
@@ -160,7 +165,7 @@ class Unstructured(PruningHook):
         self._loss.end()
         rates = self._rates_by_name() if self._params.synops is not None else None
         soft = self._context.validate()
-        if self._target is not None:
+        if self._target is not None and self._budget.share(rates) > self._target:
             self._budget.reach(self._target, rates)
         for mask in self._masks():
             mask.hard = True

@@ -15,6 +15,8 @@ from prunecli.methods.params import TRAINING_ALIASES, TrainedParams
 class UnstructuredParams(TrainedParams):
     """Joint masks of weights and neurons, learned while the network trains."""
 
+    __pydantic_config__ = {"allow_inf_nan": False}  # noqa: RUF012 - read by pydantic, never changed
+
     mask_weights: Annotated[bool, Doc("Whether weights are masked.")] = True
     mask_neurons: Annotated[bool, Doc("Whether spiking neurons are masked, each at its position.")] = True
     weight_layers: Annotated[

@@ -150,6 +150,8 @@ class _Spiking(Activity):
         split = self._image_split()
         profiles = [self._profile(split, min(images, _PRUNING_IMAGES), network) for network in networks]
         before, after = (Metrics(**spike_metrics(one), **energy_metrics(one)) for one in profiles)
+        if before.firing_rate and not after.firing_rate:
+            self._state.sink.warn("no neuron of the result fires any more, so its scores are constant; prune less")
         if (after.synops or 0) > (before.synops or 0):
             self._state.sink.warn(
                 "the smaller network does more synaptic operations: the neurons of "

@@ -85,9 +85,7 @@ class Budget:
         return float(first ** (1 - part) * target**part)
 
     def reach(self, target: float, rates: Mapping[str, float] | None) -> None:
-        """Raises the threshold of all masks until no more than the target is left; the scores' order decides."""
-        if self.share(rates) <= target:
-            return
+        """Moves the threshold of all masks to where the target is left, and no more; the scores' order decides."""
         scores = torch.cat([mask.scores.detach().flatten() for mask in self._masks()]).sort().values
         low, high = 0, len(scores) - 1  # at `high` every mask is down to what it has to keep
         while low < high:

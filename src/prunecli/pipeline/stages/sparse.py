@@ -40,6 +40,7 @@ from prunecli.report.pruning_tables import left_alone_tables
 from prunecli.report.schema import Metrics
 from prunecli.report.sparse_tables import DENSE_KERNELS, SparseFigures, csr_table, semi_structured_table, sparse_table
 from prunecli.report.table import Table
+from prunecli.sparsity.spike_masks import masked_spikes
 from prunecli.surgery.removal.rebuild import state_tensors
 from prunecli.surgery.removal.recalibrate import recalibrate_batchnorm
 
@@ -188,6 +189,12 @@ def _recalibrated(space: Workspace, stage: PruneStage, split: Split | None) -> b
     return split is not None and not stage.epochs
 
 
+def _weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    """All tensors but masks of spikes, which an earlier state may not have had."""
+    spikes = {spike_mask_name(name) for name in masked_spikes(network)}
+    return {name: tensor for name, tensor in state_tensors(network).items() if name not in spikes}
+
+
 class _Rewinding:
     """Puts back the weights of an earlier state of the network.
 
@@ -199,9 +206,9 @@ class _Rewinding:
     def __init__(self, space: Workspace, file: str) -> None:
         path, loaded = Path(file).expanduser(), space.model()
         earlier = load_companion(path, loaded.manifest.architecture.ref or None)
-        self._tensors = state_tensors(earlier.model)
+        self._tensors = _weights_of(earlier.model)
         own, theirs = loaded.manifest.architecture.ref, earlier.manifest.architecture.ref
-        shapes = {name: tensor.shape for name, tensor in state_tensors(loaded.model).items()}
+        shapes = {name: tensor.shape for name, tensor in _weights_of(loaded.model).items()}
         if own != theirs or shapes != {name: tensor.shape for name, tensor in self._tensors.items()}:
             which = f"{theirs}, not {own}" if own != theirs else f"{own} with other shapes"
             raise RecipeError(f"--rewind {file}: is of another network ({which}); give an earlier state of this one")
@@ -210,11 +217,9 @@ class _Rewinding:
     def __call__(self, network: nn.Module, pruning: WeightPruning) -> None:
         """Copies everything but what is masked."""
         gone = {name: network.get_parameter(name).detach() == 0 for name in pruning.masks().weights}
-        spikes = {spike_mask_name(name) for name in pruning.masks().spikes}
         with torch.no_grad():
-            for name, tensor in state_tensors(network).items():
-                if name not in spikes:
-                    tensor.copy_(self._tensors[name])
+            for name, tensor in _weights_of(network).items():
+                tensor.copy_(self._tensors[name])
             for name, zero in gone.items():
                 network.get_parameter(name).masked_fill_(zero, 0.0)
 

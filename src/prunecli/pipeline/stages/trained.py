@@ -16,7 +16,7 @@ from prunecli.checkpoint.runstate import StateStore
 from prunecli.copying import copied
 from prunecli.engine.config import FitConfig
 from prunecli.engine.evaluate import evaluate
-from prunecli.engine.fit import fit
+from prunecli.engine.fit import check_schedule, fit
 from prunecli.engine.holding import holding
 from prunecli.engine.hooks import Hook, State
 from prunecli.engine.resources import resource_errors
@@ -28,6 +28,7 @@ from prunecli.methods.params import StructuralParams, TrainedParams
 from prunecli.methods.ranking import Selection, select
 from prunecli.methods.registry import get_method
 from prunecli.methods.request import PruneRequest
+from prunecli.methods.selection import matching_pattern
 from prunecli.methods.trained import PruningHook, Removal, TrainedContext, TrainedMethod, remove_kept
 from prunecli.models.loading import LoadedModel
 from prunecli.pipeline.fit_progress import FitProgress
@@ -152,6 +153,7 @@ class _Run:
         self._request = PruneRequest(
             method=stage.method, params=bounds, example_inputs=self.example, keep=stage.keep, seed=space.recipe.seed
         )
+        self._finetuning = self._finetune_config()
         self._selection = select(self._network, self._request)
 
     def selection(self, searched: _Searched) -> Selection:
@@ -167,6 +169,8 @@ class _Run:
         before = space.model().manifest.masks
         held = holding(network, before)
         hook = self._hook(get_method(stage.method).load())
+        if hook.masks() is not None and stage.compensate not in (None, "none"):
+            raise RecipeError(f"--compensate {stage.compensate} would fill masked weights; leave it out")
         config = FitConfig(epochs=stage.epochs, lr=stage.lr, optimizer=stage.optimizer, **self._training())
         self._fit(network, config, [*held, hook], stage.method, self._states)
         masks = hook.masks()
@@ -175,20 +179,12 @@ class _Run:
 
     def finetune(self, network: nn.Module, searched: _Searched) -> None:
         """Trains the pruned network in place, if that was asked for."""
-        params, stage = self._params, self._stage
-        if not getattr(params, "finetune_epochs", 0):
+        if self._finetuning is None:
             return
-        config = FitConfig(
-            epochs=params.finetune_epochs,
-            lr=params.finetune_lr or stage.lr * _FINETUNE_SHARE,
-            optimizer=stage.optimizer,
-            **self._training() | {"schedule": params.finetune_schedule},
-        )
         training = self._saved["training"] if self._saved is not None and "searched" in self._saved else None
         keeper = _FinetuneKeeper(self._states, searched.state(), training)
-        self._fit(
-            network, config, holding(network, searched.masks), f"{stage.method}, finetuning", keeper, params.finetuned
-        )
+        held, title = holding(network, searched.masks), f"{self._stage.method}, finetuning"
+        self._fit(network, self._finetuning, held, title, keeper, self._params.finetuned)
 
     def _fit(
         self,
@@ -217,6 +213,24 @@ class _Run:
                 tell=space.sink.note,
             )
 
+    def _finetune_config(self) -> FitConfig | None:
+        """Settings of finetuning; None where there is none.
+
+        Raises:
+            RecipeError: timm does not know a name in them, which is better said before the search.
+        """
+        params, stage = self._params, self._stage
+        if not getattr(params, "finetune_epochs", 0):
+            return None
+        config = FitConfig(
+            epochs=params.finetune_epochs,
+            lr=params.finetune_lr or stage.lr * _FINETUNE_SHARE,
+            optimizer=stage.optimizer,
+            **self._training() | {"schedule": params.finetune_schedule},
+        )
+        check_schedule(config)
+        return config
+
     def _training(self) -> dict[str, Any]:
         """Fields of `FitConfig` that the method's parameters set."""
         params = self._params
@@ -227,7 +241,14 @@ class _Run:
 
     def _hook(self, method: TrainedMethod) -> PruningHook:
         generator = torch.Generator().manual_seed(self._space.recipe.seed)
-        context = TrainedContext(self._selection, self.example, generator, self._stage.epochs, self._validation_score)
+        context = TrainedContext(
+            self._selection,
+            self.example,
+            generator,
+            self._stage.epochs,
+            self._validation_score,
+            lambda name: matching_pattern(name, self._stage.keep),
+        )
         hook = method(self._network, self._params, context)
         if not isinstance(hook, PruningHook):
             raise MethodError(

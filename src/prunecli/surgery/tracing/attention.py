@@ -138,7 +138,7 @@ def _path(label: Label, made: Mapping[Label, Record]) -> list[tuple[Record, Labe
         if record.operator in _SPIKES:
             return []
         if record.operator in _WRITERS or (
-            record.operator == "mul" and any(operand.source for operand in record.inputs)
+            record.operator == "mul" and any(operand.source and operand.learned for operand in record.inputs)
         ):
             return path
         following = _main_input(record)
