@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +97,19 @@ def sparsity_for(name: str, method: str, share: float, seed: int, folder: Path) 
     return high
 
 
+def learned(seed: int, share: float, folder: Path) -> dict[str, Any]:
+    """A cell of `unstructured`."""
+    words = ("--epochs", SEARCH, "--finetune-epochs", FINETUNE, "--finetune-lr", RATE / 2, "--lr", RATE, *TRAINING)
+    words = (*words, "--latency-rounds", 2, "--seed", seed, "--connections", share, "-o", "out.safetensors")
+    prune("unstructured", "dense.safetensors", *DATA, *words, folder=folder)
+    return {"method": "unstructured", "asked": share, **figures_of("out.safetensors", folder)}
+
+
 def masks(seed: int, folder: Path) -> list[dict[str, Any]]:
     """Cells of `unstructured` and the one-shot methods."""
     cells = []
     for share in CONNECTIONS:
-        words = ("--epochs", SEARCH, "--finetune-epochs", FINETUNE, "--finetune-lr", RATE / 2, "--lr", RATE, *TRAINING)
-        words = (*words, "--latency-rounds", 2, "--seed", seed, "--connections", share, "-o", "out.safetensors")
-        prune("unstructured", "dense.safetensors", *DATA, *words, folder=folder)
-        cells.append({"method": "unstructured", "asked": share, **figures_of("out.safetensors", folder)})
+        cells.append(learned(seed, share, folder))
         for method in ONE_SHOT:
             sparsity = sparsity_for("dense.safetensors", method, share, seed, folder)
             words = ("--sparsity", sparsity, "--seed", seed, "--latency-rounds", 2, "-o", "masked.safetensors")
@@ -155,34 +161,40 @@ def epoch_times(folder: Path) -> dict[str, list[float]]:
     return times
 
 
-def measure(out: Path) -> None:
-    """Measures every cell."""
-    result: dict[str, Any] = {
-        "environment": describe_environment(torch.device("cpu")),
-        "seeds": list(SEEDS),
-        "cells": [],
-    }
-    for seed in SEEDS:
+def measure(out: Path, seeds: Sequence[int], *, only_learned: bool) -> None:
+    """Measures cells, and replaces those of the same seed and method in the file, or adds them."""
+    result: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"cells": []}
+    result["environment"] = describe_environment(torch.device("cpu"))
+    for seed in seeds:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             words = ("--epochs", 15, "--lr", 0.003, *TRAINING, "--seed", seed, "-o", "dense.safetensors")
             prune("train", *NETWORK, *DATA, *words, folder=folder)
-            dense = {"method": "dense", **figures_of("dense.safetensors", folder)}
-            cells = [dense, *channels(seed, folder), *masks(seed, folder)]
-            result["cells"] += [{"seed": seed, **cell} for cell in cells]
-            if seed == SEEDS[0]:
-                result["epoch_seconds"] = epoch_times(folder)
+            if only_learned:
+                cells = [learned(seed, share, folder) for share in CONNECTIONS]
+            else:
+                cells = [{"method": "dense", **figures_of("dense.safetensors", folder)}]
+                cells += [*channels(seed, folder), *masks(seed, folder)]
+                if "epoch_seconds" not in result:
+                    result["epoch_seconds"] = epoch_times(folder)
+        cells = [{"seed": seed, **cell} for cell in cells]
+        new = {_key(cell) for cell in cells}
+        result["cells"] = [cell for cell in result["cells"] if _key(cell) not in new] + cells
         out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _key(cell: dict[str, Any]) -> tuple[Any, ...]:
+    return cell["seed"], cell["method"], cell.get("asked")
 
 
 def show(path: Path) -> None:
     """Prints means and standard deviations over the seeds as tables."""
     result = json.loads(path.read_text())
     cells = result["cells"]
-    keys = list(dict.fromkeys((cell.get("asked"), cell["method"]) for cell in cells))
+    keys = sorted({(cell.get("asked") or 2, cell["method"]) for cell in cells}, reverse=True)
     print("| connections | method | top-1 | synaptic operations | parameters |\n|---:|---|---:|---:|---:|")
     for asked, method in keys:
-        own = [cell for cell in cells if cell["method"] == method and cell.get("asked") == asked]
+        own = [cell for cell in cells if cell["method"] == method and (cell.get("asked") or 2) == asked]
         top1 = [cell["top1"] for cell in own]
         spread = statistics.stdev(top1) if len(top1) > 1 else 0.0
         means = {key: statistics.mean(cell[key] for cell in own) for key in ("connections", "synops", "params")}
@@ -200,10 +212,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--out", type=Path)
     parser.add_argument("--table", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--only-learned", action="store_true", help="measure only unstructured")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.out is not None:
-        measure(arguments.out)
+        measure(arguments.out, arguments.seeds, only_learned=arguments.only_learned)
     show(arguments.table or arguments.out)
 
 
