@@ -253,6 +253,7 @@ def test_a_killed_schedule_resumes_to_the_same_bytes(
     assert (folder / name).read_bytes() == expected
 
 
+@pytest.mark.slow
 def test_rewinding_resumes_to_the_same_bytes(run: Run, trained: Path, folder: Path) -> None:
     words: tuple[object, ...] = ("magnitude", trained.name, "--schedule", "linear", "--steps", "2", "--epochs", "1")
     words = (*words, "--rewind", "after1.safetensors", "--batch-size", "256", "--save-every", "0")

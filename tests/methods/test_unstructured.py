@@ -250,7 +250,7 @@ def test_the_loss_of_every_step_is_that_of_its_formula(kind: str) -> None:
         functional.cross_entropy(step, labels) if kind == "ce" else ((step - one_hot) ** 2).mean() for step in steps
     ]
     expected = 0.8 * sum(losses) / 4 + 0.2 * ((steps - 0.7) ** 2).mean()
-    assert value.item() == pytest.approx(float(expected), rel=1e-5)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_tet_needs_scores_by_step() -> None:
