@@ -124,6 +124,11 @@ class _LaterEpochs:
         return iter(self._batches)
 
     @property
+    def contiguous(self) -> bool:
+        """Whether a network carries on from batch to batch."""
+        return bool(getattr(self._batches, "contiguous", False))
+
+    @property
     def position(self) -> int:
         return self._batches.position
 

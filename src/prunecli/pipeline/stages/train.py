@@ -31,6 +31,7 @@ from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import FinetuneStage, TrainStage
 from prunecli.report.mask_tables import label_table
 from prunecli.report.numbers import fixed
+from prunecli.report.scores import score_text
 from prunecli.report.table import Table
 
 _FINETUNE_LR = 0.01
@@ -70,7 +71,7 @@ class TrainOutcome:
         rows = [
             ("epoch kept", f"{chosen.epoch} of {len(self.result.epochs)}"),
             ("training loss", fixed(chosen.loss, 4)),
-            (f"validation {label}", fixed(validation.score if validation else None, unit=" %")),
+            (f"validation {label}", score_text(validation.score_name, validation.score) if validation else "-"),
             ("validation loss", fixed(validation.loss if validation else None, 4)),
             ("checkpoint", str(self.path)),
             ("metrics", str(self.metrics_path)),
@@ -114,7 +115,7 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
         space.sink.progress(stage.stage, stage.epochs * len(train)) as advance,
     ):
         space.sink.note(
-            f"{stage.stage} {loaded.name} on {len(split.labels)} images of {data.name}, {space.device.type}"
+            f"{stage.stage} {loaded.name} on {len(split.labels)} {space.samples().noun} of {data.name}, {space.device.type}"
         )
         result = fit(
             space.judging.classifier(),
