@@ -53,7 +53,7 @@ def default_loss(output: Any, labels: Tensor | None) -> Tensor:
 
 
 def token_loss(output: Any, labels: Tensor | None) -> Tensor:
-    """Cross-entropy of scores of tokens, shape (samples, length, vocabulary), averaged over positions, summed over samples.
+    """Cross-entropy of scores (samples, length, vocabulary), averaged over positions and summed over samples.
 
     It differs from `default_loss` in that the last dimension always is the vocabulary, even where sequences have as
     many tokens as that, and in what stands in for labels that are None: the best token at every position.

@@ -101,8 +101,7 @@ def fit(
 
     Args:
         model: Returns scores as `task` expects them.
-        train: Training batches: pairs of inputs (a tensor, tuple, mapping or list) and labels; see `Carrier` for those
-            that are `contiguous`.
+        train: Training batches: pairs of inputs (a tensor, tuple, mapping or list) and labels; see `Carrier`.
         validation: Held-out batches for choosing the best epoch and stopping early.
         config: Hyperparameters. Augmentation settings are not used here; they belong to whoever makes `train`.
         device: Where to train.

@@ -15,7 +15,8 @@ class ModelSource(Protocol):
     """Brings the networks of "SOURCE:NAME": a module, or an object, with these functions.
 
     A source whose networks compare images with texts, so that no number of classes belongs to them, also has
-    `CLASSES_ARE_TEXTS = True`; one of language models has `READS_TOKENS = True`. One whose arguments have defaults that weights do not show is a `SettlingSource`.
+    `CLASSES_ARE_TEXTS = True`; one of language models has `READS_TOKENS = True`. One whose arguments have defaults that
+    weights do not show is a `SettlingSource`.
     """
 
     def names(self) -> Sequence[str]:

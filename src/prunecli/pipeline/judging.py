@@ -9,7 +9,7 @@ from prunecli.criteria.base import Loss
 from prunecli.data.prompts import class_texts, templates
 from prunecli.engine.tasks.base import Task
 from prunecli.engine.tasks.index import task_of
-from prunecli.errors import DataError, RecipeError
+from prunecli.errors import RecipeError
 from prunecli.inputs import call, logits
 from prunecli.models.scoring import Scoring, Wordings, loss_of, scoring_of
 from prunecli.pipeline.model_inputs import ModelInputs

@@ -23,7 +23,6 @@ from prunecli.models.loading import ANY_SIZE
 from prunecli.pipeline.state import RunState
 from prunecli.recipe.sizes import parse_size
 
-
 _ANY_CHANNELS = (1, 3)
 """Images are converted between grey and colour."""
 
@@ -112,7 +111,9 @@ class ModelInputs:
         """
         data, loaded, channels = self._state.data(), self._state.model(), self._size()[0]
         if data.samples == "tokens":
-            raise DataError(f"{loaded.name} reads images and {data.name} is a text; give a language model such as lm:lstm")
+            raise DataError(
+                f"{loaded.name} reads images and {data.name} is a text; give a language model such as lm:lstm"
+            )
         if channels not in _ANY_CHANNELS and self.binning() is None and data.channels != channels:
             raise DataError(
                 f"{loaded.name} reads {channels} channels and {data.name} has images of {data.channels}; "
@@ -166,4 +167,6 @@ class ModelInputs:
             if scarce is not None:
                 raise ResourceError(f"{name}, {self.noun} of {shape}: {scarce}") from error
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ModelError(f"{name} does not run on {shape} {self.noun}: {first}; see --{self.size_option}") from error
+            raise ModelError(
+                f"{name} does not run on {shape} {self.noun}: {first}; see --{self.size_option}"
+            ) from error

@@ -21,7 +21,7 @@ _READ = ("encoder.weight", "decoder.weight", "decoder.bias", "rnn.weight_ih_l0",
 class _Example:
     def translate(self, tensors: Mapping[str, Tensor], request: ForeignRequest) -> Translation | None:
         """Reads layers, units, embedding, vocabulary and ties; dropout does not matter until it is trained again."""
-        if any(name not in tensors for name in _READ) or not request.path.name:
+        if any(name not in tensors for name in _READ):
             return None
         if (request.arch or "lm:").partition(":")[0] != "lm":
             return None
@@ -40,9 +40,10 @@ class _Example:
             "embedding": encoder.shape[1],
             "tied": encoder.shape == decoder.shape and torch.equal(encoder, decoder),
         }
-        notes: tuple[str, ...] = ()
+        sizes = f"{kwargs['layers']} layers of {units:,} units, a vocabulary of {encoder.shape[0]:,}"
+        notes = (f"read as {ref}: {sizes}{', tied weights' if kwargs['tied'] else ''}",)
         if kind == "rnn":
-            notes = ("assumed nonlinearity = tanh: weights do not say; see --model-kwargs",)
+            notes += ("assumed nonlinearity = tanh: weights do not say; see --model-kwargs",)
         return Translation(dict(tensors), ref, kwargs, notes)
 
 

@@ -114,9 +114,8 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
         MetricsLog(log_path, tensorboard=stage.tensorboard, continued=states.exists(), warn=space.sink.warn) as log,
         space.sink.progress(stage.stage, stage.epochs * len(train)) as advance,
     ):
-        space.sink.note(
-            f"{stage.stage} {loaded.name} on {len(split.labels)} {space.samples().noun} of {data.name}, {space.device.type}"
-        )
+        amount = f"{len(split.labels)} {space.samples().noun}"
+        space.sink.note(f"{stage.stage} {loaded.name} on {amount} of {data.name}, {space.device.type}")
         result = fit(
             space.judging.classifier(),
             train,
