@@ -83,7 +83,7 @@ def _code_points(text: str) -> NDArray[np.uint32]:
 
 def _words(text: str) -> Iterable[str]:
     lines = text.split("\n")
-    if not lines[-1].strip():
+    if not lines[-1]:
         lines.pop()  # what follows the last line break is no line
     for line in lines:
         yield from line.split()

@@ -221,7 +221,8 @@ class RunState:
             return TextReading(section.level, section.bptt)
         learned = manifest.vocabulary
         if section.level not in (None, learned.level):
-            raise RecipeError(f"--level {section.level}: {self.model().name} reads {learned.level}s; leave it out")
+            tokens = {"word": "words", "char": "characters"}[learned.level]
+            raise RecipeError(f"--level {section.level}: {self.model().name} reads {tokens}; leave it out")
         length = section.bptt or next(iter(manifest.architecture.input_shape), None)
         return TextReading(learned.level, length, Vocabulary(learned.level, learned.tokens))
 

@@ -42,8 +42,6 @@ class _Example:
         }
         sizes = f"{kwargs['layers']} layers of {units:,} units, a vocabulary of {encoder.shape[0]:,}"
         notes = (f"read as {ref}: {sizes}{', tied weights' if kwargs['tied'] else ''}",)
-        if kind == "rnn":
-            notes += ("assumed nonlinearity = tanh: weights do not say; see --model-kwargs",)
         return Translation(dict(tensors), ref, kwargs, notes)
 
 
