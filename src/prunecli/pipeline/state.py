@@ -19,7 +19,7 @@ from prunecli.data.vocabulary import Vocabulary
 from prunecli.engine.device import pick_device, seed_everything
 from prunecli.errors import DataError, RecipeError
 from prunecli.methods.registry import get_method
-from prunecli.models.catalog import classes_are_texts
+from prunecli.models.catalog import classes_are_texts, reads_tokens
 from prunecli.models.loading import LoadedModel, load_file, load_reference
 from prunecli.pipeline.samples import Samples, samples_in
 from prunecli.pipeline.sink import Sink
@@ -256,7 +256,8 @@ class RunState:
         if not section.pretrained and self.recipe.data.name is not None:
             data = self.data()
             arguments["num_classes"] = arguments["num_classes"] or data.num_classes
-            arguments["in_chans"] = arguments["in_chans"] or data.channels
+            if section.ref is None or not reads_tokens(section.ref):
+                arguments["in_chans"] = arguments["in_chans"] or data.channels
         if arguments["in_chans"] in (0, 3) and section.in_chans is None:
             del arguments["in_chans"]  # every architecture has three by default, and not all of them take the argument
         return {**{key: value for key, value in arguments.items() if value is not None}, **section.kwargs}
