@@ -8,7 +8,7 @@ from dataclasses import asdict
 from prunecli.engine.fit import Epoch
 from prunecli.engine.tracking import MetricsLog
 from prunecli.pipeline.sink import Advance, Sink
-from prunecli.report.scores import score_text
+from prunecli.report.scores import score_named
 from prunecli.report.table import Table
 
 
@@ -48,7 +48,7 @@ class FitProgress:
             )
         score = ""
         if validation is not None:
-            text = score_text(validation.score_name, validation.score)
+            text = score_named(validation.score_name).text(validation.score)
             score = f", validation {validation.score_label} {text}"
         title = f"{self._title}, " if self._title else ""
         self._sink.note(

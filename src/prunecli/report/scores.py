@@ -32,9 +32,18 @@ class Score:
         """What a comparison calls how much worse than the baseline it is: NAME_drop, or NAME_rise."""
         return f"{self.name}_{'rise' if self.less_is_better else 'drop'}"
 
+    @property
+    def lost_unit(self) -> str:
+        """What follows a number that says how much worse a network is."""
+        return "points lost" if self.unit else "more" if self.less_is_better else "less"
+
     def lost(self, baseline: float, other: float) -> float:
         """How much worse than the baseline another network is."""
         return other - baseline if self.less_is_better else baseline - other
+
+    def merit(self, value: float) -> float:
+        """The value, or its negative where less is better; of a merit, the value again."""
+        return -value if self.less_is_better else value
 
     def text(self, value: float | None) -> str:
         """Its value in tables."""
@@ -64,7 +73,6 @@ SCORES = (
 )
 
 
-def score_text(name: str, value: float | None) -> str:
-    """The value of one of `SCORES` in tables, by its name; of any other with two decimals."""
-    score = next((score for score in SCORES if score.name == name), None)
-    return score.text(value) if score is not None else fixed(value)
+def score_named(name: str) -> Score:
+    """One of `SCORES`."""
+    return next(score for score in SCORES if score.name == name)

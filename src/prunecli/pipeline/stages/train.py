@@ -30,7 +30,7 @@ from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import FinetuneStage, TrainStage
 from prunecli.report.mask_tables import label_table
 from prunecli.report.numbers import fixed
-from prunecli.report.scores import score_text
+from prunecli.report.scores import score_named
 from prunecli.report.table import Table
 
 _FINETUNE_LR = 0.01
@@ -70,7 +70,7 @@ class TrainOutcome:
         rows = [
             ("epoch kept", f"{chosen.epoch} of {len(self.result.epochs)}"),
             ("training loss", fixed(chosen.loss, 4)),
-            (f"validation {label}", score_text(validation.score_name, validation.score) if validation else "-"),
+            (f"validation {label}", score_named(validation.score_name).text(validation.score) if validation else "-"),
             ("validation loss", fixed(validation.loss if validation else None, 4)),
             ("checkpoint", str(self.path)),
             ("metrics", str(self.metrics_path)),
