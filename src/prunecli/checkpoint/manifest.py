@@ -47,11 +47,12 @@ _FLOATS = {
     "v_reset": (-1e6, 1e6),
     "alpha": (1e-6, 1e6),
     "dropout": (0.0, 0.99),
+    "snn_fraction": (0.0, 1.0),
 }
 _OPTIONAL = ("v_reset", "alpha")
 """Numbers that may be None."""
 _SWITCHES = ("decay_input", "detach_reset", "tied")
-_WORDS = ("neuron", "surrogate", "coding", "pool", "stem", "global_pool", "nonlinearity")
+_WORDS = ("neuron", "surrogate", "coding", "pool", "stem", "global_pool", "nonlinearity", "cell")
 _WORD = re.compile(r"[a-z0-9-]{1,32}")
 ARGUMENTS = (*_INTEGERS, *_FLOATS, *_SWITCHES, *_WORDS)
 """Arguments that an architecture may be built with. Others could make a library read or download files."""

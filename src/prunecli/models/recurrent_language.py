@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunecli.errors import ModelError
+from prunecli.errors import ModelError, unknown
 
 KINDS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+NONLINEARITIES = ("tanh", "relu")
 _INITIAL = 0.1
 
 
@@ -74,6 +75,9 @@ class RecurrentLanguageModel(LanguageModel):
         tied: Whether decoder and encoder share their weights.
         dropout: Share of the outputs of encoder and layers that training drops.
         nonlinearity: "tanh" or "relu", for "rnn".
+
+    Raises:
+        ModelError: There is no such nonlinearity, or the embedding cannot be tied.
     """
 
     def __init__(
@@ -86,9 +90,11 @@ class RecurrentLanguageModel(LanguageModel):
         embedding: int,
         tied: bool,
         dropout: float,
-        nonlinearity: str,
+        nonlinearity: str = "tanh",
     ) -> None:
         super().__init__()
+        if nonlinearity not in NONLINEARITIES:
+            raise ModelError(unknown("nonlinearity", nonlinearity, NONLINEARITIES))
         own = {"nonlinearity": nonlinearity} if kind == "rnn" else {}
         between = dropout if layers > 1 else 0.0  # torch warns of dropout between the layers of one
         self.drop = nn.Dropout(dropout)
