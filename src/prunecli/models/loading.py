@@ -20,7 +20,7 @@ from prunecli.checkpoint.masks import masks_of, packed, unpacked
 from prunecli.copying import copied
 from prunecli.errors import ModelError
 from prunecli.methods.runtime import apply_recorded
-from prunecli.models.catalog import build, input_spec, rebuild_dense, split_reference
+from prunecli.models.catalog import build, input_spec, reads_tokens, rebuild_dense, split_reference
 from prunecli.models.dialects.dialect import ForeignRequest
 from prunecli.models.foreign import rebuild_foreign
 from prunecli.models.recognition import recorded
@@ -262,13 +262,16 @@ def _load_checkpoint(path: Path, manifest: Manifest, arch: str | None, allow_non
         )
     if arch is not None and arch != ref:
         raise ModelError(f"{path}: its manifest names {ref}, not {arch}; leave --arch out")
-    shape = manifest.architecture.input_shape
-    if shape and len(shape) != _IMAGE_DIMENSIONS:
-        raise ModelError(f"{path}: its manifest gives {list(shape)} as the shape of an image; the file was altered")
+    shape, tokens = manifest.architecture.input_shape, reads_tokens(ref)
+    if shape and len(shape) != (1 if tokens else _IMAGE_DIMENSIONS):
+        kind = "a sequence" if tokens else "an image"
+        raise ModelError(f"{path}: its manifest gives {list(shape)} as the shape of {kind}; the file was altered")
     model, manifest = restore(path, allow_nonfinite=allow_nonfinite)
     loaded = LoadedModel(_in_single_precision(model), manifest, path=path, sha256=file_sha256(path))
     if not shape:
         return _with_input_spec(loaded)
+    if tokens:
+        return loaded
     loaded.fixed_size = (shape[1], shape[2])
     return loaded
 
