@@ -256,6 +256,7 @@ class Manifest(_Strict):
     sha256: str = ""
     architecture: Architecture
     normalisation: InputNormalisation | None = None
+    forms: dict[str, Literal["stack", "cell"]] = Field(default_factory=dict)
     attributes: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
     extra_state: dict[str, JsonValue] = Field(default_factory=dict)
     edits: list[Edit] = Field(default_factory=list)
@@ -276,6 +277,8 @@ class Manifest(_Strict):
             content.pop("runtime", None)
         if self.masks is None:
             content.pop("masks", None)
+        if not self.forms:
+            content.pop("forms", None)
         if self.vocabulary is None:
             content.pop("vocabulary", None)
         if not self.extra_state:
