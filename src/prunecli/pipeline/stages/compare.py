@@ -89,6 +89,11 @@ def compare_run(reports: Sequence[Path], device: torch.device, *, rounds: int = 
     return compare_reports(names, read, list(zip(timing.ratios, timing.ratio_intervals, strict=True)))
 
 
+def recipe_of(path: Path, recipe: Recipe) -> Recipe:
+    """The recipe of one network: a weights file, or a reference such as timm:resnet50."""
+    return _recipe_of_reference(path, recipe, {}) if _is_reference(path) else _recipe_of_file(path, recipe)
+
+
 def judge(comparison: Comparison, gate: Gate | None) -> GateFailed | None:
     """The failure to raise once the comparison is shown: the condition is true of some candidate.
 
