@@ -29,6 +29,7 @@ VERBS: dict[str, Verb] = {
     "eval": Verb("Measure accuracy, size and speed; write a report.", _WORK, _command("eval")),
     "compare": Verb("Compare reports or checkpoints; gate on the result.", _LOOK, _command("compare")),
     "sensitivity": Verb("Measure what each layer costs; write ratios by layer.", _LOOK, _command("sensitivity")),
+    "audit": Verb("Find out which method ranks channels best.", _LOOK, _command("audit")),
     "inspect": Verb("Show a network's layers, manifest and history.", _LOOK, _command("inspect")),
     "models": Verb("List architectures.", _LOOK, _command("models")),
     "methods": Verb("List pruning methods.", _LOOK, _command("methods")),

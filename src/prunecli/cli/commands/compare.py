@@ -65,8 +65,7 @@ def _show_contest(output: Output, contest: Contest, values: dict[str, Any]) -> N
             output.text(table.to_markdown())
         else:
             output.table(table)
-    for line in contest.verdict:
-        output.note(line)
+    output.text("\n" + "\n".join(contest.verdict))
 
 
 def _compare_networks(output: Output, paths: list[Path], values: dict[str, Any]) -> None:
