@@ -27,7 +27,7 @@ VERBS: dict[str, Verb] = {
     "prune": Verb("Prune a network with any method.", _WORK, _command("prune")),
     "finetune": Verb("Recover accuracy after pruning.", _WORK, _command("train", "finetune_command")),
     "eval": Verb("Measure accuracy, size and speed; write a report.", _WORK, _command("eval")),
-    "compare": Verb("Compare reports or checkpoints; gate on the result.", _LOOK, _command("compare")),
+    "compare": Verb("Compare reports, networks or methods; gate on the result.", _LOOK, _command("compare")),
     "sensitivity": Verb("Measure what each layer costs; write ratios by layer.", _LOOK, _command("sensitivity")),
     "audit": Verb("Find out which method ranks channels best.", _LOOK, _command("audit")),
     "inspect": Verb("Show a network's layers, manifest and history.", _LOOK, _command("inspect")),

@@ -21,8 +21,8 @@ class _Strict(BaseModel):
 class Correlation(_Strict):
     """Spearman's rank correlation, its 95 % bootstrap interval, and p for values that have nothing to do with it.
 
-    `p` is doubled where two forms of the scores were tried, and `p_holm` adjusted for the number of methods. There is no
-    value where all scores, or all ablations, are equal.
+    `p` is doubled where two forms of the scores were tried, and `p_holm` adjusted for the number of methods. There is
+    no value where all scores, or all ablations, are equal.
     """
 
     value: float | None

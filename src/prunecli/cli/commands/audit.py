@@ -53,14 +53,13 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     space = prepare(output, model, {"stage": "prune"}, _OPTIONS, values | {"out": str(out)})
     if space is None:
         return
-    folder = Path(values["plots"]) if values["plots"] is not None else None
-    if folder is not None:
-        for name in _PICTURES:
-            check_writable(folder / name, space.may_replace)
     from prunecli.pipeline.resumption import is_unfinished
     from prunecli.report.audit import read_audit
     from prunecli.studies.audit import AuditSettings, run_audit, seconds_path
 
+    folder = Path(values["plots"]) if values["plots"] is not None else None
+    for path in (seconds_path(out), *(folder / name for name in _PICTURES if folder is not None)):
+        check_writable(path, space.may_replace)
     stage = space.recipe.stages[0]
     assert isinstance(stage, PruneStage)
     settings = AuditSettings(
@@ -70,14 +69,15 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     )
     if space.resume and out.exists() and not is_unfinished(out):
         output.note(f"{out}: finished already, nothing to resume")
-        _show(output, read_audit(out), {})
-        return
-    outcome = run_audit(space, settings, stage, out)
+        audit, seconds = read_audit(out), {}
+    else:
+        outcome = run_audit(space, settings, stage, out)
+        audit, seconds = outcome.audit, outcome.seconds
+        output.note(f"wrote {out}, and wall times to {seconds_path(out)}")
     if folder is not None:
-        _draw(outcome.audit, folder)
+        _draw(audit, folder)
         output.note(f"wrote {', '.join(str(folder / name) for name in _PICTURES)}")
-    _show(output, outcome.audit, outcome.seconds)
-    output.note(f"wrote {out}, and wall times to {seconds_path(out)}")
+    _show(output, audit, seconds)
 
 
 def _draw(audit: Audit, folder: Path) -> None:

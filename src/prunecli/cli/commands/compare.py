@@ -32,7 +32,9 @@ OPTIONS = [
 _PathsArgument = Annotated[
     list[Path],
     typer.Argument(
-        metavar="BASELINE OTHER...", help="Reports of `prune eval`, or networks: weights files and references."
+        metavar="BASELINE OTHER...",
+        help="Reports of `prune eval`, or networks: weights files and references. With --methods: one network, or "
+        "one for each seed.",
     ),
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from prunecli.checkpoint import WEIGHT_SUFFIXES
 from prunecli.cli.options import option, options_of, overrides_from
@@ -18,14 +18,15 @@ from prunecli.cli.stages import (
     resume_or_force,
     show_plan,
 )
-from prunecli.errors import ModelError, RecipeError
+from prunecli.errors import RecipeError
 from prunecli.methods.params import StructuralParams
 from prunecli.recipe.schema import FinetuneStage, PruneStage
 
 if TYPE_CHECKING:
     from prunecli.report.contest import Contest
 
-_SEEDS, _RATIO, _SPLIT = 5, 0.5, "validation"
+_SEEDS, _RATIO = 5, 0.5
+_Split = Literal["test", "validation"]
 _STAGES: list[dict[str, Any]] = [{"stage": "prune", "params": {"round_to": 1}}, {"stage": "finetune"}]
 CONTEST_OPTIONS = [
     option(
@@ -43,7 +44,7 @@ CONTEST_OPTIONS = [
     option("params", float, "With --methods, instead of a ratio: share of the parameters that is left."),
     option("seeds", int, "With --methods: how many seeds; they draw samples and training order.", default=_SEEDS),
     option("recover", int, "With --methods: training steps after pruning, with the same batches for all methods."),
-    option("split", str, "With --methods: test or validation samples to judge on.", default=_SPLIT),
+    option("split", _Split, "With --methods: samples to judge on.", default="validation"),
     option("images", int, "With --methods: at most so many of them."),
     option("dry_run", bool, "With --methods: print the plan and where each value comes from.", "--dry-run"),
     *options_of(PruneStage, ("stages", 0), only=("keep", "recalibrate", "compensate", "calibration_images")),
@@ -87,11 +88,9 @@ def compare_methods(
             raise RecipeError(
                 f"--{name.replace('_', '-')} is for several networks, and --methods prunes one: leave it out"
             )
-    split = values["split"] or _SPLIT
-    if split not in ("test", "validation"):
-        raise RecipeError(f"--split {split}: give test or validation")
-    if not paths:
-        raise ModelError("--methods needs a network: a weights file, or a reference such as timm:resnet50")
+    report = next((path for path in paths if path.suffix == ".json"), None)
+    if report is not None:
+        raise RecipeError(f"{report}: is a report, and --methods prunes networks: give a weights file or a reference")
     from prunecli.recipe.loader import Document
     from prunecli.recipe.resolve import resolve
     from prunecli.studies.contest import ContestSettings, run_contest
@@ -103,7 +102,7 @@ def compare_methods(
         params=values["params"],
         seeds=count if values["seeds"] is None else values["seeds"],
         recover=values["recover"] or 0,
-        split=split,
+        split=values["split"] or "validation",
         images=values["images"],
     )
     settings.check(len(paths))
