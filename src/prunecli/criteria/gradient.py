@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunecli.copying import copied
 from prunecli.criteria.base import Calibration, Loss, member_tensor, sum_by_unit
+from prunecli.criteria.probe import loss_of, probe_of
 from prunecli.criteria.readers import by_unit, readers_of
-from prunecli.errors import MethodError
-from prunecli.inputs import Inputs, cast_inputs, explained, model_device, run_batch, sample_count, take_samples
+from prunecli.inputs import Inputs, cast_inputs, model_device, sample_count, take_samples
 from prunecli.measure.neurons import spiking_neurons
 from prunecli.surgery.groups import ChannelGroup, Member
 from prunecli.surgery.removal.compensate import channels_last, layer_input
@@ -79,11 +78,7 @@ def gate_gradients(
     Raises:
         MethodError: The network does not run on the data, or the loss has no gradient.
     """
-    probe = copied(model).eval()
-    if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in probe.parameters()):
-        probe = probe.float()
-    for parameter in probe.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
+    probe = probe_of(model)
     watched: list[ChannelGroup] | None = None
     with without_fastpath(), torch.enable_grad():
         for inputs, labels in calibration.pairs():
@@ -139,7 +134,7 @@ def _at_readers(
     names = dict.fromkeys(member.module for group in groups for member in readers_of(probe, group))
     hooks = [probe.get_submodule(name).register_forward_pre_hook(taker(name), with_kwargs=True) for name in names]
     try:
-        total = _loss_of(probe, inputs, labels, loss)
+        total = loss_of(probe, inputs, labels, loss)
     finally:
         for hook in hooks:
             hook.remove()
@@ -192,7 +187,7 @@ def _at_weights(
         return {}
     for sample in range(sample_count(inputs)):
         part = take_samples(inputs, sample, sample + 1), take_samples(labels, sample, sample + 1)
-        total = _loss_of(probe, *part, loss)
+        total = loss_of(probe, *part, loss)
         gradients = torch.autograd.grad(total, list(tensors.values()), allow_unused=True)
         products = {
             name: (tensor.detach() * gradient).cpu().double()
@@ -222,20 +217,3 @@ def _gated(model: nn.Module, group: ChannelGroup) -> list[Member]:
     own = [member for member in group.members if isinstance(member_tensor(model, member), nn.Parameter)]
     readers = [member for member in own if member.role == "consumer"]
     return readers or [member for member in own if member.role == "producer"]
-
-
-def _loss_of(probe: nn.Module, inputs: Inputs, labels: Any, loss: Loss) -> Tensor:
-    """The loss of a batch.
-
-    Raises:
-        MethodError: The network does not run on it, or the loss cannot be differentiated.
-    """
-    output = run_batch(probe, inputs)
-    with explained("the loss cannot be computed", MethodError, "check the labels, or give loss= one of your own"):
-        total = loss(output, labels)
-    if not isinstance(total, Tensor) or not total.requires_grad:
-        raise MethodError(
-            "the loss has no gradient: the network runs under no_grad, or its output is not differentiable; choose a "
-            "method without gradients, such as l1"
-        )
-    return total

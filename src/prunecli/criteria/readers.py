@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from prunecli.criteria.base import Calibration, sum_by_unit
+from prunecli.criteria.base import Calibration, role_of, sum_by_unit
+from prunecli.criteria.taps import last, tappable, tapped
 from prunecli.inputs import run_batch
 from prunecli.surgery.groups import ChannelGroup, Member
-from prunecli.surgery.removal.compensate import channels_last, layer_input
 from prunecli.surgery.tracing.running import without_fastpath
 
 UNSEEN = "no layer that reads it can be watched"
 
 
 def readers_of(model: nn.Module, group: ChannelGroup) -> list[Member]:
-    """The consumers of `group` with an input that can be watched: linear layers and convolutions."""
+    """The consumers of `group` that take in nothing but what a hook on their layer sees: linear, convolutions."""
     return [
         member
         for member in group.members
-        if member.role == "consumer"
+        if role_of(model, member) == "consumer"
         and member.tensor == "weight"
         and isinstance(model.get_submodule(member.module), (nn.Linear, _ConvNd))
     ]
@@ -57,28 +56,23 @@ def watch_readers(
         model: Its mode is restored afterwards.
         groups: The groups to watch the readers of.
         calibration: The data.
-        see: Called with the reader's name and its input, shape (positions of all samples, input channels).
+        see: Called with the name of the reader's weight (`Member.name`) and its input, shape (positions of all
+            samples, input channels); for what a recurrent layer's weights read of its own units, once a step.
     """
+    modules = {member.name: model.get_submodule(member.module) for group in groups for member in tappable(model, group)}
 
-    def watcher(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            taken_in = layer_input(args, kwargs)
-            if taken_in is not None:
-                channels = channels_last(module, taken_in.detach())
-                see(name, channels.reshape(-1, channels.shape[-1]))
+    def tap(name: str, values: Tensor) -> Tensor:
+        channels = last(modules[name], values.detach())
+        see(name, channels.reshape(-1, channels.shape[-1]))
+        return values
 
-        return hook
-
-    names = dict.fromkeys(member.module for group in groups for member in readers_of(model, group))
-    hooks = [model.get_submodule(name).register_forward_pre_hook(watcher(name), with_kwargs=True) for name in names]
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad(), without_fastpath():
+        members = (member for group in groups for member in tappable(model, group))
+        with torch.no_grad(), without_fastpath(), tapped(model, members, tap):
             for inputs, _ in calibration.pairs():
                 run_batch(model, inputs)
     finally:
-        for hook in hooks:
-            hook.remove()
         for module, mode in training.items():
             module.training = mode
