@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunecli.criteria.base import Calibration, Loss, member_tensor, sum_by_unit
+from prunecli.criteria.base import Calibration, Loss, member_tensor, role_of, sum_by_unit
 from prunecli.criteria.probe import loss_of, probe_of
 from prunecli.criteria.readers import by_unit, readers_of
 from prunecli.inputs import Inputs, cast_inputs, model_device, sample_count, take_samples
@@ -49,13 +49,14 @@ def _mean_over_samples(
             totals[name] = totals[name] + total if name in totals else total
         samples += len(next(iter(gates.values()), ()))
     return {
-        group.name: totals[group.name] / samples if group.name in totals else _why_unknown(model, group)
+        group.name: totals[group.name] / samples if group.name in totals else why_unknown(model, group)
         for group in groups
     }
 
 
-def _why_unknown(model: nn.Module, group: ChannelGroup) -> str:
-    return _NO_GRADIENT if _gated(model, group) else _NO_READER
+def why_unknown(model: nn.Module, group: ChannelGroup) -> str:
+    """Why there is no derivative by a group's gates."""
+    return _NO_GRADIENT if gated(model, group) else _NO_READER
 
 
 def gate_gradients(
@@ -181,7 +182,7 @@ def _at_weights(
 ) -> dict[str, Tensor]:
     """The same, from the weights that read each unit, sample by sample."""
     rows: dict[str, list[Tensor]] = {}
-    members = {group.name: _gated(probe, group) for group in groups}
+    members = {group.name: gated(probe, group) for group in groups}
     tensors = {member.name: member_tensor(probe, member) for gated in members.values() for member in gated}
     if not tensors:
         return {}
@@ -212,8 +213,8 @@ def _gate(group: ChannelGroup, members: Sequence[Member], products: Mapping[str,
     return gate / max(len(writers), 1)
 
 
-def _gated(model: nn.Module, group: ChannelGroup) -> list[Member]:
-    """The weights that read the group's units alone; if there is none, those that write them."""
+def gated(model: nn.Module, group: ChannelGroup) -> list[Member]:
+    """The weights that a gate stands for: those that read the units alone; if there is none, those that write them."""
     own = [member for member in group.members if isinstance(member_tensor(model, member), nn.Parameter)]
-    readers = [member for member in own if member.role == "consumer"]
-    return readers or [member for member in own if member.role == "producer"]
+    readers = [member for member in own if role_of(model, member) == "consumer"]
+    return readers or [member for member in own if role_of(model, member) == "producer"]

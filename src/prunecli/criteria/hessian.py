@@ -36,7 +36,7 @@ def hap(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibrati
     of every gate of a recurrent unit. At weights that are no minimum a trace may be negative; such a unit counts as 0,
     as does one whose estimate is negative by chance.
     """
-    return _reported(model, groups, calibration, hap_estimate(model, groups, calibration))
+    return _reported(model, groups, hap_estimate(model, groups, calibration))
 
 
 def hap_estimate(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration) -> Estimate:
@@ -51,6 +51,28 @@ def hap_estimate(model: nn.Module, groups: Sequence[ChannelGroup], calibration: 
 
 def _times(factors: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor]:
     return lambda name, mean: mean.clamp_min(0) * factors[name]
+
+
+def obd(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration) -> dict[str, Tensor | str]:
+    """1/2 sum of diag(H) w^2 over a unit's incoming weights (LeCun et al., Optimal Brain Damage, NeurIPS 1989).
+
+    To second order, and with weights that do not interact, what the loss gains when all of them become zero at a
+    minimum. A unit for which that is negative counts as 0.
+    """
+    return _reported(model, groups, obd_estimate(model, groups, calibration))
+
+
+def obd_estimate(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration) -> Estimate:
+    """The scores of `obd`, and their standard errors.
+
+    Raises:
+        MethodError: The data has one sample alone, or the loss cannot be differentiated twice.
+    """
+
+    def damage(weight: Tensor, curvature: Tensor) -> Tensor:
+        return curvature * weight.square() / 2
+
+    return _estimated(model, groups, calibration, "obd", damage, lambda _, mean: mean.clamp_min(0))
 
 
 def incoming(model: nn.Module, group: ChannelGroup) -> list[Member]:
@@ -178,9 +200,7 @@ def differentiable_twice(probe: nn.Module) -> Iterator[None]:
         yield
 
 
-def _reported(
-    model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration, estimate: Estimate
-) -> dict[str, Tensor | str]:
+def _reported(model: nn.Module, groups: Sequence[ChannelGroup], estimate: Estimate) -> dict[str, Tensor | str]:
     """Scores by group name or why there are none."""
     return {
         group.name: estimate.scores[group.name]

@@ -119,6 +119,22 @@ _BUILT_IN = (
         needs_data=True,
     ),
     CriterionSpec(
+        "obd",
+        "prunecli.criteria.hessian:obd",
+        "Remove the channels whose weights' curvature costs least.",
+        "https://papers.nips.cc/paper/250-optimal-brain-damage",
+        options=HessianOptions,
+        needs_data=True,
+    ),
+    CriterionSpec(
+        "gate-obd",
+        "prunecli.criteria.gate_hessian:gate_obd",
+        "Remove the channels whose gates' curvature costs least.",
+        "https://papers.nips.cc/paper/250-optimal-brain-damage",
+        options=HessianOptions,
+        needs_data=True,
+    ),
+    CriterionSpec(
         "obs",
         "prunecli.criteria.obs:obs",
         "Remove the channels that the others can best make up for.",
