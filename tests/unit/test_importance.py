@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from prunecli.criteria import hessian, obs
 from prunecli.criteria.base import Calibration, default_loss
 from prunecli.criteria.gate_hessian import gate_obd_estimate
+from prunecli.criteria.gradient import fisher, gate_gradients
 from prunecli.criteria.probe import probe_of
 from prunecli.criteria.ranks import reliability, spearman
 from prunecli.criteria.sampling import Draw, Stop, stable_mean
@@ -584,3 +585,111 @@ def test_gates_of_what_no_weight_reads_lie_where_it_is_written_once() -> None:
     away = (estimate.means["q"] - exact) / estimate.standard_errors["q"]
     assert float(away.abs().max()) < 4
     assert float((exact / estimate.standard_errors["q"]).abs().max()) > 5
+
+
+def _gates_one_by_one(model: nn.Module, groups: list[ChannelGroup], data: Any) -> dict[str, Tensor]:
+    """w * dL/dw over the weights that read each unit, one sample after the other, in a loop over units."""
+    rows: dict[str, list[Tensor]] = {group.name: [] for group in groups}
+    for inputs, labels in data:
+        for place in range(len(inputs)):
+            model.zero_grad()
+            default_loss(model(inputs[place : place + 1]), labels[place : place + 1]).backward()
+            for group in groups:
+                gate = torch.zeros(group.units, dtype=torch.float64)
+                for member, unit in itertools.product(group.members, range(group.units)):
+                    if member.role == "consumer":
+                        weight = model.get_parameter(member.name)
+                        for column in member.index[unit]:
+                            own = weight.select(member.dim, int(column)) * weight.grad.select(member.dim, int(column))  # type: ignore[union-attr]
+                            gate[unit] += float(own.sum())
+                rows[group.name].append(gate)
+    model.zero_grad()
+    return {name: torch.stack(values) for name, values in rows.items()}
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_units_take_one_backward_pass_for_a_batch(kind: type[nn.RNNBase]) -> None:
+    torch.manual_seed(3)
+    model = Words(kind).double().eval()
+    groups, data = words_groups(model), tokens(3, samples=5)
+    exact = _gates_one_by_one(model, groups, data)
+    runs: list[int] = []
+    model.register_forward_hook(lambda *_: runs.append(1))
+    found: dict[str, list[Tensor]] = {}
+    for gates in gate_gradients(model, groups, Calibration(batches=data)):
+        for name, rows in gates.items():
+            found.setdefault(name, []).append(rows)
+    assert len(runs) == 2 + 3
+    for name, wanted in exact.items():
+        assert torch.allclose(torch.cat(found[name]), wanted, rtol=1e-7, atol=1e-12), name
+        mean = fisher(model, groups, Calibration(batches=data))[name]
+        assert torch.allclose(mean, wanted.square().mean(0), rtol=1e-7)  # type: ignore[arg-type]
+
+
+class _Wrapped(nn.Module):
+    """A recurrent network that takes its samples first and its weights in ways that differ from layer to layer."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.embed = kind, nn.Embedding(11, 5)
+        settings: dict[str, Any] = {"batch_first": True, "proj_size": 3} if kind == "projected" else {}
+        self.rnn = nn.LSTM(5, 6, **settings) if kind != "cell" else nn.GRUCell(5, 6)
+        self.decode = nn.Linear(3 if kind == "projected" else 6, 11)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        if self.kind == "cell":
+            h, outputs = torch.zeros(len(x), 6, dtype=x.dtype), []
+            for step in x.unbind(1):
+                h = self.rnn(step, h)
+                outputs.append(h)
+            return self.decode(torch.stack(outputs, 1))
+        if self.kind == "projected":
+            return self.decode(self.rnn(x)[0])
+        carried = (torch.full((1, len(x), 6), 0.3, dtype=x.dtype), torch.zeros(1, len(x), 6, dtype=x.dtype))
+        steps = self.rnn(x.transpose(0, 1), carried)[0]
+        if self.kind == "packed":
+            packed = nn.utils.rnn.pack_padded_sequence(x, [x.shape[1]] * len(x), batch_first=True)
+            steps = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0])[0]
+        return self.decode(steps.flatten(0, 1)).unflatten(0, steps.shape[:2]).transpose(0, 1)
+
+
+@pytest.mark.parametrize(("kind", "runs"), [("cell", 3), ("projected", 3), ("carried", 3), ("packed", 8)])
+def test_cells_projections_carried_states_and_packed_sequences(kind: str, runs: int) -> None:
+    torch.manual_seed(3)
+    model, six, three = _Wrapped(kind).double().eval(), torch.arange(6)[:, None], torch.arange(3)[:, None]
+    if kind == "projected":
+        members = [("rnn", "weight_hr_l0", six)]
+        projected = tuple(
+            Member(name, weight, 1, three, "consumer")
+            for name, weight in (("rnn", "weight_hh_l0"), ("decode", "weight"))
+        )
+        groups = [ChannelGroup("proj", 3, 3, projected)]
+    else:
+        members = [("rnn", "weight_hh" if kind == "cell" else "weight_hh_l0", six), ("decode", "weight", six)]
+        groups = []
+    own = tuple(Member(name, weight, 1, index, "consumer") for name, weight, index in members)
+    groups.append(ChannelGroup("rnn", 6, 6, own))
+    data = tokens(1, samples=5)
+    exact, count = _gates_one_by_one(model, groups, data), []
+    model.register_forward_hook(lambda *_: count.append(1))
+    gates = next(gate_gradients(model, groups, Calibration(batches=data)))
+    assert len(count) == runs
+    for name, wanted in exact.items():
+        assert torch.allclose(gates[name], wanted, rtol=1e-7, atol=1e-12), name
+
+
+def test_batches_of_one_sample_or_one_step_do_not_settle_where_samples_lie() -> None:
+    torch.manual_seed(3)
+    model = Words().double().eval()
+    groups, (inputs, labels) = words_groups(model), tokens(1, samples=6, steps=6)[0]
+    data = [
+        (inputs[:1], labels[:1]),
+        (inputs[:, :1], labels[:, :1]),
+        (inputs, labels),
+        (inputs[:2], labels[:2]),
+    ]
+    found = list(gate_gradients(model, groups, Calibration(batches=data)))
+    for batch, gates in zip(data, found, strict=True):
+        for name, wanted in _gates_one_by_one(model, groups, [batch]).items():
+            assert torch.allclose(gates[name], wanted, rtol=1e-7, atol=1e-12), name
