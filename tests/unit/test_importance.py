@@ -19,9 +19,9 @@ from prunecli.criteria.gradient import fisher, gate_gradients
 from prunecli.criteria.probe import probe_of
 from prunecli.criteria.ranks import reliability, spearman
 from prunecli.criteria.sampling import Draw, Stop, stable_mean
-from prunecli.criteria.unrolling import unrolled
 from prunecli.errors import MethodError
 from prunecli.surgery.groups import ChannelGroup, Member
+from prunecli.surgery.recurrent.unrolling import unrolled
 from prunecli.surgery.tracing.trace import trace
 from tests.unit.networks import Flattened, Grouped, Transposed, conv, example
 from tests.unit.recurrent import Words, tokens, words_groups

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.criteria.base import Calibration
-from prunecli.criteria.readers import UNSEEN, by_unit, exact, watch_readers
-from prunecli.criteria.taps import tappable
+from prunecli.criteria.readers import UNSEEN, by_unit, exact, tappable, watch_readers
 from prunecli.surgery.groups import ChannelGroup
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from prunecli.criteria.base import Calibration, Loss, member_tensor, role_of, sum_by_unit
 from prunecli.criteria.probe import loss_of, probe_of
-from prunecli.criteria.readers import by_unit
-from prunecli.criteria.taps import last, tappable, tapped
+from prunecli.criteria.readers import by_unit, tappable
 from prunecli.inputs import Inputs, cast_inputs, model_device, sample_count, summing_dtype, take_samples
 from prunecli.surgery.groups import ChannelGroup, Member
+from prunecli.surgery.taps import channels_last, tapped
 from prunecli.surgery.tracing.running import without_fastpath
 
 _AGREEMENT = 1e-2
@@ -140,7 +140,7 @@ class _Watched:
             taken.append((name, own))
             return own
 
-        with tapped(self._probe, self._members.values(), tap):
+        with tapped(self._probe, self._members, tap):
             total = loss_of(self._probe, inputs, labels, self._loss)
         gradients = torch.autograd.grad(total, [own for _, own in taken], allow_unused=True) if taken else ()
         calls: dict[tuple[str, torch.Size], list[tuple[Tensor, Tensor]]] = {}
@@ -152,7 +152,7 @@ class _Watched:
             values, slopes = (torch.stack(parts) for parts in zip(*pairs, strict=True))
             product = (values * slopes).sum(dim=0, dtype=summing_dtype(values))
             module = self._probe.get_submodule(self._members[name].module)
-            products.setdefault(name, []).append(last(module, product))
+            products.setdefault(name, []).append(channels_last(module, product))
         return products
 
     def _in_doubt(self, products: Mapping[str, list[Tensor]], samples: int) -> bool:

@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from prunecli.criteria.base import Calibration, member_tensor
-from prunecli.criteria.readers import UNSEEN, exact, watch_readers
-from prunecli.criteria.taps import tappable
+from prunecli.criteria.readers import UNSEEN, exact, tappable, watch_readers
 from prunecli.surgery.groups import ChannelGroup, Member
 
 WIDEST = 4096

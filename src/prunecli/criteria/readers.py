@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from prunecli.criteria.base import Calibration, role_of, sum_by_unit
-from prunecli.criteria.taps import last, tappable, tapped
 from prunecli.inputs import run_batch
 from prunecli.surgery.groups import ChannelGroup, Member
+from prunecli.surgery.taps import channels_last, shows, tapped
 from prunecli.surgery.tracing.running import without_fastpath
 
 UNSEEN = "no layer that reads it can be watched"
@@ -25,6 +25,15 @@ def readers_of(model: nn.Module, group: ChannelGroup) -> list[Member]:
         if role_of(model, member) == "consumer"
         and member.tensor == "weight"
         and isinstance(model.get_submodule(member.module), (nn.Linear, _ConvNd))
+    ]
+
+
+def tappable(model: nn.Module, group: ChannelGroup) -> list[Member]:
+    """The weights that read `group` and show what they take in: of linear layers, convolutions, recurrent layers."""
+    return [
+        member
+        for member in group.members
+        if role_of(model, member) == "consumer" and shows(model.get_submodule(member.module), member.tensor)
     ]
 
 
@@ -62,15 +71,14 @@ def watch_readers(
     modules = {member.name: model.get_submodule(member.module) for group in groups for member in tappable(model, group)}
 
     def tap(name: str, values: Tensor) -> Tensor:
-        channels = last(modules[name], values.detach())
+        channels = channels_last(modules[name], values.detach())
         see(name, channels.reshape(-1, channels.shape[-1]))
         return values
 
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        members = (member for group in groups for member in tappable(model, group))
-        with torch.no_grad(), without_fastpath(), tapped(model, members, tap):
+        with torch.no_grad(), without_fastpath(), tapped(model, modules, tap):
             for inputs, _ in calibration.pairs():
                 run_batch(model, inputs)
     finally:

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from prunecli.criteria.base import Calibration, member_tensor, sum_by_unit
-from prunecli.criteria.readers import UNSEEN, exact, watch_readers
-from prunecli.criteria.taps import tappable
+from prunecli.criteria.readers import UNSEEN, exact, tappable, watch_readers
 from prunecli.surgery.groups import ChannelGroup, Member
 
 

@@ -28,6 +28,7 @@ from prunecli.methods.selection import ratios_by_group, with_scope
 from prunecli.methods.targets import Ruler, target_of
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.proof.verify import faulty_groups, verify
+from prunecli.surgery.recurrent.forms import in_form
 from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
 from prunecli.surgery.removal.slice import AttributeChange, kept_positions, make_contiguous, remove
 from prunecli.surgery.tracing.trace import without
@@ -47,6 +48,7 @@ def prune_structural(model: nn.Module, request: PruneRequest) -> Pruned:
         VerificationError: The result is not the masked original; nothing is returned.
     """
     params = request.params
+    model = in_form(model, request.example_inputs)
     target = target_of(params)
     if params.schedule == "once" and (params.steps != StructuralParams.steps or params.initial_ratio is not None):
         raise MethodError("--steps and --initial-ratio belong to a schedule; add --schedule linear, cubic or ramp")

@@ -1,4 +1,4 @@
-"""Seeing, and changing, what the weights that read a channel take in, whatever kind of layer they belong to."""
+"""Seeing, and changing, what the weights of layers take in, whatever kind of layer they belong to."""
 
 from __future__ import annotations
 
@@ -10,50 +10,54 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from prunecli.criteria.base import role_of
-from prunecli.criteria.unrolling import Tap, unrolled
-from prunecli.surgery.groups import ChannelGroup, Member
-from prunecli.surgery.removal.compensate import channels_last, layer_input
+from prunecli.surgery.recurrent.unrolling import Tap, unrolled
 
 _RECURRENT = ("weight_ih", "weight_hh", "weight_hr")
 
 
-def tappable(model: nn.Module, group: ChannelGroup) -> list[Member]:
-    """The weights that read `group` and show what they take in: of linear layers, convolutions, recurrent layers."""
-    return [
-        member
-        for member in group.members
-        if role_of(model, member) == "consumer" and _shows(model.get_submodule(member.module), member.tensor)
-    ]
-
-
-def _shows(module: nn.Module, tensor: str) -> bool:
+def shows(module: nn.Module, tensor: str) -> bool:
+    """Whether what a parameter of a module takes in can be seen: of linear layers, convolutions, recurrent layers."""
     if isinstance(module, (nn.Linear, _ConvNd)):
         return tensor == "weight"
     return isinstance(module, (nn.RNNBase, nn.RNNCellBase)) and tensor.startswith(_RECURRENT)
 
 
-def last(module: nn.Module, values: Tensor) -> Tensor:
-    """What a weight takes in, or the gradient of it, with the channel dimension last."""
-    return channels_last(module, values) if isinstance(module, _ConvNd) else values
+def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """What a linear layer or convolution was called with: its first floating tensor, by position or by keyword."""
+    values = (*args, *kwargs.values())
+    return next((value for value in values if isinstance(value, Tensor) and value.is_floating_point()), None)
+
+
+def channels_last(module: nn.Module, values: Tensor) -> Tensor:
+    """What a layer's weight takes in, or the gradient of it, with the channel dimension last.
+
+    Args:
+        module: A linear or recurrent layer, or a convolution; those of spikingjelly take all steps at once,
+            (T, N, C, ...).
+        values: A tensor shaped like the layer's input.
+    """
+    if not isinstance(module, _ConvNd):
+        return values
+    return values.movedim(2 if values.dim() > module.weight.dim() else 1, -1)
 
 
 @contextmanager
-def tapped(model: nn.Module, members: Iterable[Member], tap: Tap) -> Iterator[None]:
-    """Calls `tap` with what each member takes in while the network runs, and goes on with what it returns.
+def tapped(model: nn.Module, tensors: Iterable[str], tap: Tap) -> Iterator[None]:
+    """Calls `tap` with what each weight takes in while the network runs, and goes on with what it returns.
 
     Args:
         model: The network, in evaluation mode where it has recurrent layers.
-        members: Some of the `tappable` ones.
-        tap: Called with a member's name and values in the form that its layer takes: as many times as the layer runs,
-            and for hidden units once a step.
+        tensors: Full names of parameters, such as "rnn.weight_hh_l0"; their modules have to show them.
+        tap: Called with a parameter's full name and values in the form that its layer takes: as many times as the
+            layer runs, and for hidden units once a step.
     """
     by_module: dict[str, set[str]] = {}
-    for member in members:
-        by_module.setdefault(member.module, set()).add(member.tensor)
+    for name in tensors:
+        path, _, tensor = name.rpartition(".")
+        by_module.setdefault(path, set()).add(tensor)
     with ExitStack() as undo:
-        for name, tensors in by_module.items():
-            module, own = model.get_submodule(name), partial(_chosen, tap, f"{name}." if name else "", tensors)
+        for path, own_tensors in by_module.items():
+            module, own = model.get_submodule(path), partial(_chosen, tap, f"{path}." if path else "", own_tensors)
             if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
                 undo.enter_context(_replaced_forward(module, unrolled(module, own)))
             else:
