@@ -37,6 +37,7 @@ from prunecli.report.contest import Cell, Dense, Figure
 from prunecli.report.schema import DataInfo, ModelInfo
 from prunecli.studies.batches import FirstSteps, KeptBatches
 from prunecli.studies.entrants import Entrant, shared_params
+from prunecli.surgery.recurrent.forms import in_form
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ class Ring:
         self._recalibrate, self._compensation = repairs(space, prune)
         self._split = _some(space.split(split), images)
         self._judged_on = KeptBatches(space.inputs.batches(self._split))
-        self._model = loaded.model.to(space.device).eval()
         self._example = space.inputs.example()
+        self._model = in_form(loaded.model.to(space.device).eval(), self._example)
         self._shared = with_scope(self._model, StructuralParams(**shared_params(prune)))
         with resource_errors(space.recipe.data.batch_size):
             self._selection = select(self._model, self._request("l2", self._shared, None))
