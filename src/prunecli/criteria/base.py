@@ -147,6 +147,8 @@ def role_of(model: nn.Module, member: Member) -> Role:
         return "producer"
     if isinstance(module, nn.Linear) and member.tensor == "weight":
         return "consumer" if member.dim == 1 else "producer"
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)) and member.tensor.startswith("bias"):
+        return "producer"
     return member.role
 
 
