@@ -165,6 +165,16 @@ def take_samples(inputs: Any, first: int, end: int) -> Any:
     return _by_sample(inputs, lambda tensor: tensor[first:end], lambda entries: entries[first:end])
 
 
+def every_other_sample(inputs: Any, first: int) -> Any:
+    """Every second sample of a batch; what does not have one entry for each sample stays whole.
+
+    Args:
+        inputs: Inputs, or labels.
+        first: Index of the first sample, 0 or 1.
+    """
+    return _by_sample(inputs, lambda tensor: tensor[first::2], lambda entries: entries[first::2])
+
+
 def repeat_sample(inputs: Inputs, count: int) -> Any:
     """The first sample `count` times, as one batch."""
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from prunecli.api import prune
 from prunecli.criteria.base import default_loss, token_loss
 from prunecli.data.token_batches import StreamBatches, TextSplit, evaluation_streams
 from prunecli.data.vocabulary import UNKNOWN, Vocabulary
@@ -27,19 +28,24 @@ from prunecli.engine.tasks.base import Labels
 from prunecli.engine.tasks.index import task_of
 from prunecli.engine.tasks.language import CharacterLanguage
 from prunecli.errors import ModelError
+from prunecli.measure.neurons import spiking_neurons
 from prunecli.models.catalog import build
 from prunecli.models.loading import load_file, load_reference, restore, save
 from prunecli.report.schema import Metrics
 from tests.unit.test_engine import CPU, _digest
 from tests.unit.test_resuming import _Dies, _Stopped, _store
 
-NAMES = ["lstm", "gru", "rnn"]
+NAMES = ["lstm", "gru", "rnn", "spiking", "hybrid"]
 TASK = CharacterLanguage(Labels("a text", "character-language", tuple("abcdefghij")))
 
 
 def _network(name: str = "lstm", **kwargs: Any) -> nn.Module:
     torch.manual_seed(0)
-    return build(f"lm:{name}", **({"num_classes": 10, "units": 6} | kwargs)).eval()
+    name, of, cell = name.partition(" of ")
+    own: dict[str, Any] = {"cell": cell.lower()} if of else {}
+    if name in ("spiking", "hybrid"):
+        own["v_threshold"] = 0.2  # so that neurons fire
+    return build(f"lm:{name}", **({"num_classes": 10, "units": 6} | own | kwargs)).eval()
 
 
 def _text(tokens: int = 400, length: int = 7, seed: int = 0) -> TextSplit:
@@ -128,7 +134,9 @@ def test_a_checkpoint_comes_back(tmp_path: Path, name: str) -> None:
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.sampled_from(NAMES), st.integers(1, 3), st.lists(st.integers(1, 6), min_size=1, max_size=5))
+@given(
+    st.sampled_from([*NAMES, "hybrid of LSTM"]), st.integers(1, 3), st.lists(st.integers(1, 6), min_size=1, max_size=5)
+)
 def test_carried_state_equals_one_long_pass(name: str, layers: int, cuts: list[int]) -> None:
     network = _network(name, layers=layers).double()
     tokens = torch.randint(10, (3, sum(cuts)), generator=torch.Generator().manual_seed(sum(cuts)))
@@ -141,7 +149,7 @@ def test_carried_state_equals_one_long_pass(name: str, layers: int, cuts: list[i
         forgotten = [carrier.scores(network, piece) for piece in tokens.split(cuts, dim=1)]
         assert torch.equal(forgotten[0], pieces[0])
         alone = Carrier([])
-        assert not torch.equal(alone.scores(network, tokens.split(cuts, dim=1)[1]), pieces[1])
+        assert name == "spiking" or not torch.equal(alone.scores(network, tokens.split(cuts, dim=1)[1]), pieces[1])
 
 
 def _streams() -> StreamBatches:
@@ -259,7 +267,7 @@ def test_stopped_after_any_step_it_resumes_the_same(tmp_path: Path, name: str) -
     expected = train(None)
     watching = _Dies(_store(tmp_path / "whole"), None)
     assert train(watching) == expected and watching.saved > 14
-    for after in range(1, watching.saved + 1):
+    for after in (1, 3, watching.saved // 2 + 1, watching.saved - 2):
         folder = tmp_path / str(after)
         folder.mkdir()
         with pytest.raises(_Stopped):
@@ -312,3 +320,82 @@ def test_wrong_arguments(kwargs: dict[str, Any], said: str) -> None:
 def test_published_weights_do_not_exist() -> None:
     with pytest.raises(ModelError, match="lm:lstm has no published weights"):
         build("lm:lstm", pretrained=True)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm"])
+def test_a_hybrid_layer_computes_what_it_says(cell: str) -> None:
+    """Against the formulas, written out for one sequence, with neurons that subtract the threshold and leak by 1/3."""
+    network = _network("hybrid", cell=cell, units=7, snn_fraction=0.4, tau=1.5, v_reset=None, layers=2).double()
+    tokens = torch.randint(10, (9,))
+    own = dict(network.named_parameters())
+
+    def through(kind: str, x: Tensor, last: Tensor) -> Tensor:
+        return own[f"{kind}.input.weight"] @ x + own[f"{kind}.input.bias"] + own[f"{kind}.recurrent.weight"] @ last
+
+    inputs, fired = [own["encoder.weight"][token] for token in tokens], 0
+    for layer in ("layers.0", "layers.1"):
+        last, cells, potential = (torch.zeros(count, dtype=torch.float64) for count in (7, 4, 3))
+        rows = []
+        for x in inputs:
+            summed, current = through(f"{layer}.dense", x, last), through(f"{layer}.spiking", x, last)
+            if cell == "lstm":
+                entering, forgetting, candidate, leaving = summed.split(4)
+                cells = torch.sigmoid(forgetting) * cells + torch.sigmoid(entering) * torch.tanh(candidate)
+                hidden = torch.sigmoid(leaving) * torch.tanh(cells)
+            else:
+                hidden = torch.tanh(summed)
+            potential = potential - potential / 1.5 + current
+            spikes = (potential >= 0.2).double()
+            potential = potential - 0.2 * spikes
+            fired += int(spikes.sum())
+            last = torch.cat([hidden, spikes])
+            rows.append(last)
+        inputs = rows
+    expected = torch.stack([own["decoder.weight"] @ x + own["decoder.bias"] for x in inputs])
+    assert 10 < fired < 40
+    torch.testing.assert_close(network(tokens[None])[0], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["spiking", "hybrid"])
+def test_spiking_units_forget_between_calls_and_learn(name: str) -> None:
+    network, tokens = _network(name), torch.randint(10, (2, 12))
+    first = network(tokens)
+    assert torch.equal(network(tokens), first)
+    assert all(neuron.v == 0.0 for neuron in spiking_neurons(network).values())
+    TASK.loss(first, tokens, 0.0).backward()
+    gradients = [parameter.grad for _, parameter in network.named_parameters()]
+    assert all(gradient is not None and bool(gradient.any()) for gradient in gradients)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"cell": "lstm"}, {"tied": True, "layers": 3}])
+def test_each_kind_of_units_shrinks_by_itself(kwargs: dict[str, Any]) -> None:
+    network = _network("hybrid", units=16, **kwargs)
+    result = prune(network, "l2", example_inputs=torch.randint(10, (2, 5)), ratio=0.5, min_width=1)
+    assert result.report.verify_error < 1e-12
+    layers = [(layer.dense, layer.spiking) for layer in result.model.layers]
+    gates = 4 if "cell" in kwargs else 1
+    widths = [(dense.input.out_features // gates, spiking.input.out_features) for dense, spiking in layers]
+    assert all(1 <= width < 8 for pair in widths for width in pair)
+    for (dense, spiking), width in zip(layers, widths, strict=True):
+        assert dense.recurrent.in_features == spiking.recurrent.in_features == sum(width)
+    tokens = torch.randint(10, (3, 6))
+    carrier = Carrier(_streams())
+    pieces = [carrier.scores(result.model, piece) for piece in tokens.split(2, dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), result.model(tokens), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "said"),
+    [
+        ("hybrid", {"cell": "gru"}, "unknown cell 'gru'"),
+        ("hybrid", {"snn_fraction": 0.0}, "6 units with snn_fraction 0: each kind needs at least one"),
+        ("hybrid", {"snn_fraction": 0.99}, "6 units with snn_fraction 0.99: each kind needs at least one"),
+        ("spiking", {"snn_fraction": 0.5}, "unknown argument 'snn_fraction'"),
+        ("lstm", {"tau": 2.0}, "unknown argument 'tau'"),
+        ("spiking", {"tau": 0.5}, "tau has to be over 1"),
+        ("spiking", {"tied": True, "embedding": 5}, "tied weights need an embedding as wide as the last layer"),
+    ],
+)
+def test_wrong_arguments_of_spiking_networks(name: str, kwargs: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        _network(name, **kwargs)

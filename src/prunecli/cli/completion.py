@@ -180,6 +180,8 @@ def _values(option: Any, current: str, choices: Callable[[Any], list[str]]) -> l
         from prunecli.methods.registry import all_methods
 
         return _matching([(spec.name, spec.summary) for spec in all_methods().values()], current)
+    if name == "methods":
+        return _ranking_methods(current)
     if name == "data":
         return _data_sets(current)
     if name == "measure":
@@ -188,13 +190,23 @@ def _values(option: Any, current: str, choices: Callable[[Any], list[str]]) -> l
         return _matching([(device, "") for device in ("auto", "cpu", "cuda", "mps")], current)
     if name == "teacher":
         return [*_matching([("parent", "The network that was pruned.")], current), *_files(current, WEIGHT_SUFFIXES)]
-    if name == "data_root":
+    if name in ("data_root", "plots"):
         return _files(current, ())
     return (
         _files(current, None)
         if name in ("out", "plot", "overlay", "extract_attention", "class_names", "templates")
         else []
     )
+
+
+def _ranking_methods(current: str) -> list[Candidate]:
+    """The methods that rank channels, behind those that are named already."""
+    from prunecli.methods.registry import all_methods
+
+    before, comma, last = current.rpartition(",")
+    named = before.split(",")
+    specs = [spec for spec in all_methods().values() if spec.family == "structural" and spec.name not in named]
+    return [(before + comma + name, text) for name, text in _matching([(s.name, s.summary) for s in specs], last)]
 
 
 def _data_sets(current: str) -> list[Candidate]:

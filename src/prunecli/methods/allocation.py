@@ -86,6 +86,18 @@ def allocate(
     return Allocation(keep, held_back, requested, 1 - kept / total if total else 0.0)
 
 
+def comparable(scores: Sequence[Tensor], params: StructuralParams) -> list[Tensor]:
+    """Scores of layers as they enter one ranking: divided by their layer's mean, or raw, as the parameters say.
+
+    Args:
+        scores: One tensor of shape (units,) for each layer.
+        params: Parameters of the method.
+    """
+    if params.normalise == "none":
+        return list(scores)
+    return [values / values.mean().clamp_min(torch.finfo(torch.float64).tiny) for values in scores]
+
+
 def signature(group: ChannelGroup) -> Signature:
     """What makes groups alike: their members' names without digits, tensors, dimensions and roles."""
     return tuple(
@@ -175,10 +187,7 @@ def _ranked_counts(
     limits: Sequence[_Limits],
 ) -> list[int]:
     """Counts of groups that compete in one ranking."""
-    scaled = [scores[group.name] for group in groups]
-    if params.normalise == "mean":
-        scaled = [values / values.mean().clamp_min(torch.finfo(torch.float64).tiny) for values in scaled]
-    ranks = _ranks(scaled)
+    ranks = _ranks(comparable([scores[group.name] for group in groups], params))
     dense = sum(limit.dense_units * group.channels_per_unit for limit, group in zip(limits, groups, strict=True))
     target = (1 - ratio) * dense
 

@@ -101,6 +101,8 @@ class LIFUnits(Units):
         return spikes, self.neuron.v  # type: ignore[return-value]
 
 
+_INITIAL = 1.0
+"""Of tied weights: within the 0.1 of other networks hardly any neuron would fire before it has learned."""
 _CELLS: Mapping[str, type[Units]] = {"rnn": RNNUnits, "lstm": LSTMUnits}
 
 
@@ -192,7 +194,8 @@ class HybridLanguageModel(LanguageModel, base.StepModule):  # type: ignore[misc]
             for index in range(layers)
         )
         self.decoder = nn.Linear(units, num_classes)
-        self._tie(tied)
+        if tied:
+            self._tie(_INITIAL)
         self._step_mode = "s"
 
     def remember(self, vectors: Tensor, memory: Any) -> tuple[Tensor, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from prunecli.errors import ModelError, unknown
@@ -28,19 +27,18 @@ class LanguageModel(nn.Module):
     drop: nn.Dropout
     decoder: nn.Linear
 
-    def _tie(self, tied: bool) -> None:
-        """Initialises encoder and decoder as the example does, uniformly within 0.1, and ties them."""
-        with torch.no_grad():
-            self.encoder.weight.uniform_(-_INITIAL, _INITIAL)
-            self.decoder.weight.uniform_(-_INITIAL, _INITIAL)
-            self.decoder.bias.zero_()
-        if not tied:
-            return
+    def _tie(self, spread: float) -> None:
+        """Makes encoder and decoder share weights that are drawn uniformly within `spread`.
+
+        Torch's own initial embedding is too large for a decoder; where they are not tied, characters are learned faster
+        with it than with that of the example, which is within 0.1.
+        """
         if self.encoder.embedding_dim != self.decoder.in_features:
             raise ModelError(
                 f"tied weights need an embedding as wide as the last layer, {self.decoder.in_features}, not "
                 f"{self.encoder.embedding_dim}: leave embedding out"
             )
+        nn.init.uniform_(self.encoder.weight, -spread, spread)
         self.decoder.weight = self.encoder.weight
 
     def forward(self, tokens: Tensor, memory: Any = None, carry: bool = False) -> Any:
@@ -101,7 +99,8 @@ class RecurrentLanguageModel(LanguageModel):
         self.encoder = nn.Embedding(num_classes, embedding)
         self.rnn = KINDS[kind](embedding, units, layers, dropout=between, batch_first=True, **own)
         self.decoder = nn.Linear(units, num_classes)
-        self._tie(tied)
+        if tied:
+            self._tie(_INITIAL)
 
     def remember(self, vectors: Tensor, memory: Any) -> tuple[Tensor, Any]:
         """See `LanguageModel`."""

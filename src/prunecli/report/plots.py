@@ -34,7 +34,7 @@ def sensitivity_plot(
     import matplotlib
 
     columns = -(-min(len(curves), _LARGEST_LEGEND) // _LEGEND_ROWS)
-    figure = _figure(7.0 + 2.2 * columns, 5.0)
+    figure = figure_of(7.0 + 2.2 * columns, 5.0)
     axes = figure.add_subplot()
     colours = matplotlib.colormaps["viridis"]
     markers = "os^vD"
@@ -49,7 +49,7 @@ def sensitivity_plot(
     axes.grid(alpha=0.3)
     if len(curves) <= _LARGEST_LEGEND:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, ncols=max(columns, 1), frameon=False)
-    return _rendered(figure, form)
+    return rendered(figure, form)
 
 
 def firing_figure(neurons: Sequence[NeuronRates], title: str) -> Figure:
@@ -62,7 +62,7 @@ def firing_figure(neurons: Sequence[NeuronRates], title: str) -> Figure:
         neurons: Firing rates in the order of the network.
         title: Title of the plot.
     """
-    figure = _figure(9.0, 1.6 + 0.3 * len(neurons))
+    figure = figure_of(9.0, 1.6 + 0.3 * len(neurons))
     axes = figure.add_subplot()
     positions = range(len(neurons))
     axes.barh(positions, [100 * neuron.rate for neuron in neurons], height=0.7, color="#9ecae1", label="mean rate")
@@ -97,7 +97,7 @@ def firing_plot(neurons: Sequence[NeuronRates], title: str, form: str = "png") -
         title: Title of the plot.
         form: "png", "svg" or "pdf".
     """
-    return _rendered(firing_figure(neurons, title), form)
+    return rendered(firing_figure(neurons, title), form)
 
 
 def frontier_plot(
@@ -112,7 +112,7 @@ def frontier_plot(
         title: Title of the plot.
         form: "png", "svg" or "pdf".
     """
-    figure = _figure(8.0, 5.0)
+    figure = figure_of(8.0, 5.0)
     axes = figure.add_subplot()
     for index, (name, points) in enumerate(curves.items()):
         if name == reference:
@@ -125,10 +125,11 @@ def frontier_plot(
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
-    return _rendered(figure, form)
+    return rendered(figure, form)
 
 
-def _figure(width: float, height: float) -> Figure:
+def figure_of(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches, which no window shows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -137,7 +138,8 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _rendered(figure: Figure, form: str) -> bytes:
+def rendered(figure: Figure, form: str) -> bytes:
+    """A figure as the bytes of a "png", "svg" or "pdf" file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=form, dpi=120)
     return buffer.getvalue()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prunecli.cli.commands.compare_methods import CONTEST_OPTIONS, compare_methods, refuse_without_methods
 from prunecli.cli.lazy import make_command
 from prunecli.cli.options import option, overrides_from, shared_options, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import check_writable, reproducible_command
 from prunecli.errors import RecipeError
+
+if TYPE_CHECKING:
+    from prunecli.report.contest import Contest
 
 OPTIONS = [
     option("fail_if", str, "Exit with 3 if this holds, e.g. 'top1_drop > 1.0 or macs_ratio > 0.6'.", "--fail-if"),
@@ -21,26 +25,55 @@ OPTIONS = [
     option("out", str, "File to write the comparison to (JSON).", "-o", "--out"),
     option("force", bool, "Replace a file that exists.", "--force"),
     option("rounds", int, "Paired timings of checkpoints.", default=30),
+    *CONTEST_OPTIONS,
     *shared_options(),
 ]
 
 _PathsArgument = Annotated[
     list[Path],
     typer.Argument(
-        metavar="BASELINE OTHER...", help="Reports of `prune eval`, or networks: weights files and references."
+        metavar="BASELINE OTHER...",
+        help="Reports of `prune eval`, or networks: weights files and references. With --methods: one network, or "
+        "one for each seed.",
     ),
 ]
 
 
 def run(output: Output, paths: _PathsArgument, values: dict[str, Any]) -> None:
-    """Compares."""
-    from prunecli.recipe.loader import Document
-    from prunecli.recipe.resolve import resolve
-
+    """Compares networks, or methods."""
     formats = [f"--{name}" for name in ("csv", "markdown") if values[name]]
     formats += ["--json"] if output.mode == "json" else []
     if len(formats) > 1:
         raise RecipeError(f"{' and '.join(formats)} exclude each other; give one of them")
+    if values["methods"] is None:
+        refuse_without_methods(values)
+        _compare_networks(output, paths, values)
+        return
+    contest = compare_methods(output, paths, OPTIONS, values)
+    if contest is not None:
+        _show_contest(output, contest, values)
+
+
+def _show_contest(output: Output, contest: Contest, values: dict[str, Any]) -> None:
+    from prunecli.report.contest_tables import contest_tables
+
+    output.document(contest.document())
+    methods, *others = contest_tables(contest)
+    if values["csv"]:
+        output.text(methods.to_csv())
+        return
+    for table in (methods, *others):
+        if values["markdown"]:
+            output.text(table.to_markdown())
+        else:
+            output.table(table)
+    output.text("\n" + "\n".join(contest.verdict))
+
+
+def _compare_networks(output: Output, paths: list[Path], values: dict[str, Any]) -> None:
+    from prunecli.recipe.loader import Document
+    from prunecli.recipe.resolve import resolve
+
     plan = resolve(Document({}, "command line"), overrides_from(OPTIONS, values, 0))
     if values["out"] is not None:
         check_writable(Path(values["out"]), bool(values["force"]))
@@ -80,5 +113,8 @@ def run(output: Output, paths: _PathsArgument, values: dict[str, Any]) -> None:
 
 def command() -> Any:
     """The Typer command."""
-    summary = "Compare reports, or networks, with the first one. Networks are timed in turns, so their ratio is paired."
+    summary = (
+        "Compare reports, or networks, with the first one. Networks are timed in turns, so their ratio is paired. With "
+        "--methods, compare how methods prune one network."
+    )
     return make_command("compare", with_output(run, OPTIONS), summary)

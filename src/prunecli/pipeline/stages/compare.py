@@ -98,6 +98,11 @@ def _example(report: Report, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(1, *model.input_shape, generator=generator)
 
 
+def recipe_of(path: Path, recipe: Recipe) -> Recipe:
+    """The recipe of one network: a weights file, or a reference such as timm:resnet50."""
+    return _recipe_of_reference(path, recipe, {}) if _is_reference(path) else _recipe_of_file(path, recipe)
+
+
 def judge(comparison: Comparison, gate: Gate | None) -> GateFailed | None:
     """The failure to raise once the comparison is shown: the condition is true of some candidate.
 

@@ -92,7 +92,7 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
     space.judging.check()
     split = data.training_split()
     task = space.judging.training_task()
-    stage = dataclasses.replace(stage, lr=_learning_rate(stage, loaded.manifest))
+    stage = dataclasses.replace(stage, lr=learning_rate(stage, loaded.manifest))
     _check_augmentation(space, stage, data, task)
     teacher = space.lineage.teacher(stage.teacher) if isinstance(stage, FinetuneStage) and stage.teacher else None
     learned_from = {}
@@ -161,8 +161,8 @@ def _check_teacher(space: Workspace, teacher: LoadedModel, task: Task) -> None:
         raise ModelError(f"--teacher has {outputs} outputs, not {space.data().num_classes}; give one for the same data")
 
 
-def _learning_rate(stage: TrainStage, manifest: Manifest) -> float:
-    """What the stage says, else a tenth of what the network was trained with, as is usual after pruning."""
+def learning_rate(stage: TrainStage, manifest: Manifest) -> float:
+    """What a stage says, else a tenth of what the network was trained with, as is usual after pruning."""
     if stage.lr is not None:
         return stage.lr
     trained = manifest.last("train")

@@ -1,0 +1,128 @@
+"""The report of a contest: methods that prune one network to equally many parameters, compared over seeds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from prunecli.errors import RecipeError
+from prunecli.report.schema import DataInfo, ModelInfo
+
+CONTEST_SCHEMA: Literal["prunecli.contest/1"] = "prunecli.contest/1"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Figure(_Strict):
+    """What the score of the task is called in reports and in tables, and which way it is better."""
+
+    name: str
+    label: str
+    lower_is_better: bool
+
+
+class Spread(_Strict):
+    """Mean over seeds, and the deviation between them (n - 1 in the denominator)."""
+
+    mean: float
+    deviation: float
+
+
+class Cell(_Strict):
+    """One method at one seed: what is left of the network, and its figures before and after training."""
+
+    seed: int
+    params: int
+    macs: int
+    before: float
+    after: float | None
+    figures_before: dict[str, float]
+    figures_after: dict[str, float] | None
+
+
+class Contender(_Strict):
+    """One method: its own parameters, every seed, and the spread over seeds."""
+
+    label: str
+    method: str
+    params: dict[str, JsonValue]
+    params_share: Spread
+    macs_share: Spread
+    before: Spread
+    after: Spread | None
+    kept_alike_between_seeds: float | None
+    cells: tuple[Cell, ...]
+
+
+class PairTest(_Strict):
+    """Two methods at the same seeds: the difference first - second, and Student's paired test.
+
+    `p` is absent where the difference is the same at every seed; `p_holm` is adjusted for all pairs.
+    """
+
+    first: str
+    second: str
+    difference: Spread
+    p: float | None
+    p_holm: float | None
+
+
+class Dense(_Strict):
+    """The network before anything was removed."""
+
+    params: int
+    macs: int
+    score: float
+    figures: dict[str, float]
+
+
+class Contest(_Strict):
+    """Everything that was measured, and how to measure it again.
+
+    Attributes:
+        models: One network, or one for each seed; `dense` has their figures.
+        target_share: Share of the parameters that every method was asked to leave.
+        tests: All pairs, of the scores after training; of those straight after removal if nothing was trained.
+        kept_alike: Jaccard similarity of what each pair of methods keeps at one seed, mean over seeds, by labels.
+        verdict: The result in words.
+    """
+
+    schema_name: Literal["prunecli.contest/1"] = Field(CONTEST_SCHEMA, alias="schema")
+    models: tuple[ModelInfo, ...]
+    data: DataInfo
+    settings: dict[str, JsonValue]
+    figure: Figure
+    target_share: float
+    dense: tuple[Dense, ...]
+    methods: tuple[Contender, ...]
+    tests: tuple[PairTest, ...]
+    kept_alike: dict[str, dict[str, float]]
+    verdict: tuple[str, ...]
+    environment: dict[str, str | int] = Field(default_factory=dict)
+    seed: int = 0
+    command: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def to_json(self) -> str:
+        """The report as indented JSON."""
+        return json.dumps(self.document(), indent=2) + "\n"
+
+
+def read_contest(path: Path) -> Contest:
+    """Reads a report of `prune compare --methods`.
+
+    Raises:
+        RecipeError: It is none, or damaged.
+    """
+    try:
+        return Contest.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise RecipeError(f"{path}: is no report of `prune compare --methods`; start again with --force") from error

@@ -1,0 +1,166 @@
+"""Methods that prune the same networks to equally many parameters, at several seeds, before and after training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunecli.checkpoint.durable import write_text_atomically
+from prunecli.checkpoint.manifest import as_json
+from prunecli.checkpoint.runstate import StateStore
+from prunecli.errors import ModelError, RecipeError
+from prunecli.measure.environment import describe_environment
+from prunecli.pipeline.resumption import identity_of, saved_states
+from prunecli.pipeline.workspace import Workspace
+from prunecli.recipe.schema import FinetuneStage, PruneStage
+from prunecli.report.contest import Contest
+from prunecli.studies.bouts import Outcome, Ring, outcome_of, outcome_state
+from prunecli.studies.contest_figures import contenders, contest_verdict, kept_alike, pair_tests
+from prunecli.studies.entrants import Entrant, entrants, shared_params
+
+_FEWEST_SEEDS, _RATIO = 2, 0.5
+
+
+@dataclass(frozen=True)
+class ContestSettings:
+    """What is compared, and how.
+
+    Attributes:
+        methods: Methods with commas; see `prunecli.studies.entrants.entrants`.
+        ratio: Share of the channels. Every method leaves as many parameters as removing it from all layers alike does.
+        params: Instead of a ratio: the share of the parameters that every method leaves.
+        seeds: How many; with several networks each has one of its own.
+        recover: Training steps after pruning; 0: none.
+        split: Name of the split to evaluate on.
+        images: At most so many samples of it; None: all.
+    """
+
+    methods: str
+    ratio: float | None = None
+    params: float | None = None
+    seeds: int = 5
+    recover: int = 0
+    split: str = "validation"
+    images: int | None = None
+
+    def check(self, networks: int) -> None:
+        """Checks what can be checked before anything is loaded.
+
+        Raises:
+            RecipeError: There are too few seeds, or two settings exclude each other.
+        """
+        if self.ratio is not None and self.params is not None:
+            raise RecipeError("--ratio and --params say how much to remove each in its own way; give one of them")
+        for name in ("ratio", "params"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise RecipeError(f"--{name} has to be between 0 and 1 (got {value:g})")
+        if self.seeds < _FEWEST_SEEDS:
+            raise RecipeError(
+                f"--seeds {self.seeds}: differences are tested against how much they vary between seeds, so at least "
+                f"{_FEWEST_SEEDS} are needed, and 5 are better"
+            )
+        if networks not in (1, self.seeds):
+            raise RecipeError(f"--seeds {self.seeds} and {networks} networks: give one network, or one for each seed")
+        if self.recover < 0:
+            raise RecipeError(f"--recover counts training steps, 0 for none (got {self.recover})")
+        if self.images is not None and self.images < 1:
+            raise RecipeError(f"--images has to be at least 1 (got {self.images})")
+
+
+def run_contest(
+    spaces: Sequence[Workspace], settings: ContestSettings, prune: PruneStage, finetune: FinetuneStage, out: Path
+) -> Contest:
+    """Prunes with every method at every seed, evaluates before and after training, and writes the report.
+
+    What is finished of it is saved, so that a run that was stopped continues with the next method or seed.
+
+    Args:
+        spaces: One network, or one for each seed, all of one architecture.
+        settings: What is compared.
+        prune: Parameters that all methods share, patterns and repairs.
+        finetune: How networks are trained after pruning; its epochs are not used.
+        out: The report (JSON).
+
+    Raises:
+        RecipeError: There are too few seeds, or settings exclude each other.
+        MethodError: A method does not exist, or cannot remove as much.
+        DataError: There is no data set with labels to judge on.
+        ModelError: The networks are not alike.
+    """
+    settings.check(len(spaces))
+    first = spaces[0]
+    taking_part = entrants(settings.methods, shared_params(prune))
+    rings = [Ring(space, prune, finetune, settings.recover, settings.split, settings.images) for space in spaces]
+    for ring, space in zip(rings, spaces, strict=True):
+        if ring.dense.params != rings[0].dense.params:
+            raise ModelError(
+                f"{space.model().name}: has {ring.dense.params:,} parameters and {first.model().name} "
+                f"{rings[0].dense.params:,}; give networks of one architecture"
+            )
+    share = settings.params if settings.params is not None else rings[0].share_left(settings.ratio or _RATIO)
+    whole = as_json(dataclasses.asdict(settings))
+    stages = {"prune": as_json(dataclasses.asdict(prune)), "finetune": as_json(dataclasses.asdict(finetune))}
+    others = {f"network {number}": space.model().sha256 for number, space in enumerate(spaces[1:], start=2)}
+    identity = identity_of(first, settings, **others) | stages
+    with saved_states(first, out, identity) as states:
+        outcomes = _Bouts(rings, taking_part, settings.seeds, share, first, states).all()
+        methods = contenders(taking_part, outcomes, rings[0].dense.params, rings[0].dense.macs)
+        tests = pair_tests(methods)
+        contest = Contest(
+            models=tuple(ring.model_info() for ring in rings),
+            data=rings[0].data_info(),
+            settings={**whole, **stages},  # type: ignore[dict-item]
+            figure=rings[0].figure,
+            target_share=share,
+            dense=tuple(ring.dense for ring in rings),
+            methods=methods,
+            tests=tests,
+            kept_alike=kept_alike(taking_part, outcomes),
+            verdict=contest_verdict(methods, tests, rings[0].figure, settings.recover),
+            environment=describe_environment(first.device),
+            seed=first.recipe.seed,
+            command=first.command,
+        )
+        write_text_atomically(out, contest.to_json(), replace=first.may_replace)
+    return contest
+
+
+@dataclass(frozen=True)
+class _Bouts:
+    """All methods at all seeds, seed by seed."""
+
+    rings: Sequence[Ring]
+    entrants: Sequence[Entrant]
+    seeds: int
+    share: float
+    space: Workspace
+    states: StateStore
+
+    def all(self) -> list[Outcome]:
+        """What every one of them comes to; those that a saved state has are not run again."""
+        saved = self.states.load()
+        done: dict[str, Any] = saved["outcomes"] if saved is not None else {}
+        total = self.seeds * len(self.entrants)
+        outcomes = []
+        with self.space.sink.progress("compare", total) as advance:
+            for number in range(self.seeds):
+                seed = self.space.recipe.seed + number
+                for entrant in self.entrants:
+                    key = f"{entrant.label}, seed {seed}"
+                    if key not in done:
+                        bout = self.rings[number % len(self.rings)].bout(entrant, seed, self.share)
+                        done[key] = outcome_state(bout)
+                        self.states.save({"outcomes": done}, key)
+                        self._tell(key, bout, len(done), total)
+                    outcomes.append(outcome_of(done[key]))
+                    advance(len(outcomes), key)
+        return outcomes
+
+    def _tell(self, key: str, bout: Outcome, number: int, total: int) -> None:
+        label, cell = self.rings[0].figure.label, bout.cell
+        after = "" if cell.after is None else f", {cell.after:.2f} after training"
+        self.space.sink.note(f"{number}/{total} {key}: {label} {cell.before:.2f}{after}")

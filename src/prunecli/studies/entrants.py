@@ -1,0 +1,94 @@
+"""Methods that take part in a comparison: names with options of their own, checked like those of a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prunecli.errors import MethodError, RecipeError
+from prunecli.methods.params import TARGETS, StructuralParams
+from prunecli.methods.registry import get_structural
+from prunecli.methods.spec import MethodSpec
+from prunecli.recipe.loader import Document, parse_value
+from prunecli.recipe.resolve import Override, resolve
+from prunecli.recipe.schema import PruneStage
+
+REFERENCES = ("l2", "random")
+"""What every comparison includes: the simplest criterion, and none at all."""
+_AMOUNTS = ("ratio", "layer_ratio", "schedule", "steps", "initial_ratio", *TARGETS)
+"""Parameters that say how much to remove, which a comparison decides for all methods at once."""
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One method as it takes part.
+
+    Attributes:
+        label: As the user wrote it, for instance "activation:statistic=std".
+        method: Its specification.
+        params: Its parameters.
+    """
+
+    label: str
+    method: MethodSpec
+    params: StructuralParams
+
+
+def entrants(methods: str, shared: Mapping[str, Any]) -> tuple[Entrant, ...]:
+    """The methods of a list such as "fisher,activation:statistic=std", with l2 and random behind them if they are not.
+
+    Args:
+        methods: Names with commas; options follow a name after colons.
+        shared: Parameters that all of them get, where their own options say nothing else.
+
+    Raises:
+        MethodError: A method does not exist, or does not rank channels.
+        RecipeError: An option does not exist, has a wrong value or says how much to remove, or a method is named twice.
+    """
+    words = [word.strip() for word in methods.split(",")]
+    if not all(words):
+        raise RecipeError(f"--methods {methods}: write names with commas, for instance fisher,taylor,l2")
+    names = [word.partition(":")[0] for word in words]
+    words += [name for name in REFERENCES if name not in names]
+    twice = next((word for word in words if words.count(word) > 1), None)
+    if twice is not None:
+        raise RecipeError(f"--methods: {twice} is named twice; give it once, or with other options ({twice}:KEY=VALUE)")
+    return tuple(_entrant(word, shared) for word in words)
+
+
+def shared_params(stage: PruneStage) -> dict[str, Any]:
+    """What a prune stage sets besides the defaults of its method and how much to remove, for all methods."""
+    defaults = dataclasses.asdict(get_structural(stage.method).params())
+    names = {field.name for field in dataclasses.fields(StructuralParams)}
+    return {
+        name: value
+        for name, value in stage.params.items()
+        if name in names and name not in _AMOUNTS and value != defaults[name]
+    }
+
+
+def _entrant(word: str, shared: Mapping[str, Any]) -> Entrant:
+    name, *texts = word.split(":")
+    flag = f"--methods {word}"
+    own = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise RecipeError(f"{flag}: write options as METHOD:KEY=VALUE, for instance activation:statistic=std")
+        own[key.replace("-", "_")] = parse_value(value, f"{flag}: {key}")
+    amount = next((key for key in own if key in _AMOUNTS), None)
+    if amount is not None:
+        raise RecipeError(f"{flag}: all methods remove equally much; leave {amount} out, or give --{amount} to all")
+    try:
+        spec = get_structural(name)
+    except MethodError as error:
+        raise MethodError(f"--methods: {error}") from error
+    overrides = [
+        Override(("stages", 0, "method"), name, flag),
+        Override(("stages", 0, "params"), {**shared, **own}, f"{flag}:"),
+    ]
+    (stage,) = resolve(Document({"stages": [{"stage": "prune"}]}, "--methods"), overrides).recipe.stages
+    assert isinstance(stage, PruneStage)
+    return Entrant(word, spec, spec.params(**stage.params))

@@ -1,0 +1,118 @@
+"""Ranks of several criteria made into one, and the question whether that is better than the best of them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from prunecli.measure.rank_statistics import Array, percentile_interval, resampled_spearman, resamples, spearman
+from prunecli.report.audit import Fusion
+
+FEWEST_ABLATIONS = 16
+"""With fewer there is nothing left to judge on after fitting."""
+_FITTED = 24
+_FEWEST_MEMBERS = 2
+
+
+def fusions(
+    scores: Mapping[str, Sequence[float]], rises: Sequence[float], stability: Mapping[str, float | None], seed: int
+) -> tuple[Fusion, ...]:
+    """Three fusions of ranks: their mean, weighted by stability, and fitted to ablations by non-negative regression.
+
+    The first ablations, 24 or half of them, are what the fitted one is fitted on; all three, and the members, are
+    judged on the others.
+
+    Args:
+        scores: For each method, its scores of the ablated units; members that rank them all.
+        rises: By how much the loss rises without each unit, in random order.
+        stability: For each method, the correlation of its scores from two halves of the data.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        One for each kind; none where there are fewer than two members or 16 ablations.
+    """
+    names = list(scores)
+    if len(names) < _FEWEST_MEMBERS or len(rises) < FEWEST_ABLATIONS:
+        return ()
+    from scipy.stats import rankdata
+
+    ranks = np.stack([rankdata(scores[name]) for name in names]) / len(rises)
+    fitted = min(_FITTED, len(rises) // 2)
+    weights = {
+        "simple": np.full(len(names), 1 / len(names)),
+        "adaptive": _shares(np.array([max(stability[name] or 0.0, 0.0) for name in names])),
+        "learned": _shares(regression_weights(ranks[:, :fitted], np.asarray(rises)[:fitted])),
+    }
+    judged, costs = ranks[:, fitted:], np.asarray(rises)[fitted:]
+    return tuple(
+        _judged(kind, names, chosen, judged, costs, fitted if kind == "learned" else 0, seed)
+        for kind, chosen in weights.items()
+    )
+
+
+def regression_weights(ranks: Array, rises: Array) -> Array:
+    """Weights of members, none negative, whose weighted ranks are nearest to the ranks of the ablations.
+
+    Args:
+        ranks: Shape (members, ablations).
+        rises: Shape (ablations,).
+
+    Returns:
+        Shape (members,); all 0 where no member has to do with the ablations.
+    """
+    from scipy.optimize import nnls
+    from scipy.stats import rankdata
+
+    target = rankdata(rises) / len(rises)
+    centred = ranks - ranks.mean(axis=1, keepdims=True)
+    weights: Array = nnls(centred.T, target - target.mean())[0]
+    return weights
+
+
+def _shares(weights: Array) -> Array:
+    total = weights.sum()
+    shares: Array = weights / total if total > 0 else weights
+    return shares
+
+
+def _judged(
+    kind: str, names: Sequence[str], weights: Array, ranks: Array, rises: Array, fitted: int, seed: int
+) -> Fusion:
+    fused = weights @ ranks
+    members = {name: spearman(own, rises) for name, own in zip(names, ranks, strict=True)}
+    best = max(names, key=lambda name: -2.0 if members[name] is None else members[name] or 0.0)
+    own, alone = spearman(fused, rises), members[best]
+    indices = resamples(len(rises), seed)
+    differences = resampled_spearman(fused, rises, indices) - resampled_spearman(
+        ranks[names.index(best)], rises, indices
+    )
+    interval = percentile_interval(differences)
+    recommended, reason = _worth_it(kind, best, own, alone, interval, len(rises))
+    return Fusion(
+        name=kind,
+        weights=dict(zip(names, weights.tolist(), strict=True)),
+        fitted_on=fitted,
+        judged_on=len(rises),
+        correlation=own,
+        best_member=best,
+        best_member_correlation=alone,
+        interval=interval,
+        recommended=recommended,
+        reason=reason,
+    )
+
+
+def _worth_it(
+    kind: str, best: str, own: float | None, alone: float | None, interval: tuple[float, float] | None, count: int
+) -> tuple[bool, str]:
+    """Whether a fusion is to be recommended, and why."""
+    on = f"on {count} ablations that it was not fitted on"
+    if own is None:
+        return False, f"the {kind} fusion ranks nothing: no member has to do with the ablations it was fitted on"
+    against = f"{own:.2f} against {alone or 0.0:.2f} of {best} alone"
+    if own <= (alone or 0.0):
+        return False, f"the {kind} fusion does not beat its best member {on}: {against}"
+    if interval is None or interval[0] <= 0:
+        return False, f"the {kind} fusion is not told from its best member {on}: {against}"
+    return True, f"the {kind} fusion beats its best member {on}: {against}"
