@@ -8,6 +8,7 @@ from typing import Any
 
 from prunecli.criteria.options import (
     ActivationOptions,
+    EnhancedOptions,
     HessianOptions,
     LampOptions,
     NoOptions,
@@ -148,6 +149,13 @@ _BUILT_IN = (
         "As obs, one channel after the other.",
         "https://arxiv.org/abs/2302.04089",
         options=ObsOptions,
+        needs_data=True,
+    ),
+    CriterionSpec(
+        "enhanced",
+        "prunecli.criteria.enhanced:enhanced",
+        "Remove the channels that rank low by five kinds of scores.",
+        options=EnhancedOptions,
         needs_data=True,
     ),
     CriterionSpec(

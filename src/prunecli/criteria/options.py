@@ -61,13 +61,36 @@ class HessianOptions:
     """How long second derivatives are sampled."""
 
     min_probes: Annotated[int, Ge(4), Doc("The fewest random vectors, one for each batch, data repeated.")] = 16
-    max_probes: Annotated[int, Ge(4), Doc("The most of them.")] = 256
+    max_probes: Annotated[int, Ge(4), Doc("The most of them.")] = 128
     stability: Annotated[
         float,
         Gt(0),
         Le(1),
         Doc("Stop when the ranking can be relied on this far, from the rank correlation of two halves; 1: never."),
     ] = 0.95
+
+
+@dataclass(frozen=True)
+class EnhancedOptions(HessianOptions):
+    """Which parts make the score, and how."""
+
+    __pydantic_config__ = {"allow_inf_nan": False}  # noqa: RUF012 - read by pydantic, never changed
+
+    magnitude: Annotated[bool, Doc("Part: norms of the weights that write and read a unit.")] = True
+    activation: Annotated[bool, Doc("Part: spread, firing rate, entropy and range of its activations.")] = True
+    gradient: Annotated[bool, Doc("Part: size, steadiness and sign of the loss's derivative by it.")] = True
+    cooperative: Annotated[bool, Doc("Part: its weights times the variance that no other unit explains.")] = True
+    hessian: Annotated[bool, Doc("Part: Hessian trace times weights, as in hap.")] = True
+    samples: Annotated[int, Ge(0), Doc("Calibration samples that are used; 0: all.")] = 0
+    fusion: Annotated[
+        Literal["simple", "adaptive", "learned"],
+        Doc(
+            "simple: the mean of the parts' ranks; adaptive: weighted by how far each part agrees with itself on two "
+            "halves of the data; learned: fitted to units that are removed one by one."
+        ),
+    ] = "adaptive"
+    ablations: Annotated[int, Ge(8), Doc("Units that fusion learned removes one by one.")] = 24
+    ridge: Annotated[float, Gt(0), Doc("As in obs, for the cooperative part.")] = 0.01
 
 
 @dataclass(frozen=True)
