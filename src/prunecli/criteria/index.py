@@ -13,6 +13,7 @@ from prunecli.criteria.options import (
     LampOptions,
     NoOptions,
     ObsOptions,
+    RetentionOptions,
     SpikeOptions,
 )
 from prunecli.errors import MethodError
@@ -87,6 +88,7 @@ _BUILT_IN = (
         "prunecli.criteria.gradient:taylor",
         "Remove the channels whose loss changes least to first order.",
         "https://arxiv.org/abs/1611.06440",
+        options=RetentionOptions,
         needs_data=True,
     ),
     CriterionSpec(
@@ -94,6 +96,7 @@ _BUILT_IN = (
         "prunecli.criteria.gradient:fisher",
         "Remove the channels with the least empirical Fisher information.",
         "https://arxiv.org/abs/1801.05787",
+        options=RetentionOptions,
         needs_data=True,
     ),
     CriterionSpec(

@@ -57,7 +57,25 @@ class ActivationOptions:
 
 
 @dataclass(frozen=True)
-class HessianOptions:
+class RetentionOptions:
+    """How many units stay."""
+
+    __pydantic_config__ = {"allow_inf_nan": False}  # noqa: RUF012 - read by pydantic, never changed
+
+    retention: Annotated[
+        Literal["ratio", "epsilon", "cv-legacy"],
+        Doc(
+            "ratio: as --ratio, or a target, says; epsilon: the fewest with which the loss rises by no more than "
+            "--epsilon; cv-legacy: those that hold 70, 80 or 90 % of a layer's scores, by how much these vary."
+        ),
+    ] = "ratio"
+    epsilon: Annotated[
+        float | None, Gt(0), Doc("Rise of the mean loss that --retention epsilon allows, before compensation.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class HessianOptions(RetentionOptions):
     """How long second derivatives are sampled."""
 
     min_probes: Annotated[int, Ge(4), Doc("The fewest random vectors, one for each batch, data repeated.")] = 16
@@ -73,8 +91,6 @@ class HessianOptions:
 @dataclass(frozen=True)
 class EnhancedOptions(HessianOptions):
     """Which parts make the score, and how."""
-
-    __pydantic_config__ = {"allow_inf_nan": False}  # noqa: RUF012 - read by pydantic, never changed
 
     magnitude: Annotated[bool, Doc("Part: norms of the weights that write and read a unit.")] = True
     activation: Annotated[bool, Doc("Part: spread, firing rate, entropy and range of its activations.")] = True
@@ -94,10 +110,8 @@ class EnhancedOptions(HessianOptions):
 
 
 @dataclass(frozen=True)
-class ObsOptions:
+class ObsOptions(RetentionOptions):
     """How covariances are inverted."""
-
-    __pydantic_config__ = {"allow_inf_nan": False}  # noqa: RUF012 - read by pydantic, never changed
 
     ridge: Annotated[
         float, Gt(0), Doc("Added to the diagonal of the covariance, relative to its mean; more trusts the data less.")
