@@ -16,7 +16,7 @@ from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.proof.verify import TOLERANCE, verify
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.dependency_graph import dependency_groups
-from prunecli.surgery.tracing.running import plain_attention
+from prunecli.surgery.tracing.running import plain_kernels
 from prunecli.surgery.tracing.trace import trace
 from prunecli.surgery.tracing.traced import Trace
 from prunecli.surgery.tracing.trial import half_of
@@ -169,8 +169,8 @@ def test_the_second_tracer_agrees(name: str) -> None:
     assert ours and ours == _channels(groups)
 
 
-def test_plain_attention_puts_the_switch_back() -> None:
+def test_plain_kernels_puts_the_switch_back() -> None:
     before = torch.backends.mha.get_fastpath_enabled()
-    with plain_attention():
+    with plain_kernels():
         assert not torch.backends.mha.get_fastpath_enabled()
     assert torch.backends.mha.get_fastpath_enabled() == before

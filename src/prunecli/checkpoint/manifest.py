@@ -35,6 +35,9 @@ _INTEGERS = {
     "image_size": (1, 4096),
     "img_size": (1, 4096),
     "embed_dim": (8, 8192),
+    "units": (1, 65_536),
+    "layers": (1, 128),
+    "embedding": (1, 65_536),
 }
 _FLOATS = {
     "width": (1e-3, 16.0),
@@ -43,11 +46,13 @@ _FLOATS = {
     "v_threshold": (1e-6, 1e6),
     "v_reset": (-1e6, 1e6),
     "alpha": (1e-6, 1e6),
+    "dropout": (0.0, 0.99),
+    "snn_fraction": (0.0, 1.0),
 }
 _OPTIONAL = ("v_reset", "alpha")
 """Numbers that may be None."""
-_SWITCHES = ("decay_input", "detach_reset")
-_WORDS = ("neuron", "surrogate", "coding", "pool", "stem", "global_pool")
+_SWITCHES = ("decay_input", "detach_reset", "tied")
+_WORDS = ("neuron", "surrogate", "coding", "pool", "stem", "global_pool", "nonlinearity", "cell")
 _WORD = re.compile(r"[a-z0-9-]{1,32}")
 ARGUMENTS = (*_INTEGERS, *_FLOATS, *_SWITCHES, *_WORDS)
 """Arguments that an architecture may be built with. Others could make a library read or download files."""
@@ -167,6 +172,20 @@ class Masks(_Strict):
         return spikes
 
 
+class UsedVocabulary(_Strict):
+    """Which token of a text has which number; see `prunecli.data.vocabulary.Vocabulary`."""
+
+    level: Literal["word", "char"]
+    tokens: Annotated[tuple[str, ...], Field(max_length=_MAX_LENGTH)]
+
+    @field_validator("tokens")
+    @classmethod
+    def _check_tokens(cls, tokens: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(tokens)) < len(tokens) or "<unk>" not in tokens:
+            raise ValueError("not a vocabulary: every token once, and <unk> among them")
+        return tokens
+
+
 class Edit(_Strict):
     """One group of channels that was sliced. `keep_indices` refer to the width before this edit."""
 
@@ -237,12 +256,14 @@ class Manifest(_Strict):
     sha256: str = ""
     architecture: Architecture
     normalisation: InputNormalisation | None = None
+    forms: dict[str, Literal["stack", "cell"]] = Field(default_factory=dict)
     attributes: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
     extra_state: dict[str, JsonValue] = Field(default_factory=dict)
     edits: list[Edit] = Field(default_factory=list)
     tokens: TokenSelection | None = None
     runtime: RuntimeChange | None = None
     masks: Masks | None = None
+    vocabulary: UsedVocabulary | None = None
     history: list[Step] = Field(default_factory=list)
     frozen_parameters: list[str] = Field(default_factory=list)
     aliases: dict[str, str] = Field(default_factory=dict)
@@ -256,6 +277,10 @@ class Manifest(_Strict):
             content.pop("runtime", None)
         if self.masks is None:
             content.pop("masks", None)
+        if not self.forms:
+            content.pop("forms", None)
+        if self.vocabulary is None:
+            content.pop("vocabulary", None)
         if not self.extra_state:
             content.pop("extra_state", None)
         return content

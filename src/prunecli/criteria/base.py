@@ -52,6 +52,23 @@ def default_loss(output: Any, labels: Tensor | None) -> Tensor:
     return each.flatten(1).mean(dim=1).sum()
 
 
+def token_loss(output: Any, labels: Tensor | None) -> Tensor:
+    """Cross-entropy of scores (samples, length, vocabulary), averaged over positions and summed over samples.
+
+    It differs from `default_loss` in that the last dimension always is the vocabulary, even where sequences have as
+    many tokens as that, and in what stands in for labels that are None: the best token at every position.
+
+    Args:
+        output: The model's output.
+        labels: The tokens, shape (samples, length), where -100 is left out; or None.
+    """
+    scores = logits(output)
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    labels = scores.detach().argmax(dim=-1) if labels is None else labels
+    each = F.cross_entropy(scores.movedim(-1, 1), labels, ignore_index=_IGNORED_TOKEN, reduction="none")
+    return each.flatten(1).mean(dim=1).sum()
+
+
 def _distance(scores: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy to the probabilities in `labels` if its rows add up to one, else half the sum of squares."""
     labels = labels.to(scores).reshape(scores.shape)

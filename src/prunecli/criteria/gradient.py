@@ -19,7 +19,7 @@ from prunecli.errors import MethodError
 from prunecli.inputs import Inputs, cast_inputs, explained, model_device, run_batch, sample_count, take_samples
 from prunecli.measure.neurons import spiking_neurons
 from prunecli.surgery.groups import ChannelGroup, Member
-from prunecli.surgery.removal.compensate import channels_last, layer_input
+from prunecli.surgery.taps import channels_last, layer_input
 from prunecli.surgery.tracing.running import without_fastpath
 
 _AGREEMENT = 1e-2

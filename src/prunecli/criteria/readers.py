@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from prunecli.criteria.base import Calibration, sum_by_unit
 from prunecli.inputs import run_batch
 from prunecli.surgery.groups import ChannelGroup, Member
-from prunecli.surgery.removal.compensate import channels_last, layer_input
+from prunecli.surgery.taps import channels_last, layer_input
 from prunecli.surgery.tracing.running import without_fastpath
 
 UNSEEN = "no layer that reads it can be watched"

@@ -16,14 +16,15 @@ from prunecli.registry import Registry
 if TYPE_CHECKING:
     from prunecli.data.mask_labels import MaskReading
     from prunecli.data.splits import ImageData
+    from prunecli.data.text import TextReading
 
-_SampleKind: TypeAlias = Literal["images", "recordings"]
+_SampleKind: TypeAlias = Literal["images", "recordings", "tokens"]
 
 
 class DataModule(Protocol):
     """What brings a data set: a module, or an object, with a `load` function.
 
-    One whose samples are recordings of events also has `SAMPLES = "recordings"`.
+    One whose samples are recordings of events also has `SAMPLES = "recordings"`, one of texts `SAMPLES = "tokens"`.
     """
 
     def load(self, name: str, root: Path, download: bool, /) -> ImageData:
@@ -58,6 +59,7 @@ class _Entry:
 
 
 _MASKS = "segmentation"
+_TEXTS = "text"
 _EVENTS = "prunecli.data.event_sets"
 _BUILT_IN: dict[str, _Entry] = {
     "digits": _Entry("prunecli.data.digits", "1,797 digits of 8x8 pixels from scikit-learn; nothing to download"),
@@ -78,6 +80,12 @@ _BUILT_IN: dict[str, _Entry] = {
         "prunecli.data.segmentation",
         "segmentation:PATH, images with masks (CamVid, ADE20K, VOC, plain)",
         argument="optional",
+    ),
+    "text": _Entry(
+        "prunecli.data.text",
+        "text:PATH, a text, or a folder with train, valid and test (Penn Treebank, WikiText)",
+        "tokens",
+        argument="required",
     ),
     "wds": _Entry("prunecli.data.webdataset", "wds:PATH, tar files in CLIP_benchmark's layout", argument="optional"),
 }
@@ -104,7 +112,12 @@ def default_root() -> Path:
 
 
 def load_data(
-    name: str, root: Path | None = None, *, download: bool = False, masks: MaskReading | None = None
+    name: str,
+    root: Path | None = None,
+    *,
+    download: bool = False,
+    masks: MaskReading | None = None,
+    text: TextReading | None = None,
 ) -> ImageData:
     """Loads a data set by name, or `folder:PATH` and the like, or a path ending in .npz.
 
@@ -113,6 +126,7 @@ def load_data(
         root: Where named sets lie, and what `folder` and the like read without a path; default `default_root()`.
         download: Whether a missing set may be fetched, where torchvision knows how.
         masks: What the values in masks mean, where the set has masks in files.
+        text: How a text becomes tokens, where the set is one.
 
     Raises:
         DataError: There is no such set, it has no masks to read in another way, or it is missing or damaged.
@@ -125,6 +139,10 @@ def load_data(
         return segmentation.load(argument or str(folder.absolute()), folder, download, masks)
     if masks is not None and masks.declared:
         raise DataError(f"{name}: --classes, --void and --reduce-zero-label are for masks: {_MASKS}:PATH")
+    if known == _TEXTS:
+        from prunecli.data import text as texts
+
+        return texts.load(argument, folder, download, text)
     module = DATASETS.load(known)
     if known in _BUILT_IN:
         return module.load(argument or str(folder.absolute()), folder, download)
@@ -145,7 +163,8 @@ def samples_of(name: str) -> _SampleKind:
     known, _ = find_data(name)
     if known in _BUILT_IN:
         return _BUILT_IN[known].samples
-    return "recordings" if getattr(DATASETS.load(known), "SAMPLES", None) == "recordings" else "images"
+    kind = getattr(DATASETS.load(known), "SAMPLES", None)
+    return kind if kind in ("recordings", "tokens") else "images"
 
 
 def find_data(name: str) -> tuple[str, str]:

@@ -6,16 +6,21 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from prunecli.data.images import image_bytes, read_image
+from prunecli.data.vocabulary import Vocabulary
 from prunecli.errors import DataError
 from prunecli.measure.environment import memory_bytes
 
+SampleKind: TypeAlias = Literal["images", "recordings", "tokens"]
+TaskName: TypeAlias = Literal[
+    "classification", "segmentation", "retrieval", "unlabelled", "word-language", "character-language"
+]
 SPLIT_SEED = 0
 """Seed of every split made here. It is fixed, so a validation image of one stage is never trained on by another."""
 
@@ -175,8 +180,8 @@ class ImageData:
 
     Attributes:
         name: As on the command line.
-        class_names: One per class; the captions of all images where the task is retrieval.
-        channels: 1 or 3; 2 for recordings of events, one for each polarity.
+        class_names: One per class; the captions of all images where the task is retrieval; the vocabulary of texts.
+        channels: 1 or 3; 2 for recordings of events, one for each polarity; 0 for texts.
         image_size: Height and width if all images have the same, else None; for recordings, the camera's.
         mean: Per-channel mean of the pixels in 0..1.
         std: Per-channel standard deviation.
@@ -185,13 +190,16 @@ class ImageData:
         validation: Images held out from the training images; None before `hold_out`.
         test: Images that only evaluation uses.
         task: "classification", "segmentation" if every pixel has a class, "retrieval" if images have captions and the
-            labels are the images' own numbers, or "unlabelled".
+            labels are the images' own numbers, "word-language" or "character-language" if the next token of a text is
+            to be foretold, or "unlabelled".
         described: Number of the image that each caption belongs to.
-        samples: Whether splits have images (or a network's inputs, see `SampleSplit`) or recordings of events.
+        samples: Whether splits have images (or a network's inputs, see `SampleSplit`), recordings of events, or tokens
+            of a text.
         missing: Error message of whoever needs the training images, where their files are missing; the test images can
             be used without them.
         notes: What the user should know about how the files were read, a line each.
         labels: What values in masks mean, and how common they are.
+        vocabulary: What tokens of texts mean.
     """
 
     name: str
@@ -204,12 +212,13 @@ class ImageData:
     train: Split | None
     test: Split
     validation: Split | None = None
-    task: Literal["classification", "segmentation", "retrieval", "unlabelled"] = "classification"
+    task: TaskName = "classification"
     described: tuple[int, ...] = ()
-    samples: Literal["images", "recordings"] = "images"
+    samples: SampleKind = "images"
     missing: str = ""
     notes: tuple[str, ...] = ()
     labels: tuple[MaskLabel, ...] = ()
+    vocabulary: Vocabulary | None = None
 
     @property
     def num_classes(self) -> int:

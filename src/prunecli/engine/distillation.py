@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from prunecli.engine.hooks import Batch, Hook, Training
+from prunecli.engine.carrying import Carrier
+from prunecli.engine.hooks import Batch, Hook, State, Training
 from prunecli.engine.tasks.base import Task
-from prunecli.inputs import call, logits
 
 
 class Distillation(Hook):
@@ -24,16 +24,31 @@ class Distillation(Hook):
 
     def __init__(self, teacher: nn.Module, task: Task, weight: float = 0.5, temperature: float = 4.0) -> None:
         self._teacher, self._task, self._weight, self._temperature = teacher, task, weight, temperature
+        self._carrier = Carrier(None)
 
     def begin(self, training: Training) -> None:
         """Moves the teacher to the training device."""
         self._teacher.to(training.device).eval()
+        self._carrier = Carrier(training.batches)
+
+    def epoch_start(self, epoch: int, batch: int) -> None:
+        """Lets the teacher forget the epoch before."""
+        if batch == 0:
+            self._carrier.forget()
 
     def loss(self, loss: Tensor, batch: Batch) -> Tensor:
         """Blends in the teacher's term."""
         if self._weight == 0:
             return loss
         with torch.no_grad():
-            teacher_scores = logits(call(self._teacher, batch.inputs))
+            teacher_scores = self._carrier.scores(self._teacher, batch.inputs)
         divergence = self._task.teacher_loss(batch.scores, teacher_scores, self._temperature)
         return (1 - self._weight) * loss + self._weight * self._temperature**2 * divergence
+
+    def state(self) -> State:
+        """What the teacher remembers of the text so far."""
+        return {"memory": self._carrier.state()}
+
+    def restore(self, state: State) -> None:
+        """Restores `state()`."""
+        self._carrier.restore(state["memory"])

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunecli.engine.carrying import Carrier
 from prunecli.engine.device import channels_last, move_batch
 from prunecli.engine.resources import resource_errors
 from prunecli.engine.tasks.base import Task
 from prunecli.engine.tasks.classification import AccuracyMeter
 from prunecli.errors import DataError
-from prunecli.inputs import call, logits, map_tensors, sample_count
+from prunecli.inputs import map_tensors, sample_count
 
 
 def evaluate(
@@ -29,7 +30,7 @@ def evaluate(
     Args:
         model: Returns scores as `task` expects them; moved to `device`, its mode is restored afterwards.
         batches: Pairs of inputs (a tensor such as (N, C, H, W) or frames (N, T, C, H, W), a tuple, a mapping or a list)
-            and labels as `task` expects them.
+            and labels as `task` expects them; see `Carrier` for those that are `contiguous`.
         device: Where to run.
         on_step: Called after each batch with the number of images done so far.
         task: How scores and labels are compared; default: classification.
@@ -44,11 +45,11 @@ def evaluate(
     training = model.training
     model.to(device).eval()
     meter = AccuracyMeter() if task is None else task.meter(device)
-    images = 0
+    images, carrier = 0, Carrier(batches)
     with resource_errors(getattr(batches, "batch_size", None)), channels_last(model) as layout, torch.inference_mode():
         for inputs, labels in batches:
             labels = map_tensors(labels, lambda tensor: tensor.to(device, non_blocking=True))
-            meter.update(logits(call(model, move_batch(inputs, device, layout))).float(), labels)
+            meter.update(carrier.scores(model, move_batch(inputs, device, layout)).float(), labels)
             images += sample_count(inputs)
             if on_step is not None:
                 on_step(images)

@@ -17,6 +17,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
 from prunecli.checkpoint.durable import crash_point
+from prunecli.engine.carrying import Carrier
 from prunecli.engine.config import FitConfig
 from prunecli.engine.device import channels_last, move_batch, seed_everything
 from prunecli.engine.evaluate import evaluate
@@ -37,7 +38,7 @@ from prunecli.engine.resuming import (
 )
 from prunecli.engine.tasks.base import Figures, Task
 from prunecli.errors import PruneError, RecipeError
-from prunecli.inputs import call, logits, map_tensors, sample_count
+from prunecli.inputs import map_tensors, sample_count
 from prunecli.report.table import Table
 
 
@@ -100,7 +101,7 @@ def fit(
 
     Args:
         model: Returns scores as `task` expects them.
-        train: Training batches: pairs of inputs (a tensor, tuple, mapping or list) and labels.
+        train: Training batches: pairs of inputs (a tensor, tuple, mapping or list) and labels; see `Carrier`.
         validation: Held-out batches for choosing the best epoch and stopping early.
         config: Hyperparameters. Augmentation settings are not used here; they belong to whoever makes `train`.
         device: Where to train.
@@ -172,6 +173,7 @@ class _Run:
         self._amp_dtype = None
         if config.amp and device.type == "cuda":
             self._amp_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        self._carrier = Carrier(train)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._amp_dtype is torch.float16)
         self._updates = 0
         self._lr = config.lr
@@ -182,7 +184,7 @@ class _Run:
         for name in names:
             if names.count(name) > 1:  # one state would overwrite the other
                 raise RecipeError(f"two training hooks are named {name!r}; their states need different names")
-        training = Training(model, self._optimizer, device, config.epochs, steps, num_classes)
+        training = Training(model, self._optimizer, device, config.epochs, steps, num_classes, train)
         for hook in hooks:
             hook.begin(training)
 
@@ -190,6 +192,8 @@ class _Run:
         """Runs the remaining batches of the epoch and returns the mean loss."""
         self.model.train()
         here = self.position
+        if here.batch == 0:
+            self._carrier.forget()
         for hook in self._hooks:
             hook.epoch_start(here.epoch, here.batch)
         start = time.perf_counter() - here.seconds
@@ -280,6 +284,7 @@ class _Run:
             "schedule": self._schedule.state_dict() if self._schedule is not None else None,
             "scaler": self._scaler.state_dict(),
             "updates": self._updates,
+            "memory": self._carrier.state(),
             "lr": self._lr,
             "random": random_state(self.device),
             "hooks": {hook.name: hook.state() for hook in self._hooks},
@@ -296,6 +301,7 @@ class _Run:
         if state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
         self._updates, self._lr = state["updates"], state["lr"]
+        self._carrier.restore(state["memory"])
         self.position = Position(**state["position"])
         self._history = [
             Epoch(**(entry | {"validation": figures_from_state(entry["validation"], self.task.figures)}))
@@ -337,7 +343,7 @@ class _Run:
         if self._amp_dtype is not None:
             context = torch.autocast(self.device.type, dtype=self._amp_dtype)
         with context:
-            scores = logits(call(self.model, inputs))
+            scores = self._carrier.scores(self.model, inputs)
             loss = self.task.loss(scores, labels, self.config.label_smoothing)
             batch = Batch(inputs, labels, scores)
             for hook in self._hooks:

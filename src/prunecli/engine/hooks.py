@@ -26,6 +26,7 @@ class Training:
         epochs: Epochs of the whole run.
         steps: Optimizer steps in each epoch.
         num_classes: Number of classes; 0 where there are none.
+        batches: Training batches, to tell whether they are `contiguous`.
     """
 
     model: nn.Module
@@ -34,6 +35,7 @@ class Training:
     epochs: int
     steps: int
     num_classes: int
+    batches: Any = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from prunecli.copying import copied
 from prunecli.errors import ModelError
 from prunecli.inputs import Inputs, call, cast_inputs, explained, fitted, map_tensors
+from prunecli.measure.kernels import without_mkldnn
 
 _MULTIPLYING = frozenset(
     "addbmm addmm addmv addr attention baddbmm bmm c2c c2r cdist cholesky combination conv convolution det dot eig "
@@ -159,11 +159,8 @@ def _countable_kernels() -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="TF32 acceleration")  # entering the flags warns on every CPU
-            flags = torch.backends.mkldnn.flags(enabled=False)
-            with flags:
-                yield
+        with without_mkldnn():
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 

@@ -6,6 +6,7 @@ from dataclasses import make_dataclass
 
 from prunecli.criteria.index import CRITERIA, CriterionSpec
 from prunecli.errors import MethodError
+from prunecli.methods.hybrid_params import HybridParams
 from prunecli.methods.params import StructuralParams, TokenParams
 from prunecli.methods.sca_params import ALIASES as SCA_ALIASES
 from prunecli.methods.sca_params import ScaParams
@@ -58,10 +59,20 @@ _SCA = MethodSpec(
     "prunecli.methods.sca:Sca",
     aliases=SCA_ALIASES,
 )
+_HYBRID = MethodSpec(
+    "hybrid",
+    "Choose how many units of a hybrid network stay, and how many spike.",
+    "https://doi.org/10.1038/s41467-024-51641-x",
+    "structural",
+    HybridParams,
+    "prunecli.methods.hybrid:hybrid",
+    needs_data=True,
+    ratios="prunecli.methods.hybrid:composed",
+)
 _RANKED = {name: method_of(CRITERIA.load(name)) for name in CRITERIA.built_in}
 _BASELINE = {"random": _RANKED.pop("random")}  # listed last
 
-_OTHERS = {spec.name: spec for spec in (_SCA, _UNSTRUCTURED, _TOKEN)}
+_OTHERS = {spec.name: spec for spec in (_SCA, _UNSTRUCTURED, _HYBRID, _TOKEN)}
 
 METHODS: Registry[MethodSpec] = Registry(
     "method", "prunecli.methods", _RANKED | SPARSE | _OTHERS | _BASELINE, MethodError, see="prune methods"

@@ -15,7 +15,7 @@ from prunecli.errors import MethodError
 from prunecli.inputs import Inputs, cast_inputs, run_batch
 from prunecli.measure.neurons import package_of, spiking_neurons
 from prunecli.surgery.groups import ChannelGroup, Member
-from prunecli.surgery.removal.compensate import channels_last, layer_input
+from prunecli.surgery.taps import channels_last, layer_input
 
 Running = dict[str, Tensor]
 """Sums of the means of all calls, by what was watched."""

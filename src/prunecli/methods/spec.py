@@ -27,6 +27,8 @@ class MethodSpec:
         aliases: Options under the names of an older tool, with their names here and the kind of value that follows
             them: None, "value" or "list" (several words).
         source: Source of the architectures that it is for, as in "spiking:vgg9"; None: any.
+        ratios: Of a structural method that decides itself how much each group loses: "module:attribute" of a function
+            from the groups and the parameters to ratios by group name.
     """
 
     name: str
@@ -40,6 +42,7 @@ class MethodSpec:
     command: str = ""
     source: str | None = None
     aliases: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
+    ratios: str = ""
 
     def load(self) -> Any:
         """Imports the algorithm, and with it torch."""

@@ -26,8 +26,10 @@ from prunecli.methods.request import PruneRequest, Transition
 from prunecli.methods.schedule import amounts
 from prunecli.methods.selection import ratios_by_group, with_scope
 from prunecli.methods.targets import Ruler, target_of
+from prunecli.registry import imported
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.proof.verify import faulty_groups, verify
+from prunecli.surgery.recurrent.forms import in_form
 from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
 from prunecli.surgery.removal.slice import AttributeChange, kept_positions, make_contiguous, remove
 from prunecli.surgery.tracing.trace import without
@@ -47,6 +49,7 @@ def prune_structural(model: nn.Module, request: PruneRequest) -> Pruned:
         VerificationError: The result is not the masked original; nothing is returned.
     """
     params = request.params
+    model = in_form(model, request.example_inputs)
     target = target_of(params)
     if params.schedule == "once" and (params.steps != StructuralParams.steps or params.initial_ratio is not None):
         raise MethodError("--steps and --initial-ratio belong to a schedule; add --schedule linear, cubic or ramp")
@@ -86,7 +89,7 @@ class _Run:
         self._attributes: dict[str, AttributeChange] = {}
         self._follow(None)
         self._request = replace(request, trace=None)  # the network is going to change
-        self._own = ratios_by_group(self._traced, self._groups, self._params.layer_ratio)
+        self._own = self._own_ratios()
         self._target = target_of(self._params)
         self._ruler = None
         if self._target is not None:
@@ -100,6 +103,13 @@ class _Run:
             )
         self._allocation = Allocation({}, {}, self._params.ratio, 0.0)
         self._error = 0.0
+
+    def _own_ratios(self) -> dict[str, float]:
+        """Ratios of single groups: those that the method decides on, or those that are asked for by name."""
+        decided = get_structural(self._request.method).ratios
+        if decided:
+            return dict(imported(decided)(self._groups, self._params))
+        return ratios_by_group(self._traced, self._groups, self._params.layer_ratio)
 
     def _follow(self, assumptions: Assumptions | None) -> None:
         """Traces the present network."""

@@ -100,7 +100,12 @@ def classes_are_texts(ref: str) -> bool:
     return bool(getattr(_source(split_reference(ref)[0]), "CLASSES_ARE_TEXTS", False))
 
 
-def input_spec(ref: str, model: nn.Module) -> tuple[tuple[int, int] | None, InputNormalisation]:
+def reads_tokens(ref: str) -> bool:
+    """Whether networks of a reference read tokens of a text; an empty reference is a user's own network."""
+    return bool(ref) and bool(getattr(_source(split_reference(ref)[0]), "READS_TOKENS", False))
+
+
+def input_spec(ref: str, model: nn.Module) -> tuple[tuple[int, int] | None, InputNormalisation | None]:
     """Image height and width (None: any) and normalisation of a reference."""
     source, name = split_reference(ref)
     return _source(source).input_spec(name, model)

@@ -20,9 +20,15 @@ from prunecli.models.dialects.dialect import ForeignRequest, Translation
 from prunecli.models.dialects.index import translate
 from prunecli.models.fingerprints import nearest_references
 from prunecli.models.recognition import UnfittingWeights, architecture_for, identify
-from prunecli.models.stored_settings import HARMLESS, adopt_settings, check_settings, spiking_arguments
+from prunecli.models.stored_settings import (
+    HARMLESS,
+    adopt_settings,
+    check_settings,
+    language_arguments,
+    spiking_arguments,
+)
 
-_SPIKING = "spiking:"
+_LANGUAGE, _SPIKING = "lm:", "spiking:"
 _HEAD = re.compile(r"(fc|head|classifier|heads)\.(\d+)\.(weight|bias)")
 _SUGGESTED = 0.5
 """A prefix that leaves weights less alike to an architecture than this is not suggested."""
@@ -108,6 +114,11 @@ def _rebuilt(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[s
         decided = f" and {identified.decided}" if identified.decided else ""
         notes += (f"recognised as {ref} by its {class_note}keys and shapes{decided}",)
         translation = replace(translation, kwargs=architecture.kwargs)
+    elif ref.startswith(_LANGUAGE):
+        read = language_arguments(weights)
+        architecture = architecture_for(ref, tensors, path, {**translation.kwargs, **read, **kwargs})
+        if "nonlinearity" in architecture.kwargs and "nonlinearity" not in (*read, *kwargs):
+            notes += (f"assumed nonlinearity = {architecture.kwargs['nonlinearity']}: weights do not say",)
     elif not ref.startswith(_SPIKING):
         architecture = architecture_for(ref, tensors, path, {**translation.kwargs, **kwargs})
     if ref.startswith(_SPIKING):
@@ -124,7 +135,9 @@ def _rebuilt(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[s
     translation.adapt(model)
     if ref.startswith(_SPIKING):
         adopt_settings(weights.modules, model, other_than=kwargs)
-    check_settings(weights, model, ref, path, other_than=kwargs)
+    # Ours read (N, T), others (T, N): the same numbers in another order.
+    order = ("batch_first",) if ref.startswith(_LANGUAGE) else ()
+    check_settings(weights, model, ref, path, other_than=(*kwargs, *order))
     return Rebuilt(model, architecture, {name: tensor.dtype for name, tensor in tensors.items()}, notes)
 
 

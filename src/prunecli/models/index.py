@@ -24,6 +24,7 @@ SOURCES: Registry[ModelSource] = Registry(
     "prunecli.models",
     {
         "cifar": "prunecli.models.cifar",
+        "lm": "prunecli.models.language",
         "open_clip": "prunecli.models.from_open_clip",
         "segformer": "prunecli.models.segformer",
         "spiking": "prunecli.models.spiking",

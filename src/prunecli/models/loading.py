@@ -17,13 +17,15 @@ from prunecli.checkpoint.foreign_files import read_foreign
 from prunecli.checkpoint.io import file_sha256, read_checkpoint, read_manifest, write_checkpoint
 from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.checkpoint.masks import masks_of, packed, unpacked
+from prunecli.copying import copied
 from prunecli.errors import ModelError
 from prunecli.methods.runtime import apply_recorded
-from prunecli.models.catalog import build, input_spec, rebuild_dense, split_reference
+from prunecli.models.catalog import build, input_spec, reads_tokens, rebuild_dense, split_reference
 from prunecli.models.dialects.dialect import ForeignRequest
 from prunecli.models.foreign import rebuild_foreign
 from prunecli.models.recognition import recorded
 from prunecli.sparsity.spike_masks import install
+from prunecli.surgery.recurrent.forms import forms_of, put_in_form
 from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
 
 _IMAGE_DIMENSIONS = 3
@@ -166,6 +168,7 @@ def restore(
     manifest, tensors = read_checkpoint(path, allow_nonfinite=True)
     model = dense(manifest.architecture)
     try:
+        put_in_form(model, manifest.forms)
         if manifest.masks is not None:
             install(model, manifest.masks)
             tensors = unpacked(tensors, manifest.masks)
@@ -197,8 +200,13 @@ def save(path: Path, model: nn.Module, manifest: Manifest, dense: nn.Module | No
         The completed manifest.
     """
     fresh = dense if dense is not None else rebuild_dense(manifest.architecture)
+    forms = forms_of(model)
+    if forms:
+        fresh = copied(fresh)
+        put_in_form(fresh, forms)
     complete = manifest.model_copy(
         update={
+            "forms": forms,
             "attributes": attribute_differences(fresh, model),
             "extra_state": extra_states(model),
             "frozen_parameters": [n for n, p in model.named_parameters() if not p.requires_grad],
@@ -254,13 +262,16 @@ def _load_checkpoint(path: Path, manifest: Manifest, arch: str | None, allow_non
         )
     if arch is not None and arch != ref:
         raise ModelError(f"{path}: its manifest names {ref}, not {arch}; leave --arch out")
-    shape = manifest.architecture.input_shape
-    if shape and len(shape) != _IMAGE_DIMENSIONS:
-        raise ModelError(f"{path}: its manifest gives {list(shape)} as the shape of an image; the file was altered")
+    shape, tokens = manifest.architecture.input_shape, reads_tokens(ref)
+    if shape and len(shape) != (1 if tokens else _IMAGE_DIMENSIONS):
+        kind = "a sequence" if tokens else "an image"
+        raise ModelError(f"{path}: its manifest gives {list(shape)} as the shape of {kind}; the file was altered")
     model, manifest = restore(path, allow_nonfinite=allow_nonfinite)
     loaded = LoadedModel(_in_single_precision(model), manifest, path=path, sha256=file_sha256(path))
     if not shape:
         return _with_input_spec(loaded)
+    if tokens:
+        return loaded
     loaded.fixed_size = (shape[1], shape[2])
     return loaded
 

@@ -23,7 +23,8 @@ from prunecli.models.fingerprints import nearest_references
 
 _CANDIDATES = 16
 _PREFERENCE = {
-    source: rank for rank, source in enumerate(("cifar", "torchvision", "segformer", "timm", "open_clip", "spiking"))
+    source: rank
+    for rank, source in enumerate(("cifar", "torchvision", "segformer", "timm", "open_clip", "spiking", "lm"))
 }
 _PACKAGES = {
     "torchvision.models.": "torchvision",
@@ -32,6 +33,7 @@ _PACKAGES = {
     "transformers.models.segformer.": "segformer",
     "prunecli.models.cifar.": "cifar",
     "prunecli.models.spiking": "spiking",
+    "prunecli.models.recurrent_language.": "lm",
     "spikingjelly.": "spiking",
 }
 """Packages with the classes of each source."""

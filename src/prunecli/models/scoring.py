@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from prunecli.criteria.base import Loss, default_loss
+from prunecli.criteria.base import Loss, default_loss, token_loss
 from prunecli.engine.tasks.base import Task
 from prunecli.errors import DataError, RecipeError
 from prunecli.inputs import call, logits
 from prunecli.models.prompt_classifier import PromptClassifier, has_text_tower, prompt_classifier
+from prunecli.models.recurrent_language import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class _OutputScoring(Scoring):
 
     def check_outputs(self, scores: Tensor, task: Task, network: str) -> None:
         """One output for each class."""
-        task.check_outputs(scores.shape[1], network)
+        task.check_outputs(scores.shape[task.class_dimension], network)
 
     def refuse_wordings(self) -> None:
         """Raises an error."""
@@ -129,8 +130,18 @@ class _TextScoring(Scoring):
         """Accepts any class names."""
 
 
+class _TokenScoring(_OutputScoring):
+    """The outputs are scores of the next token."""
+
+    refused_evaluations: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("zeroshot", "classification", "retrieval", "linear-probe"), "is a language model; leave it out"
+    )
+
+
 def scoring_of(network: nn.Module) -> Scoring:
     """How a network gives scores."""
+    if isinstance(network, LanguageModel):
+        return _TokenScoring()
     return _TextScoring() if has_text_tower(network) else _OutputScoring()
 
 
@@ -163,6 +174,8 @@ def has_best_class(classifier: nn.Module) -> bool:
 
 def loss_of(classifier: nn.Module) -> Loss:
     """The loss for criteria that take gradients: with a text tower that of the prompts' scores, not of the features."""
+    if isinstance(classifier, LanguageModel):
+        return token_loss
     if not isinstance(classifier, PromptClassifier):
         return default_loss
     classifier.eval()

@@ -15,7 +15,8 @@ class ModelSource(Protocol):
     """Brings the networks of "SOURCE:NAME": a module, or an object, with these functions.
 
     A source whose networks compare images with texts, so that no number of classes belongs to them, also has
-    `CLASSES_ARE_TEXTS = True`. One whose arguments have defaults that weights do not show is a `SettlingSource`.
+    `CLASSES_ARE_TEXTS = True`; one of language models has `READS_TOKENS = True`. One whose arguments have defaults that
+    weights do not show is a `SettlingSource`.
     """
 
     def names(self) -> Sequence[str]:
@@ -35,7 +36,7 @@ class ModelSource(Protocol):
         """
         ...
 
-    def input_spec(self, name: str, model: nn.Module, /) -> tuple[tuple[int, int] | None, InputNormalisation]:
+    def input_spec(self, name: str, model: nn.Module, /) -> tuple[tuple[int, int] | None, InputNormalisation | None]:
         """What a network takes.
 
         Args:
@@ -43,7 +44,7 @@ class ModelSource(Protocol):
             model: The network that `build` made of it.
 
         Returns:
-            Image height and width, None where any will do, and the normalisation of pixels.
+            Image height and width, None where any will do, and the normalisation of pixels, None for tokens.
         """
         ...
 

@@ -50,6 +50,7 @@ _SURROGATES = {
     "SoftSign": "soft-sign",
     "Erf": "erf",
 }
+_PLAIN_RNN = "RNN_"
 _CLOSE = 1e-6
 _CONNECTION = "cnf"
 """How spike-element-wise blocks connect; other spiking residual blocks with the same weights have none."""
@@ -187,6 +188,18 @@ def spiking_arguments(weights: ForeignWeights, allowed: Sequence[str]) -> dict[s
         arguments["patch_size"] = patch[0] if isinstance(patch, tuple) and patch else patch
     arguments |= _of_classes(modules)
     return {name: value for name, value in arguments.items() if name in allowed}
+
+
+def language_arguments(weights: ForeignWeights) -> dict[str, Plain]:
+    """Arguments of a recurrent language model that its file states: dropout and, of plain RNNs, the nonlinearity."""
+    settings = weights.modules["rnn"].settings if "rnn" in weights.modules else {}
+    arguments: dict[str, Plain] = {}
+    if isinstance(dropout := settings.get("dropout"), (int, float)):
+        arguments["dropout"] = float(dropout)
+    mode = settings.get("mode")
+    if isinstance(mode, str) and mode.startswith(_PLAIN_RNN):
+        arguments["nonlinearity"] = mode.removeprefix(_PLAIN_RNN).lower()
+    return arguments
 
 
 def _of_classes(modules: Sequence[StoredModule]) -> dict[str, Plain]:

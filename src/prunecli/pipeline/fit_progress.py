@@ -8,6 +8,7 @@ from dataclasses import asdict
 from prunecli.engine.fit import Epoch
 from prunecli.engine.tracking import MetricsLog
 from prunecli.pipeline.sink import Advance, Sink
+from prunecli.report.scores import score_named
 from prunecli.report.table import Table
 
 
@@ -47,7 +48,8 @@ class FitProgress:
             )
         score = ""
         if validation is not None:
-            score = f", validation {validation.score_label} {validation.score:.2f} %"
+            text = score_named(validation.score_name).text(validation.score)
+            score = f", validation {validation.score_label} {text}"
         title = f"{self._title}, " if self._title else ""
         self._sink.note(
             f"{title}epoch {epoch.epoch}/{self._epochs}: loss {epoch.loss:.4f}{score}, {epoch.seconds:.1f} s"

@@ -9,14 +9,12 @@ from prunecli.criteria.base import Loss
 from prunecli.data.prompts import class_texts, templates
 from prunecli.engine.tasks.base import Task
 from prunecli.engine.tasks.index import task_of
-from prunecli.errors import DataError, RecipeError
+from prunecli.errors import RecipeError
 from prunecli.inputs import call, logits
 from prunecli.models.scoring import Scoring, Wordings, loss_of, scoring_of
 from prunecli.pipeline.model_inputs import ModelInputs
 from prunecli.pipeline.state import RunState
 
-_ANY_CHANNELS = (1, 3)
-"""Images are converted between grey and colour."""
 _OF_DATA = ("zeroshot", "classification", "retrieval")
 """Values of `--task` that a data set may not be for."""
 
@@ -92,21 +90,12 @@ class Judging:
         Raises:
             DataError: They do not fit, or the network does not run on such images.
         """
-        data, loaded, channels = self._state.data(), self._state.model(), self._inputs.shape()[0]
-        task, scoring = self.task(), self.scoring
+        loaded, task, scoring = self._state.model(), self.task(), self.scoring
+        self._inputs.check()
         scoring.check_task(task, loaded.name)
         with self._inputs.running(), torch.no_grad():
             scores = logits(call(loaded.model.cpu().eval(), self._inputs.example()))
         task.check_scores(scores, loaded.name)
-        if channels not in _ANY_CHANNELS and self._inputs.binning() is None and data.channels != channels:
-            raise DataError(
-                f"{loaded.name} reads {channels} channels and {data.name} has images of {data.channels}; "
-                "give the data set it was trained on with --data"
-            )
-        if data.channels != channels:
-            self._state.sink.warn(
-                f"{data.name} has {data.channels}-channel images; they are converted for {loaded.name}"
-            )
         scoring.check_outputs(scores, task, loaded.name)
 
     def classifier(self, network: nn.Module | None = None, *, remember: bool = False) -> nn.Module:

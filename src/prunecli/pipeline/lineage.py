@@ -9,7 +9,7 @@ from typing import Any
 
 from prunecli.checkpoint.confinement import stays_inside
 from prunecli.checkpoint.io import file_sha256
-from prunecli.checkpoint.manifest import InputNormalisation, Step, UsedData, UsedLabel, as_json
+from prunecli.checkpoint.manifest import Step, UsedData, UsedLabel, as_json
 from prunecli.data.splits import Split
 from prunecli.errors import ModelError
 from prunecli.measure.environment import library_versions
@@ -69,12 +69,13 @@ class Lineage:
             path = asked.with_stem(f"{asked.stem}-{number}")
         if path != asked:
             state.sink.warn(f"{asked}: another process has written it meanwhile; saved as {path}")
-        used = self._inputs.preprocessing()
         architecture = loaded.manifest.architecture.model_copy(update={"input_shape": self._inputs.shape()})
-        normalisation = InputNormalisation(
-            mean=used.mean, std=used.std, interpolation=used.interpolation, crop_pct=used.crop_pct
-        )
-        manifest = loaded.manifest.model_copy(update={"architecture": architecture, "normalisation": normalisation})
+        learned = {
+            "architecture": architecture,
+            "normalisation": self._inputs.normalisation(),
+            "vocabulary": state.vocabulary(),
+        }
+        manifest = loaded.manifest.model_copy(update=learned)
         save(path, loaded.model.cpu(), manifest)
         # The next stage starts from what is on the disk, so that it computes the same when it is resumed from there.
         state.loaded = load_file(path, allow_nonfinite=state.recipe.model.allow_nonfinite)

@@ -4,35 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from prunecli.checkpoint.manifest import InputNormalisation
 from prunecli.data.events import Binning
 from prunecli.data.loader import Batches, CalibrationBatches, TrainingBatches, evaluation_batches, training_batches
 from prunecli.data.preparation import Augmentation, Preprocessing
 from prunecli.data.splits import Split
+from prunecli.data.token_batches import StreamBatches
 from prunecli.engine.config import FitConfig
 from prunecli.engine.resources import as_resource_error
-from prunecli.errors import ModelError, ResourceError
+from prunecli.errors import DataError, ModelError, ResourceError
 from prunecli.inputs import input_channels
 from prunecli.models.loading import ANY_SIZE
 from prunecli.pipeline.state import RunState
 from prunecli.recipe.sizes import parse_size
 
+_ANY_CHANNELS = (1, 3)
+"""Images are converted between grey and colour."""
+
 
 class ModelInputs:
     """Inputs of the current network of a run.
+
+    Attributes:
+        noun: What a message calls several of them.
+        size_option: The option that sets their size.
 
     Args:
         state: The run.
     """
 
+    noun: ClassVar[str] = "images"
+    size_option: ClassVar[str] = "image-size"
+
     def __init__(self, state: RunState) -> None:
         self._state = state
 
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one image, or of one frame."""
+    def shape(self) -> tuple[int, ...]:
+        """What a report calls the input: channels, height and width of one image, or of one frame."""
+        return self._size()
+
+    def _size(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
         loaded, section = self._state.model(), self._state.recipe.data
         if section.image_size is not None:
             size = parse_size(section.image_size)
@@ -55,7 +72,7 @@ class ModelInputs:
     def preprocessing(self) -> Preprocessing:
         """How images, or recordings of events, are prepared."""
         manifest = self._state.model().manifest
-        shape = self.shape()
+        shape = self._size()
         binning = self.binning()
         if binning is not None:
             return Preprocessing(shape, (0.0,) * shape[0], (1.0,) * shape[0], frames=binning)
@@ -79,7 +96,35 @@ class ModelInputs:
         generator = torch.Generator().manual_seed(self._state.recipe.seed)
         return torch.randn(1, *self.example_shape(), generator=generator)
 
-    def batches(self, split: Split) -> Batches:
+    def normalisation(self) -> InputNormalisation | None:
+        """How a checkpoint records the preprocessing."""
+        used = self.preprocessing()
+        return InputNormalisation(
+            mean=used.mean, std=used.std, interpolation=used.interpolation, crop_pct=used.crop_pct
+        )
+
+    def check(self) -> None:
+        """Checks that the data set has images, or frames, with as many channels as the network reads.
+
+        Raises:
+            DataError: It has not.
+        """
+        data, loaded, channels = self._state.data(), self._state.model(), self._size()[0]
+        if data.samples == "tokens":
+            raise DataError(
+                f"{loaded.name} reads images and {data.name} is a text; give a language model such as lm:lstm"
+            )
+        if channels not in _ANY_CHANNELS and self.binning() is None and data.channels != channels:
+            raise DataError(
+                f"{loaded.name} reads {channels} channels and {data.name} has images of {data.channels}; "
+                "give the data set it was trained on with --data"
+            )
+        if data.channels != channels:
+            self._state.sink.warn(
+                f"{data.name} has {data.channels}-channel images; they are converted for {loaded.name}"
+            )
+
+    def batches(self, split: Split) -> Batches | StreamBatches:
         """Evaluation batches of a split."""
         section = self._state.recipe.data
         return evaluation_batches(split, self.preprocessing(), section.batch_size, section.workers, bad=self._state.bad)
@@ -90,7 +135,7 @@ class ModelInputs:
         size = recipe.data.batch_size if batch_size is None else batch_size
         return CalibrationBatches(split, self.preprocessing(), images, size, seed=recipe.seed, bad=self._state.bad)
 
-    def training(self, split: Split, config: FitConfig | None = None) -> TrainingBatches:
+    def training(self, split: Split, config: FitConfig | None = None) -> TrainingBatches | StreamBatches:
         """Shuffled batches of a split, augmented as `config` says; default: shifted, and mirrored if it makes sense."""
         recipe, flip = self._state.recipe, self._state.data().flip
         augmentation = Augmentation(flip)
@@ -120,6 +165,8 @@ class ModelInputs:
             name, shape = self._state.model().name, "x".join(map(str, self.example_shape()))
             scarce = as_resource_error(error)
             if scarce is not None:
-                raise ResourceError(f"{name}, an image of {shape}: {scarce}") from error
+                raise ResourceError(f"{name}, {self.noun} of {shape}: {scarce}") from error
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ModelError(f"{name} does not run on {shape} images: {first}; see --image-size") from error
+            raise ModelError(
+                f"{name} does not run on {shape} {self.noun}: {first}; see --{self.size_option}"
+            ) from error

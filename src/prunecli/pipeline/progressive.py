@@ -9,6 +9,7 @@ import torch
 
 from prunecli.checkpoint.runstate import StateStore
 from prunecli.data.loader import TrainingBatches
+from prunecli.data.token_batches import StreamBatches
 from prunecli.engine.config import FitConfig
 from prunecli.engine.fit import fit
 from prunecli.engine.holding import holding
@@ -114,7 +115,7 @@ class _StepKeeper:
 class _LaterEpochs:
     """The epochs of training batches after the first `before` ones, so that no two steps see the same order."""
 
-    def __init__(self, batches: TrainingBatches, before: int) -> None:
+    def __init__(self, batches: TrainingBatches | StreamBatches, before: int) -> None:
         self._batches, self._before = batches, before
 
     def __len__(self) -> int:
@@ -122,6 +123,11 @@ class _LaterEpochs:
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._batches)
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether a network carries on from batch to batch."""
+        return bool(getattr(self._batches, "contiguous", False))
 
     @property
     def position(self) -> int:

@@ -91,12 +91,31 @@ class Recordings:
             raise RecipeError(f"--cutmix cuts images, and {name} has frames of events: leave it out")
 
 
+class Tokens:
+    """Tokens of a text."""
+
+    noun: ClassVar[str] = "sequences"
+
+    def binning(self, name: str | None, section: DataSection, loaded: LoadedModel) -> None:
+        """Sequences have no frames."""
+        if section.frames or section.frames_by or section.frame_duration:
+            raise RecipeError(f"--frames, --frames-by and --frame-duration are for events, and {name} is a text")
+        if section.image_size is not None:
+            raise RecipeError(f"--image-size is for images, and {name} is a text: --bptt is the length of a sequence")
+
+    def check_augmentation(self, name: str, config: FitConfig) -> None:
+        """Nothing that changes images makes sense."""
+        for setting in ("mixup", "cutmix", "auto_augment", "color_jitter", "random_erasing"):
+            if getattr(config, setting):
+                raise RecipeError(f"--{setting.replace('_', '-')} changes images, and {name} is a text: leave it out")
+
+
 def samples_in(name: str | None) -> Samples:
     """The samples of the data set called `name`; nothing is read."""
     return _KINDS[samples_of(name)] if name is not None else _KINDS["images"]
 
 
-_KINDS: dict[str, Samples] = {"images": Images(), "recordings": Recordings()}
+_KINDS: dict[str, Samples] = {"images": Images(), "recordings": Recordings(), "tokens": Tokens()}
 
 
 def _time_steps(model: nn.Module) -> int | None:

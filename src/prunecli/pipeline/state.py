@@ -9,14 +9,17 @@ from typing import Any
 import torch
 
 from prunecli.checkpoint.confinement import stays_inside
-from prunecli.data.catalog import default_root, load_data
+from prunecli.checkpoint.manifest import UsedVocabulary
+from prunecli.data.catalog import default_root, load_data, samples_of
 from prunecli.data.images import BadImages
 from prunecli.data.mask_labels import MaskReading, parse_void
 from prunecli.data.splits import ImageData, MaskLabel, Split, hold_out
+from prunecli.data.text import TextReading
+from prunecli.data.vocabulary import Vocabulary
 from prunecli.engine.device import pick_device, seed_everything
 from prunecli.errors import DataError, RecipeError
 from prunecli.methods.registry import get_method
-from prunecli.models.catalog import classes_are_texts
+from prunecli.models.catalog import classes_are_texts, reads_tokens
 from prunecli.models.loading import LoadedModel, load_file, load_reference
 from prunecli.pipeline.samples import Samples, samples_in
 from prunecli.pipeline.sink import Sink
@@ -98,12 +101,22 @@ class RunState:
             if name is None:
                 raise DataError("no data set: name one with --data, for instance --data cifar10")
             section = self.recipe.data
-            data = load_data(name, self._data_root(), download=section.download, masks=self._mask_reading(name))
+            reading = self._text_reading() if samples_of(name) == "tokens" else None
+            masks = self._mask_reading(name)
+            data = load_data(name, self._data_root(), download=section.download, masks=masks, text=reading)
             self._warn_of_other_classes(data)
             self._data = hold_out(data, section.val_fraction)
             for note in self._data.notes:
                 self.sink.note(note)
         return self._data
+
+    def vocabulary(self) -> UsedVocabulary | None:
+        """What tokens mean to the current network: what it has learned, else what the data set says."""
+        learned = self.model().manifest.vocabulary
+        if learned is not None or self.data_name() is None:
+            return learned
+        own = self.data().vocabulary
+        return UsedVocabulary(level=own.level, tokens=own.tokens) if own is not None else None
 
     def split(self, name: str) -> Split:
         """The test or the validation split of the data set.
@@ -194,6 +207,25 @@ class RunState:
         labels = next((data.labels for data in used if self._folder_of(data.name) == self._folder_of(name)), ())
         return MaskReading(void=said.void, recorded=tuple(MaskLabel(row.value, row.name, row.share) for row in labels))
 
+    def _text_reading(self) -> TextReading:
+        """What the user says about a text, and the vocabulary that the current network has learned.
+
+        Raises:
+            RecipeError: The network has learned words and is to read characters, or the other way round.
+        """
+        section = self.recipe.data
+        manifest = None
+        if self.loaded is not None or self.recipe.model.weights is not None:
+            manifest = self.model().manifest
+        if manifest is None or manifest.vocabulary is None:
+            return TextReading(section.level, section.bptt)
+        learned = manifest.vocabulary
+        if section.level not in (None, learned.level):
+            tokens = {"word": "words", "char": "characters"}[learned.level]
+            raise RecipeError(f"--level {section.level}: {self.model().name} reads {tokens}; leave it out")
+        length = section.bptt or next(iter(manifest.architecture.input_shape), None)
+        return TextReading(learned.level, length, Vocabulary(learned.level, learned.tokens))
+
     def _folder_of(self, name: str) -> Path:
         """Where masks lie: one folder may be written in several ways."""
         argument = name.partition(":")[2]
@@ -224,7 +256,8 @@ class RunState:
         if not section.pretrained and self.recipe.data.name is not None:
             data = self.data()
             arguments["num_classes"] = arguments["num_classes"] or data.num_classes
-            arguments["in_chans"] = arguments["in_chans"] or data.channels
-        if arguments["in_chans"] == 3 and section.in_chans is None:
+            if section.ref is None or not reads_tokens(section.ref):
+                arguments["in_chans"] = arguments["in_chans"] or data.channels
+        if arguments["in_chans"] in (0, 3) and section.in_chans is None:
             del arguments["in_chans"]  # every architecture has three by default, and not all of them take the argument
         return {**{key: value for key, value in arguments.items() if value is not None}, **section.kwargs}

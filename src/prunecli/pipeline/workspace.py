@@ -9,6 +9,7 @@ from prunecli.pipeline.judging import Judging
 from prunecli.pipeline.lineage import Lineage
 from prunecli.pipeline.model_inputs import ModelInputs
 from prunecli.pipeline.state import RunState
+from prunecli.pipeline.token_inputs import inputs_of
 
 
 class Workspace(RunState):
@@ -17,7 +18,7 @@ class Workspace(RunState):
     @cached_property
     def inputs(self) -> ModelInputs:
         """Shapes, preprocessing and batches."""
-        return ModelInputs(self)
+        return inputs_of(self)
 
     @cached_property
     def judging(self) -> Judging:

@@ -66,7 +66,7 @@ class DataSection:
         Doc(
             "digits, cifar10, cifar100, mnist, fashion-mnist, cluttered-mnist, folder:PATH, npz:FILE, "
             "segmentation:PATH, wds:PATH, images:PATH (without classes); of events: n-mnist, cifar10-dvs, dvs-gesture, "
-            "n-caltech101, events:PATH."
+            "n-caltech101, events:PATH; of words or characters: text:PATH."
         ),
     ] = None
     root: Annotated[
@@ -109,7 +109,17 @@ class DataSection:
         Ge(1),
         Doc("Microseconds in each frame; what is left of the recording is cut off, what is missing stays empty."),
     ] = None
-    batch_size: Annotated[int, Ge(1), Doc("Images per batch.")] = 128
+    level: Annotated[
+        Literal["word", "char"] | None,
+        Doc("Tokens of a text; default: the network's, else words of a folder and characters of a single file."),
+    ] = None
+    bptt: Annotated[
+        int | None,
+        Ge(1),
+        Le(1 << 20),
+        Doc("Tokens in a sequence of a text; default: the network's, else 35 words or 64 characters."),
+    ] = None
+    batch_size: Annotated[int, Ge(1), Doc("Images per batch, or parts of a text that are read side by side.")] = 128
     workers: Annotated[int, Ge(0), Doc("Processes that load images.")] = 0
     skip_bad: Annotated[int, Ge(0), Doc("Leave out up to this many unreadable images; one more stops the run.")] = 0
     val_fraction: Annotated[

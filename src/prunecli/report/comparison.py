@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from prunecli.report.conditions import Condition
 from prunecli.report.schema import Metrics, Report
-from prunecli.report.scores import SCORES
+from prunecli.report.scores import SCORES, Score
 
 _COMPARISON_SCHEMA: Literal["prunecli.comparison/1"] = "prunecli.comparison/1"
 
@@ -22,7 +22,7 @@ class _Compared(_Strict):
     metrics: Metrics
 
 
-_fields: dict[str, Any] = {f"{score.name}_drop": (float | None, None) for score in SCORES}
+_fields: dict[str, Any] = {score.loss_name: (float | None, None) for score in SCORES}
 _Drops: Any = create_model("_Drops", __base__=_Compared, **_fields)
 
 
@@ -84,7 +84,7 @@ def compare_reports(
         ratio, interval = paired[index] if paired else (_latency_ratio(base, report), None)
         candidate = _candidate(name, base.metrics, report.metrics, ratio, interval)
         if _different_tasks(base, report):
-            losses = [field for field in Candidate.model_fields if field.endswith("_drop") or field == "loss_rise"]
+            losses = [*(score.loss_name for score in SCORES), "loss_rise"]
             candidate = candidate.model_copy(update=dict.fromkeys(losses))
         candidates.append(candidate)
     return Comparison(
@@ -103,7 +103,7 @@ def _candidate(
     return Candidate(
         name=name,
         metrics=other,
-        **{f"{s.name}_drop": _difference(getattr(base, s.name), getattr(other, s.name)) for s in SCORES},
+        **{score.loss_name: _lost(score, base, other) for score in SCORES},
         loss_rise=_difference(other.loss, base.loss),
         params_ratio=_ratio(base.params, other.params),
         params_nonzero_ratio=_ratio(base.params_nonzero, other.params_nonzero),
@@ -141,6 +141,11 @@ def _ratio(base: float | None, other: float | None) -> float | None:
 
 def _difference(first: float | None, second: float | None) -> float | None:
     return first - second if first is not None and second is not None else None
+
+
+def _lost(score: Score, base: Metrics, other: Metrics) -> float | None:
+    before, after = getattr(base, score.name), getattr(other, score.name)
+    return score.lost(before, after) if before is not None and after is not None else None
 
 
 def _different_tasks(base: Report, other: Report) -> bool:

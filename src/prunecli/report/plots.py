@@ -16,7 +16,11 @@ _LARGEST_LEGEND = 72
 
 
 def sensitivity_plot(
-    curves: Mapping[str, Sequence[tuple[float, float]]], max_drop: float, title: str, form: str = "png"
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    max_drop: float,
+    title: str,
+    form: str = "png",
+    label: str = "top-1 lost (points)",
 ) -> bytes:
     """Plots accuracy lost against the share of channels removed, with a line for each layer, early layers dark.
 
@@ -25,6 +29,7 @@ def sensitivity_plot(
         max_drop: Drawn as a dashed line.
         title: Title of the plot.
         form: "png", "svg" or "pdf".
+        label: Label of the axis of what is lost.
     """
     import matplotlib
 
@@ -39,7 +44,7 @@ def sensitivity_plot(
         axes.plot(shares, drops, marker=markers[index % len(markers)], markersize=4, color=colour, label=name)
     axes.axhline(max_drop, color="black", linestyle="--", linewidth=1, label=f"limit {max_drop:g}")
     axes.set_xlabel("channels of the layer removed (%)")
-    axes.set_ylabel("top-1 lost (points)")
+    axes.set_ylabel(label)
     axes.set_title(title)
     axes.grid(alpha=0.3)
     if len(curves) <= _LARGEST_LEGEND:

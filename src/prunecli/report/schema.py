@@ -41,6 +41,13 @@ def _score_fields() -> dict[str, Any]:
     return fields
 
 
+_UNBOUNDED = tuple(score.name for score in SCORES if score.less_is_better)
+
+
+def _is_nonfinite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
 _Scores: Any = create_model("_Scores", __base__=_Strict, **_score_fields())
 
 
@@ -63,6 +70,7 @@ class Metrics(_Scores):
     loss: float | None = None
     images: int | None = None
     captions: int | None = None
+    tokens: int | None = None
     params: int | None = None
     params_nonzero: int | None = None
     macs: int | None = None
@@ -92,10 +100,10 @@ class Metrics(_Scores):
     @model_validator(mode="before")
     @classmethod
     def _name_nonfinite(cls, values: Any) -> Any:
-        loss = values.get("loss") if isinstance(values, dict) else None
-        if isinstance(loss, float) and not math.isfinite(loss):
-            return {**values, "loss": None, "nonfinite": ("loss",)}
-        return values
+        if not isinstance(values, dict):
+            return values
+        wrong = [name for name in ("loss", *_UNBOUNDED) if _is_nonfinite(values.get(name))]
+        return {**values, **dict.fromkeys(wrong), "nonfinite": tuple(wrong)} if wrong else values
 
 
 METRIC_NAMES = tuple(

@@ -1,25 +1,58 @@
-"""Percentages that networks are judged by: what reports and tables call them. A new one is a line here."""
+"""Figures that networks are judged by: what reports and tables call them. A new one is a line here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prunecli.report.numbers import fixed
+
 
 @dataclass(frozen=True)
 class Score:
-    """One percentage, of which more is better.
+    """One figure.
 
     Attributes:
-        name: In reports and conditions; its loss against a baseline is called NAME_drop.
+        name: In reports and conditions.
         label: In tables.
         task: What it belongs to.
         has_interval: Whether a 95 % interval comes with it, as NAME_interval.
+        unit: Behind the number in tables.
+        less_is_better: Whether a network is the better the lower it is.
     """
 
     name: str
     label: str
     task: str
     has_interval: bool = True
+    unit: str = " %"
+    less_is_better: bool = False
+
+    @property
+    def loss_name(self) -> str:
+        """What a comparison calls how much worse than the baseline it is: NAME_drop, or NAME_rise."""
+        return f"{self.name}_{'rise' if self.less_is_better else 'drop'}"
+
+    @property
+    def lost_unit(self) -> str:
+        """What follows a number that says how much worse a network is."""
+        return "points lost" if self.unit else "more" if self.less_is_better else "less"
+
+    def lost(self, baseline: float, other: float) -> float:
+        """How much worse than the baseline another network is."""
+        return other - baseline if self.less_is_better else baseline - other
+
+    def merit(self, value: float) -> float:
+        """The value, or its negative where less is better; of a merit, the value again."""
+        return -value if self.less_is_better else value
+
+    def text(self, value: float | None) -> str:
+        """Its value in tables."""
+        return fixed(value, self.digits, self.unit)
+
+    @property
+    def digits(self) -> int:
+        """Decimals in tables: percentages have two."""
+        return 2 if self.unit else 3
 
 
 SCORES = (
@@ -34,4 +67,12 @@ SCORES = (
     Score("text_recall_10", "text R@10", "retrieval"),
     Score("miou", "mIoU", "segmentation", has_interval=False),
     Score("pixel_accuracy", "pixel accuracy", "segmentation", has_interval=False),
+    Score("perplexity", "perplexity", "language", has_interval=False, unit="", less_is_better=True),
+    Score("bits_per_character", "bits per character", "language", has_interval=False, unit="", less_is_better=True),
+    Score("bits_per_token", "bits per token", "language", has_interval=False, unit="", less_is_better=True),
 )
+
+
+def score_named(name: str) -> Score:
+    """One of `SCORES`."""
+    return next(score for score in SCORES if score.name == name)

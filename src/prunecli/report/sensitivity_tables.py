@@ -7,6 +7,7 @@ from typing import Protocol
 
 from prunecli.report.numbers import fixed
 from prunecli.report.pruning_tables import left_alone_tables
+from prunecli.report.scores import Score
 from prunecli.report.table import Table
 
 
@@ -36,33 +37,39 @@ class _Proposal(Protocol):
 
 
 def sensitivity_tables(
-    curves: Sequence[_Curve], baseline: float, proposal: _Proposal, left_out: Mapping[str, str], images: int
+    curves: Sequence[_Curve],
+    baseline: float,
+    proposal: _Proposal,
+    left_out: Mapping[str, str],
+    images: int,
+    score: Score,
 ) -> list[Table]:
     """Points lost by layer and ratio, the proposal as a whole, and the layers that were left out.
 
     Args:
         curves: One for each layer, all with the same ratios.
-        baseline: Accuracy of the unpruned network, percent.
+        baseline: Merit of the unpruned network.
         proposal: Ratios for all layers together.
         left_out: Reasons by layer name.
         images: Number of validation images.
+        score: What was measured.
     """
     rows = [
         (
             curve.group,
             str(curve.channels),
-            *(fixed(point.drop) for point in curve.points),
+            *(fixed(point.drop, score.digits) for point in curve.points),
             fixed(100 * proposal.ratios[curve.group], 1, " %"),
         )
         for curve in curves
     ]
     ratios = [point.ratio for point in curves[0].points]
     columns = ("layer", "channels", *(f"{100 * ratio:g} %" for ratio in ratios), "recipe")
-    title = "top-1 points lost with each layer alone at these ratios"
+    title = f"{score.label}: {score.lost_unit} with each layer alone at these ratios"
     together = [
-        ("top-1 as it is", fixed(baseline, unit=" %")),
-        ("top-1 with the recipe", fixed(proposal.accuracy, unit=" %")),
-        ("points lost", fixed(proposal.drop)),
+        (f"{score.label} as it is", score.text(score.merit(baseline))),
+        (f"{score.label} with the recipe", score.text(score.merit(proposal.accuracy))),
+        (score.lost_unit, fixed(proposal.drop, score.digits)),
         ("validation images", str(images)),
     ]
     return [

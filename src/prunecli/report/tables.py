@@ -8,15 +8,16 @@ from prunecli.report.comparison import Candidate, Comparison
 from prunecli.report.energy_tables import LAYER_COLUMNS, NEURON_COLUMNS, energy_rows, layer_rows, neuron_rows
 from prunecli.report.numbers import count, fixed, interval, joules, macs, share, size
 from prunecli.report.schema import Metrics, Report
-from prunecli.report.scores import SCORES
+from prunecli.report.scores import SCORES, Score
 from prunecli.report.table import Table
 
 
-def score_text(metrics: Metrics, name: str, base: Metrics | None = None) -> str:
-    """A percentage of `SCORES` with its interval, and its difference from a baseline's."""
+def score_text(metrics: Metrics, score: Score, base: Metrics | None = None) -> str:
+    """One of `SCORES` with its interval, and its difference from a baseline's."""
+    name = score.name
     bounds: tuple[float, float] | None = getattr(metrics, f"{name}_interval", None)
     value = getattr(metrics, name)
-    text = fixed(value, unit=" %") + (f" ({value - getattr(base, name):+.2f})" if base is not None else "")
+    text = score.text(value) + (f" ({value - getattr(base, name):+.2f})" if base is not None else "")
     return text if bounds is None else f"{text} {interval(*bounds, digits=1)}"
 
 
@@ -41,8 +42,9 @@ def report_table(report: Report) -> Table:
     if report.data is not None:
         skipped = f", {report.data.skipped} could not be read" if report.data.skipped else ""
         captions = f" with {m.captions} captions" if m.captions else ""
-        rows.append(("images", f"{report.data.images}{captions} of {report.data.name} ({report.data.split}){skipped}"))
-    rows += [(score.label, score_text(m, score.name)) for score in SCORES if getattr(m, score.name) is not None]
+        counted = ("images", f"{report.data.images}{captions}") if m.tokens is None else ("tokens", f"{m.tokens}")
+        rows.append((counted[0], f"{counted[1]} of {report.data.name} ({report.data.split}){skipped}"))
+    rows += [(score.label, score_text(m, score)) for score in SCORES if getattr(m, score.name) is not None]
     rows += [(f"IoU of {name}", fixed(value, unit=" %")) for name, value in (m.class_iou or {}).items()]
     rows += [("loss", _loss(m))] if _loss(m) != "-" else []
     rows += [
@@ -99,10 +101,10 @@ def comparison_table(comparison: Comparison) -> Table:
 
     each = comparison.candidates
     for score in SCORES:
-        drops = [_signed(getattr(c, f"{score.name}_drop")) for c in each]
-        figures = [fixed(getattr(c.metrics, score.name), unit=" %") for c in each]
+        drops = [_signed(score, getattr(c, score.loss_name)) for c in each]
+        figures = [score.text(getattr(c.metrics, score.name)) for c in each]
         cells = [annotated(figure, drop) for figure, drop in zip(figures, drops, strict=True)]
-        row(score.label, fixed(getattr(base, score.name), unit=" %"), cells)
+        row(score.label, score.text(getattr(base, score.name)), cells)
     row("loss", _loss(base), [_loss(c.metrics) for c in each])
     row("parameters", count(base.params), [annotated(count(c.metrics.params), _times(c.params_ratio)) for c in each])
     row(
@@ -167,8 +169,11 @@ def _times(ratio: float | None) -> str:
     return "-" if ratio is None else f"x{ratio:.3f}"
 
 
-def _signed(drop: float | None) -> str:
-    return "-" if drop is None else f"{0.0 - drop:+.2f}"
+def _signed(score: Score, lost: float | None) -> str:
+    """How a score changed, given how much was lost of it."""
+    if lost is None:
+        return "-"
+    return f"{lost if score.less_is_better else 0.0 - lost:+.{score.digits}f}"
 
 
 def _percentage_points(rise: float | None) -> str:

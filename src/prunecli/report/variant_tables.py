@@ -83,7 +83,7 @@ def variant_table(
     for score in SCORES:
         if getattr(base.metrics, score.name, None) is not None:
             cells = [
-                score_text(one, score.name, base.metrics if index else None)
+                score_text(one, score, base.metrics if index else None)
                 for index, one in enumerate(metrics)
                 if one is not None
             ]

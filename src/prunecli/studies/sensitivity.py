@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import nn
 from prunecli.checkpoint.durable import write_atomically, write_text_atomically
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.resources import resource_errors
+from prunecli.engine.tasks.base import Task
 from prunecli.errors import MethodError, RecipeError
 from prunecli.methods.params import TARGETS
 from prunecli.methods.ranking import rank, why_nothing
@@ -24,10 +25,12 @@ from prunecli.methods.repair import Repair
 from prunecli.methods.request import PruneRequest
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import DataSection, ModelSection, PruneStage
+from prunecli.report.numbers import fixed
 from prunecli.report.plots import sensitivity_plot
+from prunecli.report.scores import Score, score_named
 from prunecli.report.sensitivity_tables import sensitivity_tables
 from prunecli.report.table import Table
-from prunecli.studies.layer_curves import Curve, Proposal, Sensitivity
+from prunecli.studies.layer_curves import Curve, Point, Proposal, Sensitivity
 
 _IN_MEMORY = 2**29
 """Prepared validation images are kept in memory up to this many bytes, else prepared again for every point."""
@@ -39,10 +42,11 @@ class SensitivityOutcome:
 
     Attributes:
         curves: One for each layer that can shrink.
-        baseline: Accuracy of the unpruned network, percent.
+        baseline: Merit of the unpruned network: its score, or the negative of one of which less is better.
         proposal: Ratios that together keep within the drop.
         left_out: Reasons why layers cannot shrink or be ranked, by name.
         images: Number of validation images behind each accuracy.
+        score: What is measured.
     """
 
     curves: tuple[Curve, ...]
@@ -50,20 +54,27 @@ class SensitivityOutcome:
     proposal: Proposal
     left_out: dict[str, str]
     images: int
+    score: Score
 
     def document(self) -> dict[str, Any]:
         """Returns everything as one JSON document."""
         return {
             "images": self.images,
-            "baseline_top1": self.baseline,
-            "curves": [dataclasses.asdict(curve) for curve in self.curves],
+            f"baseline_{self.score.name}": self.score.merit(self.baseline),
+            "curves": [
+                {**vars(curve), "points": [self._measured(point) for point in curve.points]} for curve in self.curves
+            ],
             "left_out": self.left_out,
-            "proposal": dataclasses.asdict(self.proposal),
+            "proposal": self._measured(self.proposal),
         }
+
+    def _measured(self, figures: Point | Proposal) -> dict[str, Any]:
+        """Figures with the score as it was measured."""
+        return {**dataclasses.asdict(figures), "accuracy": self.score.merit(figures.accuracy)}
 
     def tables(self) -> list[Table]:
         """Returns the tables for people."""
-        return sensitivity_tables(self.curves, self.baseline, self.proposal, self.left_out, self.images)
+        return sensitivity_tables(self.curves, self.baseline, self.proposal, self.left_out, self.images, self.score)
 
 
 def _with_repairs(stage: PruneStage) -> PruneStage:
@@ -116,24 +127,31 @@ def sensitivity_stage(
         raise MethodError(f"no layer can shrink; {why_nothing(ranking.untouched)}")
     repair = Repair(calibration, stage.compensate, bool(stage.recalibrate))
     task = space.judging.labelled_task()
-
-    def judge(network: nn.Module) -> float:
-        classifier = space.judging.classifier(
-            network, remember=True
-        )  # networks share one text tower, so prompts are encoded once
-        return float(evaluate(classifier, batches, space.device, task=task).score)
-
+    score = score_named(task.figures.score_name)
+    judge = _judge(space, task, batches)
     order = {name: index for index, (name, _) in enumerate(model.named_modules())}
     names = sorted(ranking.scores, key=lambda name: order.get(name, -1))
     study = Sensitivity(model, ranking.groups, ranking.scores, request.params, judge, repair)
     space.sink.note(
-        f"{len(names)} layers at {len(ratios)} ratios, judged on {batches.images} validation images of {data.name}; "
-        f"as it is: {study.baseline:.2f} %"
+        f"{len(names)} layers at {len(ratios)} ratios, judged on {batches.images} validation {space.inputs.noun} of "
+        f"{data.name}; as it is: {score.text(score.merit(study.baseline))}"
     )
-    curves = _curves(space, study, names, ratios)
+    curves = _curves(space, study, names, ratios, score)
     space.report_bad()
     left_out = {entry.name: entry.reason for entry in ranking.untouched}
-    return SensitivityOutcome(tuple(curves), study.baseline, study.propose(curves, max_drop), left_out, batches.images)
+    proposal = study.propose(curves, max_drop)
+    return SensitivityOutcome(tuple(curves), study.baseline, proposal, left_out, batches.images, score)
+
+
+def _judge(space: Workspace, task: Task, batches: _KeptBatches) -> Callable[[nn.Module], float]:
+    """What measures a network's merit."""
+
+    def judge(network: nn.Module) -> float:
+        # Networks share one text tower, so prompts are encoded once.
+        classifier = space.judging.classifier(network, remember=True)
+        return task.merit(float(evaluate(classifier, batches, space.device, task=task).score))
+
+    return judge
 
 
 def _held_out(space: Workspace, images: int) -> _KeptBatches:
@@ -154,7 +172,9 @@ def _held_out(space: Workspace, images: int) -> _KeptBatches:
     return _KeptBatches(held_out, len(indices), space.inputs.example_shape())
 
 
-def _curves(space: Workspace, study: Sensitivity, names: Sequence[str], ratios: Sequence[float]) -> list[Curve]:
+def _curves(
+    space: Workspace, study: Sensitivity, names: Sequence[str], ratios: Sequence[float], score: Score
+) -> list[Curve]:
     """Prunes one layer after another, and tells how far it is."""
     curves = []
     done = itertools.count(1)
@@ -162,7 +182,7 @@ def _curves(space: Workspace, study: Sensitivity, names: Sequence[str], ratios: 
         for number, name in enumerate(names):
             curves.append(study.curve(name, ratios, lambda point: advance(next(done), f"{100 * point.ratio:g} %")))
             worst = max(point.drop for point in curves[-1].points)
-            space.sink.note(f"{number + 1}/{len(names)} {name}: at most {worst:.2f} points lost")
+            space.sink.note(f"{number + 1}/{len(names)} {name}: at most {fixed(worst, score.digits)} {score.lost_unit}")
     return curves
 
 
@@ -183,8 +203,9 @@ def write_recipe(space: Workspace, stage: PruneStage, outcome: SensitivityOutcom
     written: dict[str, Any] = {
         "version": 1,
         "description": (
-            f"Ratios by layer for {Path(space.model().name).name}: {proposal.drop:.2f} points of top-1 lost on "
-            f"{outcome.images} validation images straight after pruning"
+            f"Ratios by layer for {Path(space.model().name).name}: "
+            f"{outcome.score.label} {fixed(proposal.drop, outcome.score.digits)} {outcome.score.lost_unit} on "
+            f"{outcome.images} validation {space.inputs.noun} straight after pruning"
         ),
         "model": _differing(recipe.model, ModelSection()),
         "data": _differing(recipe.data, DataSection()) | {"name": space.data().name},
@@ -201,7 +222,8 @@ def write_recipe(space: Workspace, stage: PruneStage, outcome: SensitivityOutcom
 def write_plot(outcome: SensitivityOutcome, max_drop: float, title: str, path: Path, *, replace: bool) -> None:
     """Draws the curves to a .png, .svg or .pdf file."""
     curves = {curve.group: [(point.removed, point.drop) for point in curve.points] for curve in outcome.curves}
-    picture = sensitivity_plot(curves, max_drop, title, path.suffix.removeprefix("."))
+    label = f"{outcome.score.label}, {outcome.score.lost_unit}"
+    picture = sensitivity_plot(curves, max_drop, title, path.suffix.removeprefix("."), label)
     write_atomically(path, lambda temporary: temporary.write_bytes(picture), replace=replace)
 
 

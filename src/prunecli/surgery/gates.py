@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from prunecli.surgery.axes import leaves
 from prunecli.surgery.groups import ChannelGroup
-from prunecli.surgery.removal.compensate import layer_input
+from prunecli.surgery.taps import layer_input
 from prunecli.surgery.tracing.grouping import index_of
 from prunecli.surgery.tracing.labels import Followed
 

@@ -23,7 +23,12 @@ _MAX_DROP = 1.0
 _IMAGES = 1000
 _OPTIONS = [
     option("ratios", str, "Shares of a layer's channels to try, with commas.", default=_RATIOS),
-    option("max_drop", float, "Points of top-1 that the recipe may lose, all layers together.", default=_MAX_DROP),
+    option(
+        "max_drop",
+        float,
+        "Points of top-1 (texts: bits, perplexity) that the recipe may lose in all.",
+        default=_MAX_DROP,
+    ),
     option("images", int, "Validation images to judge on; the test split is not touched.", default=_IMAGES),
     option("plot", str, "Picture to draw (.png, .svg, .pdf); default: the recipe's name with .png.", "--plot"),
     option("out", str, "Recipe to write; default: MODEL-sensitivity.yaml.", "-o", "--out"),

@@ -15,7 +15,7 @@ from prunecli.criteria.base import Calibration
 from prunecli.criteria.readers import exact
 from prunecli.criteria.weights.base import MaskableWeight
 from prunecli.inputs import run_batch
-from prunecli.surgery.removal.compensate import layer_input
+from prunecli.surgery.taps import layer_input
 from prunecli.surgery.tracing.running import without_fastpath
 
 UNSEEN = "its inputs cannot be watched"

@@ -95,6 +95,7 @@ class Task(ABC):
         name: As reports call it.
         figures: The class of its figures.
         per_pixel: Whether a network gives a score for every pixel, shape (N, classes, h, w).
+        class_dimension: Dimension of the scores along which the classes lie.
         labelled: Whether there are labels to evaluate against.
         trainable: Whether networks can be trained for this task.
         needs_text_tower: Whether a network must be able to compare images with texts.
@@ -105,6 +106,7 @@ class Task(ABC):
     name: ClassVar[str]
     figures: ClassVar[type[Any]]
     per_pixel: ClassVar[bool] = False
+    class_dimension: ClassVar[int] = 1
     labelled: ClassVar[bool] = True
     trainable: ClassVar[bool] = True
     needs_text_tower: ClassVar[bool] = False
@@ -146,9 +148,13 @@ class Task(ABC):
         self.require_training()
         raise AssertionError("a task that can be trained has a teacher's loss")
 
+    def merit(self, score: float) -> float:
+        """The score, or its negative where less is better."""
+        return score
+
     def better(self, score: float, best: float) -> bool:
         """Whether a validation score is better than the best one so far."""
-        return score > best
+        return self.merit(score) > self.merit(best)
 
     def require_labels(self) -> None:
         """Checks that figures can be measured.

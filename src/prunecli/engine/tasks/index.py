@@ -11,6 +11,8 @@ _TASKS = {
     "segmentation": "segmentation:Segmentation",
     "retrieval": "retrieval:Retrieval",
     "unlabelled": "unlabelled:Unlabelled",
+    "word-language": "language:WordLanguage",
+    "character-language": "language:CharacterLanguage",
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from prunecli.models.dialects import openai_clip, openmmlab, segformer, spikformer
+from prunecli.models.dialects import openai_clip, openmmlab, segformer, spikformer, word_language_model
 from prunecli.models.dialects.dialect import Dialect, ForeignRequest, Translation
 
 DIALECTS: tuple[Dialect, ...] = (
@@ -19,6 +19,7 @@ DIALECTS: tuple[Dialect, ...] = (
     openmmlab.VIT,
     openmmlab.RESNET,
     openai_clip.OPENAI,
+    word_language_model.EXAMPLE,
 )
 
 

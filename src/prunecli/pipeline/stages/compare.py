@@ -14,9 +14,11 @@ from prunecli.checkpoint.io import read_manifest
 from prunecli.checkpoint.manifest import Architecture
 from prunecli.errors import GateFailed, RecipeError
 from prunecli.measure.latency import time_paired
+from prunecli.models.catalog import reads_tokens
 from prunecli.models.loading import load_companion
 from prunecli.pipeline.sink import Sink
 from prunecli.pipeline.stages.eval import eval_stage, latency_figures
+from prunecli.pipeline.token_inputs import random_tokens
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import EvalStage, Measurement, ModelSection, Recipe
 from prunecli.report.comparison import Comparison, Gate, compare_reports
@@ -84,7 +86,7 @@ def compare_run(reports: Sequence[Path], device: torch.device, *, rounds: int = 
         for path, report in zip(files, read, strict=True)
     ]
     generator = torch.Generator().manual_seed(0)
-    examples = [torch.randn(1, *report.model.input_shape, generator=generator) for report in read]
+    examples = [_example(report, generator) for report in read]
     timing = time_paired(networks, examples, rounds=rounds, device=device)
     return compare_reports(names, read, list(zip(timing.ratios, timing.ratio_intervals, strict=True)))
 
@@ -92,6 +94,13 @@ def compare_run(reports: Sequence[Path], device: torch.device, *, rounds: int = 
 def recipe_of(path: Path, recipe: Recipe) -> Recipe:
     """The recipe of one network: a weights file, or a reference such as timm:resnet50."""
     return _recipe_of_reference(path, recipe, {}) if _is_reference(path) else _recipe_of_file(path, recipe)
+
+
+def _example(report: Report, generator: torch.Generator) -> torch.Tensor:
+    model = report.model
+    if reads_tokens(model.ref):
+        return random_tokens(model.arguments, model.input_shape, generator)
+    return torch.randn(1, *model.input_shape, generator=generator)
 
 
 def judge(comparison: Comparison, gate: Gate | None) -> GateFailed | None:

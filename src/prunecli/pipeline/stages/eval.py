@@ -126,17 +126,18 @@ def _accuracy(space: Workspace, stage: EvalStage) -> tuple[dict[str, Any], DataI
                 space.judging.classifier(remember=True),
                 space.inputs.batches(split),
                 space.device,
-                lambda done: advance(done, f"{done} images"),
+                lambda done: advance(done, f"{done} {space.inputs.noun}"),
                 task=task,
             )
         named = task.named(figures)
     space.report_bad()
+    images = named.get("images", len(split.labels))
     info = DataInfo(
         name=data.name,
         split=stage.split,
-        images=named["images"],
+        images=images,
         fingerprint=split.fingerprint(),
-        skipped=len(split.labels) - named["images"],
+        skipped=len(split.labels) - images,
         task=stage.task if stage.task == _PROBE else space.judging.task_name(),
     )
     return named, info

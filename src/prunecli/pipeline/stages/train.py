@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from prunecli.checkpoint.durable import crash_point
 from prunecli.checkpoint.manifest import Manifest
@@ -31,6 +30,7 @@ from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import FinetuneStage, TrainStage
 from prunecli.report.mask_tables import label_table
 from prunecli.report.numbers import fixed
+from prunecli.report.scores import score_named
 from prunecli.report.table import Table
 
 _FINETUNE_LR = 0.01
@@ -70,7 +70,7 @@ class TrainOutcome:
         rows = [
             ("epoch kept", f"{chosen.epoch} of {len(self.result.epochs)}"),
             ("training loss", fixed(chosen.loss, 4)),
-            (f"validation {label}", fixed(validation.score if validation else None, unit=" %")),
+            (f"validation {label}", score_named(validation.score_name).text(validation.score) if validation else "-"),
             ("validation loss", fixed(validation.loss if validation else None, 4)),
             ("checkpoint", str(self.path)),
             ("metrics", str(self.metrics_path)),
@@ -97,7 +97,7 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
     teacher = space.lineage.teacher(stage.teacher) if isinstance(stage, FinetuneStage) and stage.teacher else None
     learned_from = {}
     if teacher is not None:
-        _check_teacher(space, space.judging.classifier(teacher.model))
+        _check_teacher(space, teacher, task)
         learned_from = {"teacher's sha256": teacher.sha256}
     if data.labels:
         space.sink.aside(label_table((label.value, label.name, label.share) for label in data.labels))
@@ -113,9 +113,8 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
         MetricsLog(log_path, tensorboard=stage.tensorboard, continued=states.exists(), warn=space.sink.warn) as log,
         space.sink.progress(stage.stage, stage.epochs * len(train)) as advance,
     ):
-        space.sink.note(
-            f"{stage.stage} {loaded.name} on {len(split.labels)} images of {data.name}, {space.device.type}"
-        )
+        amount = f"{len(split.labels)} {space.samples().noun}"
+        space.sink.note(f"{stage.stage} {loaded.name} on {amount} of {data.name}, {space.device.type}")
         result = fit(
             space.judging.classifier(),
             train,
@@ -147,13 +146,17 @@ def _hooks(space: Workspace, stage: TrainStage, task: Task, teacher: LoadedModel
     return hooks
 
 
-def _check_teacher(space: Workspace, teacher: nn.Module) -> None:
-    shape = "x".join(map(str, space.inputs.shape()))
+def _check_teacher(space: Workspace, teacher: LoadedModel, task: Task) -> None:
+    shape, network = "x".join(map(str, space.inputs.shape())), space.judging.classifier(teacher.model)
     try:
         with torch.no_grad():
-            outputs = logits(teacher.cpu().eval()(space.inputs.example())).shape[1]
-    except (RuntimeError, ValueError) as error:
-        raise ModelError(f"--teacher does not run on {shape} images; give a network for the same data") from error
+            outputs = logits(network.cpu().eval()(space.inputs.example())).shape[task.class_dimension]
+    except (RuntimeError, ValueError, IndexError) as error:
+        noun = space.inputs.noun
+        raise ModelError(f"--teacher does not run on {shape} {noun}; give a network for the same data") from error
+    theirs, ours = teacher.manifest.vocabulary, space.vocabulary()
+    if theirs is not None and theirs != ours:
+        raise ModelError(f"--teacher has learned another vocabulary than {space.model().name}; give one with the same")
     if outputs != space.data().num_classes:
         raise ModelError(f"--teacher has {outputs} outputs, not {space.data().num_classes}; give one for the same data")
 

@@ -25,7 +25,7 @@ from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.proof.randomness import Draws, given_to, noting
 from prunecli.surgery.tracing.labels import Followed, Label, Record
 from prunecli.surgery.tracing.operators.statistics import NEEDS_KEPT_ALONE
-from prunecli.surgery.tracing.running import plain_attention, seeded
+from prunecli.surgery.tracing.running import plain_kernels, seeded
 
 OTHER_OPERATORS = (
     "the model calls other operators than when it was traced, as values decide which, so it cannot be verified; "
@@ -63,7 +63,7 @@ def run_masked(
     try:
         return _run(model, followed, kept, inputs, draws)
     except OtherOperatorsError:  # a network may compute something once and cache it
-        with torch.no_grad(), plain_attention(), seeded():
+        with torch.no_grad(), plain_kernels(), seeded():
             call(model, inputs)
     draws.clear()
     return _run(model, followed, kept, inputs, draws)
@@ -73,7 +73,7 @@ def _run(model: nn.Module, followed: Followed, kept: ChannelMasks, inputs: Input
     records = followed.records if not model.training else followed.training or []
     mode = _MaskedMode(records, kept, draws)
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    with torch.no_grad(), plain_attention(), seeded():
+    with torch.no_grad(), plain_kernels(), seeded():
         for name, tensor in tensors.items():
             mode.silence(tensor.detach(), followed.parameters[name])
         with mode:

@@ -20,11 +20,11 @@ from prunecli.surgery.proof.active_neurons import with_active_neurons
 from prunecli.surgery.proof.masked import OTHER_OPERATORS, OtherOperatorsError, channel_masks, run_masked
 from prunecli.surgery.proof.randomness import Draws, Replayed
 from prunecli.surgery.proof.trial_inputs import drawn_like, drawn_samples
-from prunecli.surgery.removal.compensate import channels_last, layer_input
 from prunecli.surgery.removal.rebuild import state_tensors
 from prunecli.surgery.removal.slice import remove
+from prunecli.surgery.taps import channels_last, layer_input
 from prunecli.surgery.tracing.labels import Label
-from prunecli.surgery.tracing.running import one_line, plain_attention, seeded
+from prunecli.surgery.tracing.running import one_line, plain_kernels, seeded
 from prunecli.surgery.tracing.trace import trace
 from prunecli.surgery.tracing.traced import Trace
 from prunecli.surgery.tracing.trial import RUNTIME_ERRORS
@@ -138,9 +138,9 @@ def differs_from_removal(
         for first, second in ((closed, sliced), *((firing,) if firing is not None else ())):
             masked, leaks = sharing_parameters(first), list[str]()
             _watch_leaks(masked, traced, keep, leaks)
-            with torch.no_grad(), plain_attention(), seeded():
+            with torch.no_grad(), plain_kernels(), seeded():
                 reference = chosen_outputs(call(masked, trial), names)
-            with torch.no_grad(), plain_attention(), seeded():
+            with torch.no_grad(), plain_kernels(), seeded():
                 output = chosen_outputs(call(sharing_parameters(second), trial), names)
             differences = [_relative_difference(a, b) for a, b in zip(reference, output, strict=True)]
             if leaks or any(difference > _tolerance(traced) for difference in differences):
@@ -298,7 +298,7 @@ def _both(
     replayed = Replayed(draws)
     pruned = sharing_parameters(sliced).train(probe.training)
     try:
-        with torch.no_grad(), plain_attention(), seeded(), replayed:
+        with torch.no_grad(), plain_kernels(), seeded(), replayed:
             output = call(pruned, inputs)
     except RUNTIME_ERRORS as error:
         raise VerificationError(f"the pruned network does not run: {one_line(error)}; nothing was saved") from error
@@ -342,7 +342,7 @@ def _first_difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: 
     assert traced.followed is not None
     labels = {name: labels[-1] for name, labels in traced.followed.outputs.items()}
     actual: dict[str, Tensor] = {}
-    with torch.no_grad(), plain_attention(), _recorded(sliced, actual):
+    with torch.no_grad(), plain_kernels(), _recorded(sliced, actual):
         call(sliced, inputs)
     masked: dict[str, Tensor] = {}
     masked_probe = sharing_parameters(probe)

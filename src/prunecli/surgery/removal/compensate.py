@@ -18,7 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from prunecli.inputs import Inputs, run_batch
-from prunecli.surgery.groups import ChannelGroup, Keep, Role, dropped_units
+from prunecli.surgery.groups import ChannelGroup, Keep, Member, Role, dropped_units
+from prunecli.surgery.taps import channels_last, layer_input, shows, tapped
 
 Compensation = Literal["none", "bias", "ls"]
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -69,7 +70,8 @@ def compensate(
     """Adjusts the layers of `pruned` that read removed channels, in place, after one pass of `dense` over `batches`.
 
     Grouped convolutions are not adjusted: the same column reads a different channel in each block. Nor are weights that
-    several layers share, or that are computed from other parameters.
+    several layers share, or that are computed from other parameters. In recurrent layers, weights that read the units
+    of the step before are adjusted too, unless all their sequences are packed.
 
     Args:
         dense: The network before removal; not changed.
@@ -87,99 +89,70 @@ def compensate(
     if mode == "none":
         return 0
     removed, written = _removed(dense, groups, keep, "consumer", 1), _removed(dense, groups, keep, "producer", 0)
+    removed = {name: mask for name, mask in removed.items() if not _is_shared(dense, name)}
     if not removed:
         return 0
-    for name in [name for name in removed if _is_shared(dense, name)]:
-        del removed[name]
     halves, normalised = _measure(dense, removed, batches, second=mode == "ls")
     adjusted = 0
     for name, columns in removed.items():
-        before, after = _reader(dense, name), _reader(pruned, name)
-        assert before is not None and after is not None
-        weight = before.weight.detach()
+        weight = dense.get_parameter(name).detach()
         rows = ~written.get(name, torch.zeros(len(weight), dtype=torch.bool))
-        absorbed = intercept and name in normalised
-        adjusted += _adjust(weight[rows.to(weight.device)], after, columns, halves[name], absorbed)
+        module, _, tensor = name.rpartition(".")
+        after = pruned.get_submodule(module)
+        reader = _Reader(after.get_parameter(tensor), getattr(after, tensor.replace("weight", "bias"), None))
+        absorbed = intercept and module in normalised
+        adjusted += _adjust(weight[rows.to(weight.device)], reader, columns, halves[name], absorbed)
     return adjusted
 
 
+@dataclass(frozen=True)
+class _Reader:
+    """A weight whose columns read channels, and the bias that is added to what it gives."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+
 def _removed(dense: nn.Module, groups: Sequence[ChannelGroup], keep: Keep, role: Role, dim: int) -> dict[str, Tensor]:
-    """A mask for each layer with removed columns (consumer, dim 1) or rows (producer, dim 0), True where removed."""
+    """For each weight with removed columns (consumer, dim 1) or rows (producer, dim 0) a mask, True where removed."""
     masks: dict[str, Tensor] = {}
     for group in groups:
         dropped = dropped_units(group, keep[group.name]) if group.name in keep else torch.empty(0)
         for member in group.members:
-            reader = _reader(dense, member.module)
-            if member.role != role or member.dim != dim or reader is None or len(dropped) == 0:
+            if member.role != role or member.dim != dim or len(dropped) == 0 or not _is_reader(dense, member):
                 continue
-            mask = masks.setdefault(member.module, torch.zeros(reader.weight.shape[dim], dtype=torch.bool))
+            weight = dense.get_parameter(member.name)
+            mask = masks.setdefault(member.name, torch.zeros(weight.shape[dim], dtype=torch.bool))
             mask[member.index[dropped].flatten()] = True
     return masks
 
 
-def _reader(model: nn.Module, name: str) -> nn.Linear | _ConvNd | None:
-    """The module if its weight is its own and its columns are its input channels, else None."""
-    module = model.get_submodule(name)
-    if module._parameters.get("weight") is None:  # computed from others, so a change would not last
-        return None
-    if isinstance(module, nn.Linear):
-        return module
-    if isinstance(module, _ConvNd) and module.groups == 1 and not isinstance(module, _ConvTransposeNd):
-        return module
-    return None
+def _is_reader(model: nn.Module, member: Member) -> bool:
+    """Whether a tensor is a weight of its own whose columns are input channels, of which is seen what they take in."""
+    module = model.get_submodule(member.module)
+    if module._parameters.get(member.tensor) is None:  # computed from others, so a change would not last
+        return False
+    grouped = isinstance(module, _ConvTransposeNd) or (isinstance(module, _ConvNd) and module.groups > 1)
+    return shows(module, member.tensor) and not grouped
 
 
 def _is_shared(model: nn.Module, name: str) -> bool:
-    """Whether another layer, or the same one under another name, has the weight of the module."""
-    weight = model.get_submodule(name)._parameters["weight"]
+    """Whether another layer, or the same one under another name, has a weight."""
+    weight = model.get_parameter(name)
     return sum(parameter is weight for _, parameter in model.named_parameters(remove_duplicate=False)) > 1
-
-
-def channels_last(module: nn.Module, values: Tensor) -> Tensor:
-    """A layer's input, or the gradient of it, with the channel dimension last.
-
-    Args:
-        module: A linear layer or a convolution; those of spikingjelly take all steps at once, (T, N, C, ...).
-        values: A tensor shaped like the layer's input.
-    """
-    if isinstance(module, nn.Linear):
-        return values
-    steps = isinstance(module, _ConvNd) and values.dim() > module.weight.dim()
-    return values.movedim(2 if steps else 1, -1)
-
-
-def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """What a linear layer or convolution was called with: its first floating tensor, by position or by keyword."""
-    values = (*args, *kwargs.values())
-    return next((value for value in values if isinstance(value, Tensor) and value.is_floating_point()), None)
 
 
 def _measure(
     dense: nn.Module, removed: dict[str, Tensor], batches: Iterable[Inputs], *, second: bool
 ) -> tuple[dict[str, list[_Moments]], set[str]]:
-    """Moments of every layer's input over even and odd batches, and the layers that feed a batch normalisation."""
-    moments: dict[str, list[_Moments]] = {}
-    for name, mask in removed.items():
-        size = len(mask)
-        wide = size > _MAX_COLUMNS or not second
-        moments[name] = [
-            _Moments(
-                0,
-                torch.zeros(size, dtype=torch.float64),
-                None if wide else torch.zeros(size, size, dtype=torch.float64),
-            )
-            for _ in range(2)
-        ]
+    """Moments of what every weight takes in over even and odd batches, and layers that feed a batch normalisation."""
+    moments = {name: [_no_moments(len(mask), second=second) for _ in range(2)] for name, mask in removed.items()}
     half = 0
 
-    def recorder(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            taken_in = layer_input(args, kwargs)
-            if taken_in is not None:
-                channels = channels_last(module, taken_in.detach())
-                moments[name][half].add(channels.reshape(-1, channels.shape[-1]))
-
-        return record
+    def see(name: str, values: Tensor) -> Tensor:
+        channels = channels_last(dense.get_submodule(name.rpartition(".")[0]), values.detach())
+        moments[name][half].add(channels.reshape(-1, channels.shape[-1]))
+        return values
 
     outputs: dict[int, tuple[str, Tensor]] = {}  # keeping the tensors prevents their ids from being reused
     normalised: set[str] = set()
@@ -192,8 +165,8 @@ def _measure(
         if writer is not None:
             normalised.add(writer[0])
 
-    hooks = [dense.get_submodule(name).register_forward_pre_hook(recorder(name), with_kwargs=True) for name in removed]
-    hooks += [dense.get_submodule(name).register_forward_hook(written(name)) for name in removed]
+    modules = dict.fromkeys(name.rpartition(".")[0] for name in removed)
+    hooks = [dense.get_submodule(name).register_forward_hook(written(name)) for name in modules]
     hooks += [
         module.register_forward_pre_hook(reads, with_kwargs=True)
         for module in dense.modules()
@@ -202,7 +175,7 @@ def _measure(
     training = {module: module.training for module in dense.modules()}
     dense.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), tapped(dense, removed, see):
             for index, batch in enumerate(batches):
                 half = index % 2
                 outputs.clear()
@@ -216,9 +189,12 @@ def _measure(
     return moments, normalised
 
 
-def _adjust(
-    weight: Tensor, after: nn.Linear | _ConvNd, removed: Tensor, halves: list[_Moments], intercept: bool
-) -> bool:
+def _no_moments(size: int, *, second: bool) -> _Moments:
+    products = torch.zeros(size, size, dtype=torch.float64) if second and size <= _MAX_COLUMNS else None
+    return _Moments(0, torch.zeros(size, dtype=torch.float64), products)
+
+
+def _adjust(weight: Tensor, after: _Reader, removed: Tensor, halves: list[_Moments], intercept: bool) -> bool:
     """Adjusts one reader; `weight` has the dense layer's columns and the rows that are kept."""
     both = halves[0] + halves[1]
     if both.count == 0:
@@ -232,10 +208,10 @@ def _adjust(
             centred = intercept or bias is not None
             fold = _regression(halves, both, kept, gone, centred=centred)
             shift = shift - fold @ (both.total / both.count)[kept]
-            after.weight += torch.tensordot(lost, fold, dims=([1], [0])).movedim(-1, 1).to(weight)
+            after.weight.add_(torch.tensordot(lost, fold, dims=([1], [0])).movedim(-1, 1).to(weight))
         if bias is not None:
             # Each tap of a convolution reads the shift once; at zero-padded borders this slightly overcompensates.
-            bias += (lost.flatten(2).sum(dim=2) if lost.dim() > 2 else lost).matmul(shift).to(bias)
+            bias.add_((lost.flatten(2).sum(dim=2) if lost.dim() > 2 else lost).matmul(shift).to(bias))
     return both.products is not None or bias is not None
 
 

@@ -29,6 +29,13 @@ def own_widths(module: nn.Module) -> Widths:
     return _normalised_shape(module)
 
 
+def blocks_of_rows(module: nn.Module, tensor: str) -> int:
+    """How many rows of a tensor one channel has: one for each gate of a recurrent layer or cell, else one."""
+    if not isinstance(module, (nn.RNNBase, nn.RNNCellBase)) or tensor.startswith("weight_hr"):
+        return 1
+    return next((gates for kind, gates in _GATES.items() if kind in type(module).__name__), 1)
+
+
 def _convolution(module: Any) -> Widths:
     rows, columns = module.weight.shape[:2]
     if getattr(module, "transposed", False):

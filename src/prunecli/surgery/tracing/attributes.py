@@ -15,13 +15,18 @@ from torch.nn.modules.conv import _ConvNd
 
 from prunecli.surgery.axes import Axis, Seq, Term, resolve
 from prunecli.surgery.groups import ChannelGroup, Size, Width
+from prunecli.surgery.recurrent.cell import RecurrentCell
+from prunecli.surgery.recurrent.projected import ProjectedLSTM
+from prunecli.surgery.recurrent.stack import RecurrentStack
 from prunecli.surgery.tracing.equations import Held
 from prunecli.surgery.tracing.labels import Followed
 from prunecli.surgery.tracing.watched import Read
 
 
 def follows_its_tensors(module: nn.Module) -> bool:
-    """Whether all widths among a module's attributes are those of its own tensors."""
+    """Whether all widths among a module's attributes are those of its own tensors, or stay as they are."""
+    if isinstance(module, (RecurrentStack, RecurrentCell, ProjectedLSTM)):
+        return True
     if hasattr(module, "normalized_shape"):
         return getattr(module, "weight", None) is not None
     plain = type(module).__module__.startswith("torch.nn.")  # a derived class may have attributes of its own

@@ -15,7 +15,7 @@ from prunecli.inputs import Inputs, call
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.labels import Followed
-from prunecli.surgery.tracing.running import plain_attention, seeded
+from prunecli.surgery.tracing.running import plain_kernels, seeded
 from prunecli.surgery.tracing.trial import half_of
 
 
@@ -60,7 +60,7 @@ def constant_factors(
     remove(trial, groups, half_of(groups))
     seen = _Numbers()
     try:
-        with torch.no_grad(), plain_attention(), seeded(), seen:
+        with torch.no_grad(), plain_kernels(), seeded(), seen:
             call(trial, inputs)
     except Exception:  # the proof will say what is wrong
         return []

@@ -28,7 +28,7 @@ from prunecli.surgery.outputs import check_names, chosen_outputs, default_output
 from prunecli.surgery.tracing.labels import INPUT, OUTPUT, Followed, Label, Labels, Record
 from prunecli.surgery.tracing.operators import Call, apply_rule
 from prunecli.surgery.tracing.paths import PATHS
-from prunecli.surgery.tracing.running import one_line, plain_attention, seeded, stack_names
+from prunecli.surgery.tracing.running import one_line, plain_kernels, seeded, stack_names
 from prunecli.surgery.tracing.sizes import SizeWatcher
 from prunecli.surgery.tracing.watched import Uses
 
@@ -108,7 +108,7 @@ def _hold_outputs(labels: Labels, output: Any) -> None:
 def _pass(model: nn.Module, labels: Labels, inputs: Inputs) -> Any:
     labels.start()
     follower = _Follower(labels)
-    with plain_attention(), torch.no_grad(), _buffers_restored(model), seeded():
+    with plain_kernels(), torch.no_grad(), _buffers_restored(model), seeded():
         with stack_names(model, labels.stack, follower), follower, SizeWatcher(labels, labels.followed.uses):
             for tensor in output_tensors(inputs):
                 labels.set(tensor, [fixed(size, INPUT) for size in tensor.shape], from_input=True)

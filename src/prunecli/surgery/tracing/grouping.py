@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from prunecli.surgery.axes import Axis, Prod, Seq, Term, channel_of_position, leaves, resolve
 from prunecli.surgery.groups import ChannelGroup, Kind, Member, Role
+from prunecli.surgery.removal.known_layers import blocks_of_rows
 from prunecli.surgery.tracing.labels import Followed
 from prunecli.surgery.tracing.liveness import axes_that_count
 from prunecli.surgery.tracing.reasons import STEM, UNREAD, width_of
@@ -75,11 +76,14 @@ def groups_of(
         first = min(writers, key=lambda occurrence: (order.get(occurrence.module, len(order)), occurrence.module))
         members = tuple(_member(axis, occurrence) for occurrence in occurrences)
         name = first.module or first.tensor
+        if first.tensor.startswith("weight_hr") and first.module:
+            name += "#projection"
         count = names[name] = names.get(name, 0) + 1
         if count > 1:
             name = f"{name}#{count}"  # a layer that writes several runs of channels
         kind: Kind = "head" if axis in parallel else "head_dim" if axis in contracted else "channel"
-        width = axis.size * members[occurrences.index(first)].index.shape[1]
+        positions = members[occurrences.index(first)].index.shape[1]
+        width = axis.size * positions // blocks_of_rows(model.get_submodule(first.module), first.tensor)
         groups.append(ChannelGroup(name=name, units=axis.size, channels=width, members=members, kind=kind, axis=axis))
     groups.sort(key=lambda group: order.get(group.name.partition("#")[0], len(order)))
     return groups, frozen, cuts
@@ -136,20 +140,28 @@ def _cut(axis: Axis, occurrence: _Occurrence) -> Position:
 
 
 def _stem(model: nn.Module, followed: Followed) -> str:
-    """The layer that reads the network's input: a convolution if there is one, else the first; "" for none."""
+    """The layer that reads the network's input: a convolution if there is one, else the first; "" for none.
+
+    A recurrent layer is none: often it is all there is.
+    """
     readers: dict[str, nn.Module] = {}
     for record in followed.records:
         reads = [label for label in record.inputs if label.from_input]
         if record.operator in _READING and reads and not any(label.learned for label in reads):
             readers.setdefault(record.module, model.get_submodule(record.module))
     convolutions = (name for name, module in readers.items() if isinstance(module, _ConvNd))
-    return next(convolutions, next(iter(readers), ""))
+    name = next(convolutions, next(iter(readers), ""))
+    return "" if isinstance(readers.get(name), (nn.RNNBase, nn.RNNCellBase)) else name
 
 
 def _is_residual_stream(model: nn.Module, stem: str, axis: Axis, writers: Sequence[_Occurrence]) -> bool:
-    """Whether the stem's channels are a residual stream: linear layers, or much of the network, also write them."""
+    """Whether linear or recurrent layers, or much of the network, also write the stem's channels.
+
+    That is so for a residual stream, and for an embedding that the last layer shares.
+    """
     others = [occurrence for occurrence in writers if occurrence.module != stem]
-    if any(isinstance(model.get_submodule(occurrence.module), nn.Linear) for occurrence in others):
+    kinds = (nn.Linear, nn.RNNBase, nn.RNNCellBase)
+    if any(isinstance(model.get_submodule(occurrence.module), kinds) for occurrence in others):
         return True
     written = sum(_elements(model, occurrence, axis) for occurrence in others)
     return len(others) >= 8 and written > 0.25 * sum(p.numel() for p in model.parameters())

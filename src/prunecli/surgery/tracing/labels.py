@@ -12,13 +12,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from prunecli.errors import ModelError
 from prunecli.surgery.axes import Axis, Term, fixed
 from prunecli.surgery.groups import Role
+from prunecli.surgery.recurrent.cell import wrapped_cells
 from prunecli.surgery.tracing.branches import Reads
 from prunecli.surgery.tracing.equations import Held
 from prunecli.surgery.tracing.watched import Read, Uses
 
 INPUT = "tied to the size of the model's input"
 OUTPUT = "output layer: its width is the model's output"
-HIDDEN = "hidden units of a recurrent layer: all its gates and time steps share them"
 _CONSTANT = "tied to a tensor that is neither a parameter nor a buffer"
 
 
@@ -81,6 +81,7 @@ class Followed:
         single: Whether something that depends on the input is computed in less than float64.
         conditions: Dimensions that cannot shrink if a tensor is read later: its label, the terms and why.
         order: Names of modules, in the order they were first called.
+        entries: Names of buffers that say which units of a state a recurrent cell has.
     """
 
     parameters: dict[str, Label]
@@ -101,6 +102,7 @@ class Followed:
     single: bool = False
     conditions: list[tuple[Label, tuple[Term, ...], str]] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
+    entries: frozenset[str] = frozenset()
 
 
 class Labels:
@@ -139,7 +141,8 @@ class Labels:
                     learned=tensor.is_floating_point() or tensor.is_complex(),
                 )
             parameters[name] = self._labels[tensor]
-        self.followed = Followed(parameters)
+        entries = frozenset(f"{name}.units".lstrip(".") for name in wrapped_cells(model))
+        self.followed = Followed(parameters, entries=entries)
 
     def start(self) -> None:
         """Begins a pass."""

@@ -79,4 +79,6 @@ def width_of(module: nn.Module) -> int:
     """How many channels a layer writes."""
     if isinstance(module, (nn.Linear, _ConvNd)):
         return int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return int(module.hidden_size)
     return max((parameter.shape[0] for parameter in module.parameters() if parameter.dim() > 0), default=0)

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from prunecli.measure.kernels import without_mkldnn
+
 
 class ModuleListener(Protocol):
     """Follows which modules run."""
@@ -26,9 +28,9 @@ class ModuleListener(Protocol):
 
 
 @contextmanager
-def plain_attention() -> Iterator[None]:
-    """Attention as matrix products and a softmax instead of fused kernels, which hide their operators."""
-    with without_fastpath(), without_inference_mode(), sdpa_kernel(SDPBackend.MATH):
+def plain_kernels() -> Iterator[None]:
+    """Attention and recurrent layers as plain products and sums instead of fused kernels, which hide operators."""
+    with without_fastpath(), without_inference_mode(), without_mkldnn(), sdpa_kernel(SDPBackend.MATH):
         yield
 
 

@@ -14,7 +14,6 @@ from prunecli.surgery.tracing.labels import Followed
 
 ADAPTERS = {
     ("torch", "MultiheadAttention"): "multihead_attention",
-    ("torch", "RNNBase"): "recurrent",
     ("transformers", "SegformerSequenceReduction"): "segformer",
 }
 """By package and name of a class."""

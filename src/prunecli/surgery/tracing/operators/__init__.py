@@ -28,7 +28,7 @@ MODULES = (
     "sampling",
     "spectral",
     "matrices",
-    "recurrent",
+    "sequences",
 )
 """One module for each kind of operator, in this package."""
 

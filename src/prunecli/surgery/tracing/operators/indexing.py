@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunecli.surgery.axes import Term, fixed, freeze, unify
+from prunecli.surgery.axes import Term, fixed, freeze, is_fixed, unify
 from prunecli.surgery.tracing.operators import Call, Rule
 
 _PICKED = "its positions are picked by an index"
@@ -91,10 +91,20 @@ def _index_select(call: Call) -> None:
     x = call.args[0]
     dim = call.arg(1, "dim") % x.dim()
     dims = call.dims(x)
-    freeze(dims[dim], _PICKED)
-    index = call.dims(call.arg(2, "index"))
+    where = call.arg(2, "index")
+    index = call.dims(where)
+    if _is_entry(call, where) and not is_fixed(dims[dim]):
+        unify(dims[dim], index[0])
+    else:
+        freeze(dims[dim], _PICKED)
     dims[dim] = index[0] if index else fixed(1)
     call.set(call.results[0], dims)
+
+
+def _is_entry(call: Call, where: Tensor) -> bool:
+    """Whether a recurrent cell picks its units of a state: of one that has the cell's own width it picks all."""
+    source = call.known.of(where).source
+    return source is not None and source[0] in call.known.followed.entries
 
 
 def _gather(call: Call) -> None:
@@ -126,17 +136,24 @@ def _scatter(call: Call) -> None:
 
 
 def _index_write(call: Call) -> None:
-    """`index_add`, `index_copy`, `index_fill`: slices of one dimension are written, all others meet."""
-    x, values = call.args[0], call.arg(3, "source")
+    """`index_add`, `index_copy`, `index_fill`: slices of one dimension are written, all others meet.
+
+    What is added may shrink with its indices: a removed slice would add zeros.
+    """
+    x, values, index = call.args[0], call.arg(3, "source"), call.dims(call.arg(2, "index"))
     dim = call.arg(1, "dim") % x.dim()
     dims = call.dims(x)
-    _hold([dims[dim], *call.dims(call.arg(2, "index"))])
+    freeze(dims[dim], _PICKED)
+    if not call.name.startswith("index_add") or not index:
+        _hold(index)
     if isinstance(values, Tensor) and values.dim() == x.dim():
         for position, (term, other) in enumerate(zip(dims, call.dims(values), strict=True)):
-            if position == dim:
-                freeze(other, _PICKED)
-            else:
+            if position != dim:
                 unify(term, other)
+            elif index:
+                unify(other, index[0])
+            else:
+                freeze(other, _PICKED)
     _written(call, x)
 
 

@@ -1,0 +1,162 @@
+"""The next token of a text."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prunecli.engine.tasks.base import Task, softened_divergence
+from prunecli.errors import DataError
+
+_DIMENSIONS = 3
+_IGNORED = -100
+
+
+@dataclass(frozen=True)
+class WordFigures:
+    """How well the words of a text are foretold.
+
+    Attributes:
+        loss: Mean cross-entropy in nats.
+        tokens: Number of words, ends of lines included.
+    """
+
+    loss: float
+    tokens: int
+    score_name: ClassVar[str] = "perplexity"
+    score_label: ClassVar[str] = "perplexity"
+
+    @property
+    def images(self) -> int:
+        """The tokens."""
+        return self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss): as uncertain as a choice among so many tokens; infinite where that is too large for a float."""
+        try:
+            return math.exp(self.loss)
+        except OverflowError:
+            return math.inf
+
+    @property
+    def bits(self) -> float:
+        """loss / ln 2: bits per token."""
+        return self.loss / math.log(2)
+
+    @property
+    def score(self) -> float:
+        """Perplexity."""
+        return self.perplexity
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """Perplexity and loss."""
+        return {"perplexity": self.perplexity, "loss": self.loss}
+
+
+@dataclass(frozen=True)
+class CharacterFigures(WordFigures):
+    """How well the characters of a text are foretold; `tokens` are characters."""
+
+    score_name: ClassVar[str] = "bits_per_character"
+    score_label: ClassVar[str] = "bits per character"
+
+    @property
+    def score(self) -> float:
+        """Bits per character."""
+        return self.bits
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """Bits per character, perplexity and loss."""
+        return {"bits_per_character": self.bits, "perplexity": self.perplexity, "loss": self.loss}
+
+
+class WordLanguage(Task):
+    """Scores of shape (N, T, vocabulary); labels of shape (N, T), in which -100 counts nowhere."""
+
+    name = "word-language"
+    figures: ClassVar[type[WordFigures]] = WordFigures
+    class_dimension = -1
+    bits_name: ClassVar[str] = "bits_per_token"
+
+    def loss(self, scores: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+        """Cross-entropy per token; 0 for a batch in which none counts."""
+        total = F.cross_entropy(
+            scores.flatten(0, 1), labels.flatten(), ignore_index=_IGNORED, label_smoothing=label_smoothing,
+            reduction="sum",
+        )  # fmt: skip
+        return total / (labels != _IGNORED).sum().clamp(min=1)
+
+    def teacher_loss(self, scores: Tensor, teacher_scores: Tensor, temperature: float) -> Tensor:
+        """Averaged over tokens."""
+        divergence = softened_divergence(scores.flatten(0, 1), teacher_scores.flatten(0, 1), temperature)
+        return divergence / scores[..., 0].numel()
+
+    def meter(self, device: torch.device) -> _TokenMeter:
+        """Adds up the loss."""
+        return _TokenMeter(self.figures)
+
+    def named(self, figures: WordFigures) -> dict[str, Any]:
+        """Perplexity, bits and loss."""
+        return {
+            "perplexity": figures.perplexity,
+            self.bits_name: figures.bits,
+            "loss": figures.loss,
+            "tokens": figures.tokens,
+        }
+
+    def merit(self, score: float) -> float:
+        """Less is better."""
+        return -score
+
+    def check_scores(self, scores: Tensor, network: str) -> None:
+        """Compares the shape of a network's scores with what a text needs.
+
+        Raises:
+            DataError: There is no score for every token.
+        """
+        if scores.dim() != _DIMENSIONS:
+            raise DataError(f"{network} gives no scores for every token, and {self.data_name} is a text; see --data")
+
+    def check_outputs(self, outputs: int, network: str) -> None:
+        """Compares the number of a network's outputs with the vocabulary.
+
+        Raises:
+            DataError: They differ.
+        """
+        if outputs != len(self.class_names):
+            raise DataError(
+                f"{network} has scores for {outputs:,} tokens and the vocabulary of {self.data_name} has "
+                f"{len(self.class_names):,}: give the text it was trained on with --data, or another --level"
+            )
+
+
+class CharacterLanguage(WordLanguage):
+    """Tokens are characters."""
+
+    name = "character-language"
+    figures = CharacterFigures
+    bits_name = "bits_per_character"
+
+
+class _TokenMeter:
+    def __init__(self, figures: type[WordFigures]) -> None:
+        self._figures = figures
+        self._losses: list[Tensor] = []  # added up on the CPU in float64, which not every accelerator has
+        self._tokens = 0
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        flat = labels.flatten()
+        self._losses.append(F.cross_entropy(scores.flatten(0, 1), flat, ignore_index=_IGNORED, reduction="sum"))
+        self._tokens += int((flat != _IGNORED).sum())
+
+    def compute(self) -> WordFigures:
+        total = torch.stack(self._losses).cpu().double().sum() if self._losses else torch.zeros(())
+        return self._figures(float(total / max(self._tokens, 1)), self._tokens)

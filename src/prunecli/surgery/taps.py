@@ -1,0 +1,94 @@
+"""Seeing, and changing, what the weights of layers take in, whatever kind of layer they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from prunecli.surgery.recurrent.unrolling import Tap, unrolled
+
+_RECURRENT = ("weight_ih", "weight_hh", "weight_hr")
+
+
+def shows(module: nn.Module, tensor: str) -> bool:
+    """Whether what a parameter of a module takes in can be seen: of linear layers, convolutions, recurrent layers."""
+    if isinstance(module, (nn.Linear, _ConvNd)):
+        return tensor == "weight"
+    return isinstance(module, (nn.RNNBase, nn.RNNCellBase)) and tensor.startswith(_RECURRENT)
+
+
+def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """What a linear layer or convolution was called with: its first floating tensor, by position or by keyword."""
+    values = (*args, *kwargs.values())
+    return next((value for value in values if isinstance(value, Tensor) and value.is_floating_point()), None)
+
+
+def channels_last(module: nn.Module, values: Tensor) -> Tensor:
+    """What a layer's weight takes in, or the gradient of it, with the channel dimension last.
+
+    Args:
+        module: A linear or recurrent layer, or a convolution; those of spikingjelly take all steps at once,
+            (T, N, C, ...).
+        values: A tensor shaped like the layer's input.
+    """
+    if not isinstance(module, _ConvNd):
+        return values
+    return values.movedim(2 if values.dim() > module.weight.dim() else 1, -1)
+
+
+@contextmanager
+def tapped(model: nn.Module, tensors: Iterable[str], tap: Tap) -> Iterator[None]:
+    """Calls `tap` with what each weight takes in while the network runs, and goes on with what it returns.
+
+    Args:
+        model: The network, in evaluation mode where it has recurrent layers.
+        tensors: Full names of parameters, such as "rnn.weight_hh_l0"; their modules have to show them.
+        tap: Called with a parameter's full name and values in the form that its layer takes: as many times as the
+            layer runs, and for hidden units once a step.
+    """
+    by_module: dict[str, set[str]] = {}
+    for name in tensors:
+        path, _, tensor = name.rpartition(".")
+        by_module.setdefault(path, set()).add(tensor)
+    with ExitStack() as undo:
+        for path, own_tensors in by_module.items():
+            module, own = model.get_submodule(path), partial(_chosen, tap, f"{path}." if path else "", own_tensors)
+            if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+                undo.enter_context(_replaced_forward(module, unrolled(module, own)))
+            else:
+                undo.callback(module.register_forward_pre_hook(_layer_hook(own), with_kwargs=True).remove)
+        yield
+
+
+def _chosen(tap: Tap, prefix: str, tensors: set[str], tensor: str, values: Tensor) -> Tensor:
+    return tap(prefix + tensor, values) if tensor in tensors else values
+
+
+@contextmanager
+def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    before = vars(module).get("forward")
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del vars(module)["forward"]
+        else:
+            vars(module)["forward"] = before
+
+
+def _layer_hook(tap: Tap) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[Any, Any]]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        taken_in = layer_input(args, kwargs)
+        if taken_in is None:
+            return args, kwargs
+        instead = tap("weight", taken_in)
+        named = {key: instead if value is taken_in else value for key, value in kwargs.items()}
+        return tuple(instead if value is taken_in else value for value in args), named
+
+    return hook
