@@ -27,6 +27,7 @@ from prunecli.studies.audit_figures import Scored
 from prunecli.studies.batches import HalfOfBatches, KeptBatches
 from prunecli.studies.entrants import Entrant, shared_params
 from prunecli.surgery.proof.verify import faulty_groups, verify
+from prunecli.surgery.recurrent.forms import in_form
 from prunecli.surgery.removal.slice import remove
 
 _FEWEST_SAMPLES = 4
@@ -64,8 +65,8 @@ class Bench:
         self.split = space.data().training_split()
         drawn = space.inputs.calibration(self.split, batches * space.recipe.data.batch_size)
         self.batches = KeptBatches(drawn.labelled)
-        self.model = space.model().model.to(space.device).eval()
         self._example, self._loss = space.inputs.example(), space.judging.loss()
+        self.model = in_form(space.model().model.to(space.device).eval(), self._example)
         self.halves = tuple(HalfOfBatches(self.batches, odd=odd, like=self._example) for odd in (False, True))
         self.samples = tuple(sum(sample_count(inputs) for inputs, _ in half) for half in self.halves)
         if min(self.samples) < _FEWEST_SAMPLES // 2:
