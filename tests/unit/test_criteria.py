@@ -309,7 +309,7 @@ def test_whole_batches_are_run_at_once_where_that_is_right(network: type[nn.Modu
     groups = trace(model, example()).groups
     runs.clear()
     list(gate_gradients(model, groups, Calibration(batches=_data(4, 8))))
-    assert len(runs) == 3 + 4  # three to see that it is right, then one for each batch
+    assert len(runs) == 2 + 4  # two to see that it is right, and one for each batch
 
 
 class _Products(nn.Module):

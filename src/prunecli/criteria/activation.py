@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.criteria.base import Calibration
-from prunecli.criteria.readers import UNSEEN, by_unit, exact, readers_of, watch_readers
+from prunecli.criteria.readers import UNSEEN, by_unit, exact, tappable, watch_readers
 from prunecli.surgery.groups import ChannelGroup
 
 
@@ -62,9 +62,9 @@ def activation(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Ca
     scores: dict[str, Tensor | str] = {}
     for group in groups:
         by_reader = [
-            by_unit(model, member, moments[member.module].std if spread else moments[member.module].absolute)
-            for member in readers_of(model, group)
-            if member.module in moments
+            by_unit(model, member, moments[member.name].std if spread else moments[member.name].absolute)
+            for member in tappable(model, group)
+            if member.name in moments
         ]
         scores[group.name] = torch.stack(by_reader).mean(dim=0) if by_reader else UNSEEN
     return scores

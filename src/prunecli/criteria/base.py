@@ -137,6 +137,19 @@ def member_tensor(model: nn.Module, member: Member) -> Tensor:
     return tensor
 
 
+def role_of(model: nn.Module, member: Member) -> Role:
+    """What a member's own layer does with the channels.
+
+    A weight that an embedding and the layer behind it share has one role in the trace, and two in fact.
+    """
+    module = model.get_submodule(member.module)
+    if isinstance(module, nn.Embedding):
+        return "producer"
+    if isinstance(module, nn.Linear) and member.tensor == "weight":
+        return "consumer" if member.dim == 1 else "producer"
+    return member.role
+
+
 def member_values(model: nn.Module, member: Member) -> Tensor:
     """A member's tensor in float64 with its channel dimension first, shape (size of that dimension, rest)."""
     tensor = member_tensor(model, member).detach()
@@ -150,7 +163,7 @@ def matrices_of(model: nn.Module, group: ChannelGroup, *roles: Role) -> list[Mem
     return [
         member
         for member in group.members
-        if member.role in roles
+        if role_of(model, member) in roles
         and isinstance(tensor := member_tensor(model, member), nn.Parameter)
         and tensor.dim() > 1
     ]

@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunecli.copying import copied
-from prunecli.criteria.base import Calibration, Loss, member_tensor, sum_by_unit
-from prunecli.criteria.readers import by_unit, readers_of
-from prunecli.errors import MethodError
-from prunecli.inputs import Inputs, cast_inputs, explained, model_device, run_batch, sample_count, take_samples
-from prunecli.measure.neurons import spiking_neurons
+from prunecli.criteria.base import Calibration, Loss, member_tensor, role_of, sum_by_unit
+from prunecli.criteria.probe import loss_of, probe_of
+from prunecli.criteria.readers import by_unit, tappable
+from prunecli.inputs import Inputs, cast_inputs, model_device, sample_count, summing_dtype, take_samples
 from prunecli.surgery.groups import ChannelGroup, Member
-from prunecli.surgery.taps import channels_last, layer_input
+from prunecli.surgery.taps import channels_last, tapped
 from prunecli.surgery.tracing.running import without_fastpath
 
 _AGREEMENT = 1e-2
@@ -50,13 +48,14 @@ def _mean_over_samples(
             totals[name] = totals[name] + total if name in totals else total
         samples += len(next(iter(gates.values()), ()))
     return {
-        group.name: totals[group.name] / samples if group.name in totals else _why_unknown(model, group)
+        group.name: totals[group.name] / samples if group.name in totals else why_unknown(model, group)
         for group in groups
     }
 
 
-def _why_unknown(model: nn.Module, group: ChannelGroup) -> str:
-    return _NO_GRADIENT if _gated(model, group) else _NO_READER
+def why_unknown(model: nn.Module, group: ChannelGroup) -> str:
+    """Why there is no derivative by a group's gates."""
+    return _NO_GRADIENT if gated(model, group) else _NO_READER
 
 
 def gate_gradients(
@@ -64,11 +63,11 @@ def gate_gradients(
 ) -> Iterator[dict[str, Tensor]]:
     """Yields for every batch, by group name, the gates' derivatives, shape (samples, units), in float64 on the CPU.
 
-    Readers that are layers are watched, and give all samples of a batch at once where the samples lie along the first
-    dimension (which is checked on the first batch). For every other group samples are run one by one, and the
-    derivative is the sum of w * dL/dw over the weights that read the unit, which is the same number; where no weight
-    reads it, as a query that is only multiplied with a key, over those that write it. Groups on which the loss does not
-    depend are left out.
+    What readers take in is watched, in recurrent layers step by step, and gives all samples of a batch at once where
+    these lie along its first or its second dimension, which is found out on the first batch. For every other group
+    samples are run one by one, and the derivative is the sum of w * dL/dw over the weights that read the unit, which is
+    the same number; where no weight reads it, as a query that is only multiplied with a key, over those that write it.
+    Groups on which the loss does not depend are left out.
 
     Args:
         model: Not changed; a copy in evaluation mode is run, in single precision at least: small gradients are zero in
@@ -79,106 +78,163 @@ def gate_gradients(
     Raises:
         MethodError: The network does not run on the data, or the loss has no gradient.
     """
-    probe = copied(model).eval()
-    if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in probe.parameters()):
-        probe = probe.float()
-    for parameter in probe.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    watched: list[ChannelGroup] | None = None
+    probe = probe_of(model)
+    watched = _Watched(probe, groups, calibration.loss)
     with without_fastpath(), torch.enable_grad():
         for inputs, labels in calibration.pairs():
             labels = cast_inputs(labels, model_device(probe))
-            if watched is None:
-                watched = _watchable(probe, groups, inputs, labels, calibration.loss)
-            gates = _at_readers(probe, watched, inputs, labels, calibration.loss)
+            gates = watched.gates(inputs, labels)
             others = [group for group in groups if group.name not in gates]
             if others:
                 gates |= _at_weights(probe, others, inputs, labels, calibration.loss)
             yield gates
 
 
-def _watchable(
-    probe: nn.Module, groups: Sequence[ChannelGroup], inputs: Inputs, labels: Any, loss: Loss
-) -> list[ChannelGroup]:
-    """Groups with watched readers whose derivatives for the first sample are the same alone and in its batch."""
-    alone = take_samples(inputs, 0, 1), take_samples(labels, 0, 1)
-    single = _at_readers(probe, groups, *alone, loss)
-    exact = _at_weights(probe, groups, *alone, loss)
-    batch = _at_readers(probe, groups, inputs, labels, loss)
+class _Watched:
+    """Derivatives of all samples of a batch at once, for groups whose readers all show what they take in.
 
-    def agrees(name: str) -> bool:
-        if name not in exact:
-            return False
-        scale = float(exact[name].abs().max()) * _AGREEMENT + torch.finfo(torch.float32).tiny
-        return all(float((gates[name][:1] - exact[name]).abs().max()) <= scale for gates in (single, batch))
+    Where samples lie is known of each reader by itself: in one network some layers may take samples first and others
+    steps first. A guess is right if activations times gradients, summed up for one sample, are that sample's
+    w * dL/dw, which is checked for the first and the last sample of a batch.
+    """
 
-    return [group for group in groups if group.name in single and group.name in batch and agrees(group.name)]
+    def __init__(self, probe: nn.Module, groups: Sequence[ChannelGroup], loss: Loss) -> None:
+        self._probe, self._loss = probe, loss
+        readers = {group.name: tappable(probe, group) for group in groups}
+        # A weight that shows nothing, such as a plain parameter, would be missing in the sum.
+        self._readers = {
+            group.name: readers[group.name]
+            for group in groups
+            if readers[group.name] and readers[group.name] == gated(probe, group)
+        }
+        self._members = {member.name: member for own in self._readers.values() for member in own}
+        self._layouts: dict[str, int] = {}
+        self._undecided = dict.fromkeys(self._members, True)  # by reader: whether it was never checked
+        self._most_samples = 0
 
+    def gates(self, inputs: Inputs, labels: Any) -> dict[str, Tensor]:
+        """Derivatives by group name; groups for which they are not known in this way are left out."""
+        if not self._members:
+            return {}
+        products, samples = self._products(inputs, labels), sample_count(inputs)
+        if self._in_doubt(products, samples):
+            self._find_layouts(products, inputs, labels)
+        sums: dict[str, Tensor] = {}
+        for name, layout in self._layouts.items():
+            by_sample = _by_sample(products[name], samples)[layout] if name in products else None
+            if by_sample is not None:
+                sums[name] = by_sample
+        return {
+            name: torch.stack([by_unit(self._probe, member, sums[member.name]) for member in readers]).sum(dim=0)
+            for name, readers in self._readers.items()
+            if all(member.name in sums for member in readers)
+        }
 
-def _at_readers(
-    probe: nn.Module, groups: Sequence[ChannelGroup], inputs: Inputs, labels: Any, loss: Loss
-) -> dict[str, Tensor]:
-    """Derivatives for the groups whose readers all ran: activations times gradients, summed by sample."""
-    taken: list[tuple[str, Tensor]] = []
+    def _products(self, inputs: Inputs, labels: Any) -> dict[str, list[Tensor]]:
+        """Activations times gradients by reader, channels last: one tensor for all calls of a shape."""
+        taken: list[tuple[str, Tensor]] = []
 
-    def taker(name: str) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
-        def hook(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def tap(name: str, values: Tensor) -> Tensor:
             # A view of its own, so that the gradient is this reader's alone.
-            taken_in = layer_input(args, kwargs)
-            if taken_in is None:
-                return args, kwargs
-            own = taken_in.view_as(taken_in)
+            own = values.view_as(values) if values.requires_grad else values.detach().requires_grad_()
             taken.append((name, own))
-            named = {key: own if value is taken_in else value for key, value in kwargs.items()}
-            return tuple(own if value is taken_in else value for value in args), named
+            return own
 
-        return hook
+        with tapped(self._probe, self._members, tap):
+            total = loss_of(self._probe, inputs, labels, self._loss)
+        gradients = torch.autograd.grad(total, [own for _, own in taken], allow_unused=True) if taken else ()
+        calls: dict[tuple[str, torch.Size], list[tuple[Tensor, Tensor]]] = {}
+        for (name, own), gradient in zip(taken, gradients, strict=True):
+            if gradient is not None:
+                calls.setdefault((name, own.shape), []).append((own.detach(), gradient))
+        products: dict[str, list[Tensor]] = {}
+        for (name, _), pairs in calls.items():
+            values, slopes = (torch.stack(parts) for parts in zip(*pairs, strict=True))
+            product = (values * slopes).sum(dim=0, dtype=summing_dtype(values))
+            module = self._probe.get_submodule(self._members[name].module)
+            products.setdefault(name, []).append(channels_last(module, product))
+        return products
 
-    names = dict.fromkeys(member.module for group in groups for member in readers_of(probe, group))
-    hooks = [probe.get_submodule(name).register_forward_pre_hook(taker(name), with_kwargs=True) for name in names]
-    try:
-        total = _loss_of(probe, inputs, labels, loss)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    samples, timed = sample_count(inputs), bool(spiking_neurons(probe))
-    seen = [(name, own) for name, own in taken if own.requires_grad and (timed or len(own) % max(samples, 1) == 0)]
-    gradients = torch.autograd.grad(total, [own for _, own in seen], allow_unused=True) if seen else ()
-    products: dict[str, Tensor] = {}
-    for (name, own), gradient in zip(seen, gradients, strict=True):
-        if gradient is None:
-            continue
-        product = channels_last(probe.get_submodule(name), own.detach() * gradient)
-        by_sample = _by_sample(product, samples, timed=timed).cpu().double()
-        products[name] = products[name] + by_sample if name in products else by_sample
-    gates: dict[str, Tensor] = {}
-    for group in groups:
-        readers = readers_of(probe, group)
-        if readers and all(member.module in products for member in readers):
-            derivatives = [by_unit(probe, member, products[member.module]) for member in readers]
-            gates[group.name] = torch.stack(derivatives).sum(dim=0)
-    return gates
+    def _in_doubt(self, products: Mapping[str, list[Tensor]], samples: int) -> bool:
+        """Whether this batch can tell layouts apart that earlier ones could not."""
+        if samples > 1 and self._most_samples <= 1:
+            self._undecided = dict.fromkeys(self._members, True)
+        self._most_samples = max(self._most_samples, samples)
+        return any(
+            never or _differ(_by_sample(products[name], samples))
+            for name, never in self._undecided.items()
+            if name in products
+        )
+
+    def _find_layouts(self, products: Mapping[str, list[Tensor]], inputs: Inputs, labels: Any) -> None:
+        """Compares the first and the last sample with what they give when each is run alone."""
+        samples = sample_count(inputs)
+        alone = {place: self._columns(inputs, labels, place) for place in {0, samples - 1}}
+        for name in [name for name in self._undecided if name in products]:
+            self._layouts.pop(name, None)
+            guesses = _by_sample(products[name], samples)
+            for layout, guess in enumerate(guesses):
+                if guess is not None and all(
+                    name in columns and self._agree(name, guess[place], columns[name])
+                    for place, columns in alone.items()
+                ):
+                    self._layouts.setdefault(name, layout)
+            self._undecided[name] = False
+            if _differ(guesses):
+                del self._undecided[name]
+
+    def _columns(self, inputs: Inputs, labels: Any, place: int) -> dict[str, Tensor]:
+        """w * dL/dw for one sample, summed up over each input column of a reader."""
+        part = take_samples(inputs, place, place + 1), take_samples(labels, place, place + 1)
+        tensors = {name: member_tensor(self._probe, member) for name, member in self._members.items()}
+        return {
+            name: product.movedim(self._members[name].dim, 0).flatten(1).sum(dim=1)
+            for name, product in _weights_times_gradients(self._probe, tensors, part, self._loss).items()
+        }
+
+    def _agree(self, name: str, guess: Tensor, exact: Tensor) -> bool:
+        columns = len(exact)
+        away = guess.cpu().double().reshape(-1, columns).sum(dim=0) - exact
+        scale = float(exact.abs().max()) * _AGREEMENT + torch.finfo(torch.float32).tiny
+        return float(away.abs().max()) <= scale
 
 
-def _by_sample(product: Tensor, samples: int, *, timed: bool) -> Tensor:
-    """Sums over positions and steps, shape (samples, channels).
+def _by_sample(products: Sequence[Tensor], samples: int) -> tuple[Tensor | None, Tensor | None]:
+    """Sums over positions and steps, shape (samples, channels), on the CPU, if samples lie as guessed.
 
     Args:
-        product: Samples along the first dimension, channels along the last; or, `timed`, steps first: (T, N, ...), or
-            both in one, T * N. The check on the first batch detects where this guess is wrong.
+        products: Channels along the last dimension.
         samples: Number of samples.
-        timed: Whether there are time steps.
+
+    Returns:
+        For samples along the first dimension; and for steps first: (T, N, ...), or both in one, T * N.
     """
-    channels = product.shape[-1]
-    if not timed:
-        return product.reshape(samples, -1, channels).sum(dim=1)
+
+    def summed(guess: Callable[[Tensor, int], Tensor | None]) -> Tensor | None:
+        parts = [guess(product, samples) for product in products]
+        known = [part for part in parts if part is not None]
+        return torch.stack(known).sum(dim=0).cpu().double() if len(known) == len(parts) else None
+
+    return summed(_samples_first), summed(_steps_first)
+
+
+def _samples_first(product: Tensor, samples: int) -> Tensor | None:
+    if len(product) % max(samples, 1):
+        return None
+    return product.reshape(samples, -1, product.shape[-1]).sum(dim=1)
+
+
+def _steps_first(product: Tensor, samples: int) -> Tensor | None:
     if product.dim() > 2 and product.shape[1] == samples:
         product = product.flatten(0, 1)
-    if len(product) % samples:
-        return product.new_zeros(samples, channels)
-    return product.reshape(len(product) // samples, samples, -1, channels).sum(dim=(0, 2))
+    if len(product) % max(samples, 1):
+        return None
+    return product.reshape(len(product) // samples, samples, -1, product.shape[-1]).sum(dim=(0, 2))
+
+
+def _differ(guesses: tuple[Tensor | None, Tensor | None]) -> bool:
+    first, second = guesses
+    return first is None or second is None or not torch.equal(first, second)
 
 
 def _at_weights(
@@ -186,24 +242,30 @@ def _at_weights(
 ) -> dict[str, Tensor]:
     """The same, from the weights that read each unit, sample by sample."""
     rows: dict[str, list[Tensor]] = {}
-    members = {group.name: _gated(probe, group) for group in groups}
-    tensors = {member.name: member_tensor(probe, member) for gated in members.values() for member in gated}
+    members = {group.name: gated(probe, group) for group in groups}
+    tensors = {member.name: member_tensor(probe, member) for own in members.values() for member in own}
     if not tensors:
         return {}
     for sample in range(sample_count(inputs)):
         part = take_samples(inputs, sample, sample + 1), take_samples(labels, sample, sample + 1)
-        total = _loss_of(probe, *part, loss)
-        gradients = torch.autograd.grad(total, list(tensors.values()), allow_unused=True)
-        products = {
-            name: (tensor.detach() * gradient).cpu().double()
-            for (name, tensor), gradient in zip(tensors.items(), gradients, strict=True)
-            if gradient is not None
-        }
+        products = _weights_times_gradients(probe, tensors, part, loss)
         for group in groups:
             known = [member for member in members[group.name] if member.name in products]
             if known:
                 rows.setdefault(group.name, []).append(_gate(group, known, products))
     return {name: torch.stack(gates) for name, gates in rows.items()}
+
+
+def _weights_times_gradients(
+    probe: nn.Module, tensors: Mapping[str, Tensor], batch: tuple[Inputs, Any], loss: Loss
+) -> dict[str, Tensor]:
+    """w * dL/dw in float64 by name; tensors on which the loss does not depend are left out."""
+    gradients = torch.autograd.grad(loss_of(probe, *batch, loss), list(tensors.values()), allow_unused=True)
+    return {
+        name: (tensor.detach() * gradient).cpu().double()
+        for (name, tensor), gradient in zip(tensors.items(), gradients, strict=True)
+        if gradient is not None
+    }
 
 
 def _gate(group: ChannelGroup, members: Sequence[Member], products: Mapping[str, Tensor]) -> Tensor:
@@ -217,25 +279,8 @@ def _gate(group: ChannelGroup, members: Sequence[Member], products: Mapping[str,
     return gate / max(len(writers), 1)
 
 
-def _gated(model: nn.Module, group: ChannelGroup) -> list[Member]:
-    """The weights that read the group's units alone; if there is none, those that write them."""
+def gated(model: nn.Module, group: ChannelGroup) -> list[Member]:
+    """The weights that a gate stands for: those that read the units alone; if there is none, those that write them."""
     own = [member for member in group.members if isinstance(member_tensor(model, member), nn.Parameter)]
-    readers = [member for member in own if member.role == "consumer"]
-    return readers or [member for member in own if member.role == "producer"]
-
-
-def _loss_of(probe: nn.Module, inputs: Inputs, labels: Any, loss: Loss) -> Tensor:
-    """The loss of a batch.
-
-    Raises:
-        MethodError: The network does not run on it, or the loss cannot be differentiated.
-    """
-    output = run_batch(probe, inputs)
-    with explained("the loss cannot be computed", MethodError, "check the labels, or give loss= one of your own"):
-        total = loss(output, labels)
-    if not isinstance(total, Tensor) or not total.requires_grad:
-        raise MethodError(
-            "the loss has no gradient: the network runs under no_grad, or its output is not differentiable; choose a "
-            "method without gradients, such as l1"
-        )
-    return total
+    readers = [member for member in own if role_of(model, member) == "consumer"]
+    return readers or [member for member in own if role_of(model, member) == "producer"]

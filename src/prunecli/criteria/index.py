@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prunecli.criteria.options import ActivationOptions, LampOptions, NoOptions, SpikeOptions
+from prunecli.criteria.options import (
+    ActivationOptions,
+    HessianOptions,
+    LampOptions,
+    NoOptions,
+    ObsOptions,
+    SpikeOptions,
+)
 from prunecli.errors import MethodError
 from prunecli.registry import Registry
 
@@ -101,6 +108,46 @@ _BUILT_IN = (
         "prunecli.criteria.wanda:wanda",
         "Remove the channels with the smallest weights times activations.",
         "https://arxiv.org/abs/2306.11695",
+        needs_data=True,
+    ),
+    CriterionSpec(
+        "hap",
+        "prunecli.criteria.hessian:hap",
+        "Remove the channels with the smallest Hessian trace times weights.",
+        "https://arxiv.org/abs/2101.08940",
+        options=HessianOptions,
+        needs_data=True,
+    ),
+    CriterionSpec(
+        "obd",
+        "prunecli.criteria.hessian:obd",
+        "Remove the channels whose weights' curvature costs least.",
+        "https://papers.nips.cc/paper/250-optimal-brain-damage",
+        options=HessianOptions,
+        needs_data=True,
+    ),
+    CriterionSpec(
+        "gate-obd",
+        "prunecli.criteria.gate_hessian:gate_obd",
+        "Remove the channels whose gates' curvature costs least.",
+        "https://papers.nips.cc/paper/250-optimal-brain-damage",
+        options=HessianOptions,
+        needs_data=True,
+    ),
+    CriterionSpec(
+        "obs",
+        "prunecli.criteria.obs:obs",
+        "Remove the channels that the others can best make up for.",
+        "https://arxiv.org/abs/2302.04089",
+        options=ObsOptions,
+        needs_data=True,
+    ),
+    CriterionSpec(
+        "obs-greedy",
+        "prunecli.criteria.obs:obs_greedy",
+        "As obs, one channel after the other.",
+        "https://arxiv.org/abs/2302.04089",
+        options=ObsOptions,
         needs_data=True,
     ),
     CriterionSpec(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_doc import Doc
+from annotated_types import Ge, Gt, Le
 
 _SpikeCriterion = Literal["rate", "rate+v", "entropy", "variance", "singular", "l1", "bn-scale", "random"]
 
@@ -53,3 +54,28 @@ class ActivationOptions:
     statistic: Annotated[
         Literal["mean", "std"], Doc("mean: of the absolute activation; std: its standard deviation.")
     ] = "mean"
+
+
+@dataclass(frozen=True)
+class HessianOptions:
+    """How long second derivatives are sampled."""
+
+    min_probes: Annotated[int, Ge(4), Doc("The fewest random vectors, one for each batch, data repeated.")] = 16
+    max_probes: Annotated[int, Ge(4), Doc("The most of them.")] = 256
+    stability: Annotated[
+        float,
+        Gt(0),
+        Le(1),
+        Doc("Stop when the ranking can be relied on this far, from the rank correlation of two halves; 1: never."),
+    ] = 0.95
+
+
+@dataclass(frozen=True)
+class ObsOptions:
+    """How covariances are inverted."""
+
+    __pydantic_config__ = {"allow_inf_nan": False}  # noqa: RUF012 - read by pydantic, never changed
+
+    ridge: Annotated[
+        float, Gt(0), Doc("Added to the diagonal of the covariance, relative to its mean; more trusts the data less.")
+    ] = 0.01

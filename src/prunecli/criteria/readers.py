@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from prunecli.criteria.base import Calibration, sum_by_unit
+from prunecli.criteria.base import Calibration, role_of, sum_by_unit
 from prunecli.inputs import run_batch
 from prunecli.surgery.groups import ChannelGroup, Member
-from prunecli.surgery.taps import channels_last, layer_input
+from prunecli.surgery.taps import channels_last, shows, tapped
 from prunecli.surgery.tracing.running import without_fastpath
 
 UNSEEN = "no layer that reads it can be watched"
 
 
 def readers_of(model: nn.Module, group: ChannelGroup) -> list[Member]:
-    """The consumers of `group` with an input that can be watched: linear layers and convolutions."""
+    """The consumers of `group` that take in nothing but what a hook on their layer sees: linear, convolutions."""
     return [
         member
         for member in group.members
-        if member.role == "consumer"
+        if role_of(model, member) == "consumer"
         and member.tensor == "weight"
         and isinstance(model.get_submodule(member.module), (nn.Linear, _ConvNd))
+    ]
+
+
+def tappable(model: nn.Module, group: ChannelGroup) -> list[Member]:
+    """The weights that read `group` and show what they take in: of linear layers, convolutions, recurrent layers."""
+    return [
+        member
+        for member in group.members
+        if role_of(model, member) == "consumer" and shows(model.get_submodule(member.module), member.tensor)
     ]
 
 
@@ -57,28 +65,22 @@ def watch_readers(
         model: Its mode is restored afterwards.
         groups: The groups to watch the readers of.
         calibration: The data.
-        see: Called with the reader's name and its input, shape (positions of all samples, input channels).
+        see: Called with the name of the reader's weight (`Member.name`) and its input, shape (positions of all
+            samples, input channels); for what a recurrent layer's weights read of its own units, once a step.
     """
+    modules = {member.name: model.get_submodule(member.module) for group in groups for member in tappable(model, group)}
 
-    def watcher(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            taken_in = layer_input(args, kwargs)
-            if taken_in is not None:
-                channels = channels_last(module, taken_in.detach())
-                see(name, channels.reshape(-1, channels.shape[-1]))
+    def tap(name: str, values: Tensor) -> Tensor:
+        channels = channels_last(modules[name], values.detach())
+        see(name, channels.reshape(-1, channels.shape[-1]))
+        return values
 
-        return hook
-
-    names = dict.fromkeys(member.module for group in groups for member in readers_of(model, group))
-    hooks = [model.get_submodule(name).register_forward_pre_hook(watcher(name), with_kwargs=True) for name in names]
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad(), without_fastpath():
+        with torch.no_grad(), without_fastpath(), tapped(model, modules, tap):
             for inputs, _ in calibration.pairs():
                 run_batch(model, inputs)
     finally:
-        for hook in hooks:
-            hook.remove()
         for module, mode in training.items():
             module.training = mode

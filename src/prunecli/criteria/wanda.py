@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from prunecli.criteria.base import Calibration, member_tensor, sum_by_unit
-from prunecli.criteria.readers import UNSEEN, exact, readers_of, watch_readers
+from prunecli.criteria.readers import UNSEEN, exact, tappable, watch_readers
 from prunecli.surgery.groups import ChannelGroup, Member
 
 
@@ -30,9 +30,9 @@ def wanda(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibra
     scores: dict[str, Tensor | str] = {}
     for group in groups:
         by_reader = [
-            _weighted(model, member, (squares[member.module] / counts[member.module]).sqrt())
-            for member in readers_of(model, group)
-            if member.module in squares
+            _weighted(model, member, (squares[member.name] / counts[member.name]).sqrt())
+            for member in tappable(model, group)
+            if member.name in squares
         ]
         scores[group.name] = torch.stack(by_reader).sum(dim=0) if by_reader else UNSEEN
     return scores

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Architecture
+from prunecli.copying import copied
 from prunecli.inputs import Inputs, call, output_tensors
 from prunecli.models.catalog import rebuild_dense
 from prunecli.models.loading import restore
@@ -24,6 +25,7 @@ from prunecli.pipeline.pruning import PruneResult
 from prunecli.studies.collections.network import Network
 from prunecli.surgery.outputs import chosen_outputs
 from prunecli.surgery.proof.verify import verify
+from prunecli.surgery.recurrent.forms import forms_of, put_in_form
 from prunecli.surgery.removal.rebuild import state_tensors
 from prunecli.surgery.tracing.trace import trace
 
@@ -53,6 +55,12 @@ class _Pair:
     @property
     def pruned(self) -> nn.Module:
         return self.result.model
+
+    def in_its_form(self) -> nn.Module:
+        """The original with recurrent layers in the form of the pruned network, whose names the trace has."""
+        formed = copied(self.original)
+        put_in_form(formed, forms_of(self.pruned))
+        return formed
 
 
 def independent_checks(
@@ -120,11 +128,12 @@ def _second_input(pair: _Pair) -> Check:
     if not shapes.passed or pair.network.varying:
         return shapes
     # Another batch size may take other operators, so the trace of the example inputs does not describe this run.
-    traced = trace(pair.original, inputs, assumptions=pair.result.trace.assumptions)
+    original = pair.in_its_form()
+    traced = trace(original, inputs, assumptions=pair.result.trace.assumptions)
     before = {group.name: (group.units, len(group.members)) for group in pair.result.trace.groups}
     if before != {group.name: (group.units, len(group.members)) for group in traced.groups}:
         return Check(True, "shapes alone: these inputs lead to other groups, so numbers cannot be compared")
-    verify(pair.original, pair.pruned, traced, _kept(pair.result), inputs)
+    verify(original, pair.pruned, traced, _kept(pair.result), inputs)
     return shapes
 
 

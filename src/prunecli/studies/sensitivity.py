@@ -31,6 +31,7 @@ from prunecli.report.scores import Score, score_named
 from prunecli.report.sensitivity_tables import sensitivity_tables
 from prunecli.report.table import Table
 from prunecli.studies.layer_curves import Curve, Point, Proposal, Sensitivity
+from prunecli.surgery.recurrent.forms import in_form
 
 _IN_MEMORY = 2**29
 """Prepared validation images are kept in memory up to this many bytes, else prepared again for every point."""
@@ -109,7 +110,7 @@ def sensitivity_stage(
     space.judging.check()
     batches = _held_out(space, images)
     calibration = space.inputs.calibration(data.training_split(), stage.calibration_images).labelled
-    model = loaded.model.to(space.device).eval()
+    model = in_form(loaded.model.to(space.device).eval(), space.inputs.example())
     stage = _with_repairs(stage)
     assert stage.compensate is not None
     request = PruneRequest(

@@ -91,16 +91,16 @@ def compare_run(reports: Sequence[Path], device: torch.device, *, rounds: int = 
     return compare_reports(names, read, list(zip(timing.ratios, timing.ratio_intervals, strict=True)))
 
 
-def recipe_of(path: Path, recipe: Recipe) -> Recipe:
-    """The recipe of one network: a weights file, or a reference such as timm:resnet50."""
-    return _recipe_of_reference(path, recipe, {}) if _is_reference(path) else _recipe_of_file(path, recipe)
-
-
 def _example(report: Report, generator: torch.Generator) -> torch.Tensor:
     model = report.model
     if reads_tokens(model.ref):
         return random_tokens(model.arguments, model.input_shape, generator)
     return torch.randn(1, *model.input_shape, generator=generator)
+
+
+def recipe_of(path: Path, recipe: Recipe) -> Recipe:
+    """The recipe of one network: a weights file, or a reference such as timm:resnet50."""
+    return _recipe_of_reference(path, recipe, {}) if _is_reference(path) else _recipe_of_file(path, recipe)
 
 
 def judge(comparison: Comparison, gate: Gate | None) -> GateFailed | None:
