@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ from prunecli.studies.contest_figures import (
 )
 from prunecli.studies.entrants import entrants, shared_params
 
-TOP1 = Figure(name="top1", label="top-1", lower_is_better=False)
-PERPLEXITY = Figure(name="perplexity", label="perplexity", lower_is_better=True)
+TOP1 = Figure(name="top1", label="top-1", unit=" %", digits=2, lower_is_better=False)
+PERPLEXITY = Figure(name="perplexity", label="perplexity", unit="", digits=3, lower_is_better=True)
 
 
 def test_l2_and_random_always_take_part() -> None:
@@ -53,6 +54,7 @@ def test_options_of_one_method_and_of_all() -> None:
     [
         ("tailor", MethodError, "--methods: unknown method 'tailor': did you mean 'taylor'"),
         ("sca", MethodError, "--methods: method sca does not rank channels"),
+        ("hybrid", MethodError, "hybrid decides itself how much each layer loses"),
         ("l1,,l2", RecipeError, "write names with commas"),
         ("", RecipeError, "write names with commas"),
         ("l1,l1", RecipeError, "l1 is named twice"),
@@ -144,7 +146,7 @@ GOOD = {
 
 def test_a_verdict_tells_what_can_be_told_apart() -> None:
     lines = _verdict(GOOD)
-    assert lines[0] == "fisher is ahead after 40 training steps: top-1 91.10 ± 0.22 over 5 seeds"
+    assert lines[0] == "fisher is ahead after 40 training steps: top-1 91.10 ± 0.22 % over 5 seeds"
     assert lines[1] == "it is better than l2, random (paired t-test over seeds, p < 0.05 after Holm)"
     assert lines[2].startswith("it cannot be told from taylor (p = ") and lines[2].endswith("at 5 seeds")
     assert len(lines) == 3
@@ -152,7 +154,7 @@ def test_a_verdict_tells_what_can_be_told_apart() -> None:
 
 def test_where_less_is_better_the_lowest_leads() -> None:
     lines = _verdict(GOOD, PERPLEXITY)
-    assert lines[0].startswith("random is ahead after 40 training steps: perplexity 80.58")
+    assert lines[0].startswith("random is ahead after 40 training steps: perplexity 80.580")
     assert lines[-1] == "no method is shown to beat random here at 5 seeds"
     assert [row.label for row in ranked(_rows(GOOD), PERPLEXITY)] == ["random", "l2", "taylor", "fisher"]
 
@@ -247,6 +249,15 @@ def test_several_networks_have_one_seed_each(networks: list[Path], tmp_path: Pat
         )
 
 
+def test_who_cannot_remove_as_much_is_left_out(networks: list[Path], tmp_path: Path) -> None:
+    settings = ContestSettings("l1:max-ratio=0.1", seeds=2, images=20)
+    contest = run_contest([_space(networks[0])], settings, _STAGE, FinetuneStage(), tmp_path / "c.json")
+    assert [row.label for row in contest.methods] == ["l2", "random"] and len(contest.tests) == 1
+    assert "cannot be reached" in contest.left_out["l1:max-ratio=0.1"]
+    with pytest.raises(MethodError, match="cannot be reached"):  # not even by l2
+        run_contest([_space(networks[0])], replace(settings, params=0.01), _STAGE, FinetuneStage(), tmp_path / "d.json")
+
+
 def test_without_labels_there_is_nothing_to_judge_by(networks: list[Path], tmp_path: Path) -> None:
     no_data = Workspace(Recipe(model=ModelSection(ref="cifar:resnet20")), Output("quiet"))
     with pytest.raises(DataError, match="no data set"):
@@ -259,8 +270,8 @@ def test_a_table_of_many_methods_shows_the_pairs_that_matter() -> None:
     tests = pair_tests(rows)
     alike = {a.label: {b.label: 1.0 for b in rows} for a in rows}
     contest = Contest.model_construct(
-        settings={"recover": 40}, figure=TOP1, methods=rows, tests=tests, kept_alike=alike, verdict=(), seed=0,
-        dense=(), models=(), target_share=0.5, data=None, environment={}, command="",
+        settings={"recover": 40}, figure=TOP1, methods=rows, tests=tests, kept_alike=alike, left_out={}, verdict=(),
+        seed=0, dense=(), models=(), target_share=0.5, data=None, environment={}, command="",
     )  # fmt: skip
     from prunecli.report.contest_tables import _pairs
 

@@ -19,11 +19,17 @@ class _Strict(BaseModel):
 
 
 class Figure(_Strict):
-    """What the score of the task is called in reports and in tables, and which way it is better."""
+    """What the score of the task is called in reports and in tables, how it is written, and which way it is better."""
 
     name: str
     label: str
+    unit: str
+    digits: int
     lower_is_better: bool
+
+    def text(self, spread: Spread) -> str:
+        """Mean and deviation as tables have them."""
+        return f"{spread.mean:.{self.digits}f} ± {spread.deviation:.{self.digits}f}{self.unit}"
 
 
 class Spread(_Strict):
@@ -41,8 +47,8 @@ class Cell(_Strict):
     macs: int
     before: float
     after: float | None
-    figures_before: dict[str, float]
-    figures_after: dict[str, float] | None
+    figures_before: dict[str, float | None]
+    figures_after: dict[str, float | None] | None
 
 
 class Contender(_Strict):
@@ -78,7 +84,7 @@ class Dense(_Strict):
     params: int
     macs: int
     score: float
-    figures: dict[str, float]
+    figures: dict[str, float | None]
 
 
 class Contest(_Strict):
@@ -89,6 +95,7 @@ class Contest(_Strict):
         target_share: Share of the parameters that every method was asked to leave.
         tests: All pairs, of the scores after training; of those straight after removal if nothing was trained.
         kept_alike: Jaccard similarity of what each pair of methods keeps at one seed, mean over seeds, by labels.
+        left_out: Methods that cannot remove as much, and why.
         verdict: The result in words.
     """
 
@@ -102,6 +109,7 @@ class Contest(_Strict):
     methods: tuple[Contender, ...]
     tests: tuple[PairTest, ...]
     kept_alike: dict[str, dict[str, float]]
+    left_out: dict[str, str]
     verdict: tuple[str, ...]
     environment: dict[str, str | int] = Field(default_factory=dict)
     seed: int = 0

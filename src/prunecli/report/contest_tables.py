@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean, stdev
+
 from prunecli.report.contest import Contender, Contest, PairTest, Spread
 from prunecli.report.numbers import count, fixed
 from prunecli.report.table import Table
@@ -20,15 +22,16 @@ def _methods(contest: Contest) -> Table:
     before = f"{label} straight after"
     columns = ("method", "parameters", "MACs", before, *((f"{label} after {steps} steps",) if trained else ()))
     dense = contest.dense
-    scores = _spread_of([network.score for network in dense])
+    own = [network.score for network in dense]
+    scores = contest.figure.text(Spread(mean=fmean(own), deviation=stdev(own) if len(own) > 1 else 0.0))
     rows = [("as it is", count(dense[0].params), count(dense[0].macs), scores, *((scores,) if trained else ()))]
     rows += [
         (
             row.label,
             _percent(row.params_share),
             _percent(row.macs_share),
-            _spread(row.before),
-            *((_spread(row.after),) if row.after is not None else ()),
+            contest.figure.text(row.before),
+            *((contest.figure.text(row.after),) if row.after is not None else ()),
         )
         for row in _best_first(contest)
     ]
@@ -44,7 +47,10 @@ def _pairs(contest: Contest) -> Table:
     tests.sort(key=lambda test: (order.index(test.first), order.index(test.second)))
     if len(tests) > _MOST_PAIRS:
         tests = [test for test in tests if {test.first, test.second} & {order[0], "l2", "random"}]
-    rows = [(f"{test.first} - {test.second}", _spread(test.difference), _p(test.p), _p(test.p_holm)) for test in tests]
+    rows = [
+        (f"{test.first} - {test.second}", contest.figure.text(test.difference), _p(test.p), _p(test.p_holm))
+        for test in tests
+    ]
     return Table(
         (f"pair, {contest.figure.label}", "difference", "p, paired t-test", "p after Holm"), rows, numeric=(1, 2, 3)
     )
@@ -72,18 +78,6 @@ def _best_first(contest: Contest) -> list[Contender]:
 def _turned(test: PairTest) -> PairTest:
     difference = Spread(mean=-test.difference.mean, deviation=test.difference.deviation)
     return test.model_copy(update={"first": test.second, "second": test.first, "difference": difference})
-
-
-def _spread(spread: Spread) -> str:
-    return f"{spread.mean:.2f} ± {spread.deviation:.2f}"
-
-
-def _spread_of(values: list[float]) -> str:
-    if len(values) == 1:
-        return fixed(values[0])
-    mean = sum(values) / len(values)
-    deviation = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-    return f"{mean:.2f} ± {deviation:.2f}"
 
 
 def _percent(spread: Spread) -> str:

@@ -15,6 +15,10 @@ _IN_MEMORY = 2**29
 class KeptBatches:
     """Batches that are prepared once, if they fit into half a gibibyte, else anew in every pass.
 
+    Attributes:
+        batch_size: As the batches say.
+        contiguous: Whether they go on from one to the next.
+
     Args:
         batches: The batches; they are the same in every pass.
     """
@@ -23,6 +27,7 @@ class KeptBatches:
         self._batches = batches
         self._kept: list[Any] | None = None
         self.batch_size = getattr(batches, "batch_size", None)
+        self.contiguous = bool(getattr(batches, "contiguous", False))
 
     def __iter__(self) -> Iterator[Any]:
         """Yields the batches."""
@@ -66,6 +71,12 @@ class HalfOfBatches:
 class FirstSteps:
     """The first batches of training, over as many epochs as they take, as if they were one epoch.
 
+    Where a text begins again, a network that remembers still has the end of it in mind.
+
+    Attributes:
+        batch_size: As the batches say.
+        contiguous: Whether they go on from one to the next.
+
     Args:
         batches: Training batches.
         steps: How many.
@@ -74,6 +85,7 @@ class FirstSteps:
     def __init__(self, batches: Any, steps: int) -> None:
         self._batches, self._steps = batches, steps
         self.batch_size = getattr(batches, "batch_size", None)
+        self.contiguous = bool(getattr(batches, "contiguous", False))
 
     def __len__(self) -> int:
         return self._steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import FinetuneStage, PruneStage
 from prunecli.report.contest import Cell, Dense, Figure
 from prunecli.report.schema import DataInfo, ModelInfo
+from prunecli.report.scores import score_named
 from prunecli.studies.batches import FirstSteps, KeptBatches
 from prunecli.studies.entrants import Entrant, shared_params
 from prunecli.surgery.recurrent.forms import in_form
@@ -96,15 +98,22 @@ class Ring:
             self._selection = select(self._model, self._request("l2", self._shared, None))
         if not self._selection.groups:
             raise MethodError(f"no layer can shrink; {why_nothing(self._selection.untouched)}")
-        figures = self._figures(copied(self._model))
+        named = score_named(self._task.figures.score_name)
         self.figure = Figure(
-            name=figures.score_name, label=figures.score_label, lower_is_better=self._task.better(0.0, 1.0)
+            name=named.name,
+            label=named.label,
+            unit=named.unit,
+            digits=named.digits,
+            lower_is_better=self._task.better(0.0, 1.0),
         )
-        macs = count_macs(self._model, self._example)
+        figures = self._figures(copied(self._model))
         self.dense = Dense(
-            params=parameter_count(self._model), macs=macs.total, score=figures.score, figures=dict(figures.logged)
+            params=parameter_count(self._model),
+            macs=count_macs(self._model, self._example).total,
+            score=figures.score,
+            figures=_logged(figures),
         )
-        self._evaluated = figures.images
+        self._evaluated = int(self._task.named(figures).get("images", len(self._split.labels)))
 
     def share_left(self, ratio: float) -> float:
         """Share of the parameters that are left when every layer loses `ratio` of its channels."""
@@ -139,8 +148,8 @@ class Ring:
             macs=pruned.report.macs_after.total,
             before=before.score,
             after=after.score if after is not None else None,
-            figures_before=dict(before.logged),
-            figures_after=dict(after.logged) if after is not None else None,
+            figures_before=_logged(before),
+            figures_after=_logged(after) if after is not None else None,
         )
         return Outcome(entrant.label, cell, self._kept(pruned.report.edits))
 
@@ -199,6 +208,11 @@ class Ring:
     def _figures(self, network: nn.Module) -> Figures:
         judge = self._space.judging.classifier(network, remember=True)
         figures: Figures = evaluate(judge, self._judged_on, self._space.device, task=self._task)
+        if not math.isfinite(figures.score):
+            raise MethodError(
+                f"{self.figure.label} is {figures.score} with {parameter_count(network):,} parameters, so nothing can "
+                "be compared: remove less, or compensate (--compensate ls)"
+            )
         return figures
 
     def _trained(self, network: nn.Module, seed: int) -> Figures:
@@ -223,6 +237,10 @@ class Ring:
             kept[edit.group] = torch.zeros_like(kept[edit.group])
             kept[edit.group][edit.keep_indices] = True
         return kept
+
+
+def _logged(figures: Figures) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in figures.logged.items()}
 
 
 def _some(split: Split, images: int | None) -> Split:

@@ -11,15 +11,16 @@ from typing import Any
 from prunecli.checkpoint.durable import write_text_atomically
 from prunecli.checkpoint.manifest import as_json
 from prunecli.checkpoint.runstate import StateStore
-from prunecli.errors import ModelError, RecipeError
+from prunecli.errors import MethodError, ModelError, RecipeError
 from prunecli.measure.environment import describe_environment
 from prunecli.pipeline.resumption import identity_of, saved_states
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import FinetuneStage, PruneStage
 from prunecli.report.contest import Contest
+from prunecli.report.numbers import fixed
 from prunecli.studies.bouts import Outcome, Ring, outcome_of, outcome_state
 from prunecli.studies.contest_figures import contenders, contest_verdict, kept_alike, pair_tests
-from prunecli.studies.entrants import Entrant, entrants, shared_params
+from prunecli.studies.entrants import REFERENCES, Entrant, entrants, shared_params
 
 _FEWEST_SEEDS, _RATIO = 2, 0.5
 
@@ -107,7 +108,9 @@ def run_contest(
     others = {f"network {number}": space.model().sha256 for number, space in enumerate(spaces[1:], start=2)}
     identity = identity_of(first, settings, **others) | stages
     with saved_states(first, out, identity) as states:
-        outcomes = _Bouts(rings, taking_part, settings.seeds, share, first, states).all()
+        bouts = _Bouts(rings, taking_part, settings.seeds, share, first, states)
+        outcomes = bouts.all()
+        taking_part = tuple(entrant for entrant in taking_part if entrant.label not in bouts.left_out)
         methods = contenders(taking_part, outcomes, rings[0].dense.params, rings[0].dense.macs)
         tests = pair_tests(methods)
         contest = Contest(
@@ -120,6 +123,7 @@ def run_contest(
             methods=methods,
             tests=tests,
             kept_alike=kept_alike(taking_part, outcomes),
+            left_out=bouts.left_out,
             verdict=contest_verdict(methods, tests, rings[0].figure, settings.recover),
             environment=describe_environment(first.device),
             seed=first.recipe.seed,
@@ -129,38 +133,62 @@ def run_contest(
     return contest
 
 
-@dataclass(frozen=True)
 class _Bouts:
-    """All methods at all seeds, seed by seed."""
+    """All methods at all seeds, seed by seed.
 
-    rings: Sequence[Ring]
-    entrants: Sequence[Entrant]
-    seeds: int
-    share: float
-    space: Workspace
-    states: StateStore
+    Attributes:
+        left_out: Methods that cannot remove as much, and why.
+    """
+
+    def __init__(
+        self,
+        rings: Sequence[Ring],
+        entrants: Sequence[Entrant],
+        seeds: int,
+        share: float,
+        space: Workspace,
+        states: StateStore,
+    ) -> None:
+        self._rings, self._entrants, self._seeds, self._share = rings, entrants, seeds, share
+        self._space, self._states = space, states
+        self.left_out: dict[str, str] = {}
 
     def all(self) -> list[Outcome]:
-        """What every one of them comes to; those that a saved state has are not run again."""
-        saved = self.states.load()
-        done: dict[str, Any] = saved["outcomes"] if saved is not None else {}
-        total = self.seeds * len(self.entrants)
-        outcomes = []
-        with self.space.sink.progress("compare", total) as advance:
-            for number in range(self.seeds):
-                seed = self.space.recipe.seed + number
-                for entrant in self.entrants:
-                    key = f"{entrant.label}, seed {seed}"
-                    if key not in done:
-                        bout = self.rings[number % len(self.rings)].bout(entrant, seed, self.share)
-                        done[key] = outcome_state(bout)
-                        self.states.save({"outcomes": done}, key)
-                        self._tell(key, bout, len(done), total)
-                    outcomes.append(outcome_of(done[key]))
-                    advance(len(outcomes), key)
-        return outcomes
+        """What every one of them comes to; those that a saved state has are not run again.
 
-    def _tell(self, key: str, bout: Outcome, number: int, total: int) -> None:
-        label, cell = self.rings[0].figure.label, bout.cell
-        after = "" if cell.after is None else f", {cell.after:.2f} after training"
-        self.space.sink.note(f"{number}/{total} {key}: {label} {cell.before:.2f}{after}")
+        Raises:
+            MethodError: l2 or random cannot remove as much, so nobody can.
+        """
+        saved = self._states.load() or {}
+        done: dict[str, Any] = saved.get("outcomes", {})
+        self.left_out = saved.get("left_out", {})
+        total = self._seeds * len(self._entrants)
+        with self._space.sink.progress("compare", total) as advance:
+            for number in range(self._seeds):
+                for entrant in self._entrants:
+                    seed = self._space.recipe.seed + number
+                    key = f"{entrant.label}, seed {seed}"
+                    if key not in done and entrant.label not in self.left_out:
+                        bout = self._bout(self._rings[number % len(self._rings)], entrant, seed)
+                        if bout is not None:
+                            done[key] = outcome_state(bout)
+                            self._tell(f"{len(done)}/{total} {key}", bout)
+                        self._states.save({"outcomes": done, "left_out": self.left_out}, key)
+                    advance(len(done), key)
+        return [outcome for outcome in map(outcome_of, done.values()) if outcome.label not in self.left_out]
+
+    def _bout(self, ring: Ring, entrant: Entrant, seed: int) -> Outcome | None:
+        """One method at one seed; None, and a warning, if it cannot remove as much, having ranked too few layers."""
+        try:
+            return ring.bout(entrant, seed, self._share)
+        except MethodError as error:
+            if entrant.method.name in REFERENCES:
+                raise
+            self.left_out[entrant.label] = str(error)
+            self._space.sink.warn(f"{entrant.label} is left out: {error}")
+            return None
+
+    def _tell(self, key: str, bout: Outcome) -> None:
+        figure, cell = self._rings[0].figure, bout.cell
+        after = "" if cell.after is None else f", {fixed(cell.after, figure.digits, figure.unit)} after training"
+        self._space.sink.note(f"{key}: {figure.label} {fixed(cell.before, figure.digits, figure.unit)}{after}")

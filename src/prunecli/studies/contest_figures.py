@@ -109,9 +109,7 @@ def contest_verdict(
     best, seeds = order[0], len(order[0].cells)
     when = f"after {steps} training steps" if steps else "straight after removal"
     score = best.after or best.before
-    lines = [
-        f"{best.label} is ahead {when}: {figure.label} {score.mean:.2f} ± {score.deviation:.2f} over {seeds} seeds"
-    ]
+    lines = [f"{best.label} is ahead {when}: {figure.label} {figure.text(score)} over {seeds} seeds"]
     told, alike, constant = _against(best.label, order[1:], tests)
     if told:
         lines.append(f"it is better than {', '.join(told)} (paired t-test over seeds, p < {SIGNIFICANT:g} after Holm)")

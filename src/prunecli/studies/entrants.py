@@ -85,6 +85,11 @@ def _entrant(word: str, shared: Mapping[str, Any]) -> Entrant:
         spec = get_structural(name)
     except MethodError as error:
         raise MethodError(f"--methods: {error}") from error
+    if spec.ratios:
+        raise MethodError(
+            f"--methods: {name} decides itself how much each layer loses, so it removes more or less than the others; "
+            "give the criterion that it ranks by"
+        )
     overrides = [
         Override(("stages", 0, "method"), name, flag),
         Override(("stages", 0, "params"), {**shared, **own}, f"{flag}:"),

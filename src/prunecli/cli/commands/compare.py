@@ -67,7 +67,8 @@ def _show_contest(output: Output, contest: Contest, values: dict[str, Any]) -> N
             output.text(table.to_markdown())
         else:
             output.table(table)
-    output.text("\n" + "\n".join(contest.verdict))
+    left_out = [f"{label} was left out: {reason}" for label, reason in contest.left_out.items()]
+    output.text("\n" + "\n".join([*contest.verdict, *left_out]))
 
 
 def _compare_networks(output: Output, paths: list[Path], values: dict[str, Any]) -> None:
