@@ -73,6 +73,25 @@ def test_train_eval_and_compare(prune: Prune, trained: Path) -> None:
     assert done.code == 0 and "perplexity\t" in done.out and "speed-up\t1.00x" in done.out, done.err
 
 
+@pytest.mark.parametrize("method", ["l2", "taylor"])
+def test_pruned_it_is_judged_finetuned_and_inspected(prune: Prune, trained: Path, method: str) -> None:
+    done = prune(method, "x.safetensors", "--ratio", "0.5", "--min-width", "1", "--latency-rounds", "2", "--json",
+                 "-o", f"{method}.safetensors", "--force", cwd=trained)  # fmt: skip
+    assert done.code == 0, done.err
+    assert done.json["verify_error"] < 1e-9 and done.json["compensated"] > 0
+    shown = prune("inspect", f"{method}.safetensors", "--json", cwd=trained)
+    assert shown.code == 0, shown.err
+    layers = {layer["name"]: (layer["dense_shape"], layer["shape"]) for layer in shown.json["layers"]}
+    assert layers["rnn.l0"][0] == [48, 12] and layers["rnn.l0"][1][0] < 48
+    done = prune("finetune", f"{method}.safetensors", "--epochs", "1", "--batch-size", "4", "--teacher", "parent",
+                 "-o", f"{method}-f.safetensors", "--force", cwd=trained)  # fmt: skip
+    assert done.code == 0, done.err
+    done = prune("eval", f"{method}-f.safetensors", *QUICK, "--json", cwd=trained)
+    assert done.code == 0 and done.json["metrics"]["perplexity"] > 1, done.err
+    done = prune("eval", f"{method}-f.safetensors", "--require", "bits_per_token < 0.01", *QUICK, cwd=trained)
+    assert done.code == 3 and "required bits_per_token < 0.01, but bits_per_token is" in done.err
+
+
 def test_another_text_is_read_by_the_checkpoints_vocabulary(prune: Prune, trained: Path) -> None:
     _write(trained / "other", " zebra zebra")
     (trained / "other" / "ptb.train.txt").unlink()
