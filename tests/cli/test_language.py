@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,22 @@ def test_killed_and_resumed_it_writes_the_same_bytes(
     came = killed_and_resumed(processes, TRAIN, tmp_path, fault=fault)
     assert came["killed"] and came["code"] == 0, came["err"]
     assert sha256(tmp_path / "x.safetensors") == sha256(trained / "x.safetensors")
+
+
+@pytest.mark.parametrize("fault", ["fit:step@4", "stage:pruned"])
+def test_a_schedule_is_killed_and_resumed(processes: Processes, trained: Path, tmp_path: Path, fault: str) -> None:
+    words = ("l2 base.safetensors --data text:corpus --ratio 0.5 --min-width 1 --schedule linear --steps 2 --epochs 1 "
+             "--batch-size 4 --latency-rounds 2 -o x.safetensors --save-every 0").split()  # fmt: skip
+    hashes = []
+    for kind in ("whole", "killed"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        _write(folder / "corpus")
+        shutil.copy(trained / "x.safetensors", folder / "base.safetensors")
+        came = killed_and_resumed(processes, words, folder, fault=fault if kind == "killed" else None)
+        assert came["code"] == 0 and came["killed"] == (kind == "killed"), came["err"]
+        hashes.append(sha256(folder / "x.safetensors"))
+    assert hashes[0] == hashes[1]
 
 
 def test_weights_of_the_example_with_the_text_they_belong_to(prune: Prune, trained: Path) -> None:
