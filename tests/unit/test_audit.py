@@ -49,19 +49,20 @@ def _difference(second: str, difference: float, p_holm: float | None) -> Differe
 
 def test_the_leader_is_named_with_what_it_can_be_told_from() -> None:
     rows = [_row("fisher", 0.7, 0.001), _row("taylor", 0.68, 0.001), _row("l2", 0.2, 0.3), _row("random", 0.9, None)]
-    differences = [_difference("taylor", 0.02, 0.6), _difference("l2", 0.5, 0.01), _difference("random", -0.2, 0.04)]
+    differences = [_difference("taylor", 0.02, 0.6), _difference("l2", 0.5, 0.01), _difference("random", -0.2, None)]
     assert leader(rows) is rows[0]  # whatever one random order happens to be
     lines = verdict(rows, differences, (), 0.9)
     assert lines == (
         "use fisher: its rank correlation with exact ablation is 0.70 [0.60, 0.80] over 64 units",
+        "it is better than a random order (p = 0.001 after Holm)",
         "it is better than l2 (paired bootstrap, p < 0.05 after Holm)",
-        "this sample does not tell it from taylor, random: more --units would",
+        "this sample does not tell it from taylor: more --units would",
     )
 
 
 def test_a_criterion_without_data_is_pointed_out_where_it_does_as_well() -> None:
-    rows = [_row("fisher", 0.4, 0.01), _row("l2", 0.38, 0.02), _row("random", 0.0, None)]
-    lines = verdict(rows, [_difference("l2", 0.02, 0.9), _difference("random", 0.4, 0.01)], (), 0.9)
+    rows = [_row("fisher", 0.4, 0.01), _row("l2", 0.38, 0.02), _row("lamp", 0.1, 0.4, needs_data=False)]
+    lines = verdict(rows, [_difference("l2", 0.02, 0.9), _difference("lamp", 0.3, 0.09)], (), 0.9)
     assert lines[-1] == "l2 needs no data"
 
 
@@ -70,7 +71,7 @@ def test_nothing_beats_random() -> None:
     assert leader(rows) is None
     assert verdict(rows, (), (), 0.9) == (
         "no criterion beats random here: the best, fisher, has a rank correlation of 0.20 with exact ablation over 64 "
-        "units, p = 0.3 after Holm",
+        "units, p = 0.300 after Holm",
     )
     flat = [row.model_copy(update={"with_ablation": Correlation(value=None)}) for row in rows]
     assert verdict(flat, (), (), None)[0].startswith("no criterion beats random here: every unit costs the same")
@@ -81,8 +82,8 @@ def test_noise_instability_and_another_form_are_said() -> None:
     lines = verdict([row], (), (), 0.4)
     assert lines[0].startswith("use fisher with --normalise none: ")
     assert lines[1] == "divided by each layer's mean, as is the default, its scores agree less: 0.10"
-    assert "depends on the samples it sees (0.50 between two halves" in lines[2]
-    assert "agree only at 0.40" in lines[3] and lines[3].endswith("give more samples (--batches)")
+    assert "depends on the samples it sees (0.50 between two halves" in lines[3]
+    assert "agree only at 0.40" in lines[4] and lines[4].endswith("give more samples (--batches)")
     never_divided = _row("lamp", 0.7, 0.001, normalise="none", divided=None)
     assert verdict([never_divided], (), (), 0.9)[0].startswith("use lamp: ")
 
@@ -217,8 +218,9 @@ def test_groups_that_a_method_cannot_rank_do_not_count() -> None:
     (taylor, l2, _) = figures.methods()
     assert taylor.units == 15 and taylor.with_ablation.value == pytest.approx(1) and l2.units == 30
     assert set(figures.complete()) == {"l2"} and np.isnan(figures.sampled["taylor"][15:]).all()
-    (against_l2, _) = figures.differences("taylor")
-    assert against_l2.second == "l2" and against_l2.difference == pytest.approx(0)
+    (against_l2, against_random) = figures.differences("taylor")
+    assert against_l2.second == "l2" and against_l2.difference == pytest.approx(0) and against_l2.p_holm == 1
+    assert against_random.second == "random" and against_random.p_holm is None
 
 
 def test_peak_memory_is_that_of_what_lives_at_once() -> None:

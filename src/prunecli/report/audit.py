@@ -89,7 +89,8 @@ class Audited(_Strict):
 class Difference(_Strict):
     """The method with the highest correlation and another one, over the units that both rank.
 
-    The interval is that of the bootstrap; p is adjusted by Holm's procedure.
+    The interval is that of the bootstrap; p is adjusted by Holm's procedure. There is none for random: what it gives on
+    average is known, and `Correlation.p` compares with that.
     """
 
     first: str

@@ -103,10 +103,14 @@ class AuditFigures:
         )
 
     def differences(self, best: str) -> tuple[Difference, ...]:
-        """The difference in correlation between the method `best` and every other one, over the units both rank."""
+        """The difference in correlation between the method `best` and every other one, over the units both rank.
+
+        Only those to other methods are tested: what random gives is known, and a single random order is not it.
+        """
         others = [entrant.label for entrant in self._entrants if entrant.label != best]
         found = [self._difference(best, other) for other in others]
-        adjusted = holm([p for _, _, p in found])
+        random = {entrant.label for entrant in self._entrants if entrant.method.name == "random"}
+        adjusted = holm([None if other in random else p for other, (_, _, p) in zip(others, found, strict=True)])
         return tuple(
             Difference(first=best, second=other, difference=difference, interval=interval, p_holm=p)
             for other, (difference, interval, _), p in zip(others, found, adjusted, strict=True)

@@ -73,7 +73,7 @@ def _nothing(methods: Sequence[Audited]) -> str:
     if best is None:
         return "no criterion beats random here: every unit costs the same, or every score is"
     p = best.with_ablation.p_holm
-    tested = "" if p is None else f", p = {p:.2g} after Holm"
+    tested = "" if p is None else f", p {_p(p)} after Holm"
     return (
         f"no criterion beats random here: the best, {best.label}, has a rank correlation of "
         f"{best.with_ablation.value:.2f} with exact ablation over {best.units} units{tested}"
@@ -81,21 +81,22 @@ def _nothing(methods: Sequence[Audited]) -> str:
 
 
 def _against(best: Audited, methods: Sequence[Audited], differences: Sequence[Difference]) -> list[str]:
-    """What the leading method can be told from; the next one, l2 and random are always among them."""
+    """What the leading method can be told from."""
     by_label = {row.label: row for row in methods}
-    told, alike = [], []
+    told: list[str] = []
+    alike: list[str] = []
     for difference in differences:
+        if by_label[difference.second].method == "random":
+            continue
         p = difference.p_holm
-        if p is not None and p < SIGNIFICANT and difference.difference > 0:
-            told.append(difference.second)
-        else:
-            alike.append(difference.second)
-    lines = []
+        found = p is not None and p < SIGNIFICANT and difference.difference > 0
+        (told if found else alike).append(difference.second)
+    lines = [f"it is better than a random order (p {_p(best.with_ablation.p_holm)} after Holm)"]
     if told:
         lines.append(f"it is better than {', '.join(told)} (paired bootstrap, p < {SIGNIFICANT:g} after Holm)")
     if alike:
         lines.append(f"this sample does not tell it from {', '.join(alike)}: more --units would")
-    free = [label for label in alike if not by_label[label].needs_data and by_label[label].method != "random"]
+    free = [label for label in alike if not by_label[label].needs_data and beats_chance(by_label[label])]
     if free and best.needs_data:
         verb = "needs" if len(free) == 1 else "need"
         lines.append(f"{', '.join(free)} {verb} no data")
@@ -110,3 +111,7 @@ def _of_fusions(fusions: Sequence[Fusion]) -> list[str]:
         return []
     closest = max(fusions, key=lambda fusion: -2.0 if fusion.correlation is None else fusion.correlation)
     return [f"no fusion is recommended: {closest.reason}"]
+
+
+def _p(p: float | None) -> str:
+    return "< 0.001" if p is None or p < 0.001 else f"= {p:.3f}"
