@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prunecli.criteria.ablation import Ablation, Unit, keep_all_but
 from prunecli.criteria.base import Calibration
 from prunecli.errors import RecipeError
 from prunecli.inputs import sample_count
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.request import PruneRequest
 from prunecli.methods.structural import prune_structural
-from prunecli.studies.ablation import Ablation, Unit, draw_units, keep_all_but, rise
+from prunecli.studies.ablation import draw_units, rise
 from prunecli.studies.batches import FirstSteps, HalfOfBatches, KeptBatches
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.proof.masked import run_masked

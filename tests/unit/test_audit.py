@@ -15,6 +15,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from prunecli.cli.output import Output
+from prunecli.criteria.ablation import Unit
 from prunecli.criteria.base import Calibration
 from prunecli.errors import MethodError, RecipeError, VerificationError
 from prunecli.measure.memory import peak_memory_bytes, peak_memory_of
@@ -24,7 +25,6 @@ from prunecli.report.audit import Audit, Audited, Correlation, Difference, Fusio
 from prunecli.report.audit_plots import audit_plots
 from prunecli.report.audit_tables import audit_tables
 from prunecli.studies import audit_bench
-from prunecli.studies.ablation import Unit
 from prunecli.studies.audit import AuditSettings, run_audit
 from prunecli.studies.audit_figures import AuditFigures, Scored
 from prunecli.studies.audit_verdict import leader, verdict

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunecli
-from prunecli.criteria.activation import _Moments, activation
+from prunecli.criteria.activation import Moments, activation
 from prunecli.criteria.base import Calibration, default_loss
 from prunecli.criteria.fpgm import fpgm
 from prunecli.criteria.gradient import fisher, gate_gradients, taylor
@@ -208,7 +208,7 @@ def test_activation_is_that_of_stored_activations(statistic: str) -> None:
 
 def test_moments_of_parts_are_those_of_the_whole() -> None:
     rows = torch.randn(50, 3, dtype=torch.float64) + 1e6  # a sum of squares would lose the spread
-    joined = _Moments.of(rows[:7]) + _Moments.of(rows[7:20]) + _Moments.of(rows[20:])
+    joined = Moments.of(rows[:7]) + Moments.of(rows[7:20]) + Moments.of(rows[20:])
     assert torch.allclose(joined.std, rows.std(0, unbiased=False), rtol=1e-9)
     assert torch.allclose(joined.mean, rows.mean(0)) and joined.count == 50
 

@@ -14,7 +14,7 @@ from prunecli.surgery.groups import ChannelGroup
 
 
 @dataclass
-class _Moments:
+class Moments:
     """Count, mean, mean absolute value and squared deviations of each channel, in float64 and one pass (Chan, 1979)."""
 
     count: int
@@ -23,17 +23,17 @@ class _Moments:
     deviations: Tensor
 
     @classmethod
-    def of(cls, rows: Tensor) -> _Moments:
+    def of(cls, rows: Tensor) -> Moments:
         """Moments of rows of shape (values, channels)."""
         values = exact(rows)
         mean = values.mean(dim=0)
         return cls(len(values), mean.cpu(), values.abs().mean(dim=0).cpu(), (values - mean).square().sum(dim=0).cpu())
 
-    def __add__(self, other: _Moments) -> _Moments:
+    def __add__(self, other: Moments) -> Moments:
         count = self.count + other.count
         share = other.count / count
         shift = other.mean - self.mean
-        return _Moments(
+        return Moments(
             count,
             self.mean + shift * share,
             self.absolute + (other.absolute - self.absolute) * share,
@@ -51,10 +51,10 @@ def activation(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Ca
 
     Taken over samples and positions, and averaged over the readers.
     """
-    moments: dict[str, _Moments] = {}
+    moments: dict[str, Moments] = {}
 
     def see(name: str, rows: Tensor) -> None:
-        new = _Moments.of(rows)
+        new = Moments.of(rows)
         moments[name] = moments[name] + new if name in moments else new
 
     watch_readers(model, groups, calibration, see)

@@ -90,6 +90,8 @@ class Calibration:
         options: The method's own parameters by name.
         example_inputs: Inputs the network accepts. Where they are a tuple, they tell a batch of several inputs from
             one with labels.
+        found: What a criterion found out besides scores, as plain data by name: how many random vectors it took, how
+            far its ranking can be relied on. It goes into the report.
     """
 
     generator: torch.Generator = field(default_factory=torch.Generator)
@@ -97,6 +99,7 @@ class Calibration:
     loss: Loss = default_loss
     options: Mapping[str, Any] = field(default_factory=dict)
     example_inputs: Inputs | None = None
+    found: dict[str, Any] = field(default_factory=dict)
 
     def pairs(self) -> Iterator[tuple[Inputs, Any]]:
         """Yields (inputs, labels or None); labels that hold no tensor are None, for the default loss all but tensors.
@@ -114,6 +117,14 @@ class Calibration:
             yield inputs, labels if known else None
         if empty:
             raise MethodError("the calibration data contains no batches; provide at least one")
+
+
+class Paired(Protocol):
+    """Data to run a network on."""
+
+    def pairs(self) -> Iterator[tuple[Inputs, Any]]:
+        """Yields (inputs, labels or None), every time anew."""
+        ...
 
 
 class Criterion(Protocol):
@@ -147,6 +158,8 @@ def role_of(model: nn.Module, member: Member) -> Role:
         return "producer"
     if isinstance(module, nn.Linear) and member.tensor == "weight":
         return "consumer" if member.dim == 1 else "producer"
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)) and member.tensor.startswith("bias"):
+        return "producer"
     return member.role
 
 

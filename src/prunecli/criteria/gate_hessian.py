@@ -21,6 +21,7 @@ def gate_obd(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Cali
     the weights. A unit for which that is negative counts as 0.
     """
     estimate = gate_obd_estimate(model, groups, calibration)
+    estimate.note(calibration.found)
     return {group.name: estimate.scores.get(group.name, why_unknown(model, group)) for group in groups}
 
 

@@ -36,7 +36,7 @@ def hap(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibrati
     of every gate of a recurrent unit. At weights that are no minimum a trace may be negative; such a unit counts as 0,
     as does one whose estimate is negative by chance.
     """
-    return _reported(model, groups, hap_estimate(model, groups, calibration))
+    return _reported(model, groups, calibration, hap_estimate(model, groups, calibration))
 
 
 def hap_estimate(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration) -> Estimate:
@@ -59,7 +59,7 @@ def obd(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibrati
     To second order, and with weights that do not interact, what the loss gains when all of them become zero at a
     minimum. A unit for which that is negative counts as 0.
     """
-    return _reported(model, groups, obd_estimate(model, groups, calibration))
+    return _reported(model, groups, calibration, obd_estimate(model, groups, calibration))
 
 
 def obd_estimate(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration) -> Estimate:
@@ -200,8 +200,11 @@ def differentiable_twice(probe: nn.Module) -> Iterator[None]:
         yield
 
 
-def _reported(model: nn.Module, groups: Sequence[ChannelGroup], estimate: Estimate) -> dict[str, Tensor | str]:
+def _reported(
+    model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration, estimate: Estimate
+) -> dict[str, Tensor | str]:
     """Scores by group name or why there are none."""
+    estimate.note(calibration.found)
     return {
         group.name: estimate.scores[group.name]
         if group.name in estimate.scores

@@ -8,10 +8,12 @@ from typing import Any
 
 from prunecli.criteria.options import (
     ActivationOptions,
+    EnhancedOptions,
     HessianOptions,
     LampOptions,
     NoOptions,
     ObsOptions,
+    RetentionOptions,
     SpikeOptions,
 )
 from prunecli.errors import MethodError
@@ -86,6 +88,7 @@ _BUILT_IN = (
         "prunecli.criteria.gradient:taylor",
         "Remove the channels whose loss changes least to first order.",
         "https://arxiv.org/abs/1611.06440",
+        options=RetentionOptions,
         needs_data=True,
     ),
     CriterionSpec(
@@ -93,6 +96,7 @@ _BUILT_IN = (
         "prunecli.criteria.gradient:fisher",
         "Remove the channels with the least empirical Fisher information.",
         "https://arxiv.org/abs/1801.05787",
+        options=RetentionOptions,
         needs_data=True,
     ),
     CriterionSpec(
@@ -148,6 +152,13 @@ _BUILT_IN = (
         "As obs, one channel after the other.",
         "https://arxiv.org/abs/2302.04089",
         options=ObsOptions,
+        needs_data=True,
+    ),
+    CriterionSpec(
+        "enhanced",
+        "prunecli.criteria.enhanced:enhanced",
+        "Remove the channels that rank low by five kinds of scores.",
+        options=EnhancedOptions,
         needs_data=True,
     ),
     CriterionSpec(

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,8 @@ _SILENT = "the layers that read it give zero on the calibration data"
 def obs(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration) -> dict[str, Tensor | str]:
     """Share of the readers' outputs that is lost with a unit when the others make up for it; see the module."""
     return {
-        group.name: surgeons if isinstance(surgeons, str) else _costs(surgeons)
-        for group, surgeons in _surgeons_of(model, groups, calibration)
+        name: surgeons if isinstance(surgeons, str) else _costs(surgeons)
+        for name, surgeons in _surgeons_of(model, groups, calibration).items()
     }
 
 
@@ -49,8 +50,8 @@ def obs_greedy(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Ca
     (which had to go first), just above that, so that units with the lowest scores are those that went first.
     """
     return {
-        group.name: surgeons if isinstance(surgeons, str) else _greedy(surgeons, group.units)
-        for group, surgeons in _surgeons_of(model, groups, calibration)
+        name: surgeons if isinstance(surgeons, str) else _greedy(surgeons, len(surgeons[0].index))
+        for name, surgeons in _surgeons_of(model, groups, calibration).items()
     }
 
 
@@ -77,14 +78,27 @@ class Covariance:
         self._mean = self._mean + shift * (len(values) / total)
         self.count = total
 
+    def __add__(self, other: Covariance) -> Covariance:
+        joined = Covariance()
+        joined.count = self.count + other.count
+        shift = other._mean - self._mean
+        products = torch.outer(shift, shift) * (self.count * other.count / joined.count)
+        joined._products = self._products + other._products + products
+        joined._mean = self._mean + shift * (other.count / joined.count)
+        return joined
+
     def second(self, *, centred: bool) -> Tensor:
         """The covariance, or E[x x^T], of shape (columns, columns)."""
         products = self._products / self.count
         return products if centred else products + torch.outer(self._mean, self._mean)
 
 
+Covariances = dict[tuple[str, ...], Covariance]
+"""By reader, or by reader and group."""
+
+
 @dataclass
-class _Surgeon:
+class Surgeon:
     """One reader of one group.
 
     Attributes:
@@ -106,10 +120,17 @@ class _Surgeon:
             columns = index.flatten()
             alone: Tensor = self.gram.diagonal()[columns] / self.inverse.diagonal()[columns]
         else:
-            rows, columns = index.unsqueeze(2), index.unsqueeze(1)
-            blocks = torch.linalg.solve(self.inverse[rows, columns], self.gram[rows, columns])
-            alone = blocks.diagonal(dim1=1, dim2=2).sum(dim=1)
+            blocks = torch.linalg.solve(_blocks(self.inverse, index), _blocks(self.gram, index))
+            alone = _traces(blocks)
         return alone.clamp_min(0) / self.scale
+
+    def strengths(self) -> Tensor:
+        """||W_J||, the norm of the columns that read each unit, shape (units,)."""
+        return _traces(_blocks(self.gram, self.index)).clamp_min(0).sqrt()
+
+    def own_variances(self) -> Tensor:
+        """The variance of each unit that the other channels do not explain, tr([(H^-1)_JJ]^-1), shape (units,)."""
+        return _traces(torch.linalg.inv(_blocks(self.inverse, self.index)))
 
     def remove(self, unit: int) -> None:
         """Takes one unit out and refits the others."""
@@ -122,12 +143,22 @@ class _Surgeon:
         self.inverse -= across.T @ fit
 
 
-def _costs(surgeons: Sequence[_Surgeon]) -> Tensor:
+def _blocks(matrix: Tensor, index: Tensor) -> Tensor:
+    """The square blocks of a matrix at each unit's columns, shape (units, columns per unit, columns per unit)."""
+    blocks: Tensor = matrix[index.unsqueeze(2), index.unsqueeze(1)]
+    return blocks
+
+
+def _traces(blocks: Tensor) -> Tensor:
+    return blocks.diagonal(dim1=1, dim2=2).sum(dim=1)
+
+
+def _costs(surgeons: Sequence[Surgeon]) -> Tensor:
     units = torch.arange(len(surgeons[0].index))
     return torch.stack([surgeon.costs(units) for surgeon in surgeons]).sum(dim=0)
 
 
-def _greedy(surgeons: Sequence[_Surgeon], count: int) -> Tensor:
+def _greedy(surgeons: Sequence[Surgeon], count: int) -> Tensor:
     scores, left, before = torch.zeros(count, dtype=torch.float64), torch.arange(count), torch.tensor(-torch.inf)
     for _ in range(count):
         costs = torch.stack([surgeon.costs(left) for surgeon in surgeons]).sum(dim=0)
@@ -140,32 +171,51 @@ def _greedy(surgeons: Sequence[_Surgeon], count: int) -> Tensor:
     return scores
 
 
-def _surgeons_of(
-    model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration
-) -> list[tuple[ChannelGroup, list[_Surgeon] | str]]:
-    """What every group's readers need, or why there is nothing."""
-    readers = {group.name: [_Reader(model, member, group) for member in tappable(model, group)] for group in groups}
-    covariances: dict[tuple[str, ...], Covariance] = {}
-    by_name: dict[str, dict[tuple[str, ...], _Reader]] = {}
-    for own in readers.values():
-        for reader in own:
-            if reader.possible:
-                by_name.setdefault(reader.member.name, {}).setdefault(reader.key, reader)
+class Readers:
+    """The weights that read some groups, and what their covariances are made of.
 
-    def see(name: str, rows: Tensor) -> None:
-        for key, reader in by_name.get(name, {}).items():
+    Args:
+        model: The network.
+        groups: The groups.
+    """
+
+    def __init__(self, model: nn.Module, groups: Sequence[ChannelGroup]) -> None:
+        self._readers = {
+            group.name: [_Reader(model, member, group) for member in tappable(model, group)] for group in groups
+        }
+        self._by_name: dict[str, dict[tuple[str, ...], _Reader]] = {}
+        for own in self._readers.values():
+            for reader in own:
+                if reader.possible:
+                    self._by_name.setdefault(reader.member.name, {}).setdefault(reader.key, reader)
+
+    def see(self, covariances: Covariances, name: str, rows: Tensor) -> None:
+        """Adds what a weight takes in, as `prunecli.criteria.readers.watch_readers` shows it."""
+        for key, reader in self._by_name.get(name, {}).items():
             covariances.setdefault(key, Covariance()).add(reader.observed(rows))
 
-    watch_readers(model, groups, calibration, see)
-    ridge = float(calibration.options.get("ridge", 0.01))
-    result: list[tuple[ChannelGroup, list[_Surgeon] | str]] = []
-    for group in groups:
-        own = readers[group.name]
-        heard = [reader for reader in own if reader.key in covariances]
-        surgeons = [reader.surgeon(covariances[reader.key], ridge) for reader in heard]
-        why = _SILENT if heard else UNSEEN if all(reader.possible for reader in own) else _TOO_WIDE
-        result.append((group, [surgeon for surgeon in surgeons if surgeon is not None] or why))
-    return result
+    def surgeons(self, covariances: Covariances, ridge: float) -> dict[str, list[Surgeon] | str]:
+        """By group name what is needed of every reader, or why there is nothing.
+
+        Args:
+            covariances: What was seen.
+            ridge: Strength relative to the mean of a covariance's diagonal.
+        """
+        result: dict[str, list[Surgeon] | str] = {}
+        for name, own in self._readers.items():
+            heard = [reader for reader in own if reader.key in covariances]
+            surgeons = [reader.surgeon(covariances[reader.key], ridge) for reader in heard]
+            why = _SILENT if heard else UNSEEN if all(reader.possible for reader in own) else _TOO_WIDE
+            result[name] = [surgeon for surgeon in surgeons if surgeon is not None] or why
+        return result
+
+
+def _surgeons_of(
+    model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration
+) -> dict[str, list[Surgeon] | str]:
+    readers, covariances = Readers(model, groups), Covariances()
+    watch_readers(model, groups, calibration, partial(readers.see, covariances))
+    return readers.surgeons(covariances, float(calibration.options.get("ridge", 0.01)))
 
 
 class _Reader:
@@ -194,7 +244,7 @@ class _Reader:
             return rows
         return rows[:, self.member.index.to(rows.device)].movedim(1, -1).flatten(0, 1)
 
-    def surgeon(self, covariance: Covariance, ridge: float) -> _Surgeon | None:
+    def surgeon(self, covariance: Covariance, ridge: float) -> Surgeon | None:
         """None where the layer gives zero."""
         bias = getattr(self._module, self.member.tensor.replace("weight", "bias"), None)
         second, gram, index = covariance.second(centred=bias is not None), *self._gram()
@@ -204,7 +254,7 @@ class _Reader:
             return None
         strength = ridge * float(second.diagonal().mean())
         regular = second + strength * torch.eye(len(second), dtype=second.dtype)
-        return _Surgeon(torch.cholesky_inverse(torch.linalg.cholesky(regular)), gram, index, scale)
+        return Surgeon(torch.cholesky_inverse(torch.linalg.cholesky(regular)), gram, index, scale)
 
     def _gram(self) -> tuple[Tensor, Tensor]:
         """W^T W by what the covariance is of, and the units' places in that."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.copying import copied
-from prunecli.criteria.base import Calibration, Loss
+from prunecli.criteria.base import Loss, Paired
 from prunecli.errors import MethodError
 from prunecli.inputs import Inputs, explained, run_batch, sample_count, take_samples
 
@@ -54,7 +54,7 @@ def loss_of(probe: nn.Module, inputs: Inputs, labels: Any, loss: Loss) -> Tensor
     return total
 
 
-def two_batches_or_more(calibration: Calibration, method: str) -> Iterator[tuple[Inputs, Any]]:
+def two_batches_or_more(calibration: Paired, method: str) -> Iterator[tuple[Inputs, Any]]:
     """Yields (inputs, labels or None) as `Calibration.pairs` does; a single batch is cut in two.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from prunecli.criteria.base import Calibration, role_of, sum_by_unit
+from prunecli.criteria.base import Paired, member_tensor, role_of, sum_by_unit
 from prunecli.inputs import run_batch
 from prunecli.surgery.groups import ChannelGroup, Member
 from prunecli.surgery.taps import channels_last, shows, tapped
@@ -48,6 +48,17 @@ def by_unit(model: nn.Module, member: Member, values: Tensor) -> Tensor:
     return sum_by_unit(values, member)
 
 
+def column_norms(model: nn.Module, member: Member) -> Tensor:
+    """Euclidean norms of the weights that read each input channel, shape (input channels,), float64."""
+    weight, module = member_tensor(model, member).detach().cpu().double(), model.get_submodule(member.module)
+    if member.dim == 0 or not isinstance(module, _ConvNd):  # a transposed convolution's weight begins with its inputs
+        alone: Tensor = torch.linalg.vector_norm(weight.movedim(member.dim, 0).flatten(1), dim=1)
+        return alone
+    by_block = weight.reshape(module.groups, -1, weight.shape[1], max(weight[0, 0].numel(), 1))
+    norms: Tensor = by_block.square().sum(dim=(1, 3)).sqrt()
+    return norms.flatten()
+
+
 def exact(values: Tensor) -> Tensor:
     """Values in float64, on the CPU where the device has none."""
     return values.cpu().double() if values.device.type == "mps" else values.double()
@@ -56,7 +67,7 @@ def exact(values: Tensor) -> Tensor:
 def watch_readers(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
-    calibration: Calibration,
+    calibration: Paired,
     see: Callable[[str, Tensor], None],
 ) -> None:
     """Runs all calibration batches in evaluation mode and passes to `see` what each reader takes in.

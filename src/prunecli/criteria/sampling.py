@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from prunecli.criteria.base import Calibration
@@ -63,6 +64,7 @@ class Estimate:
         standard_errors: Standard errors of the means, each of shape (units,).
         probes: Estimates taken.
         reliability: How far the ranking can be relied on; see `prunecli.criteria.ranks.reliability`.
+        halves: Scores from either half of the estimates.
     """
 
     scores: dict[str, Tensor]
@@ -70,6 +72,15 @@ class Estimate:
     standard_errors: dict[str, Tensor]
     probes: int
     reliability: float
+    halves: tuple[dict[str, Tensor], dict[str, Tensor]]
+
+    def note(self, found: dict[str, Any]) -> None:
+        """Writes down how it went, for the report."""
+        errors = [(self.standard_errors[name] / self.means[name].abs()).median() for name in self.means]
+        found["probes"] = self.probes
+        found["reliability"] = round(self.reliability, 4)
+        if errors:
+            found["relative_standard_error"] = round(float(torch.stack(errors).median()), 4)
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,7 @@ class Stop:
     """
 
     fewest: int = 16
-    most: int = 256
+    most: int = 128
     stability: float = 0.95
 
     @classmethod
@@ -127,15 +138,16 @@ def stable_mean(draws: Iterable[Draw], stop: Stop, score: Callable[[str, Tensor]
         score: From a group's name and a mean, shape (units,), to its scores.
     """
     halves, number, agreed = _Halves(), 0, 0.0
+    by_half: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
     for draw in draws:
         number += 1
         halves.add(draw)
         if number >= stop.fewest:
-            first, second = (
+            by_half = tuple(  # type: ignore[assignment]
                 {name: score(name, _tensor(mean)) for name, mean in means.items()}
                 for means in (halves.first, halves.second)
             )
-            agreed = reliability(first, second)
+            agreed = reliability(*by_half)
             if number >= stop.most or (agreed >= stop.stability and stop.stability < 1):
                 break
     means = {name: _tensor(mean) for name, mean in halves.whole.items()}
@@ -145,6 +157,7 @@ def stable_mean(draws: Iterable[Draw], stop: Stop, score: Callable[[str, Tensor]
         standard_errors={name: mean.standard_error() for name, mean in halves.whole.items()},
         probes=number,
         reliability=agreed,
+        halves=by_half,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from pydantic import JsonValue
@@ -39,6 +39,7 @@ class PruneReport:
         attributes: Attributes of modules that were changed, other than those that repeat the shape of a layer's weight.
         outputs: Names of the outputs that keep their width; empty for all.
         free_outputs: Names of the outputs whose width may have changed.
+        scoring: What the criterion found out besides scores, in the last step; see `Calibration.found`.
     """
 
     method: str
@@ -60,6 +61,7 @@ class PruneReport:
     attributes: tuple[AttributeChange, ...] = ()
     outputs: tuple[str, ...] = ()
     free_outputs: tuple[str, ...] = ()
+    scoring: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return (
@@ -72,6 +74,7 @@ class PruneReport:
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, edits without their indices."""
         plain = {key: value for key, value in asdict(self).items() if key not in ("edits", "untouched", "attributes")}
+        plain = {key: value for key, value in plain.items() if key != "scoring" or value}
         plain["edits"] = [edit.model_dump(exclude={"keep_indices", "kind"}) for edit in self.edits]
         plain["untouched"] = [entry.model_dump() for entry in self.untouched]
         plain["attributes"] = [
@@ -99,6 +102,7 @@ class PruneReport:
             "verify_error": self.verify_error,
             "compensated": self.compensated,
             "recalibrated": self.recalibrated,
+            **({"scoring": as_json(self.scoring)} if self.scoring else {}),
             **({"outputs": list(self.outputs)} if self.outputs else {}),
             "attributes": {change.name: [as_json(change.old), as_json(change.new)] for change in self.attributes},
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,10 @@ from prunecli.methods.ranking import Ranking, score, select, why_nothing
 from prunecli.methods.registry import get_structural
 from prunecli.methods.repair import Clock, Repair
 from prunecli.methods.request import PruneRequest, Transition
+from prunecli.methods.retention import LossBound, ratios_by_variation, retention_of
 from prunecli.methods.schedule import amounts
 from prunecli.methods.selection import ratios_by_group, with_scope
-from prunecli.methods.targets import Ruler, target_of
+from prunecli.methods.targets import Plan, Ruler, target_of
 from prunecli.registry import imported
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.proof.verify import faulty_groups, verify
@@ -51,6 +53,7 @@ def prune_structural(model: nn.Module, request: PruneRequest) -> Pruned:
     params = request.params
     model = in_form(model, request.example_inputs)
     target = target_of(params)
+    retention_of(params)
     if params.schedule == "once" and (params.steps != StructuralParams.steps or params.initial_ratio is not None):
         raise MethodError("--steps and --initial-ratio belong to a schedule; add --schedule linear, cubic or ramp")
     run = _Run(model, replace(request, params=with_scope(model, params)))
@@ -90,7 +93,7 @@ class _Run:
         self._follow(None)
         self._request = replace(request, trace=None)  # the network is going to change
         self._own = self._own_ratios()
-        self._target = target_of(self._params)
+        self._target, self._retention = target_of(self._params), retention_of(self._params)
         self._ruler = None
         if self._target is not None:
             self._ruler = Ruler(
@@ -196,7 +199,7 @@ class _Run:
         total = sum(self._dense[name] for name in self._left)
         achieved = 1 - sum(self._left.values()) / total
         own = sum(self._own.get(name, 0.0) * self._dense[name] for name in self._left) / total
-        requested = achieved if target is not None else own if self._own else self._params.ratio
+        requested = achieved if target is not None or self._retention else own if self._own else self._params.ratio
         inputs = self._request.example_inputs
         followed = self._traced.followed
         report = PruneReport(
@@ -219,6 +222,7 @@ class _Run:
             attributes=tuple(self._attributes.values()),
             outputs=followed.kept_outputs or () if followed is not None else (),
             free_outputs=followed.free_outputs if followed is not None else (),
+            scoring=dict(self._calibration.found),
         )
         return Pruned(self.network, report, self._traced)
 
@@ -278,6 +282,8 @@ class _Run:
     def _asked(self) -> str:
         if self._target is not None:
             return f"--{self._target.kind} {self._target.requested:g}"
+        if self._retention:
+            return f"--retention {self._retention}"
         return "the ratios given" if self._own else f"ratio {self._params.ratio:g}"
 
     def _ranked(self) -> Ranking:
@@ -300,9 +306,23 @@ class _Run:
                 ratio = min(1.0, max(0.0, 1 - rest / open_))
             return allocate(self._groups, scores, self._params, Demand(ratio, own, dense))
 
+        if self._retention and self._groups:
+            return self._retained(scores, plan, dense)
         if self._ruler is None or not self._groups:
             return plan(amount)
         return self._ruler.reach(1 - amount, self.network, self._groups, plan)
+
+    def _retained(self, scores: dict[str, Tensor], plan: Plan, dense: dict[str, int]) -> Allocation:
+        """What stays by the rule in place of a ratio."""
+        found = self._calibration.found
+        found["retention"] = self._retention
+        if self._retention == "cv-legacy":
+            return allocate(self._groups, scores, self._params, Demand(0.0, ratios_by_variation(scores), dense))
+        params: Any = self._params
+        bound = LossBound(self.network, self._groups, scores, self._calibration, params.normalise)
+        allocation = bound.reach(params.epsilon, plan)
+        found |= {"epsilon": params.epsilon, **bound.found}
+        return allocation
 
 
 def edits_of(groups: Sequence[ChannelGroup], keep: Mapping[str, Tensor]) -> list[Edit]:

@@ -159,7 +159,9 @@ def _notes(names: list[str], reports: list[Report], paired: bool) -> list[str]:
     base = reports[0]
     for name, report in zip(names[1:], reports[1:], strict=True):
         if base.data and report.data and base.data.fingerprint != report.data.fingerprint:
-            notes.append(f"{name}: its accuracy was measured on other images than the baseline's")
+            tokens = report.metrics.tokens is not None
+            other = "on another text, or with another vocabulary," if tokens else "on other images"
+            notes.append(f"{name}: its accuracy was measured {other} than the baseline's")
         if base.data and report.data and _different_tasks(base, report):
             notes.append(f"{name}: its accuracy is that of {report.data.task}, the baseline's of {base.data.task}")
         if not paired and report.environment.get("device") != base.environment.get("device"):

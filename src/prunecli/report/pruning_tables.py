@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from prunecli.report.energy_tables import change_rows
 from prunecli.report.numbers import count, fixed, interval, macs
@@ -141,6 +141,21 @@ def trained_tables(figures: Mapping[str, object]) -> list[Table]:
         if isinstance(value, (int, float, str))
     ]
     return [Table(("while training", "value"), rows, numeric=(1,))] if rows else []
+
+
+def scoring_tables(found: Mapping[str, Any]) -> list[Table]:
+    """What a criterion found out besides scores; no table if there is nothing."""
+    rows: list[tuple[str, ...]] = []
+    for name, value in found.items():
+        entries = value.items() if isinstance(value, Mapping) else [("", value)]
+        rows += [(f"{name.replace('_', ' ')} {key}".strip(), _plain(entry)) for key, entry in entries]
+    return [Table(("ranking", "value"), rows, numeric=(1,))] if rows else []
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def left_alone_tables(reasons: Mapping[str, str]) -> list[Table]:

@@ -126,7 +126,8 @@ class DataInfo(_Strict):
     """Which images the accuracy was measured on: `images` that were read, without `skipped` that could not be.
 
     The fingerprint is that of the whole split; `task` is classification, zeroshot, linear-probe,
-    retrieval or segmentation.
+    retrieval, segmentation, word-language or character-language. Of a text, `images` are sequences, and the metrics
+    have its tokens.
     """
 
     name: str

@@ -11,6 +11,7 @@ from torch import nn
 
 from prunecli.checkpoint.manifest import Untouched
 from prunecli.copying import copied
+from prunecli.criteria.ablation import Ablation, keep_all_but
 from prunecli.criteria.base import Calibration
 from prunecli.errors import MethodError, RecipeError, VerificationError
 from prunecli.inputs import Inputs, sample_count
@@ -22,7 +23,7 @@ from prunecli.pipeline.stages.structural import refuse_unprunable
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import PruneStage
 from prunecli.report.schema import DataInfo, ModelInfo
-from prunecli.studies.ablation import Ablation, draw_units, keep_all_but
+from prunecli.studies.ablation import draw_units
 from prunecli.studies.audit_figures import Scored
 from prunecli.studies.batches import HalfOfBatches, KeptBatches
 from prunecli.studies.entrants import Entrant, shared_params

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prunecli.checkpoint.manifest import as_json
+from prunecli.criteria.ablation import Unit
 from prunecli.measure.rank_statistics import (
     Array,
     bootstrap_p,
@@ -23,7 +24,6 @@ from prunecli.measure.rank_statistics import (
 )
 from prunecli.methods.allocation import comparable
 from prunecli.report.audit import Audited, Correlation, Difference
-from prunecli.studies.ablation import Unit
 from prunecli.studies.entrants import Entrant
 
 _FEWEST = 4

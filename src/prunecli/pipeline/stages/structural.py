@@ -27,7 +27,7 @@ from prunecli.pipeline.pruning import prune_model
 from prunecli.pipeline.resumption import identity_of, room_for, saved_states
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import PruneStage
-from prunecli.report.pruning_tables import left_alone_tables, pruning_table, trained_tables
+from prunecli.report.pruning_tables import left_alone_tables, pruning_table, scoring_tables, trained_tables
 from prunecli.report.schema import Metrics
 from prunecli.report.table import Table
 from prunecli.surgery.removal.compensate import Compensation
@@ -74,6 +74,7 @@ class PruneOutcome:
         table = pruning_table(self.report, medians, self.timing.ratios[1], self.timing.ratio_intervals[1], self.energy)
         return [
             table,
+            *scoring_tables(self.report.scoring),
             *trained_tables(self.trained),
             *left_alone_tables({entry.name: entry.reason for entry in self.report.untouched}),
         ]
