@@ -104,7 +104,7 @@ class Fusion(_Strict):
     """Ranks of several methods in one, judged on ablations that it was not fitted on.
 
     Attributes:
-        name: simple, adaptive or learned.
+        name: simple, adaptive or learned, or the label of a method that is a fusion.
         weights: By method.
         fitted_on: Ablations that decided the weights; 0 where they do not depend on them.
         judged_on: Ablations that did not.
