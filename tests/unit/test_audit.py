@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from prunecli.cli.output import Output
 from prunecli.criteria.ablation import Unit
 from prunecli.criteria.base import Calibration
+from prunecli.criteria.enhanced import PARTS
 from prunecli.errors import MethodError, RecipeError, VerificationError
 from prunecli.measure.memory import peak_memory_bytes, peak_memory_of
 from prunecli.pipeline.workspace import Workspace
@@ -49,19 +50,20 @@ def _difference(second: str, difference: float, p_holm: float | None) -> Differe
 
 def test_the_leader_is_named_with_what_it_can_be_told_from() -> None:
     rows = [_row("fisher", 0.7, 0.001), _row("taylor", 0.68, 0.001), _row("l2", 0.2, 0.3), _row("random", 0.9, None)]
-    differences = [_difference("taylor", 0.02, 0.6), _difference("l2", 0.5, 0.01), _difference("random", -0.2, 0.04)]
+    differences = [_difference("taylor", 0.02, 0.6), _difference("l2", 0.5, 0.01), _difference("random", -0.2, None)]
     assert leader(rows) is rows[0]  # whatever one random order happens to be
     lines = verdict(rows, differences, (), 0.9)
     assert lines == (
         "use fisher: its rank correlation with exact ablation is 0.70 [0.60, 0.80] over 64 units",
+        "it is better than a random order (p = 0.001 after Holm)",
         "it is better than l2 (paired bootstrap, p < 0.05 after Holm)",
-        "this sample does not tell it from taylor, random: more --units would",
+        "this sample does not tell it from taylor: more --units would",
     )
 
 
 def test_a_criterion_without_data_is_pointed_out_where_it_does_as_well() -> None:
-    rows = [_row("fisher", 0.4, 0.01), _row("l2", 0.38, 0.02), _row("random", 0.0, None)]
-    lines = verdict(rows, [_difference("l2", 0.02, 0.9), _difference("random", 0.4, 0.01)], (), 0.9)
+    rows = [_row("fisher", 0.4, 0.01), _row("l2", 0.38, 0.02), _row("lamp", 0.1, 0.4, needs_data=False)]
+    lines = verdict(rows, [_difference("l2", 0.02, 0.9), _difference("lamp", 0.3, 0.09)], (), 0.9)
     assert lines[-1] == "l2 needs no data"
 
 
@@ -70,7 +72,7 @@ def test_nothing_beats_random() -> None:
     assert leader(rows) is None
     assert verdict(rows, (), (), 0.9) == (
         "no criterion beats random here: the best, fisher, has a rank correlation of 0.20 with exact ablation over 64 "
-        "units, p = 0.3 after Holm",
+        "units, p = 0.300 after Holm",
     )
     flat = [row.model_copy(update={"with_ablation": Correlation(value=None)}) for row in rows]
     assert verdict(flat, (), (), None)[0].startswith("no criterion beats random here: every unit costs the same")
@@ -81,8 +83,8 @@ def test_noise_instability_and_another_form_are_said() -> None:
     lines = verdict([row], (), (), 0.4)
     assert lines[0].startswith("use fisher with --normalise none: ")
     assert lines[1] == "divided by each layer's mean, as is the default, its scores agree less: 0.10"
-    assert "depends on the samples it sees (0.50 between two halves" in lines[2]
-    assert "agree only at 0.40" in lines[3] and lines[3].endswith("give more samples (--batches)")
+    assert "depends on the samples it sees (0.50 between two halves" in lines[3]
+    assert "agree only at 0.40" in lines[4] and lines[4].endswith("give more samples (--batches)")
     never_divided = _row("lamp", 0.7, 0.001, normalise="none", divided=None)
     assert verdict([never_divided], (), (), 0.9)[0].startswith("use lamp: ")
 
@@ -105,7 +107,7 @@ def test_a_fusion_that_is_worse_than_its_best_member_is_refused() -> None:
     assert simple.best_member == "good" and not simple.recommended
     assert simple.reason.startswith("the simple fusion does not beat its best member on 40 ablations that it was not")
     lines = verdict([_row("good", 0.9, 0.001)], (), tuple(found.values()), 0.9)
-    assert lines[-1].startswith("no fusion is recommended: the ")
+    assert lines[-1].startswith("no fusion of these methods is recommended: the ")
 
 
 def test_a_fusion_of_independent_members_is_recommended() -> None:
@@ -153,6 +155,64 @@ def test_fusions_depend_on_order_alone(seed: int) -> None:
     other = {"a": np.exp(scores["a"]).tolist(), "b": [7 * x + 3 for x in scores["b"]], "c": scores["c"]}
     stability = dict.fromkeys(scores, 0.8)
     assert fusions(scores, rises, stability, seed=1) == fusions(other, [x**3 for x in rises], stability, seed=1)
+
+
+def _of_method(recommended: bool) -> Fusion:
+    return Fusion(
+        name="enhanced", weights={}, fitted_on=0, judged_on=40, correlation=0.7, best_member="gradient",
+        best_member_correlation=0.6, interval=(-0.1, 0.2), recommended=recommended, reason="enhanced does not ...",
+    )  # fmt: skip
+
+
+def test_a_method_that_is_a_fusion_leads_only_if_it_beats_its_best_member() -> None:
+    rows = [_row("enhanced", 0.7, 0.001), _row("fisher", 0.6, 0.001)]
+    assert leader(rows, [_of_method(True)]) is rows[0] and leader(rows, [_of_method(False)]) is rows[1]
+    lines = verdict(rows, [], [_of_method(False)], 0.9)
+    assert lines[0].startswith("use fisher: ") and lines[-1] == "not recommended: enhanced does not ..."
+    assert verdict(rows, [], [_of_method(True)], 0.9)[0].startswith("use enhanced: ")
+    alone = verdict(rows[:1], [], [_of_method(False)], 0.9)
+    assert alone[0].startswith("no criterion beats random here but enhanced, which is not better than its best member")
+
+
+def test_a_method_is_judged_on_units_that_it_has_not_removed_itself() -> None:
+    draw = np.random.default_rng(0)
+    rises = draw.uniform(size=30).tolist()
+    right, wrong = _layers(rises[:15], rises[15:]), _layers(rises[:15][::-1], rises[15:][::-1])
+    whole = Scored(right, (right, right), {}, 0.1, 7, members={"good": right, "bad": wrong}, weights={"good": 1.0})
+    taking_part = entrants("enhanced", {})
+    units = [Unit(name, index) for name, group in right.items() for index in range(15)]
+    scored = {"enhanced": whole, **{name: Scored(right, (right, right), {}, 0.1, 7) for name in ("l2", "random")}}
+    (fusion,) = AuditFigures(taking_part, scored, units, rises, seed=0).fusions({})
+    assert (fusion.name, fusion.judged_on, fusion.best_member) == ("enhanced", 30, "good")
+    assert not fusion.recommended and "does not beat its best member on 30 ablations" in fusion.reason
+    scored["enhanced"] = replace(whole, fitted_on=[("layer0", index) for index in range(15)])
+    (fusion,) = AuditFigures(taking_part, scored, units, rises, seed=0).fusions({})
+    assert (fusion.fitted_on, fusion.judged_on) == (15, 15)
+    scored["enhanced"] = replace(whole, fitted_on=[(unit.group, unit.index) for unit in units[:25]])
+    assert AuditFigures(taking_part, scored, units, rises, seed=0).fusions({}) == ()
+
+
+def test_members_of_a_method_rank_alone() -> None:
+    written = "enhanced:fusion=learned:ablations=8:hessian=false:cooperative=false:samples=32"
+    entrant = entrants(written, {"min_width": 2})[0]
+    members = entrant.members()
+    assert list(members) == ["magnitude", "activation", "gradient"]
+    for name, member in members.items():
+        params: Any = member.params
+        assert [part for part in PARTS if getattr(params, part)] == [name]
+        assert params.fusion == "simple" and params.min_width == 2 and params.samples == 32 * (name != "magnitude")
+    assert entrants("enhanced:hessian=no:cooperative=no:magnitude=no:activation=no", {})[0].members() == {}
+    assert entrants("taylor", {})[0].members() == {}
+
+
+def test_an_audit_of_a_method_that_is_a_fusion(tmp_path: Path) -> None:
+    written = "enhanced:fusion=learned:ablations=8:hessian=false:cooperative=false"
+    out = tmp_path / "a.json"
+    report = run_audit(_space(), AuditSettings(written, units=24, batches=2), PruneStage(), out).audit
+    (fusion,) = report.fusions
+    assert fusion.name == written and set(fusion.weights) == {"magnitude", "activation", "gradient"}
+    assert fusion.fitted_on == 8 and fusion.best_member in fusion.weights and 16 <= fusion.judged_on <= 24
+    assert report.recommended != written or fusion.recommended
 
 
 def test_too_little_for_a_fusion() -> None:
@@ -216,9 +276,10 @@ def test_groups_that_a_method_cannot_rank_do_not_count() -> None:
     figures = _figures(scores, rises, "taylor")
     (taylor, l2, _) = figures.methods()
     assert taylor.units == 15 and taylor.with_ablation.value == pytest.approx(1) and l2.units == 30
-    assert set(figures.complete()) == {"l2"} and np.isnan(figures.sampled["taylor"][15:]).all()
-    (against_l2, _) = figures.differences("taylor")
-    assert against_l2.second == "l2" and against_l2.difference == pytest.approx(0)
+    assert figures.fusions({"l2": 1.0}) == () and np.isnan(figures.sampled["taylor"][15:]).all()
+    (against_l2, against_random) = figures.differences("taylor")
+    assert against_l2.second == "l2" and against_l2.difference == pytest.approx(0) and against_l2.p_holm == 1
+    assert against_random.second == "random" and against_random.p_holm is None
 
 
 def test_peak_memory_is_that_of_what_lives_at_once() -> None:

@@ -7,6 +7,7 @@ layers takes the same share of each.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,6 +50,24 @@ def enhanced(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Cali
         if known and missing:
             calibration.found.setdefault("without", {})[group.name] = missing
     return scores
+
+
+def members(options: Any) -> dict[str, Any]:
+    """Options with which each part that is switched on is the whole score, by its name.
+
+    Args:
+        options: An instance of a dataclass with the fields of `EnhancedOptions`.
+    """
+    defaults = vars(EnhancedOptions())
+    alone: dict[str, Any] = {}
+    for name in PARTS:
+        if getattr(options, name):
+            others = [option for part, belonging in _BELONGING.items() if part != name for option in belonging]
+            changed = {option: defaults[option] for option in ("ablations", *others)}
+            changed |= {"samples": 0} if name == "magnitude" else {}
+            parts = {part: part == name for part in PARTS}
+            alone[name] = replace(options, **changed, **parts, fusion="simple")
+    return alone
 
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,6 +130,7 @@ def _weights(
         rises = [_mean(ablation.rises(unit), ablation.samples) for unit in units]
         weights = learned_weights({name: part.scores for name, part in parts.items()}, units, rises)
         data.found["ablations"] = len(units)
+        data.found["ablated"] = [[unit.group, unit.index] for unit in units]
     total = sum(weights.values())
     return {name: value / total for name, value in weights.items()} if total > 0 else equal
 

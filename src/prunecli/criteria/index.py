@@ -33,6 +33,8 @@ class CriterionSpec:
         needs_data: Whether it needs calibration data.
         without_data: Options with which it works without data, used where there is none.
         source: Source of the architectures that it is for, as in "spiking:vgg9"; None: any.
+        members: Of a criterion that makes one ranking of several: "module:attribute" of a function from its options to
+            those with which each of them ranks alone, by name.
     """
 
     name: str
@@ -43,6 +45,7 @@ class CriterionSpec:
     needs_data: bool = False
     without_data: Mapping[str, Any] | None = None
     source: str | None = None
+    members: str = ""
 
 
 _BUILT_IN = (
@@ -160,6 +163,7 @@ _BUILT_IN = (
         "Remove the channels that rank low by five kinds of scores.",
         options=EnhancedOptions,
         needs_data=True,
+        members="prunecli.criteria.enhanced:members",
     ),
     CriterionSpec(
         "spike",

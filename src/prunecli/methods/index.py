@@ -29,6 +29,7 @@ def method_of(criterion: CriterionSpec) -> MethodSpec:
         criterion.needs_data,
         criterion.without_data,
         source=criterion.source,
+        members=criterion.members,
     )
 
 

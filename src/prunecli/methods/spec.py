@@ -29,6 +29,8 @@ class MethodSpec:
         source: Source of the architectures that it is for, as in "spiking:vgg9"; None: any.
         ratios: Of a structural method that decides itself how much each group loses: "module:attribute" of a function
             from the groups and the parameters to ratios by group name.
+        members: Of a method that makes one ranking of several: "module:attribute" of a function from its parameters to
+            those with which each of them ranks alone, by name.
     """
 
     name: str
@@ -43,6 +45,7 @@ class MethodSpec:
     source: str | None = None
     aliases: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
     ratios: str = ""
+    members: str = ""
 
     def load(self) -> Any:
         """Imports the algorithm, and with it torch."""

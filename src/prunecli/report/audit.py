@@ -89,7 +89,8 @@ class Audited(_Strict):
 class Difference(_Strict):
     """The method with the highest correlation and another one, over the units that both rank.
 
-    The interval is that of the bootstrap; p is adjusted by Holm's procedure.
+    The interval is that of the bootstrap; p is adjusted by Holm's procedure. There is none for random: what it gives on
+    average is known, and `Correlation.p` compares with that.
     """
 
     first: str
@@ -103,7 +104,7 @@ class Fusion(_Strict):
     """Ranks of several methods in one, judged on ablations that it was not fitted on.
 
     Attributes:
-        name: simple, adaptive or learned.
+        name: simple, adaptive or learned, or the label of a method that is a fusion.
         weights: By method.
         fitted_on: Ablations that decided the weights; 0 where they do not depend on them.
         judged_on: Ablations that did not.

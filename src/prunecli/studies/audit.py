@@ -26,7 +26,6 @@ from prunecli.studies.audit_bench import Bench
 from prunecli.studies.audit_figures import AuditFigures, Scored
 from prunecli.studies.audit_verdict import leader, verdict
 from prunecli.studies.entrants import Entrant, entrants, shared_params
-from prunecli.studies.rank_fusions import fusions
 
 _FEWEST_UNITS = 8
 
@@ -164,10 +163,9 @@ def _report(
     seed, rises = bench.space.recipe.seed, rise(by_half, bench.samples)
     figures = AuditFigures(entrants, scored, bench.units, rises, seed)
     methods = figures.methods()
-    best = leader(methods)
+    fused = figures.fusions({row.label: row.stability for row in methods})
+    best = leader(methods, fused)
     differences = figures.differences(best.label) if best is not None else ()
-    complete = figures.complete()
-    fused = fusions(complete, rises, {row.label: row.stability for row in methods}, seed)
     halves = spearman(*zip(*by_half, strict=True))
     return Audit(
         model=bench.model_info(),

@@ -105,17 +105,23 @@ class Bench:
         """
         seed = self.space.recipe.seed
         start = time.perf_counter()
-        ranking = self._ranking(entrant, self.batches, seed)
+        ranking, found = self._ranking(entrant, self.batches, seed)
         seconds = time.perf_counter() - start
-        first, second = (self._ranking(entrant, half, seed + 1 + odd).scores for odd, half in enumerate(self.halves))
+        first, second = (self._ranking(entrant, half, seed + 1 + odd)[0].scores for odd, half in enumerate(self.halves))
         one = list(itertools.islice(self.batches, 1))
         known = {entry.name for entry in self.selection.untouched}
+        alone = {
+            name: self._ranking(member, self.batches, seed)[0].scores for name, member in entrant.members().items()
+        }
         return Scored(
             scores=ranking.scores,
             halves=(first, second),
             left_out={entry.name: entry.reason for entry in ranking.untouched if entry.name not in known},
             seconds=seconds,
             peak_memory_bytes=peak_memory_of(lambda: self._ranking(entrant, one, seed), self.model),
+            members=alone,
+            weights=dict(found.get("weights", {})),
+            fitted_on=[(str(group), int(index)) for group, index in found.get("ablated", ())],
         )
 
     def model_info(self) -> ModelInfo:
@@ -142,9 +148,11 @@ class Bench:
     def _calibration(self, batches: Iterable[Any]) -> Calibration:
         return Calibration(batches=batches, loss=self._loss, example_inputs=self._example)
 
-    def _ranking(self, entrant: Entrant, batches: Iterable[Any], seed: int) -> Ranking:
+    def _ranking(self, entrant: Entrant, batches: Iterable[Any], seed: int) -> tuple[Ranking, dict[str, Any]]:
+        """The scores of a method, and what it found out besides."""
         request = self.request(entrant.method.name, entrant.params, batches, seed)
-        return score(self.model, self.selection, entrant.method.load(), request.calibrated())
+        calibration = request.calibrated()
+        return score(self.model, self.selection, entrant.method.load(), calibration), calibration.found
 
 
 def _proven(model: nn.Module, selection: Selection, example: Inputs) -> tuple[Selection, float]:

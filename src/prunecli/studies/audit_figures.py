@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -23,8 +23,9 @@ from prunecli.measure.rank_statistics import (
     spearman,
 )
 from prunecli.methods.allocation import comparable
-from prunecli.report.audit import Audited, Correlation, Difference
+from prunecli.report.audit import Audited, Correlation, Difference, Fusion
 from prunecli.studies.entrants import Entrant
+from prunecli.studies.rank_fusions import FEWEST_JUDGED, fusions, judged
 
 _FEWEST = 4
 
@@ -39,6 +40,9 @@ class Scored:
         left_out: Groups that it cannot rank, and why.
         seconds: Wall time with all data.
         peak_memory_bytes: With one batch.
+        members: Scores of what a fusion makes one ranking of, each alone, by name.
+        weights: What it weighs them by.
+        fitted_on: Group and index of the units that it has removed itself to find these weights.
     """
 
     scores: dict[str, Tensor]
@@ -46,6 +50,9 @@ class Scored:
     left_out: dict[str, str]
     seconds: float
     peak_memory_bytes: int
+    members: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    fitted_on: list[tuple[str, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -103,10 +110,14 @@ class AuditFigures:
         )
 
     def differences(self, best: str) -> tuple[Difference, ...]:
-        """The difference in correlation between the method `best` and every other one, over the units both rank."""
+        """The difference in correlation between the method `best` and every other one, over the units both rank.
+
+        Only those to other methods are tested: what random gives is known, and a single random order is not it.
+        """
         others = [entrant.label for entrant in self._entrants if entrant.label != best]
         found = [self._difference(best, other) for other in others]
-        adjusted = holm([p for _, _, p in found])
+        random = {entrant.label for entrant in self._entrants if entrant.method.name == "random"}
+        adjusted = holm([None if other in random else p for other, (_, _, p) in zip(others, found, strict=True)])
         return tuple(
             Difference(first=best, second=other, difference=difference, interval=interval, p_holm=p)
             for other, (difference, interval, _), p in zip(others, found, adjusted, strict=True)
@@ -118,13 +129,45 @@ class AuditFigures:
             a: {b: _agreement(first, second) for b, second in self._ranked.items()} for a, first in self._ranked.items()
         }
 
-    def complete(self) -> dict[str, list[float]]:
-        """Scores of the methods other than random that rank all sampled units, by label."""
-        return {
+    def fusions(self, stability: Mapping[str, float | None]) -> tuple[Fusion, ...]:
+        """Methods that are fusions themselves, and fusions of all others that rank every sampled unit but random.
+
+        Args:
+            stability: For each method, the correlation of its scores from two halves of the data.
+        """
+        own = {entrant.label for entrant in self._entrants if self._scored[entrant.label].members}
+        complete = {
             entrant.label: self.sampled[entrant.label].tolist()
             for entrant in self._entrants
-            if entrant.method.name != "random" and not np.isnan(self.sampled[entrant.label]).any()
+            if entrant.method.name != "random"
+            and entrant.label not in own
+            and not np.isnan(self.sampled[entrant.label]).any()
         }
+        methods = (self._own_fusion(label) for label in self._scored if label in own)
+        return (
+            *(fusion for fusion in methods if fusion is not None),
+            *fusions(complete, self._rises.tolist(), stability, self._seed),
+        )
+
+    def _own_fusion(self, label: str) -> Fusion | None:
+        """A method that is a fusion, beside its members, on units that it has not removed itself."""
+        scored = self._scored[label]
+        fitted = set(scored.fitted_on)
+        members = {name: _at(scores, self._units) for name, scores in scored.members.items()}
+        whole = {name: values for name, values in members.items() if not np.isnan(values).all()}
+        known = ~np.isnan(np.stack([self.sampled[label], *whole.values()])).any(axis=0)
+        known &= np.array([(unit.group, unit.index) not in fitted for unit in self._units])
+        if known.sum() < FEWEST_JUDGED:
+            return None
+        return judged(
+            label,
+            scored.weights,
+            self.sampled[label][known],
+            {name: values[known] for name, values in whole.items()},
+            self._rises[known],
+            len(fitted),
+            self._seed,
+        )
 
     def _form(self, entrant: Entrant, scores: dict[str, Tensor]) -> _Form:
         """As the method's parameters say, or undivided where that agrees better beyond doubt."""

@@ -122,9 +122,10 @@ def contest_verdict(
         lines.append(f"no method is shown to beat random here at {seeds} seeds")
     shares = [row.params_share.mean for row in rows]
     if max(shares) - min(shares) > _UNEQUAL * max(shares):
+        rounded = any(row.params.get("round_to") != 1 for row in rows)
         lines.append(
-            f"parameters are not equal: {100 * min(shares):.1f} to {100 * max(shares):.1f} % are left, because widths "
-            "are rounded; use --round-to 1"
+            f"parameters are not equal: {100 * min(shares):.1f} to {100 * max(shares):.1f} % are left, because "
+            + ("widths are rounded; use --round-to 1" if rounded else "a channel has so many")
         )
     return tuple(lines)
 

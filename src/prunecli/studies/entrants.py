@@ -14,10 +14,12 @@ from prunecli.methods.spec import MethodSpec
 from prunecli.recipe.loader import Document, parse_value
 from prunecli.recipe.resolve import Override, resolve
 from prunecli.recipe.schema import PruneStage
+from prunecli.registry import imported
 
 REFERENCES = ("l2", "random")
 """What every comparison includes: the simplest criterion, and none at all."""
-_AMOUNTS = ("ratio", "layer_ratio", "schedule", "steps", "initial_ratio", *TARGETS)
+_FEWEST_MEMBERS = 2
+_AMOUNTS = ("ratio", "layer_ratio", "schedule", "steps", "initial_ratio", "retention", "epsilon", *TARGETS)
 """Parameters that say how much to remove, which a comparison decides for all methods at once."""
 
 
@@ -34,6 +36,15 @@ class Entrant:
     label: str
     method: MethodSpec
     params: StructuralParams
+
+    def members(self) -> dict[str, Entrant]:
+        """What it makes one ranking of, if it is a fusion of several; each of them alone, by name."""
+        if not self.method.members:
+            return {}
+        alone: Mapping[str, StructuralParams] = imported(self.method.members)(self.params)
+        if len(alone) < _FEWEST_MEMBERS:
+            return {}
+        return {name: Entrant(f"{name} of {self.label}", self.method, params) for name, params in alone.items()}
 
 
 def entrants(methods: str, shared: Mapping[str, Any]) -> tuple[Entrant, ...]:

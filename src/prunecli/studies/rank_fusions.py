@@ -11,6 +11,7 @@ from prunecli.report.audit import Fusion
 
 FEWEST_ABLATIONS = 16
 """With fewer there is nothing left to judge on after fitting."""
+FEWEST_JUDGED = 8
 _FITTED = 24
 _FEWEST_MEMBERS = 2
 
@@ -44,10 +45,59 @@ def fusions(
         "adaptive": _shares(np.array([max(stability[name] or 0.0, 0.0) for name in names])),
         "learned": _shares(regression_weights(ranks[:, :fitted], np.asarray(rises)[:fitted])),
     }
-    judged, costs = ranks[:, fitted:], np.asarray(rises)[fitted:]
+    others, costs = ranks[:, fitted:], np.asarray(rises)[fitted:]
+    members = dict(zip(names, others, strict=True))
     return tuple(
-        _judged(kind, names, chosen, judged, costs, fitted if kind == "learned" else 0, seed)
+        judged(
+            kind,
+            dict(zip(names, chosen.tolist(), strict=True)),
+            chosen @ others,
+            members,
+            costs,
+            fitted if kind == "learned" else 0,
+            seed,
+        )
         for kind, chosen in weights.items()
+    )
+
+
+def judged(
+    name: str,
+    weights: Mapping[str, float],
+    scores: Array,
+    members: Mapping[str, Array],
+    rises: Array,
+    fitted_on: int,
+    seed: int,
+) -> Fusion:
+    """A fusion beside the best of its members, on ablations that it was not fitted on.
+
+    Args:
+        name: simple, adaptive, learned, or a method that is a fusion.
+        weights: Of the members.
+        scores: Its scores of the ablated units, shape (units,).
+        members: Those of each member.
+        rises: By how much the loss rises without each unit, shape (units,).
+        fitted_on: How many other ablations decided the weights.
+        seed: Seed of the bootstrap.
+    """
+    alone = {member: spearman(values, rises) for member, values in members.items()}
+    best = max(alone, key=lambda member: -2.0 if alone[member] is None else alone[member] or 0.0)
+    own, indices = spearman(scores, rises), resamples(len(rises), seed)
+    gains = resampled_spearman(scores, rises, indices) - resampled_spearman(members[best], rises, indices)
+    interval = percentile_interval(gains)
+    recommended, reason = _worth_it(name, best, own, alone[best], interval, len(rises))
+    return Fusion(
+        name=name,
+        weights=dict(weights),
+        fitted_on=fitted_on,
+        judged_on=len(rises),
+        correlation=own,
+        best_member=best,
+        best_member_correlation=alone[best],
+        interval=interval,
+        recommended=recommended,
+        reason=reason,
     )
 
 
@@ -76,43 +126,17 @@ def _shares(weights: Array) -> Array:
     return shares
 
 
-def _judged(
-    kind: str, names: Sequence[str], weights: Array, ranks: Array, rises: Array, fitted: int, seed: int
-) -> Fusion:
-    fused = weights @ ranks
-    members = {name: spearman(own, rises) for name, own in zip(names, ranks, strict=True)}
-    best = max(names, key=lambda name: -2.0 if members[name] is None else members[name] or 0.0)
-    own, alone = spearman(fused, rises), members[best]
-    indices = resamples(len(rises), seed)
-    differences = resampled_spearman(fused, rises, indices) - resampled_spearman(
-        ranks[names.index(best)], rises, indices
-    )
-    interval = percentile_interval(differences)
-    recommended, reason = _worth_it(kind, best, own, alone, interval, len(rises))
-    return Fusion(
-        name=kind,
-        weights=dict(zip(names, weights.tolist(), strict=True)),
-        fitted_on=fitted,
-        judged_on=len(rises),
-        correlation=own,
-        best_member=best,
-        best_member_correlation=alone,
-        interval=interval,
-        recommended=recommended,
-        reason=reason,
-    )
-
-
 def _worth_it(
-    kind: str, best: str, own: float | None, alone: float | None, interval: tuple[float, float] | None, count: int
+    name: str, best: str, own: float | None, alone: float | None, interval: tuple[float, float] | None, count: int
 ) -> tuple[bool, str]:
     """Whether a fusion is to be recommended, and why."""
+    what = f"the {name} fusion" if name in ("simple", "adaptive", "learned") else name
     on = f"on {count} ablations that it was not fitted on"
     if own is None:
-        return False, f"the {kind} fusion ranks nothing: no member has to do with the ablations it was fitted on"
+        return False, f"{what} ranks nothing: no member has to do with the ablations it was fitted on"
     against = f"{own:.2f} against {alone or 0.0:.2f} of {best} alone"
     if own <= (alone or 0.0):
-        return False, f"the {kind} fusion does not beat its best member {on}: {against}"
+        return False, f"{what} does not beat its best member {on}: {against}"
     if interval is None or interval[0] <= 0:
-        return False, f"the {kind} fusion is not told from its best member {on}: {against}"
-    return True, f"the {kind} fusion beats its best member {on}: {against}"
+        return False, f"{what} is not told from its best member {on}: {against}"
+    return True, f"{what} beats its best member {on}: {against}"

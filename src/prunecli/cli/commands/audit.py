@@ -17,7 +17,7 @@ from prunecli.recipe.schema import PruneStage
 if TYPE_CHECKING:
     from prunecli.report.audit import Audit
 
-_METHODS, _UNITS, _BATCHES = "fisher,taylor,activation,l1", 64, 8
+_METHODS, _UNITS, _BATCHES = "fisher,taylor,obs,activation,l1", 64, 8
 _PICTURES = ("ranks.png", "correlations.png", "agreement.png")
 _OPTIONS = [
     option(
