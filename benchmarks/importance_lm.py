@@ -30,7 +30,7 @@ METHODS = (
 )
 TRAINING = ("--set", "stages.0.optimizer=adamw", "--weight-decay", "0", "--clip-grad", "1", "--batch-size", "32")
 RECOVERY = ("--optimizer", "adamw", "--lr", "0.002", "--weight-decay", "0", "--clip-grad", "1", "--recover", "40")
-RATIOS = (0.25, 0.5)
+RATIOS = (0.5, 0.25)
 FRACTIONS = (0.25, 0.5, 0.75)
 CALIBRATION, JUDGED = 512, 512
 
