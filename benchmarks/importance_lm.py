@@ -6,9 +6,10 @@
 Five LSTMs with two layers of 128 units are trained for four epochs from different seeds. `prune compare --methods`
 prunes each of them with every criterion to equally many parameters, as many as removing 25 or 50 % of every layer's
 units leaves; with and without folding what is removed into the rest (`ls`), and before and after 40 training steps with
-the batches of the seed. Criteria with second derivatives are slow, so all of them run at 50 % with `ls` alone. Figures are bits per character on the validation text. A hybrid network of 128 LSTM and 128
-spiking units is trained once, and half of its units are kept in three compositions. `--work DIR` keeps networks and
-reports there, so that a run that was stopped continues.
+the batches of the seed. Criteria with second derivatives are slow, so all of them run at 50 % with `ls` alone. Figures
+are bits per character on the validation text. A hybrid network of 128 LSTM and 128 spiking units is trained once, and
+half of its units are kept in three compositions. `--work DIR` keeps networks and reports there, so that a run that was
+stopped continues.
 """
 
 from __future__ import annotations
@@ -108,10 +109,8 @@ def tables(result: dict[str, Any]) -> str:
         ]
         after = {row["label"]: row for row in raw["methods"]}
         for row in sorted(folded["methods"], key=lambda row: row["before"]["mean"]):
-            spreads = [after[row["label"]][key] for key in ("before", "after")] + [
-                row[key] for key in ("before", "after")
-            ]
-            cells = " | ".join(f"{spread['mean']:.2f} ± {spread['deviation']:.2f}" for spread in spreads)
+            spreads = [one and one[key] for one in (after.get(row["label"]), row) for key in ("before", "after")]
+            cells = " | ".join(f"{one['mean']:.2f} ± {one['deviation']:.2f}" if one else "" for one in spreads)
             lines.append(f"| `{row['label']}` | {cells} |")
     return "\n".join(lines)
 
