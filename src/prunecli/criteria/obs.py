@@ -138,8 +138,8 @@ class Surgeon:
 class _Removal:
     """One reader while unit after unit is taken out.
 
-    H^-1 loses A^T F with every unit, and W^T W loses F^T S + S^T F, where A = (H^-1)_J:, F = [(H^-1)_JJ]^-1 A is the fit
-    of its columns to the others, and S = (W^T W)_J: - 1/2 (W^T W)_JJ F. These rows are collected and subtracted
+    H^-1 loses A^T F with every unit, and W^T W loses F^T S + S^T F. A = (H^-1)_J:, F = [(H^-1)_JJ]^-1 A is the fit
+    of its columns to the others, S = (W^T W)_J: - 1/2 (W^T W)_JJ F. These rows are collected and subtracted
     together, so that most of the work is matrix products; only the blocks of single units are always up to date.
 
     Args:
