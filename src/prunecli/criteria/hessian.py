@@ -21,6 +21,7 @@ from prunecli.criteria.probe import check_twice_differentiable, loss_of, probe_o
 from prunecli.criteria.sampling import Draw, Estimate, Stop, stable_mean
 from prunecli.errors import MethodError
 from prunecli.inputs import cast_inputs, explained, model_device, sample_count, summing_dtype
+from prunecli.measure.kernels import without_mkldnn
 from prunecli.surgery.groups import ChannelGroup, Member
 from prunecli.surgery.tracing.running import without_fastpath
 
@@ -200,7 +201,7 @@ def differentiable_twice(probe: nn.Module) -> Iterator[None]:
         kernels.enter_context(sdpa_kernel(SDPBackend.MATH))
         if any(isinstance(module, nn.RNNBase) for module in probe.modules()):
             flags: Any = torch.backends
-            kernels.enter_context(flags.mkldnn.flags(enabled=False))
+            kernels.enter_context(without_mkldnn())
             kernels.enter_context(flags.cudnn.flags(enabled=False))
         yield
 
