@@ -1,0 +1,145 @@
+"""Scores on data that criteria could take for something else, and on scores that are all zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunecli.criteria.base import Calibration
+from prunecli.criteria.gradient import fisher, taylor
+from prunecli.criteria.independence import require_independent_samples
+from prunecli.errors import MethodError
+from tests.unit.recurrent import Words, hidden_group, tokens, words_groups
+
+
+class _Steps(nn.Module):
+    """Takes (steps, samples, features), as recurrent layers of torch do by default."""
+
+    def __init__(self, kind: type[nn.RNNBase], *, last: bool = False) -> None:
+        super().__init__()
+        self.layer, self.decode, self.last = kind(3, 6), nn.Linear(6, 4), last
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = self.layer(x)[0]
+        return self.decode(outputs[-1] if self.last else outputs)
+
+
+class _StepsLast(nn.Module):
+    """Takes samples first and hands them to a network that does not."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.transpose(0, 1)).transpose(0, 1)
+
+
+def _steps_first(samples: int = 4) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return (
+        torch.randn(7, samples, 3, generator=generator),
+        torch.randint(0, 4, (7, samples), generator=generator),
+    )
+
+
+@pytest.mark.parametrize("criterion", [fisher, taylor])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("samples", [1, 4])
+def test_steps_are_not_taken_for_samples(criterion: Any, kind: type[nn.RNNBase], samples: int) -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = _Steps(kind)
+        groups = [hidden_group(model, "layer", ("decode", "weight"))]
+        with pytest.raises(MethodError, match="samples have to come first") as caught:
+            criterion(model, groups, Calibration(batches=[_steps_first(samples)]))
+        assert "transposes" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_steps_are_not_taken_for_samples_where_only_the_last_is_read() -> None:
+    torch.manual_seed(0)
+    model = _Steps(nn.LSTM, last=True)
+    groups = [hidden_group(model, "layer", ("decode", "weight"))]
+    with pytest.raises(MethodError, match="samples have to come first"):
+        fisher(model, groups, Calibration(batches=[_steps_first()[0]]))
+
+
+def test_the_remedy_gives_the_scores_of_single_samples() -> None:
+    torch.manual_seed(0)
+    inner = _Steps(nn.GRU)
+    model = _StepsLast(inner)
+    inputs, labels = _steps_first()
+    group = hidden_group(model, "inner.layer", ("inner.decode", "weight"))
+    scores = fisher(model, [group], Calibration(batches=[(inputs.transpose(0, 1), labels.T)]))
+    wanted = []
+    for sample in range(4):
+        inner.zero_grad()
+        # The gates of units: columns of all weights that read them, times their gradients.
+        F.cross_entropy(inner(inputs[:, sample : sample + 1])[:, 0], labels[:, sample]).backward()  # type: ignore[no-untyped-call]
+        own = [inner.layer.weight_hh_l0, inner.decode.weight]
+        wanted.append(sum((weight * weight.grad).sum(0).detach() for weight in own))
+    (score,) = scores.values()
+    assert isinstance(score, Tensor)
+    assert torch.allclose(score.float(), torch.stack(wanted).square().mean(0), rtol=1e-4)  # type: ignore[arg-type]
+
+
+def _drawn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(2))
+
+
+class _Case(nn.Module):
+    """A network given by a function of a linear layer and the input."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.layer, self.function = nn.Linear(3, 4), function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self.layer, x)
+
+
+def _similarities(layer: nn.Module, x: Tensor) -> Tensor:
+    rows = F.normalize(layer(x), dim=1)
+    return rows @ rows.T
+
+
+def _spikes(layer: nn.Module, x: Tensor) -> Tensor:
+    """A threshold that equals a value, which rounding in another order does not reach."""
+    rounding = 1e-7 * (len(x) == 1) if x.dtype == torch.float32 else 0.0
+    return (layer(x) * 0 + 1 - rounding >= 1).to(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs"),
+    [
+        (lambda layer, x: layer(x), _drawn(5, 3)),
+        (lambda layer, x: layer(x).mean(), _drawn(5, 3)),
+        (lambda layer, x: layer(x) + torch.randn(4), _drawn(5, 3)),
+        (lambda layer, x: list(layer(x)), _drawn(5, 3)),
+        (lambda layer, x: layer(x).transpose(0, 1), _drawn(5, 7, 3)),
+        (lambda layer, x: layer(x).flatten(0, 1), _drawn(5, 7, 3)),
+        (lambda layer, x: layer(x).transpose(0, 1).flatten(0, 1), _drawn(5, 7, 3)),
+        (lambda layer, x: {"logits": layer(x)}, _drawn(5, 3)),
+        (_similarities, _drawn(5, 3)),
+        (_spikes, _drawn(5, 3)),
+        (lambda layer, x: layer(torch.stack([part.mean(0) for part in x])), [_drawn(2, 3), _drawn(5, 3)]),
+    ],
+)
+def test_networks_with_samples_first_pass(function: Any, inputs: Any) -> None:
+    require_independent_samples(_Case(function).eval(), inputs)
+
+
+def test_a_network_that_looks_at_the_whole_batch_does_not_pass() -> None:
+    with pytest.raises(MethodError, match="alone than in its batch of 5"):
+        require_independent_samples(_Case(lambda layer, x: layer(x - x.mean(0))).eval(), _drawn(5, 3))
+
+
+def test_recurrent_networks_with_samples_first_are_scored() -> None:
+    torch.manual_seed(0)
+    model = Words(nn.LSTM)
+    scores = fisher(model, words_groups(model), Calibration(batches=tokens()))
+    assert all(isinstance(score, Tensor) for score in scores.values())
