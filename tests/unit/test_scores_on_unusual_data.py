@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,10 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunecli.criteria import hessian
 from prunecli.criteria.base import Calibration
 from prunecli.criteria.gradient import fisher, taylor
 from prunecli.criteria.independence import require_independent_samples
+from prunecli.criteria.sampling import Draw, Stop, stable_mean
 from prunecli.errors import MethodError
+from prunecli.surgery.groups import ChannelGroup, Member
 from tests.unit.recurrent import Words, hidden_group, tokens, words_groups
 
 
@@ -143,3 +149,35 @@ def test_recurrent_networks_with_samples_first_are_scored() -> None:
     model = Words(nn.LSTM)
     scores = fisher(model, words_groups(model), Calibration(batches=tokens()))
     assert all(isinstance(score, Tensor) for score in scores.values())
+
+
+@pytest.mark.parametrize("silent", [3, 5, 6])
+def test_units_without_curvature_have_no_relative_error(silent: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4))
+    with torch.no_grad():
+        model[0].bias[:silent] = -100.0
+    group = ChannelGroup(
+        "0",
+        6,
+        6,
+        (
+            Member("0", "weight", 0, torch.arange(6)[:, None], "producer"),
+            Member("2", "weight", 1, torch.arange(6)[:, None], "consumer"),
+        ),
+    )
+    found: dict[str, Any] = {}
+    hessian.hap(model, [group], Calibration(batches=[_drawn(8, 3)], found=found))
+    json.dumps(found, allow_nan=False)
+    estimate = hessian.hap_estimate(model, [group], Calibration(batches=[_drawn(8, 3)]))
+    alive = [
+        float(error / mean.abs())
+        for mean, error in zip(estimate.means["0"], estimate.standard_errors["0"], strict=True)
+        if mean != 0
+    ]
+    assert len(alive) == 6 - silent
+    if alive:
+        middle = sorted(alive)[(len(alive) - 1) // 2]
+        assert found["relative_standard_error"] == pytest.approx(middle, abs=1e-4)
+    else:
+        assert "relative_standard_error" not in found

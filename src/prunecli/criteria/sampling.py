@@ -75,8 +75,10 @@ class Estimate:
     halves: tuple[dict[str, Tensor], dict[str, Tensor]]
 
     def note(self, found: dict[str, Any]) -> None:
-        """Writes down how it went, for the report."""
-        errors = [(self.standard_errors[name] / self.means[name].abs()).median() for name in self.means]
+        """Writes down how it went, for the report; the standard error is a median over units and then over groups."""
+        relative = [self.standard_errors[name] / mean.abs() for name, mean in self.means.items()]
+        # A mean of 0, as of a unit that nothing comes out of, has no relative error.
+        errors = [own[own.isfinite()].median() for own in relative if bool(own.isfinite().any())]
         found["probes"] = self.probes
         found["reliability"] = round(self.reliability, 4)
         if errors:
