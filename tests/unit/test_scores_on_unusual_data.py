@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from prunecli.criteria import hessian
 from prunecli.criteria.base import Calibration
 from prunecli.criteria.gradient import fisher, taylor
 from prunecli.criteria.independence import require_independent_samples
-from prunecli.criteria.sampling import Draw, Stop, stable_mean
 from prunecli.errors import MethodError
 from prunecli.surgery.groups import ChannelGroup, Member
 from tests.unit.recurrent import Words, hidden_group, tokens, words_groups
@@ -181,3 +179,37 @@ def test_units_without_curvature_have_no_relative_error(silent: int) -> None:
         assert found["relative_standard_error"] == pytest.approx(middle, abs=1e-4)
     else:
         assert "relative_standard_error" not in found
+
+
+def _two_layers() -> tuple[nn.Module, ChannelGroup]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
+    plain = torch.arange(8)[:, None]
+    members = (Member("0", "weight", 0, plain, "producer"), Member("2", "weight", 1, plain, "consumer"))
+    return model, ChannelGroup("0", 8, 8, members)
+
+
+@pytest.mark.parametrize("batches", [2, 3, 4])
+def test_halves_of_estimates_share_no_data_in_any_round(batches: int) -> None:
+    """Every batch has inputs in a column of its own, so the curvature of that column's weights names the batch."""
+    model, _ = _two_layers()
+    data = [torch.zeros(4, 8).index_fill(1, torch.tensor([batch]), 1.0 + batch) for batch in range(batches)]
+    weight = model[0].weight
+    draws = hessian.curvature_draws(model, {"0.weight": weight}, Calibration(batches=data), "hap")
+    seen: dict[int, set[int]] = {0: set(), 1: set()}
+    for draw in itertools.islice(draws, 4 * batches):
+        seen[draw.half] |= set(draw.values["0.weight"].abs().sum(0).nonzero().flatten().tolist())
+    assert seen == {0: set(range(0, batches, 2)), 1: set(range(1, batches, 2))}
+
+
+def test_probes_cannot_make_halves_agree_whose_data_differs() -> None:
+    """In one half of the data half of the units matter, in the other the others; the probes' limit ends it."""
+    model, group = _two_layers()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(8))
+    places = torch.arange(8)
+    data = [torch.diag((places % 2 == batch).float() * (1 + places)) for batch in range(2)]
+    found: dict[str, Any] = {}
+    options = {"min_probes": 16, "max_probes": 60, "stability": 0.9}
+    hessian.hap(model, [group], Calibration(batches=data, options=options, found=found))
+    assert found["probes"] == 60 and found["reliability"] < 0.5

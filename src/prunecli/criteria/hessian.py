@@ -141,7 +141,7 @@ def curvature_draws(
 ) -> Iterator[Draw]:
     """Yields estimates of the diagonal of the Hessian by `leaves`, batch by batch and over again without end.
 
-    Every other batch makes one half of the estimates, and the next time round the other half.
+    Every other batch makes one half of the estimates, the same one every time round: halves share no data.
 
     Args:
         probe: The network.
@@ -153,7 +153,7 @@ def curvature_draws(
     Raises:
         MethodError: The data has one sample alone, or the loss cannot be differentiated twice.
     """
-    for round_ in itertools.count():
+    for _ in itertools.count():
         for number, (inputs, labels) in enumerate(two_batches_or_more(calibration, method)):
             samples = sample_count(inputs)
             with torch.enable_grad(), differentiable_twice(probe):
@@ -161,7 +161,7 @@ def curvature_draws(
                 total = loss_of(probe, inputs, cast_inputs(labels, model_device(probe)), calibration.loss)
                 with explained(f"{method} {_TWICE}", MethodError, "choose fisher instead"):
                     curvatures = _signed_products(total / max(samples, 1), leaves, calibration.generator)
-            yield Draw(curvatures, samples, (round_ + number) % 2)
+            yield Draw(curvatures, samples, number % 2)
 
 
 def _signed_products(total: Tensor, leaves: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:

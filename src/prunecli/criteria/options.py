@@ -84,7 +84,7 @@ class HessianOptions(RetentionOptions):
         float,
         Gt(0),
         Le(1),
-        Doc("Stop when the ranking can be relied on this far, from the rank correlation of two halves; 1: never."),
+        Doc("Stop when the ranking can be relied on this far, from the rank correlation of two data halves; 1: never."),
     ] = 0.95
 
 

@@ -20,7 +20,7 @@ class Draw(NamedTuple):
     Attributes:
         values: By group name, shape (units,), float64.
         samples: How many samples it was made from.
-        half: 0 or 1: which half of the estimates it belongs to.
+        half: 0 or 1: which half of the estimates it belongs to; the halves share no data.
     """
 
     values: dict[str, Tensor]
@@ -63,7 +63,8 @@ class Estimate:
         means: Means of the estimates before they became scores.
         standard_errors: Standard errors of the means, each of shape (units,).
         probes: Estimates taken.
-        reliability: How far the ranking can be relied on; see `prunecli.criteria.ranks.reliability`.
+        reliability: How far the ranking can be relied on, from halves that differ in their data and in their random
+            vectors; see `prunecli.criteria.ranks.reliability`.
         halves: Scores from either half of the estimates.
     """
 
@@ -131,6 +132,8 @@ class _Halves:
 
 def stable_mean(draws: Iterable[Draw], stop: Stop, score: Callable[[str, Tensor], Tensor]) -> Estimate:
     """Averages estimates until the rankings from two halves of them agree.
+
+    More random vectors do not make halves agree whose data differs: there it takes the most that are allowed.
 
     Memory is that of three means; no estimate is stored.
 
