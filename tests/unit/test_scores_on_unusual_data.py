@@ -1,4 +1,4 @@
-"""Scores on data that criteria could take for something else, and on scores that are all zero."""
+"""Scores where data or settings are not what criteria usually meet."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunecli.criteria import hessian
+import prunecli
+from prunecli.criteria import hessian, magnitude
+from prunecli.criteria.activation import activation
 from prunecli.criteria.base import Calibration
 from prunecli.criteria.gradient import fisher, taylor
 from prunecli.criteria.independence import require_independent_samples
 from prunecli.errors import MethodError
+from prunecli.methods.retention import ratios_by_variation
 from prunecli.surgery.groups import ChannelGroup, Member
+from prunecli.surgery.tracing.trace import trace
+from tests.unit.networks import Plain, example
 from tests.unit.recurrent import Words, hidden_group, tokens, words_groups
 
 
@@ -213,3 +218,36 @@ def test_probes_cannot_make_halves_agree_whose_data_differs() -> None:
     options = {"min_probes": 16, "max_probes": 60, "stability": 0.9}
     hessian.hap(model, [group], Calibration(batches=data, options=options, found=found))
     assert found["probes"] == 60 and found["reliability"] < 0.5
+
+
+def _images() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(6, 3, 16, 16, generator=generator) for _ in range(2)]
+
+
+def _pruned(method: str, **settings: Any) -> Any:
+    torch.manual_seed(1)
+    model = Plain((8, 12, 8)).eval()
+    return prunecli.prune(model, method, example_inputs=example(), min_width=1, round_to=1, **settings)
+
+
+@pytest.mark.parametrize("method", ["l1", "l2", "activation"])
+def test_scores_without_gradients_decide_how_much_goes(method: str) -> None:
+    data = {"data": _images()} if method == "activation" else {}
+    done = _pruned(method, retention="cv-legacy", recalibrate=False, compensate="none", **data)
+    widths = {edit.group: edit.width_after for edit in done.report.edits}
+    torch.manual_seed(1)
+    model = Plain((8, 12, 8)).eval()
+    scored = magnitude.l1 if method == "l1" else magnitude.l2 if method == "l2" else activation
+    scores = scored(model, trace(model, example()).groups, Calibration(batches=_images()))
+    ratios = ratios_by_variation({name: scores[name] for name in widths})  # type: ignore[misc]
+    assert widths and widths == {name: round(len(scores[name]) * (1 - ratio)) for name, ratio in ratios.items()}
+    bounded = _pruned(method, retention="epsilon", epsilon=0.05, recalibrate=False, compensate="none", data=_images())
+    assert bounded.report.scoring["measured_rise"] <= 0.05 and bounded.report.achieved > 0
+
+
+@pytest.mark.parametrize("method", ["l1", "l2"])
+def test_a_bound_on_the_loss_without_data_is_refused(method: str) -> None:
+    with pytest.raises(MethodError, match="--retention epsilon measures the loss") as caught:
+        _pruned(method, retention="epsilon", epsilon=0.05, recalibrate=False, compensate="none")
+    assert "\n" not in str(caught.value)

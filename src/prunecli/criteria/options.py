@@ -48,15 +48,6 @@ class SpikeOptions:
 
 
 @dataclass(frozen=True)
-class ActivationOptions:
-    """Which statistic of the activations is the score."""
-
-    statistic: Annotated[
-        Literal["mean", "std"], Doc("mean: of the absolute activation; std: its standard deviation.")
-    ] = "mean"
-
-
-@dataclass(frozen=True)
 class RetentionOptions:
     """How many units stay."""
 
@@ -72,6 +63,15 @@ class RetentionOptions:
     epsilon: Annotated[
         float | None, Gt(0), Doc("Rise of the mean loss that --retention epsilon allows, before compensation.")
     ] = None
+
+
+@dataclass(frozen=True)
+class ActivationOptions(RetentionOptions):
+    """Which statistic of the activations is the score."""
+
+    statistic: Annotated[
+        Literal["mean", "std"], Doc("mean: of the absolute activation; std: its standard deviation.")
+    ] = "mean"
 
 
 @dataclass(frozen=True)
