@@ -40,16 +40,15 @@ def require_independent_samples(probe: nn.Module, inputs: Inputs) -> None:
 
 def _dependent(network: nn.Module, inputs: Inputs) -> str | None:
     """Which sample depends on its batch; None if neither does, or if it cannot be told."""
-    whole, again = _scores(network, inputs), _scores(network, inputs)
-    if whole is None or again is None or _apart(whole, again):
+    whole, samples = _scores(network, inputs), sample_count(inputs)
+    if whole is None:
         return None
-    samples = sample_count(inputs)
     for word, place in (("first", 0), ("last", samples - 1)):
         alone = _scores(network, take_samples(inputs, place, place + 1))
-        if alone is not None and not any(
-            not _apart(guess, alone) for guess in _of_sample(whole, alone.shape, place, samples)
-        ):
-            return word
+        if alone is None or any(not _apart(guess, alone) for guess in _of_sample(whole, alone.shape, place, samples)):
+            continue
+        again = _scores(network, inputs)  # what is drawn at random differs from itself
+        return None if again is None or _apart(whole, again) else word
     return None
 
 
