@@ -13,7 +13,7 @@ _IN_MEMORY = 2**29
 
 
 class KeptBatches:
-    """Batches that are prepared once, if they fit into half a gibibyte, else anew in every pass.
+    """Batches that are prepared once, if they fit into half a gibibyte, else again in every pass.
 
     Attributes:
         batch_size: As the batches say.
