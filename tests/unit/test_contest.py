@@ -202,7 +202,7 @@ _STAGE = PruneStage(params={"round_to": 1}, calibration_images=64)
 
 
 def test_every_method_leaves_as_many_parameters(networks: list[Path], tmp_path: Path) -> None:
-    settings = ContestSettings("taylor", ratio=0.5, seeds=2, images=40)
+    settings = ContestSettings("l1:normalise=none", ratio=0.5, seeds=2, images=40)
     contest = run_contest([_space(networks[0])], settings, _STAGE, FinetuneStage(), tmp_path / "c.json")
     dense = contest.dense[0].params
     for row in contest.methods:
