@@ -335,6 +335,7 @@ def test_a_report_holds_everything_and_reads_back(audit: tuple[Audit, Path]) -> 
     assert {fusion.name for fusion in report.fusions} == {"simple", "adaptive", "learned"}
     assert out.with_suffix(".seconds.json").is_file() and "seconds" not in report.document()
     stable = {row.label: row.stability for row in report.methods}
+    assert 0 < (stable["taylor"] or 0) < 0.999  # two halves are not the same data
     assert stable["l2"] == pytest.approx(1) and abs(stable["random"] or 0) < 0.3
 
 

@@ -202,7 +202,7 @@ _STAGE = PruneStage(params={"round_to": 1}, calibration_images=64)
 
 
 def test_every_method_leaves_as_many_parameters(networks: list[Path], tmp_path: Path) -> None:
-    settings = ContestSettings("taylor", ratio=0.5, seeds=2, images=40)
+    settings = ContestSettings("l1:normalise=none", ratio=0.5, seeds=2, images=40)
     contest = run_contest([_space(networks[0])], settings, _STAGE, FinetuneStage(), tmp_path / "c.json")
     dense = contest.dense[0].params
     for row in contest.methods:
@@ -241,6 +241,7 @@ def test_several_networks_have_one_seed_each(networks: list[Path], tmp_path: Pat
     contest = run_contest(
         spaces, ContestSettings("l2", seeds=2, images=40), _STAGE, FinetuneStage(), tmp_path / "c.json"
     )
+    assert all(row.kept_alike_between_seeds is None for row in contest.methods)  # units of two networks are no pairs
     assert len(contest.models) == len(contest.dense) == 2 and contest.models[0] != contest.models[1]
     other = _space("cifar:resnet32")
     with pytest.raises(ModelError, match="give networks of one architecture"):

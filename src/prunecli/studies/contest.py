@@ -111,7 +111,8 @@ def run_contest(
         bouts = _Bouts(rings, taking_part, settings.seeds, share, first, states)
         outcomes = bouts.all()
         taking_part = tuple(entrant for entrant in taking_part if entrant.label not in bouts.left_out)
-        methods = contenders(taking_part, outcomes, rings[0].dense.params, rings[0].dense.macs)
+        dense, alone = rings[0].dense, len(rings) == 1
+        methods = contenders(taking_part, outcomes, dense.params, dense.macs, one_network=alone)
         tests = pair_tests(methods)
         contest = Contest(
             models=tuple(ring.model_info() for ring in rings),

@@ -23,7 +23,12 @@ _UNEQUAL = 0.01
 
 
 def contenders(
-    entrants: Sequence[Entrant], outcomes: Sequence[Outcome], dense_params: int, dense_macs: int
+    entrants: Sequence[Entrant],
+    outcomes: Sequence[Outcome],
+    dense_params: int,
+    dense_macs: int,
+    *,
+    one_network: bool = True,
 ) -> tuple[Contender, ...]:
     """Every method with all its seeds.
 
@@ -32,12 +37,15 @@ def contenders(
         outcomes: Those of all methods at all seeds.
         dense_params: Parameters of the network before anything was removed.
         dense_macs: Its multiply-accumulates.
+        one_network: Whether it is the same network at every seed: units of two networks have nothing to do with each
+            other.
     """
     rows = []
     for entrant in entrants:
         own = [outcome for outcome in outcomes if outcome.label == entrant.label]
         cells = tuple(outcome.cell for outcome in own)
         after = [cell.after for cell in cells if cell.after is not None]
+        between = itertools.combinations([outcome.kept for outcome in own], 2)
         rows.append(
             Contender(
                 label=entrant.label,
@@ -47,7 +55,7 @@ def contenders(
                 macs_share=spread([cell.macs / max(dense_macs, 1) for cell in cells]),
                 before=spread([cell.before for cell in cells]),
                 after=spread(after) if after else None,
-                kept_alike_between_seeds=_mean_jaccard(itertools.combinations([outcome.kept for outcome in own], 2)),
+                kept_alike_between_seeds=_mean_jaccard(between if one_network else ()),
                 cells=cells,
             )
         )
