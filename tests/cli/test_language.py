@@ -159,6 +159,10 @@ def test_methods_are_audited_and_compared_by_perplexity(prune: Prune, trained: P
     best = min(contest["methods"], key=lambda row: row["after"]["mean"])
     assert contest["verdict"][0].startswith(f"{best['label']} is ahead after 3 training steps: perplexity ")
     assert all(row["cells"][0]["figures_after"]["loss"] > 0 for row in contest["methods"])
+    assert "--images" not in done.err
+    done = prune("compare", "x.safetensors", *how, "--seeds", "2", "--images", "3", "-o", "d.json", cwd=trained)
+    assert done.code == 0, done.err
+    assert "--images: 3 sequences of 8 tokens, each without state from the one before" in done.err
 
 
 @pytest.mark.parametrize(

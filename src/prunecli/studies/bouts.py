@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from prunecli.checkpoint.manifest import Edit
 from prunecli.copying import copied
 from prunecli.data.splits import Split
+from prunecli.data.token_batches import TextSplit
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.fit import fit
 from prunecli.engine.holding import holding
@@ -90,6 +91,7 @@ class Ring:
         self._finetune = dataclasses.replace(finetune, epochs=1, lr=learning_rate(finetune, loaded.manifest))
         self._recalibrate, self._compensation = repairs(space, prune)
         self._split = _some(space.split(split), images)
+        self._say_how_texts_are_read()
         self._judged_on = KeptBatches(space.inputs.batches(self._split))
         self._example = space.inputs.example()
         self._model = in_form(loaded.model.to(space.device).eval(), self._example)
@@ -174,6 +176,14 @@ class Ring:
             skipped=len(self._split.labels) - self._evaluated,
             task=self._space.judging.task_name(),
         )
+
+    def _say_how_texts_are_read(self) -> None:
+        split = self._split
+        if isinstance(split, TextSplit) and split.chosen is not None:
+            self._space.sink.note(
+                f"--images: {len(split.chosen)} sequences of {split.length} tokens, each without state from the one "
+                "before; figures of a whole text, which carries it on, are others"
+            )
 
     def _request(self, method: str, params: StructuralParams, calibration: Iterable[Any] | None) -> PruneRequest:
         space = self._space

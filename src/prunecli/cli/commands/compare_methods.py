@@ -45,7 +45,12 @@ CONTEST_OPTIONS = [
     option("seeds", int, "With --methods: how many seeds; they draw samples and training order.", default=_SEEDS),
     option("recover", int, "With --methods: training steps after pruning, with the same batches for all methods."),
     option("split", _Split, "With --methods: samples to judge on.", default="validation"),
-    option("images", int, "With --methods: at most so many of them."),
+    option(
+        "images",
+        int,
+        "With --methods: at most so many of them. Some sequences of a text start without state; a whole text carries "
+        "it on.",
+    ),
     option("dry_run", bool, "With --methods: print the plan and where each value comes from.", "--dry-run"),
     *options_of(PruneStage, ("stages", 0), only=("keep", "recalibrate", "compensate", "calibration_images")),
     *options_of(
