@@ -128,8 +128,8 @@ class Ring:
     def bout(self, entrant: Entrant, seed: int, share: float) -> Outcome:
         """Prunes a copy to `share` of the parameters, evaluates it, trains it, and evaluates it again.
 
-        The seed decides which calibration samples are drawn, what methods draw, and the order of training batches, so
-        at one seed all methods get the same ones.
+        The seed decides which calibration samples are drawn, what methods draw, and the order of training batches (of a
+        text: where they begin), so at one seed all methods get the same ones.
 
         Raises:
             MethodError: The method cannot remove as much.
@@ -230,7 +230,7 @@ class Ring:
         batches = space.inputs.training(space.data().training_split(), self._finetune)
         fit(
             space.judging.classifier(network),
-            FirstSteps(batches, self._steps),
+            FirstSteps(batches, self._steps, seed),
             None,
             self._finetune,
             space.device,
