@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from prunecli.cli.options import plan_for_stage
 from prunecli.cli.output import Output
 from prunecli.errors import DataError, MethodError, ModelError, RecipeError
 from prunecli.methods.params import StructuralParams
@@ -17,6 +18,8 @@ from prunecli.methods.request import PruneRequest
 from prunecli.methods.structural import prune_structural
 from prunecli.models.loading import load_reference, save
 from prunecli.pipeline.workspace import Workspace
+from prunecli.recipe.loader import Document
+from prunecli.recipe.resolve import Override, resolve
 from prunecli.recipe.schema import DataSection, FinetuneStage, ModelSection, PruneStage, Recipe
 from prunecli.report.contest import Cell, Contender, Contest, Figure, PairTest, read_contest
 from prunecli.report.contest_tables import contest_tables
@@ -31,7 +34,7 @@ from prunecli.studies.contest_figures import (
     ranked,
     spread,
 )
-from prunecli.studies.entrants import entrants, shared_params
+from prunecli.studies.entrants import as_written, entrants, shared_params
 
 TOP1 = Figure(name="top1", label="top-1", unit=" %", digits=2, lower_is_better=False)
 PERPLEXITY = Figure(name="perplexity", label="perplexity", unit="", digits=3, lower_is_better=True)
@@ -71,8 +74,35 @@ def test_who_cannot_take_part(methods: str, error: type[Exception], message: str
 
 
 def test_what_all_share_does_not_say_how_much() -> None:
-    stage = PruneStage(params={**vars(StructuralParams(ratio=0.3, scope="local", min_width=2))})
+    stage = PruneStage(params={"ratio": 0.3, "scope": "local", "min_width": 2})
     assert shared_params(stage) == {"scope": "local", "min_width": 2}
+
+
+def _written(*params: tuple[str, Any]) -> dict[str, Any]:
+    overrides = [Override(("stages", 0, "params", name), value, f"--{name}") for name, value in params]
+    document = Document({"stages": [{"stage": "prune", "params": {"round_to": 1}}]}, "command line")
+    return shared_params(as_written(resolve(document, overrides)))
+
+
+def test_what_the_user_writes_reaches_methods_with_another_default() -> None:
+    assert StructuralParams().normalise == "mean"
+    assert _written() == {"round_to": 1} and _written(("normalise", "mean"))["normalise"] == "mean"
+    assert _written(("min_width", 4)) == {"round_to": 1, "min_width": 4}
+    assert entrants("lamp", _written())[0].params.normalise == "none"
+    assert entrants("lamp", _written(("normalise", "mean")))[0].params.normalise == "mean"
+    assert entrants("lamp:normalise=none", _written(("normalise", "mean")))[0].params.normalise == "none"
+
+
+def test_what_a_recipe_writes_counts_for_its_stage_alone(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "model: {ref: 'cifar:resnet20'}\nstages:\n  - {stage: finetune, lr: 0.1}\n"
+        "  - {stage: prune, params: {normalise: mean}}\n"
+    )
+    plan = plan_for_stage(str(recipe), {"stage": "prune"}, [], {})
+    assert shared_params(as_written(plan)) == {"normalise": "mean"}
+    origins = {key: origin for key, _, origin in plan.rows() if origin != "default"}
+    assert origins["stages.0.params.normalise"].endswith("r.yaml:4:40") and len(plan.recipe.stages) == 1
 
 
 @pytest.mark.parametrize(

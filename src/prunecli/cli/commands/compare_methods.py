@@ -123,14 +123,15 @@ def compare_methods(
     from prunecli.pipeline.stages.compare import recipe_of
     from prunecli.pipeline.workspace import Workspace
     from prunecli.report.contest import read_contest
+    from prunecli.studies.entrants import as_written
 
+    prune, finetune = as_written(plan), plan.recipe.stages[1]
+    assert isinstance(finetune, FinetuneStage)
     if resume and out.exists() and not is_unfinished(out):
         output.note(f"{out}: finished already, nothing to resume")
         return read_contest(out)
     command, again = reproducible_command(sys.argv[1:]), resume_command(sys.argv[1:])
     spaces = [Workspace(recipe_of(path, plan.recipe), output, command, again, resume, force) for path in paths]
-    prune, finetune = plan.recipe.stages
-    assert isinstance(prune, PruneStage) and isinstance(finetune, FinetuneStage)
     contest = run_contest(spaces, settings, prune, finetune, out)
     output.note(f"wrote {out}")
     return contest
