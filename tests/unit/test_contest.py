@@ -34,7 +34,7 @@ from prunecli.studies.contest_figures import (
     ranked,
     spread,
 )
-from prunecli.studies.entrants import as_written, entrants, shared_params
+from prunecli.studies.entrants import Entrant, as_written, entrants, shared_params
 
 TOP1 = Figure(name="top1", label="top-1", unit=" %", digits=2, lower_is_better=False)
 PERPLEXITY = Figure(name="perplexity", label="perplexity", unit="", digits=3, lower_is_better=True)
@@ -287,6 +287,22 @@ def test_who_cannot_remove_as_much_is_left_out(networks: list[Path], tmp_path: P
     assert "cannot be reached" in contest.left_out["l1:max-ratio=0.1"]
     with pytest.raises(MethodError, match="cannot be reached"):  # not even by l2
         run_contest([_space(networks[0])], replace(settings, params=0.01), _STAGE, FinetuneStage(), tmp_path / "d.json")
+
+
+def test_what_else_goes_wrong_is_no_reason_to_leave_a_method_out(
+    networks: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ContestSettings("l1:normalise=none", seeds=2, images=20)
+    real = Ring.bout
+
+    def broken(self: Ring, entrant: Entrant, *arguments: Any) -> Outcome:
+        if entrant.method.name == "l1":
+            raise MethodError("its scores are not finite")
+        return real(self, entrant, *arguments)
+
+    monkeypatch.setattr(Ring, "bout", broken)
+    with pytest.raises(MethodError, match="its scores are not finite"):
+        run_contest([_space(networks[0])], settings, _STAGE, FinetuneStage(), tmp_path / "c.json")
 
 
 def test_without_labels_there_is_nothing_to_judge_by(networks: list[Path], tmp_path: Path) -> None:

@@ -132,7 +132,8 @@ class Ring:
         text: where they begin), so at one seed all methods get the same ones.
 
         Raises:
-            MethodError: The method cannot remove as much.
+            TargetError: The method cannot remove as much.
+            MethodError: It cannot rank anything, or what it leaves has no score.
             VerificationError: What is left is not the masked original.
         """
         params = dataclasses.replace(entrant.params, params=share)

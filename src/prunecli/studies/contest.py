@@ -11,7 +11,7 @@ from typing import Any
 from prunecli.checkpoint.durable import write_text_atomically
 from prunecli.checkpoint.manifest import as_json
 from prunecli.checkpoint.runstate import StateStore
-from prunecli.errors import MethodError, ModelError, RecipeError
+from prunecli.errors import ModelError, RecipeError, TargetError
 from prunecli.measure.environment import describe_environment
 from prunecli.pipeline.resumption import identity_of, saved_states
 from prunecli.pipeline.workspace import Workspace
@@ -158,7 +158,7 @@ class _Bouts:
         """What every one of them comes to; those that a saved state has are not run again.
 
         Raises:
-            MethodError: l2 or random cannot remove as much, so nobody can.
+            TargetError: l2 or random cannot remove as much, so nobody can.
         """
         saved = self._states.load() or {}
         done: dict[str, Any] = saved.get("outcomes", {})
@@ -182,7 +182,7 @@ class _Bouts:
         """One method at one seed; None, and a warning, if it cannot remove as much, having ranked too few layers."""
         try:
             return ring.bout(entrant, seed, self._share)
-        except MethodError as error:
+        except TargetError as error:
             if entrant.method.name in REFERENCES:
                 raise
             self.left_out[entrant.label] = str(error)
