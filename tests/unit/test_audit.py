@@ -384,6 +384,20 @@ def test_scores_that_are_not_finite_are_an_error(monkeypatch: pytest.MonkeyPatch
         run_audit(_space(), AuditSettings("l1", units=8, batches=1), PruneStage(), tmp_path / "a.json")
 
 
+def test_more_samples_than_half_of_them_are_refused_before_ablating(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(audit_bench.Bench, "ablation", lambda bench: pytest.fail("ablates"))
+    with pytest.raises(RecipeError) as raised:
+        run_audit(_space(), AuditSettings("enhanced:samples=33", 8, batches=2), PruneStage(), tmp_path / "a.json")
+    assert str(raised.value) == (
+        "--methods enhanced:samples=33: an audit scores halves of its 64 samples too, and one has 32; ask for at most "
+        "32, or give more with --batches"
+    )
+    with pytest.raises(pytest.fail.Exception, match="ablates"):  # as many as a half has are no obstacle
+        run_audit(_space(), AuditSettings("enhanced:samples=32", 8, batches=2), PruneStage(), tmp_path / "b.json")
+
+
 def test_settings_that_say_nothing_are_refused() -> None:
     with pytest.raises(RecipeError, match="--units 7: an order of so few says nothing"):
         AuditSettings("l1", units=7).check()

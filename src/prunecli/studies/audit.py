@@ -84,6 +84,8 @@ def run_audit(space: Workspace, settings: AuditSettings, stage: PruneStage, out:
     settings.check()
     taking_part = entrants(settings.methods, shared_params(stage))
     bench = Bench(space, stage, settings.units, settings.batches)
+    for entrant in taking_part:
+        bench.check(entrant)
     identity = identity_of(space, settings) | {"prune": as_json(dataclasses.asdict(stage))}
     with resource_errors(space.recipe.data.batch_size), saved_states(space, out, identity) as states:
         work = _Work(bench, taking_part, states)
