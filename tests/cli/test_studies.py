@@ -53,6 +53,9 @@ def test_an_audit_prints_tables_and_a_verdict(prune: Prune, checkpoint: Path, tm
     assert json.loads((tmp_path / "dense-audit.json").read_text()) == report  # equal seeds, equal reports
     quiet = prune("audit", checkpoint, *_AUDIT, "--resume", "-q")
     assert quiet.err == "" and quiet.out.split("\n\n")[1:] == [agreement, verdict]
+    other = prune("audit", checkpoint, *_AUDIT, "--units", "9", "--resume")
+    assert other.code == 2 and other.out == ""
+    assert "dense-audit.json: was finished with units 8 and 9 is asked for; add --force" in other.err
 
 
 def test_methods_are_compared_in_every_mode(

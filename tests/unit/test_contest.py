@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from prunecli.recipe.schema import DataSection, FinetuneStage, ModelSection, Pru
 from prunecli.report.contest import Cell, Contender, Contest, Figure, PairTest, read_contest
 from prunecli.report.contest_tables import contest_tables
 from prunecli.studies.bouts import Outcome, Ring
-from prunecli.studies.contest import ContestSettings, run_contest
+from prunecli.studies.contest import ContestSettings, finished_contest, run_contest
 from prunecli.studies.contest_figures import (
     contenders,
     contest_verdict,
@@ -178,7 +179,7 @@ def test_a_verdict_tells_what_can_be_told_apart() -> None:
     lines = _verdict(GOOD)
     assert lines[0] == "fisher is ahead after 40 training steps: top-1 91.10 ± 0.22 % over 5 seeds"
     assert lines[1] == "it is better than l2, random (paired t-test over seeds, p < 0.05 after Holm)"
-    assert lines[2].startswith("it cannot be told from taylor (p = ") and lines[2].endswith("at 5 seeds")
+    assert lines[2].startswith("it is not distinguishable from taylor (p = ") and lines[2].endswith("at 5 seeds")
     assert len(lines) == 3
 
 
@@ -245,9 +246,28 @@ def test_every_method_leaves_as_many_parameters(networks: list[Path], tmp_path: 
     assert contest.target_share == prune_structural(space.model().model, request).report.params_after / dense
     assert contest.data.images == 40 and contest.data.split == "validation"
     assert read_contest(tmp_path / "c.json") == contest
+    _assert_resumed_alone(networks, settings, contest, tmp_path / "c.json")
     methods, pairs, alike = contest_tables(contest)
     assert len(methods.rows) == 4 and len(pairs.rows) == 3 and len(alike.rows) == 3
     assert methods.rows[0][0] == "as it is"
+
+
+def _assert_resumed_alone(networks: list[Path], settings: ContestSettings, contest: Contest, out: Path) -> None:
+    """Only the very comparison that was finished is shown when it is resumed."""
+    spaces, finetune = [_space(networks[0])], FinetuneStage()
+    assert finished_contest(spaces, settings, _STAGE, finetune, out) == contest
+    other: list[tuple[Any, str]] = [
+        ((spaces, replace(settings, methods="fisher"), _STAGE, finetune), "methods l1:normalise=none and fisher is"),
+        ((spaces, replace(settings, ratio=0.4), _STAGE, finetune), "ratio 0.5 and 0.4 is asked for"),
+        ((spaces, settings, replace(_STAGE, params={}), finetune), "prune.params.round_to 1 and its default is"),
+        ((spaces, settings, _STAGE, replace(finetune, lr=0.5)), "finetune.lr its default and 0.5 is asked for"),
+        (([_space(networks[0], image_size=(16, 16))], settings, _STAGE, finetune), "data.image_size"),
+        (([_space(networks[1])], settings, _STAGE, finetune), "c.json: was finished with networks"),
+    ]
+    for arguments, message in other:
+        with pytest.raises(RecipeError, match=re.escape(message)) as raised:
+            finished_contest(*arguments, out)
+        assert str(raised.value).endswith("add --force to start again, or choose another name")
 
 
 def _same(first: Outcome, second: Outcome) -> bool:

@@ -16,11 +16,12 @@ from prunecli.measure.environment import describe_environment
 from prunecli.pipeline.resumption import identity_of, saved_states
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import FinetuneStage, PruneStage
-from prunecli.report.contest import Contest
+from prunecli.report.contest import Contest, read_contest
 from prunecli.report.numbers import fixed
 from prunecli.studies.bouts import Outcome, Ring, outcome_of, outcome_state
 from prunecli.studies.contest_figures import contenders, contest_verdict, kept_alike, pair_tests
 from prunecli.studies.entrants import REFERENCES, Entrant, entrants, shared_params
+from prunecli.studies.finished import network_of, refuse_other, settings_of
 
 _FEWEST_SEEDS, _RATIO = 2, 0.5
 
@@ -103,7 +104,6 @@ def run_contest(
                 f"{rings[0].dense.params:,}; give networks of one architecture"
             )
     share = settings.params if settings.params is not None else rings[0].share_left(settings.ratio or _RATIO)
-    whole = as_json(dataclasses.asdict(settings))
     stages = {"prune": as_json(dataclasses.asdict(prune)), "finetune": as_json(dataclasses.asdict(finetune))}
     others = {f"network {number}": space.model().sha256 for number, space in enumerate(spaces[1:], start=2)}
     identity = identity_of(first, settings, **others) | stages
@@ -117,7 +117,7 @@ def run_contest(
         contest = Contest(
             models=tuple(ring.model_info() for ring in rings),
             data=rings[0].data_info(),
-            settings={**whole, **stages},  # type: ignore[dict-item]
+            settings=settings_of(first, settings, prune=prune, finetune=finetune),
             figure=rings[0].figure,
             target_share=share,
             dense=tuple(ring.dense for ring in rings),
@@ -131,6 +131,23 @@ def run_contest(
             command=first.command,
         )
         write_text_atomically(out, contest.to_json(), replace=first.may_replace)
+    return contest
+
+
+def finished_contest(
+    spaces: Sequence[Workspace], settings: ContestSettings, prune: PruneStage, finetune: FinetuneStage, out: Path
+) -> Contest:
+    """The report of a comparison that is finished; for the arguments see `run_contest`.
+
+    Raises:
+        RecipeError: It is no report, or that of another comparison than the one asked for.
+    """
+    contest = read_contest(out)
+    networks = [model.sha256 or model.ref for model in contest.models]
+    stored = {**contest.settings, "seed": contest.seed, "networks": networks}
+    asked = settings_of(spaces[0], settings, prune=prune, finetune=finetune)
+    asked |= {"seed": spaces[0].recipe.seed, "networks": [network_of(space) for space in spaces]}
+    refuse_other(out, stored, asked)
     return contest
 
 

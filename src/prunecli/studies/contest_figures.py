@@ -112,7 +112,7 @@ def ranked(rows: Sequence[Contender], figure: Figure) -> list[Contender]:
 def contest_verdict(
     rows: Sequence[Contender], tests: Sequence[PairTest], figure: Figure, steps: int
 ) -> tuple[str, ...]:
-    """The result in words: which method leads, what it can be told from, and whether any beats random."""
+    """The result in words: which method leads, what it can be distinguished from, and whether any beats random."""
     order = ranked(rows, figure)
     best, seeds = order[0], len(order[0].cells)
     when = f"after {steps} training steps" if steps else "straight after removal"
@@ -122,7 +122,7 @@ def contest_verdict(
     if told:
         lines.append(f"it is better than {', '.join(told)} (paired t-test over seeds, p < {SIGNIFICANT:g} after Holm)")
     if alike:
-        lines.append(f"it cannot be told from {', '.join(alike)} at {seeds} seeds")
+        lines.append(f"it is not distinguishable from {', '.join(alike)} at {seeds} seeds")
     if constant:
         lines.append(f"the difference to {', '.join(constant)} is the same at every seed, so there is nothing to test")
     ahead = [row.label for row in rows if row.label != "random" and _beats(row, "random", rows, tests, figure)]

@@ -55,8 +55,7 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     if space is None:
         return
     from prunecli.pipeline.resumption import is_unfinished
-    from prunecli.report.audit import read_audit
-    from prunecli.studies.audit import AuditSettings, run_audit, seconds_path
+    from prunecli.studies.audit import AuditSettings, finished_audit, run_audit, seconds_path
     from prunecli.studies.entrants import as_written
 
     folder = Path(values["plots"]) if values["plots"] is not None else None
@@ -69,8 +68,8 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
         _BATCHES if values["batches"] is None else values["batches"],
     )
     if space.resume and out.exists() and not is_unfinished(out):
+        audit, seconds = finished_audit(space, settings, stage, out), {}
         output.note(f"{out}: finished already, nothing to resume")
-        audit, seconds = read_audit(out), {}
     else:
         outcome = run_audit(space, settings, stage, out)
         audit, seconds = outcome.audit, outcome.seconds

@@ -98,7 +98,7 @@ def compare_methods(
         raise RecipeError(f"{report}: is a report, and --methods prunes networks: give a weights file or a reference")
     from prunecli.recipe.loader import Document
     from prunecli.recipe.resolve import resolve
-    from prunecli.studies.contest import ContestSettings, run_contest
+    from prunecli.studies.contest import ContestSettings, finished_contest, run_contest
 
     count = len(paths) if len(paths) > 1 else _SEEDS
     settings = ContestSettings(
@@ -122,16 +122,16 @@ def compare_methods(
     from prunecli.pipeline.resumption import is_unfinished
     from prunecli.pipeline.stages.compare import recipe_of
     from prunecli.pipeline.workspace import Workspace
-    from prunecli.report.contest import read_contest
     from prunecli.studies.entrants import as_written
 
     prune, finetune = as_written(plan), plan.recipe.stages[1]
     assert isinstance(finetune, FinetuneStage)
-    if resume and out.exists() and not is_unfinished(out):
-        output.note(f"{out}: finished already, nothing to resume")
-        return read_contest(out)
     command, again = reproducible_command(sys.argv[1:]), resume_command(sys.argv[1:])
     spaces = [Workspace(recipe_of(path, plan.recipe), output, command, again, resume, force) for path in paths]
+    if resume and out.exists() and not is_unfinished(out):
+        finished = finished_contest(spaces, settings, prune, finetune, out)
+        output.note(f"{out}: finished already, nothing to resume")
+        return finished
     contest = run_contest(spaces, settings, prune, finetune, out)
     output.note(f"wrote {out}")
     return contest
