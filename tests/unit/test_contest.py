@@ -261,7 +261,7 @@ def _assert_resumed_alone(networks: list[Path], settings: ContestSettings, conte
         ((spaces, replace(settings, ratio=0.4), _STAGE, finetune), "ratio 0.5 and 0.4 is asked for"),
         ((spaces, settings, replace(_STAGE, params={}), finetune), "prune.params.round_to 1 and its default is"),
         ((spaces, settings, _STAGE, replace(finetune, lr=0.5)), "finetune.lr its default and 0.5 is asked for"),
-        (([_space(networks[0], image_size=(16, 16))], settings, _STAGE, finetune), "data.image_size"),
+        (([_space(networks[0], image_size="16")], settings, _STAGE, finetune), "data.image_size"),
         (([_space(networks[1])], settings, _STAGE, finetune), "c.json: was finished with networks"),
     ]
     for arguments, message in other:
