@@ -13,6 +13,7 @@ from prunecli.checkpoint.manifest import as_json
 from prunecli.checkpoint.runstate import StateStore
 from prunecli.errors import MethodError, ModelError, RecipeError
 from prunecli.measure.environment import describe_environment
+from prunecli.methods.targets import Target
 from prunecli.pipeline.resumption import identity_of, saved_states
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import FinetuneStage, PruneStage
@@ -33,6 +34,7 @@ class ContestSettings:
         methods: Methods with commas; see `prunecli.studies.entrants.entrants`.
         ratio: Share of the channels. Every method leaves as many parameters as removing it from all layers alike does.
         params: Instead of a ratio: the share of the parameters that every method leaves.
+        macs: Instead of both: the share of the multiply-accumulates that every method leaves.
         seeds: How many; with several networks each has one of its own.
         recover: Training steps after pruning; 0: none.
         split: Name of the split to evaluate on.
@@ -42,6 +44,7 @@ class ContestSettings:
     methods: str
     ratio: float | None = None
     params: float | None = None
+    macs: float | None = None
     seeds: int = 5
     recover: int = 0
     split: str = "validation"
@@ -53,11 +56,12 @@ class ContestSettings:
         Raises:
             RecipeError: There are too few seeds, or two settings exclude each other.
         """
-        if self.ratio is not None and self.params is not None:
-            raise RecipeError("--ratio and --params say how much to remove each in its own way; give one of them")
-        for name in ("ratio", "params"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
+        given = {name: value for name in ("ratio", "params", "macs") if (value := getattr(self, name)) is not None}
+        if len(given) > 1:
+            names = " and ".join(f"--{name}" for name in given)
+            raise RecipeError(f"{names} say how much to remove each in its own way; give one of them")
+        for name, value in given.items():
+            if not 0 < value < 1:
                 raise RecipeError(f"--{name} has to be between 0 and 1 (got {value:g})")
         if self.seeds < _FEWEST_SEEDS:
             raise RecipeError(
@@ -102,13 +106,13 @@ def run_contest(
                 f"{space.model().name}: has {ring.dense.params:,} parameters and {first.model().name} "
                 f"{rings[0].dense.params:,}; give networks of one architecture"
             )
-    share = settings.params if settings.params is not None else rings[0].share_left(settings.ratio or _RATIO)
+    target = _target(settings, rings[0])
     whole = as_json(dataclasses.asdict(settings))
     stages = {"prune": as_json(dataclasses.asdict(prune)), "finetune": as_json(dataclasses.asdict(finetune))}
     others = {f"network {number}": space.model().sha256 for number, space in enumerate(spaces[1:], start=2)}
     identity = identity_of(first, settings, **others) | stages
     with saved_states(first, out, identity) as states:
-        bouts = _Bouts(rings, taking_part, settings.seeds, share, first, states)
+        bouts = _Bouts(rings, taking_part, settings.seeds, target, first, states)
         outcomes = bouts.all()
         taking_part = tuple(entrant for entrant in taking_part if entrant.label not in bouts.left_out)
         dense, alone = rings[0].dense, len(rings) == 1
@@ -119,19 +123,27 @@ def run_contest(
             data=rings[0].data_info(),
             settings={**whole, **stages},  # type: ignore[dict-item]
             figure=rings[0].figure,
-            target_share=share,
+            target=target.kind,
+            target_share=target.requested,
             dense=tuple(ring.dense for ring in rings),
             methods=methods,
             tests=tests,
             kept_alike=kept_alike(taking_part, outcomes),
             left_out=bouts.left_out,
-            verdict=contest_verdict(methods, tests, rings[0].figure, settings.recover),
+            verdict=contest_verdict(methods, tests, rings[0].figure, settings.recover, target.kind),
             environment=describe_environment(first.device),
             seed=first.recipe.seed,
             command=first.command,
         )
         write_text_atomically(out, contest.to_json(), replace=first.may_replace)
     return contest
+
+
+def _target(settings: ContestSettings, ring: Ring) -> Target:
+    """What every method is to leave."""
+    if settings.macs is not None:
+        return Target("macs", settings.macs)
+    return Target("params", settings.params or ring.share_left(settings.ratio or _RATIO))
 
 
 class _Bouts:
@@ -146,11 +158,11 @@ class _Bouts:
         rings: Sequence[Ring],
         entrants: Sequence[Entrant],
         seeds: int,
-        share: float,
+        target: Target,
         space: Workspace,
         states: StateStore,
     ) -> None:
-        self._rings, self._entrants, self._seeds, self._share = rings, entrants, seeds, share
+        self._rings, self._entrants, self._seeds, self._target = rings, entrants, seeds, target
         self._space, self._states = space, states
         self.left_out: dict[str, str] = {}
 
@@ -181,7 +193,7 @@ class _Bouts:
     def _bout(self, ring: Ring, entrant: Entrant, seed: int) -> Outcome | None:
         """One method at one seed; None, and a warning, if it cannot remove as much, having ranked too few layers."""
         try:
-            return ring.bout(entrant, seed, self._share)
+            return ring.bout(entrant, seed, self._target)
         except MethodError as error:
             if entrant.method.name in REFERENCES:
                 raise
