@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,25 @@ def test_train_eval_and_compare(prune: Prune, trained: Path) -> None:
     assert done.code == 0 and "perplexity\t" in done.out and "speed-up\t1.00x" in done.out, done.err
 
 
+@pytest.mark.parametrize("method", ["l2", "taylor"])
+def test_pruned_it_is_judged_finetuned_and_inspected(prune: Prune, trained: Path, method: str) -> None:
+    done = prune(method, "x.safetensors", "--ratio", "0.5", "--min-width", "1", "--latency-rounds", "2", "--json",
+                 "-o", f"{method}.safetensors", "--force", cwd=trained)  # fmt: skip
+    assert done.code == 0, done.err
+    assert done.json["verify_error"] < 1e-9 and done.json["compensated"] > 0
+    shown = prune("inspect", f"{method}.safetensors", "--json", cwd=trained)
+    assert shown.code == 0, shown.err
+    layers = {layer["name"]: (layer["dense_shape"], layer["shape"]) for layer in shown.json["layers"]}
+    assert layers["rnn.l0"][0] == [48, 12] and layers["rnn.l0"][1][0] < 48
+    done = prune("finetune", f"{method}.safetensors", "--epochs", "1", "--batch-size", "4", "--teacher", "parent",
+                 "-o", f"{method}-f.safetensors", "--force", cwd=trained)  # fmt: skip
+    assert done.code == 0, done.err
+    done = prune("eval", f"{method}-f.safetensors", *QUICK, "--json", cwd=trained)
+    assert done.code == 0 and done.json["metrics"]["perplexity"] > 1, done.err
+    done = prune("eval", f"{method}-f.safetensors", "--require", "bits_per_token < 0.01", *QUICK, cwd=trained)
+    assert done.code == 3 and "required bits_per_token < 0.01, but bits_per_token is" in done.err
+
+
 def test_another_text_is_read_by_the_checkpoints_vocabulary(prune: Prune, trained: Path) -> None:
     _write(trained / "other", " zebra zebra")
     (trained / "other" / "ptb.train.txt").unlink()
@@ -89,6 +109,22 @@ def test_killed_and_resumed_it_writes_the_same_bytes(
     came = killed_and_resumed(processes, TRAIN, tmp_path, fault=fault)
     assert came["killed"] and came["code"] == 0, came["err"]
     assert sha256(tmp_path / "x.safetensors") == sha256(trained / "x.safetensors")
+
+
+@pytest.mark.parametrize("fault", ["fit:step@4", "stage:pruned"])
+def test_a_schedule_is_killed_and_resumed(processes: Processes, trained: Path, tmp_path: Path, fault: str) -> None:
+    words = ("l2 base.safetensors --data text:corpus --ratio 0.5 --min-width 1 --schedule linear --steps 2 --epochs 1 "
+             "--batch-size 4 --latency-rounds 2 -o x.safetensors --save-every 0").split()  # fmt: skip
+    hashes = []
+    for kind in ("whole", "killed"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        _write(folder / "corpus")
+        shutil.copy(trained / "x.safetensors", folder / "base.safetensors")
+        came = killed_and_resumed(processes, words, folder, fault=fault if kind == "killed" else None)
+        assert came["code"] == 0 and came["killed"] == (kind == "killed"), came["err"]
+        hashes.append(sha256(folder / "x.safetensors"))
+    assert hashes[0] == hashes[1]
 
 
 def test_weights_of_the_example_with_the_text_they_belong_to(prune: Prune, trained: Path) -> None:

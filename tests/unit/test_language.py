@@ -32,6 +32,7 @@ from prunecli.measure.neurons import spiking_neurons
 from prunecli.models.catalog import build
 from prunecli.models.loading import load_file, load_reference, restore, save
 from prunecli.report.schema import Metrics
+from prunecli.studies.coverage import attempt
 from tests.unit.test_engine import CPU, _digest
 from tests.unit.test_resuming import _Dies, _Stopped, _store
 
@@ -399,3 +400,9 @@ def test_each_kind_of_units_shrinks_by_itself(kwargs: dict[str, Any]) -> None:
 def test_wrong_arguments_of_spiking_networks(name: str, kwargs: dict[str, Any], said: str) -> None:
     with pytest.raises(ModelError, match=said):
         _network(name, **kwargs)
+
+
+@pytest.mark.parametrize("ref", ["lm:gru", "lm:hybrid"])
+def test_coverage_knows_what_they_read(ref: str) -> None:
+    *_, entry = attempt(ref)
+    assert entry.status == "right" and len(entry.checks) == 4, entry.reason

@@ -12,7 +12,7 @@ from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.errors import ModelError, unknown
 from prunecli.inputs import input_channels
 from prunecli.measure.counts import parameter_count
-from prunecli.models.catalog import added_references, build, input_spec, rebuild_dense
+from prunecli.models.catalog import added_references, build, input_spec, reads_tokens, rebuild_dense
 from prunecli.models.index import known_references, matching_references
 from prunecli.models.loading import load_reference
 from prunecli.models.recognition import recognise
@@ -20,6 +20,8 @@ from prunecli.studies.collections.index import COLLECTIONS
 from prunecli.studies.collections.network import Network, images
 
 _ANY_SIZE = (64, 64)
+_LENGTH = 8
+"""Tokens in a sequence."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ def candidate(ref: str, seed: int = 0) -> Candidate:
         model = network.build().eval()
         return Candidate(network, model, Manifest(architecture=recognise(model)))
     loaded = load_reference(ref)
+    if reads_tokens(ref):
+        return Candidate(_language_model(ref, loaded.manifest.architecture), loaded.model, loaded.manifest)
     height, width = input_spec(ref, loaded.model)[0] or loaded.fixed_size or _ANY_SIZE
     channels = input_channels(loaded.model)
     network = Network(
@@ -80,6 +84,17 @@ def candidate(ref: str, seed: int = 0) -> Candidate:
         lambda: images(2, channels, height, width),
     )
     return Candidate(network, loaded.model, loaded.manifest)
+
+
+def _language_model(ref: str, architecture: Architecture) -> Network:
+    vocabulary = architecture.kwargs["num_classes"]
+    assert isinstance(vocabulary, int)
+    return Network(
+        ref,
+        lambda: build(ref),
+        lambda: torch.randint(vocabulary, (1, _LENGTH)),
+        lambda: torch.randint(vocabulary, (2, _LENGTH + 3)),
+    )
 
 
 def parameters_of(ref: str) -> int:

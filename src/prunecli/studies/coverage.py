@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from prunecli.copying import copied
 from prunecli.errors import MethodError, ModelError, VerificationError
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.request import PruneRequest
@@ -18,6 +19,7 @@ from prunecli.studies.independent_checks import Check, independent_checks
 from prunecli.studies.peer import LIMIT_S, Peer, try_torch_pruning
 from prunecli.studies.shares import held_share, implied_share, kinds_of_reasons, most_common_reason
 from prunecli.surgery.proof.verify import NotComparableError
+from prunecli.surgery.recurrent.forms import forms_of, put_in_form
 
 Status = Literal["right", "refused", "wrong", "too large", "too slow"]
 _RATIO = 0.5
@@ -144,7 +146,8 @@ def _pruned(tried: Candidate, request: PruneRequest) -> PruneResult | Coverage:
 
 
 def _described(tried: Candidate, result: PruneResult) -> Coverage:
-    report, model, traced = result.report, tried.model, result.trace
+    report, traced, model = result.report, result.trace, copied(tried.model)
+    put_in_form(model, forms_of(result.model))  # whose names the trace has
     return Coverage(
         tried.network.name,
         "right",

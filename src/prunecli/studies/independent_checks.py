@@ -156,15 +156,16 @@ def _training_shapes(pair: _Pair) -> Check:
 def _gradients(pair: _Pair) -> Check:
     """The same parameters get gradients; layers that are skipped at random are given several chances."""
     inputs = _seeded(pair.network.training or pair.network.other)
+    original = pair.in_its_form()
     try:
-        expected = _with_gradients(pair.original, inputs, 0)
+        expected = _with_gradients(original, inputs, 0)
     except Exception as error:
         return Check(None, f"the original fails: {one_line(error)}")
     actual = _with_gradients(pair.pruned, inputs, 0)
     for seed in range(1, _SEEDS):
         if expected == actual:
             break
-        expected |= _with_gradients(pair.original, inputs, seed)
+        expected |= _with_gradients(original, inputs, seed)
         actual |= _with_gradients(pair.pruned, inputs, seed)
     if expected == actual:
         return Check(True)

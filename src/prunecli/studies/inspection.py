@@ -31,6 +31,7 @@ from prunecli.report.inspection_tables import (
 )
 from prunecli.report.table import Table
 from prunecli.studies.module_macs import TOLERANCE, ModuleMacs, disagreements, macs_by_module
+from prunecli.surgery.recurrent.forms import forms_of, put_in_form
 
 _NAMED = 8
 
@@ -152,7 +153,9 @@ def tables_of_firing(firing: Firing, *, everything: bool) -> list[Table]:
 
 def _layers_of(loaded: LoadedModel, example: torch.Tensor) -> list[LayerInfo]:
     """Every layer with parameters, in the order of the model."""
-    dense = dict(rebuild_dense(loaded.manifest.architecture).named_modules())
+    original = rebuild_dense(loaded.manifest.architecture)
+    put_in_form(original, forms_of(loaded.model))
+    dense = dict(original.named_modules())
     macs = module_macs(loaded.model, example)
     layers = []
     for name, module in loaded.model.named_modules():
