@@ -100,29 +100,22 @@ def run_contest(
     first = spaces[0]
     taking_part = entrants(settings.methods, shared_params(prune))
     rings = [Ring(space, prune, finetune, settings.recover, settings.split, settings.images) for space in spaces]
-    for ring, space in zip(rings, spaces, strict=True):
-        if ring.dense.params != rings[0].dense.params:
-            raise ModelError(
-                f"{space.model().name}: has {ring.dense.params:,} parameters and {first.model().name} "
-                f"{rings[0].dense.params:,}; give networks of one architecture"
-            )
+    _check_alike(rings, spaces)
     target = _target(settings, rings[0])
-    whole = as_json(dataclasses.asdict(settings))
     stages = {"prune": as_json(dataclasses.asdict(prune)), "finetune": as_json(dataclasses.asdict(finetune))}
     others = {f"network {number}": space.model().sha256 for number, space in enumerate(spaces[1:], start=2)}
-    identity = identity_of(first, settings, **others) | stages
-    with saved_states(first, out, identity) as states:
+    with saved_states(first, out, identity_of(first, settings, **others) | stages) as states:
         bouts = _Bouts(rings, taking_part, settings.seeds, target, first, states)
         outcomes = bouts.all()
         taking_part = tuple(entrant for entrant in taking_part if entrant.label not in bouts.left_out)
-        dense, alone = rings[0].dense, len(rings) == 1
-        methods = contenders(taking_part, outcomes, dense.params, dense.macs, one_network=alone)
+        dense, figure = rings[0].dense, rings[0].figure
+        methods = contenders(taking_part, outcomes, dense.params, dense.macs, one_network=len(rings) == 1)
         tests = pair_tests(methods)
         contest = Contest(
             models=tuple(ring.model_info() for ring in rings),
             data=rings[0].data_info(),
-            settings={**whole, **stages},  # type: ignore[dict-item]
-            figure=rings[0].figure,
+            settings={**dataclasses.asdict(settings), **stages},
+            figure=figure,
             target=target.kind,
             target_share=target.requested,
             dense=tuple(ring.dense for ring in rings),
@@ -130,13 +123,27 @@ def run_contest(
             tests=tests,
             kept_alike=kept_alike(taking_part, outcomes),
             left_out=bouts.left_out,
-            verdict=contest_verdict(methods, tests, rings[0].figure, settings.recover, target.kind),
+            verdict=contest_verdict(methods, tests, figure, settings.recover, target.kind),
             environment=describe_environment(first.device),
             seed=first.recipe.seed,
             command=first.command,
         )
         write_text_atomically(out, contest.to_json(), replace=first.may_replace)
     return contest
+
+
+def _check_alike(rings: Sequence[Ring], spaces: Sequence[Workspace]) -> None:
+    """Checks that networks are of one size.
+
+    Raises:
+        ModelError: One is not.
+    """
+    for ring, space in zip(rings, spaces, strict=True):
+        if ring.dense.params != rings[0].dense.params:
+            raise ModelError(
+                f"{space.model().name}: has {ring.dense.params:,} parameters and {spaces[0].model().name} "
+                f"{rings[0].dense.params:,}; give networks of one architecture"
+            )
 
 
 def _target(settings: ContestSettings, ring: Ring) -> Target:
@@ -183,10 +190,10 @@ class _Bouts:
                     key = f"{entrant.label}, seed {seed}"
                     if key not in done and entrant.label not in self.left_out:
                         bout = self._bout(self._rings[number % len(self._rings)], entrant, seed)
-                        if bout is not None:
-                            done[key] = outcome_state(bout)
-                            self._tell(f"{len(done)}/{total} {key}", bout)
+                        done |= {key: outcome_state(bout)} if bout is not None else {}
                         self._states.save({"outcomes": done, "left_out": self.left_out}, key)
+                        if bout is not None:
+                            self._tell(f"{len(done)}/{total} {key}", bout)
                     advance(len(done), key)
         return [outcome for outcome in map(outcome_of, done.values()) if outcome.label not in self.left_out]
 
