@@ -113,6 +113,7 @@ def test_what_cannot_be_audited_is_one_line(prune: Prune, checkpoint: Path, word
         (["--methods", "l1", "--fail-if", "top1_drop > 1"], "--fail-if is for several networks"),
         (["--methods", "l1", "--json", "--csv"], "--csv and --json exclude each other"),
         (["--seeds", "3"], "--seeds belongs to --methods"),
+        (["--macs", "0.5"], "--macs belongs to --methods"),
         (["--compensate", "ls"], "--compensate belongs to --methods"),
         (["--methods", "l1", "--split", "train"], "--split"),
     ],

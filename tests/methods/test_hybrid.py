@@ -92,6 +92,8 @@ def test_equal_seeds_give_equal_bytes_and_a_checkpoint_that_loads(tmp_path: Path
         ("lm:hybrid", {"criterion": "l3"}, "did you mean 'l2'"),
         ("lm:hybrid", {"criterion": "hybrid"}, "unknown criterion 'hybrid'"),
         ("lm:hybrid", {"params": 0.5}, "params has no effect"),
+        ("lm:hybrid", {"round_to": 4}, "round_to has no effect"),
+        ("lm:hybrid", {"keep": ["layers.0.spiking"]}, "0"),
         ("lm:hybrid", {"ratio": 0.3}, "ratio has no effect"),
         ("lm:hybrid", {"layer_ratio": {"layers.0": 0.3}}, "layer_ratio has no effect"),
     ],
@@ -100,6 +102,15 @@ def test_what_cannot_be_done_is_said(network: str, params: dict[str, Any], messa
     model = build(network, num_classes=_TOKENS, units=24, layers=2).eval()
     with pytest.raises(MethodError, match=message):
         prunecli.prune(model, "hybrid", example_inputs=_batches()[0][0], data=_batches(), **params)
+
+
+def test_an_embedding_that_may_shrink_is_left_to_other_methods() -> None:
+    result = prunecli.prune(
+        _network(), "hybrid", example_inputs=_batches()[0][0], data=_batches(), criterion="l2", prune_stem=True
+    )
+    assert {edit.group.partition(".")[0] for edit in result.report.edits} == {"layers"}
+    reasons = {entry.name: entry.reason for entry in result.report.untouched}
+    assert reasons["encoder"] == "the method decides on other layers alone"
 
 
 def test_the_pruned_share_is_that_of_each_kind() -> None:

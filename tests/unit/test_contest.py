@@ -17,6 +17,7 @@ from prunecli.errors import DataError, MethodError, ModelError, RecipeError
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.request import PruneRequest
 from prunecli.methods.structural import prune_structural
+from prunecli.methods.targets import Target
 from prunecli.models.loading import load_reference, save
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.loader import Document
@@ -110,7 +111,7 @@ def test_what_a_recipe_writes_counts_for_its_stage_alone(tmp_path: Path) -> None
     ("settings", "networks", "message"),
     [
         ({"seeds": 1}, 1, "--seeds 1: differences are tested against how much they vary between seeds, so at least 2"),
-        ({"ratio": 0.5, "params": 0.5}, 1, "--ratio and --params say how much to remove each in its own way"),
+        ({"params": 0.5, "macs": 0.5}, 1, "--params and --macs say how much to remove each in its own way"),
         ({"ratio": 1.5}, 1, "--ratio has to be between 0 and 1 (got 1.5)"),
         ({"params": 0.0}, 1, "--params has to be between 0 and 1"),
         ({"recover": -1}, 1, "--recover counts training steps"),
@@ -274,16 +275,26 @@ def _same(first: Outcome, second: Outcome) -> bool:
     return first.cell == second.cell and jaccard(first.kept, second.kept) == 1
 
 
+def test_every_method_leaves_as_many_macs(networks: list[Path], tmp_path: Path) -> None:
+    settings = ContestSettings("l1:normalise=none", macs=0.6, seeds=2, images=20)
+    contest = run_contest([_space(networks[0])], settings, _STAGE, FinetuneStage(), tmp_path / "c.json")
+    assert contest.target == "macs"
+    for row in contest.methods:
+        assert row.macs_share.mean == pytest.approx(0.6, abs=0.01)
+    shares = [row.params_share.mean for row in contest.methods]
+    assert max(shares) - min(shares) > 0.01 and "MACs are not equal" not in " ".join(contest.verdict)
+
+
 def test_at_one_seed_all_get_the_same_samples_and_batches(networks: list[Path]) -> None:
     ring = Ring(_space(networks[0]), _STAGE, FinetuneStage(lr=0.05), 3, "test", 40)
     l1, _, random = entrants("l1", {"round_to": 1})
-    share = ring.share_left(0.5)
-    first, other = ring.bout(l1, 0, share), ring.bout(random, 0, share)
-    assert _same(first, ring.bout(l1, 0, share)) and not _same(first, other)  # whatever ran before
-    assert ring.bout(l1, 1, share).cell.figures_after != first.cell.figures_after
+    target = Target("params", ring.share_left(0.5))
+    first, other = ring.bout(l1, 0, target), ring.bout(random, 0, target)
+    assert _same(first, ring.bout(l1, 0, target)) and not _same(first, other)  # whatever ran before
+    assert ring.bout(l1, 1, target).cell.figures_after != first.cell.figures_after
     alone = Ring(_space(networks[0]), _STAGE, FinetuneStage(lr=0.05), 3, "test", 40)
-    assert _same(alone.bout(random, 0, share), other)
-    assert jaccard(ring.bout(random, 1, share).kept, other.kept) < 0.6
+    assert _same(alone.bout(random, 0, target), other)
+    assert jaccard(ring.bout(random, 1, target).kept, other.kept) < 0.6
 
 
 def test_several_networks_have_one_seed_each(networks: list[Path], tmp_path: Path) -> None:
@@ -338,7 +349,7 @@ def test_a_table_of_many_methods_shows_the_pairs_that_matter() -> None:
     alike = {a.label: {b.label: 1.0 for b in rows} for a in rows}
     contest = Contest.model_construct(
         settings={"recover": 40}, figure=TOP1, methods=rows, tests=tests, kept_alike=alike, left_out={}, verdict=(),
-        seed=0, dense=(), models=(), target_share=0.5, data=None, environment={}, command="",
+        seed=0, dense=(), models=(), target="params", target_share=0.5, data=None, environment={}, command="",
     )  # fmt: skip
     from prunecli.report.contest_tables import _pairs
 

@@ -14,13 +14,16 @@ from torch import Tensor, nn
 
 from prunecli.criteria import hessian, obs
 from prunecli.criteria.base import Calibration, default_loss
-from prunecli.criteria.gate_hessian import gate_obd_estimate
+from prunecli.criteria.enhanced import enhanced
+from prunecli.criteria.gate_hessian import gate_obd, gate_obd_estimate
 from prunecli.criteria.gradient import fisher, gate_gradients
 from prunecli.criteria.probe import probe_of
 from prunecli.criteria.ranks import reliability, spearman
 from prunecli.criteria.sampling import Draw, Stop, stable_mean
 from prunecli.errors import MethodError
+from prunecli.models.loading import load_reference
 from prunecli.surgery.groups import ChannelGroup, Member
+from prunecli.surgery.recurrent.forms import in_form
 from prunecli.surgery.recurrent.unrolling import unrolled
 from prunecli.surgery.tracing.trace import trace
 from tests.unit.networks import Flattened, Grouped, Transposed, conv, example
@@ -386,6 +389,19 @@ def test_obs_of_grouped_and_transposed_readers(network: type[nn.Module], name: s
     assert score.tolist() == pytest.approx((cost / total).tolist(), rel=1e-6)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("together", [1, 20, 4096])
+def test_removals_that_are_subtracted_together_are_those_one_by_one(
+    together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(2)
+    model, data = Flattened().eval(), _images(2, 40)
+    groups = [group for group in trace(model, example()).groups if group.name in ("a", "fc1")]
+    wanted = obs.obs_greedy(model, groups, Calibration(batches=data))
+    monkeypatch.setattr(obs, "_TOGETHER", together)
+    found = obs.obs_greedy(model, groups, Calibration(batches=data))
+    assert all(torch.allclose(found[name], wanted[name], rtol=1e-8) for name in wanted)  # type: ignore[arg-type]
+
+
 def test_wide_readers_pool_places_and_wider_ones_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(2)
     model, data = Flattened().eval(), _images(1, 40)
@@ -693,3 +709,124 @@ def test_batches_of_one_sample_or_one_step_do_not_settle_where_samples_lie() -> 
     for batch, gates in zip(data, found, strict=True):
         for name, wanted in _gates_one_by_one(model, groups, [batch]).items():
             assert torch.allclose(gates[name], wanted, rtol=1e-7, atol=1e-12), name
+
+
+def test_gates_of_a_tied_network_are_those_of_the_same_network_untied() -> None:
+    def build(tied: bool) -> tuple[nn.Module, list[ChannelGroup]]:
+        torch.manual_seed(6)
+        model = load_reference("lm:gru", num_classes=11, units=8, layers=2, tied=True).model.double().eval()
+        for parameter in model.parameters():
+            parameter.data *= 4
+        tokens = torch.zeros(2, 5, dtype=torch.int64)
+        model = in_form(model, tokens)
+        groups = trace(model, tokens).groups
+        if not tied:
+            model.decoder.weight = nn.Parameter(model.decoder.weight.detach().clone())
+        return model, groups
+
+    data = tokens(2)
+    (tied, groups), (apart, _) = build(True), build(False)
+    assert any(member.name == "decoder.weight" for group in groups for member in group.members)
+    corrected = [
+        ChannelGroup(
+            group.name,
+            group.units,
+            group.channels,
+            tuple(
+                Member(m.module, m.tensor, m.dim, m.index, "consumer") if m.name == "decoder.weight" else m
+                for m in group.members
+            ),
+        )
+        for group in groups
+    ]
+    wanted = _gates_one_by_one(apart, corrected, data)
+    found = list(gate_gradients(tied, groups, Calibration(batches=data)))
+    for name, rows in wanted.items():
+        assert torch.allclose(torch.cat([gates[name] for gates in found]), rows, rtol=1e-7, atol=1e-12), name
+    for criterion in (hessian.hap, hessian.obd, gate_obd, obs.obs):
+        scores = [criterion(net, groups, Calibration(batches=data, options=_FEW)) for net in (tied, apart)]
+        assert all(torch.allclose(scores[0][name], scores[1][name]) for name in wanted)  # type: ignore[arg-type]
+
+
+EVERY = (hessian.hap, hessian.obd, gate_obd, obs.obs, obs.obs_greedy, enhanced, fisher)
+_FEW = {"min_probes": 4, "max_probes": 6}
+
+
+@pytest.mark.parametrize("kind", ["spiking", "hybrid"])
+def test_networks_with_spiking_neurons(kind: str) -> None:
+    torch.manual_seed(0)
+    model = load_reference(f"lm:{kind}", num_classes=11, units=8).model.eval()
+    for parameter in model.parameters():
+        parameter.data *= 4  # so that neurons fire
+    groups, data = list(trace(model, tokens()[0][0][:2]).groups), tokens(2)
+    runs: list[int] = []
+    model.register_forward_hook(lambda *_: runs.append(1))
+    found = list(gate_gradients(model, groups, Calibration(batches=data)))
+    assert len(runs) == 2 + 2
+    for name, rows in _gates_one_by_one(model, groups, data).items():
+        exact = torch.cat([gates[name] for gates in found])
+        assert torch.allclose(exact, rows, rtol=1e-3, atol=1e-5 * float(rows.abs().max())), name
+    before = copy.deepcopy(model.state_dict())
+    for criterion in EVERY:
+        twice = [
+            criterion(model, groups, Calibration(batches=data, options=_FEW if criterion is not fisher else {}))
+            for _ in range(2)
+        ]
+        for group in groups:
+            scores = twice[0][group.name]
+            assert torch.equal(scores, twice[1][group.name])  # type: ignore[arg-type]
+            assert scores.shape == (group.units,) and bool(scores.isfinite().all())  # type: ignore[union-attr]
+            assert float(scores.max()) > 0 and float(scores.min()) >= 0  # type: ignore[union-attr]
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("criterion", [hessian.hap, hessian.obd, gate_obd, fisher])
+def test_networks_in_half_precision_are_differentiated_in_single(criterion: Any) -> None:
+    torch.manual_seed(0)
+    model = Flattened().eval().bfloat16()
+    groups, data = trace(Flattened(), example()).groups, _images(2)
+    scores = criterion(model, groups, Calibration(batches=data, options=_FEW if criterion is not fisher else {}))
+    assert next(model.parameters()).dtype == torch.bfloat16
+    model.float()
+    wanted = criterion(model, groups, Calibration(batches=data, options=_FEW if criterion is not fisher else {}))
+    assert all(torch.equal(scores[name], wanted[name]) for name in scores)
+    other = enhanced(Flattened().eval().bfloat16(), groups, Calibration(batches=data, options=_FEW))
+    assert all(bool(values.isfinite().all()) for values in other.values())  # type: ignore[union-attr]
+
+
+class _Once(torch.autograd.Function):
+    """The square, with a derivative that cannot be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * slope
+
+
+class _OnlyOnce(_NoBias):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(_Once.apply(self.a(x.mean((2, 3)))))
+
+
+class _Squared(_OnlyOnce):
+    """The same behind the layer that reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Once.apply(self.c(self.a(x.mean((2, 3)))))
+
+
+@pytest.mark.parametrize(
+    ("criterion", "network", "name"),
+    [(hessian.hap, _OnlyOnce, "hap"), (hessian.obd, _OnlyOnce, "obd"), (gate_obd, _Squared, "gate-obd")],
+)
+def test_a_network_that_cannot_be_differentiated_twice_says_so(criterion: Any, network: Any, name: str) -> None:
+    index = torch.arange(7)[:, None]
+    members = (Member("a", "weight", 0, index, "producer"), Member("c", "weight", 1, index, "consumer"))
+    group = ChannelGroup("a", 7, 7, members)
+    with pytest.raises(MethodError, match=f"^{name} differentiates the loss twice, .*; choose fisher instead$"):
+        criterion(network(), [group], Calibration(batches=_images(2)))

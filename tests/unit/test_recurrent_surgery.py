@@ -24,8 +24,10 @@ from prunecli.errors import ModelError
 from prunecli.surgery.recurrent.cell import wrap_cells
 from prunecli.surgery.recurrent.forms import in_form
 from prunecli.surgery.recurrent.stack import RecurrentStack, separate
+from prunecli.surgery.recurrent.unrolling import unrolled
 from prunecli.surgery.removal.compensate import compensate
 from prunecli.surgery.removal.slice import remove
+from prunecli.surgery.taps import shows, tapped
 from prunecli.surgery.tracing.trace import trace
 
 _KINDS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
@@ -352,6 +354,71 @@ def test_a_layer_that_is_used_in_other_ways_keeps_its_form() -> None:
     model, x = Meddling(), torch.randn(5, 3, 6)
     assert in_form(model, x) is model
     assert type(_pruned(model, x, ratio=0.5).model.rnn) is nn.GRU
+
+
+class Training(nn.Module):
+    """A network whose code reads weights of its recurrent layer in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn, self.head = nn.GRU(6, 16, 2, dropout=0.5), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.head(self.rnn(x)[0])
+        return scores + self.rnn.weight_hh_l0.square().sum() if self.training else scores
+
+
+def test_what_training_reads_of_a_layer_counts() -> None:
+    model, x = Training(), torch.randn(5, 3, 6)
+    assert in_form(model, x) is model
+    assert in_form(Language("gru", 8, 2, dropout=0.5), torch.randint(0, _VOCABULARY, (5, 2))).rnn.dropout == 0.5
+
+
+class Halved(nn.LSTM):
+    """A class of somebody's own that computes something else than the one it derives from."""
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        output, state = super().forward(input, hx)
+        return output / 2, state
+
+
+def test_layers_that_compute_something_else_are_watched_as_they_are() -> None:
+    torch.manual_seed(0)
+    layer = Halved(6, 8)
+    network, x = nn.Sequential(layer), torch.randn(5, 3, 6)
+    assert not shows(layer, "weight_hh_l0")
+    patched = nn.LSTM(6, 8)
+    patched.forward = layer.forward  # type: ignore[method-assign]
+    assert not shows(patched, "weight_hh_l0") and shows(nn.LSTM(6, 8), "weight_hh_l0")
+    before = network(x)[0]
+    with tapped(network, ["0.weight_ih_l0"] if shows(layer, "weight_ih_l0") else [], lambda _, values: values):
+        assert torch.equal(network(x)[0], before)
+
+
+@pytest.mark.parametrize("kind", sorted(_KINDS))
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}])
+def test_packed_sequences_are_watched_step_by_step(kind: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    layer = _KINDS[kind](5, 7, **options).double().eval()
+    packed = pack_padded_sequence(torch.randn(6, 4, 5).double(), torch.tensor([3, 6, 1, 5]), enforce_sorted=False)
+    rows: dict[str, int] = {}
+
+    def tap(name: str, values: Tensor) -> Tensor:
+        rows[name] = rows.get(name, 0) + len(values)
+        return values
+
+    forward = unrolled(layer, tap)
+    _, state = layer(packed)
+    for begin in (None, state):
+        assert (
+            _difference(
+                tuple(tree_leaves((layer(packed, begin)[0].data, layer(packed, begin)[1]))),
+                tuple(tree_leaves((forward(packed, begin)[0].data, forward(packed, begin)[1]))),
+            )
+            < 1e-12
+        )
+    assert set(rows.values()) == {4 * 15}  # four calls of 3 + 6 + 1 + 5 steps
 
 
 class Cleared(Language):

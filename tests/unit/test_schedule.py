@@ -22,6 +22,7 @@ from prunecli.engine.optimizer import carry_over, make_optimizer
 from prunecli.engine.tasks.classification import Classification
 from prunecli.errors import MethodError
 from prunecli.methods.params import StructuralParams
+from prunecli.methods.registry import get_structural
 from prunecli.methods.request import PruneRequest
 from prunecli.methods.schedule import amounts
 from prunecli.methods.structural import prune_structural
@@ -143,7 +144,7 @@ def test_a_carried_optimizer_steps_like_one_that_saw_only_the_kept_channels() ->
     assert torch.allclose(smaller[2].weight, model[2].weight[:, :4], atol=1e-7)
 
 
-def test_state_of_another_shape_begins_anew() -> None:
+def test_state_of_another_shape_begins_again() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     optimizer.state[model[0].weight] = {"rows": torch.ones(4)}
@@ -292,3 +293,24 @@ def test_figures_of_several_steps_are_those_of_the_network(network: type[nn.Modu
     assert result.report.requested == 0.5
     assert result.report.achieved == pytest.approx(1 - sum(left.values()) / sum(dense.values()), abs=1e-6)
     assert result.report.achieved == pytest.approx(0.5, abs=0.13)
+
+
+def test_what_scores_found_is_reported_after_a_resume_too() -> None:
+    """The last step is not scored again, so its figures have to be part of the state."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 3))
+    x = torch.randn(8, 6)
+    states: list[tuple[int, Any]] = []
+
+    def request(**changes: Any) -> PruneRequest:
+        params: Any = get_structural("hap").params(
+            ratio=0.5, schedule="linear", steps=2, min_width=1, min_probes=4, max_probes=8
+        )
+        data = [(x, torch.arange(8) % 3)] * 2
+        return PruneRequest(method="hap", params=params, example_inputs=x, calibration=data, **changes)
+
+    whole = prune_structural(model, request(recover=lambda step: states.append((step.step, step.state()))))
+    assert whole.report.scoring["probes"] >= 4
+    resumed = prune_structural(model, request(recover=lambda _: None, resume=states[-1]))
+    assert resumed.report.scoring == whole.report.scoring
+    assert [edit.keep_indices for edit in resumed.report.edits] == [edit.keep_indices for edit in whole.report.edits]

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prunecli.criteria.base import Calibration, member_tensor, member_values, role_of, sum_by_unit
-from prunecli.criteria.probe import loss_of, probe_of, two_batches_or_more
+from prunecli.criteria.probe import check_twice_differentiable, loss_of, probe_of, two_batches_or_more
 from prunecli.criteria.sampling import Draw, Estimate, Stop, stable_mean
 from prunecli.errors import MethodError
 from prunecli.inputs import cast_inputs, explained, model_device, sample_count, summing_dtype
+from prunecli.measure.kernels import without_mkldnn
 from prunecli.surgery.groups import ChannelGroup, Member
 from prunecli.surgery.tracing.running import without_fastpath
 
@@ -160,14 +161,19 @@ def curvature_draws(
                 prepare()
                 total = loss_of(probe, inputs, cast_inputs(labels, model_device(probe)), calibration.loss)
                 with explained(f"{method} {_TWICE}", MethodError, "choose fisher instead"):
-                    curvatures = _signed_products(total / max(samples, 1), leaves, calibration.generator)
+                    mean, first = total / max(samples, 1), round_ == number == 0
+                    curvatures = _signed_products(mean, leaves, calibration.generator, check=first)
             yield Draw(curvatures, samples, (round_ + number) % 2)
 
 
-def _signed_products(total: Tensor, leaves: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+def _signed_products(
+    total: Tensor, leaves: Mapping[str, Tensor], generator: torch.Generator, *, check: bool
+) -> dict[str, Tensor]:
     """v * Hv for a vector v of random signs, by the name of the leaf."""
     names = list(leaves)
     gradients = torch.autograd.grad(total, [leaves[name] for name in names], create_graph=True, allow_unused=True)
+    if check:
+        check_twice_differentiable(gradients)
     signs = {name: random_signs(leaves[name], generator) for name in names}
     known = {name: gradient for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
     bent = [(gradient, signs[name]) for name, gradient in known.items() if gradient.requires_grad]
@@ -195,7 +201,7 @@ def differentiable_twice(probe: nn.Module) -> Iterator[None]:
         kernels.enter_context(sdpa_kernel(SDPBackend.MATH))
         if any(isinstance(module, nn.RNNBase) for module in probe.modules()):
             flags: Any = torch.backends
-            kernels.enter_context(flags.mkldnn.flags(enabled=False))
+            kernels.enter_context(without_mkldnn())
             kernels.enter_context(flags.cudnn.flags(enabled=False))
         yield
 

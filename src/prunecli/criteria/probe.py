@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from prunecli.copying import copied
 from prunecli.criteria.base import Loss, Paired
 from prunecli.errors import MethodError
 from prunecli.inputs import Inputs, explained, run_batch, sample_count, take_samples
+
+_ENDS = ("torch::autograd::Error", "torch::autograd::NotImplemented")
 
 
 def probe_of(model: nn.Module) -> nn.Module:
@@ -52,6 +54,30 @@ def loss_of(probe: nn.Module, inputs: Inputs, labels: Any, loss: Loss) -> Tensor
             "method without gradients, such as l1"
         )
     return total
+
+
+def check_twice_differentiable(gradients: Sequence[Tensor | None]) -> None:
+    """Checks that gradients say how they change themselves.
+
+    An operator that allows one derivative alone ends the graph of its gradient, and autograd takes what lies behind it
+    for unused: the second derivative would lack it without a word.
+
+    Args:
+        gradients: Made with `create_graph=True`.
+
+    Raises:
+        RuntimeError: There is such an operator.
+    """
+    waiting = [gradient.grad_fn for gradient in gradients if gradient is not None]
+    seen: set[Any] = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() in _ENDS:
+            raise RuntimeError("an operator in it can be differentiated once")
+        waiting += [following for following, _ in node.next_functions]
 
 
 def two_batches_or_more(calibration: Paired, method: str) -> Iterator[tuple[Inputs, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunecli.inputs import call, logits, map_tensors
+from prunecli.inputs import call, logits, map_tensors, model_device
 
 
 class Carrier:
@@ -29,7 +29,9 @@ class Carrier:
         """The network's scores for the next batch."""
         if not self.carries:
             return logits(call(model, inputs))
-        scores, memory = model(inputs, self._memory, carry=True)
+        # A state that was saved on a device is loaded on the CPU.
+        memory = map_tensors(self._memory, lambda tensor: tensor.to(model_device(model)))
+        scores, memory = model(inputs, memory, carry=True)
         self._memory = map_tensors(memory, Tensor.detach)
         return logits(scores)
 

@@ -75,7 +75,8 @@ def allocate(
         keep[group.name] = ranked[:count].sort().values
         reason = limits[group.name].reason(count, params)
         if demand.own is not None and not demand.own.get(group.name):
-            reason = "its own ratio is 0" if group.name in demand.own else "not named in layer_ratio"
+            unnamed = "not named in layer_ratio" if params.layer_ratio else "the method decides on other layers alone"
+            reason = "its own ratio is 0" if group.name in demand.own else unnamed
         if reason:
             held_back[group.name] = reason
     total = sum(dense.values())

@@ -21,7 +21,7 @@ from prunecli.methods.registry import get_structural
 from prunecli.surgery.groups import ChannelGroup
 
 _SHARED = frozenset(field.name for field in fields(StructuralParams))
-_DECIDED = ("ratio", *TARGETS, "layer_ratio", "scope", "normalise")
+_DECIDED = ("ratio", *TARGETS, "layer_ratio", "scope", "normalise", "round_to", "min_width", "max_ratio")
 """Parameters of other methods that `keep_fraction` and `snn_fraction` take the place of."""
 
 
@@ -51,7 +51,7 @@ def composed(groups: Sequence[ChannelGroup], params: StructuralParams) -> dict[s
         MethodError: A parameter has no effect here, no layer has units of both kinds, or a layer has too few.
     """
     assert isinstance(params, HybridParams)
-    for field in fields(StructuralParams):
+    for field in fields(HybridParams):
         if field.name in _DECIDED and getattr(params, field.name) not in (field.default, {}, "global", "isomorphic"):
             raise MethodError(
                 f"{field.name} has no effect on hybrid networks: --keep-fraction says how many units stay, and "

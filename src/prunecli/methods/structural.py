@@ -247,6 +247,7 @@ class _Run:
             "changed": [asdict(change) for change in self._attributes.values()],
             "preferred": sorted(known.preferred),
             "repaired": (self._repair.compensated, self._repair.recalibrated),
+            "scoring": dict(self._calibration.found),
             "generator": generator,
         }
 
@@ -278,6 +279,7 @@ class _Run:
         known = Assumptions(preferred=frozenset(state["preferred"]))
         self._traced = replace(self._traced, assumptions=known)
         self._repair.compensated, self._repair.recalibrated = state["repaired"]
+        self._calibration.found.update(state["scoring"])
 
     def _asked(self) -> str:
         if self._target is not None:
@@ -289,6 +291,7 @@ class _Run:
     def _ranked(self) -> Ranking:
         """Ranks the groups of the present network; those that cannot be ranked become untouched once."""
         selection = replace(self._selection, groups=tuple(self._groups), untouched=tuple(self.untouched))
+        self._calibration.found.clear()  # what an earlier step found out
         ranking = score(self.network, selection, self._criterion, self._calibration)
         self._groups, self.untouched = list(ranking.groups), list(ranking.untouched)
         return ranking

@@ -71,14 +71,9 @@ def _fusions(audit: Audit) -> Table:
         for fusion in audit.fusions
     ]
     columns = (
-        "fusion of ranks",
-        "rank correlation",
-        "best member",
-        "difference, 95 %",
-        "p after Holm",
-        "on units",
+        "fusion of ranks", "rank correlation", "best member", "difference, 95 %", "p after Holm", "on units",
         "recommended",
-    )
+    )  # fmt: skip
     return Table(columns, rows, numeric=(1, 3, 4, 5))
 
 

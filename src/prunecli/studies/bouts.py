@@ -30,7 +30,7 @@ from prunecli.methods.ranking import select, why_nothing
 from prunecli.methods.request import PruneRequest
 from prunecli.methods.selection import with_scope
 from prunecli.methods.structural import prune_structural
-from prunecli.methods.targets import Ruler
+from prunecli.methods.targets import Ruler, Target
 from prunecli.pipeline.stages.structural import calibration_of, refuse_unprunable, repairs
 from prunecli.pipeline.stages.train import learning_rate
 from prunecli.pipeline.workspace import Workspace
@@ -125,8 +125,8 @@ class Ring:
         allocation = allocate(groups, alike, params, Demand(ratio))
         return Ruler("params", self._model, self._example).share(self._model, groups, allocation)
 
-    def bout(self, entrant: Entrant, seed: int, share: float) -> Outcome:
-        """Prunes a copy to `share` of the parameters, evaluates it, trains it, and evaluates it again.
+    def bout(self, entrant: Entrant, seed: int, target: Target) -> Outcome:
+        """Prunes a copy to a target, evaluates it, trains it, and evaluates it again.
 
         The seed decides which calibration samples are drawn, what methods draw, and the order of training batches (of a
         text: where they begin), so at one seed all methods get the same ones.
@@ -136,7 +136,8 @@ class Ring:
             MethodError: It cannot rank anything, or what it leaves has no score.
             VerificationError: What is left is not the masked original.
         """
-        params = dataclasses.replace(entrant.params, params=share)
+        amount: dict[str, Any] = {target.kind: target.requested}
+        params = dataclasses.replace(entrant.params, **amount)
         space = self._space
         with self._seeded(seed), resource_errors(space.recipe.data.batch_size):
             calibration = self._calibration(seed)

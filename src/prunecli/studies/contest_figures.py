@@ -19,7 +19,7 @@ from prunecli.studies.entrants import Entrant
 
 SIGNIFICANT = 0.05
 _UNEQUAL = 0.01
-"""Difference between methods, as a share of the parameters left, from which on they are no longer called equal."""
+"""Difference between methods, as a share of what is left, from which on it is no longer called equal."""
 
 
 def contenders(
@@ -110,7 +110,7 @@ def ranked(rows: Sequence[Contender], figure: Figure) -> list[Contender]:
 
 
 def contest_verdict(
-    rows: Sequence[Contender], tests: Sequence[PairTest], figure: Figure, steps: int
+    rows: Sequence[Contender], tests: Sequence[PairTest], figure: Figure, steps: int, equal: str = "params"
 ) -> tuple[str, ...]:
     """The result in words: which method leads, what it can be distinguished from, and whether any beats random."""
     order = ranked(rows, figure)
@@ -128,11 +128,13 @@ def contest_verdict(
     ahead = [row.label for row in rows if row.label != "random" and _beats(row, "random", rows, tests, figure)]
     if not ahead:
         lines.append(f"no method is shown to beat random here at {seeds} seeds")
-    shares = [row.params_share.mean for row in rows]
+    name, shares = "parameters", [row.params_share.mean for row in rows]
+    if equal == "macs":
+        name, shares = "MACs", [row.macs_share.mean for row in rows]
     if max(shares) - min(shares) > _UNEQUAL * max(shares):
         rounded = any(row.params.get("round_to") != 1 for row in rows)
         lines.append(
-            f"parameters are not equal: {100 * min(shares):.1f} to {100 * max(shares):.1f} % are left, because "
+            f"{name} are not equal: {100 * min(shares):.1f} to {100 * max(shares):.1f} % are left, because "
             + ("widths are rounded; use --round-to 1" if rounded else "a channel has so many")
         )
     return tuple(lines)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from prunecli.surgery.recurrent.unrolling import Tap, unrolled
+from prunecli.surgery.recurrent.unrolling import Tap, is_unrollable, unrolled
 
 _RECURRENT = ("weight_ih", "weight_hh", "weight_hr")
 
@@ -19,7 +19,7 @@ def shows(module: nn.Module, tensor: str) -> bool:
     """Whether what a parameter of a module takes in can be seen: of linear layers, convolutions, recurrent layers."""
     if isinstance(module, (nn.Linear, _ConvNd)):
         return tensor == "weight"
-    return isinstance(module, (nn.RNNBase, nn.RNNCellBase)) and tensor.startswith(_RECURRENT)
+    return is_unrollable(module) and tensor.startswith(_RECURRENT)
 
 
 def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -58,7 +58,7 @@ def tapped(model: nn.Module, tensors: Iterable[str], tap: Tap) -> Iterator[None]
     with ExitStack() as undo:
         for path, own_tensors in by_module.items():
             module, own = model.get_submodule(path), partial(_chosen, tap, f"{path}." if path else "", own_tensors)
-            if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+            if is_unrollable(module):
                 undo.enter_context(_replaced_forward(module, unrolled(module, own)))
             else:
                 undo.callback(module.register_forward_pre_hook(_layer_hook(own), with_kwargs=True).remove)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prunecli.criteria.base import Calibration
+from prunecli.criteria.probe import check_twice_differentiable
 from prunecli.criteria.weights.base import MaskableWeight, WeightMethod
 from prunecli.criteria.weights.gradients import NO_GRADIENT, losses, probe_of, summed_gradients
 from prunecli.errors import MethodError
@@ -48,6 +49,7 @@ def _hessian_products(
 ) -> dict[str, Tensor]:
     """H g of one batch's loss with the gradient of all batches, in float64."""
     own = torch.autograd.grad(total, list(parameters.values()), create_graph=True, allow_unused=True)
+    check_twice_differentiable(own)
     inner = [
         (gradient * gradients[name].to(gradient)).sum()
         for name, gradient in zip(parameters, own, strict=True)

@@ -147,7 +147,10 @@ def _observed(model: nn.Module, names: Sequence[str], inputs: Inputs) -> _States
 
 
 def _computes_the_same(model: nn.Module, forms: Mapping[str, Form], inputs: Inputs) -> bool:
-    """Whether the network returns the same with these forms, in evaluation mode and, without dropout, in training."""
+    """Whether the network returns the same with these forms, in evaluation mode and, without dropout, in training.
+
+    A mode in which the network does not run on these inputs says nothing.
+    """
     for dtype, agreement in _AGREEMENT.items():
         original = converted(model, dtype).eval()
         changed = copied(original)
@@ -158,10 +161,26 @@ def _computes_the_same(model: nn.Module, forms: Mapping[str, Form], inputs: Inpu
         except Exception:
             continue  # some networks cast to single precision inside
         try:
-            return _alike(expected, _outputs(changed, typed), agreement)
+            same = _alike(expected, _outputs(changed, typed), agreement)
         except Exception:  # the network's code reads something that only the original layer has
             return False
+        return same and _trains_the_same(original, changed, typed, agreement)
     return False
+
+
+def _trains_the_same(original: nn.Module, changed: nn.Module, inputs: Inputs, agreement: float) -> bool:
+    for module in (*original.modules(), *changed.modules()):
+        for attribute in ("p", "dropout"):
+            if isinstance(getattr(module, attribute, None), float):
+                setattr(module, attribute, 0.0)
+    try:
+        expected = _outputs(original.train(), inputs)
+    except Exception:  # batch normalisation of one sample, missing targets
+        return True
+    try:
+        return _alike(expected, _outputs(changed.train(), inputs), agreement)
+    except Exception:
+        return False
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:

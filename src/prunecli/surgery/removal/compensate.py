@@ -71,7 +71,7 @@ def compensate(
 
     Grouped convolutions are not adjusted: the same column reads a different channel in each block. Nor are weights that
     several layers share, or that are computed from other parameters. In recurrent layers, weights that read the units
-    of the step before are adjusted too, unless all their sequences are packed.
+    of the step before are adjusted too, where the layer is one of torch's own.
 
     Args:
         dense: The network before removal; not changed.
