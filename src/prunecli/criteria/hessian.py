@@ -154,7 +154,7 @@ def curvature_draws(
     Raises:
         MethodError: The data has one sample alone, or the loss cannot be differentiated twice.
     """
-    for _ in itertools.count():
+    for round_ in itertools.count():
         for number, (inputs, labels) in enumerate(two_batches_or_more(calibration, method)):
             samples = sample_count(inputs)
             with torch.enable_grad(), differentiable_twice(probe):
