@@ -421,6 +421,72 @@ def test_packed_sequences_are_watched_step_by_step(kind: str, options: dict[str,
     assert set(rows.values()) == {4 * 15}  # four calls of 3 + 6 + 1 + 5 steps
 
 
+class Reached(nn.Module):
+    """A network that reaches a recurrent layer through a list of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = []
+        for index, width in enumerate((6, 16)):
+            layer = nn.LSTM(width, 8, bidirectional=True)
+            self.add_module(f"layer{index}", layer)
+            self.layers.append(layer)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)[0]
+        return self.head(x)
+
+
+def test_a_layer_that_is_reached_in_two_ways_keeps_its_form(tmp_path: Path) -> None:
+    x = torch.randn(5, 3, 6)
+    result = _pruned(Reached(), x)
+    result.save(tmp_path / "pruned.safetensors")
+    restored: Any = prunecli.load(tmp_path / "pruned.safetensors", Reached())
+    assert torch.equal(restored(x), result.model.eval()(x))
+    assert type(restored.layer0) is nn.LSTM and restored.layer0.hidden_size < 8
+
+
+@pytest.mark.parametrize("change", ["forward", "gain", "hook", "backward"])
+def test_a_layer_that_was_changed_keeps_its_form(change: str) -> None:
+    model, tokens = Language("lstm", 8, 2), torch.randint(0, _VOCABULARY, (5, 2))
+    rnn: Any = model.rnn
+    if change == "forward":
+        rnn.forward = lambda x, hx=None: nn.LSTM.forward(rnn, x, hx)
+    elif change == "gain":
+        rnn.gain = 3.0
+    elif change == "hook":
+        rnn.register_forward_hook(lambda module, args, output: (output[0] * 2, output[1]))
+    else:
+        rnn.register_full_backward_hook(lambda module, before, after: None)
+    assert in_form(model, tokens) is model
+    assert type(in_form(Language("lstm", 8, 2), tokens).rnn) is RecurrentStack
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 8), (2, 2, 11)])
+def test_states_of_another_shape_are_refused_as_by_the_original(shape: tuple[int, ...]) -> None:
+    tokens, state = torch.randint(0, _VOCABULARY, (5, 2)), torch.zeros(shape)
+    network = in_form(Language("gru", 8, 2), tokens)
+    for one in (network, Language("gru", 8, 2)):
+        with pytest.raises(RuntimeError, match=r"(?i)expected"):
+            one(tokens, state)
+
+
+def test_cells_shrink_further_in_the_steps_of_a_schedule() -> None:
+    result = _pruned(
+        Looping(nn.GRUCell, True), torch.randn(4, 2, 6), ratio=0.75, schedule="linear", steps=3, scope="local"
+    )
+    network: Any = result.model
+    assert (network.cell.cell.hidden_size, network.second.cell.hidden_size) == (3, 3)
+
+
+def test_a_network_without_values_is_refused_in_one_line() -> None:
+    with pytest.raises(ModelError, match="has no values yet"):
+        _pruned(Language("lstm", 8, 2).to("meta"), torch.randint(0, _VOCABULARY, (5, 2)))
+
+
 class Cleared(Language):
     """Reads the attributes that an `nn.LSTM` has and calls its methods."""
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.errors import ModelError
+from prunecli.surgery.recurrent.plain import is_plain_cell
 
 
 class RecurrentCell(nn.Module):
@@ -66,12 +67,6 @@ def wrap_cells(model: nn.Module, names: Any) -> None:
         assert isinstance(cell, nn.RNNCellBase)
         parent, _, leaf = name.rpartition(".")
         model.get_submodule(parent)._modules[leaf] = made.setdefault(id(cell), RecurrentCell(cell))
-
-
-def is_plain_cell(module: Any) -> bool:
-    """Whether a module is one of torch's recurrent cells, with nothing of its own added to it."""
-    plain = type(module) in (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
-    return plain and not (module._forward_hooks or module._forward_pre_hooks or hasattr(module, "parametrizations"))
 
 
 def wrapped_cells(model: nn.Module) -> list[str]:

@@ -9,11 +9,13 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from prunecli.copying import converted, copied
 from prunecli.inputs import Inputs, call, cast_inputs, output_tensors
-from prunecli.surgery.recurrent.cell import is_plain_cell, wrap_cells, wrapped_cells
-from prunecli.surgery.recurrent.stack import is_separable, separate, separated_names
+from prunecli.surgery.recurrent.cell import wrap_cells, wrapped_cells
+from prunecli.surgery.recurrent.plain import is_plain_cell, is_plain_layer
+from prunecli.surgery.recurrent.stack import separate, separated_names
 from prunecli.surgery.tracing.running import plain_kernels, seeded
 
 Form = Literal["stack", "cell"]
@@ -54,10 +56,10 @@ def in_form(model: _Network, inputs: Inputs) -> _Network:
     candidates = [
         name
         for name, module in model.named_modules(remove_duplicate=False)
-        if name and (is_separable(module) or is_plain_cell(module)) and not _inside(name, present)
+        if name and (is_plain_layer(module) or is_plain_cell(module)) and not _inside(name, present)
     ]
-    if not candidates:
-        return model
+    if not candidates or any(tensor.is_meta or is_lazy(tensor) for tensor in model.parameters()):
+        return model  # without values there is nothing to compare; the trace says so
     wanted = _wanted(model, candidates, inputs)
     while wanted and not _computes_the_same(model, wanted, inputs):
         wanted = _without_faulty(model, wanted, inputs)

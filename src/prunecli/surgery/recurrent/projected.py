@@ -19,7 +19,7 @@ class ProjectedLSTM(nn.LSTM):
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As `nn.LSTM`."""
         if self.proj_size != self.hidden_size:
-            return super().forward(input, hx)
+            return nn.LSTM.forward(self, input, hx)
         wider = copy.copy(self)
         wider.__dict__["hidden_size"] = self.hidden_size + 1
         wider.__dict__["_flat_weights"] = [self._wider(name, getattr(self, name)) for name in self._flat_weights_names]

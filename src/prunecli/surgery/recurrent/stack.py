@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from prunecli.errors import ModelError
+from prunecli.surgery.recurrent.plain import is_plain_layer
 from prunecli.surgery.recurrent.projected import ProjectedLSTM
 
 _KINDS: dict[str, type[nn.RNNBase]] = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN_TANH": nn.RNN, "RNN_RELU": nn.RNN}
@@ -92,9 +93,20 @@ class RecurrentStack(nn.Module):
         return self.get_buffer(f"{suffix}_{kind}")
 
     def _entering(self, suffix: str, index: int, hx: Any) -> Any:
-        """The part of a state that one layer begins with."""
+        """The part of a state that one layer begins with.
+
+        Raises:
+            RuntimeError: The state has another shape than that of the original layer.
+        """
         if hx is None:
             return None
+        widths = (self.proj_size or self.hidden_size, self.hidden_size)
+        for part, width in zip(hx if self.mode == "LSTM" else (hx,), widths, strict=False):
+            wanted = (self.num_layers * (2 if self.bidirectional else 1), width)
+            if (part.shape[0], part.shape[-1]) != wanted:
+                raise RuntimeError(
+                    f"expected a state of {wanted[0]} layers and {wanted[1]} units, got {list(part.shape)}"
+                )
         if self.mode != "LSTM":
             return hx[index : index + 1].index_select(-1, self._positions(suffix))
         hidden, cell = hx
@@ -122,18 +134,24 @@ def separate(model: nn.Module, names: Any) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     for name in names:
         layer = modules.get(name)
-        if not name or not is_separable(layer):
+        if not name or not is_plain_layer(layer):
             raise ModelError(f"the manifest separates the layers of {name!r}, which is no recurrent layer")
         assert isinstance(layer, nn.RNNBase)
         parent, _, leaf = name.rpartition(".")
-        stack = made.setdefault(id(layer), RecurrentStack(layer))
-        model.get_submodule(parent)._modules[leaf] = stack
+        if id(layer) not in made:
+            made[id(layer)] = RecurrentStack(layer)
+            _empty(layer)
+        model.get_submodule(parent)._modules[leaf] = made[id(layer)]
 
 
-def is_separable(module: Any) -> bool:
-    """Whether a module is one of torch's recurrent layers, with nothing of its own added to it."""
-    plain = type(module) in (nn.LSTM, nn.GRU, nn.RNN)
-    return plain and not (module._forward_hooks or module._forward_pre_hooks or hasattr(module, "parametrizations"))
+def _empty(layer: nn.RNNBase) -> None:
+    """Takes the parameters out of a layer that was replaced.
+
+    Code that reaches it in another way, such as a list of its own, would run it with weights that nobody prunes or
+    loads. Now it fails at once.
+    """
+    layer._parameters.clear()
+    layer._flat_weights = [None] * len(layer._flat_weights_names)
 
 
 def separated_names(model: nn.Module) -> list[str]:

@@ -19,6 +19,7 @@ from prunecli.surgery.tracing.watched import Read, Uses
 
 INPUT = "tied to the size of the model's input"
 OUTPUT = "output layer: its width is the model's output"
+PICKED = "single positions of it are picked out"
 _CONSTANT = "tied to a tensor that is neither a parameter nor a buffer"
 
 

@@ -9,7 +9,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from prunecli.surgery.axes import leaves
 from prunecli.surgery.groups import ChannelGroup
-from prunecli.surgery.tracing.labels import OUTPUT, Followed
+from prunecli.surgery.tracing.labels import OUTPUT, PICKED, Followed
 from prunecli.surgery.tracing.traced import Frozen
 
 STEM = "first layer (protected; --prune-stem to include it)"
@@ -55,7 +55,9 @@ def _reason(followed: Followed, weights: Sequence[str]) -> str:
         return SINGLE
     reasons = [leaf.reason for term in terms for leaf in leaves(term) if leaf.reason is not None and leaf.size > 1]
     if reasons:
-        return next((reason for reason in reasons if reason == OUTPUT), reasons[0])
+        # Gates are picked out of the rows of a recurrent layer, which says nothing about its units.
+        others = [reason for reason in reasons if reason != PICKED]
+        return next((reason for reason in reasons if reason == OUTPUT), (others or reasons)[0])
     heads = {leaf for term in followed.heads for leaf in leaves(term)}
     if any(leaf in heads for term in terms for leaf in leaves(term)):
         return HEADS

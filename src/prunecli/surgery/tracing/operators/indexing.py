@@ -93,7 +93,7 @@ def _index_select(call: Call) -> None:
     dims = call.dims(x)
     where = call.arg(2, "index")
     index = call.dims(where)
-    if _is_entry(call, where) and not is_fixed(dims[dim]):
+    if _is_entry(call, where) and not is_fixed(dims[dim]) and dims[dim].size == index[0].size:
         unify(dims[dim], index[0])
     else:
         freeze(dims[dim], _PICKED)

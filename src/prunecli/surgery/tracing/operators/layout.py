@@ -21,9 +21,9 @@ from prunecli.surgery.axes import (
     strided,
     unify,
 )
+from prunecli.surgery.tracing.labels import PICKED
 from prunecli.surgery.tracing.operators import Call, Rule
 
-_PICKED = "single positions of it are picked out"
 _GROUPS = "the number of groups that are shuffled is fixed"
 _UNEQUAL = "pieces of equal width would become unequal"
 _REORDERED = "its channels are reordered by position"
@@ -132,7 +132,7 @@ def _select(call: Call) -> None:
     dims = call.dims(x)
     picked, position = dims.pop(dim), call.arg(2, "index")
     call.set(call.results[0], dims)
-    call.known.if_read(call.results[0], _before(picked, position % picked.size, from_end=position < 0), _PICKED)
+    call.known.if_read(call.results[0], _before(picked, position % picked.size, from_end=position < 0), PICKED)
 
 
 def _before(term: Term, position: int, *, from_end: bool) -> list[Term]:
@@ -159,7 +159,7 @@ def _split(call: Call) -> None:
     if equal and len(call.results) > 1:
         outer, inner = _halves(rest, call.results[0].shape[dim])
         if outer is not None and inner is not None:
-            freeze(outer, _PICKED)
+            freeze(outer, PICKED)
             pieces = [inner] * len(call.results)
     if not pieces:
         for result in call.results:
@@ -206,7 +206,7 @@ def _glu(call: Call) -> None:
     dim = call.arg(1, "dim", -1) % x.dim()
     dims = call.dims(x)
     outer, dims[dim] = factor(dims[dim], x.shape[dim] // 2)
-    freeze(outer, _PICKED)
+    freeze(outer, PICKED)
     call.set(call.results[0], dims)
 
 
@@ -215,7 +215,7 @@ def _unbind(call: Call) -> None:
     x = call.args[0]
     dim = call.arg(1, "dim", 0) % x.dim()
     dims = call.dims(x)
-    freeze(dims.pop(dim), _PICKED)
+    freeze(dims.pop(dim), PICKED)
     for result in call.results:
         call.set(result, dims)
 
@@ -307,7 +307,7 @@ def _select_scatter(call: Call) -> None:
     x = call.args[0]
     dims = call.dims(x)
     others = list(dims)
-    freeze(others.pop(call.arg(2, "dim")), _PICKED)
+    freeze(others.pop(call.arg(2, "dim")), PICKED)
     for term, other in zip(others, call.dims(call.args[1]), strict=True):
         unify(term, other)
     call.set(call.results[0], dims)
