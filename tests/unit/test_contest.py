@@ -275,6 +275,7 @@ def _same(first: Outcome, second: Outcome) -> bool:
     return first.cell == second.cell and jaccard(first.kept, second.kept) == 1
 
 
+@pytest.mark.slow
 def test_every_method_leaves_as_many_macs(networks: list[Path], tmp_path: Path) -> None:
     settings = ContestSettings("l1:normalise=none", macs=0.6, seeds=2, images=20)
     contest = run_contest([_space(networks[0])], settings, _STAGE, FinetuneStage(), tmp_path / "c.json")
@@ -311,6 +312,7 @@ def test_several_networks_have_one_seed_each(networks: list[Path], tmp_path: Pat
         )
 
 
+@pytest.mark.slow
 def test_who_cannot_remove_as_much_is_left_out(networks: list[Path], tmp_path: Path) -> None:
     settings = ContestSettings("l1:max-ratio=0.1", seeds=2, images=20)
     contest = run_contest([_space(networks[0])], settings, _STAGE, FinetuneStage(), tmp_path / "c.json")
