@@ -149,6 +149,9 @@ def test_methods_are_audited_and_compared_by_perplexity(prune: Prune, trained: P
     )
     assert done.code == 0, done.err
     assert done.json["verify_error"] < 1e-9 and {"rnn"} & {unit["group"][:3] for unit in done.json["ablations"]}
+    again = prune("audit", "x.safetensors", *how, "--units", "8", "--batches", "4", "-o", "a.json", "--json",
+                  "--resume", cwd=trained)  # fmt: skip
+    assert again.code == 0 and again.json == done.json | {"seconds": {}}, again.err  # the text is known from x
     done = prune("compare", "x.safetensors", *how, "--seeds", "2", "--recover", "3", "--calibration-images", "16",
                  "-o", "c.json", "--json", cwd=trained)  # fmt: skip
     assert done.code == 0, done.err

@@ -24,7 +24,8 @@ def settings_of(space: Workspace, settings: Any, **stages: Stage) -> dict[str, J
         settings: A dataclass.
         stages: By name.
     """
-    data = dataclasses.asdict(space.recipe.data)
+    space.model()  # whose checkpoint knows a data set where none is named
+    data = dataclasses.asdict(space.recipe.data) | {"name": space.data_name()}
     whole = {
         **dataclasses.asdict(settings),
         **{name: dataclasses.asdict(stage) for name, stage in stages.items()},
