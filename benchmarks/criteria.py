@@ -1,8 +1,9 @@
 """Criteria on networks of several seeds: trains the networks, and leaves the rest to `prune compare --methods`.
 
-    PRUNE_DATA=DATA python benchmarks/criteria.py shakespeare --folder FOLDER -o benchmarks/results
     PRUNE_DATA=DATA python benchmarks/criteria.py vgg9 --folder FOLDER -o benchmarks/results --ratios 0.5
-    python benchmarks/criteria.py --tables benchmarks/results/criteria_shakespeare_*.json
+    python benchmarks/criteria.py --tables benchmarks/results/criteria_vgg9_*.json
+
+`importance_lm.py` does the same for language models.
 
 A network is trained for each seed. For every ratio and kind of compensation, each method prunes each network to as many
 parameters as there are when every layer loses that share of its channels, and trains it for as many steps on the same
@@ -51,17 +52,6 @@ class Setting:
 _SPIKES = ("rate", "rate+v", "entropy", "variance", "singular", "l1", "bn-scale")
 _SPIKE_METHODS = ",".join([*(f"spike:criterion={name}" for name in _SPIKES), "taylor", "activation"])
 SETTINGS = {
-    "shakespeare": Setting(
-        "lm:lstm",
-        DataSection(name="text:text/tinyshakespeare.txt", bptt=64, batch_size=32),
-        TrainStage(epochs=4, lr=3e-3, optimizer="adamw", weight_decay=0.0, clip_grad=1.0),
-        FinetuneStage(lr=1e-3, optimizer="adamw", weight_decay=0.0, clip_grad=1.0),
-        "fisher,taylor,hap,obd,gate-obd,obs,obs-greedy,activation,enhanced,enhanced:fusion=learned",
-        (0.25, 0.5),
-        5,
-        40,
-        {"units": 128, "layers": 2},
-    ),
     "vgg9": Setting(
         "spiking:vgg9",
         DataSection(name="mnist", image_size=32, batch_size=64),
