@@ -90,8 +90,8 @@ def hybrid(text: Path, folder: Path) -> dict[str, Any]:
 def evaluated(name: str, data: tuple[str, str], folder: Path) -> dict[str, float]:
     """Bits per character on the test text, parameters, and the share of steps in which spiking units fire."""
     out = folder / f"{name}.json"
-    run("eval", name, *data, "--measure", "accuracy", "--measure", "params", "--measure", "spikes", "-o", out.name, "--force",
-        folder=folder)  # fmt: skip
+    run("eval", name, *data, "--measure", "accuracy", "--measure", "params", "--measure", "spikes", "-o", out.name,
+        "--force", folder=folder)  # fmt: skip
     metrics = json.loads(out.read_text())["metrics"]
     return {
         key: metrics[key] for key in ("bits_per_character", "params", "firing_rate") if metrics.get(key) is not None
