@@ -76,11 +76,12 @@ class Estimate:
 
     def note(self, found: dict[str, Any]) -> None:
         """Writes down how it went, for the report."""
-        errors = [(self.standard_errors[name] / self.means[name].abs()).median() for name in self.means]
         found["probes"] = self.probes
         found["reliability"] = round(self.reliability, 4)
-        if errors:
-            found["relative_standard_error"] = round(float(torch.stack(errors).median()), 4)
+        known = [(self.standard_errors[name], mean.abs()) for name, mean in self.means.items()]
+        shares = [(error / size)[size > 0] for error, size in known]  # units on which nothing depends have no share
+        if any(len(share) for share in shares):
+            found["relative_standard_error"] = round(float(torch.cat(shares).median()), 4)
 
 
 @dataclass(frozen=True)
