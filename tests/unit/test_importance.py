@@ -830,3 +830,18 @@ def test_a_network_that_cannot_be_differentiated_twice_says_so(criterion: Any, n
     group = ChannelGroup("a", 7, 7, members)
     with pytest.raises(MethodError, match=f"^{name} differentiates the loss twice, .*; choose fisher instead$"):
         criterion(network(), [group], Calibration(batches=_images(2)))
+
+
+def test_units_on_which_nothing_depends_have_no_relative_error() -> None:
+    model = _NoBias().eval()
+    index = torch.arange(7)[:, None]
+    group = ChannelGroup("a", 7, 7, (Member("a", "weight", 0, index, "producer"),))
+    options = {**_FEW, "stability": 1.0}
+    found = Calibration(batches=_images(2), options=options)
+    hessian.hap(model, [group], found)
+    assert found.found["probes"] == 6 and found.found["relative_standard_error"] > 0
+    with torch.no_grad():
+        model.a.bias.fill_(-100)  # every unit is dead
+    dead = Calibration(batches=_images(2), options=options)
+    scores = hessian.hap(model, [group], dead)["a"]
+    assert float(scores.max()) == 0 and "relative_standard_error" not in dead.found  # type: ignore[union-attr]

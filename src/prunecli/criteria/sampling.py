@@ -76,14 +76,14 @@ class Estimate:
     halves: tuple[dict[str, Tensor], dict[str, Tensor]]
 
     def note(self, found: dict[str, Any]) -> None:
-        """Writes down how it went, for the report; the standard error is a median over units and then over groups."""
-        relative = [self.standard_errors[name] / mean.abs() for name, mean in self.means.items()]
-        # A mean of 0, as of a unit that nothing comes out of, has no relative error.
-        errors = [own[own.isfinite()].median() for own in relative if bool(own.isfinite().any())]
+        """Writes down how it went, for the report; the standard error is the median over units."""
         found["probes"] = self.probes
         found["reliability"] = round(self.reliability, 4)
-        if errors:
-            found["relative_standard_error"] = round(float(torch.stack(errors).median()), 4)
+        known = [(self.standard_errors[name], mean.abs()) for name, mean in self.means.items()]
+        shares = [(error / size)[size > 0] for error, size in known]  # units on which nothing depends have no share
+        finite = [share[share.isfinite()] for share in shares]
+        if any(len(share) for share in finite):
+            found["relative_standard_error"] = round(float(torch.cat(finite).median()), 4)
 
 
 @dataclass(frozen=True)

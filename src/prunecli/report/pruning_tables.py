@@ -144,10 +144,10 @@ def trained_tables(figures: Mapping[str, object]) -> list[Table]:
 
 
 def scoring_tables(found: Mapping[str, Any]) -> list[Table]:
-    """What a criterion found out besides scores; no table if there is nothing."""
+    """What a criterion found out besides scores; no table if there is nothing. Long lists are for `--json`."""
     rows: list[tuple[str, ...]] = []
     for name, value in found.items():
-        entries = value.items() if isinstance(value, Mapping) else [("", value)]
+        entries = value.items() if isinstance(value, Mapping) else [("", value)] if not isinstance(value, list) else []
         rows += [(f"{name.replace('_', ' ')} {key}".strip(), _plain(entry)) for key, entry in entries]
     return [Table(("ranking", "value"), rows, numeric=(1,))] if rows else []
 
