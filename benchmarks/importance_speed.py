@@ -47,6 +47,16 @@ def mean_loss(network: nn.Module, batch: Batch) -> Tensor:
     return token_loss(network(batch[0]), batch[1]) / len(batch[0])
 
 
+class MeanLoss(nn.Module):
+    """`mean_loss` as curvlinops takes losses."""
+
+    reduction = "mean"
+
+    def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """The mean over sequences."""
+        return token_loss(scores, targets) / len(scores)
+
+
 def ours(network: nn.Module, groups: list[ChannelGroup], batch: Batch) -> None:
     """`PROBES` probes for all units of all groups."""
     options = {"min_probes": PROBES, "max_probes": PROBES, "stability": 1.0}
@@ -81,11 +91,10 @@ def curvlinops(network: nn.Module, groups: list[ChannelGroup], batch: Batch) -> 
     names = dict.fromkeys(member.name for group in groups for member in incoming(probe, group))
     parameters = {name: probe.get_parameter(name) for name in names}
 
-    def loss(scores: Tensor, targets: Tensor) -> Tensor:
-        return token_loss(scores, targets) / len(scores)
-
     with differentiable_twice(probe):
-        operator = HessianLinearOperator(probe, loss, list(parameters.values()), [batch], check_deterministic=False)
+        operator = HessianLinearOperator(
+            probe, MeanLoss(), list(parameters.values()), [batch], check_deterministic=False
+        )
         hutchinson_diag(operator, PROBES)
 
 
