@@ -102,8 +102,8 @@ def tables(result: dict[str, Any]) -> str:
     """Markdown tables of a result."""
     lines = []
     for ratio in map(str, RATIOS):
-        raw, folded = result["contests"][f"{ratio}-none"], result["contests"][f"{ratio}-ls"]
-        dense = [one["score"] for one in raw["dense"]]
+        raw, folded = result["contests"].get(f"{ratio}-none", {"methods": ()}), result["contests"][f"{ratio}-ls"]
+        dense = [one["score"] for one in folded["dense"]]
         lines += [
             f"\n{100 * float(ratio):g} % of the units of every layer, or as many parameters; dense: "
             f"{sum(dense) / len(dense):.2f}\n",
