@@ -670,7 +670,7 @@ class _Wrapped(nn.Module):
         return self.decode(steps.flatten(0, 1)).unflatten(0, steps.shape[:2]).transpose(0, 1)
 
 
-@pytest.mark.parametrize(("kind", "runs"), [("cell", 3), ("projected", 3), ("carried", 3), ("packed", 8)])
+@pytest.mark.parametrize(("kind", "runs"), [("cell", 3), ("projected", 3), ("carried", 3), ("packed", 3)])
 def test_cells_projections_carried_states_and_packed_sequences(kind: str, runs: int) -> None:
     torch.manual_seed(3)
     model, six, three = _Wrapped(kind).double().eval(), torch.arange(6)[:, None], torch.arange(3)[:, None]
@@ -845,3 +845,68 @@ def test_units_on_which_nothing_depends_have_no_relative_error() -> None:
     dead = Calibration(batches=_images(2), options=options)
     scores = hessian.hap(model, [group], dead)["a"]
     assert float(scores.max()) == 0 and "relative_standard_error" not in dead.found  # type: ignore[union-attr]
+
+
+class _Coupled(nn.Module):
+    """Adds the first sample of a batch to all: alone, every other sample is another network's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 7), nn.Linear(7, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.a(x.mean((2, 3))))
+        return self.b(x + x[:1].detach())
+
+
+@pytest.mark.parametrize("first", [1, 4])
+def test_samples_that_depend_on_their_batch_are_run_one_by_one(first: int) -> None:
+    torch.manual_seed(0)
+    model, (images, labels) = _Coupled().double(), _images(1, 4 + first)[0]
+    index = torch.arange(7)[:, None]
+    group = ChannelGroup("a", 7, 7, (Member("b", "weight", 1, index, "consumer"),))
+    data = [(images[:first].double(), labels[:first]), (images[first:].double(), labels[first:])]
+    wanted = _gates_one_by_one(model, [group], data)["a"]
+    found = torch.cat([gates["a"] for gates in gate_gradients(model, [group], Calibration(batches=data))])
+    assert torch.allclose(found, wanted, rtol=1e-6)
+
+
+def test_a_standard_error_is_the_deviation_over_the_root_of_the_number() -> None:
+    values = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    draws = [Draw({"a": value}, 2, place % 2) for place, value in enumerate(values)]
+    found = stable_mean(draws, Stop(fewest=5, most=5), lambda _, mean: mean)
+    assert torch.allclose(found.standard_errors["a"], values.std(0) / 5**0.5)
+    assert torch.allclose(found.halves[1]["a"], values[1::2].mean(0))
+    uneven = [Draw({"a": values[0]}, 1, 0), Draw({"a": values[1]}, 3, 1), Draw({"a": values[2]}, 4, 0)]
+    found = stable_mean(uneven, Stop(fewest=3, most=3), lambda _, mean: mean)
+    assert torch.allclose(found.means["a"], (values[0] + 3 * values[1] + 4 * values[2]) / 8)
+
+
+def test_a_round_through_the_data_changes_halves() -> None:
+    model, groups, data = CASES["convolution"]
+    probe = probe_of(model)
+    leaves = {"a.weight": probe.get_parameter("a.weight")}
+    draws = hessian.curvature_draws(probe, leaves, Calibration(batches=data), "hap")
+    assert [next(draws).half for _ in range(6)] == [0, 1, 1, 0, 0, 1]
+    assert groups
+
+
+@pytest.mark.parametrize("steps_first", [False, True])
+def test_samples_and_positions_in_one_dimension(steps_first: bool) -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(16, 7), nn.Linear(7, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.tanh(self.a(x.mean(1)))  # (samples, rows, units)
+            x = x.transpose(0, 1) if steps_first else x
+            return self.b(x.flatten(0, 1)).unflatten(0, x.shape[:2]).square().mean(0 if steps_first else 1)
+
+    torch.manual_seed(0)
+    model, data, runs = Flat().double(), [(x.double(), y) for x, y in _images(2, 5)], []
+    group = ChannelGroup("a", 7, 7, (Member("b", "weight", 1, torch.arange(7)[:, None], "consumer"),))
+    wanted = _gates_one_by_one(model, [group], data)["a"]
+    model.register_forward_hook(lambda *_: runs.append(1))
+    found = torch.cat([gates["a"] for gates in gate_gradients(model, [group], Calibration(batches=data))])
+    assert torch.allclose(found, wanted, rtol=1e-6) and len(runs) == 2 + 2
