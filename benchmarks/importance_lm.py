@@ -72,7 +72,7 @@ def hybrid(text: Path, folder: Path) -> dict[str, Any]:
         arguments = [("--model-kwargs", pair) for pair in ("units=256", "layers=1", "embedding=64", "cell=lstm")]
         run("train", "lm:hybrid", *(word for pair in arguments for word in pair), *data, "--epochs", 2, "--lr", 0.005,
             *TRAINING, "-o", name, "--resume", folder=folder)  # fmt: skip
-    figures = {"dense": evaluated(name, folder)}
+    figures = {"dense": evaluated(name, data, folder)}
     for fraction in FRACTIONS:
         pruned, restored = f"hybrid-{fraction}.safetensors", f"hybrid-{fraction}-restored.safetensors"
         run("hybrid", name, *data, "--keep-fraction", 0.5, "--snn-fraction", fraction, "--calibration-images",
@@ -80,15 +80,18 @@ def hybrid(text: Path, folder: Path) -> dict[str, Any]:
         run(
             "finetune", pruned, *data, "--epochs", 1, "--lr", 0.002, *TRAINING, "-o", restored, "--force", folder=folder
         )
-        figures[str(fraction)] = {"selected": evaluated(pruned, folder), "restored": evaluated(restored, folder)}
+        figures[str(fraction)] = {
+            "selected": evaluated(pruned, data, folder),
+            "restored": evaluated(restored, data, folder),
+        }
     return figures
 
 
-def evaluated(name: str, folder: Path) -> dict[str, float]:
+def evaluated(name: str, data: tuple[str, str], folder: Path) -> dict[str, float]:
     """Bits per character on the test text, parameters, and the share of steps in which spiking units fire."""
     out = folder / f"{name}.json"
-    run("eval", name, "--measure", "accuracy", "--measure", "params", "--measure", "spikes", "-o", out.name, "--force",
-        folder=folder)  # fmt: skip
+    run("eval", name, *data, "--measure", "accuracy", "--measure", "params", "--measure", "spikes", "-o", out.name,
+        "--force", folder=folder)  # fmt: skip
     metrics = json.loads(out.read_text())["metrics"]
     return {
         key: metrics[key] for key in ("bits_per_character", "params", "firing_rate") if metrics.get(key) is not None

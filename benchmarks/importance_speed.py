@@ -85,7 +85,7 @@ def curvlinops(network: nn.Module, groups: list[ChannelGroup], batch: Batch) -> 
         return token_loss(scores, targets) / len(scores)
 
     with differentiable_twice(probe):
-        operator = HessianLinearOperator(probe, loss, parameters, [batch], check_deterministic=False)
+        operator = HessianLinearOperator(probe, loss, list(parameters.values()), [batch], check_deterministic=False)
         hutchinson_diag(operator, PROBES)
 
 

@@ -5,6 +5,7 @@ PruneError (1)
 |-- ModelError (2)         a model, checkpoint or weights file is wrong
 |   `-- DataDependentError a model computes differently depending on its input values
 |-- MethodError (2)        a method is unknown or not applicable
+|   `-- TargetError        a method cannot remove as much as it is asked to
 |-- DataError (2)          a data set is missing or wrong
 |-- VerificationError (1)  the pruned network differs from the masked one
 |-- ResourceError (1)      the disk, memory or a worker process failed
@@ -48,6 +49,10 @@ class MethodError(PruneError):
     """A pruning method does not exist, or does not support the request."""
 
     exit_code = 2
+
+
+class TargetError(MethodError):
+    """A method cannot remove as much as it is asked to."""
 
 
 class DataError(PruneError):

@@ -132,6 +132,7 @@ def test_a_gate_exits_with_3_and_one_document(prune: Prune, tmp_path: Path) -> N
         (["eval", "{w}", "--device", "cuda:9"], "device 'cuda:9' is not available on this machine"),
         (["eval", "{w}", "--set", "data"], "KEY=VALUE"),
         (["l1", "{w}", "--keep", "*"], "nothing would be removed"),
+        (["l1", "{w}", "--retention", "epsilon", "--epsilon", "0.1"], "--retention epsilon needs images: name"),
         (["train", "{w}", "--data", "digits", "--optimizer", "foo"], "optimizer 'foo' is unknown to timm"),
         (["run", "ghost.yaml"], "unknown architecture 'cifar:resnet5'"),
         (["recipe", "check", "ghost.yaml"], "unknown architecture 'cifar:resnet5'"),

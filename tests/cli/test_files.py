@@ -33,6 +33,8 @@ def test_eval_needs_the_test_file_alone(prune: Prune, colours: Path, tmp_path: P
         ("train", colours),
         ("l1", colours),
         ("sensitivity", colours),
+        ("audit", colours),
+        ("compare", colours, "--methods", "l1"),
     ):
         done = prune(*others, *words)
         assert done.code == 2 and "data_batch_*.bin: not found" in done.err.splitlines()[-1]

@@ -142,6 +142,32 @@ def test_weights_of_the_example_with_the_text_they_belong_to(prune: Prune, train
     )
 
 
+def test_methods_are_audited_and_compared_by_perplexity(prune: Prune, trained: Path) -> None:
+    how = ["--methods", "fisher", "--batch-size", "4"]
+    done = prune(
+        "audit", "x.safetensors", *how, "--units", "8", "--batches", "4", "-o", "a.json", "--json", cwd=trained
+    )
+    assert done.code == 0, done.err
+    assert done.json["verify_error"] < 1e-9 and {"rnn"} & {unit["group"][:3] for unit in done.json["ablations"]}
+    again = prune("audit", "x.safetensors", *how, "--units", "8", "--batches", "4", "-o", "a.json", "--json",
+                  "--resume", cwd=trained)  # fmt: skip
+    assert again.code == 0 and again.json == done.json | {"seconds": {}}, again.err  # the text is known from x
+    done = prune("compare", "x.safetensors", *how, "--seeds", "2", "--recover", "3", "--calibration-images", "16",
+                 "-o", "c.json", "--json", cwd=trained)  # fmt: skip
+    assert done.code == 0, done.err
+    contest = done.json
+    assert contest["figure"] == {
+        "name": "perplexity", "label": "perplexity", "unit": "", "digits": 3, "lower_is_better": True,
+    }  # fmt: skip
+    best = min(contest["methods"], key=lambda row: row["after"]["mean"])
+    assert contest["verdict"][0].startswith(f"{best['label']} is ahead after 3 training steps: perplexity ")
+    assert all(row["cells"][0]["figures_after"]["loss"] > 0 for row in contest["methods"])
+    assert "--images" not in done.err
+    done = prune("compare", "x.safetensors", *how, "--seeds", "2", "--images", "3", "-o", "d.json", cwd=trained)
+    assert done.code == 0, done.err
+    assert "--images: 3 sequences of 8 tokens, each without state from the one before" in done.err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -53,6 +53,9 @@ def test_an_audit_prints_tables_and_a_verdict(prune: Prune, checkpoint: Path, tm
     assert json.loads((tmp_path / "dense-audit.json").read_text()) == report  # equal seeds, equal reports
     quiet = prune("audit", checkpoint, *_AUDIT, "--resume", "-q")
     assert quiet.err == "" and quiet.out.split("\n\n")[1:] == [agreement, verdict]
+    other = prune("audit", checkpoint, *_AUDIT, "--units", "9", "--resume")
+    assert other.code == 2 and other.out == ""
+    assert "dense-audit.json: was finished with units 8 and 9 is asked for; add --force" in other.err
 
 
 def test_methods_are_compared_in_every_mode(
@@ -110,6 +113,7 @@ def test_what_cannot_be_audited_is_one_line(prune: Prune, checkpoint: Path, word
         (["--methods", "l1", "--fail-if", "top1_drop > 1"], "--fail-if is for several networks"),
         (["--methods", "l1", "--json", "--csv"], "--csv and --json exclude each other"),
         (["--seeds", "3"], "--seeds belongs to --methods"),
+        (["--macs", "0.5"], "--macs belongs to --methods"),
         (["--compensate", "ls"], "--compensate belongs to --methods"),
         (["--methods", "l1", "--split", "train"], "--split"),
     ],

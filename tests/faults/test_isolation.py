@@ -67,6 +67,10 @@ def _writers(folder: Path) -> dict[str, list[str]]:
         "new.yaml": "recipe new new.yaml".split(),
         "s.yaml": "sensitivity dense.safetensors --data digits -o s.yaml --plot s.png".split(),
         "s.png": "sensitivity dense.safetensors --data digits -o t.yaml --plot s.png".split(),
+        "a.json": "audit dense.safetensors --data digits -o a.json".split(),
+        "a.seconds.json": "audit dense.safetensors --data digits -o a.json".split(),
+        "ranks.png": "audit dense.safetensors --data digits --plots .".split(),
+        "c.json": "compare dense.safetensors --methods l1 --data digits -o c.json".split(),
     }
 
 

@@ -44,7 +44,7 @@ def _expected(name: str, processes: Processes, undisturbed: Undisturbed, folder:
     ("name", "fault"),
     [
         ("audit", "state:renamed@4"),  # in the middle of the ablations
-        ("audit", "state:tensors@12"),  # of the scores
+        pytest.param("audit", "state:tensors@12", marks=pytest.mark.slow),  # of the scores
         ("contest", "state:renamed@2"),
         *(
             pytest.param(name, fault, marks=pytest.mark.slow)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -12,6 +13,8 @@ from torch.nn import functional
 
 from prunecli.criteria.ablation import Ablation, Unit, keep_all_but
 from prunecli.criteria.base import Calibration
+from prunecli.data.token_batches import StreamBatches, TextSplit
+from prunecli.data.vocabulary import UNKNOWN, Vocabulary
 from prunecli.errors import RecipeError
 from prunecli.inputs import sample_count
 from prunecli.methods.params import StructuralParams
@@ -177,7 +180,24 @@ def test_a_pass_that_was_left_early_is_not_taken_for_all() -> None:
     assert len(list(kept)) == 3
 
 
+def test_the_seed_decides_where_a_text_begins() -> None:
+    split = TextSplit(np.arange(401) % 9, 10, Vocabulary("char", (*"abcdefgh", UNKNOWN)))
+    streams = StreamBatches(split, 4, whole=False)
+    whole = [inputs for inputs, _ in streams]
+    starts = []
+    for seed in range(6):
+        steps = FirstSteps(streams, 12, seed)
+        found = [inputs for inputs, _ in steps]
+        start = next(k for k, inputs in enumerate(whole) if inputs.equal(found[0]))
+        assert len(found) == len(steps) == 12 and steps.contiguous
+        assert all(inputs.equal(whole[(start + k) % 10]) for k, inputs in enumerate(found))  # in the text's own order
+        assert all(a.equal(b) for (a, _), b in zip(steps.epoch(1, 5), found[5:], strict=True))
+        assert all(a.equal(b) for (a, _), b in zip(FirstSteps(streams, 12, seed), found, strict=True))
+        starts.append(start)
+    assert len(set(starts)) > 3
+
+
 def test_the_first_steps_run_over_epochs() -> None:
-    steps = FirstSteps(_Counted(), 7)
+    steps = FirstSteps(_Counted(), 7, seed=3)
     assert len(steps) == 7 and list(steps) == [10, 11, 12, 20, 21, 22, 30]
     assert list(steps.epoch(1, 4)) == [21, 22, 30]

@@ -30,7 +30,7 @@ from prunecli.studies.audit import AuditSettings, run_audit
 from prunecli.studies.audit_figures import AuditFigures, Scored
 from prunecli.studies.audit_verdict import leader, verdict
 from prunecli.studies.entrants import Entrant, entrants
-from prunecli.studies.rank_fusions import FEWEST_ABLATIONS, fusions, regression_weights
+from prunecli.studies.rank_fusions import FEWEST_ABLATIONS, decided, fusions, regression_weights
 from prunecli.surgery.groups import ChannelGroup
 
 
@@ -57,7 +57,7 @@ def test_the_leader_is_named_with_what_it_can_be_told_from() -> None:
         "use fisher: its rank correlation with exact ablation is 0.70 [0.60, 0.80] over 64 units",
         "it is better than a random order (p = 0.001 after Holm)",
         "it is better than l2 (paired bootstrap, p < 0.05 after Holm)",
-        "this sample does not tell it from taylor: more --units would",
+        "this sample does not distinguish it from taylor: more --units would",
     )
 
 
@@ -82,7 +82,7 @@ def test_noise_instability_and_another_form_are_said() -> None:
     row = _row("fisher", 0.7, 0.001, normalise="none", divided=0.1, stability=0.5)
     lines = verdict([row], (), (), 0.4)
     assert lines[0].startswith("use fisher with --normalise none: ")
-    assert lines[1] == "divided by each layer's mean, as is the default, its scores agree less: 0.10"
+    assert lines[1] == "divided by each layer's mean, the default, its scores agree less: 0.10"
     assert "depends on the samples it sees (0.50 between two halves" in lines[3]
     assert "agree only at 0.40" in lines[4] and lines[4].endswith("give more samples (--batches)")
     never_divided = _row("lamp", 0.7, 0.001, normalise="none", divided=None)
@@ -96,13 +96,17 @@ def _scores(noise: dict[str, float], count: int, seed: int = 0) -> tuple[dict[st
     return {name: (rises + size * draw.normal(size=count)).tolist() for name, size in noise.items()}, rises.tolist()
 
 
+def _fused(*arguments: Any, **named: Any) -> tuple[Fusion, ...]:
+    return decided(fusions(*arguments, **named))
+
+
 def _by_name(found: tuple[Fusion, ...]) -> dict[str, Fusion]:
     return {fusion.name: fusion for fusion in found}
 
 
 def test_a_fusion_that_is_worse_than_its_best_member_is_refused() -> None:
     scores, rises = _scores({"good": 0.05, "bad": 30.0, "worse": 30.0}, 64)
-    found = _by_name(fusions(scores, rises, dict.fromkeys(scores, 0.9), seed=0))
+    found = _by_name(_fused(scores, rises, dict.fromkeys(scores, 0.9), seed=0))
     simple = found["simple"]
     assert simple.best_member == "good" and not simple.recommended
     assert simple.reason.startswith("the simple fusion does not beat its best member on 40 ablations that it was not")
@@ -112,7 +116,7 @@ def test_a_fusion_that_is_worse_than_its_best_member_is_refused() -> None:
 
 def test_a_fusion_of_independent_members_is_recommended() -> None:
     scores, rises = _scores({"a": 1.5, "b": 1.5, "c": 1.5, "d": 1.5}, 400)
-    found = _by_name(fusions(scores, rises, dict.fromkeys(scores, 0.9), seed=0))
+    found = _by_name(_fused(scores, rises, dict.fromkeys(scores, 0.9), seed=0))
     assert found["simple"].recommended and found["simple"].fitted_on == 0 and found["simple"].judged_on == 376
     assert found["learned"].fitted_on == 24
     lines = verdict([_row("a", 0.5, 0.001)], (), tuple(found.values()), 0.9)
@@ -121,30 +125,42 @@ def test_a_fusion_of_independent_members_is_recommended() -> None:
 
 def test_a_fusion_that_leads_by_chance_is_refused() -> None:
     scores, rises = _scores({"a": 0.5, "b": 0.5}, 20, seed=1)
-    found = _by_name(fusions(scores, rises, dict.fromkeys(scores, 0.9), seed=0))["simple"]
+    found = _by_name(_fused(scores, rises, dict.fromkeys(scores, 0.9), seed=0))["simple"]
     assert found.correlation is not None and found.best_member_correlation is not None
     assert found.correlation > found.best_member_correlation and not found.recommended
-    assert "is not told from its best member" in found.reason
+    assert "is not distinguishable from its best member" in found.reason
+
+
+def test_fusions_are_corrected_for_how_many_are_judged() -> None:
+    scores, rises = _scores({"a": 1.5, "b": 1.5, "c": 1.5}, 120, seed=0)
+    tried = fusions(scores, rises, dict.fromkeys(scores, 0.9), seed=0)
+    simple = tried[0]
+    assert simple.p is not None and 0.025 < simple.p < 0.05
+    (alone,) = decided([simple])
+    assert alone.recommended and alone.p_holm == simple.p
+    together = _by_name(decided([simple.model_copy(update={"name": f"{k}"}) for k in range(3)]))["0"]
+    assert together.p_holm == pytest.approx(3 * simple.p) and not together.recommended
+    assert together.reason.endswith(f", p = {3 * simple.p:.2g} after Holm")
 
 
 def test_a_learned_fusion_is_judged_on_what_it_was_not_fitted_on() -> None:
     scores, rises = _scores({"a": 1.0, "b": 1.0}, 64)
-    found = _by_name(fusions(scores, rises, dict.fromkeys(scores, 0.9), seed=0))["learned"]
+    found = _by_name(_fused(scores, rises, dict.fromkeys(scores, 0.9), seed=0))["learned"]
     tampered = rises[:24] + rises[24:][::-1]  # other ablations to be judged on
-    again = _by_name(fusions(scores, tampered, dict.fromkeys(scores, 0.9), seed=0))["learned"]
+    again = _by_name(_fused(scores, tampered, dict.fromkeys(scores, 0.9), seed=0))["learned"]
     assert found.weights == again.weights and found.correlation != again.correlation
 
 
 def test_weights_of_fusions() -> None:
     scores, rises = _scores({"stable": 1.0, "shaky": 1.0, "never": 1.0}, 40)
-    found = _by_name(fusions(scores, rises, {"stable": 0.9, "shaky": 0.3, "never": None}, seed=0))
+    found = _by_name(_fused(scores, rises, {"stable": 0.9, "shaky": 0.3, "never": None}, seed=0))
     assert found["simple"].weights == pytest.approx(dict.fromkeys(scores, 1 / 3))
     assert found["adaptive"].weights == pytest.approx({"stable": 0.75, "shaky": 0.25, "never": 0.0})
     assert sum(found["learned"].weights.values()) == pytest.approx(1)
     ranks = np.stack([np.arange(10.0), np.arange(10.0)[::-1]]) / 10
     assert regression_weights(ranks, np.arange(10.0)) == pytest.approx([1, 0])
     assert regression_weights(ranks[1:], np.arange(10.0)) == pytest.approx([0])  # never negative
-    nothing = _by_name(fusions({"a": rises, "b": rises}, [-x for x in rises], {"a": 1.0, "b": 1.0}, seed=0))["learned"]
+    nothing = _by_name(_fused({"a": rises, "b": rises}, [-x for x in rises], {"a": 1.0, "b": 1.0}, seed=0))["learned"]
     assert nothing.correlation is None and not nothing.recommended and "ranks nothing" in nothing.reason
 
 
@@ -335,6 +351,7 @@ def test_a_report_holds_everything_and_reads_back(audit: tuple[Audit, Path]) -> 
     assert {fusion.name for fusion in report.fusions} == {"simple", "adaptive", "learned"}
     assert out.with_suffix(".seconds.json").is_file() and "seconds" not in report.document()
     stable = {row.label: row.stability for row in report.methods}
+    assert 0 < (stable["taylor"] or 0) < 0.999  # two halves are not the same data
     assert stable["l2"] == pytest.approx(1) and abs(stable["random"] or 0) < 0.3
 
 
@@ -381,6 +398,20 @@ def test_scores_that_are_not_finite_are_an_error(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Entrant, "__init__", broken)
     with pytest.raises(MethodError, match="its scores are not finite"):
         run_audit(_space(), AuditSettings("l1", units=8, batches=1), PruneStage(), tmp_path / "a.json")
+
+
+def test_more_samples_than_half_of_them_are_refused_before_ablating(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(audit_bench.Bench, "ablation", lambda bench: pytest.fail("ablates"))
+    with pytest.raises(RecipeError) as raised:
+        run_audit(_space(), AuditSettings("enhanced:samples=33", 8, batches=2), PruneStage(), tmp_path / "a.json")
+    assert str(raised.value) == (
+        "--methods enhanced:samples=33: an audit scores halves of its 64 samples too, and one has 32; ask for at most "
+        "32, or give more with --batches"
+    )
+    with pytest.raises(pytest.fail.Exception, match="ablates"):  # as many as a half has are no obstacle
+        run_audit(_space(), AuditSettings("enhanced:samples=32", 8, batches=2), PruneStage(), tmp_path / "b.json")
 
 
 def test_settings_that_say_nothing_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,22 @@ import pytest
 import torch
 from torch import Tensor
 
+from prunecli.cli.options import plan_for_stage
 from prunecli.cli.output import Output
 from prunecli.errors import DataError, MethodError, ModelError, RecipeError
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.request import PruneRequest
 from prunecli.methods.structural import prune_structural
+from prunecli.methods.targets import Target
 from prunecli.models.loading import load_reference, save
 from prunecli.pipeline.workspace import Workspace
+from prunecli.recipe.loader import Document
+from prunecli.recipe.resolve import Override, resolve
 from prunecli.recipe.schema import DataSection, FinetuneStage, ModelSection, PruneStage, Recipe
 from prunecli.report.contest import Cell, Contender, Contest, Figure, PairTest, read_contest
 from prunecli.report.contest_tables import contest_tables
 from prunecli.studies.bouts import Outcome, Ring
-from prunecli.studies.contest import ContestSettings, run_contest
+from prunecli.studies.contest import ContestSettings, finished_contest, run_contest
 from prunecli.studies.contest_figures import (
     contenders,
     contest_verdict,
@@ -31,7 +36,7 @@ from prunecli.studies.contest_figures import (
     ranked,
     spread,
 )
-from prunecli.studies.entrants import entrants, shared_params
+from prunecli.studies.entrants import Entrant, as_written, entrants, shared_params
 
 TOP1 = Figure(name="top1", label="top-1", unit=" %", digits=2, lower_is_better=False)
 PERPLEXITY = Figure(name="perplexity", label="perplexity", unit="", digits=3, lower_is_better=True)
@@ -71,15 +76,42 @@ def test_who_cannot_take_part(methods: str, error: type[Exception], message: str
 
 
 def test_what_all_share_does_not_say_how_much() -> None:
-    stage = PruneStage(params={**vars(StructuralParams(ratio=0.3, scope="local", min_width=2))})
+    stage = PruneStage(params={"ratio": 0.3, "scope": "local", "min_width": 2})
     assert shared_params(stage) == {"scope": "local", "min_width": 2}
+
+
+def _written(*params: tuple[str, Any]) -> dict[str, Any]:
+    overrides = [Override(("stages", 0, "params", name), value, f"--{name}") for name, value in params]
+    document = Document({"stages": [{"stage": "prune", "params": {"round_to": 1}}]}, "command line")
+    return shared_params(as_written(resolve(document, overrides)))
+
+
+def test_what_the_user_writes_reaches_methods_with_another_default() -> None:
+    assert StructuralParams().normalise == "mean"
+    assert _written() == {"round_to": 1} and _written(("normalise", "mean"))["normalise"] == "mean"
+    assert _written(("min_width", 4)) == {"round_to": 1, "min_width": 4}
+    assert entrants("lamp", _written())[0].params.normalise == "none"
+    assert entrants("lamp", _written(("normalise", "mean")))[0].params.normalise == "mean"
+    assert entrants("lamp:normalise=none", _written(("normalise", "mean")))[0].params.normalise == "none"
+
+
+def test_what_a_recipe_writes_counts_for_its_stage_alone(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "model: {ref: 'cifar:resnet20'}\nstages:\n  - {stage: finetune, lr: 0.1}\n"
+        "  - {stage: prune, params: {normalise: mean}}\n"
+    )
+    plan = plan_for_stage(str(recipe), {"stage": "prune"}, [], {})
+    assert shared_params(as_written(plan)) == {"normalise": "mean"}
+    origins = {key: origin for key, _, origin in plan.rows() if origin != "default"}
+    assert origins["stages.0.params.normalise"].endswith("r.yaml:4:40") and len(plan.recipe.stages) == 1
 
 
 @pytest.mark.parametrize(
     ("settings", "networks", "message"),
     [
         ({"seeds": 1}, 1, "--seeds 1: differences are tested against how much they vary between seeds, so at least 2"),
-        ({"ratio": 0.5, "params": 0.5}, 1, "--ratio and --params say how much to remove each in its own way"),
+        ({"params": 0.5, "macs": 0.5}, 1, "--params and --macs say how much to remove each in its own way"),
         ({"ratio": 1.5}, 1, "--ratio has to be between 0 and 1 (got 1.5)"),
         ({"params": 0.0}, 1, "--params has to be between 0 and 1"),
         ({"recover": -1}, 1, "--recover counts training steps"),
@@ -148,7 +180,7 @@ def test_a_verdict_tells_what_can_be_told_apart() -> None:
     lines = _verdict(GOOD)
     assert lines[0] == "fisher is ahead after 40 training steps: top-1 91.10 ± 0.22 % over 5 seeds"
     assert lines[1] == "it is better than l2, random (paired t-test over seeds, p < 0.05 after Holm)"
-    assert lines[2].startswith("it cannot be told from taylor (p = ") and lines[2].endswith("at 5 seeds")
+    assert lines[2].startswith("it is not distinguishable from taylor (p = ") and lines[2].endswith("at 5 seeds")
     assert len(lines) == 3
 
 
@@ -202,7 +234,7 @@ _STAGE = PruneStage(params={"round_to": 1}, calibration_images=64)
 
 
 def test_every_method_leaves_as_many_parameters(networks: list[Path], tmp_path: Path) -> None:
-    settings = ContestSettings("taylor", ratio=0.5, seeds=2, images=40)
+    settings = ContestSettings("l1:normalise=none", ratio=0.5, seeds=2, images=40)
     contest = run_contest([_space(networks[0])], settings, _STAGE, FinetuneStage(), tmp_path / "c.json")
     dense = contest.dense[0].params
     for row in contest.methods:
@@ -215,25 +247,55 @@ def test_every_method_leaves_as_many_parameters(networks: list[Path], tmp_path: 
     assert contest.target_share == prune_structural(space.model().model, request).report.params_after / dense
     assert contest.data.images == 40 and contest.data.split == "validation"
     assert read_contest(tmp_path / "c.json") == contest
+    _assert_resumed_alone(networks, settings, contest, tmp_path / "c.json")
     methods, pairs, alike = contest_tables(contest)
     assert len(methods.rows) == 4 and len(pairs.rows) == 3 and len(alike.rows) == 3
     assert methods.rows[0][0] == "as it is"
+
+
+def _assert_resumed_alone(networks: list[Path], settings: ContestSettings, contest: Contest, out: Path) -> None:
+    """Only the very comparison that was finished is shown when it is resumed."""
+    spaces, finetune = [_space(networks[0])], FinetuneStage()
+    assert finished_contest(spaces, settings, _STAGE, finetune, out) == contest
+    other: list[tuple[Any, str]] = [
+        ((spaces, replace(settings, methods="fisher"), _STAGE, finetune), "methods l1:normalise=none and fisher is"),
+        ((spaces, replace(settings, ratio=0.4), _STAGE, finetune), "ratio 0.5 and 0.4 is asked for"),
+        ((spaces, settings, replace(_STAGE, params={}), finetune), "prune.params.round_to 1 and its default is"),
+        ((spaces, settings, _STAGE, replace(finetune, lr=0.5)), "finetune.lr its default and 0.5 is asked for"),
+        (([_space(networks[0], image_size="16")], settings, _STAGE, finetune), "data.image_size"),
+        (([_space(networks[1])], settings, _STAGE, finetune), "c.json: was finished with networks"),
+    ]
+    for arguments, message in other:
+        with pytest.raises(RecipeError, match=re.escape(message)) as raised:
+            finished_contest(*arguments, out)
+        assert str(raised.value).endswith("add --force to start again, or choose another name")
 
 
 def _same(first: Outcome, second: Outcome) -> bool:
     return first.cell == second.cell and jaccard(first.kept, second.kept) == 1
 
 
+@pytest.mark.slow
+def test_every_method_leaves_as_many_macs(networks: list[Path], tmp_path: Path) -> None:
+    settings = ContestSettings("l1:normalise=none", macs=0.6, seeds=2, images=20)
+    contest = run_contest([_space(networks[0])], settings, _STAGE, FinetuneStage(), tmp_path / "c.json")
+    assert contest.target == "macs"
+    for row in contest.methods:
+        assert row.macs_share.mean == pytest.approx(0.6, abs=0.01)
+    shares = [row.params_share.mean for row in contest.methods]
+    assert max(shares) - min(shares) > 0.01 and "MACs are not equal" not in " ".join(contest.verdict)
+
+
 def test_at_one_seed_all_get_the_same_samples_and_batches(networks: list[Path]) -> None:
     ring = Ring(_space(networks[0]), _STAGE, FinetuneStage(lr=0.05), 3, "test", 40)
     l1, _, random = entrants("l1", {"round_to": 1})
-    share = ring.share_left(0.5)
-    first, other = ring.bout(l1, 0, share), ring.bout(random, 0, share)
-    assert _same(first, ring.bout(l1, 0, share)) and not _same(first, other)  # whatever ran before
-    assert ring.bout(l1, 1, share).cell.figures_after != first.cell.figures_after
+    target = Target("params", ring.share_left(0.5))
+    first, other = ring.bout(l1, 0, target), ring.bout(random, 0, target)
+    assert _same(first, ring.bout(l1, 0, target)) and not _same(first, other)  # whatever ran before
+    assert ring.bout(l1, 1, target).cell.figures_after != first.cell.figures_after
     alone = Ring(_space(networks[0]), _STAGE, FinetuneStage(lr=0.05), 3, "test", 40)
-    assert _same(alone.bout(random, 0, share), other)
-    assert jaccard(ring.bout(random, 1, share).kept, other.kept) < 0.6
+    assert _same(alone.bout(random, 0, target), other)
+    assert jaccard(ring.bout(random, 1, target).kept, other.kept) < 0.6
 
 
 def test_several_networks_have_one_seed_each(networks: list[Path], tmp_path: Path) -> None:
@@ -241,6 +303,7 @@ def test_several_networks_have_one_seed_each(networks: list[Path], tmp_path: Pat
     contest = run_contest(
         spaces, ContestSettings("l2", seeds=2, images=40), _STAGE, FinetuneStage(), tmp_path / "c.json"
     )
+    assert all(row.kept_alike_between_seeds is None for row in contest.methods)  # units of two networks are no pairs
     assert len(contest.models) == len(contest.dense) == 2 and contest.models[0] != contest.models[1]
     other = _space("cifar:resnet32")
     with pytest.raises(ModelError, match="give networks of one architecture"):
@@ -249,6 +312,7 @@ def test_several_networks_have_one_seed_each(networks: list[Path], tmp_path: Pat
         )
 
 
+@pytest.mark.slow
 def test_who_cannot_remove_as_much_is_left_out(networks: list[Path], tmp_path: Path) -> None:
     settings = ContestSettings("l1:max-ratio=0.1", seeds=2, images=20)
     contest = run_contest([_space(networks[0])], settings, _STAGE, FinetuneStage(), tmp_path / "c.json")
@@ -256,6 +320,22 @@ def test_who_cannot_remove_as_much_is_left_out(networks: list[Path], tmp_path: P
     assert "cannot be reached" in contest.left_out["l1:max-ratio=0.1"]
     with pytest.raises(MethodError, match="cannot be reached"):  # not even by l2
         run_contest([_space(networks[0])], replace(settings, params=0.01), _STAGE, FinetuneStage(), tmp_path / "d.json")
+
+
+def test_what_else_goes_wrong_is_no_reason_to_leave_a_method_out(
+    networks: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ContestSettings("l1:normalise=none", seeds=2, images=20)
+    real = Ring.bout
+
+    def broken(self: Ring, entrant: Entrant, *arguments: Any) -> Outcome:
+        if entrant.method.name == "l1":
+            raise MethodError("its scores are not finite")
+        return real(self, entrant, *arguments)
+
+    monkeypatch.setattr(Ring, "bout", broken)
+    with pytest.raises(MethodError, match="its scores are not finite"):
+        run_contest([_space(networks[0])], settings, _STAGE, FinetuneStage(), tmp_path / "c.json")
 
 
 def test_without_labels_there_is_nothing_to_judge_by(networks: list[Path], tmp_path: Path) -> None:
@@ -271,7 +351,7 @@ def test_a_table_of_many_methods_shows_the_pairs_that_matter() -> None:
     alike = {a.label: {b.label: 1.0 for b in rows} for a in rows}
     contest = Contest.model_construct(
         settings={"recover": 40}, figure=TOP1, methods=rows, tests=tests, kept_alike=alike, left_out={}, verdict=(),
-        seed=0, dense=(), models=(), target_share=0.5, data=None, environment={}, command="",
+        seed=0, dense=(), models=(), target="params", target_share=0.5, data=None, environment={}, command="",
     )  # fmt: skip
     from prunecli.report.contest_tables import _pairs
 

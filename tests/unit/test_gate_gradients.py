@@ -14,6 +14,7 @@ from prunecli.criteria.base import Calibration
 from prunecli.criteria.enhanced import enhanced
 from prunecli.criteria.gate_hessian import gate_obd
 from prunecli.criteria.gradient import fisher, gate_gradients
+from prunecli.errors import MethodError
 from prunecli.models.loading import load_reference
 from prunecli.surgery.groups import ChannelGroup, Member
 from prunecli.surgery.recurrent.forms import in_form
@@ -236,7 +237,7 @@ def test_networks_in_half_precision_are_differentiated_in_single(criterion: Any)
 
 
 class _Coupled(nn.Module):
-    """Adds the first sample of a batch to all: alone, every other sample is another network's."""
+    """Adds the first sample of a batch to all, and so says something else of every other one alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -248,15 +249,14 @@ class _Coupled(nn.Module):
 
 
 @pytest.mark.parametrize("first", [1, 4])
-def test_samples_that_depend_on_their_batch_are_run_one_by_one(first: int) -> None:
+def test_samples_that_depend_on_their_batch_are_refused(first: int) -> None:
     torch.manual_seed(0)
     model, (inputs, labels) = _Coupled().double(), images(1, 4 + first)[0]
     index = torch.arange(7)[:, None]
     group = ChannelGroup("a", 7, 7, (Member("b", "weight", 1, index, "consumer"),))
     data = [(inputs[:first].double(), labels[:first]), (inputs[first:].double(), labels[first:])]
-    wanted = gates_one_by_one(model, [group], data)["a"]
-    found = torch.cat([gates["a"] for gates in gate_gradients(model, [group], Calibration(batches=data))])
-    assert torch.allclose(found, wanted, rtol=1e-6)
+    with pytest.raises(MethodError, match="samples have to come first"):
+        list(gate_gradients(model, [group], Calibration(batches=data)))
 
 
 @pytest.mark.parametrize("steps_first", [False, True])

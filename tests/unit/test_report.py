@@ -60,6 +60,16 @@ def test_accuracies_of_different_tasks_are_no_drop_and_no_pass() -> None:
     assert same.candidates[0].top1_drop == 1.0
 
 
+def test_figures_of_another_text_are_marked() -> None:
+    def of(fingerprint: str) -> Report:
+        info = DataInfo(name="text:a", split="test", images=9, fingerprint=fingerprint, task="word-language")
+        return _report(loss=1.0, perplexity=2.7, tokens=99).model_copy(update={"data": info})
+
+    notes = compare_reports(["a", "b"], [of("0"), of("1")]).notes
+    marked = "b: its figures were measured on another text, or with another vocabulary, than the baseline's"
+    assert marked in notes and not any("accuracy" in note for note in notes)
+
+
 def test_ratios_of_spiking_networks() -> None:
     figures = {"timesteps": 4, "firing_rate": 0.2, "synops": 2e6, "energy_nj": 3000.0, "connection_sparsity": 0.0}
     dense = _report(**figures, integer_energy_nj=2000.0, activation_sparsity=0.8, footprint_bytes=4096, energy_images=8)

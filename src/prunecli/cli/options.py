@@ -217,8 +217,7 @@ def plan_for_stage(model: str, stage: dict[str, Any], specs: Sequence[OptionSpec
         count = f"{len(matches)} stages" if matches else "no stage"
         kind = f"{stage['stage']}, method {stage['method']}" if "method" in stage else stage["stage"]
         raise RecipeError(f"{model}: has {count} `{kind}`; use `prune run`, or a recipe with just one")
-    plan = resolve(document, overrides_from(specs, values, matches[0]))
-    return replace(plan, recipe=replace(plan.recipe, stages=(plan.recipe.stages[matches[0]],)))
+    return resolve(document, overrides_from(specs, values, matches[0])).only(matches[0])
 
 
 def _mapping(field: FieldInfo) -> Literal["", "numbers", "values", "row"]:

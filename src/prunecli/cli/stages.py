@@ -46,7 +46,11 @@ def prepare(
     output: Output, model: str, stage: dict[str, Any], specs: Sequence[OptionSpec], values: dict[str, Any]
 ) -> Workspace | None:
     """Resolves the plan and opens a workspace; None when it was a dry run."""
-    plan = plan_for_stage(model, stage, specs, values)
+    return opened(output, plan_for_stage(model, stage, specs, values), values)
+
+
+def opened(output: Output, plan: Plan, values: Mapping[str, Any]) -> Workspace | None:
+    """Opens a workspace for a plan; None when it was a dry run."""
     if values.get("dry_run"):
         show_plan(output, plan)
         return None

@@ -123,7 +123,7 @@ class Paired(Protocol):
     """Data to run a network on."""
 
     def pairs(self) -> Iterator[tuple[Inputs, Any]]:
-        """Yields (inputs, labels or None), every time anew."""
+        """Yields (inputs, labels or None), again every time."""
         ...
 
 

@@ -33,8 +33,10 @@ _UNRANKED = "none of the parts can rank it"
 def enhanced(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration) -> dict[str, Tensor | str]:
     """The weighted mean of the ranks that up to five parts give a unit; see `prunecli.criteria.parts`.
 
-    Weights are equal (`simple`), each part's agreement with itself on two halves of the data (`adaptive`; a part that
-    looks at no data has 1), or fitted to the ranks of units that are removed one by one (`learned`).
+    Weights are equal (`simple`), each part's agreement with itself on two halves of the data (`adaptive`), or fitted to
+    the ranks of units that are removed one by one (`learned`). For `adaptive`, every other batch is one half, the same
+    for all parts; see `prunecli.criteria.ranks.reliability`. The part `hessian` alone has random vectors, whose noise
+    lowers its agreement too; a part that looks at no data has 1.
     """
     options = _checked(calibration.options)
     names = [name for name in PARTS if options[name]]

@@ -71,7 +71,7 @@ class _WeightGates:
             probe.get_submodule(module)._parameters.pop(tensor)
 
     def apply(self) -> None:
-        """Multiplies the weights anew, for a backward pass of its own."""
+        """Multiplies the weights again, for a backward pass of its own."""
         weights = dict(self._weights)
         for name, member in self._members:
             weight = weights[member.module, member.tensor]

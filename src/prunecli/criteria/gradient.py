@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.criteria.base import Calibration, Loss, member_tensor, role_of, sum_by_unit
+from prunecli.criteria.independence import require_independent_samples
 from prunecli.criteria.probe import loss_of, probe_of
 from prunecli.criteria.readers import by_unit, tappable
 from prunecli.inputs import Inputs, cast_inputs, model_device, sample_count, summing_dtype, take_samples
@@ -76,16 +77,21 @@ def gate_gradients(
         calibration: Data and loss.
 
     Raises:
-        MethodError: The network does not run on the data, or the loss has no gradient.
+        MethodError: The network does not run on the data, the loss has no gradient, or samples that are to be run one
+            by one do not come first.
     """
     probe = probe_of(model)
     watched = _Watched(probe, groups, calibration.loss)
+    independent = False
     with without_fastpath(), torch.enable_grad():
         for inputs, labels in calibration.pairs():
             labels = cast_inputs(labels, model_device(probe))
             gates = watched.gates(inputs, labels)
             others = [group for group in groups if group.name not in gates]
             if others:
+                if not independent and sample_count(inputs) > 1:
+                    require_independent_samples(probe, inputs)
+                    independent = True
                 gates |= _at_weights(probe, others, inputs, labels, calibration.loss)
             yield gates
 

@@ -142,7 +142,7 @@ def curvature_draws(
 ) -> Iterator[Draw]:
     """Yields estimates of the diagonal of the Hessian by `leaves`, batch by batch and over again without end.
 
-    Every other batch makes one half of the estimates, and the next time round the other half.
+    Every other batch makes one half of the estimates, the same one every time round: halves share no data.
 
     Args:
         probe: The network.
@@ -163,7 +163,7 @@ def curvature_draws(
                 with explained(f"{method} {_TWICE}", MethodError, "choose fisher instead"):
                     mean, first = total / max(samples, 1), round_ == number == 0
                     curvatures = _signed_products(mean, leaves, calibration.generator, check=first)
-            yield Draw(curvatures, samples, (round_ + number) % 2)
+            yield Draw(curvatures, samples, number % 2)
 
 
 def _signed_products(

@@ -54,12 +54,14 @@ _BUILT_IN = (
         "prunecli.criteria.magnitude:l1",
         "Remove the channels whose weights have the smallest L1 norm.",
         "https://arxiv.org/abs/1608.08710",
+        options=RetentionOptions,
     ),
     CriterionSpec(
         "l2",
         "prunecli.criteria.magnitude:l2",
         "Remove the channels whose weights have the smallest L2 norm.",
         "https://arxiv.org/abs/1608.08710",
+        options=RetentionOptions,
     ),
     CriterionSpec(
         "group-norm",

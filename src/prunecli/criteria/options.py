@@ -48,15 +48,6 @@ class SpikeOptions:
 
 
 @dataclass(frozen=True)
-class ActivationOptions:
-    """Which statistic of the activations is the score."""
-
-    statistic: Annotated[
-        Literal["mean", "std"], Doc("mean: of the absolute activation; std: its standard deviation.")
-    ] = "mean"
-
-
-@dataclass(frozen=True)
 class RetentionOptions:
     """How many units stay."""
 
@@ -75,6 +66,15 @@ class RetentionOptions:
 
 
 @dataclass(frozen=True)
+class ActivationOptions(RetentionOptions):
+    """Which statistic of the activations is the score."""
+
+    statistic: Annotated[
+        Literal["mean", "std"], Doc("mean: of the absolute activation; std: its standard deviation.")
+    ] = "mean"
+
+
+@dataclass(frozen=True)
 class HessianOptions(RetentionOptions):
     """How long second derivatives are sampled."""
 
@@ -84,7 +84,7 @@ class HessianOptions(RetentionOptions):
         float,
         Gt(0),
         Le(1),
-        Doc("Stop when the ranking can be relied on this far, from the rank correlation of two halves; 1: never."),
+        Doc("Stop when the ranking can be relied on this far, from the rank correlation of two data halves; 1: never."),
     ] = 0.95
 
 

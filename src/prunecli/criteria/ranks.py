@@ -34,7 +34,10 @@ def spearman(first: Tensor, second: Tensor) -> float:
 
 
 def reliability(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
-    """How far the ranking from all data can be relied on, from the rankings of two halves of it.
+    """How far the ranking from all data can be relied on, from the rankings of two halves that share none of it.
+
+    It is what other data of the same amount would agree with, and lacks what both halves have in common. Where scores
+    are random estimates too, their noise is in it, since either half draws its own numbers.
 
     Spearman's correlation in each group, averaged with the units as weights, is that of half the data. The formula of
     Spearman and Brown, 2r / (1 + r), makes it that of all.

@@ -20,7 +20,7 @@ class Draw(NamedTuple):
     Attributes:
         values: By group name, shape (units,), float64.
         samples: How many samples it was made from.
-        half: 0 or 1: which half of the estimates it belongs to.
+        half: 0 or 1: which half of the estimates it belongs to; the halves share no data.
     """
 
     values: dict[str, Tensor]
@@ -63,7 +63,8 @@ class Estimate:
         means: Means of the estimates before they became scores.
         standard_errors: Standard errors of the means, each of shape (units,).
         probes: Estimates taken.
-        reliability: How far the ranking can be relied on; see `prunecli.criteria.ranks.reliability`.
+        reliability: How far the ranking can be relied on, from halves that differ in their data and in their random
+            vectors; see `prunecli.criteria.ranks.reliability`.
         halves: Scores from either half of the estimates.
     """
 
@@ -75,13 +76,14 @@ class Estimate:
     halves: tuple[dict[str, Tensor], dict[str, Tensor]]
 
     def note(self, found: dict[str, Any]) -> None:
-        """Writes down how it went, for the report."""
+        """Writes down how it went, for the report; the standard error is the median over units."""
         found["probes"] = self.probes
         found["reliability"] = round(self.reliability, 4)
         known = [(self.standard_errors[name], mean.abs()) for name, mean in self.means.items()]
         shares = [(error / size)[size > 0] for error, size in known]  # units on which nothing depends have no share
-        if any(len(share) for share in shares):
-            found["relative_standard_error"] = round(float(torch.cat(shares).median()), 4)
+        finite = [share[share.isfinite()] for share in shares]
+        if any(len(share) for share in finite):
+            found["relative_standard_error"] = round(float(torch.cat(finite).median()), 4)
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,8 @@ class _Halves:
 
 def stable_mean(draws: Iterable[Draw], stop: Stop, score: Callable[[str, Tensor], Tensor]) -> Estimate:
     """Averages estimates until the rankings from two halves of them agree.
+
+    More random vectors do not make halves agree whose data differs: there it takes the most that are allowed.
 
     Memory is that of three means; no estimate is stored.
 

@@ -191,7 +191,7 @@ class ImageData:
         test: Images that only evaluation uses.
         task: "classification", "segmentation" if every pixel has a class, "retrieval" if images have captions and the
             labels are the images' own numbers, "word-language" or "character-language" if the next token of a text is
-            to be foretold, or "unlabelled".
+            to be predicted, or "unlabelled".
         described: Number of the image that each caption belongs to.
         samples: Whether splits have images (or a network's inputs, see `SampleSplit`), recordings of events, or tokens
             of a text.

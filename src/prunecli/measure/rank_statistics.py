@@ -76,6 +76,14 @@ def bootstrap_p(differences: ArrayLike) -> float | None:
     return min(1.0, 2 * (smaller + 1) / (len(known) + 1))
 
 
+def bootstrap_p_above(differences: ArrayLike) -> float | None:
+    """One-sided p of resampled differences for being 0 or less: their share there; None if more than half are NaN."""
+    known = np.asarray(differences)[~np.isnan(differences)]
+    if 2 * len(known) <= np.size(differences):
+        return None
+    return (int((known <= 0).sum()) + 1) / (len(known) + 1)
+
+
 def paired_p(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Two-sided p of Student's paired test; None where all differences are equal, so that nothing can be tested.
 

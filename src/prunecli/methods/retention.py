@@ -24,11 +24,15 @@ _TRIALS = 24
 _MEASURED = 8
 
 
-def retention_of(params: StructuralParams) -> str | None:
+def retention_of(params: StructuralParams, *, data: bool) -> str | None:
     """The rule in place of a ratio, "epsilon" or "cv-legacy"; None if a ratio or a target decides.
 
+    Args:
+        params: The method's parameters.
+        data: Whether there is calibration data.
+
     Raises:
-        MethodError: Settings exclude each other.
+        MethodError: Settings exclude each other, or the rule needs data and there is none.
     """
     rule, epsilon = getattr(params, "retention", "ratio"), getattr(params, "epsilon", None)
     if epsilon is not None and rule != "epsilon":
@@ -37,6 +41,11 @@ def retention_of(params: StructuralParams) -> str | None:
         return None
     if rule == "epsilon" and epsilon is None:
         raise MethodError("--retention epsilon needs --epsilon, the rise of the loss that is allowed, such as 0.05")
+    if rule == "epsilon" and not data:
+        raise MethodError(
+            "--retention epsilon measures the loss without units: give calibration batches, on the command line with "
+            "--data; cv-legacy needs none"
+        )
     others = [f"--{kind}" for kind in TARGETS if getattr(params, kind) is not None]
     others += ["--layer-ratio"] if params.layer_ratio else []
     others += [f"--ratio {params.ratio:g}"] if params.ratio != StructuralParams.ratio else []

@@ -53,7 +53,7 @@ def prune_structural(model: nn.Module, request: PruneRequest) -> Pruned:
     params = request.params
     model = in_form(model, request.example_inputs)
     target = target_of(params)
-    retention_of(params)
+    retention_of(params, data=request.calibration is not None)
     if params.schedule == "once" and (params.steps != StructuralParams.steps or params.initial_ratio is not None):
         raise MethodError("--steps and --initial-ratio belong to a schedule; add --schedule linear, cubic or ramp")
     run = _Run(model, replace(request, params=with_scope(model, params)))
@@ -93,7 +93,8 @@ class _Run:
         self._follow(None)
         self._request = replace(request, trace=None)  # the network is going to change
         self._own = self._own_ratios()
-        self._target, self._retention = target_of(self._params), retention_of(self._params)
+        self._target = target_of(self._params)
+        self._retention = retention_of(self._params, data=request.calibration is not None)
         self._ruler = None
         if self._target is not None:
             self._ruler = Ruler(

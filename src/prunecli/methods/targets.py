@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from prunecli.copying import copied
-from prunecli.errors import MethodError, ModelError, VerificationError
+from prunecli.errors import MethodError, ModelError, TargetError, VerificationError
 from prunecli.inputs import Inputs, explained, model_device
 from prunecli.measure.counts import count_macs, count_on_meta, meta_copy, parameter_count
 from prunecli.measure.energy import first_images, profile
@@ -153,17 +153,17 @@ class Ruler:
         """The allocation whose share is nearest to `share`, by bisection on the channel ratio.
 
         Raises:
-            MethodError: Even the most that the bounds allow leaves too much.
+            TargetError: Even the most that the bounds allow leaves too much.
         """
         most = plan(1.0)
         least_share = self.share(model, groups, most)
         if least_share > 1:
-            raise MethodError(
+            raise TargetError(
                 f"--{self.kind} {share:g} cannot be reached: the network hardly does anything, and a repaired "
                 f"smaller one {least_share:.1f} times its {_NAMES[self.kind]}; train it first"
             )
         if least_share > share + _SLACK[self.kind]:
-            raise MethodError(
+            raise TargetError(
                 f"--{self.kind} {share:g} cannot be reached: {least_share:.3f} of the {_NAMES[self.kind]} is the least "
                 "that --max-ratio, --min-width and the protected layers leave; ask for that or loosen them"
             )

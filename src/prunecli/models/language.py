@@ -1,4 +1,4 @@
-"""`lm:...`: language models, which foretell the next word or character of a text."""
+"""`lm:...`: language models, which predict the next word or character of a text."""
 
 from __future__ import annotations
 

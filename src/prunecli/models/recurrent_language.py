@@ -15,7 +15,7 @@ _INITIAL = 0.1
 
 
 class LanguageModel(nn.Module):
-    """Foretells the next token: `encoder` (embedding), dropout, what a subclass has, and `decoder`.
+    """Predicts the next token: `encoder` (embedding), dropout, what a subclass has, and `decoder`.
 
     Attributes:
         encoder: Vectors of the tokens.

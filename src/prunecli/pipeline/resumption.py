@@ -23,7 +23,7 @@ from prunecli.pipeline.state import RunState
 
 _COPIES_IN_A_STATE = 4
 """Weights, the best weights so far, and up to two moments of the optimizer."""
-_NOT_IDENTITY = frozenset(("root", "download", "workers"))
+NOT_IDENTITY = frozenset(("root", "download", "workers"))
 """Data settings that change nothing about what is computed."""
 
 
@@ -92,7 +92,7 @@ def identity_of(space: RunState, stage: Any, **files: str | None) -> dict[str, J
     """Everything that determines the result of a stage, by names for messages; `files` are hashes of further files."""
     loaded = space.model()
     recipe = space.recipe
-    data = {key: value for key, value in dataclasses.asdict(recipe.data).items() if key not in _NOT_IDENTITY}
+    data = {key: value for key, value in dataclasses.asdict(recipe.data).items() if key not in NOT_IDENTITY}
     identity: dict[str, Any] = {f"data.{key}": value for key, value in data.items()}
     identity |= dataclasses.asdict(stage)
     identity |= {"seed": recipe.seed, "model": loaded.sha256 or loaded.manifest.architecture.ref, **files}

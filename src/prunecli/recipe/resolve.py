@@ -43,6 +43,19 @@ class Plan:
             for path, value in _leaves(dataclasses.asdict(self.recipe), ())
         ]
 
+    def written(self, *path: str | int) -> set[str | int]:
+        """The keys right below `path` that the recipe, --set or a flag has."""
+        return {origin[len(path)] for origin in self.origins if origin[: len(path)] == path and len(origin) > len(path)}
+
+    def only(self, index: int) -> Plan:
+        """The plan with one of its stages alone."""
+        origins = {
+            ("stages", 0, *path[2:]) if path[:2] == ("stages", index) else path: origin
+            for path, origin in self.origins.items()
+            if path[:1] != ("stages",) or len(path) == 1 or path[1] == index
+        }
+        return Plan(dataclasses.replace(self.recipe, stages=(self.recipe.stages[index],)), origins)
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data: itself a valid recipe."""
         plain: dict[str, Any] = _plain(dataclasses.asdict(self.recipe))

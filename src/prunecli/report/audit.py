@@ -112,7 +112,9 @@ class Fusion(_Strict):
         best_member: The method with the highest correlation with the same ablations.
         best_member_correlation: Its correlation.
         interval: 95 % of the difference, fusion - best member.
-        recommended: Whether it is better, and the interval leaves no doubt.
+        p: One-sided, of the same resamples, for a fusion that is not better.
+        p_holm: Adjusted by Holm's procedure for all fusions that are judged.
+        recommended: Whether it is better, and `p_holm` below 0.05.
         reason: Why, or why not.
     """
 
@@ -124,6 +126,8 @@ class Fusion(_Strict):
     best_member: str
     best_member_correlation: float | None
     interval: tuple[float, float] | None
+    p: float | None = None
+    p_holm: float | None = None
     recommended: bool
     reason: str
 

@@ -64,13 +64,17 @@ def _fusions(audit: Audit) -> Table:
             fixed(fusion.correlation),
             f"{fusion.best_member} {fixed(fusion.best_member_correlation)}",
             "-" if fusion.interval is None else interval(*fusion.interval),
+            _p(fusion.p_holm),
             str(fusion.judged_on),
             "yes" if fusion.recommended else "no",
         )
         for fusion in audit.fusions
     ]
-    columns = ("fusion of ranks", "rank correlation", "best member", "difference, 95 %", "on units", "recommended")
-    return Table(columns, rows, numeric=(1, 3, 4))
+    columns = (
+        "fusion of ranks", "rank correlation", "best member", "difference, 95 %", "p after Holm", "on units",
+        "recommended",
+    )  # fmt: skip
+    return Table(columns, rows, numeric=(1, 3, 4, 5))
 
 
 def _p(p: float | None) -> str:

@@ -161,7 +161,8 @@ def _notes(names: list[str], reports: list[Report], paired: bool) -> list[str]:
         if base.data and report.data and base.data.fingerprint != report.data.fingerprint:
             tokens = report.metrics.tokens is not None
             other = "on another text, or with another vocabulary," if tokens else "on other images"
-            notes.append(f"{name}: its accuracy was measured {other} than the baseline's")
+            what = "figures were" if tokens else "accuracy was"
+            notes.append(f"{name}: its {what} measured {other} than the baseline's")
         if base.data and report.data and _different_tasks(base, report):
             notes.append(f"{name}: its accuracy is that of {report.data.task}, the baseline's of {base.data.task}")
         if not paired and report.environment.get("device") != base.environment.get("device"):

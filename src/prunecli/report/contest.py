@@ -52,7 +52,11 @@ class Cell(_Strict):
 
 
 class Contender(_Strict):
-    """One method: its own parameters, every seed, and the spread over seeds."""
+    """One method: its own parameters, every seed, and the spread over seeds.
+
+    `kept_alike_between_seeds` is the mean Jaccard similarity of what it keeps at two seeds; absent for several
+    networks.
+    """
 
     label: str
     method: str
@@ -92,7 +96,8 @@ class Contest(_Strict):
 
     Attributes:
         models: One network, or one for each seed; `dense` has their figures.
-        target_share: Share of the parameters that every method was asked to leave.
+        target: What every method was asked to leave equally many of: parameters or multiply-accumulates.
+        target_share: The share that was to be left.
         tests: All pairs, of the scores after training; of those straight after removal if nothing was trained.
         kept_alike: Jaccard similarity of what each pair of methods keeps at one seed, mean over seeds, by labels.
         left_out: Methods that cannot remove as much, and why.
@@ -104,6 +109,7 @@ class Contest(_Strict):
     data: DataInfo
     settings: dict[str, JsonValue]
     figure: Figure
+    target: Literal["params", "macs"]
     target_share: float
     dense: tuple[Dense, ...]
     methods: tuple[Contender, ...]

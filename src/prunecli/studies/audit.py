@@ -20,12 +20,13 @@ from prunecli.measure.rank_statistics import spearman
 from prunecli.pipeline.resumption import identity_of, saved_states
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import PruneStage
-from prunecli.report.audit import Audit, UnitAblation
+from prunecli.report.audit import Audit, UnitAblation, read_audit
 from prunecli.studies.ablation import rise
 from prunecli.studies.audit_bench import Bench
 from prunecli.studies.audit_figures import AuditFigures, Scored
 from prunecli.studies.audit_verdict import leader, verdict
 from prunecli.studies.entrants import Entrant, entrants, shared_params
+from prunecli.studies.finished import network_of, refuse_other, settings_of
 
 _FEWEST_UNITS = 8
 
@@ -84,17 +85,31 @@ def run_audit(space: Workspace, settings: AuditSettings, stage: PruneStage, out:
     settings.check()
     taking_part = entrants(settings.methods, shared_params(stage))
     bench = Bench(space, stage, settings.units, settings.batches)
+    for entrant in taking_part:
+        bench.check(entrant)
     identity = identity_of(space, settings) | {"prune": as_json(dataclasses.asdict(stage))}
     with resource_errors(space.recipe.data.batch_size), saved_states(space, out, identity) as states:
         work = _Work(bench, taking_part, states)
         rises, scored = work.ablations(), work.scores()
         space.report_bad()
-        how = {**dataclasses.asdict(settings), "prune": as_json(dataclasses.asdict(stage))}
-        audit = _report(work, bench, taking_part, how, rises, scored)
+        audit = _report(work, bench, taking_part, settings_of(space, settings, prune=stage), rises, scored)
         seconds = {label: round(entry.seconds, 4) for label, entry in scored.items()}
         write_text_atomically(out, audit.to_json(), replace=space.may_replace)
         write_text_atomically(seconds_path(out), json.dumps(seconds, indent=2) + "\n")
     return AuditOutcome(audit, seconds)
+
+
+def finished_audit(space: Workspace, settings: AuditSettings, stage: PruneStage, out: Path) -> Audit:
+    """The report of an audit that is finished; for the arguments see `run_audit`.
+
+    Raises:
+        RecipeError: It is no report, or that of another audit than the one asked for.
+    """
+    audit = read_audit(out)
+    stored = {**audit.settings, "seed": audit.seed, "network": audit.model.sha256 or audit.model.ref}
+    asked = {**settings_of(space, settings, prune=stage), "seed": space.recipe.seed, "network": network_of(space)}
+    refuse_other(out, stored, asked)
+    return audit
 
 
 def seconds_path(out: Path) -> Path:

@@ -93,6 +93,19 @@ class Bench:
             loss=self._loss,
         )
 
+    def check(self, entrant: Entrant) -> None:
+        """Checks what would stop a method only after all ablations.
+
+        Raises:
+            RecipeError: It asks for more samples than either half has.
+        """
+        asked, fewest = getattr(entrant.params, "samples", 0), min(self.samples)
+        if asked > fewest:
+            raise RecipeError(
+                f"--methods {entrant.label}: an audit scores halves of its {sum(self.samples)} samples too, and one "
+                f"has {fewest}; ask for at most {fewest}, or give more with --batches"
+            )
+
     def ablation(self) -> Ablation:
         """Removes units one by one."""
         first, second = (self._calibration(half) for half in self.halves)

@@ -25,7 +25,7 @@ from prunecli.measure.rank_statistics import (
 from prunecli.methods.allocation import comparable
 from prunecli.report.audit import Audited, Correlation, Difference, Fusion
 from prunecli.studies.entrants import Entrant
-from prunecli.studies.rank_fusions import FEWEST_JUDGED, fusions, judged
+from prunecli.studies.rank_fusions import FEWEST_JUDGED, decided, fusions, judged
 
 _FEWEST = 4
 
@@ -144,10 +144,10 @@ class AuditFigures:
             and not np.isnan(self.sampled[entrant.label]).any()
         }
         methods = (self._own_fusion(label) for label in self._scored if label in own)
-        return (
+        return decided([
             *(fusion for fusion in methods if fusion is not None),
             *fusions(complete, self._rises.tolist(), stability, self._seed),
-        )
+        ])  # fmt: skip
 
     def _own_fusion(self, label: str) -> Fusion | None:
         """A method that is a fusion, beside its members, on units that it has not removed itself."""
@@ -170,7 +170,7 @@ class AuditFigures:
         )
 
     def _form(self, entrant: Entrant, scores: dict[str, Tensor]) -> _Form:
-        """As the method's parameters say, or undivided where that agrees better beyond doubt."""
+        """As the method's parameters say, or undivided where the interval of the difference is above 0."""
         raw = _at(scores, self._units)
         known = ~np.isnan(raw)
         undivided = spearman(raw[known], self._rises[known]) if known.sum() >= _FEWEST else None

@@ -34,7 +34,7 @@ def verdict(
     fusions: Sequence[Fusion],
     ablation_halves: float | None,
 ) -> tuple[str, ...]:
-    """Which method to use, what it can be told from, and what to make of fusions.
+    """Which method to use, what it can be distinguished from, and what to make of fusions.
 
     Args:
         methods: All methods.
@@ -55,7 +55,7 @@ def verdict(
             f"{best.units} units"
         )
         if how:
-            lines.append(f"divided by each layer's mean, as is the default, its scores agree less: {best.divided:.2f}")
+            lines.append(f"divided by each layer's mean, the default, its scores agree less: {best.divided:.2f}")
         lines += _against(best, methods, differences)
         if best.needs_data and best.stability is not None and best.stability < _UNSTABLE:
             lines.append(
@@ -88,7 +88,7 @@ def _nothing(methods: Sequence[Audited]) -> str:
 
 
 def _against(best: Audited, methods: Sequence[Audited], differences: Sequence[Difference]) -> list[str]:
-    """What the leading method can be told from."""
+    """What the leading method can be distinguished from."""
     by_label = {row.label: row for row in methods}
     told: list[str] = []
     alike: list[str] = []
@@ -102,7 +102,7 @@ def _against(best: Audited, methods: Sequence[Audited], differences: Sequence[Di
     if told:
         lines.append(f"it is better than {', '.join(told)} (paired bootstrap, p < {SIGNIFICANT:g} after Holm)")
     if alike:
-        lines.append(f"this sample does not tell it from {', '.join(alike)}: more --units would")
+        lines.append(f"this sample does not distinguish it from {', '.join(alike)}: more --units would")
     free = [label for label in alike if not by_label[label].needs_data and beats_chance(by_label[label])]
     if free and best.needs_data:
         verb = "needs" if len(free) == 1 else "need"

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, count, islice
 from typing import Any
 
+import numpy as np
+
 from prunecli.errors import DataError
 from prunecli.inputs import every_other_sample, output_tensors, sample_count, split_batch
 
@@ -13,7 +15,7 @@ _IN_MEMORY = 2**29
 
 
 class KeptBatches:
-    """Batches that are prepared once, if they fit into half a gibibyte, else anew in every pass.
+    """Batches that are prepared once, if they fit into half a gibibyte, else again in every pass.
 
     Attributes:
         batch_size: As the batches say.
@@ -71,7 +73,9 @@ class HalfOfBatches:
 class FirstSteps:
     """The first batches of training, over as many epochs as they take, as if they were one epoch.
 
-    Where a text begins again, a network that remembers still has the end of it in mind.
+    Batches that go on from one to the next are the same ones in every epoch and at every seed, so the seed decides
+    which of them is the first; others are in an order that depends on the seed anyway. Where a text begins again, a
+    network that remembers still has the end of it in mind.
 
     Attributes:
         batch_size: As the batches say.
@@ -80,12 +84,14 @@ class FirstSteps:
     Args:
         batches: Training batches.
         steps: How many.
+        seed: Where they begin, if they go on from one to the next.
     """
 
-    def __init__(self, batches: Any, steps: int) -> None:
+    def __init__(self, batches: Any, steps: int, seed: int) -> None:
         self._batches, self._steps = batches, steps
         self.batch_size = getattr(batches, "batch_size", None)
         self.contiguous = bool(getattr(batches, "contiguous", False))
+        self._start = int(np.random.default_rng(seed).integers(len(batches))) if self.contiguous else 0
 
     def __len__(self) -> int:
         return self._steps
@@ -100,7 +106,8 @@ class FirstSteps:
         Raises:
             DataError: An epoch has no batch at all.
         """
-        return islice(chain.from_iterable(map(self._whole_epoch, count(1))), first, self._steps)
+        batches = chain.from_iterable(map(self._whole_epoch, count(1)))
+        return islice(batches, self._start + first, self._start + self._steps)
 
     def _whole_epoch(self, number: int) -> Iterator[Any]:
         empty = True

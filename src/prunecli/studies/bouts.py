@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from prunecli.checkpoint.manifest import Edit
 from prunecli.copying import copied
 from prunecli.data.splits import Split
+from prunecli.data.token_batches import TextSplit
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.fit import fit
 from prunecli.engine.holding import holding
@@ -29,7 +30,7 @@ from prunecli.methods.ranking import select, why_nothing
 from prunecli.methods.request import PruneRequest
 from prunecli.methods.selection import with_scope
 from prunecli.methods.structural import prune_structural
-from prunecli.methods.targets import Ruler
+from prunecli.methods.targets import Ruler, Target
 from prunecli.pipeline.stages.structural import calibration_of, refuse_unprunable, repairs
 from prunecli.pipeline.stages.train import learning_rate
 from prunecli.pipeline.workspace import Workspace
@@ -90,6 +91,7 @@ class Ring:
         self._finetune = dataclasses.replace(finetune, epochs=1, lr=learning_rate(finetune, loaded.manifest))
         self._recalibrate, self._compensation = repairs(space, prune)
         self._split = _some(space.split(split), images)
+        self._say_how_texts_are_read()
         self._judged_on = KeptBatches(space.inputs.batches(self._split))
         self._example = space.inputs.example()
         self._model = in_form(loaded.model.to(space.device).eval(), self._example)
@@ -123,17 +125,19 @@ class Ring:
         allocation = allocate(groups, alike, params, Demand(ratio))
         return Ruler("params", self._model, self._example).share(self._model, groups, allocation)
 
-    def bout(self, entrant: Entrant, seed: int, share: float) -> Outcome:
-        """Prunes a copy to `share` of the parameters, evaluates it, trains it, and evaluates it again.
+    def bout(self, entrant: Entrant, seed: int, target: Target) -> Outcome:
+        """Prunes a copy to a target, evaluates it, trains it, and evaluates it again.
 
-        The seed decides which calibration samples are drawn, what methods draw, and the order of training batches, so
-        at one seed all methods get the same ones.
+        The seed decides which calibration samples are drawn, what methods draw, and the order of training batches (of a
+        text: where they begin), so at one seed all methods get the same ones.
 
         Raises:
-            MethodError: The method cannot remove as much.
+            TargetError: The method cannot remove as much.
+            MethodError: It cannot rank anything, or what it leaves has no score.
             VerificationError: What is left is not the masked original.
         """
-        params = dataclasses.replace(entrant.params, params=share)
+        amount: dict[str, Any] = {target.kind: target.requested}
+        params = dataclasses.replace(entrant.params, **amount)
         space = self._space
         with self._seeded(seed), resource_errors(space.recipe.data.batch_size):
             calibration = self._calibration(seed)
@@ -174,6 +178,14 @@ class Ring:
             skipped=len(self._split.labels) - self._evaluated,
             task=self._space.judging.task_name(),
         )
+
+    def _say_how_texts_are_read(self) -> None:
+        split = self._split
+        if isinstance(split, TextSplit) and split.chosen is not None:
+            self._space.sink.note(
+                f"--images: {len(split.chosen)} sequences of {split.length} tokens, each without state from the one "
+                "before; figures of a whole text, which carries it on, are others"
+            )
 
     def _request(self, method: str, params: StructuralParams, calibration: Iterable[Any] | None) -> PruneRequest:
         space = self._space
@@ -220,7 +232,7 @@ class Ring:
         batches = space.inputs.training(space.data().training_split(), self._finetune)
         fit(
             space.judging.classifier(network),
-            FirstSteps(batches, self._steps),
+            FirstSteps(batches, self._steps, seed),
             None,
             self._finetune,
             space.device,

@@ -11,16 +11,18 @@ from typing import Any
 from prunecli.checkpoint.durable import write_text_atomically
 from prunecli.checkpoint.manifest import as_json
 from prunecli.checkpoint.runstate import StateStore
-from prunecli.errors import MethodError, ModelError, RecipeError
+from prunecli.errors import ModelError, RecipeError, TargetError
 from prunecli.measure.environment import describe_environment
+from prunecli.methods.targets import Target
 from prunecli.pipeline.resumption import identity_of, saved_states
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import FinetuneStage, PruneStage
-from prunecli.report.contest import Contest
+from prunecli.report.contest import Contest, read_contest
 from prunecli.report.numbers import fixed
 from prunecli.studies.bouts import Outcome, Ring, outcome_of, outcome_state
 from prunecli.studies.contest_figures import contenders, contest_verdict, kept_alike, pair_tests
 from prunecli.studies.entrants import REFERENCES, Entrant, entrants, shared_params
+from prunecli.studies.finished import network_of, refuse_other, settings_of
 
 _FEWEST_SEEDS, _RATIO = 2, 0.5
 
@@ -33,6 +35,7 @@ class ContestSettings:
         methods: Methods with commas; see `prunecli.studies.entrants.entrants`.
         ratio: Share of the channels. Every method leaves as many parameters as removing it from all layers alike does.
         params: Instead of a ratio: the share of the parameters that every method leaves.
+        macs: Instead of both: the share of the multiply-accumulates that every method leaves.
         seeds: How many; with several networks each has one of its own.
         recover: Training steps after pruning; 0: none.
         split: Name of the split to evaluate on.
@@ -42,6 +45,7 @@ class ContestSettings:
     methods: str
     ratio: float | None = None
     params: float | None = None
+    macs: float | None = None
     seeds: int = 5
     recover: int = 0
     split: str = "validation"
@@ -53,11 +57,12 @@ class ContestSettings:
         Raises:
             RecipeError: There are too few seeds, or two settings exclude each other.
         """
-        if self.ratio is not None and self.params is not None:
-            raise RecipeError("--ratio and --params say how much to remove each in its own way; give one of them")
-        for name in ("ratio", "params"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
+        given = {name: value for name in ("ratio", "params", "macs") if (value := getattr(self, name)) is not None}
+        if len(given) > 1:
+            names = " and ".join(f"--{name}" for name in given)
+            raise RecipeError(f"{names} say how much to remove each in its own way; give one of them")
+        for name, value in given.items():
+            if not 0 < value < 1:
                 raise RecipeError(f"--{name} has to be between 0 and 1 (got {value:g})")
         if self.seeds < _FEWEST_SEEDS:
             raise RecipeError(
@@ -96,41 +101,74 @@ def run_contest(
     first = spaces[0]
     taking_part = entrants(settings.methods, shared_params(prune))
     rings = [Ring(space, prune, finetune, settings.recover, settings.split, settings.images) for space in spaces]
-    for ring, space in zip(rings, spaces, strict=True):
-        if ring.dense.params != rings[0].dense.params:
-            raise ModelError(
-                f"{space.model().name}: has {ring.dense.params:,} parameters and {first.model().name} "
-                f"{rings[0].dense.params:,}; give networks of one architecture"
-            )
-    share = settings.params if settings.params is not None else rings[0].share_left(settings.ratio or _RATIO)
-    whole = as_json(dataclasses.asdict(settings))
+    _check_alike(rings, spaces)
+    target = _target(settings, rings[0])
     stages = {"prune": as_json(dataclasses.asdict(prune)), "finetune": as_json(dataclasses.asdict(finetune))}
     others = {f"network {number}": space.model().sha256 for number, space in enumerate(spaces[1:], start=2)}
-    identity = identity_of(first, settings, **others) | stages
-    with saved_states(first, out, identity) as states:
-        bouts = _Bouts(rings, taking_part, settings.seeds, share, first, states)
+    with saved_states(first, out, identity_of(first, settings, **others) | stages) as states:
+        bouts = _Bouts(rings, taking_part, settings.seeds, target, first, states)
         outcomes = bouts.all()
         taking_part = tuple(entrant for entrant in taking_part if entrant.label not in bouts.left_out)
-        methods = contenders(taking_part, outcomes, rings[0].dense.params, rings[0].dense.macs)
+        dense, figure = rings[0].dense, rings[0].figure
+        methods = contenders(taking_part, outcomes, dense.params, dense.macs, one_network=len(rings) == 1)
         tests = pair_tests(methods)
         contest = Contest(
             models=tuple(ring.model_info() for ring in rings),
             data=rings[0].data_info(),
-            settings={**whole, **stages},  # type: ignore[dict-item]
-            figure=rings[0].figure,
-            target_share=share,
+            settings=settings_of(first, settings, prune=prune, finetune=finetune),
+            figure=figure,
+            target=target.kind,
+            target_share=target.requested,
             dense=tuple(ring.dense for ring in rings),
             methods=methods,
             tests=tests,
             kept_alike=kept_alike(taking_part, outcomes),
             left_out=bouts.left_out,
-            verdict=contest_verdict(methods, tests, rings[0].figure, settings.recover),
+            verdict=contest_verdict(methods, tests, figure, settings.recover, target.kind),
             environment=describe_environment(first.device),
             seed=first.recipe.seed,
             command=first.command,
         )
         write_text_atomically(out, contest.to_json(), replace=first.may_replace)
     return contest
+
+
+def finished_contest(
+    spaces: Sequence[Workspace], settings: ContestSettings, prune: PruneStage, finetune: FinetuneStage, out: Path
+) -> Contest:
+    """The report of a comparison that is finished; for the arguments see `run_contest`.
+
+    Raises:
+        RecipeError: It is no report, or that of another comparison than the one asked for.
+    """
+    contest = read_contest(out)
+    networks = [model.sha256 or model.ref for model in contest.models]
+    stored = {**contest.settings, "seed": contest.seed, "networks": networks}
+    asked = settings_of(spaces[0], settings, prune=prune, finetune=finetune)
+    asked |= {"seed": spaces[0].recipe.seed, "networks": [network_of(space) for space in spaces]}
+    refuse_other(out, stored, asked)
+    return contest
+
+
+def _check_alike(rings: Sequence[Ring], spaces: Sequence[Workspace]) -> None:
+    """Checks that networks are of one size.
+
+    Raises:
+        ModelError: One is not.
+    """
+    for ring, space in zip(rings, spaces, strict=True):
+        if ring.dense.params != rings[0].dense.params:
+            raise ModelError(
+                f"{space.model().name}: has {ring.dense.params:,} parameters and {spaces[0].model().name} "
+                f"{rings[0].dense.params:,}; give networks of one architecture"
+            )
+
+
+def _target(settings: ContestSettings, ring: Ring) -> Target:
+    """What every method is to leave."""
+    if settings.macs is not None:
+        return Target("macs", settings.macs)
+    return Target("params", settings.params or ring.share_left(settings.ratio or _RATIO))
 
 
 class _Bouts:
@@ -145,11 +183,11 @@ class _Bouts:
         rings: Sequence[Ring],
         entrants: Sequence[Entrant],
         seeds: int,
-        share: float,
+        target: Target,
         space: Workspace,
         states: StateStore,
     ) -> None:
-        self._rings, self._entrants, self._seeds, self._share = rings, entrants, seeds, share
+        self._rings, self._entrants, self._seeds, self._target = rings, entrants, seeds, target
         self._space, self._states = space, states
         self.left_out: dict[str, str] = {}
 
@@ -157,7 +195,7 @@ class _Bouts:
         """What every one of them comes to; those that a saved state has are not run again.
 
         Raises:
-            MethodError: l2 or random cannot remove as much, so nobody can.
+            TargetError: l2 or random cannot remove as much, so nobody can.
         """
         saved = self._states.load() or {}
         done: dict[str, Any] = saved.get("outcomes", {})
@@ -170,18 +208,18 @@ class _Bouts:
                     key = f"{entrant.label}, seed {seed}"
                     if key not in done and entrant.label not in self.left_out:
                         bout = self._bout(self._rings[number % len(self._rings)], entrant, seed)
-                        if bout is not None:
-                            done[key] = outcome_state(bout)
-                            self._tell(f"{len(done)}/{total} {key}", bout)
+                        done |= {key: outcome_state(bout)} if bout is not None else {}
                         self._states.save({"outcomes": done, "left_out": self.left_out}, key)
+                        if bout is not None:
+                            self._tell(f"{len(done)}/{total} {key}", bout)
                     advance(len(done), key)
         return [outcome for outcome in map(outcome_of, done.values()) if outcome.label not in self.left_out]
 
     def _bout(self, ring: Ring, entrant: Entrant, seed: int) -> Outcome | None:
         """One method at one seed; None, and a warning, if it cannot remove as much, having ranked too few layers."""
         try:
-            return ring.bout(entrant, seed, self._share)
-        except MethodError as error:
+            return ring.bout(entrant, seed, self._target)
+        except TargetError as error:
             if entrant.method.name in REFERENCES:
                 raise
             self.left_out[entrant.label] = str(error)

@@ -19,11 +19,16 @@ from prunecli.studies.entrants import Entrant
 
 SIGNIFICANT = 0.05
 _UNEQUAL = 0.01
-"""Difference between methods, as a share of the parameters left, from which on they are no longer called equal."""
+"""Difference between methods, as a share of what is left, from which on it is no longer called equal."""
 
 
 def contenders(
-    entrants: Sequence[Entrant], outcomes: Sequence[Outcome], dense_params: int, dense_macs: int
+    entrants: Sequence[Entrant],
+    outcomes: Sequence[Outcome],
+    dense_params: int,
+    dense_macs: int,
+    *,
+    one_network: bool = True,
 ) -> tuple[Contender, ...]:
     """Every method with all its seeds.
 
@@ -32,12 +37,15 @@ def contenders(
         outcomes: Those of all methods at all seeds.
         dense_params: Parameters of the network before anything was removed.
         dense_macs: Its multiply-accumulates.
+        one_network: Whether it is the same network at every seed: units of two networks have nothing to do with each
+            other.
     """
     rows = []
     for entrant in entrants:
         own = [outcome for outcome in outcomes if outcome.label == entrant.label]
         cells = tuple(outcome.cell for outcome in own)
         after = [cell.after for cell in cells if cell.after is not None]
+        between = itertools.combinations([outcome.kept for outcome in own], 2)
         rows.append(
             Contender(
                 label=entrant.label,
@@ -47,7 +55,7 @@ def contenders(
                 macs_share=spread([cell.macs / max(dense_macs, 1) for cell in cells]),
                 before=spread([cell.before for cell in cells]),
                 after=spread(after) if after else None,
-                kept_alike_between_seeds=_mean_jaccard(itertools.combinations([outcome.kept for outcome in own], 2)),
+                kept_alike_between_seeds=_mean_jaccard(between if one_network else ()),
                 cells=cells,
             )
         )
@@ -102,9 +110,9 @@ def ranked(rows: Sequence[Contender], figure: Figure) -> list[Contender]:
 
 
 def contest_verdict(
-    rows: Sequence[Contender], tests: Sequence[PairTest], figure: Figure, steps: int
+    rows: Sequence[Contender], tests: Sequence[PairTest], figure: Figure, steps: int, equal: str = "params"
 ) -> tuple[str, ...]:
-    """The result in words: which method leads, what it can be told from, and whether any beats random."""
+    """The result in words: which method leads, what it can be distinguished from, and whether any beats random."""
     order = ranked(rows, figure)
     best, seeds = order[0], len(order[0].cells)
     when = f"after {steps} training steps" if steps else "straight after removal"
@@ -114,17 +122,19 @@ def contest_verdict(
     if told:
         lines.append(f"it is better than {', '.join(told)} (paired t-test over seeds, p < {SIGNIFICANT:g} after Holm)")
     if alike:
-        lines.append(f"it cannot be told from {', '.join(alike)} at {seeds} seeds")
+        lines.append(f"it is not distinguishable from {', '.join(alike)} at {seeds} seeds")
     if constant:
         lines.append(f"the difference to {', '.join(constant)} is the same at every seed, so there is nothing to test")
     ahead = [row.label for row in rows if row.label != "random" and _beats(row, "random", rows, tests, figure)]
     if not ahead:
         lines.append(f"no method is shown to beat random here at {seeds} seeds")
-    shares = [row.params_share.mean for row in rows]
+    name, shares = "parameters", [row.params_share.mean for row in rows]
+    if equal == "macs":
+        name, shares = "MACs", [row.macs_share.mean for row in rows]
     if max(shares) - min(shares) > _UNEQUAL * max(shares):
         rounded = any(row.params.get("round_to") != 1 for row in rows)
         lines.append(
-            f"parameters are not equal: {100 * min(shares):.1f} to {100 * max(shares):.1f} % are left, because "
+            f"{name} are not equal: {100 * min(shares):.1f} to {100 * max(shares):.1f} % are left, because "
             + ("widths are rounded; use --round-to 1" if rounded else "a channel has so many")
         )
     return tuple(lines)

@@ -12,7 +12,7 @@ from prunecli.methods.params import TARGETS, StructuralParams
 from prunecli.methods.registry import get_structural
 from prunecli.methods.spec import MethodSpec
 from prunecli.recipe.loader import Document, parse_value
-from prunecli.recipe.resolve import Override, resolve
+from prunecli.recipe.resolve import Override, Plan, resolve
 from prunecli.recipe.schema import PruneStage
 from prunecli.registry import imported
 
@@ -70,14 +70,23 @@ def entrants(methods: str, shared: Mapping[str, Any]) -> tuple[Entrant, ...]:
 
 
 def shared_params(stage: PruneStage) -> dict[str, Any]:
-    """What a prune stage sets besides the defaults of its method and how much to remove, for all methods."""
-    defaults = dataclasses.asdict(get_structural(stage.method).params())
+    """What a prune stage sets besides how much to remove, for all methods; see `as_written`."""
     names = {field.name for field in dataclasses.fields(StructuralParams)}
-    return {
-        name: value
-        for name, value in stage.params.items()
-        if name in names and name not in _AMOUNTS and value != defaults[name]
-    }
+    return {name: value for name, value in stage.params.items() if name in names and name not in _AMOUNTS}
+
+
+def as_written(plan: Plan) -> PruneStage:
+    """The first stage of a plan without the parameters that nobody wrote.
+
+    Methods have defaults of their own, which only what the user says overrides, also where it is the default of the
+    stage's method: `--normalise mean` reaches a method that would not divide.
+    """
+    stage = plan.recipe.stages[0]
+    assert isinstance(stage, PruneStage)
+    defaults = dataclasses.asdict(get_structural(stage.method).params())
+    written = plan.written("stages", 0, "params")
+    kept = {name: value for name, value in stage.params.items() if name in written or value != defaults[name]}
+    return dataclasses.replace(stage, params=kept)
 
 
 def _entrant(word: str, shared: Mapping[str, Any]) -> Entrant:

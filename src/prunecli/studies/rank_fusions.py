@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import starmap
 
 import numpy as np
 
-from prunecli.measure.rank_statistics import Array, percentile_interval, resampled_spearman, resamples, spearman
+from prunecli.measure.rank_statistics import (
+    Array,
+    bootstrap_p_above,
+    holm,
+    percentile_interval,
+    resampled_spearman,
+    resamples,
+    spearman,
+)
 from prunecli.report.audit import Fusion
 
 FEWEST_ABLATIONS = 16
 """With fewer there is nothing left to judge on after fitting."""
 FEWEST_JUDGED = 8
+SIGNIFICANT = 0.05
 _FITTED = 24
 _FEWEST_MEMBERS = 2
 
@@ -31,7 +41,7 @@ def fusions(
         seed: Seed of the bootstrap.
 
     Returns:
-        One for each kind; none where there are fewer than two members or 16 ablations.
+        One for each kind, not yet decided on; none where there are fewer than two members or 16 ablations.
     """
     names = list(scores)
     if len(names) < _FEWEST_MEMBERS or len(rises) < FEWEST_ABLATIONS:
@@ -70,7 +80,7 @@ def judged(
     fitted_on: int,
     seed: int,
 ) -> Fusion:
-    """A fusion beside the best of its members, on ablations that it was not fitted on.
+    """A fusion beside the best of its members, on ablations that it was not fitted on; see `decided` for the rest.
 
     Args:
         name: simple, adaptive, learned, or a method that is a fusion.
@@ -85,8 +95,6 @@ def judged(
     best = max(alone, key=lambda member: -2.0 if alone[member] is None else alone[member] or 0.0)
     own, indices = spearman(scores, rises), resamples(len(rises), seed)
     gains = resampled_spearman(scores, rises, indices) - resampled_spearman(members[best], rises, indices)
-    interval = percentile_interval(gains)
-    recommended, reason = _worth_it(name, best, own, alone[best], interval, len(rises))
     return Fusion(
         name=name,
         weights=dict(weights),
@@ -95,10 +103,17 @@ def judged(
         correlation=own,
         best_member=best,
         best_member_correlation=alone[best],
-        interval=interval,
-        recommended=recommended,
-        reason=reason,
+        interval=percentile_interval(gains),
+        p=bootstrap_p_above(gains),
+        recommended=False,
+        reason="",
     )
+
+
+def decided(judged_ones: Sequence[Fusion]) -> tuple[Fusion, ...]:
+    """Which of all fusions that were judged are recommended: several are tried, so p is adjusted for their number."""
+    adjusted = holm([fusion.p for fusion in judged_ones])
+    return tuple(starmap(_decided, zip(judged_ones, adjusted, strict=True)))
 
 
 def regression_weights(ranks: Array, rises: Array) -> Array:
@@ -126,17 +141,22 @@ def _shares(weights: Array) -> Array:
     return shares
 
 
-def _worth_it(
-    name: str, best: str, own: float | None, alone: float | None, interval: tuple[float, float] | None, count: int
-) -> tuple[bool, str]:
-    """Whether a fusion is to be recommended, and why."""
+def _decided(fusion: Fusion, p_holm: float | None) -> Fusion:
+    """A fusion with the adjusted p, whether it is to be recommended, and why."""
+    name, own, alone = fusion.name, fusion.correlation, fusion.best_member_correlation or 0.0
     what = f"the {name} fusion" if name in ("simple", "adaptive", "learned") else name
-    on = f"on {count} ablations that it was not fitted on"
+    on = f"on {fusion.judged_on} ablations that it was not fitted on"
+    recommended = False
     if own is None:
-        return False, f"{what} ranks nothing: no member has to do with the ablations it was fitted on"
-    against = f"{own:.2f} against {alone or 0.0:.2f} of {best} alone"
-    if own <= (alone or 0.0):
-        return False, f"{what} does not beat its best member {on}: {against}"
-    if interval is None or interval[0] <= 0:
-        return False, f"{what} is not told from its best member {on}: {against}"
-    return True, f"{what} beats its best member {on}: {against}"
+        reason = f"{what} ranks nothing: no member has to do with the ablations it was fitted on"
+    else:
+        against = f"{own:.2f} against {alone:.2f} of {fusion.best_member} alone"
+        if own <= alone:
+            reason = f"{what} does not beat its best member {on}: {against}"
+        elif p_holm is None or p_holm >= SIGNIFICANT:
+            tested = "" if p_holm is None else f", p = {p_holm:.2g} after Holm"
+            reason = f"{what} is not distinguishable from its best member {on}: {against}{tested}"
+        else:
+            recommended = True
+            reason = f"{what} beats its best member {on}: {against}, p = {p_holm:.2g} after Holm"
+    return fusion.model_copy(update={"p_holm": p_holm, "recommended": recommended, "reason": reason})

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunecli.cli.lazy import make_command
-from prunecli.cli.options import option, options_of, shared_options, with_output
+from prunecli.cli.options import option, options_of, plan_for_stage, shared_options, with_output
 from prunecli.cli.output import Output
-from prunecli.cli.stages import RESUME_OPTIONS, ModelArgument, check_writable, prepare
+from prunecli.cli.stages import RESUME_OPTIONS, ModelArgument, check_writable, opened
 from prunecli.errors import RecipeError
 from prunecli.methods.params import StructuralParams
 from prunecli.recipe.schema import PruneStage
@@ -50,26 +50,26 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     out = Path(values["out"] or f"{stem}-audit.json")
     if out.suffix != ".json":
         raise RecipeError(f"-o {out}: reports are JSON; name it {out.with_suffix('.json')}")
-    space = prepare(output, model, {"stage": "prune"}, _OPTIONS, values | {"out": str(out)})
+    plan = plan_for_stage(model, {"stage": "prune"}, _OPTIONS, values)
+    space = opened(output, plan, values | {"out": str(out)})
     if space is None:
         return
     from prunecli.pipeline.resumption import is_unfinished
-    from prunecli.report.audit import read_audit
-    from prunecli.studies.audit import AuditSettings, run_audit, seconds_path
+    from prunecli.studies.audit import AuditSettings, finished_audit, run_audit, seconds_path
+    from prunecli.studies.entrants import as_written
 
     folder = Path(values["plots"]) if values["plots"] is not None else None
     for path in (seconds_path(out), *(folder / name for name in _PICTURES if folder is not None)):
         check_writable(path, space.may_replace)
-    stage = space.recipe.stages[0]
-    assert isinstance(stage, PruneStage)
+    stage = as_written(plan)
     settings = AuditSettings(
         values["methods"] or _METHODS,
         _UNITS if values["units"] is None else values["units"],
         _BATCHES if values["batches"] is None else values["batches"],
     )
     if space.resume and out.exists() and not is_unfinished(out):
+        audit, seconds = finished_audit(space, settings, stage, out), {}
         output.note(f"{out}: finished already, nothing to resume")
-        audit, seconds = read_audit(out), {}
     else:
         outcome = run_audit(space, settings, stage, out)
         audit, seconds = outcome.audit, outcome.seconds

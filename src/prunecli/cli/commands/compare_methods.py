@@ -42,10 +42,16 @@ CONTEST_OPTIONS = [
         default=_RATIO,
     ),
     option("params", float, "With --methods, instead of a ratio: share of the parameters that is left."),
+    option("macs", float, "With --methods, instead of both: share of the multiply-accumulates that is left."),
     option("seeds", int, "With --methods: how many seeds; they draw samples and training order.", default=_SEEDS),
     option("recover", int, "With --methods: training steps after pruning, with the same batches for all methods."),
     option("split", _Split, "With --methods: samples to judge on.", default="validation"),
-    option("images", int, "With --methods: at most so many of them."),
+    option(
+        "images",
+        int,
+        "With --methods: at most so many of them. Some sequences of a text start without state; a whole text carries "
+        "it on.",
+    ),
     option("dry_run", bool, "With --methods: print the plan and where each value comes from.", "--dry-run"),
     *options_of(PruneStage, ("stages", 0), only=("keep", "recalibrate", "compensate", "calibration_images")),
     *options_of(
@@ -93,13 +99,14 @@ def compare_methods(
         raise RecipeError(f"{report}: is a report, and --methods prunes networks: give a weights file or a reference")
     from prunecli.recipe.loader import Document
     from prunecli.recipe.resolve import resolve
-    from prunecli.studies.contest import ContestSettings, run_contest
+    from prunecli.studies.contest import ContestSettings, finished_contest, run_contest
 
     count = len(paths) if len(paths) > 1 else _SEEDS
     settings = ContestSettings(
         methods=values["methods"],
         ratio=values["ratio"],
         params=values["params"],
+        macs=values["macs"],
         seeds=count if values["seeds"] is None else values["seeds"],
         recover=values["recover"] or 0,
         split=values["split"] or "validation",
@@ -117,15 +124,16 @@ def compare_methods(
     from prunecli.pipeline.resumption import is_unfinished
     from prunecli.pipeline.stages.compare import recipe_of
     from prunecli.pipeline.workspace import Workspace
-    from prunecli.report.contest import read_contest
+    from prunecli.studies.entrants import as_written
 
-    if resume and out.exists() and not is_unfinished(out):
-        output.note(f"{out}: finished already, nothing to resume")
-        return read_contest(out)
+    prune, finetune = as_written(plan), plan.recipe.stages[1]
+    assert isinstance(finetune, FinetuneStage)
     command, again = reproducible_command(sys.argv[1:]), resume_command(sys.argv[1:])
     spaces = [Workspace(recipe_of(path, plan.recipe), output, command, again, resume, force) for path in paths]
-    prune, finetune = plan.recipe.stages
-    assert isinstance(prune, PruneStage) and isinstance(finetune, FinetuneStage)
+    if resume and out.exists() and not is_unfinished(out):
+        finished = finished_contest(spaces, settings, prune, finetune, out)
+        output.note(f"{out}: finished already, nothing to resume")
+        return finished
     contest = run_contest(spaces, settings, prune, finetune, out)
     output.note(f"wrote {out}")
     return contest

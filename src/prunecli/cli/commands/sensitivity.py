@@ -26,7 +26,7 @@ _OPTIONS = [
     option(
         "max_drop",
         float,
-        "Points of top-1 (texts: bits, perplexity) that the recipe may lose in all.",
+        "Most that the score may worsen over all layers: points of top-1, bits or perplexity.",
         default=_MAX_DROP,
     ),
     option("images", int, "Validation images to judge on; the test split is not touched.", default=_IMAGES),

@@ -19,7 +19,7 @@ _IGNORED = -100
 
 @dataclass(frozen=True)
 class WordFigures:
-    """How well the words of a text are foretold.
+    """How well the words of a text are predicted.
 
     Attributes:
         loss: Mean cross-entropy in nats.
@@ -62,7 +62,7 @@ class WordFigures:
 
 @dataclass(frozen=True)
 class CharacterFigures(WordFigures):
-    """How well the characters of a text are foretold; `tokens` are characters."""
+    """How well the characters of a text are predicted; `tokens` are characters."""
 
     score_name: ClassVar[str] = "bits_per_character"
     score_label: ClassVar[str] = "bits per character"

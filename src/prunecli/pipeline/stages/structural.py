@@ -93,6 +93,7 @@ def structural_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOut
     recalibrate, compensation = repairs(space, stage)
     params: StructuralParams = method.params(**stage.params)
     on_data = [f"--{kind}" for kind in space.activity.targets_on_data if stage.params.get(kind) is not None]
+    on_data += ["--retention epsilon"] if stage.params.get("retention") == "epsilon" else []
     if data is None and (method.needs_data or stage.epochs or on_data):
         what = f"method {stage.method}" if method.needs_data else "--epochs" if stage.epochs else on_data[0]
         raise RecipeError(f"{what} needs images: name a data set with --data")
