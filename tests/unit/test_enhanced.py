@@ -120,6 +120,33 @@ def test_learned_weights_find_the_member_that_orders_as_ablation_does(seed: int,
     assert opposed == {"a": 0.0}
 
 
+def test_learned_weights_are_the_least_squares_within_groups() -> None:
+    generator = torch.Generator().manual_seed(1)
+    parts = {name: {group: torch.rand(20, generator=generator, dtype=torch.float64) for group in "gh"} for name in "ab"}
+    units = [Unit("g", index) for index in range(7)] + [Unit("h", index) for index in range(13, 20)]
+    rises = [
+        float(parts["a"][unit.group][unit.index] + 0.7 * parts["b"][unit.group][unit.index]) + (unit.group == "h")
+        for unit in units
+    ]
+
+    def error(weights: tuple[float, float]) -> float:
+        total = 0.0
+        for group in "gh":
+            own = [place for place, unit in enumerate(units) if unit.group == group]
+            target = _by_loop(torch.tensor([rises[place] for place in own]))
+            fitted = torch.zeros(len(own), dtype=torch.float64)
+            for name, weight in zip("ab", weights, strict=True):
+                fitted += weight * _by_loop(parts[name][group])[[units[place].index for place in own]]
+            total += float((target - target.mean() - fitted + fitted.mean()).square().sum())
+        return total
+
+    found = learned_weights(parts, units, rises)
+    grid = [place / 16 for place in range(25)]
+    best = min(itertools.product(grid, grid), key=error)
+    assert best[0] > 0 and best[1] > 0
+    assert found["a"] == pytest.approx(best[0] / sum(best), abs=0.04)
+
+
 def test_units_to_ablate_come_from_as_many_groups_as_have_four_each() -> None:
     _, groups, _ = _network("plain")
     units = units_to_ablate(groups, 16, torch.Generator().manual_seed(0))
@@ -205,8 +232,12 @@ def test_observed_parts_are_those_of_stored_values() -> None:
         (0.1, statistics["range"]),
     ]
     expected = sum(share * _by_loop(values) for share, values in wanted)
-    found = parts["activation"].scores["body.3"]
-    assert torch.allclose(found, expected, atol=0.03)  # type: ignore[arg-type]
+    assert torch.allclose(parts["activation"].scores["body.3"], expected, atol=0.03)  # type: ignore[arg-type]
+    own = Activity.of(rows, max(1.0, float(rows[: 4 * 256].abs().max())))
+    assert not torch.equal(ranks(own.entropy()), ranks(own.range()))
+    wanted = [(0.5, own.moments.std * strength), (0.2, own.rate), (0.2, own.entropy()), (0.1, own.range())]
+    expected = sum(share * _by_loop(values) for share, values in wanted)
+    assert torch.allclose(parts["activation"].scores["body.3"], expected, atol=1e-9)  # type: ignore[arg-type]
     covariance = torch.cov(rows.T, correction=0)
     inverse = torch.linalg.inv(covariance + 0.01 * covariance.diagonal().mean() * torch.eye(12, dtype=torch.float64))
     assert torch.allclose(parts["cooperative"].scores["body.3"], strength / inverse.diagonal(), rtol=1e-6)
