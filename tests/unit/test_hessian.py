@@ -159,9 +159,9 @@ def test_products_with_the_hessian_are_those_of_torch_func(case: str) -> None:
 def test_hap_is_the_trace_times_the_mean_square(case: str) -> None:
     model, groups, data = CASES[case]
     traces = _loop(groups, model, _diagonals(model, groups, data))
-    options = {"min_probes": 300, "max_probes": 300, "stability": 1.0}
+    options = {"min_probes": 200, "max_probes": 200, "stability": 1.0}
     estimate = hessian.hap_estimate(model, groups, Calibration(batches=data, options=options))
-    assert estimate.probes == 300 and set(estimate.means) == {group.name for group in groups}
+    assert estimate.probes == 200 and set(estimate.means) == {group.name for group in groups}
     squares = _loop(groups, model, {name: value.detach().square() for name, value in model.named_parameters()})
     numbers = _loop(groups, model, {name: torch.ones_like(value) for name, value in model.named_parameters()})
     sure: dict[str, float] = {}
@@ -245,7 +245,7 @@ def test_obd_is_half_the_diagonal_times_the_square(case: str) -> None:
     exact = _loop(
         groups, model, {name: value * model.get_parameter(name).detach() ** 2 / 2 for name, value in diagonals.items()}
     )
-    options = {"min_probes": 300, "max_probes": 300, "stability": 1.0}
+    options = {"min_probes": 200, "max_probes": 200, "stability": 1.0}
     estimate = hessian.obd_estimate(model, groups, Calibration(batches=data, options=options))
     sure: dict[str, float] = {}
     for name, wanted in exact.items():
@@ -315,7 +315,7 @@ def test_gate_obd_is_the_curvature_by_a_real_gate(case: str) -> None:
     _, groups, data = CASES[case]
     gates = {group.name: torch.ones(group.units, dtype=torch.float64) for group in groups}
     whole = torch.func.hessian(_gated_loss(case, groups, data))(gates)
-    options = {"min_probes": 300, "max_probes": 300, "stability": 1.0}
+    options = {"min_probes": 200, "max_probes": 200, "stability": 1.0}
     estimate = gate_obd_estimate(CASES[case][0], groups, Calibration(batches=data, options=options))
     sure: dict[str, float] = {}
     for name in gates:
@@ -349,7 +349,7 @@ def test_gates_of_what_no_weight_reads_lie_where_it_is_written_once() -> None:
         return F.cross_entropy(scores, torch.cat([labels for _, labels in data]))
 
     exact = torch.func.hessian(loss)(torch.ones(4, dtype=torch.float64)).diagonal().detach() / 2
-    options = {"min_probes": 300, "max_probes": 300, "stability": 1.0}
+    options = {"min_probes": 200, "max_probes": 200, "stability": 1.0}
     estimate = gate_obd_estimate(model, [group], Calibration(batches=data, options=options))
     away = (estimate.means["q"] - exact) / estimate.standard_errors["q"]
     assert float(away.abs().max()) < 4
