@@ -48,9 +48,14 @@ def _top1(model: nn.Module, digits: tuple[ImageData, Preprocessing]) -> float:
     return evaluate(model, evaluation_batches(digits[0].test, digits[1], 128), CPU).top1
 
 
+_OTHER_NETWORKS = ("spike", "hybrid")
+"""Methods for networks with spiking units."""
+
+
 @pytest.mark.parametrize(
-    "method", [name for name in METHODS.built_in if METHODS.load(name).family == "structural" and name != "spike"]
-)  # spike needs other networks
+    "method",
+    [name for name in METHODS.built_in if METHODS.load(name).family == "structural" and name not in _OTHER_NETWORKS],
+)
 @pytest.mark.parametrize("scope", ["local", "global"])
 def test_prune_verify_save_restore(
     trained: nn.Module, digits: tuple[ImageData, Preprocessing], tmp_path: Path, method: str, scope: str
