@@ -16,6 +16,7 @@ from prunecli.measure.environment import library_versions
 from prunecli.models.loading import LoadedModel, load_companion, load_file, save
 from prunecli.pipeline.model_inputs import ModelInputs
 from prunecli.pipeline.state import RunState
+from prunecli.report.schema import ModelInfo
 
 
 class Lineage:
@@ -28,6 +29,17 @@ class Lineage:
 
     def __init__(self, state: RunState, inputs: ModelInputs) -> None:
         self._state, self._inputs = state, inputs
+
+    def model_info(self) -> ModelInfo:
+        """The current network, for a report."""
+        loaded = self._state.model()
+        return ModelInfo(
+            ref=loaded.manifest.architecture.ref,
+            path=str(loaded.path) if loaded.path else None,
+            sha256=loaded.sha256,
+            input_shape=self._inputs.shape(),
+            arguments=loaded.manifest.architecture.kwargs,
+        )
 
     def step(
         self, stage: str, settings: Mapping[str, Any], *, split: Split | None = None, split_name: str = "train"

@@ -139,14 +139,7 @@ class Bench:
 
     def model_info(self) -> ModelInfo:
         """The network, for a report."""
-        loaded = self.space.model()
-        return ModelInfo(
-            ref=loaded.manifest.architecture.ref,
-            path=str(loaded.path) if loaded.path else None,
-            sha256=loaded.sha256,
-            input_shape=self.space.inputs.shape(),
-            arguments=loaded.manifest.architecture.kwargs,
-        )
+        return self.space.lineage.model_info()
 
     def data_info(self) -> DataInfo:
         """The samples behind every figure, for a report."""

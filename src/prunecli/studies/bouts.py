@@ -159,14 +159,7 @@ class Ring:
 
     def model_info(self) -> ModelInfo:
         """The network, for a report."""
-        loaded = self._space.model()
-        return ModelInfo(
-            ref=loaded.manifest.architecture.ref,
-            path=str(loaded.path) if loaded.path else None,
-            sha256=loaded.sha256,
-            input_shape=self._space.inputs.shape(),
-            arguments=loaded.manifest.architecture.kwargs,
-        )
+        return self._space.lineage.model_info()
 
     def data_info(self) -> DataInfo:
         """What was evaluated on, for a report."""

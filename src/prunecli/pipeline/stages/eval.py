@@ -18,7 +18,7 @@ from prunecli.pipeline.probing import linear_probe
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import EvalStage
 from prunecli.report.conditions import Condition
-from prunecli.report.schema import METRIC_NAMES, REPORT_SCHEMA, DataInfo, Latency, Metrics, ModelInfo, Report
+from prunecli.report.schema import METRIC_NAMES, REPORT_SCHEMA, DataInfo, Latency, Metrics, Report
 
 _PROBE = "linear-probe"
 
@@ -59,13 +59,7 @@ def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
     )
     report = Report(
         schema=REPORT_SCHEMA,
-        model=ModelInfo(
-            ref=loaded.manifest.architecture.ref,
-            path=str(loaded.path) if loaded.path else None,
-            sha256=loaded.sha256,
-            input_shape=space.inputs.shape(),
-            arguments=loaded.manifest.architecture.kwargs,
-        ),
+        model=space.lineage.model_info(),
         data=info,
         metrics=metrics,
         **energy.report,
