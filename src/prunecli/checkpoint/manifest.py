@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -60,6 +61,8 @@ _MAX_DIMENSIONS = 8
 _MAX_LENGTH = 1 << 20
 _MAX_NUMBERS = 1 << 26
 _MAX_CHANNELS = 4096
+_MAX_NAME = 1000
+_MAX_REMOVED = 100_000
 
 _Channels = Annotated[tuple[float, ...], Field(max_length=_MAX_CHANNELS)]
 
@@ -164,6 +167,20 @@ class Masks(_Strict):
         names = dict.fromkeys((*before.weights, *self.weights))
         return Masks(weights=list(names), spikes=before.spikes | self.spikes)
 
+    def renamed(self, former: Mapping[str, str]) -> Masks:
+        """The masks of a network whose modules are called otherwise, or are gone.
+
+        Args:
+            former: From the names of its modules to those that they had.
+        """
+        names: dict[str, list[str]] = {}
+        for weight in self.weights:
+            module, _, leaf = weight.rpartition(".")
+            names.setdefault(module, []).append(leaf)
+        weights = [f"{new}.{leaf}".lstrip(".") for new, old in former.items() for leaf in names.get(old, ())]
+        spikes = {new: self.spikes[old] for new, old in former.items() if old in self.spikes}
+        return Masks(weights=weights, spikes=spikes)
+
     @field_validator("spikes")
     @classmethod
     def _check_shapes(cls, spikes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -195,6 +212,18 @@ class Edit(_Strict):
     width_after: int
     keep_indices: list[int]
     layers: list[str]
+
+
+class RemovedBlock(_Strict):
+    """One module that was taken out of the network.
+
+    Attributes:
+        name: Its name in the network as it was just before: the entries of a list move up when one is taken out.
+        left: What is in its place: nothing, in lists, or a module that passes on what it is given.
+    """
+
+    name: str = Field(max_length=_MAX_NAME)
+    left: Literal["nothing", "identity"] = "nothing"
 
 
 class Untouched(_Strict):
@@ -256,6 +285,7 @@ class Manifest(_Strict):
     sha256: str = ""
     architecture: Architecture
     normalisation: InputNormalisation | None = None
+    blocks: list[RemovedBlock] = Field(default_factory=list, max_length=_MAX_REMOVED)
     forms: dict[str, Literal["stack", "cell"]] = Field(default_factory=dict)
     attributes: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
     extra_state: dict[str, JsonValue] = Field(default_factory=dict)
@@ -277,6 +307,8 @@ class Manifest(_Strict):
             content.pop("runtime", None)
         if self.masks is None:
             content.pop("masks", None)
+        if not self.blocks:
+            content.pop("blocks", None)
         if not self.forms:
             content.pop("forms", None)
         if self.vocabulary is None:

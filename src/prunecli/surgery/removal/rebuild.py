@@ -28,7 +28,7 @@ def attribute_differences(fresh: nn.Module, changed: nn.Module) -> Attributes:
     for name, module in changed.named_modules():
         if name not in originals:
             raise ModelError(f"module {name!r} does not exist in the architecture that the checkpoint is rebuilt from")
-        if type(module) is not type(originals[name]):
+        if kind_of(module) != kind_of(originals[name]):
             raise ModelError(
                 f"module {name!r} is a {type(module).__name__}, which is not the type that the architecture builds"
             )
@@ -38,6 +38,11 @@ def attribute_differences(fresh: nn.Module, changed: nn.Module) -> Attributes:
         if differing:
             differences[name] = differing
     return differences
+
+
+def kind_of(module: nn.Module) -> str:
+    """The class of a module by its name: parametrisations make a class of their own for every module."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def apply_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, JsonValue]]) -> None:
