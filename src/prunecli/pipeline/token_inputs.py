@@ -15,9 +15,7 @@ from prunecli.data.text import DEFAULT_LENGTHS
 from prunecli.data.token_batches import StreamBatches, TextSplit, evaluation_streams
 from prunecli.engine.config import FitConfig
 from prunecli.errors import DataError
-from prunecli.models.catalog import reads_tokens
 from prunecli.pipeline.model_inputs import ModelInputs
-from prunecli.pipeline.state import RunState
 
 _PREPROCESSING = Preprocessing((0, 0, 0), (), ())
 """Tokens are taken as they are."""
@@ -122,9 +120,3 @@ def random_tokens(arguments: dict[str, Any], shape: tuple[int, ...], generator: 
     """A sequence that a language model built with `arguments` can read, shape (1, T)."""
     vocabulary = arguments.get("num_classes")
     return torch.randint(vocabulary if isinstance(vocabulary, int) else 1, (1, *shape), generator=generator)
-
-
-def inputs_of(state: RunState) -> ModelInputs:
-    """The inputs of the current network of a run."""
-    kind = TokenInputs if reads_tokens(state.model().manifest.architecture.ref) else ModelInputs
-    return kind(state)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from prunecli.engine.detectors.index import detector_of
+from prunecli.models.catalog import reads_tokens
 from prunecli.pipeline.activity import Activity, activity_of
+from prunecli.pipeline.detection_inputs import DetectionInputs
 from prunecli.pipeline.judging import Judging
 from prunecli.pipeline.lineage import Lineage
 from prunecli.pipeline.model_inputs import ModelInputs
 from prunecli.pipeline.state import RunState
-from prunecli.pipeline.token_inputs import inputs_of
+from prunecli.pipeline.token_inputs import TokenInputs
 
 
 class Workspace(RunState):
@@ -18,7 +21,10 @@ class Workspace(RunState):
     @cached_property
     def inputs(self) -> ModelInputs:
         """Shapes, preprocessing and batches."""
-        return inputs_of(self)
+        loaded = self.model()
+        if reads_tokens(loaded.manifest.architecture.ref):
+            return TokenInputs(self)
+        return DetectionInputs(self) if detector_of(loaded.model) is not None else ModelInputs(self)
 
     @cached_property
     def judging(self) -> Judging:

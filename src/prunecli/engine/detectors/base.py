@@ -10,6 +10,8 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from prunecli.inputs import Inputs, model_device
+
 Target: TypeAlias = Mapping[str, Tensor]
 """The objects in one image, as a data set gives them.
 
@@ -47,6 +49,10 @@ class Detector(ABC):
     def num_classes(self, network: nn.Module) -> int:
         """How many kinds of objects a network tells apart; the background is none."""
 
+    def own_size(self, network: nn.Module) -> tuple[int, int] | None:
+        """Height and width that a network resizes a square image to; None if it does not say."""
+        return None
+
     @abstractmethod
     def losses(self, network: nn.Module, inputs: Any, targets: Sequence[Target]) -> dict[str, Tensor]:
         """The package's own losses of a batch by name, weighted, so that their sum is what it minimises.
@@ -64,6 +70,12 @@ class Detector(ABC):
     def found(self, network: nn.Module, inputs: Any) -> list[Found]:
         """What a network in evaluation mode finds in each image of a batch, duplicates removed."""
 
+    def example(self, shape: tuple[int, ...], generator: torch.Generator) -> Inputs:
+        """A random batch of one image of `shape` (C, H, W): pixels in 0..1 in a list, else normalised ones."""
+        if self.lists_images:
+            return [torch.rand(shape, generator=generator)]
+        return torch.randn(1, *shape, generator=generator)
+
     @contextmanager
     def settled(self, network: nn.Module) -> Iterator[None]:
         """A context in which a network has losses and is otherwise as in evaluation mode.
@@ -72,13 +84,14 @@ class Detector(ABC):
         random anyway, such as the proposals that a loss is taken of, is the same every time. Afterwards all modes and
         the state of torch's generator are as they were.
         """
+        device = model_device(network)
         modes = {module: module.training for module in network.modules()}
         network.eval()
         if self.loss_needs_training_mode:
             for module in modes:
                 module.training = not _changes_in_training(module)
         try:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 torch.manual_seed(0)
                 yield
         finally:

@@ -33,6 +33,12 @@ class TorchvisionDetector(Detector):
         columns = getattr(scores, "num_columns", None)
         return int(columns if columns is not None else scores.num_classes) - 1
 
+    def own_size(self, network: nn.Module) -> tuple[int, int]:
+        """As its first step has it."""
+        transform: Any = network.get_submodule("transform")
+        fixed = transform.fixed_size
+        return (int(fixed[1]), int(fixed[0])) if fixed is not None else (int(transform.min_size[-1]),) * 2
+
     def losses(self, network: nn.Module, inputs: Any, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Of classes and boxes, and of proposals where there are any."""
         heads = getattr(network, "roi_heads", None)

@@ -12,7 +12,9 @@ from torch import nn
 from prunecli.checkpoint import WEIGHT_SUFFIXES
 from prunecli.checkpoint.io import read_manifest
 from prunecli.checkpoint.manifest import Architecture
+from prunecli.engine.detectors.index import detector_of
 from prunecli.errors import GateFailed, RecipeError
+from prunecli.inputs import Inputs
 from prunecli.measure.latency import time_paired
 from prunecli.models.catalog import reads_tokens
 from prunecli.models.loading import load_companion
@@ -86,15 +88,18 @@ def compare_run(reports: Sequence[Path], device: torch.device, *, rounds: int = 
         for path, report in zip(files, read, strict=True)
     ]
     generator = torch.Generator().manual_seed(0)
-    examples = [_example(report, generator) for report in read]
+    examples = [_example(report, network, generator) for report, network in zip(read, networks, strict=True)]
     timing = time_paired(networks, examples, rounds=rounds, device=device)
     return compare_reports(names, read, list(zip(timing.ratios, timing.ratio_intervals, strict=True)))
 
 
-def _example(report: Report, generator: torch.Generator) -> torch.Tensor:
+def _example(report: Report, network: nn.Module, generator: torch.Generator) -> Inputs:
     model = report.model
     if reads_tokens(model.ref):
         return random_tokens(model.arguments, model.input_shape, generator)
+    detector = detector_of(network)
+    if detector is not None:
+        return detector.example(model.input_shape, generator)
     return torch.randn(1, *model.input_shape, generator=generator)
 
 
@@ -115,7 +120,7 @@ def judge(comparison: Comparison, gate: Gate | None) -> GateFailed | None:
 
 def _measure(
     paths: Sequence[Path], recipe: Recipe, sink: Sink, command: str
-) -> tuple[list[Report], list[nn.Module], list[torch.Tensor]]:
+) -> tuple[list[Report], list[nn.Module], list[Inputs]]:
     reports, networks, examples = [], [], []
     built = _built_arguments(paths)
     for path in paths:
