@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -23,9 +23,8 @@ from prunecli.errors import DataError
 
 GREY = 114
 """What fills images up: the mean of natural images, as in YOLO. Networks that normalise see about zero."""
-_ZOOM_OUT = (1.0, 1.5)
-_LEAST_CROP = 0.5
-"""Training images are shrunk by up to the one, or cut to no less than the other, share of each side."""
+_SCALES = (0.75, 1.33)
+"""Training images are scaled by a random factor in this range before they are cut or filled up again."""
 
 BoxSample: TypeAlias = tuple[Any, dict[str, Tensor]]
 """A network's inputs, and what is in the image: a `prunecli.engine.detectors.base.Target`."""
@@ -171,21 +170,23 @@ class BoxDataset(Dataset[BoxSample]):
 class BoxTransform:
     """Changes an image and its boxes alike, and normalises the image.
 
-    Images keep their aspect: they are resized until they fit into `size`, and grey is added on the right or below.
+    Images keep their aspect: they are resized until they fit into `size`, and grey is added on the right or below. For
+    training they are larger or smaller than that by a random factor, at a random place, and cut to the same size; an
+    object whose centre is cut off is left out.
 
     Attributes:
         size: Height and width; None: every image keeps its own.
         mean: Per channel, pixels in 0..1.
         std: Per channel.
         interpolation: "bilinear" or "bicubic".
-        random: Changes of training images, before they are resized; empty for evaluation.
+        random: Further changes of training images; None for evaluation.
     """
 
     size: tuple[int, int] | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bilinear"
-    random: Sequence[v2.Transform] = field(default_factory=tuple)
+    random: Sequence[v2.Transform] | None = None
 
     def __call__(self, image: Image.Image, objects: Objects) -> tuple[Tensor, dict[str, Tensor]]:
         """The image, shape (C, H, W), and a target."""
@@ -198,9 +199,12 @@ class BoxTransform:
             "labels": torch.from_numpy(objects.labels),
             "ignored": torch.from_numpy(objects.ignored),
         }
-        for transform in self.random:
+        if self.random is None:
+            pixels, target["boxes"], target["size"] = self._fitted(pixels, boxes)
+        else:
+            pixels, target = self._jittered(pixels, target)
+        for transform in self.random or ():
             pixels, target = transform(pixels, target)
-        pixels, target["boxes"], target["size"] = self._fitted(pixels, target["boxes"])
         pixels = functional.normalize(functional.to_dtype(pixels, torch.float32, scale=True), self.mean, self.std)
         return pixels.as_subclass(Tensor), {name: value.as_subclass(Tensor) for name, value in target.items()}
 
@@ -213,31 +217,42 @@ class BoxTransform:
         inner = [
             min(limit, max(1, round(side * scale))) for limit, side in zip(self.size, (height, width), strict=True)
         ]
-        interpolation = InterpolationMode(self.interpolation)
         padding = [0, 0, self.size[1] - inner[1], self.size[0] - inner[0]]
-        pixels = functional.resize(pixels, inner, interpolation=interpolation, antialias=True)
         boxes = functional.pad(functional.resize(boxes, inner), padding)
-        return functional.pad(pixels, padding, fill=GREY), boxes, torch.tensor(inner)
+        return functional.pad(self._resized(pixels, inner), padding, fill=GREY), boxes, torch.tensor(inner)
+
+    def _jittered(self, pixels: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Image and objects, scaled by a random factor and cut or filled up at a random place."""
+        own = pixels.shape[-2:]
+        whole = self.size or (int(own[0]), int(own[1]))
+        factor = torch.empty(()).uniform_(*_SCALES).item() * min(whole[0] / own[0], whole[1] / own[1])
+        inner = [max(1, round(side * factor)) for side in own]
+        # Where the scaled image begins in the new one, or, if it is larger, before it.
+        top, left = (round(torch.rand(()).item() * (space - side)) for space, side in zip(whole, inner, strict=True))
+        boxes = functional.resize(target["boxes"], inner).as_subclass(Tensor) + torch.tensor([left, top, left, top])
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        stays = ((centres >= 0) & (centres < torch.tensor([whole[1], whole[0]]))).all(dim=1)
+        cut = boxes[stays].clamp(min=0).minimum(torch.tensor([whole[1], whole[0]] * 2, dtype=boxes.dtype))
+        margins = [left, top, whole[1] - inner[1] - left, whole[0] - inner[0] - top]
+        pixels = functional.pad(self._resized(pixels, inner), [max(margin, 0) for margin in margins], fill=GREY)
+        pixels = functional.crop(pixels, max(-top, 0), max(-left, 0), *whole)
+        return pixels, {
+            "boxes": tv_tensors.BoundingBoxes(cut, format="XYXY", canvas_size=whole),
+            "labels": target["labels"][stays],
+            "ignored": target["ignored"][stays],
+            "size": torch.tensor(whole),
+        }
+
+    def _resized(self, pixels: Any, size: list[int]) -> Any:
+        interpolation = InterpolationMode(self.interpolation)
+        return functional.resize(pixels, size, interpolation=interpolation, antialias=True)
 
 
 def random_changes(*, flip: bool, color_jitter: float) -> tuple[v2.Transform, ...]:
-    """What is done to training images: zoomed out, cut to a part, mirrored, and their colours changed.
-
-    They are those with which torchvision trains SSD (Liu et al., ECCV 2016), within narrower bounds. An object whose
-    centre is cut off is left out.
-    """
-    changes: list[v2.Transform] = [
-        v2.RandomZoomOut(fill=GREY, side_range=_ZOOM_OUT),
-        v2.RandomIoUCrop(min_scale=_LEAST_CROP),
-    ]
+    """What is done to training images besides scaling and cutting: they are mirrored, and their colours changed."""
+    changes: list[v2.Transform] = []
     if flip:
         changes.append(v2.RandomHorizontalFlip())
     if color_jitter:
         changes.append(v2.ColorJitter(brightness=color_jitter, contrast=color_jitter, saturation=color_jitter))
-    changes.append(v2.SanitizeBoundingBoxes(labels_getter=_by_object))
     return tuple(changes)
-
-
-def _by_object(inputs: Any) -> tuple[Tensor, Tensor]:
-    """What an object loses with its box."""
-    return inputs[1]["labels"], inputs[1]["ignored"]

@@ -130,7 +130,7 @@ def prepared(split: Split, preprocessing: Preprocessing, augmentation: Augmentat
 
 def _boxed(split: BoxSplit, preprocessing: Preprocessing, augmentation: Augmentation | None) -> BoxDataset:
     channels, height, width = preprocessing.size
-    random = ()
+    random = None
     if augmentation is not None:
         random = random_changes(flip=augmentation.flip, color_jitter=augmentation.color_jitter)
     own = preprocessing.boxes or BoxPreparation()
