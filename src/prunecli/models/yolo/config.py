@@ -152,13 +152,13 @@ def _layer(row: Any, index: int, where: str) -> list[Any]:
         raise ModelError(f"{where}: layer {index} is not written as [from, repeats, class, arguments]")
     sources, repeats, kind, arguments = row
     at = f"layer {index}"
-    kind = _RENAMED.get(kind, kind)
+    kind = _RENAMED.get(str(kind), str(kind))
     if kind in _TEXT:
         raise ModelError(f"{where}: {at} is a {kind}, which reads texts of classes; YOLO-World and YOLOE are not read")
     if kind not in HEADS and kind not in _LAYERS and kind not in _OF_TORCH:
         raise ModelError(
-            f"{where}: {at} is a {printable(kind)}, which is not one of the layers that are built from a file; prune the "
-            "network itself in Python, prunecli.prune(YOLO(...).model, ...)"
+            f"{where}: {at} is a {printable(kind)}, which is not one of the layers that are built from a file; prune "
+            "the network itself in Python, prunecli.prune(YOLO(...).model, ...)"
         )
     several = isinstance(sources, (list, tuple))
     read = list(sources) if several else [sources]

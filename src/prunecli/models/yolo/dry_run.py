@@ -60,12 +60,10 @@ def _run(layers: nn.Module, save: list[int], image: Tensor, where: str) -> None:
     try:
         for layer in layers.children():
             source: Any = layer.f
-            if source != -1:
-                read = [
-                    current if one == -1 else results[one] for one in ([source] if isinstance(source, int) else source)
-                ]
-                current = read[0] if isinstance(source, int) else read
-            current = layer(current)
+            if isinstance(source, int):
+                current = layer(current if source == -1 else results[source])
+            else:
+                current = layer([current if one == -1 else results[one] for one in source])
             results.append(current if layer.i in save else None)
     finally:
         for hook in hooks:

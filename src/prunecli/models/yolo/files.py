@@ -14,7 +14,7 @@ from prunecli.checkpoint.foreign_files import ForeignWeights
 from prunecli.checkpoint.records import printable
 from prunecli.errors import ModelError
 from prunecli.models.stored_settings import contradictions
-from prunecli.models.yolo.config import HEADS, checked, class_of, with_classes
+from prunecli.models.yolo.config import CLASSES, checked, class_of, with_classes
 from prunecli.models.yolo.source import from_config, named
 
 _PACKAGE, _NETWORKS, _LAYERS = "ultralytics.", "ultralytics.nn.tasks.", "ultralytics.nn.modules."
@@ -71,10 +71,9 @@ def read_whole(weights: ForeignWeights, where: str, num_classes: int | None = No
         )
     kind = path.removeprefix(_NETWORKS)
     kind = _RENAMED.get(kind, kind)
-    if kind not in HEADS.values():
-        raise ModelError(
-            f"{where}: its network is a {printable(path)}; {', '.join(dict.fromkeys(HEADS.values()))} are read; {_AGAIN}"
-        )
+    if kind not in CLASSES:
+        known = ", ".join(CLASSES)
+        raise ModelError(f"{where}: its network is a {printable(path)}, which is none of {known}; {_AGAIN}")
     if weights.attributes.get("modelopt") or weights.settings.get("modelopt"):
         raise ModelError(f"{where}: its network was trained for quantisation; give the one before")
     config = weights.attributes.get("yaml")
@@ -156,8 +155,9 @@ def _check_shapes(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -
             "before that"
         )
     if missing or surplus:
-        kind, name = ("lacks", missing[0]) if missing else ("has", surplus[0])
-        raise ModelError(f"{where}: does not fit its configuration: it {kind} {printable(name)}; {_AGAIN}")
+        kind = "lacks" if missing else "has"
+        first = printable((missing or surplus)[0])
+        raise ModelError(f"{where}: does not fit its configuration: it {kind} {first}; {_AGAIN}")
     for name, shape in expected.items():
         actual = tuple(tensors[name].shape) if name in tensors else shape
         if actual != shape:

@@ -118,5 +118,5 @@ def _as_offline() -> Iterator[None]:
         os.environ.clear()
         os.environ.update(environment)
         torch.save = save
-        torch.set_printoptions(**shown)
+        torch.set_printoptions(**shown)  # type: ignore[no-untyped-call]
         np.set_printoptions(**numbers)
