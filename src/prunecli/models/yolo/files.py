@@ -72,8 +72,8 @@ def read_whole(weights: ForeignWeights, where: str, num_classes: int | None = No
     kind = path.removeprefix(_NETWORKS)
     kind = _RENAMED.get(kind, kind)
     if kind not in CLASSES:
-        known = ", ".join(CLASSES)
-        raise ModelError(f"{where}: its network is a {printable(path)}, which is none of {known}; {_AGAIN}")
+        others = ", ".join(CLASSES)
+        raise ModelError(f"{where}: its network is a {printable(path)}, which is none of {others}; {_AGAIN}")
     if weights.attributes.get("modelopt") or weights.settings.get("modelopt"):
         raise ModelError(f"{where}: its network was trained for quantisation; give the one before")
     config = weights.attributes.get("yaml")
@@ -127,7 +127,7 @@ def _filled(
     _check_shapes(model, tensors, where)
     model.load_state_dict(dict(tensors), strict=False)  # old files lack counters
     _check_layers(weights, model, where)
-    notes = (f"read as ultralytics:{class_of(config)} with {config['nc']} classes, by the configuration in the file",)
+    notes: tuple[str, ...] = (f"a {class_of(config)} of ultralytics with {config['nc']} classes",)
     if num_classes is None or num_classes == config["nc"]:
         return FromFile(model, config, tensors, notes)
     config = with_classes(config, num_classes)
