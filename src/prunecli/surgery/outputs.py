@@ -58,16 +58,17 @@ def _is_beside(name: str, names: Sequence[str]) -> bool:
 
 
 def chosen_outputs(output: Any, names: Sequence[str] | None) -> list[Tensor]:
-    """The tensors of an output that `names` cover, in order; all of them if it has none of the names.
+    """The tensors of an output that `names` cover, in order.
 
-    For None they are those that `default_outputs` chooses of this output: networks return others in training.
+    For None, and where it has none of the names, since networks may return something else in training, they are those
+    that `default_outputs` chooses of this output; no names at all stand for all of them.
     """
     every = named_tensors(output)
-    names = default_outputs(output) if names is None else names
-    if names is None:
-        return [tensor for _, tensor in every]
-    chosen = [tensor for name, tensor in every if any(_covers(name, wanted) for wanted in names)]
-    return chosen or [tensor for _, tensor in every]
+    covered = {name for name, _ in every if any(_covers(name, wanted) for wanted in names or ())}
+    if not covered and names != ():
+        default = default_outputs(output)
+        covered = {name for name, _ in every if default is None or any(_covers(name, wanted) for wanted in default)}
+    return [tensor for name, tensor in every if name in covered] if covered else [tensor for _, tensor in every]
 
 
 def free_outputs(output: Any, names: Sequence[str] | None) -> tuple[str, ...]:

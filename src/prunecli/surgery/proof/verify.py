@@ -133,7 +133,7 @@ def differs_from_removal(
     closed = close(probe)
     exact = cast_inputs(inputs, device="cpu", dtype=traced.dtype)
     firing = with_active_neurons(closed, sliced, exact)
-    names = traced.followed.asked_outputs if traced.followed is not None else None
+    names = traced.followed.kept_outputs if traced.followed is not None else None
     for trial in (exact, *drawn_like(exact, least=1)):
         for first, second in ((closed, sliced), *((firing,) if firing is not None else ())):
             masked, leaks = sharing_parameters(first), list[str]()
@@ -271,7 +271,7 @@ def _traced_again(probe: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -
         OtherBranchesError: It has other groups.
     """
     assert traced.followed is not None
-    outputs, heads = traced.followed.asked_outputs, bool(traced.settings.get("heads"))
+    outputs, heads = traced.followed.kept_outputs or None, bool(traced.settings.get("heads"))
     again = trace(probe, inputs, prune_stem=True, heads=heads, outputs=outputs, assumptions=traced.assumptions)
     before, after = ({group.name: _shape(group) for group in one.groups} for one in (traced, again))
     if any(after.get(name) != before[name] for name in keep):
@@ -302,7 +302,7 @@ def _both(
             output = call(pruned, inputs)
     except RUNTIME_ERRORS as error:
         raise VerificationError(f"the pruned network does not run: {one_line(error)}; nothing was saved") from error
-    names = traced.followed.asked_outputs
+    names = traced.followed.kept_outputs
     references, outputs = chosen_outputs(reference, names), chosen_outputs(output, names)
     if not replayed.aligned:
         raise VerificationError(

@@ -76,9 +76,8 @@ def follow(
     followed.records = labels.records
     if outputs is not None:
         check_names(output, outputs)
-    followed.asked_outputs = tuple(outputs) if outputs is not None else None
-    followed.kept_outputs = followed.asked_outputs if outputs is not None else default_outputs(output)
-    followed.free_outputs = free_outputs(output, followed.asked_outputs)
+    followed.kept_outputs = tuple(outputs) if outputs is not None else default_outputs(output)
+    followed.free_outputs = free_outputs(output, followed.kept_outputs)
     _hold_outputs(labels, output)
     _follow_branches(model, labels, inputs)
     for path in PATHS:
@@ -99,7 +98,7 @@ def follow(
 
 
 def _hold_outputs(labels: Labels, output: Any) -> None:
-    chosen = chosen_outputs(output, labels.followed.asked_outputs)
+    chosen = chosen_outputs(output, labels.followed.kept_outputs)
     labels.followed.results += [labels.of(tensor) for tensor in chosen if tensor in labels]
 
 

@@ -76,7 +76,6 @@ class Followed:
         uses: Numbers that were used as sizes.
         held: Attributes that hold a width, known from an adapter.
         results: Labels of the tensors that the network returned, in either mode.
-        asked_outputs: Names of the outputs whose widths the user wants to stay; None: those that networks are run for.
         kept_outputs: Names of the outputs whose widths stay; None for all.
         free_outputs: Names of the outputs whose widths may change.
         met: Names of the parameters and buffers that were used.
@@ -98,7 +97,6 @@ class Followed:
     uses: Uses = field(default_factory=Uses)
     held: dict[Read, Held] = field(default_factory=dict)
     results: list[Label] = field(default_factory=list)
-    asked_outputs: tuple[str, ...] | None = None
     kept_outputs: tuple[str, ...] | None = None
     free_outputs: tuple[str, ...] = ()
     met: set[str] = field(default_factory=set)
