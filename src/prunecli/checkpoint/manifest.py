@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,43 +18,12 @@ from pydantic import (
     model_serializer,
 )
 
+from prunecli.checkpoint.arguments import problem_with, too_large
 from prunecli.errors import ModelError
 
 MANIFEST_SCHEMA: Literal["prunecli.manifest/1"] = "prunecli.manifest/1"
 
 
-_INTEGERS = {
-    "num_classes": (0, 1_000_000),
-    "in_chans": (1, 4096),
-    "T": (1, 1024),
-    "depth": (1, 128),
-    "dim": (8, 8192),
-    "num_heads": (1, 512),
-    "patch_size": (1, 64),
-    "image_size": (1, 4096),
-    "img_size": (1, 4096),
-    "embed_dim": (8, 8192),
-    "units": (1, 65_536),
-    "layers": (1, 128),
-    "embedding": (1, 65_536),
-}
-_FLOATS = {
-    "width": (1e-3, 16.0),
-    "mlp_ratio": (1e-2, 64.0),
-    "tau": (1.0, 1e6),
-    "v_threshold": (1e-6, 1e6),
-    "v_reset": (-1e6, 1e6),
-    "alpha": (1e-6, 1e6),
-    "dropout": (0.0, 0.99),
-    "snn_fraction": (0.0, 1.0),
-}
-_OPTIONAL = ("v_reset", "alpha")
-"""Numbers that may be None."""
-_SWITCHES = ("decay_input", "detach_reset", "tied")
-_WORDS = ("neuron", "surrogate", "coding", "pool", "stem", "global_pool", "nonlinearity", "cell")
-_WORD = re.compile(r"[a-z0-9-]{1,32}")
-ARGUMENTS = (*_INTEGERS, *_FLOATS, *_SWITCHES, *_WORDS)
-"""Arguments that an architecture may be built with. Others could make a library read or download files."""
 _MAX_DIMENSIONS = 8
 _MAX_LENGTH = 1 << 20
 _MAX_NUMBERS = 1 << 26
@@ -72,10 +40,18 @@ class Architecture(_Strict):
     """A model reference such as "timm:resnet50", and the arguments that build it unpruned.
 
     An empty `ref` stands for the user's own model, which has to be passed to `prunecli.load`.
+
+    Attributes:
+        ref: "source:name".
+        kwargs: Arguments that every source may take.
+        config: Of sources that build networks from a configuration: that configuration, which the source checks.
+        input_shape: Shape of one sample; empty where the inputs are no single tensor.
+        class_name: The class of the network.
     """
 
     ref: str
     kwargs: dict[str, JsonValue] = Field(default_factory=dict)
+    config: dict[str, JsonValue] = Field(default_factory=dict)
     input_shape: tuple[int, ...] = ()
     class_name: str = ""
 
@@ -83,10 +59,25 @@ class Architecture(_Strict):
     @classmethod
     def _check_arguments(cls, kwargs: dict[str, JsonValue]) -> dict[str, JsonValue]:
         for name, value in kwargs.items():
-            problem = _problem(name, value)
+            problem = problem_with(name, value)
             if problem is not None:
                 raise ValueError(problem)
         return kwargs
+
+    @field_validator("config")
+    @classmethod
+    def _check_config(cls, config: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if too_large(config):
+            raise ValueError("the configuration is too large, or nested too deeply")
+        return config
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Networks without a configuration have no field for it, so that their files keep their bytes."""
+        content: dict[str, Any] = handler(self)
+        if not self.config:
+            content.pop("config", None)
+        return content
 
     @field_validator("input_shape")
     @classmethod
@@ -292,25 +283,6 @@ class Manifest(_Strict):
     def last(self, stage: str) -> Step | None:
         """The most recent step of that stage, if any."""
         return next((step for step in reversed(self.history) if step.stage == stage), None)
-
-
-def _problem(name: str, value: JsonValue) -> str | None:
-    """The problem with an argument for building an architecture; None if there is none."""
-    if name in _INTEGERS:
-        lowest, highest = _INTEGERS[name]
-        valid = type(value) is int and lowest <= value <= highest
-        return None if valid else f"{name} has to be an integer from {lowest} to {highest:,}"
-    if name in _FLOATS:
-        low, high = _FLOATS[name]
-        valid = type(value) in (int, float) and low <= value <= high  # type: ignore[operator]
-        valid = valid or (value is None and name in _OPTIONAL)
-        return None if valid else f"{name} has to be a number from {low:g} to {high:g}"
-    if name in _SWITCHES:
-        return None if type(value) is bool else f"{name} has to be true or false"
-    if name in _WORDS:
-        valid = isinstance(value, str) and _WORD.fullmatch(value) is not None
-        return None if valid else f"{name} has to be a word of up to 32 lower-case letters, digits and hyphens"
-    return f"{name[:80]!r} is not an argument that a checkpoint may set"
 
 
 def parse_manifest(text: str, path: Path, *, intact: bool) -> Manifest:

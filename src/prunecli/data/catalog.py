@@ -75,6 +75,9 @@ _BUILT_IN: dict[str, _Entry] = {
     "events": _Entry(_EVENTS, "events:PATH, recordings of events, one folder per class", "recordings", "optional"),
     "folder": _Entry("prunecli.data.folder", "folder:PATH, one folder per class", argument="optional"),
     "images": _Entry("prunecli.data.unlabelled", "images:PATH, images without classes; for token", argument="optional"),
+    "module": _Entry(
+        "prunecli.data.own", "module:package.file:function, data sets of a function of yours", argument="required"
+    ),
     "npz": _Entry("prunecli.data.npz", "npz:FILE, arrays in one NumPy file", argument="required"),
     "segmentation": _Entry(
         "prunecli.data.segmentation",

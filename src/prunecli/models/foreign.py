@@ -15,11 +15,12 @@ from prunecli.checkpoint.foreign_files import ForeignWeights
 from prunecli.checkpoint.manifest import Architecture
 from prunecli.checkpoint.records import printable
 from prunecli.errors import ModelError
-from prunecli.models.catalog import build_dense
+from prunecli.models.catalog import build_dense, open_network, opens
 from prunecli.models.dialects.dialect import ForeignRequest, Translation
 from prunecli.models.dialects.index import translate
 from prunecli.models.fingerprints import nearest_references
 from prunecli.models.recognition import UnfittingWeights, architecture_for, identify
+from prunecli.models.source import OpenRequest
 from prunecli.models.stored_settings import (
     HARMLESS,
     adopt_settings,
@@ -102,6 +103,8 @@ def _is_plain_head(weights: ForeignWeights, head: str) -> bool:
 
 def _rebuilt(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[str, Any]) -> Rebuilt:
     path = request.path
+    if request.arch is not None and opens(request.arch):
+        return _into_opened(weights, request, kwargs)
     translation = translate(weights.tensors, request)
     tensors, notes = translation.tensors, translation.notes
     ref = request.arch or translation.ref
@@ -139,6 +142,28 @@ def _rebuilt(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[s
     order = ("batch_first",) if ref.startswith(_LANGUAGE) else ()
     check_settings(weights, model, ref, path, other_than=(*kwargs, *order))
     return Rebuilt(model, architecture, {name: tensor.dtype for name, tensor in tensors.items()}, notes)
+
+
+def _into_opened(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[str, Any]) -> Rebuilt:
+    """Weights in a network that the user names by a file, folder, class or function.
+
+    Raises:
+        UnfittingWeights: They are those of another network.
+    """
+    assert request.arch is not None
+    opened = open_network(
+        request.arch, OpenRequest(kwargs, num_classes=request.num_classes, data_classes=request.data_classes)
+    )
+    assert opened is not None, "its source opens networks"
+    try:
+        opened.model.load_state_dict(weights.tensors)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:200]
+        raise UnfittingWeights(f"{request.path}: the weights do not fit {request.arch}: {first}") from error
+    source = request.arch.partition(":")[0]
+    architecture = Architecture(ref=f"{source}:{opened.name}", config=opened.config)
+    dtypes = {name: tensor.dtype for name, tensor in weights.tensors.items()}
+    return Rebuilt(opened.model, architecture, dtypes, opened.notes)
 
 
 def _spiking(

@@ -24,7 +24,9 @@ SOURCES: Registry[ModelSource] = Registry(
     "prunecli.models",
     {
         "cifar": "prunecli.models.cifar",
+        "hf": "prunecli.models.hugging_face.source",
         "lm": "prunecli.models.language",
+        "module": "prunecli.models.own_networks",
         "open_clip": "prunecli.models.from_open_clip",
         "segformer": "prunecli.models.segformer",
         "spiking": "prunecli.models.spiking",

@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from prunecli.checkpoint.arguments import ARGUMENTS
 from prunecli.checkpoint.foreign_files import ForeignWeights
-from prunecli.checkpoint.manifest import ARGUMENTS, Architecture
+from prunecli.checkpoint.manifest import Architecture
 from prunecli.checkpoint.records import printable
 from prunecli.errors import ModelError
 from prunecli.models.alternatives import choose
@@ -89,7 +90,8 @@ def identify(
         near = ", ".join(f"{ref} ({similarity:.0%} alike)" for ref, similarity in candidates[:3])
         whole = f"; the file pickles a {printable(class_path)}" if class_path else ""
         raise UnfittingWeights(
-            f"{path}: no known architecture has these weights{whole}; nearest: {near}; name one with --arch source:name"
+            f"{path}: no known architecture has these weights{whole}; nearest: {near}; name one with "
+            "--arch source:name, or a function of yours that builds it with --arch module:package.file:function"
         )
     own = _source_of(class_path)
     fitting.sort(key=lambda a: (_source(a) != own, _PREFERENCE[_source(a)], len(a.ref), a.ref))

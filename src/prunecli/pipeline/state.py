@@ -19,15 +19,17 @@ from prunecli.data.vocabulary import Vocabulary
 from prunecli.engine.device import pick_device, seed_everything
 from prunecli.errors import DataError, RecipeError
 from prunecli.methods.registry import get_method
-from prunecli.models.catalog import classes_are_texts, reads_tokens
+from prunecli.models.catalog import classes_are_texts, opens, reads_tokens
 from prunecli.models.loading import LoadedModel, load_file, load_reference
 from prunecli.pipeline.samples import Samples, samples_in
 from prunecli.pipeline.sink import Sink
 from prunecli.recipe.schema import PruneStage, Recipe
-from prunecli.recipe.sizes import parse_size
+from prunecli.recipe.sizes import parse_shape, parse_size
 
 DEFAULT_DATA = "digits"
 _NAMED = 3
+_IMAGES, _COLOURS = 4, (1, 3)
+"""Dimensions of a batch of images, and numbers of their channels."""
 
 
 @dataclass
@@ -161,9 +163,18 @@ class RunState:
                     allow_nonfinite=section.allow_nonfinite,
                 )
             elif section.ref is not None:
-                self.loaded = load_reference(section.ref, pretrained=section.pretrained, **self._build_arguments())
+                self.loaded = load_reference(
+                    section.ref,
+                    pretrained=section.pretrained,
+                    data_classes=self._data_classes,
+                    allow_nonfinite=section.allow_nonfinite,
+                    **self._build_arguments(),
+                )
             else:
                 raise RecipeError("no model: give a weights file or a reference such as cifar:resnet20")
+            shape = parse_shape(section.example_shape) if section.example_shape is not None else ()
+            if len(shape) == _IMAGES and shape[1] in _COLOURS:
+                self.loaded.fixed_size = (shape[2], shape[3])
             for note in self.loaded.notes:
                 self.sink.note(note)
         return self.loaded
@@ -175,9 +186,7 @@ class RunState:
 
     def untrained(self) -> bool:
         """Whether the current network has the random weights that it was built with."""
-        section = self.recipe.model
-        published = section.pretrained or "@" in (section.ref or "")
-        return section.weights is None and not published and not self.model().manifest.history
+        return self.model().new
 
     def report_bad(self) -> None:
         """Warns about unreadable images that were left out since the last time."""
@@ -248,10 +257,16 @@ class RunState:
         section = self.recipe.data
         return Path(section.root).expanduser() if section.root else default_root()
 
+    def _data_classes(self) -> int | None:
+        return self.data().num_classes if self.recipe.data.name is not None else None
+
     def _build_arguments(self) -> dict[str, Any]:
         section = self.recipe.model
         if section.ref is not None and classes_are_texts(section.ref):
             return dict(section.kwargs)
+        if section.ref is not None and opens(section.ref):  # its classes are those of its files, unless it is new
+            asked = {"num_classes": section.num_classes, "in_chans": section.in_chans}
+            return {**{key: value for key, value in asked.items() if value is not None}, **section.kwargs}
         arguments: dict[str, Any] = {"num_classes": section.num_classes, "in_chans": section.in_chans}
         if not section.pretrained and self.recipe.data.name is not None:
             data = self.data()

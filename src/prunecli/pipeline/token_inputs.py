@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import InputNormalisation
 from prunecli.data.loader import Batches, CalibrationBatches, evaluation_batches
@@ -15,9 +15,7 @@ from prunecli.data.text import DEFAULT_LENGTHS
 from prunecli.data.token_batches import StreamBatches, TextSplit, evaluation_streams
 from prunecli.engine.config import FitConfig
 from prunecli.errors import DataError
-from prunecli.models.catalog import reads_tokens
 from prunecli.pipeline.model_inputs import ModelInputs
-from prunecli.pipeline.state import RunState
 
 _PREPROCESSING = Preprocessing((0, 0, 0), (), ())
 """Tokens are taken as they are."""
@@ -49,7 +47,7 @@ class TokenInputs(ModelInputs):
     def example(self) -> Tensor:
         """One seeded random sequence, shape (1, T)."""
         generator = torch.Generator().manual_seed(self._state.recipe.seed)
-        return random_tokens(self._state.model().manifest.architecture.kwargs, self.shape(), generator)
+        return random_tokens(self._state.model().model, self.shape(), generator)
 
     def preprocessing(self) -> Preprocessing:
         """Nothing is done to tokens."""
@@ -114,17 +112,24 @@ class TokenInputs(ModelInputs):
 
     def _widest(self) -> int:
         """Units of the widest layer between encoder and decoder."""
-        units = self._state.model().manifest.architecture.kwargs.get("units", 1)
-        return units if isinstance(units, int) else 1
+        loaded = self._state.model()
+        widths = (loaded.manifest.architecture.kwargs.get("units"), *_widths(loaded.model))
+        return max((width for width in widths if isinstance(width, int)), default=1)
 
 
-def random_tokens(arguments: dict[str, Any], shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """A sequence that a language model built with `arguments` can read, shape (1, T)."""
-    vocabulary = arguments.get("num_classes")
-    return torch.randint(vocabulary if isinstance(vocabulary, int) else 1, (1, *shape), generator=generator)
+def _widths(network: nn.Module) -> tuple[Any, ...]:
+    """Widths that the configuration of a network of transformers names."""
+    config = getattr(network, "config", None)
+    return tuple(getattr(config, name, None) for name in ("hidden_size", "intermediate_size"))
 
 
-def inputs_of(state: RunState) -> ModelInputs:
-    """The inputs of the current network of a run."""
-    kind = TokenInputs if reads_tokens(state.model().manifest.architecture.ref) else ModelInputs
-    return kind(state)
+def random_tokens(network: nn.Module, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """A sequence that a language model can read, shape (1, T)."""
+    return torch.randint(vocabulary_size(network), (1, *shape), generator=generator)
+
+
+def vocabulary_size(network: nn.Module) -> int:
+    """How many different tokens a language model can read."""
+    size = getattr(getattr(network, "config", network), "vocab_size", None)
+    embeddings = (module.num_embeddings for module in network.modules() if isinstance(module, nn.Embedding))
+    return size if isinstance(size, int) else next(embeddings, 1)

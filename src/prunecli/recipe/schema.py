@@ -33,7 +33,10 @@ class ModelSection:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, never changed
 
-    ref: Annotated[str | None, Doc("Architecture as source:name, for instance timm:resnet50.")] = None
+    ref: Annotated[
+        str | None,
+        Doc("Architecture as source:name: timm:resnet50, hf:FOLDER, module:package.file:function (your own code)."),
+    ] = None
     weights: Annotated[str | None, Doc("Weights file; a checkpoint of ours needs no ref.")] = None
     pretrained: Annotated[bool, Doc("Fetch published weights of the architecture (timm, torchvision).")] = False
     num_classes: Annotated[
@@ -53,6 +56,13 @@ class ModelSection:
         str | None, Doc("Take the tensors whose names begin with this, without it: module.base_encoder.")
     ] = None
     allow_nonfinite: Annotated[bool, Doc("Load weights that hold NaN or infinity.")] = False
+    example_shape: Annotated[
+        str | None, Doc("Shape of the input of a network of your own, with the batch: 1x3x64x64.")
+    ] = None
+    example: Annotated[
+        str | None,
+        Doc("Inputs of a network of your own: a .npz file whose arrays are called like its arguments, or in order."),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from prunecli.checkpoint.io import read_manifest
 from prunecli.checkpoint.manifest import Architecture
 from prunecli.errors import GateFailed, RecipeError
 from prunecli.measure.latency import time_paired
-from prunecli.models.catalog import reads_tokens
+from prunecli.models.catalog import example_inputs, takes
 from prunecli.models.loading import load_companion
 from prunecli.pipeline.sink import Sink
 from prunecli.pipeline.stages.eval import eval_stage, latency_figures
@@ -86,15 +87,18 @@ def compare_run(reports: Sequence[Path], device: torch.device, *, rounds: int = 
         for path, report in zip(files, read, strict=True)
     ]
     generator = torch.Generator().manual_seed(0)
-    examples = [_example(report, generator) for report in read]
+    examples = [_example(network, report, generator) for network, report in zip(networks, read, strict=True)]
     timing = time_paired(networks, examples, rounds=rounds, device=device)
     return compare_reports(names, read, list(zip(timing.ratios, timing.ratio_intervals, strict=True)))
 
 
-def _example(report: Report, generator: torch.Generator) -> torch.Tensor:
+def _example(network: nn.Module, report: Report, generator: torch.Generator) -> Any:
     model = report.model
-    if reads_tokens(model.ref):
-        return random_tokens(model.arguments, model.input_shape, generator)
+    taken = takes(model.ref)
+    if taken == "other":
+        return example_inputs(model.ref, network, 0)
+    if taken == "tokens":
+        return random_tokens(network, model.input_shape, generator)
     return torch.randn(1, *model.input_shape, generator=generator)
 
 

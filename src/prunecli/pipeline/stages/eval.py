@@ -54,7 +54,7 @@ def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
         macs_uncounted=macs.uncounted if macs else (),
         latency_ms=latency,
         peak_memory_bytes=memory,
-        size_bytes=loaded.path.stat().st_size if loaded.path and "size" in stage.measure else None,
+        size_bytes=loaded.size_bytes if "size" in stage.measure else None,
         **energy.metrics,
     )
     report = Report(
