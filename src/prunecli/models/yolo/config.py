@@ -53,14 +53,15 @@ _MOST_LAYERS, _MOST_REPEATS, _MOST_ARGUMENTS, _MOST_SOURCES = 512, 128, 16, 32
 _LARGEST = 16_384
 """Of widths, kernels and the like; the widest published network has 1,536 channels."""
 _MOST_CLASSES, _MOST_CHANNELS, _MOST_KEYPOINTS = 1_000_000, 4096, 4096
-_MOST_NAME = 200
+_MOST_NAME, _MOST_PIXELS = 200, 8192
 
 
 def checked(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A configuration with nothing in it but layers, numbers and words that YOLO networks consist of.
 
     Args:
-        config: As in a YAML file of the package, with `scale` and maybe `channels` and `names`.
+        config: As in a YAML file of the package, with `scale` and maybe `channels`, `names` and `imgsz`, the side of
+            the images that it is for.
         where: Its file or network, for messages.
 
     Raises:
@@ -91,9 +92,22 @@ def class_of(config: Mapping[str, Any]) -> str:
     return HEADS[config["head"][-1][2]]
 
 
+def with_channels(config: Mapping[str, Any], count: Any) -> dict[str, Any]:
+    """The configuration for images of another number of channels.
+
+    Raises:
+        ModelError: The number makes no sense.
+    """
+    return {**config, "channels": _integer(count, "in_chans", 1, _MOST_CHANNELS, "ultralytics")}
+
+
 def with_classes(config: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The configuration for another number of classes, which then have no names."""
-    changed = {**config, "nc": count}
+    """The configuration for another number of classes, which then have no names.
+
+    Raises:
+        ModelError: The number makes no sense.
+    """
+    changed = {**config, "nc": _integer(count, "num_classes", 1, _MOST_CLASSES, "ultralytics")}
     if count != config["nc"]:
         changed.pop("names", None)
     return changed
@@ -118,6 +132,8 @@ def _settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:
             kept[name] = _switch(config[name], name, where)
     if "reg_max" in config:
         kept["reg_max"] = _integer(config["reg_max"], "reg_max", 1, 256, where)
+    if config.get("imgsz") is not None:
+        kept["imgsz"] = _integer(config["imgsz"], "imgsz", 1, _MOST_PIXELS, where)
     if config.get("kpt_shape") is not None:
         kept["kpt_shape"] = _keypoints(config["kpt_shape"], where)
     names = _names(config.get("names"), kept["nc"])

@@ -7,15 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.foreign_files import ForeignWeights
 from prunecli.checkpoint.records import printable
 from prunecli.errors import ModelError
 from prunecli.models.stored_settings import contradictions
+from prunecli.models.yolo.building import from_config, named
 from prunecli.models.yolo.config import CLASSES, checked, class_of, with_classes
-from prunecli.models.yolo.source import from_config, named
 
 _PACKAGE, _NETWORKS, _LAYERS = "ultralytics.", "ultralytics.nn.tasks.", "ultralytics.nn.modules."
 _YOLOV5 = ("models.yolo.", "models.common.")
@@ -35,15 +34,13 @@ class FromFile:
     """A network of a file.
 
     Attributes:
-        model: The network with its weights.
+        model: The network with its weights, in the precision of the file.
         config: The configuration it was built of.
-        tensors: The file's tensors under the names that the network has.
         notes: What the user should know.
     """
 
     model: nn.Module
     config: dict[str, Any]
-    tensors: Mapping[str, Tensor]
     notes: tuple[str, ...] = ()
 
 
@@ -79,12 +76,20 @@ def read_whole(weights: ForeignWeights, where: str, num_classes: int | None = No
     config = weights.attributes.get("yaml")
     if not isinstance(config, Mapping):
         raise ModelError(f"{where}: its network holds no configuration (yaml); {_AGAIN}")
-    names = weights.attributes.get("names")
-    known = checked({**config, "names": names}, where)
+    known = checked({**config, "names": weights.attributes.get("names"), "imgsz": _side(weights)}, where)
     if class_of(known) != kind:
         raise ModelError(f"{where}: its network is a {kind} whose configuration makes a {class_of(known)}; {_AGAIN}")
     tensors = {f"model.{name}": tensor for name, tensor in _bare(weights.tensors)}
     return _filled(known, tensors, weights, where, num_classes)
+
+
+def _side(weights: ForeignWeights) -> int | None:
+    """The side of the images that the network was trained with; of a rectangle the longer one."""
+    arguments = weights.attributes.get("args")
+    said = arguments.get("imgsz") if isinstance(arguments, Mapping) else None
+    said = weights.settings.get("imgsz", said)
+    sides = [side for side in (said if isinstance(said, (list, tuple)) else (said,)) if type(side) is int and side > 0]
+    return max(sides, default=None)
 
 
 def read_weights(weights: ForeignWeights, name: str, where: str, num_classes: int | None = None) -> FromFile:
@@ -125,19 +130,19 @@ def _filled(
     """Builds the network, puts the weights in, and compares its layers with those that were pickled."""
     model = from_config(config, where)
     _check_shapes(model, tensors, where)
-    model.load_state_dict(dict(tensors), strict=False)  # old files lack counters
+    model.load_state_dict(dict(tensors), strict=False, assign=True)  # old files lack counters
     _check_layers(weights, model, where)
     notes: tuple[str, ...] = (f"a {class_of(config)} of ultralytics with {config['nc']} classes",)
     if num_classes is None or num_classes == config["nc"]:
-        return FromFile(model, config, tensors, notes)
+        return FromFile(model, config, notes)
     config = with_classes(config, num_classes)
     other = from_config(config, where)
     old = model.state_dict()
     kept = {name: old[name] for name, tensor in other.state_dict().items() if old[name].shape == tensor.shape}
-    other.load_state_dict(kept, strict=False)
+    other.load_state_dict(kept, strict=False, assign=True)
     new = len(old) - len(kept)
     notes += (f"{new} tensors of its last layer are new, because it now has {num_classes} classes",)
-    return FromFile(other, config, {name: tensors[name] for name in kept if name in tensors}, notes)
+    return FromFile(other, config, notes)
 
 
 def _check_shapes(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -200,8 +205,3 @@ def _differing(weights: ForeignWeights, layers: nn.Module) -> str | None:
             if not isinstance(ours, (Tensor, nn.Module)) and ours != value:
                 return f"{name}: {setting} is {value}, not {ours}"
     return None
-
-
-def dtypes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
-    """The dtype of each tensor in a file, which checkpoints keep."""
-    return {name: tensor.dtype for name, tensor in tensors.items()}

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import copy
-import re
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
 from torch import nn
 
+from prunecli.checkpoint.foreign_files import ForeignWeights, read_foreign
 from prunecli.checkpoint.manifest import InputNormalisation
 from prunecli.errors import ModelError, unknown
-from prunecli.models.yolo.config import CLASSES, checked, class_of, with_classes
-from prunecli.models.yolo.dry_run import check_size
-from prunecli.models.yolo.package import folder, quiet, tasks
+from prunecli.models.source import Opened, OpenRequest
+from prunecli.models.yolo.building import from_config, named, package_files, read_yaml
+from prunecli.models.yolo.config import CLASSES, checked, class_of, with_channels, with_classes
+from prunecli.models.yolo.files import FromFile, is_of_package, read_weights, read_whole
 
-_SIZED = re.compile(r"(yolov?\d+)([nslmxtcebu])(-.*)?$")
-_LEFT_OUT = ("yoloe", "-world", "-rtdetr", "-resnet")
-"""Parts of the names of networks that read texts, are transformers, or come from torchvision."""
+__all__ = ["build", "input_spec", "names", "open", "read"]
 _DETECTOR_SIZE, _CLASSIFIER_SIZE = 640, 224
 """What the package trains and predicts at by default."""
+_YAML = (".yaml", ".yml")
 
 
 def names() -> list[str]:
-    """The names of the package's configurations with each of their sizes, and the classes that manifests name."""
-    return [*CLASSES, *_files()]
+    """The package's names of networks, with each of their sizes, and the classes that manifests name."""
+    return [*CLASSES, *package_files()]
 
 
 def build(
@@ -51,106 +47,98 @@ def build(
     Raises:
         ModelError: The name does not exist, the configuration is not one of a YOLO network, or does not fit the class.
     """
-    if pretrained:
-        raise ModelError(
-            f"ultralytics:{name}: its published weights are not fetched from here; fetch {name}.pt with the package "
-            "and give that file"
-        )
+    where = f"ultralytics:{name}"
+    _refuse_pretrained(name, pretrained)
     if name in CLASSES and config is None:
-        raise ModelError(f"ultralytics:{name} is a class; give the name of a network, such as ultralytics:yolo11n")
-    known = checked(config, f"ultralytics:{name}") if config is not None else named(name)
+        raise ModelError(f"{where} is a class; give the name of a network, such as ultralytics:yolo11n")
+    known = checked(config, where) if config is not None else named(name)
     if name in CLASSES and class_of(known) != name:
-        raise ModelError(f"ultralytics:{name}: its last layer makes it a {class_of(known)}; the file was altered")
-    if num_classes is not None:
-        known = with_classes(known, num_classes)
-    if in_chans is not None:
-        known = {**known, "channels": in_chans}
-    return from_config(known, f"ultralytics:{name}")
-
-
-def from_config(config: Mapping[str, Any], where: str) -> nn.Module:
-    """Builds the network of a checked configuration, on the CPU: it runs once to find its strides.
-
-    Args:
-        config: What `checked` returned.
-        where: Its name, for messages.
-
-    Raises:
-        ModelError: Its layers do not fit together, or it is larger than any YOLO network.
-    """
-    package = tasks()
-    with quiet(), torch.device("cpu"):
-        check_size(package, config, where)
-        given = copy.deepcopy({key: value for key, value in config.items() if key != "names"})
-        kind = getattr(package, class_of(config))
-        model: nn.Module = kind(given, ch=config["channels"], verbose=False)
-    if "names" in config:
-        model.names = dict(enumerate(config["names"]))  # type: ignore[assignment]
-    return model
+        raise ModelError(f"{where}: its last layer makes it a {class_of(known)}; the file was altered")
+    return from_config(_with(known, num_classes, in_chans), where)
 
 
 def input_spec(name: str, model: nn.Module) -> tuple[tuple[int, int], InputNormalisation]:
-    """The size at which the package runs such networks by default, and pixels from 0 to 1."""
-    size = _CLASSIFIER_SIZE if type(model).__name__ == "ClassificationModel" else _DETECTOR_SIZE
-    channels = getattr(model, "yaml", {}).get("channels", 3)
+    """The size that the network was trained at, else the package's default, and pixels from 0 to 1."""
+    default = _CLASSIFIER_SIZE if type(model).__name__ == "ClassificationModel" else _DETECTOR_SIZE
+    config: Mapping[str, Any] = vars(model).get("yaml", {})
+    size, channels = config.get("imgsz", default), config.get("channels", 3)
     return (size, size), InputNormalisation(mean=(0.0,) * channels, std=(1.0,) * channels)
 
 
-def named(name: str) -> dict[str, Any]:
-    """The configuration of one of the package's names.
-
-    Raises:
-        ModelError: There is none.
-    """
-    files = _files()
-    if name not in files:
-        raise ModelError(unknown("architecture", f"ultralytics:{name}", (f"ultralytics:{known}" for known in files)))
-    path, scale = files[name]
-    return read_yaml(path, scale)
-
-
-def read_yaml(path: Path, scale: str | None = None) -> dict[str, Any]:
-    """A configuration in a YAML file.
+def open(name: str, request: OpenRequest) -> Opened:
+    """Opens one of the package's networks (with new weights), a YAML file (likewise), or a file of the package.
 
     Args:
-        path: The file.
-        scale: The size, where the file has several.
+        name: `yolo11n-seg`, `FILE.yaml` or `FILE.pt`.
+        request: Settings: `in_chans`, and `scale` of a YAML file with several sizes.
 
     Raises:
-        ModelError: It is missing, no YAML, or no configuration of a YOLO network.
+        ModelError: There is no such network, or its file is not one of the package.
     """
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ModelError(f"{path}: too large for a configuration of a YOLO network")
-        text = path.read_text(encoding="utf-8")
-        if re.search(r"^[^#\n]*[&*][A-Za-z0-9_]", text, re.MULTILINE):
-            raise ModelError(f"{path}: has YAML anchors or aliases; write its layers out")
-        content = yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ModelError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:120]})") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: no configuration of a YOLO network")
-    return checked({**content, "scale": scale} if scale is not None else content, str(path))
+    path = Path(name)
+    _refuse_pretrained(name, request.pretrained)
+    if path.suffix not in _YAML and path.is_file():
+        weights = read_foreign(path, allow_nonfinite=request.allow_nonfinite)
+        _check_settings(request, ("in_chans",))
+        if not is_of_package(weights.class_path):
+            raise ModelError(
+                f"{path}: holds no network of ultralytics, only weights; name it with --arch ultralytics:NAME"
+            )
+        return _opened(read_whole(weights, str(path), request.num_classes), path)
+    _check_settings(request, ("in_chans", "scale"))
+    scale = request.kwargs.get("scale")
+    if path.suffix in _YAML and path.is_file():
+        config = read_yaml(path, scale)
+    else:
+        bare = name.removesuffix(path.suffix) if path.suffix in _YAML else name
+        if bare not in package_files():
+            hint = unknown("architecture", f"ultralytics:{bare}", (f"ultralytics:{known}" for known in package_files()))
+            raise ModelError(f"{hint}, or a file of the package; there is no file {name}")
+        config = named(bare)
+    config = _with(config, request.num_classes or request.data_classes(), request.kwargs.get("in_chans"))
+    return _opened(FromFile(from_config(config, f"ultralytics:{name}"), config), None)
 
 
-_MOST_BYTES = 1 << 20
+def read(weights: ForeignWeights, name: str | None, path: Path, request: OpenRequest) -> Opened:
+    """The network of a file that is a pickled network of the package, or the weights of one that is named.
+
+    Args:
+        weights: The file's content.
+        name: What follows "ultralytics:", if the user says so.
+        path: The file.
+        request: What else the user says.
+
+    Raises:
+        ModelError: The file holds another network.
+    """
+    _check_settings(request, ())
+    if is_of_package(weights.class_path) and (name is None or name in CLASSES or name not in package_files()):
+        return _opened(read_whole(weights, str(path), request.num_classes), path)
+    if name is None or name not in package_files():
+        raise ModelError(f"{path}: holds weights alone; name their network, such as --arch ultralytics:yolo11n")
+    return _opened(read_weights(weights, name, str(path), request.num_classes), path)
 
 
-@cache
-def _files() -> dict[str, tuple[Path, str | None]]:
-    """File and size by name."""
-    return dict(sorted(_each_file()))
+def _opened(read: FromFile, path: Path | None) -> Opened:
+    kind = class_of(read.config)
+    size, normalisation = input_spec(kind, read.model)
+    return Opened(kind, read.config, read.model, path, size, normalisation, notes=read.notes, new=path is None)
 
 
-def _each_file() -> Iterator[tuple[str, tuple[Path, str | None]]]:
-    for path in sorted((folder() / "cfg" / "models").glob("*/yolo*.yaml")):
-        stem = path.stem
-        if any(part in stem for part in _LEFT_OUT):
-            continue
-        scales = re.findall(r"^  ([a-z]): ?\[", path.read_text(encoding="utf-8"), re.MULTILINE)
-        if not scales or _SIZED.fullmatch(stem):
-            yield stem, (path, scales[0] if scales else None)
-            continue
-        match = re.fullmatch(r"(yolov?\d+)(-.*)?", stem)
-        for scale in scales if match else ():
-            yield f"{match[1]}{scale}{match[2] or ''}", (path, scale)  # type: ignore[index]
+def _with(config: dict[str, Any], classes: int | None, channels: int | None) -> dict[str, Any]:
+    config = with_classes(config, classes) if classes is not None else config
+    return with_channels(config, channels) if channels is not None else config
+
+
+def _refuse_pretrained(name: str, pretrained: bool) -> None:
+    if pretrained:
+        raise ModelError(
+            f"ultralytics:{name}: its published weights are not fetched from here; fetch {name.removesuffix('.pt')}.pt "
+            "with the package and give that file"
+        )
+
+
+def _check_settings(request: OpenRequest, known: tuple[str, ...]) -> None:
+    for name in request.kwargs:
+        if name not in known:
+            raise ModelError(f"ultralytics: {unknown('argument', name, known)}; see --model-kwargs")

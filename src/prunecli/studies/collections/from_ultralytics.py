@@ -1,4 +1,4 @@
-"""`ultralytics:...`: YOLO v3 to 26, which detect, segment, classify, find poses and turned boxes, and estimate depth."""
+"""`ultralytics:...`: YOLO v3 to 26, which find boxes, masks, poses and turned boxes, classify, and estimate depth."""
 
 from __future__ import annotations
 
