@@ -179,7 +179,29 @@ CLASSES: dict[str, TransformersClass] = {
         "BloomForCausalLM", {"vocab_size": VOCABULARY, "hidden_size": 48, "n_layer": 2, "n_head": 4, "use_cache": False}
     ),
     "falcon": TransformersClass("FalconForCausalLM", {**_TEXT, "use_cache": False, "new_decoder_architecture": True}),
+    "deepseek-v3": TransformersClass(
+        "DeepseekV3ForCausalLM",
+        {
+            **{key: value for key, value in _GROUPED.items() if key not in ("num_key_value_heads", "head_dim")},
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+            "n_shared_experts": 1,
+            "n_group": 2,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "kv_lora_rank": 16,
+            "q_lora_rank": 24,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 12,
+        },
+    ),
+    "gemma": TransformersClass("GemmaForCausalLM", _GROUPED),
     "gemma2": TransformersClass("Gemma2ForCausalLM", _GROUPED),
+    "gemma3": TransformersClass(
+        "Gemma3ForCausalLM", {**_GROUPED, "layer_types": ["sliding_attention", "full_attention"]}
+    ),
     "gpt2": TransformersClass(
         "GPT2LMHeadModel",
         {"vocab_size": VOCABULARY, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 64, "use_cache": False},
@@ -196,8 +218,10 @@ CLASSES: dict[str, TransformersClass] = {
     ),
     "mistral": TransformersClass("MistralForCausalLM", _GROUPED),
     "mixtral": TransformersClass("MixtralForCausalLM", {**_GROUPED, **_EXPERTS}),
+    "olmoe": TransformersClass("OlmoeForCausalLM", {**_GROUPED, **_EXPERTS}),
     "opt": TransformersClass("OPTForCausalLM", {**_TEXT, "ffn_dim": 80, "word_embed_proj_dim": 48, "use_cache": False}),
     "phi": TransformersClass("PhiForCausalLM", {**_TEXT, "use_cache": False}),
+    "phi3": TransformersClass("Phi3ForCausalLM", {key: value for key, value in _GROUPED.items() if key != "head_dim"}),
     "qwen2": TransformersClass("Qwen2ForCausalLM", _GROUPED),
     "qwen3": TransformersClass("Qwen3ForCausalLM", _GROUPED),
     "qwen3-moe": TransformersClass("Qwen3MoeForCausalLM", {**_GROUPED, **_EXPERTS}),
@@ -264,6 +288,32 @@ CLASSES: dict[str, TransformersClass] = {
         _PICTURE,
         64,
     ),
+    "mask2former": TransformersClass(
+        "Mask2FormerForUniversalSegmentation",
+        {
+            "backbone_config": (
+                "SwinConfig",
+                {
+                    **_WINDOWS,
+                    "depths": [1, 1, 1, 1],
+                    "num_heads": [1, 2, 2, 4],
+                    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+                },
+            ),
+            "hidden_dim": 32,
+            "feature_size": 32,
+            "mask_feature_size": 32,
+            "encoder_feedforward_dim": 48,
+            "dim_feedforward": 48,
+            "encoder_layers": 1,
+            "decoder_layers": 2,
+            "num_attention_heads": 4,
+            "num_queries": 7,
+            "num_labels": 5,
+        },
+        _PICTURE,
+        64,
+    ),
     "mobilevit": TransformersClass(
         "MobileViTForImageClassification",
         {
@@ -289,6 +339,37 @@ CLASSES: dict[str, TransformersClass] = {
         "RegNetForImageClassification", {**_STAGES, "embedding_size": 16, "groups_width": 8}, _PICTURE, 64, False
     ),
     "resnet": TransformersClass("ResNetForImageClassification", {**_STAGES, "embedding_size": 16}, _PICTURE, 64, False),
+    "rt-detr": TransformersClass(
+        "RTDetrForObjectDetection",
+        {
+            "backbone_config": (
+                "RTDetrResNetConfig",
+                {
+                    "embedding_size": 16,
+                    "hidden_sizes": [16, 24, 32, 48],
+                    "depths": [1, 1, 1, 1],
+                    "layer_type": "basic",
+                    "out_features": ["stage2", "stage3", "stage4"],
+                },
+            ),
+            "encoder_hidden_dim": 32,
+            "encoder_in_channels": [24, 32, 48],
+            "encoder_ffn_dim": 48,
+            "encoder_layers": 1,
+            "encoder_attention_heads": 4,
+            "d_model": 32,
+            "num_queries": 7,
+            "decoder_in_channels": [32, 32, 32],
+            "decoder_ffn_dim": 48,
+            "decoder_layers": 1,
+            "decoder_attention_heads": 4,
+            "num_denoising": 0,
+            "num_labels": 5,
+        },
+        _PICTURE,
+        64,
+        False,
+    ),
     "segformer": TransformersClass(
         "SegformerForSemanticSegmentation",
         {**_STAGES, "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 4, 4], "decoder_hidden_size": 40},
