@@ -37,6 +37,9 @@ _PACKAGES = {
     "prunecli.models.spiking": "spiking",
     "prunecli.models.recurrent_language.": "lm",
     "spikingjelly.": "spiking",
+    "ultralytics.": "ultralytics",
+    "models.yolo.": "ultralytics",
+    "models.common.": "ultralytics",
 }
 """Packages with the classes of each source."""
 _SEGFORMER = "segformer.stages.0.layer_norm.weight"
@@ -94,7 +97,7 @@ def identify(
             f"{path}: no known architecture has these weights{whole}; nearest: {near}; name one with "
             "--arch source:name, or a function of yours that builds it with --arch module:package.file:function"
         )
-    own = _source_of(class_path)
+    own = source_of(class_path)
     fitting.sort(key=lambda a: (_source(a) != own, _PREFERENCE[_source(a)], len(a.ref), a.ref))
     known = weights if weights is not None else ForeignWeights(dict(tensors))
     chosen, decided = choose(fitting, tensors, known, path, prefer, own)
@@ -179,7 +182,8 @@ def _source(architecture: Architecture) -> str:
     return architecture.ref.partition(":")[0]
 
 
-def _source_of(class_path: str | None) -> str | None:
+def source_of(class_path: str | None) -> str | None:
+    """The source of a class that is pickled in a file; None if it is of no known package."""
     return next((source for package, source in _PACKAGES.items() if (class_path or "").startswith(package)), None)
 
 
