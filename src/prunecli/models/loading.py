@@ -17,6 +17,7 @@ from prunecli.checkpoint.foreign_files import read_foreign
 from prunecli.checkpoint.io import file_sha256, read_checkpoint, read_manifest, write_checkpoint
 from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.checkpoint.masks import masks_of, packed, unpacked
+from prunecli.checkpoint.tokenizers import with_tokenizer, without_tokenizer
 from prunecli.copying import copied
 from prunecli.errors import ModelError
 from prunecli.methods.runtime import apply_recorded
@@ -208,6 +209,7 @@ def restore(
     manifest, tensors = read_checkpoint(path, allow_nonfinite=True)
     model = dense(manifest.architecture)
     try:
+        tensors, manifest = without_tokenizer(tensors, manifest)
         put_in_form(model, manifest.forms)
         if manifest.masks is not None:
             install(model, manifest.masks)
@@ -256,7 +258,7 @@ def save(path: Path, model: nn.Module, manifest: Manifest, dense: nn.Module | No
     if complete.masks is not None:
         complete.masks = masks_of(tensors, complete.masks)
         tensors = packed(tensors, complete.masks)
-    write_checkpoint(path, tensors, complete)
+    write_checkpoint(path, with_tokenizer(tensors, complete.tokenizer), complete)
     return complete
 
 

@@ -14,7 +14,7 @@ from prunecli.data.catalog import default_root, load_data, samples_of
 from prunecli.data.images import BadImages
 from prunecli.data.mask_labels import MaskReading, parse_void
 from prunecli.data.splits import ImageData, MaskLabel, Split, hold_out
-from prunecli.data.text import TextReading
+from prunecli.data.text_reading import TextReading
 from prunecli.data.vocabulary import Vocabulary
 from prunecli.engine.device import pick_device, seed_everything
 from prunecli.errors import DataError, RecipeError

@@ -130,6 +130,10 @@ class Task(ABC):
     def named(self, figures: Any) -> dict[str, Any]:
         """Returns the figures by their names in a report, with 95 % intervals."""
 
+    def named_of(self, figures: Any, split: Any) -> dict[str, float]:
+        """Returns further figures that depend on the split that they were measured on, by their names in a report."""
+        return {}
+
     def loss(self, scores: Tensor, labels: Any, label_smoothing: float) -> Tensor:
         """Returns the mean loss of a batch.
 

@@ -13,6 +13,7 @@ _TASKS = {
     "unlabelled": "unlabelled:Unlabelled",
     "word-language": "language:WordLanguage",
     "character-language": "language:CharacterLanguage",
+    "token-language": "language:TokenLanguage",
 }
 
 
