@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging as levels
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prunecli.checkpoint.manifest import UsedTokenizer
 from prunecli.errors import DataError
 
 if TYPE_CHECKING:
@@ -87,6 +89,16 @@ class Tokenizer:
         """
         library = _loaded(definition, origin)
         return cls(definition, _first_of(library, _PADDING), _first_of(library, _END))
+
+    @classmethod
+    def recorded(cls, record: UsedTokenizer) -> Tokenizer:
+        """The tokenizer that a manifest records."""
+        return cls(record.definition, record.padding, record.end)
+
+    def record(self) -> UsedTokenizer:
+        """How a manifest records it."""
+        used = UsedTokenizer(tokens=len(self), size=len(self.signature()), padding=self.padding, end=self.end)
+        return used.with_definition(self.definition)
 
     def __len__(self) -> int:
         return self._size
@@ -211,17 +223,21 @@ def _of_folder(folder: Path) -> Tokenizer:
 def _converted(folder: Path) -> str:
     """The tokenizer that transformers makes of a folder's files."""
     try:
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, logging
     except ImportError as error:
         raise DataError(
             f"{folder}: has no {_FILE}, and transformers, which could make one, cannot be imported ({error}); {_REMEDY}"
         ) from error
+    before = logging.get_verbosity()
+    logging.set_verbosity(levels.ERROR)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         library = getattr(tokenizer, "backend_tokenizer", None)
     except Exception as error:  # whatever the classes of transformers raise
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise DataError(f"{folder}: has no tokenizer that transformers can read ({cause}); {_REMEDY}") from error
+    finally:
+        logging.set_verbosity(before)
     if library is None:
         raise DataError(
             f"{folder}: its tokenizer ({type(tokenizer).__name__}) is not one of the `tokenizers` library; {_REMEDY}"
