@@ -137,6 +137,10 @@ class Task(ABC):
     def named(self, figures: Any) -> dict[str, Any]:
         """Returns the figures by their names in a report, with 95 % intervals."""
 
+    def named_of(self, figures: Any, split: Any) -> dict[str, float]:
+        """Returns further figures that depend on the split that they were measured on, by their names in a report."""
+        return {}
+
     def outputs(self, carrier: Carrier, network: nn.Module, inputs: Any, labels: Any) -> Any:
         """Runs a network in training mode on a batch and returns what the loss is made of: scores, unless overridden.
 
