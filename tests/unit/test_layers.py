@@ -30,7 +30,7 @@ LAYERS = [
     {"checkpoint"},
     {"measure"},
     {"report"},
-    {"inputs", "copying", "registry"},
+    {"inputs", "copying", "registry", "own_code"},
     {"errors"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,55 +12,28 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
     model_serializer,
 )
 
+from prunecli.checkpoint.arguments import problem_with, too_large
 from prunecli.errors import ModelError
 
 MANIFEST_SCHEMA: Literal["prunecli.manifest/1"] = "prunecli.manifest/1"
 
 
-_INTEGERS = {
-    "num_classes": (0, 1_000_000),
-    "in_chans": (1, 4096),
-    "T": (1, 1024),
-    "depth": (1, 128),
-    "dim": (8, 8192),
-    "num_heads": (1, 512),
-    "patch_size": (1, 64),
-    "image_size": (1, 4096),
-    "img_size": (1, 4096),
-    "embed_dim": (8, 8192),
-    "units": (1, 65_536),
-    "layers": (1, 128),
-    "embedding": (1, 65_536),
-}
-_FLOATS = {
-    "width": (1e-3, 16.0),
-    "mlp_ratio": (1e-2, 64.0),
-    "tau": (1.0, 1e6),
-    "v_threshold": (1e-6, 1e6),
-    "v_reset": (-1e6, 1e6),
-    "alpha": (1e-6, 1e6),
-    "dropout": (0.0, 0.99),
-    "snn_fraction": (0.0, 1.0),
-}
-_OPTIONAL = ("v_reset", "alpha")
-"""Numbers that may be None."""
-_SWITCHES = ("decay_input", "detach_reset", "tied")
-_WORDS = ("neuron", "surrogate", "coding", "pool", "stem", "global_pool", "nonlinearity", "cell")
-_WORD = re.compile(r"[a-z0-9-]{1,32}")
-ARGUMENTS = (*_INTEGERS, *_FLOATS, *_SWITCHES, *_WORDS)
-"""Arguments that an architecture may be built with. Others could make a library read or download files."""
 _MAX_DIMENSIONS = 8
 _MAX_LENGTH = 1 << 20
 _MAX_NUMBERS = 1 << 26
 _MAX_CHANNELS = 4096
 _MAX_NAME = 1000
 _MAX_REMOVED = 100_000
+_MAX_CONFIG = 1 << 20
+_MAX_CONFIG_DEPTH = 16
+_MAX_TOKENIZER = 1 << 27
 
 _Channels = Annotated[tuple[float, ...], Field(max_length=_MAX_CHANNELS)]
 
@@ -75,10 +46,18 @@ class Architecture(_Strict):
     """A model reference such as "timm:resnet50", and the arguments that build it unpruned.
 
     An empty `ref` stands for the user's own model, which has to be passed to `prunecli.load`.
+
+    Attributes:
+        ref: "source:name".
+        kwargs: Arguments that every source may take.
+        config: Of sources that build networks from a configuration: that configuration, which the source checks.
+        input_shape: Shape of one sample; empty where the inputs are no single tensor.
+        class_name: The class of the network.
     """
 
     ref: str
     kwargs: dict[str, JsonValue] = Field(default_factory=dict)
+    config: dict[str, JsonValue] = Field(default_factory=dict)
     input_shape: tuple[int, ...] = ()
     class_name: str = ""
 
@@ -86,10 +65,25 @@ class Architecture(_Strict):
     @classmethod
     def _check_arguments(cls, kwargs: dict[str, JsonValue]) -> dict[str, JsonValue]:
         for name, value in kwargs.items():
-            problem = _problem(name, value)
+            problem = problem_with(name, value)
             if problem is not None:
                 raise ValueError(problem)
         return kwargs
+
+    @field_validator("config")
+    @classmethod
+    def _check_config(cls, config: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if too_large(config):
+            raise ValueError("the configuration is too large, or nested too deeply")
+        return config
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Networks without a configuration have no field for it, so that their files keep their bytes."""
+        content: dict[str, Any] = handler(self)
+        if not self.config:
+            content.pop("config", None)
+        return content
 
     @field_validator("input_shape")
     @classmethod
@@ -167,20 +161,6 @@ class Masks(_Strict):
         names = dict.fromkeys((*before.weights, *self.weights))
         return Masks(weights=list(names), spikes=before.spikes | self.spikes)
 
-    def renamed(self, former: Mapping[str, str]) -> Masks:
-        """The masks of a network whose modules are called otherwise, or are gone.
-
-        Args:
-            former: From the names of its modules to those that they had.
-        """
-        names: dict[str, list[str]] = {}
-        for weight in self.weights:
-            module, _, leaf = weight.rpartition(".")
-            names.setdefault(module, []).append(leaf)
-        weights = [f"{new}.{leaf}".lstrip(".") for new, old in former.items() for leaf in names.get(old, ())]
-        spikes = {new: self.spikes[old] for new, old in former.items() if old in self.spikes}
-        return Masks(weights=weights, spikes=spikes)
-
     @field_validator("spikes")
     @classmethod
     def _check_shapes(cls, spikes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -201,6 +181,34 @@ class UsedVocabulary(_Strict):
         if len(set(tokens)) < len(tokens) or "<unk>" not in tokens:
             raise ValueError("not a vocabulary: every token once, and <unk> among them")
         return tokens
+
+
+class UsedTokenizer(_Strict):
+    """The tokenizer that a network reads texts with; the file has its definition as a tensor of bytes.
+
+    Attributes:
+        tokens: How many different tokens it has.
+        size: Bytes of its definition.
+        padding: The token that fills up short texts; None: none.
+        end: The token behind the end of a text; None: none.
+    """
+
+    tokens: int = Field(ge=1, le=_MAX_LENGTH)
+    size: int = Field(ge=2, le=_MAX_TOKENIZER)
+    padding: int | None = Field(None, ge=0, le=_MAX_LENGTH)
+    end: int | None = Field(None, ge=0, le=_MAX_LENGTH)
+    _definition: str = PrivateAttr("")
+
+    @property
+    def definition(self) -> str:
+        """The definition, as JSON; empty where only the manifest was read."""
+        return self._definition
+
+    def with_definition(self, definition: str) -> UsedTokenizer:
+        """The same with its definition, which is in memory alone."""
+        copied = self.model_copy()
+        copied._definition = definition
+        return copied
 
 
 class Edit(_Strict):
@@ -294,6 +302,7 @@ class Manifest(_Strict):
     runtime: RuntimeChange | None = None
     masks: Masks | None = None
     vocabulary: UsedVocabulary | None = None
+    tokenizer: UsedTokenizer | None = None
     history: list[Step] = Field(default_factory=list)
     frozen_parameters: list[str] = Field(default_factory=list)
     aliases: dict[str, str] = Field(default_factory=dict)
@@ -303,18 +312,9 @@ class Manifest(_Strict):
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leaves out what only files with such a change have, so that all others keep their bytes."""
         content: dict[str, Any] = handler(self)
-        if self.runtime is None:
-            content.pop("runtime", None)
-        if self.masks is None:
-            content.pop("masks", None)
-        if not self.blocks:
-            content.pop("blocks", None)
-        if not self.forms:
-            content.pop("forms", None)
-        if self.vocabulary is None:
-            content.pop("vocabulary", None)
-        if not self.extra_state:
-            content.pop("extra_state", None)
+        for name in ("blocks", "forms", "extra_state", "runtime", "masks", "vocabulary", "tokenizer"):
+            if not getattr(self, name):
+                content.pop(name, None)
         return content
 
     def to_json(self) -> str:
@@ -324,25 +324,6 @@ class Manifest(_Strict):
     def last(self, stage: str) -> Step | None:
         """The most recent step of that stage, if any."""
         return next((step for step in reversed(self.history) if step.stage == stage), None)
-
-
-def _problem(name: str, value: JsonValue) -> str | None:
-    """The problem with an argument for building an architecture; None if there is none."""
-    if name in _INTEGERS:
-        lowest, highest = _INTEGERS[name]
-        valid = type(value) is int and lowest <= value <= highest
-        return None if valid else f"{name} has to be an integer from {lowest} to {highest:,}"
-    if name in _FLOATS:
-        low, high = _FLOATS[name]
-        valid = type(value) in (int, float) and low <= value <= high  # type: ignore[operator]
-        valid = valid or (value is None and name in _OPTIONAL)
-        return None if valid else f"{name} has to be a number from {low:g} to {high:g}"
-    if name in _SWITCHES:
-        return None if type(value) is bool else f"{name} has to be true or false"
-    if name in _WORDS:
-        valid = isinstance(value, str) and _WORD.fullmatch(value) is not None
-        return None if valid else f"{name} has to be a word of up to 32 lower-case letters, digits and hyphens"
-    return f"{name[:80]!r} is not an argument that a checkpoint may set"
 
 
 def parse_manifest(text: str, path: Path, *, intact: bool) -> Manifest:

@@ -13,6 +13,7 @@ import typer
 
 from prunecli.cli.output import Output, use_output
 from prunecli.errors import RecipeError
+from prunecli.own_code import allow
 from prunecli.recipe.fields import FieldInfo, fields_of
 from prunecli.recipe.schema import DataSection, ModelSection, Recipe
 
@@ -92,7 +93,10 @@ def shared_options() -> list[OptionSpec]:
         *options_of(
             ModelSection,
             ("model",),
-            only=("pretrained", "num_classes", "weights_key", "strip_prefix", "allow_nonfinite"),
+            only=(
+                *("pretrained", "num_classes", "weights_key", "strip_prefix", "allow_nonfinite"),
+                *("example", "example_shape"),
+            ),
         ),
         *model_kwargs_options(),
         option("data", str, data["name"].doc, path=("data", "name")),
@@ -107,6 +111,12 @@ _OUTPUT_OPTIONS = [
     option("json", bool, "Print one JSON document.", "--json"),
     option("quiet", bool, "Print results only.", "--quiet", "-q"),
     option("debug", bool, "Show the traceback of an error.", "--debug"),
+    option(
+        "allow_code",
+        list[str],
+        "Run this module of yours, package.file, where a recipe or checkpoint names it.",
+        "--allow-code",
+    ),
 ]
 
 
@@ -128,6 +138,8 @@ def with_output(function: Callable[..., None], specs: Sequence[OptionSpec] = ())
             mode = "quiet"
         output = Output(mode, debug=bool(given.pop("debug")))  # type: ignore[arg-type]
         use_output(output)
+        for module in given.pop("allow_code") or ():
+            allow(module)
         values = {name: given.pop(name) for name in list(given) if name in generated}
         if specs:
             given["values"] = values
@@ -196,14 +208,14 @@ def plan_for_stage(model: str, stage: dict[str, Any], specs: Sequence[OptionSpec
         RecipeError: The recipe has no such stage, or several.
     """
     from prunecli.recipe.loader import Document, load_yaml
-    from prunecli.recipe.resolve import resolve
+    from prunecli.recipe.resolve import COMMAND_LINE, resolve
 
     if Path(model).suffix not in (".yaml", ".yml"):
         reference = ":" in model and not Path(model).exists()
         section = {"ref" if reference else "weights": model}
         if reference and values.get("arch") is not None:
             raise RecipeError(f"--arch is for weights files; {model} already is an architecture")
-        document = Document({"model": section, "stages": [stage]}, "command line")
+        document = Document({"model": section, "stages": [stage]}, COMMAND_LINE)
         return resolve(document, overrides_from(specs, values, 0))
     document = load_yaml(Path(model))
     draft = resolve(document, confined=False)

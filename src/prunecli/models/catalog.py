@@ -14,7 +14,16 @@ from torch import nn
 from prunecli.checkpoint.manifest import Architecture, InputNormalisation
 from prunecli.errors import ModelError, unknown
 from prunecli.models.index import SOURCES, added_sources
-from prunecli.models.source import ModelSource, SettlingSource
+from prunecli.models.source import (
+    DescribingSource,
+    ModelSource,
+    Opened,
+    OpeningSource,
+    OpenRequest,
+    ReadingSource,
+    SettlingSource,
+    Takes,
+)
 
 _BUILT_FROM = "_prunecli_built_from"
 
@@ -41,18 +50,18 @@ def added_references() -> list[str]:
 
 
 def split_reference(ref: str) -> tuple[str, str]:
-    """Splits "source:name" and checks both.
+    """Splits "source:name" and checks both; a name of an `OpeningSource` is checked when it is opened or built.
 
     Raises:
         ModelError: The source or the name does not exist; the message names the nearest.
     """
     source, colon, name = ref.partition(":")
     if not colon:
-        known = [f"{s}:{ref}" for s in SOURCES.built_in if ref in source_names(s)]
+        known = [f"{s}:{ref}" for s in SOURCES.built_in if _has(s, ref)]
         hint = f"did you mean {' or '.join(known)}?" if known else "write it as source:name, for instance timm:resnet50"
         raise ModelError(f"unknown architecture {ref!r}: {hint}")
     SOURCES.require(source)
-    if name not in source_names(source):
+    if not isinstance(_source(source), OpeningSource) and name not in source_names(source):
         message = unknown("architecture", ref, (f"{source}:{n}" for n in source_names(source)), see="prune models")
         raise ModelError(message)
     return source, name
@@ -88,6 +97,32 @@ def build(ref: str, *, pretrained: bool = False, meta: bool = False, **kwargs: A
         raise ModelError(f"{ref} cannot be built with {kwargs or 'its defaults'}: {first}") from error
 
 
+def open_network(ref: str, request: OpenRequest) -> Opened | None:
+    """Opens the network that a user names; None if its source only builds the networks that it lists.
+
+    Args:
+        ref: "source:name".
+        request: What else the user says.
+
+    Raises:
+        ModelError: There is no such network, or it cannot be read.
+    """
+    source, name = split_reference(ref)
+    module = _source(source)
+    return module.open(name, request) if isinstance(module, OpeningSource) else None
+
+
+def reading_source(source: str) -> ReadingSource | None:
+    """A source that reads the files of its package itself; None for others, and if there is none of that name."""
+    module = _source(source) if source in SOURCES.names else None
+    return module if isinstance(module, ReadingSource) else None
+
+
+def opens(ref: str) -> bool:
+    """Whether the source of a reference builds more networks than it lists, from files and configurations."""
+    return isinstance(_source(split_reference(ref)[0]), OpeningSource)
+
+
 def settled_arguments(ref: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments to record for a network: those it was built with, and defaults that its weights do not show."""
     source, name = split_reference(ref)
@@ -100,9 +135,31 @@ def classes_are_texts(ref: str) -> bool:
     return bool(getattr(_source(split_reference(ref)[0]), "CLASSES_ARE_TEXTS", False))
 
 
+def takes(ref: str) -> Takes:
+    """What networks of a reference take; an empty reference is a user's own network."""
+    if not ref:
+        return "images"
+    source, name = split_reference(ref)
+    module = _source(source)
+    if isinstance(module, DescribingSource):
+        return module.takes(name)
+    return "tokens" if getattr(module, "READS_TOKENS", False) else "images"
+
+
 def reads_tokens(ref: str) -> bool:
-    """Whether networks of a reference read tokens of a text; an empty reference is a user's own network."""
-    return bool(ref) and bool(getattr(_source(split_reference(ref)[0]), "READS_TOKENS", False))
+    """Whether networks of a reference read tokens of a text."""
+    return takes(ref) == "tokens"
+
+
+def example_inputs(ref: str, model: nn.Module, seed: int) -> Any:
+    """Seeded inputs for a network that takes something else than images or tokens alone.
+
+    Raises:
+        ModelError: It is not known what it takes.
+    """
+    module = _source(split_reference(ref)[0])
+    assert isinstance(module, DescribingSource), "others take images or tokens"
+    return module.example_inputs(model, seed)
 
 
 def input_spec(ref: str, model: nn.Module) -> tuple[tuple[int, int] | None, InputNormalisation | None]:
@@ -119,7 +176,17 @@ def rebuild_dense(architecture: Architecture) -> nn.Module:
 def build_dense(architecture: Architecture, *, meta: bool = False) -> nn.Module:
     """Builds the dense network a manifest names, with new weights."""
     arguments: dict[str, Any] = dict(architecture.kwargs)
+    if architecture.config:
+        arguments["config"] = architecture.config
     return build(architecture.ref, meta=meta, **arguments)
+
+
+def _has(source: str, name: str) -> bool:
+    """Whether a source lists a name; not if its package is not installed."""
+    try:
+        return name in source_names(source)
+    except ModelError:
+        return False
 
 
 def _source(source: str) -> ModelSource:

@@ -24,12 +24,15 @@ SOURCES: Registry[ModelSource] = Registry(
     "prunecli.models",
     {
         "cifar": "prunecli.models.cifar",
+        "hf": "prunecli.models.hugging_face.source",
         "lm": "prunecli.models.language",
+        "module": "prunecli.models.own_networks",
         "open_clip": "prunecli.models.from_open_clip",
         "segformer": "prunecli.models.segformer",
         "spiking": "prunecli.models.spiking",
         "timm": "prunecli.models.from_timm",
         "torchvision": "prunecli.models.from_torchvision",
+        "ultralytics": "prunecli.models.yolo.source",
     },
     ModelError,
 )

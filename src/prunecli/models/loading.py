@@ -17,13 +17,15 @@ from prunecli.checkpoint.foreign_files import read_foreign
 from prunecli.checkpoint.io import file_sha256, read_checkpoint, read_manifest, write_checkpoint
 from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.checkpoint.masks import masks_of, packed, unpacked
+from prunecli.checkpoint.tokenizers import with_tokenizer, without_tokenizer
 from prunecli.copying import copied
 from prunecli.errors import ModelError
 from prunecli.methods.runtime import apply_recorded
-from prunecli.models.catalog import build, input_spec, reads_tokens, rebuild_dense, split_reference
+from prunecli.models.catalog import build, input_spec, open_network, rebuild_dense, split_reference, takes
 from prunecli.models.dialects.dialect import ForeignRequest
 from prunecli.models.foreign import rebuild_foreign
 from prunecli.models.recognition import recorded
+from prunecli.models.source import DataTokens, Opened, OpenRequest
 from prunecli.sparsity.spike_masks import install
 from prunecli.surgery.blocks.taking_out import take_out
 from prunecli.surgery.recurrent.forms import forms_of, put_in_form
@@ -49,6 +51,7 @@ class LoadedModel:
         path: The file that it was loaded from, if any.
         sha256: Hash of that file.
         notes: Messages for the user about how it was loaded.
+        new: Whether its weights are random, as it was built with.
     """
 
     model: nn.Module
@@ -57,6 +60,15 @@ class LoadedModel:
     path: Path | None = None
     sha256: str | None = None
     notes: list[str] = field(default_factory=list)
+    new: bool = False
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Size of the file, or of the weights in the folder, that it was loaded from."""
+        if self.path is None:
+            return None
+        files = [self.path] if self.path.is_file() else [f for f in self.path.iterdir() if f.suffix in WEIGHT_SUFFIXES]
+        return sum(file.stat().st_size for file in files)
 
     @property
     def name(self) -> str:
@@ -64,17 +76,48 @@ class LoadedModel:
         return str(self.path) if self.path else self.manifest.architecture.ref
 
 
-def load_reference(ref: str, *, pretrained: bool = False, **kwargs: Any) -> LoadedModel:
+def load_reference(
+    ref: str,
+    *,
+    pretrained: bool = False,
+    data_classes: Callable[[], int | None] = lambda: None,
+    data_tokens: Callable[[], DataTokens | None] = lambda: None,
+    allow_nonfinite: bool = False,
+    **kwargs: Any,
+) -> LoadedModel:
     """Builds a dense network from "source:name", with new or published weights.
+
+    Args:
+        ref: The reference; after some sources' names a file or folder follows.
+        pretrained: Whether to fetch published weights.
+        data_classes: Returns the number of classes of a data set, for networks of such sources with a new classifier.
+        data_tokens: Returns the tokens of a data set, for such networks that read texts.
+        allow_nonfinite: Whether weights of a file may hold NaN or infinity.
+        **kwargs: Arguments of the architecture.
 
     Raises:
         ModelError: The reference does not exist or the source refuses the arguments.
     """
+    own = {name: value for name, value in kwargs.items() if name != "num_classes"}
+    request = OpenRequest(own, pretrained, kwargs.get("num_classes"), data_classes, allow_nonfinite, data_tokens)
+    opened = open_network(ref, request)
+    if opened is not None:
+        return _opened(ref.partition(":")[0], opened)
     pretrained = pretrained or "@" in split_reference(ref)[1]  # open_clip's names of weights
     architecture = recorded(ref, kwargs)
     model = build(ref, pretrained=pretrained, **kwargs).eval()
     manifest = Manifest(architecture=architecture.model_copy(update={"class_name": type(model).__name__}))
-    return _with_input_spec(LoadedModel(model, manifest))
+    return _with_input_spec(LoadedModel(model, manifest, new=not pretrained))
+
+
+def _opened(source: str, opened: Opened) -> LoadedModel:
+    """A network that a source opened."""
+    architecture = Architecture(
+        ref=f"{source}:{opened.name}", config=opened.config, class_name=type(opened.model).__name__
+    )
+    manifest = Manifest(architecture=architecture, normalisation=opened.normalisation, tokenizer=opened.tokenizer)
+    model = _in_single_precision(opened.model).eval()
+    return LoadedModel(model, manifest, opened.size, opened.path, notes=list(opened.notes), new=opened.new)
 
 
 def load_file(
@@ -169,6 +212,7 @@ def restore(
     manifest, tensors = read_checkpoint(path, allow_nonfinite=True)
     model = dense(manifest.architecture)
     try:
+        tensors, manifest = without_tokenizer(tensors, manifest)
         take_out(model, manifest.blocks)
         put_in_form(model, manifest.forms)
         if manifest.masks is not None:
@@ -219,7 +263,7 @@ def save(path: Path, model: nn.Module, manifest: Manifest, dense: nn.Module | No
     if complete.masks is not None:
         complete.masks = masks_of(tensors, complete.masks)
         tensors = packed(tensors, complete.masks)
-    write_checkpoint(path, tensors, complete)
+    write_checkpoint(path, with_tokenizer(tensors, complete.tokenizer), complete)
     return complete
 
 
@@ -286,15 +330,16 @@ def _load_checkpoint(path: Path, manifest: Manifest, arch: str | None, allow_non
         )
     if arch is not None and arch != ref:
         raise ModelError(f"{path}: its manifest names {ref}, not {arch}; leave --arch out")
-    shape, tokens = manifest.architecture.input_shape, reads_tokens(ref)
-    if shape and len(shape) != (1 if tokens else _IMAGE_DIMENSIONS):
+    shape, kind_of_input = manifest.architecture.input_shape, takes(ref)
+    tokens = kind_of_input == "tokens"
+    if shape and kind_of_input != "other" and len(shape) != (1 if tokens else _IMAGE_DIMENSIONS):
         kind = "a sequence" if tokens else "an image"
         raise ModelError(f"{path}: its manifest gives {list(shape)} as the shape of {kind}; the file was altered")
     model, manifest = restore(path, allow_nonfinite=allow_nonfinite)
     loaded = LoadedModel(_in_single_precision(model), manifest, path=path, sha256=file_sha256(path))
     if not shape:
         return _with_input_spec(loaded)
-    if tokens:
+    if len(shape) != _IMAGE_DIMENSIONS:
         return loaded
     loaded.fixed_size = (shape[1], shape[2])
     return loaded

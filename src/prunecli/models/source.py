@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch import nn
 
-from prunecli.checkpoint.manifest import InputNormalisation
+from prunecli.checkpoint.foreign_files import ForeignWeights
+from prunecli.checkpoint.manifest import InputNormalisation, UsedTokenizer
+
+Takes: TypeAlias = Literal["images", "tokens", "other"]
+"""What a network takes: one tensor of images, one of tokens, or something else."""
 
 
 @runtime_checkable
@@ -16,7 +22,9 @@ class ModelSource(Protocol):
 
     A source whose networks compare images with texts, so that no number of classes belongs to them, also has
     `CLASSES_ARE_TEXTS = True`; one of language models has `READS_TOKENS = True`. One whose arguments have defaults that
-    weights do not show is a `SettlingSource`.
+    weights do not show is a `SettlingSource`, one that also builds networks from files and configurations an
+    `OpeningSource`, one that knows the files of its package a `ReadingSource`, and one whose networks take different
+    things says so as a `DescribingSource`.
     """
 
     def names(self) -> Sequence[str]:
@@ -62,5 +70,125 @@ class SettlingSource(ModelSource, Protocol):
 
         Raises:
             ModelError: An argument does not exist.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class DataTokens:
+    """The tokens of texts.
+
+    Attributes:
+        count: How many different ones there are.
+        padding: The one that fills up short texts; None: none does.
+        end: The one behind the end of a text; None: none is.
+    """
+
+    count: int
+    padding: int | None = None
+    end: int | None = None
+
+
+@dataclass(frozen=True)
+class OpenRequest:
+    """What a user says about a network to open.
+
+    Attributes:
+        kwargs: Settings of its configuration, as given with --model-kwargs.
+        pretrained: Whether published weights may be fetched.
+        num_classes: Number of classes, if given; a classifier for another number is replaced.
+        data_classes: Number of classes of the data set, for networks whose classifier is new.
+        allow_nonfinite: Whether weights may hold NaN or infinity.
+        data_tokens: Tokens of the data set, for networks that are new; None: it has none.
+    """
+
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    num_classes: int | None = None
+    data_classes: Callable[[], int | None] = lambda: None
+    allow_nonfinite: bool = False
+    data_tokens: Callable[[], DataTokens | None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A network that a source opened.
+
+    Attributes:
+        name: What follows the colon in the reference that a manifest records: never a path.
+        config: The configuration that `build` makes the dense network of.
+        model: The network.
+        path: The file or folder that its weights were read from.
+        size: Image height and width that it needs; None: any, or it takes no images.
+        normalisation: Of the pixels of images.
+        tokenizer: Its tokenizer; None: it has none, or takes no texts.
+        notes: What the user should know.
+        new: Whether its weights are random.
+    """
+
+    name: str
+    config: dict[str, Any]
+    model: nn.Module
+    path: Path | None = None
+    size: tuple[int, int] | None = None
+    normalisation: InputNormalisation | None = None
+    tokenizer: UsedTokenizer | None = None
+    notes: tuple[str, ...] = ()
+    new: bool = False
+
+
+@runtime_checkable
+class OpeningSource(ModelSource, Protocol):
+    """A source whose networks are not all listed: what follows the colon may be a file, a folder or a library's name.
+
+    A manifest has a name that `names` lists and a configuration, and `build` gets both; what a configuration may say
+    is checked there, because it may come from somebody else's file.
+    """
+
+    def open(self, name: str, request: OpenRequest, /) -> Opened:
+        """Opens the network that a user names.
+
+        Args:
+            name: What follows the colon.
+            request: What else the user says.
+
+        Raises:
+            ModelError: There is no such network, or it cannot be read.
+        """
+        ...
+
+
+@runtime_checkable
+class ReadingSource(OpeningSource, Protocol):
+    """A source that knows how its package saves networks: as a whole, with their configuration."""
+
+    def read(self, weights: ForeignWeights, name: str | None, path: Path, request: OpenRequest, /) -> Opened:
+        """The network in a file.
+
+        Args:
+            weights: The file's content.
+            name: What follows the colon, if the user names the network; else the file holds one as a whole.
+            path: The file.
+            request: What else the user says.
+
+        Raises:
+            ModelError: It is another network, or has been changed since it was built.
+        """
+        ...
+
+
+@runtime_checkable
+class DescribingSource(ModelSource, Protocol):
+    """A source whose networks do not all take the same."""
+
+    def takes(self, name: str, /) -> Takes:
+        """What the networks of a name take."""
+        ...
+
+    def example_inputs(self, model: nn.Module, seed: int, /) -> Any:
+        """Seeded inputs for one of its networks that takes something else than images or tokens alone.
+
+        Raises:
+            ModelError: It is not known what the network takes.
         """
         ...

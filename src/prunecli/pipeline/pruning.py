@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from prunecli.checkpoint.manifest import Manifest, Step, as_json
+from prunecli.checkpoint.masks import renamed
 from prunecli.errors import ModelError
 from prunecli.measure.environment import library_versions
 from prunecli.methods.outcome import Pruned, PruneReport
@@ -126,7 +127,7 @@ def remove_parts(
             "versions": library_versions(),
         }
     )
-    masks = manifest.masks.renamed(pruned.former) if manifest.masks is not None else None
+    masks = renamed(manifest.masks, pruned.former) if manifest.masks is not None else None
     continued = manifest.model_copy(
         update={
             "blocks": [*manifest.blocks, *pruned.blocks],

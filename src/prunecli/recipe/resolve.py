@@ -13,11 +13,14 @@ from pydantic import TypeAdapter, ValidationError
 from prunecli.checkpoint.confinement import stays_inside
 from prunecli.errors import MethodError, RecipeError, nearest, unknown
 from prunecli.methods.registry import get_method
+from prunecli.own_code import PREFIX, allow
 from prunecli.recipe.fields import fields_of
 from prunecli.recipe.loader import ENVIRONMENT, Document, KeyPath, load_yaml, parse_value
 from prunecli.recipe.schema import STAGES, DataSection, ModelSection, Recipe, Stage
 
 _MAX_EXTENDS = 8
+COMMAND_LINE = "command line"
+"""Source of a document that is no file."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def resolve(document: Document | None, overrides: Iterable[Override] = (), *, co
         _assign(data, origins, override)
     if document is not None and confined:
         _confine(data, origins, Path(document.source).parent)
+    _allow_named_code(data, origins, typed=document is None or document.source == COMMAND_LINE)
     return Plan(_Checker(origins).recipe(data), origins)
 
 
@@ -151,6 +155,8 @@ def _confine(data: Mapping[str, Any], origins: Mapping[KeyPath, str], folder: Pa
     networks: list[tuple[KeyPath, Any]] = []
     if isinstance(data.get("model"), dict):
         networks.append((("model", "weights"), data["model"].get("weights")))
+    if isinstance(data.get("data"), dict):
+        networks.append((("data", "tokenizer"), data["data"].get("tokenizer")))
     for index, stage in enumerate(data["stages"] if isinstance(data.get("stages"), list) else []):
         if isinstance(stage, dict) and stage.get("teacher") != "parent":
             networks.append((("stages", index, "teacher"), stage.get("teacher")))
@@ -167,6 +173,16 @@ def _confine(data: Mapping[str, Any], origins: Mapping[KeyPath, str], folder: Pa
                 f"{origins[path]}: {name} {value} leads out of the recipe's folder and this one; if you trust it, give "
                 f"--set {name}={value}"
             )
+
+
+def _allow_named_code(data: Mapping[str, Any], origins: Mapping[KeyPath, str], *, typed: bool) -> None:
+    """Lets code run that the user names himself: on the command line, not in a recipe."""
+    for section, key in (("model", "ref"), ("data", "name")):
+        inner = data.get(section)
+        value = inner.get(key) if isinstance(inner, dict) else None
+        own = origins.get((section, key), "--" if typed else "").startswith("--")
+        if isinstance(value, str) and value.startswith(PREFIX) and own:
+            allow(value)
 
 
 def _merge(

@@ -33,7 +33,10 @@ class ModelSection:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, never changed
 
-    ref: Annotated[str | None, Doc("Architecture as source:name, for instance timm:resnet50.")] = None
+    ref: Annotated[
+        str | None,
+        Doc("Architecture as source:name: timm:resnet50, hf:FOLDER, module:package.file:function (your own code)."),
+    ] = None
     weights: Annotated[str | None, Doc("Weights file; a checkpoint of ours needs no ref.")] = None
     pretrained: Annotated[bool, Doc("Fetch published weights of the architecture (timm, torchvision).")] = False
     num_classes: Annotated[
@@ -53,6 +56,13 @@ class ModelSection:
         str | None, Doc("Take the tensors whose names begin with this, without it: module.base_encoder.")
     ] = None
     allow_nonfinite: Annotated[bool, Doc("Load weights that hold NaN or infinity.")] = False
+    example_shape: Annotated[
+        str | None, Doc("Shape of the input of a network of your own, with the batch: 1x3x64x64.")
+    ] = None
+    example: Annotated[
+        str | None,
+        Doc("Inputs of a network of your own: a .npz file whose arrays are called like its arguments, or in order."),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +127,21 @@ class DataSection:
         int | None,
         Ge(1),
         Le(1 << 20),
-        Doc("Tokens in a sequence of a text; default: the network's, else 35 words or 64 characters."),
+        Doc("Tokens in a sequence of a text; default: as many as the network reads, else 35 words, 64 characters."),
+    ] = None
+    tokenizer: Annotated[
+        str | None,
+        Doc(
+            "Tokenizer of texts: a tokenizer.json, the folder of a network, or bpe:2000 to train one of 2000 tokens; "
+            "default: the network's."
+        ),
+    ] = None
+    text_column: Annotated[
+        tuple[str, ...],
+        Doc("Column of the texts in a table (.jsonl, .csv, .tsv, .parquet), two for pairs; default: text, sentence."),
+    ] = ()
+    label_column: Annotated[
+        str | None, Doc("Column of the classes of texts; default, if the network finds classes: label, class.")
     ] = None
     batch_size: Annotated[int, Ge(1), Doc("Images per batch, or parts of a text that are read side by side.")] = 128
     workers: Annotated[int, Ge(0), Doc("Processes that load images.")] = 0

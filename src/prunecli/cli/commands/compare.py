@@ -14,6 +14,7 @@ from prunecli.cli.options import option, overrides_from, shared_options, with_ou
 from prunecli.cli.output import Output
 from prunecli.cli.stages import check_writable, reproducible_command
 from prunecli.errors import RecipeError
+from prunecli.own_code import PREFIX, allow
 
 if TYPE_CHECKING:
     from prunecli.report.contest import Contest
@@ -73,9 +74,12 @@ def _show_contest(output: Output, contest: Contest, values: dict[str, Any]) -> N
 
 def _compare_networks(output: Output, paths: list[Path], values: dict[str, Any]) -> None:
     from prunecli.recipe.loader import Document
-    from prunecli.recipe.resolve import resolve
+    from prunecli.recipe.resolve import COMMAND_LINE, resolve
 
-    plan = resolve(Document({}, "command line"), overrides_from(OPTIONS, values, 0))
+    for path in paths:
+        if str(path).startswith(PREFIX):
+            allow(str(path))
+    plan = resolve(Document({}, COMMAND_LINE), overrides_from(OPTIONS, values, 0))
     if values["out"] is not None:
         check_writable(Path(values["out"]), bool(values["force"]))
     from prunecli.checkpoint.durable import write_text_atomically

@@ -98,7 +98,7 @@ def compare_methods(
     if report is not None:
         raise RecipeError(f"{report}: is a report, and --methods prunes networks: give a weights file or a reference")
     from prunecli.recipe.loader import Document
-    from prunecli.recipe.resolve import resolve
+    from prunecli.recipe.resolve import COMMAND_LINE, resolve
     from prunecli.studies.contest import ContestSettings, finished_contest, run_contest
 
     count = len(paths) if len(paths) > 1 else _SEEDS
@@ -113,7 +113,7 @@ def compare_methods(
         images=values["images"],
     )
     settings.check(len(paths))
-    document = Document({"stages": [dict(stage) for stage in _STAGES]}, "command line")
+    document = Document({"stages": [dict(stage) for stage in _STAGES]}, COMMAND_LINE)
     plan = resolve(document, overrides_from(specs, values, 0))
     if values["dry_run"]:
         show_plan(output, plan)

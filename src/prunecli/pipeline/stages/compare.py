@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,9 +13,11 @@ from torch import nn
 from prunecli.checkpoint import WEIGHT_SUFFIXES
 from prunecli.checkpoint.io import read_manifest
 from prunecli.checkpoint.manifest import Architecture
+from prunecli.engine.detectors.index import detector_of
 from prunecli.errors import GateFailed, RecipeError
+from prunecli.inputs import Inputs
 from prunecli.measure.latency import time_paired
-from prunecli.models.catalog import reads_tokens
+from prunecli.models.catalog import example_inputs, takes
 from prunecli.models.loading import load_companion
 from prunecli.pipeline.sink import Sink
 from prunecli.pipeline.stages.eval import eval_stage, latency_figures
@@ -86,15 +89,20 @@ def compare_run(reports: Sequence[Path], device: torch.device, *, rounds: int = 
         for path, report in zip(files, read, strict=True)
     ]
     generator = torch.Generator().manual_seed(0)
-    examples = [_example(report, generator) for report in read]
+    examples = [_example(network, report, generator) for network, report in zip(networks, read, strict=True)]
     timing = time_paired(networks, examples, rounds=rounds, device=device)
     return compare_reports(names, read, list(zip(timing.ratios, timing.ratio_intervals, strict=True)))
 
 
-def _example(report: Report, generator: torch.Generator) -> torch.Tensor:
-    model = report.model
-    if reads_tokens(model.ref):
-        return random_tokens(model.arguments, model.input_shape, generator)
+def _example(network: nn.Module, report: Report, generator: torch.Generator) -> Any:
+    model, detector = report.model, detector_of(network)
+    if detector is not None:
+        return detector.example(model.input_shape, generator)
+    taken = takes(model.ref)
+    if taken == "other":
+        return example_inputs(model.ref, network, 0)
+    if taken == "tokens":
+        return random_tokens(network, model.input_shape, generator)
     return torch.randn(1, *model.input_shape, generator=generator)
 
 
@@ -115,7 +123,7 @@ def judge(comparison: Comparison, gate: Gate | None) -> GateFailed | None:
 
 def _measure(
     paths: Sequence[Path], recipe: Recipe, sink: Sink, command: str
-) -> tuple[list[Report], list[nn.Module], list[torch.Tensor]]:
+) -> tuple[list[Report], list[nn.Module], list[Inputs]]:
     reports, networks, examples = [], [], []
     built = _built_arguments(paths)
     for path in paths:

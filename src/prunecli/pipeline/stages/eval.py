@@ -54,7 +54,7 @@ def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
         macs_uncounted=macs.uncounted if macs else (),
         latency_ms=latency,
         peak_memory_bytes=memory,
-        size_bytes=loaded.path.stat().st_size if loaded.path and "size" in stage.measure else None,
+        size_bytes=loaded.size_bytes if "size" in stage.measure else None,
         **energy.metrics,
     )
     report = Report(
@@ -123,7 +123,7 @@ def _accuracy(space: Workspace, stage: EvalStage) -> tuple[dict[str, Any], DataI
                 lambda done: advance(done, f"{done} {space.inputs.noun}"),
                 task=task,
             )
-        named = task.named(figures)
+        named = {**task.named(figures), **task.named_of(figures, split)}
     space.report_bad()
     images = named.get("images", len(split.labels))
     info = DataInfo(

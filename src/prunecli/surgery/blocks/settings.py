@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from pydantic import JsonValue
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from prunecli.checkpoint.manifest import RemovedBlock
 from prunecli.copying import copied
 from prunecli.surgery.blocks.taking_out import take_out
-from prunecli.surgery.removal.rebuild import Attributes, attribute_differences, kind_of
+from prunecli.surgery.removal.rebuild import Attributes, attribute_differences
 
 _COUNTS = ("num_layers", "num_hidden_layers", "n_layers", "n_layer", "num_blocks", "n_blocks", "depth")
 """Attributes that hold how many entries a list of the same module has."""
@@ -141,9 +142,12 @@ def _built(model: nn.Module, removed: Sequence[RemovedBlock]) -> Attributes | No
     return _without_floats(attribute_differences(shortened, smaller))
 
 
-def _structure(model: nn.Module) -> dict[str, str]:
+def _structure(model: nn.Module) -> dict[str, type | None]:
     """Names and classes of modules; no class for those that hold nothing, such as dropout."""
-    return {name: "" if _is_empty(module) else kind_of(module) for name, module in model.named_modules()}
+    return {
+        name: None if _is_empty(module) else type_before_parametrizations(module)
+        for name, module in model.named_modules()
+    }
 
 
 def _is_empty(module: nn.Module) -> bool:

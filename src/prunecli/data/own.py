@@ -1,0 +1,165 @@
+"""`module:package.file:function`: data sets that a function of the user's returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from prunecli.data.folder import IMAGENET_MEAN, IMAGENET_STD
+from prunecli.data.splits import ImageData, Split, digest
+from prunecli.errors import DataError
+from prunecli.inputs import output_tensors
+from prunecli.own_code import called, load_function
+
+_PARTS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
+_HASHED = 32
+"""Samples whose content is part of the fingerprint; labels all are."""
+_EXPECTED = (
+    "return a mapping of train, validation and test to data sets of torch, or one of them, whose items are pairs of an "
+    "input and a class number"
+)
+
+
+def load(path: str, root: Path, download: bool) -> ImageData:
+    """Data sets of torch by the names of their splits; their images are prepared, other inputs taken as they are.
+
+    Args:
+        path: "package.file:function".
+        root: The data folder, given to functions that have an argument `root`.
+        download: Not used.
+
+    Raises:
+        DataError: The function may not run, fails, or returns something else.
+    """
+    name = f"module:{path}"
+    returned = called(load_function(path, DataError, "--data"), path, DataError)
+    if isinstance(returned, ImageData):
+        return returned
+    sets = dict(returned) if isinstance(returned, Mapping) else {"test": returned}
+    known = {alias: part for part, aliases in _PARTS.items() for alias in aliases}
+    for key in sets:
+        if key not in known:
+            raise DataError(f"{name}: has a split {key!r}; {_EXPECTED}")
+    splits = {known[key]: _split(data, f"{name}, {key}") for key, data in sets.items()}
+    if "test" not in splits:
+        if "validation" not in splits:
+            raise DataError(f"{name}: has no split to test on; {_EXPECTED}")
+        splits["test"] = splits["validation"]
+    first = next(iter(sets.values()))
+    images = isinstance(splits["test"], OwnImages)
+    return ImageData(
+        name=name,
+        class_names=_class_names(first, splits),
+        channels=3,
+        image_size=None,
+        mean=IMAGENET_MEAN if images else (),
+        std=IMAGENET_STD if images else (),
+        flip=False,
+        train=splits.get("train"),
+        validation=splits.get("validation"),
+        test=splits["test"],
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class OwnSamples:
+    """Items of a data set of torch: pairs of an input and a class number."""
+
+    data: Any
+    where: str
+    indices: NDArray[np.int64] = field(repr=False)
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Class numbers: those that the data set lists as `targets`, else those of its items, which are all read."""
+        listed = getattr(self.data, "targets", None)
+        try:
+            if listed is not None and len(listed) == len(self.data):
+                return np.asarray(listed, dtype=np.int64)[self.indices]
+            return np.array([int(self._item(index)[1]) for index in self.indices], dtype=np.int64)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{self.where}: a label is no class number ({error}); {_EXPECTED}") from error
+
+    def sample(self, index: int) -> Any:
+        """The input at `index`."""
+        return self._item(int(self.indices[index]))[0]
+
+    def subset(self, indices: NDArray[np.int64]) -> OwnSamples:
+        """The samples at `indices`."""
+        return type(self)(self.data, self.where, self.indices[indices])
+
+    def fingerprint(self) -> str:
+        """Hash of all labels and of the content of some samples."""
+        some = np.linspace(0, len(self.indices) - 1, min(_HASHED, len(self.indices))).round().astype(np.int64)
+        return digest(self.labels.tobytes(), *(content for index in some for content in self._content(int(index))))
+
+    def _content(self, index: int) -> list[bytes]:
+        return [tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in output_tensors(self.sample(index))]
+
+    def _item(self, index: int) -> tuple[Any, Any]:
+        try:
+            item = self.data[index]
+        except Exception as error:
+            raise DataError(f"{self.where}: item {index} fails: {type(error).__name__}: {error}") from error
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            raise DataError(f"{self.where}: item {index} is no pair; {_EXPECTED}")
+        return item[0], item[1]
+
+
+@dataclass(frozen=True, eq=False)
+class OwnImages:
+    """Pillow's images of a data set of torch with their class numbers."""
+
+    samples: OwnSamples
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class numbers."""
+        return self.samples.labels
+
+    def image(self, index: int) -> Image.Image:
+        """The image at `index`."""
+        image: Image.Image = self.samples.sample(index)
+        return image
+
+    def subset(self, indices: NDArray[np.int64]) -> OwnImages:
+        """The images at `indices`."""
+        return OwnImages(self.samples.subset(indices))
+
+    def fingerprint(self) -> str:
+        """Hash of all labels and of some images."""
+        count = len(self.samples.indices)
+        some = np.linspace(0, count - 1, min(_HASHED, count)).round().astype(np.int64)
+        return digest(self.labels.tobytes(), *(self.image(int(index)).tobytes() for index in some))
+
+
+def _split(data: Any, where: str) -> Split:
+    try:
+        count = len(data)
+    except TypeError as error:
+        raise DataError(f"{where}: a {type(data).__name__} has no length; {_EXPECTED}") from error
+    if count == 0:
+        raise DataError(f"{where}: is empty")
+    samples = OwnSamples(data, where, np.arange(count))
+    first = samples.sample(0)
+    if isinstance(first, Image.Image):
+        return OwnImages(samples)
+    if not isinstance(first, torch.Tensor) and not output_tensors(first):
+        raise DataError(f"{where}: inputs are {type(first).__name__}; tensors or Pillow's images are needed")
+    return samples
+
+
+def _class_names(data: Any, splits: Mapping[str, Split]) -> tuple[str, ...]:
+    named = getattr(data, "classes", None)
+    count = 1 + max(int(split.labels.max()) for split in splits.values())
+    if isinstance(named, (list, tuple)) and len(named) >= count:
+        return tuple(map(str, named))
+    return tuple(map(str, range(count)))

@@ -1,0 +1,1 @@
+"""Networks of the library transformers: from its classes, from folders, and from the Hugging Face hub."""

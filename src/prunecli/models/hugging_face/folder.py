@@ -1,0 +1,252 @@
+"""Folders as `save_pretrained` writes them, on this machine, in the cache or on the hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+
+from prunecli.checkpoint.header import read_header
+from prunecli.checkpoint.manifest import InputNormalisation, UsedTokenizer
+from prunecli.data.tokenizer import read_tokenizer
+from prunecli.errors import DataError, ModelError
+from prunecli.models.hugging_face.configuration import read_json
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+_INDEX, _WHOLE = "model.safetensors.index.json", "model.safetensors"
+_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+"""By Pillow's numbers."""
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_TOKENIZERS = (
+    *("tokenizer.json", "vocab.txt", "vocab.json"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+)
+
+
+def find_folder(name: str, pretrained: bool) -> Path:
+    """The folder of a network: a path, or a name on the hub, in the cache or fetched.
+
+    Args:
+        name: The path, or NAME or OWNER/NAME, with `@REVISION` behind it if it is to be another than main.
+        pretrained: Unused: naming a network of the hub asks for its weights.
+
+    Raises:
+        ModelError: There is none, it cannot be fetched, or needs an agreement.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    repository, _, revision = name.partition("@")
+    if path.exists() or not _HUB_NAME.fullmatch(repository):
+        raise ModelError(
+            f"hf:{name}: no such folder; give one with a config.json, a class of transformers or a hub name"
+        )
+    return _from_hub(repository, revision or None, f"hf:{name}")
+
+
+def _from_hub(repository: str, revision: str | None, where: str) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    def fetch(local: bool) -> Path:
+        folder = snapshot_download(repository, revision=revision, allow_patterns=list(_FILES), local_files_only=local)
+        return Path(folder)
+
+    try:
+        cached = fetch(True)
+        if _weight_files(cached):
+            return cached
+    except Exception as error:  # not in the cache, which is no error yet
+        if constants.HF_HUB_OFFLINE:
+            raise ModelError(
+                f"{where}: not in the cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set: unset it, or fetch "
+                f"it where there is a network with `hf download {repository}` and give the folder"
+            ) from error
+    try:
+        return fetch(False)
+    except GatedRepoError as error:
+        raise ModelError(
+            f"{where}: is gated: accept its terms on its page, then `hf auth login`, or give a folder with it"
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise ModelError(
+            f"{where}: the hub has no such network or revision, or it is private (`hf auth login`); if it is a folder, "
+            "give its path"
+        ) from error
+    except Exception as error:  # of many types, of several libraries
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"{where}: not in the cache, and the hub cannot be reached ({first[:120]}); fetch it where there is a "
+            f"network with `hf download {repository}` and give the folder"
+        ) from error
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files with the weights of a folder.
+
+    Attributes:
+        files: The files.
+        pickled: Whether they are files of torch.save.
+    """
+
+    files: tuple[Path, ...]
+    pickled: bool
+
+
+def weights_in(folder: Path) -> WeightFiles:
+    """The weights of a folder: safetensors, whole or in shards, else files of torch.save.
+
+    Raises:
+        ModelError: There are none, or a shard or one of its tensors is missing.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{folder}: is an adapter; merge it into its network (peft's merge_and_unload) and give the folder of that"
+        )
+    files = _weight_files(folder)
+    if not files:
+        raise ModelError(
+            f"{folder}: has a configuration and no weights ({_WHOLE} or {_INDEX}); give a folder with both, or for "
+            "random weights its class: hf:CLASS --model-kwargs KEY=VALUE"
+        )
+    return WeightFiles(tuple(files), files[0].suffix == ".bin")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / _INDEX).is_file():
+        return _shards(folder / _INDEX)
+    if (folder / _WHOLE).is_file():
+        return [folder / _WHOLE]
+    if (folder / _PICKLED[1]).is_file():
+        return _shards(folder / _PICKLED[1])
+    return [folder / _PICKLED[0]] if (folder / _PICKLED[0]).is_file() else []
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, which have to have the tensors that it says.
+
+    Raises:
+        ModelError: One of them, or a tensor, is missing, or lies outside the folder.
+    """
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
+        raise ModelError(f"{index}: lists no tensors; fetch or save it again")
+    names = sorted(set(listed.values()))
+    for name in names:
+        if Path(name).name != name:
+            raise ModelError(f"{index}: names {name[:80]!r}, which is outside its folder; the file was altered")
+        if not (index.parent / name).is_file():
+            raise ModelError(f"{index}: its shard {name} is missing; fetch the network again")
+    if names[0].endswith(".safetensors"):
+        for name in names:
+            here = {tensor for tensor, shard in listed.items() if shard == name}
+            missing = sorted(here - _tensor_names(index.parent / name))
+            if missing:
+                raise ModelError(
+                    f"{index}: {len(missing)} tensors are missing from {name}, first {missing[0]!r}; fetch it again"
+                )
+    return [index.parent / name for name in names]
+
+
+def _tensor_names(path: Path) -> set[str]:
+    read_header(path)  # its size and structure, before a library reads it
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return set(file.keys())
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{path}: not readable as safetensors ({error}); fetch it again") from error
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How a network's images are prepared: size (None: any) and normalisation."""
+
+    size: tuple[int, int] | None
+    normalisation: InputNormalisation
+
+
+def image_settings(folder: Path | None, config: Any) -> ImageSettings:
+    """Size and normalisation: as the image processor of a folder says, else the configuration's and ImageNet's.
+
+    Args:
+        folder: The folder; None: there is none.
+        config: The configuration object.
+    """
+    said: dict[str, Any] = {}
+    for name in ("preprocessor_config.json", "processor_config.json") if folder is not None else ():
+        if (folder / name).is_file():  # type: ignore[operator]
+            content = read_json(folder / name)  # type: ignore[operator]
+            said = content.get("image_processor", content)
+            break
+    size = size_in(config) or _pair(said.get("crop_size")) or _pair(said.get("size"))
+    channels = getattr(config, "num_channels", 3)
+    mean, std = _statistics(said, channels)
+    return ImageSettings(
+        size,
+        InputNormalisation(
+            mean=mean,
+            std=std,
+            interpolation=_INTERPOLATION.get(said.get("resample"), "bilinear"),  # type: ignore[arg-type]
+            crop_pct=_crop(said, size),
+        ),
+    )
+
+
+def size_in(config: Any) -> tuple[int, int] | None:
+    """Height and width that a configuration names, its own or its image tower's."""
+    for part in (config, getattr(config, "vision_config", None)):
+        size = _pair(getattr(part, "image_size", None))
+        if size is not None:
+            return size
+    return None
+
+
+def _statistics(said: dict[str, Any], channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of pixels from 0 to 1."""
+    if not said:
+        plain = ((0.5,) * channels, (0.5,) * channels)
+        return _IMAGENET if channels == len(_IMAGENET[0]) else plain
+    scale = 255 * float(said.get("rescale_factor", 1 / 255)) if said.get("do_rescale", True) else 255.0
+    if not said.get("do_normalize", True):
+        return (0.0,) * channels, (1 / scale,) * channels
+    mean, std = said.get("image_mean", _IMAGENET[0]), said.get("image_std", _IMAGENET[1])
+    return tuple(float(value) / scale for value in _listed(mean)), tuple(float(value) / scale for value in _listed(std))
+
+
+def _listed(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _pair(size: Any) -> tuple[int, int] | None:
+    if isinstance(size, dict):
+        size = (size["height"], size["width"]) if {"height", "width"} <= size.keys() else size.get("shortest_edge")
+    if isinstance(size, int):
+        return (size, size)
+    if isinstance(size, (list, tuple)) and len(size) == 2 and all(isinstance(length, int) for length in size):
+        return (size[0], size[1])
+    return None
+
+
+def _crop(said: dict[str, Any], size: tuple[int, int] | None) -> float:
+    """The share of a resized image that is cut out of its centre."""
+    shortest = said.get("size", {}).get("shortest_edge") if isinstance(said.get("size"), dict) else None
+    if size is None or not said.get("do_center_crop") or not isinstance(shortest, int) or shortest < min(size):
+        return 1.0
+    return min(size) / shortest
+
+
+def tokenizer_of(folder: Path) -> tuple[UsedTokenizer | None, str]:
+    """A folder's tokenizer, and a note if it cannot be used; None and an empty note if it has none."""
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        return None, ""
+    try:
+        return read_tokenizer(str(folder)).record(), ""
+    except DataError as error:
+        return None, str(error)

@@ -1,0 +1,87 @@
+"""Functions of the user's own that build networks and data sets: run where the user names them, and only then.
+
+A reference is "package.file:function". What a recipe, checkpoint or report names is somebody else's word: it runs only
+after `allow` was called for its module, which the command line does for --allow-code and for what is typed on it.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from prunecli.errors import PruneError, unknown
+
+PREFIX = "module:"
+_REFERENCE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
+_allowed: set[str] = set()
+
+
+def allow(module: str) -> None:
+    """Lets functions of a module run in this process.
+
+    Args:
+        module: Its dotted name, also with the name of a function behind a colon.
+    """
+    _allowed.add(module.removeprefix(PREFIX).partition(":")[0])
+
+
+def load_function(reference: str, error: type[PruneError], option: str) -> Callable[..., Any]:
+    """Imports a function of the user's; modules in the current folder are found first, as with `python -m`.
+
+    Args:
+        reference: "package.file:function".
+        error: What to raise.
+        option: The option that names such a function, for messages.
+
+    Raises:
+        PruneError: Of type `error`: the reference is malformed, not allowed, or there is no such function.
+    """
+    match = _REFERENCE.fullmatch(reference)
+    if match is None or match[1].endswith(".py"):
+        raise error(f"{PREFIX}{reference}: write it as {option} {PREFIX}package.file:function, dotted and without .py")
+    module, name = match.groups()
+    if module not in _allowed:
+        raise error(
+            f"{PREFIX}{reference} is code, which is not run because a file names it: if you trust it, add --allow-code "
+            f"{module}"
+        )
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        loaded = import_module(module)
+    except Exception as failure:  # whatever the user's module raises
+        if isinstance(failure, ModuleNotFoundError) and f"{module}.".startswith(f"{failure.name}."):
+            raise error(
+                f"{PREFIX}{reference}: no module {failure.name} in this folder or installed; run where it can be found"
+            ) from failure
+        raise error(f"{PREFIX}{reference}: importing {module} fails: {_first_line(failure)}") from failure
+    function = getattr(loaded, name, None)
+    if not callable(function):
+        known = [key for key, value in vars(loaded).items() if callable(value) and not key.startswith("_")]
+        raise error(f"{PREFIX}{reference}: {unknown('function', name, known)} (of {module})")
+    return function  # type: ignore[no-any-return]
+
+
+def called(function: Callable[..., Any], reference: str, error: type[PruneError], **kwargs: Any) -> Any:
+    """Calls a function of the user's.
+
+    Raises:
+        PruneError: Of type `error`: it fails.
+    """
+    try:
+        return function(**kwargs)
+    except Exception as failure:
+        shown = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        raise error(
+            f"{PREFIX}{reference}({shown[:120]}) fails: {_first_line(failure)}; --debug shows where"
+        ) from failure
+
+
+def _first_line(failure: Exception) -> str:
+    text = (str(failure).strip().splitlines() or [""])[0][:200]
+    return f"{type(failure).__name__}: {text}" if text else type(failure).__name__
