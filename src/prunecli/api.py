@@ -6,8 +6,9 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, TypeVar, get_args, overload
 
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ from prunecli.surgery.tracing.traced import Trace
 _MANIFEST, _DENSE = "_prunecli_manifest", "_prunecli_dense"
 _QUANTISED = ("nn.quantized", "nn.intrinsic.quantized")
 """Parts of the names of packages with quantised layers."""
+
+_Result = TypeVar("_Result", PruneResult, PartResult)
 
 __all__ = ["PartReport", "PartResult", "PruneReport", "PruneResult", "Transition", "load", "prune"]
 
@@ -90,7 +93,7 @@ def prune(
     Args:
         model: Any module; it is not changed, but its spiking neurons are reset.
         method: A method of `prune methods` that removes channels, such as "l1", "taylor" or "fisher", or "depth" or
-            "experts", which take neither `compensate` nor `recover` nor `trace`.
+            "experts", for which `compensate`, `recover` and `trace` mean nothing.
         example_inputs: Inputs that the model accepts: a tensor such as (1, 3, 224, 224), a tuple of positional
             arguments, a mapping of keyword arguments, or a list of images.
         data: Calibration batches: x, (x, labels), (x, y, labels), ((x, y), labels), or a mapping, maybe with `labels`;
@@ -113,9 +116,7 @@ def prune(
         ModelError: The model cannot be traced.
         VerificationError: The result is not the masked original.
     """
-    if _removes_parts(method):
-        if compensate != "none" or recover is not None or trace is not None:
-            raise MethodError(f"method {method} takes neither compensate nor recover nor trace; leave them out")
+    if _removes_parts(method, compensate, recover, trace):
         return _without_parts(model, method, example_inputs, data, recalibrate, keep, seed, loss, params)
     request = PruneRequest(
         method=method,
@@ -130,16 +131,20 @@ def prune(
         recover=recover,
         trace=trace,
     )
-    model = _without_state(_checked_network(model))
-    result = prune_model(model, _manifest_of(model), request, dense=getattr(model, _DENSE, _Original()).model)
-    leave_to_caller(result.model)
-    _remember(result.model, result.manifest, result.dense)
-    return result
+    return _continued(model, partial(prune_model, request=request))
 
 
-def _removes_parts(method: str) -> bool:
+def _removes_parts(method: str, compensate: str, recover: Recover | None, trace: Trace | None) -> bool:
+    """Whether a method removes blocks or experts.
+
+    Raises:
+        MethodError: It does, and something is asked for that is done with channels.
+    """
     known = all_methods().get(method)
-    return known is not None and known.family == "parts"
+    removes = known is not None and known.family == "parts"
+    if removes and (compensate != "none" or recover is not None or trace is not None):
+        raise MethodError(f"method {method} takes neither compensate nor recover nor trace; leave them out")
+    return removes
 
 
 def _without_parts(
@@ -168,8 +173,13 @@ def _without_parts(
         recalibrate=recalibrate,
         loss=loss,
     )
+    return _continued(model, partial(remove_parts, request=request))
+
+
+def _continued(model: nn.Module, prune_it: Callable[..., _Result]) -> _Result:
+    """Prunes a network, and lets the result remember what is needed to prune it again."""
     model = _without_state(_checked_network(model))
-    result = remove_parts(model, _manifest_of(model), request, dense=getattr(model, _DENSE, _Original()).model)
+    result = prune_it(model, _manifest_of(model), dense=getattr(model, _DENSE, _Original()).model)
     leave_to_caller(result.model)
     _remember(result.model, result.manifest, result.dense)
     return result

@@ -128,9 +128,10 @@ def _without_data(space: Workspace, stage: PruneStage, params: Any) -> Any:
         RecipeError: Others were asked for.
     """
     method = get_method(stage.method)
+    default = method.params()
     instead = {name: value for name, value in (method.without_data or {}).items() if getattr(params, name) != value}
     for name in instead:
-        if name in stage.params:
+        if getattr(params, name) != getattr(default, name):
             raise RecipeError(f"--{name} {getattr(params, name)} needs images: name a data set with --data")
     if instead:
         named = ", ".join(f"{name} {value}" for name, value in instead.items())

@@ -16,6 +16,8 @@ from prunecli.surgery.tracing.running import one_line, plain_kernels, seeded
 from prunecli.surgery.tracing.trial import RUNTIME_ERRORS
 
 _TOKENS = ("decoder_input_ids", "input_ids")
+_PROMPT = 8
+"""The most tokens after which others are generated."""
 _GENERATED = 3
 """Tokens that are generated."""
 
@@ -94,6 +96,7 @@ def _generated(network: nn.Module, inputs: Mapping[str, Any]) -> float | None:
     if not callable(getattr(running, "can_generate", None)) or not running.can_generate():
         return None
     given = {key: value for key, value in inputs.items() if not key.startswith("decoder_")}
+    given |= {key: given[key][:, :_PROMPT] for key in ("input_ids", "attention_mask") if key in given}
     scores = []
     with plain_kernels(), seeded():
         for cached in (True, False):
