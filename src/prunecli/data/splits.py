@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from prunecli.data.images import image_bytes, read_image
+from prunecli.data.tokenizer import Tokenizer
 from prunecli.data.vocabulary import Vocabulary
 from prunecli.errors import DataError
 from prunecli.measure.environment import memory_bytes
 
 SampleKind: TypeAlias = Literal["images", "recordings", "tokens"]
 TaskName: TypeAlias = Literal[
-    "classification", "segmentation", "retrieval", "unlabelled", "word-language", "character-language"
+    "classification",
+    "segmentation",
+    "detection",
+    "retrieval",
+    "unlabelled",
+    "word-language",
+    "character-language",
+    "token-language",
 ]
 SPLIT_SEED = 0
 """Seed of every split made here. It is fixed, so a validation image of one stage is never trained on by another."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of natural images, where those of a data set are not known."""
+_TEST_SHARE = 0.2
+_Own = TypeVar("_Own", bound="Split")
 
 
 class Split(Protocol):
@@ -159,14 +171,23 @@ def digest(*parts: Any) -> str:
     return hashed.hexdigest()[:16]
 
 
+@runtime_checkable
+class UnevenSplit(SampleSplit, Protocol):
+    """Samples that are not all alike, and are made so when a batch is put together."""
+
+    def stacked(self, samples: Sequence[Any]) -> Any:
+        """One batch of samples."""
+        ...
+
+
 @dataclass(frozen=True)
 class MaskLabel:
-    """What one value in masks means.
+    """What one value in masks, or one number of a class, means.
 
     Attributes:
         value: The number, or the colour as "red,green,blue".
         name: Its class; None: void.
-        share: Share of the pixels of all masks that were looked at.
+        share: Share of the pixels of all masks that were looked at, or of the samples.
     """
 
     value: str
@@ -189,17 +210,18 @@ class ImageData:
         train: Images to learn from; None if the set has only a test split, or if their files are missing.
         validation: Images held out from the training images; None before `hold_out`.
         test: Images that only evaluation uses.
-        task: "classification", "segmentation" if every pixel has a class, "retrieval" if images have captions and the
-            labels are the images' own numbers, "word-language" or "character-language" if the next token of a text is
-            to be predicted, or "unlabelled".
+        task: "classification", "segmentation" if every pixel has a class, "detection" if objects have boxes,
+            "retrieval" if images have captions and the labels are the images' own numbers, "word-language",
+            "character-language" or "token-language" if the next token of a text is to be predicted, or "unlabelled".
         described: Number of the image that each caption belongs to.
         samples: Whether splits have images (or a network's inputs, see `SampleSplit`), recordings of events, or tokens
             of a text.
         missing: Error message of whoever needs the training images, where their files are missing; the test images can
             be used without them.
         notes: What the user should know about how the files were read, a line each.
-        labels: What values in masks mean, and how common they are.
-        vocabulary: What tokens of texts mean.
+        labels: What values in masks, or numbers of classes of texts, mean, and how common they are.
+        vocabulary: What tokens of texts mean, where these are words or characters.
+        tokenizer: What they mean where these are parts of words.
     """
 
     name: str
@@ -219,6 +241,7 @@ class ImageData:
     notes: tuple[str, ...] = ()
     labels: tuple[MaskLabel, ...] = ()
     vocabulary: Vocabulary | None = None
+    tokenizer: Tokenizer | None = None
 
     @property
     def num_classes(self) -> int:
@@ -263,6 +286,31 @@ def hold_out(data: ImageData, fraction: float) -> ImageData:
     if len(kept) == 0:
         raise DataError(f"{data.name}: its {len(labels)} training images are too few to hold {fraction:g} of them out")
     return replace(data, train=data.train.subset(kept), validation=data.train.subset(np.sort(held)))
+
+
+def divided(parts: Mapping[str, _Own], folder: Path) -> tuple[_Own | None, _Own | None, _Own]:
+    """Training, validation and test split of images that are laid out as `parts`, "train", "val" and "test" or "all".
+
+    A fixed fifth of "all" is the test split; without "test", "val" is.
+
+    Raises:
+        DataError: There is nothing to evaluate on, or too little to hold some out.
+    """
+    train, validation, test = parts.get("train"), parts.get("val"), parts.get("test")
+    if "all" in parts:
+        every = parts["all"]
+        order = np.random.default_rng(SPLIT_SEED).permutation(len(every.labels))
+        cut = round(len(order) * _TEST_SHARE)
+        if cut == 0:
+            raise DataError(
+                f"{folder}: {len(order)} images are too few to hold some out for evaluation; add val/ folders"
+            )
+        return every.subset(np.sort(order[cut:])), None, every.subset(np.sort(order[:cut]))  # type: ignore[return-value]
+    if test is None:
+        validation, test = None, validation
+    if test is None:
+        raise DataError(f"{folder}: has training images but neither val nor test; add the images to evaluate on")
+    return train, validation, test
 
 
 def concatenate(parts: Sequence[ArraySplit]) -> ArraySplit:

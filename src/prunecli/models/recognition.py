@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from prunecli.checkpoint.arguments import ARGUMENTS
 from prunecli.checkpoint.foreign_files import ForeignWeights
@@ -239,7 +240,10 @@ def _likely_references(model: nn.Module, shapes: _Shapes) -> list[str]:
 
 
 def _same_modules(first: nn.Module, second: nn.Module) -> bool:
-    return [(n, type(m)) for n, m in first.named_modules()] == [(n, type(m)) for n, m in second.named_modules()]
+    kinds = [
+        [(name, type_before_parametrizations(m)) for name, m in model.named_modules()] for model in (first, second)
+    ]
+    return kinds[0] == kinds[1]
 
 
 def _class_count(model: nn.Module) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 from torch import nn
 
 from prunecli.checkpoint.foreign_files import ForeignWeights
-from prunecli.checkpoint.manifest import InputNormalisation
+from prunecli.checkpoint.manifest import InputNormalisation, UsedTokenizer
 
 Takes: TypeAlias = Literal["images", "tokens", "other"]
 """What a network takes: one tensor of images, one of tokens, or something else."""
@@ -75,6 +75,21 @@ class SettlingSource(ModelSource, Protocol):
 
 
 @dataclass(frozen=True)
+class DataTokens:
+    """The tokens of texts.
+
+    Attributes:
+        count: How many different ones there are.
+        padding: The one that fills up short texts; None: none does.
+        end: The one behind the end of a text; None: none is.
+    """
+
+    count: int
+    padding: int | None = None
+    end: int | None = None
+
+
+@dataclass(frozen=True)
 class OpenRequest:
     """What a user says about a network to open.
 
@@ -84,6 +99,7 @@ class OpenRequest:
         num_classes: Number of classes, if given; a classifier for another number is replaced.
         data_classes: Number of classes of the data set, for networks whose classifier is new.
         allow_nonfinite: Whether weights may hold NaN or infinity.
+        data_tokens: Tokens of the data set, for networks that are new; None: it has none.
     """
 
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -91,6 +107,7 @@ class OpenRequest:
     num_classes: int | None = None
     data_classes: Callable[[], int | None] = lambda: None
     allow_nonfinite: bool = False
+    data_tokens: Callable[[], DataTokens | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -104,7 +121,7 @@ class Opened:
         path: The file or folder that its weights were read from.
         size: Image height and width that it needs; None: any, or it takes no images.
         normalisation: Of the pixels of images.
-        tokenizer: The JSON text of its tokenizer; empty: it has none.
+        tokenizer: Its tokenizer; None: it has none, or takes no texts.
         notes: What the user should know.
         new: Whether its weights are random.
     """
@@ -115,7 +132,7 @@ class Opened:
     path: Path | None = None
     size: tuple[int, int] | None = None
     normalisation: InputNormalisation | None = None
-    tokenizer: str = ""
+    tokenizer: UsedTokenizer | None = None
     notes: tuple[str, ...] = ()
     new: bool = False
 

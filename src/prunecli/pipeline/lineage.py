@@ -86,6 +86,7 @@ class Lineage:
             "architecture": architecture,
             "normalisation": self._inputs.normalisation(),
             "vocabulary": state.vocabulary(),
+            "tokenizer": state.tokenizer(),
         }
         manifest = loaded.manifest.model_copy(update=learned)
         save(path, loaded.model.cpu(), manifest)
