@@ -18,6 +18,8 @@ _INTEGERS = {
     "patch_size": (1, 64),
     "image_size": (1, 4096),
     "img_size": (1, 4096),
+    "min_size": (16, 8192),
+    "max_size": (16, 8192),
     "embed_dim": (8, 8192),
     "units": (1, 65_536),
     "layers": (1, 128),

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.copying import sharing_parameters
-from prunecli.criteria.base import Calibration
-from prunecli.inputs import cast_inputs, model_device, run_batch, sample_count
+from prunecli.criteria.base import Calibration, total_loss
+from prunecli.inputs import sample_count
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.running import without_fastpath
@@ -85,8 +85,7 @@ def summed_loss(model: nn.Module, calibration: Calibration) -> float:
     total = 0.0
     with torch.no_grad(), without_fastpath():
         for inputs, labels in calibration.pairs():
-            output = run_batch(model, inputs)
-            total += float(calibration.loss(output, cast_inputs(labels, model_device(model))))
+            total += float(total_loss(model, inputs, labels, calibration.loss))
     for module, mode in training.items():
         module.training = mode
     return total

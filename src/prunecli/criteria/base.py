@@ -4,17 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunecli.errors import MethodError
-from prunecli.inputs import Inputs, logits, output_tensors, split_batch
+from prunecli.inputs import (
+    Inputs,
+    cast_inputs,
+    explained,
+    logits,
+    model_device,
+    output_tensors,
+    run_batch,
+    sample_count,
+    split_batch,
+    take_samples,
+)
 from prunecli.surgery.groups import ChannelGroup, Member, Role
 
-Loss = Callable[[Any, Tensor | None], Tensor]
+
+@runtime_checkable
+class OwnLoss(Protocol):
+    """The loss of networks that compute it themselves, from inputs and labels, as detectors do.
+
+    It says nothing of one sample of a batch: it is divided by what all samples have together, such as objects. So
+    wherever it is taken, samples come one by one.
+    """
+
+    def of(self, network: nn.Module, inputs: Any, labels: Any) -> Tensor:
+        """The loss of one sample, a scalar.
+
+        Raises:
+            MethodError: There are no labels, or the network has no loss of its own.
+        """
+        ...
+
+
+Loss: TypeAlias = Callable[[Any, Tensor | None], Tensor] | OwnLoss
 """From a model's output and the labels (None: there are none) to the sum of the samples' losses, a scalar."""
 _IGNORED_LABEL = 255
 _IGNORED_TOKEN = -100
@@ -69,6 +98,28 @@ def token_loss(output: Any, labels: Tensor | None) -> Tensor:
     return each.flatten(1).mean(dim=1).sum()
 
 
+def total_loss(network: nn.Module, inputs: Inputs, labels: Any, loss: Loss, remedy: str = "check the labels") -> Tensor:
+    """Runs a network on a batch and takes a loss, the sum over its samples.
+
+    Args:
+        network: The network, in evaluation mode.
+        inputs: The batch.
+        labels: Its labels; None: there are none.
+        loss: The loss.
+        remedy: What to do where it cannot be computed, for the message.
+
+    Raises:
+        MethodError: The network does not run on it, or the loss cannot be computed.
+    """
+    labels = cast_inputs(labels, model_device(network))
+    if isinstance(loss, OwnLoss):
+        with explained("the network's own loss cannot be computed", MethodError, remedy):
+            return loss.of(network, inputs, labels)
+    output = run_batch(network, inputs)
+    with explained("the loss cannot be computed", MethodError, remedy):
+        return loss(output, labels)
+
+
 def _distance(scores: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy to the probabilities in `labels` if its rows add up to one, else half the sum of squares."""
     labels = labels.to(scores).reshape(scores.shape)
@@ -114,7 +165,12 @@ class Calibration:
             empty = False
             inputs, labels = split_batch(batch, self.example_inputs)
             known = isinstance(labels, Tensor) if self.loss is default_loss else bool(output_tensors(labels))
-            yield inputs, labels if known else None
+            labels = labels if known else None
+            if not isinstance(self.loss, OwnLoss):
+                yield inputs, labels
+                continue
+            for sample in range(sample_count(inputs)):
+                yield take_samples(inputs, sample, sample + 1), take_samples(labels, sample, sample + 1)
         if empty:
             raise MethodError("the calibration data contains no batches; provide at least one")
 

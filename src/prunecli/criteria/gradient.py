@@ -16,7 +16,7 @@ from prunecli.criteria.base import Calibration, Loss, member_tensor, role_of, su
 from prunecli.criteria.independence import require_independent_samples
 from prunecli.criteria.probe import loss_of, probe_of
 from prunecli.criteria.readers import by_unit, tappable
-from prunecli.inputs import Inputs, cast_inputs, model_device, sample_count, summing_dtype, take_samples
+from prunecli.inputs import Inputs, sample_count, summing_dtype, take_samples
 from prunecli.surgery.groups import ChannelGroup, Member
 from prunecli.surgery.taps import channels_last, tapped
 from prunecli.surgery.tracing.running import without_fastpath
@@ -85,7 +85,6 @@ def gate_gradients(
     independent = False
     with without_fastpath(), torch.enable_grad():
         for inputs, labels in calibration.pairs():
-            labels = cast_inputs(labels, model_device(probe))
             gates = watched.gates(inputs, labels)
             others = [group for group in groups if group.name not in gates]
             if others:

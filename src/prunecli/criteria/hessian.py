@@ -20,7 +20,7 @@ from prunecli.criteria.base import Calibration, member_tensor, member_values, ro
 from prunecli.criteria.probe import check_twice_differentiable, loss_of, probe_of, two_batches_or_more
 from prunecli.criteria.sampling import Draw, Estimate, Stop, stable_mean
 from prunecli.errors import MethodError
-from prunecli.inputs import cast_inputs, explained, model_device, sample_count, summing_dtype
+from prunecli.inputs import explained, sample_count, summing_dtype
 from prunecli.measure.kernels import without_mkldnn
 from prunecli.surgery.groups import ChannelGroup, Member
 from prunecli.surgery.tracing.running import without_fastpath
@@ -159,7 +159,7 @@ def curvature_draws(
             samples = sample_count(inputs)
             with torch.enable_grad(), differentiable_twice(probe):
                 prepare()
-                total = loss_of(probe, inputs, cast_inputs(labels, model_device(probe)), calibration.loss)
+                total = loss_of(probe, inputs, labels, calibration.loss)
                 with explained(f"{method} {_TWICE}", MethodError, "choose fisher instead"):
                     mean, first = total / max(samples, 1), round_ == number == 0
                     curvatures = _signed_products(mean, leaves, calibration.generator, check=first)

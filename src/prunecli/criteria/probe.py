@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.copying import copied
-from prunecli.criteria.base import Loss, Paired
+from prunecli.criteria.base import Loss, Paired, total_loss
 from prunecli.errors import MethodError
-from prunecli.inputs import Inputs, explained, run_batch, sample_count, take_samples
+from prunecli.inputs import Inputs, sample_count, take_samples
 
 _ENDS = ("torch::autograd::Error", "torch::autograd::NotImplemented")
 
@@ -45,9 +45,7 @@ def loss_of(probe: nn.Module, inputs: Inputs, labels: Any, loss: Loss) -> Tensor
     Raises:
         MethodError: The network does not run on it, or the loss cannot be differentiated.
     """
-    output = run_batch(probe, inputs)
-    with explained("the loss cannot be computed", MethodError, "check the labels, or give loss= one of your own"):
-        total = loss(output, labels)
+    total = total_loss(probe, inputs, labels, loss, "check the labels, or give loss= one of your own")
     if not isinstance(total, Tensor) or not total.requires_grad:
         raise MethodError(
             "the loss has no gradient: the network runs under no_grad, or its output is not differentiable; choose a "

@@ -68,6 +68,7 @@ _BUILT_IN: dict[str, _Entry] = {
     "mnist": _Entry("prunecli.data.mnist", "MNIST digits, 28x28"),
     "fashion-mnist": _Entry("prunecli.data.mnist", "Fashion-MNIST, 28x28"),
     "cluttered-mnist": _Entry("prunecli.data.clutter", "MNIST digits among pieces of other digits, 48x48"),
+    "mnist-boxes": _Entry("prunecli.data.digit_boxes", "MNIST digits of many sizes with boxes, in clutter, 96x96"),
     "n-mnist": _Entry(_EVENTS, "N-MNIST, events of digits, 34x34", "recordings"),
     "cifar10-dvs": _Entry(_EVENTS, "CIFAR10-DVS, events of moved images, 128x128", "recordings"),
     "dvs-gesture": _Entry(_EVENTS, "DVS128 Gesture, events of 11 gestures, 128x128", "recordings"),
@@ -83,6 +84,9 @@ _BUILT_IN: dict[str, _Entry] = {
         "prunecli.data.segmentation",
         "segmentation:PATH, images with masks (CamVid, ADE20K, VOC, plain)",
         argument="optional",
+    ),
+    "detection": _Entry(
+        "prunecli.data.detection", "detection:PATH, images with boxes (COCO, YOLO, Pascal VOC)", argument="optional"
     ),
     "text": _Entry(
         "prunecli.data.text",
@@ -196,7 +200,8 @@ def _no_such(name: str) -> DataError:
     if ":" not in name and folder.is_dir():
         return DataError(
             f"data set {name!r} is a folder: say how to read it, as folder:{name} (one folder per class), "
-            f"images:{name} (no classes), segmentation:{name} (masks), wds:{name} (tar files) or events:{name}"
+            f"images:{name} (no classes), segmentation:{name} (masks), detection:{name} (boxes), "
+            f"wds:{name} (tar files) or events:{name}"
         )
     if ":" not in name and ("/" in name or os.sep in name):
         return DataError(f"data set {name!r}: no such folder; give folder:PATH with the path of one, or a name")

@@ -59,6 +59,26 @@ def read_image(path: Path, mode: str | None = None) -> Image.Image:
         raise UnreadableImage(path, _reason(path, error)) from error
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width as the header of an image file says; the image is not decoded.
+
+    Raises:
+        UnreadableImage: It is not an image file.
+    """
+    try:
+        irregular = irregularity(path)
+        if irregular is not None:
+            raise UnreadableImage(path, irregular)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS) as opened:
+                return opened.height, opened.width
+    except (UnreadableImage, MemoryError):
+        raise
+    except Exception as error:  # decoders raise many types
+        raise UnreadableImage(path, _reason(path, error)) from error
+
+
 def decode(source: Path | BinaryIO, mode: str | None = None) -> Image.Image:
     """Decodes an image of one of `_FORMATS`; decoders raise many types, see `decoding_error`."""
     with warnings.catch_warnings():

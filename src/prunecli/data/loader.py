@@ -28,8 +28,8 @@ from prunecli.engine.resources import as_loader_error
 from prunecli.errors import DataError, PruneError, ResourceError
 from prunecli.inputs import map_tensors, sample_count
 
-_Batch: TypeAlias = tuple[Any, Tensor]
-"""Inputs (see `prunecli.inputs`) and labels."""
+_Batch: TypeAlias = tuple[Any, Any]
+"""Inputs (see `prunecli.inputs`) and labels: a tensor, or a list of mappings with an entry for each sample."""
 
 
 _Unreadable = list[tuple[str, str, str]]
@@ -75,7 +75,9 @@ def _collate(stack: Callable[[list[Any]], Any], loaded: Any) -> _Collated:
     if not samples:
         return _Collated(None, unreadable)
     inputs, labels = zip(*samples, strict=True)
-    return _Collated((stack(list(inputs)), default_collate(list(labels))), unreadable)
+    own = list(labels)
+    # Images differ in how many objects they have.
+    return _Collated((stack(list(inputs)), own if isinstance(own[0], dict) else default_collate(own)), unreadable)
 
 
 def _stacked(inputs: list[Any]) -> Any:

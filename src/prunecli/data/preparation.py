@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
+from prunecli.data.boxes import BoxDataset, BoxPreparation, BoxSplit, BoxTransform, random_changes
 from prunecli.data.events import Binning
 from prunecli.data.masks import MaskDataset, MaskSplit, evaluation_transform, training_transform
 from prunecli.data.recordings import EventDataset, EventSplit
@@ -17,8 +17,8 @@ from prunecli.errors import DataError
 
 _SMALL = 64
 """Images up to this size are shifted rather than cropped and zoomed, as is usual on CIFAR."""
-Sample: TypeAlias = tuple[Any, Tensor]
-"""A network's inputs and a label, both without a batch dimension."""
+Sample: TypeAlias = tuple[Any, Any]
+"""A network's inputs and a label, both without a batch dimension; labels are tensors, or mappings of tensors."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Preprocessing:
         interpolation: "bilinear" or "bicubic".
         crop_pct: Share of the resized image that the centre crop keeps.
         frames: How recordings of events become frames; their counts are not normalised. None for images.
+        boxes: How images with boxes reach a detector.
     """
 
     size: tuple[int, int, int]
@@ -40,14 +41,15 @@ class Preprocessing:
     interpolation: str = "bilinear"
     crop_pct: float = 1.0
     frames: Binning | None = None
+    boxes: BoxPreparation | None = None
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """Random changes of training images; the defaults shift and, where it makes sense, mirror.
 
-    Images with masks are scaled and cropped as well, and take `flip` and `color_jitter` only; recordings of events take
-    `flip` only. A `SampleSplit` takes none.
+    Images with masks or boxes are scaled and cropped as well, and take `flip` and `color_jitter` only; recordings of
+    events take `flip` only. A `SampleSplit` takes none.
     """
 
     flip: bool = True
@@ -84,7 +86,7 @@ class _SampleDataset(Dataset[Sample]):
         return self._split.sample(index), torch.tensor(self._split.labels[index])
 
 
-PreparedSamples: TypeAlias = _ImageDataset | _SampleDataset | MaskDataset | EventDataset
+PreparedSamples: TypeAlias = _ImageDataset | _SampleDataset | MaskDataset | BoxDataset | EventDataset
 
 
 def prepared(split: Split, preprocessing: Preprocessing, augmentation: Augmentation | None) -> PreparedSamples:
@@ -115,6 +117,8 @@ def prepared(split: Split, preprocessing: Preprocessing, augmentation: Augmentat
             return MaskDataset(split, evaluation_transform(*common), channels)
         jitter = augmentation.color_jitter
         return MaskDataset(split, training_transform(*common, flip=augmentation.flip, color_jitter=jitter), channels)
+    if isinstance(split, BoxSplit):
+        return _boxed(split, preprocessing, augmentation)
     if isinstance(split, SampleSplit):
         if augmentation is not None and augmentation != Augmentation(augmentation.flip):
             raise DataError(
@@ -124,6 +128,22 @@ def prepared(split: Split, preprocessing: Preprocessing, augmentation: Augmentat
         return _SampleDataset(split)
     assert isinstance(split, ImageSplit), "a split has images, recordings or samples"
     return _ImageDataset(split, _transform(preprocessing, augmentation), channels)
+
+
+def _boxed(split: BoxSplit, preprocessing: Preprocessing, augmentation: Augmentation | None) -> BoxDataset:
+    channels, height, width = preprocessing.size
+    random = None
+    if augmentation is not None:
+        random = random_changes(flip=augmentation.flip, color_jitter=augmentation.color_jitter)
+    own = preprocessing.boxes or BoxPreparation()
+    transform = BoxTransform(
+        None if own.own_sizes else (height, width),
+        preprocessing.mean,
+        preprocessing.std,
+        preprocessing.interpolation,
+        random,
+    )
+    return BoxDataset(split, transform, channels, listed=own.listed)
 
 
 def _transform(preprocessing: Preprocessing, augmentation: Augmentation | None) -> Any:

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from prunecli.data.images import UnreadableImage
 from prunecli.data.label_map import LabelMap
 from prunecli.data.mask_labels import MaskReading, label_map
 from prunecli.data.mask_layouts import Layout, find_layout
 from prunecli.data.mask_survey import survey
 from prunecli.data.masks import MaskSplit
-from prunecli.data.splits import SPLIT_SEED, ImageData, find_folder
-from prunecli.errors import DataError
-
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_TEST_SHARE = 0.2
+from prunecli.data.splits import IMAGENET_MEAN, IMAGENET_STD, ImageData, divided, find_folder
 
 
 def load(path: str, root: Path, download: bool, masks: MaskReading | None = None) -> ImageData:
@@ -48,26 +42,14 @@ def _masks(layout: Layout) -> list[Path]:
 
 
 def _image_data(path: str, folder: Path, labels: LabelMap, splits: dict[str, MaskSplit]) -> ImageData:
-    train, test, validation = splits.get("train"), splits.get("test"), splits.get("val")
-    if "all" in splits:
-        order = np.random.default_rng(SPLIT_SEED).permutation(len(splits["all"].images))
-        cut = round(len(order) * _TEST_SHARE)
-        if cut == 0:
-            raise DataError(
-                f"{folder}: {len(order)} images are too few to hold some out for evaluation; add val/ folders"
-            )
-        train, test = splits["all"].subset(np.sort(order[cut:])), splits["all"].subset(np.sort(order[:cut]))
-    elif test is None:
-        test, validation = validation, None
-    if test is None:
-        raise DataError(f"{folder}: has training images but neither val nor test; add the images to evaluate on")
+    train, validation, test = divided(splits, folder)
     return ImageData(
         name=f"segmentation:{path}",
         class_names=labels.class_names,
         channels=3,
         image_size=_size(test),
-        mean=_MEAN,
-        std=_STD,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
         flip=True,
         train=train,
         test=test,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ SampleKind: TypeAlias = Literal["images", "recordings", "tokens"]
 TaskName: TypeAlias = Literal[
     "classification",
     "segmentation",
+    "detection",
     "retrieval",
     "unlabelled",
     "word-language",
@@ -30,6 +31,10 @@ TaskName: TypeAlias = Literal[
 ]
 SPLIT_SEED = 0
 """Seed of every split made here. It is fixed, so a validation image of one stage is never trained on by another."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of natural images, where those of a data set are not known."""
+_TEST_SHARE = 0.2
+_Own = TypeVar("_Own", bound="Split")
 
 
 class Split(Protocol):
@@ -205,9 +210,9 @@ class ImageData:
         train: Images to learn from; None if the set has only a test split, or if their files are missing.
         validation: Images held out from the training images; None before `hold_out`.
         test: Images that only evaluation uses.
-        task: "classification", "segmentation" if every pixel has a class, "retrieval" if images have captions and the
-            labels are the images' own numbers, "word-language", "character-language" or "token-language" if the next
-            token of a text is to be predicted, or "unlabelled".
+        task: "classification", "segmentation" if every pixel has a class, "detection" if objects have boxes,
+            "retrieval" if images have captions and the labels are the images' own numbers, "word-language",
+            "character-language" or "token-language" if the next token of a text is to be predicted, or "unlabelled".
         described: Number of the image that each caption belongs to.
         samples: Whether splits have images (or a network's inputs, see `SampleSplit`), recordings of events, or tokens
             of a text.
@@ -281,6 +286,31 @@ def hold_out(data: ImageData, fraction: float) -> ImageData:
     if len(kept) == 0:
         raise DataError(f"{data.name}: its {len(labels)} training images are too few to hold {fraction:g} of them out")
     return replace(data, train=data.train.subset(kept), validation=data.train.subset(np.sort(held)))
+
+
+def divided(parts: Mapping[str, _Own], folder: Path) -> tuple[_Own | None, _Own | None, _Own]:
+    """Training, validation and test split of images that are laid out as `parts`, "train", "val" and "test" or "all".
+
+    A fixed fifth of "all" is the test split; without "test", "val" is.
+
+    Raises:
+        DataError: There is nothing to evaluate on, or too little to hold some out.
+    """
+    train, validation, test = parts.get("train"), parts.get("val"), parts.get("test")
+    if "all" in parts:
+        every = parts["all"]
+        order = np.random.default_rng(SPLIT_SEED).permutation(len(every.labels))
+        cut = round(len(order) * _TEST_SHARE)
+        if cut == 0:
+            raise DataError(
+                f"{folder}: {len(order)} images are too few to hold some out for evaluation; add val/ folders"
+            )
+        return every.subset(np.sort(order[cut:])), None, every.subset(np.sort(order[:cut]))  # type: ignore[return-value]
+    if test is None:
+        validation, test = None, validation
+    if test is None:
+        raise DataError(f"{folder}: has training images but neither val nor test; add the images to evaluate on")
+    return train, validation, test
 
 
 def concatenate(parts: Sequence[ArraySplit]) -> ArraySplit:

@@ -12,7 +12,7 @@ from prunecli.engine.carrying import Carrier
 from prunecli.engine.device import channels_last, move_batch
 from prunecli.engine.resources import resource_errors
 from prunecli.engine.tasks.base import Task
-from prunecli.engine.tasks.classification import AccuracyMeter
+from prunecli.engine.tasks.classification import Classification
 from prunecli.errors import DataError
 from prunecli.inputs import map_tensors, sample_count
 
@@ -28,7 +28,7 @@ def evaluate(
     """Runs `model` over all batches in evaluation mode.
 
     Args:
-        model: Returns scores as `task` expects them; moved to `device`, its mode is restored afterwards.
+        model: Returns what `task` expects, mostly scores; moved to `device`, its mode is restored afterwards.
         batches: Pairs of inputs (a tensor such as (N, C, H, W) or frames (N, T, C, H, W), a tuple, a mapping or a list)
             and labels as `task` expects them; see `Carrier` for those that are `contiguous`.
         device: Where to run.
@@ -44,12 +44,13 @@ def evaluate(
     """
     training = model.training
     model.to(device).eval()
-    meter = AccuracyMeter() if task is None else task.meter(device)
+    task = task if task is not None else Classification.with_classes(0)
+    meter = task.meter(device)
     images, carrier = 0, Carrier(batches)
-    with resource_errors(getattr(batches, "batch_size", None)), channels_last(model) as layout, torch.inference_mode():
+    with resource_errors(getattr(batches, "batch_size", None)), channels_last(model) as layout, torch.no_grad():
         for inputs, labels in batches:
             labels = map_tensors(labels, lambda tensor: tensor.to(device, non_blocking=True))
-            meter.update(carrier.scores(model, move_batch(inputs, device, layout)).float(), labels)
+            meter.update(task.predictions(carrier, model, move_batch(inputs, device, layout)), labels)
             images += sample_count(inputs)
             if on_step is not None:
                 on_step(images)

@@ -100,7 +100,7 @@ def fit(
     """Trains `model` in place and leaves it with the weights of the best validation epoch (the last without one).
 
     Args:
-        model: Returns scores as `task` expects them.
+        model: Returns what `task` expects, mostly scores.
         train: Training batches: pairs of inputs (a tensor, tuple, mapping or list) and labels; see `Carrier`.
         validation: Held-out batches for choosing the best epoch and stopping early.
         config: Hyperparameters. Augmentation settings are not used here; they belong to whoever makes `train`.
@@ -343,9 +343,9 @@ class _Run:
         if self._amp_dtype is not None:
             context = torch.autocast(self.device.type, dtype=self._amp_dtype)
         with context:
-            scores = self._carrier.scores(self.model, inputs)
-            loss = self.task.loss(scores, labels, self.config.label_smoothing)
-            batch = Batch(inputs, labels, scores)
+            outputs = self.task.outputs(self._carrier, self.model, inputs, labels)
+            loss = self.task.loss(outputs, labels, self.config.label_smoothing)
+            batch = Batch(inputs, labels, outputs)
             for hook in self._hooks:
                 loss = hook.loss(loss, batch)
         return loss

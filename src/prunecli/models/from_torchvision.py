@@ -1,4 +1,4 @@
-"""`torchvision:...`: the classification and semantic segmentation models of the installed torchvision."""
+"""`torchvision:...`: the classification, semantic segmentation and detection models of the installed torchvision."""
 
 from __future__ import annotations
 
@@ -10,19 +10,35 @@ from torchvision import models
 from torchvision.transforms import InterpolationMode
 
 from prunecli.checkpoint.manifest import InputNormalisation
+from prunecli.errors import ModelError
+
+_AS_IT_IS = InputNormalisation(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+"""Detectors normalise images themselves."""
+_ANY_SIZE = "ssdlite320"
+"""Beginning of the name of the detectors of one fixed size whose boxes are shares of the image, so that any will do."""
 
 
 def names() -> list[str]:
     """All names of this source."""
-    return [*models.list_models(module=models), *_segmentation()]
+    return [*models.list_models(module=models), *_segmentation(), *_detection()]
 
 
 def _segmentation() -> list[str]:
     return list(models.list_models(module=models.segmentation))
 
 
+def _detection() -> list[str]:
+    return list(models.list_models(module=models.detection))
+
+
 def build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    """Builds a model; keyword arguments go to torchvision. `pretrained` may download weights."""
+    """Builds a model; keyword arguments go to torchvision. `pretrained` may download weights.
+
+    `num_classes` of a detector is the number of kinds of objects, to which torchvision adds the background. Images are
+    resized inside: to `min_size` and at most `max_size` as torchvision has it, SSDlite's to squares of `image_size`.
+    """
+    if name in _detection():
+        return _detector(name, pretrained, **kwargs)
     if name in _segmentation() and not pretrained:
         kwargs = {"weights_backbone": None, **kwargs}  # else torchvision downloads an ImageNet backbone
     with warnings.catch_warnings():
@@ -31,8 +47,26 @@ def build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     return model
 
 
+def _detector(
+    name: str, pretrained: bool, num_classes: int | None = None, image_size: int | None = None, **kwargs: Any
+) -> nn.Module:
+    if not pretrained:
+        kwargs = {"weights_backbone": None, **kwargs}
+    if num_classes is not None:
+        kwargs["num_classes"] = num_classes + 1
+    if image_size is not None and not name.startswith(_ANY_SIZE):
+        raise ModelError(f"torchvision:{name} takes no image_size; give min_size and max_size, or leave it out")
+    model: nn.Module = models.get_model(name, weights="DEFAULT" if pretrained else None, **kwargs)
+    if image_size is not None:
+        transform: Any = model.get_submodule("transform")
+        transform.fixed_size = (image_size, image_size)
+    return model
+
+
 def input_spec(name: str, model: nn.Module) -> tuple[tuple[int, int] | None, InputNormalisation]:
-    """From the transforms of the model's default weights."""
+    """From the transforms of the model's default weights; detectors take any size and resize images themselves."""
+    if name in _detection():
+        return None, _AS_IT_IS
     transforms = models.get_model_weights(name)["DEFAULT"].transforms()
     if name in _segmentation():
         size = transforms.resize_size[0]

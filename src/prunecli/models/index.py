@@ -32,6 +32,7 @@ SOURCES: Registry[ModelSource] = Registry(
         "spiking": "prunecli.models.spiking",
         "timm": "prunecli.models.from_timm",
         "torchvision": "prunecli.models.from_torchvision",
+        "ultralytics": "prunecli.models.yolo.source",
     },
     ModelError,
 )

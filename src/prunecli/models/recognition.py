@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from prunecli.checkpoint.arguments import ARGUMENTS
 from prunecli.checkpoint.foreign_files import ForeignWeights
@@ -36,6 +37,9 @@ _PACKAGES = {
     "prunecli.models.spiking": "spiking",
     "prunecli.models.recurrent_language.": "lm",
     "spikingjelly.": "spiking",
+    "ultralytics.": "ultralytics",
+    "models.yolo.": "ultralytics",
+    "models.common.": "ultralytics",
 }
 """Packages with the classes of each source."""
 _SEGFORMER = "segformer.stages.0.layer_norm.weight"
@@ -93,7 +97,7 @@ def identify(
             f"{path}: no known architecture has these weights{whole}; nearest: {near}; name one with "
             "--arch source:name, or a function of yours that builds it with --arch module:package.file:function"
         )
-    own = _source_of(class_path)
+    own = source_of(class_path)
     fitting.sort(key=lambda a: (_source(a) != own, _PREFERENCE[_source(a)], len(a.ref), a.ref))
     known = weights if weights is not None else ForeignWeights(dict(tensors))
     chosen, decided = choose(fitting, tensors, known, path, prefer, own)
@@ -178,7 +182,8 @@ def _source(architecture: Architecture) -> str:
     return architecture.ref.partition(":")[0]
 
 
-def _source_of(class_path: str | None) -> str | None:
+def source_of(class_path: str | None) -> str | None:
+    """The source of a class that is pickled in a file; None if it is of no known package."""
     return next((source for package, source in _PACKAGES.items() if (class_path or "").startswith(package)), None)
 
 
@@ -215,7 +220,10 @@ def _likely_references(model: nn.Module, shapes: _Shapes) -> list[str]:
 
 
 def _same_modules(first: nn.Module, second: nn.Module) -> bool:
-    return [(n, type(m)) for n, m in first.named_modules()] == [(n, type(m)) for n, m in second.named_modules()]
+    kinds = [
+        [(name, type_before_parametrizations(m)) for name, m in model.named_modules()] for model in (first, second)
+    ]
+    return kinds[0] == kinds[1]
 
 
 def _class_count(model: nn.Module) -> int:

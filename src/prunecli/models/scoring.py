@@ -10,6 +10,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from prunecli.criteria.base import Loss, default_loss, token_loss
+from prunecli.criteria.detection import DetectorLoss
+from prunecli.engine.detectors.base import Detector
+from prunecli.engine.detectors.index import detector_of
 from prunecli.engine.tasks.base import Task
 from prunecli.errors import DataError, RecipeError
 from prunecli.inputs import call, logits
@@ -62,8 +65,8 @@ class Scoring(ABC):
         """
 
     @abstractmethod
-    def check_outputs(self, scores: Tensor, task: Task, network: str) -> None:
-        """Compares the network's outputs with a data set's classes.
+    def check_output(self, output: Any, task: Task, network: str) -> None:
+        """Compares what the network returns with a data set's labels and classes.
 
         Raises:
             DataError: They differ.
@@ -95,9 +98,12 @@ class _OutputScoring(Scoring):
         """Captions need a text tower."""
         if task.needs_text_tower:
             raise DataError(f"{task.data_name} has captions and {network} no text tower: give an open_clip network")
+        _require_no_boxes(task, network)
 
-    def check_outputs(self, scores: Tensor, task: Task, network: str) -> None:
+    def check_output(self, output: Any, task: Task, network: str) -> None:
         """One output for each class."""
+        scores = logits(output)
+        task.check_scores(scores, network)
         task.check_outputs(scores.shape[task.class_dimension], network)
 
     def refuse_wordings(self) -> None:
@@ -121,10 +127,12 @@ class _TextScoring(Scoring):
         return network if read is None else prompt_classifier(ref, network, read.texts, read.templates, remember)
 
     def check_task(self, task: Task, network: str) -> None:
-        """Any task will do."""
+        """Any task but finding boxes will do."""
+        _require_no_boxes(task, network)
 
-    def check_outputs(self, scores: Tensor, task: Task, network: str) -> None:
+    def check_output(self, output: Any, task: Task, network: str) -> None:
         """Outputs are features, of any number."""
+        task.check_scores(logits(output), network)
 
     def refuse_wordings(self) -> None:
         """Accepts any class names."""
@@ -138,10 +146,48 @@ class _TokenScoring(_OutputScoring):
     )
 
 
+class _BoxScoring(_OutputScoring):
+    """The outputs are boxes.
+
+    Args:
+        detector: How the network is asked.
+        network: The network.
+    """
+
+    refused_evaluations: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("zeroshot", "classification", "retrieval", "linear-probe"), "is a detector; leave it out"
+    )
+
+    def __init__(self, detector: Detector, network: nn.Module) -> None:
+        self._classes = detector.num_classes(network)
+
+    def check_task(self, task: Task, network: str) -> None:
+        """Only boxes will do."""
+        if task.labelled and not task.finds_boxes:
+            raise DataError(
+                f"{network} finds boxes and {task.data_name} has none: give images with --data detection:PATH"
+            )
+
+    def check_output(self, output: Any, task: Task, network: str) -> None:
+        """As many kinds of objects as the data set has."""
+        task.check_outputs(self._classes, network)
+
+
+def _require_no_boxes(task: Task, network: str) -> None:
+    if task.finds_boxes:
+        raise DataError(
+            f"{task.data_name} has boxes and {network} finds none: give a detector, such as "
+            "torchvision:ssdlite320_mobilenet_v3_large"
+        )
+
+
 def scoring_of(network: nn.Module) -> Scoring:
     """How a network gives scores."""
     if _scores_tokens(network):
         return _TokenScoring()
+    detector = detector_of(network)
+    if detector is not None:
+        return _BoxScoring(detector, network)
     return _TextScoring() if has_text_tower(network) else _OutputScoring()
 
 
@@ -174,6 +220,8 @@ def network_in(classifier: nn.Module) -> nn.Module:
 
 def has_best_class(classifier: nn.Module) -> bool:
     """Whether its outputs are class scores: features of a tower without prompts have no best class."""
+    if detector_of(classifier) is not None:
+        return False
     return isinstance(classifier, PromptClassifier) or not has_text_tower(classifier)
 
 
@@ -181,6 +229,9 @@ def loss_of(classifier: nn.Module) -> Loss:
     """The loss for criteria that take gradients: with a text tower that of the prompts' scores, not of the features."""
     if _scores_tokens(classifier):
         return token_loss
+    detector = detector_of(classifier)
+    if detector is not None:
+        return DetectorLoss(detector)
     if not isinstance(classifier, PromptClassifier):
         return default_loss
     classifier.eval()

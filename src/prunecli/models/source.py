@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch import nn
 
+from prunecli.checkpoint.foreign_files import ForeignWeights
 from prunecli.checkpoint.manifest import InputNormalisation, UsedTokenizer
 
 Takes: TypeAlias = Literal["images", "tokens", "other"]
@@ -22,7 +23,8 @@ class ModelSource(Protocol):
     A source whose networks compare images with texts, so that no number of classes belongs to them, also has
     `CLASSES_ARE_TEXTS = True`; one of language models has `READS_TOKENS = True`. One whose arguments have defaults that
     weights do not show is a `SettlingSource`, one that also builds networks from files and configurations an
-    `OpeningSource`, and one whose networks take different things says so as a `DescribingSource`.
+    `OpeningSource`, one that knows the files of its package a `ReadingSource`, and one whose networks take different
+    things says so as a `DescribingSource`.
     """
 
     def names(self) -> Sequence[str]:
@@ -152,6 +154,25 @@ class OpeningSource(ModelSource, Protocol):
 
         Raises:
             ModelError: There is no such network, or it cannot be read.
+        """
+        ...
+
+
+@runtime_checkable
+class ReadingSource(OpeningSource, Protocol):
+    """A source that knows how its package saves networks: as a whole, with their configuration."""
+
+    def read(self, weights: ForeignWeights, name: str | None, path: Path, request: OpenRequest, /) -> Opened:
+        """The network in a file.
+
+        Args:
+            weights: The file's content.
+            name: What follows the colon, if the user names the network; else the file holds one as a whole.
+            path: The file.
+            request: What else the user says.
+
+        Raises:
+            ModelError: It is another network, or has been changed since it was built.
         """
         ...
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunecli.data.splits import Split
 from prunecli.engine.resources import resource_errors
 from prunecli.errors import ModelError
-from prunecli.inputs import sample_count
+from prunecli.inputs import Inputs, sample_count
 from prunecli.measure.counts import Macs, count_macs
 from prunecli.measure.energy import FORMULA, Profile, energy_nj, profile
 from prunecli.measure.neurons import spiking_neurons
@@ -78,7 +78,7 @@ class Activity(ABC):
         """Additional measurements for comparing networks."""
 
     @abstractmethod
-    def evaluate(self, stage: EvalStage, macs: Macs | None, example: Tensor) -> _EnergyFigures:
+    def evaluate(self, stage: EvalStage, macs: Macs | None, example: Inputs) -> _EnergyFigures:
         """Measures `spikes` and `energy` for an eval stage.
 
         Figures that cannot be measured are left out, with a warning if they were requested by name.
@@ -125,7 +125,7 @@ class _Spiking(Activity):
     def comparable(self, has_data: bool) -> tuple[Measurement, ...]:
         return ("spikes", "energy") if has_data else ()
 
-    def evaluate(self, stage: EvalStage, macs: Macs | None, example: Tensor) -> _EnergyFigures:
+    def evaluate(self, stage: EvalStage, macs: Macs | None, example: Inputs) -> _EnergyFigures:
         measured = {"spikes", "energy"} & set(stage.measure)
         steps = {"timesteps": getattr(self._state.model().model, "T", None)}
         if not measured:
@@ -216,7 +216,7 @@ class _Dense(Activity):
     def comparable(self, has_data: bool) -> tuple[Measurement, ...]:
         return ("energy",)
 
-    def evaluate(self, stage: EvalStage, macs: Macs | None, example: Tensor) -> _EnergyFigures:
+    def evaluate(self, stage: EvalStage, macs: Macs | None, example: Inputs) -> _EnergyFigures:
         loaded = self._state.model()
         if "spikes" in stage.measure and stage.measure != MEASUREMENTS:
             self._state.sink.warn(f"{loaded.name} has no spiking neurons, so no firing rates; measure energy instead")

@@ -10,7 +10,7 @@ from prunecli.data.prompts import class_texts, templates
 from prunecli.engine.tasks.base import Task
 from prunecli.engine.tasks.index import task_of
 from prunecli.errors import RecipeError
-from prunecli.inputs import call, logits
+from prunecli.inputs import call
 from prunecli.models.scoring import Scoring, Wordings, loss_of, scoring_of
 from prunecli.pipeline.model_inputs import ModelInputs
 from prunecli.pipeline.state import RunState
@@ -94,9 +94,8 @@ class Judging:
         self._inputs.check()
         scoring.check_task(task, loaded.name)
         with self._inputs.running(), torch.no_grad():
-            scores = logits(call(loaded.model.cpu().eval(), self._inputs.example()))
-        task.check_scores(scores, loaded.name)
-        scoring.check_outputs(scores, task, loaded.name)
+            output = call(loaded.model.cpu().eval(), self._inputs.example())
+        scoring.check_output(output, task, loaded.name)
 
     def classifier(self, network: nn.Module | None = None, *, remember: bool = False) -> nn.Module:
         """The module that produces scores: towers with prompts for the class names, or else the network itself.

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from prunecli.checkpoint.manifest import InputNormalisation
 from prunecli.data.events import Binning
@@ -18,7 +17,7 @@ from prunecli.data.token_batches import StreamBatches
 from prunecli.engine.config import FitConfig
 from prunecli.engine.resources import as_resource_error
 from prunecli.errors import DataError, ModelError, ResourceError
-from prunecli.inputs import input_channels
+from prunecli.inputs import Inputs, input_channels
 from prunecli.models.loading import ANY_SIZE
 from prunecli.pipeline.state import RunState
 from prunecli.recipe.sizes import parse_size
@@ -91,7 +90,7 @@ class ModelInputs:
         binning = self.binning()
         return self.shape() if binning is None else (binning.frames, *self.shape())
 
-    def example(self) -> Tensor:
+    def example(self) -> Inputs:
         """One seeded random image, shape (1, C, H, W), or the frames of one recording, (1, T, C, H, W)."""
         generator = torch.Generator().manual_seed(self._state.recipe.seed)
         return torch.randn(1, *self.example_shape(), generator=generator)

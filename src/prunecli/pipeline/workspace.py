@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import cached_property
 
 from prunecli.data.splits import SampleSplit
+from prunecli.engine.detectors.index import detector_of
 from prunecli.models.catalog import takes
 from prunecli.own_code import PREFIX
 from prunecli.pipeline.activity import Activity, activity_of
+from prunecli.pipeline.detection_inputs import DetectionInputs
 from prunecli.pipeline.judging import Judging
 from prunecli.pipeline.lineage import Lineage
 from prunecli.pipeline.model_inputs import ModelInputs
@@ -27,6 +29,8 @@ class Workspace(RunState):
         ref = self.model().manifest.architecture.ref
         if self.recipe.model.example is not None:
             return GivenInputs(self)
+        if detector_of(self.model().model) is not None:
+            return DetectionInputs(self)
         if ref.startswith(PREFIX) or self.recipe.model.example_shape is not None:
             return ModelInputs(self) if self._takes_images() else GivenInputs(self)
         return _INPUTS[takes(ref)](self)

@@ -57,6 +57,9 @@ class Metrics(_Scores):
     `miou` is the mean over the classes that occur; `class_iou` has those by name. With operators in `macs_uncounted`,
     which were run and could not be counted, `macs` is a lower bound. A loss that is no number is named in `nonfinite`.
 
+    `map50_95` and `map50` are mean average precisions of `objects` boxes, counted as COCO and as Pascal VOC do;
+    `class_ap` has the first one by class.
+
     `image_recall_5` is the share of captions whose image is among the best 5, `text_recall_5` that of images one of
     whose captions is.
 
@@ -67,6 +70,8 @@ class Metrics(_Scores):
     """
 
     class_iou: dict[str, float] | None = None
+    class_ap: dict[str, float] | None = None
+    objects: int | None = None
     loss: float | None = None
     images: int | None = None
     captions: int | None = None
@@ -125,8 +130,8 @@ class ModelInfo(_Strict):
 class DataInfo(_Strict):
     """Which images the accuracy was measured on: `images` that were read, without `skipped` that could not be.
 
-    The fingerprint is that of the whole split; `task` is classification, zeroshot, linear-probe,
-    retrieval, segmentation, word-language or character-language. Of a text, `images` are sequences, and the metrics
+    The fingerprint is that of the whole split; `task` is classification, zeroshot, linear-probe, retrieval,
+    segmentation, detection, word-language or character-language. Of a text, `images` are sequences, and the metrics
     have its tokens.
     """
 

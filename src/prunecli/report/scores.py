@@ -67,6 +67,8 @@ SCORES = (
     Score("text_recall_10", "text R@10", "retrieval"),
     Score("miou", "mIoU", "segmentation", has_interval=False),
     Score("pixel_accuracy", "pixel accuracy", "segmentation", has_interval=False),
+    Score("map50_95", "mAP@50:95", "detection", has_interval=False),
+    Score("map50", "mAP@50", "detection", has_interval=False),
     Score("perplexity", "perplexity", "language", has_interval=False, unit="", less_is_better=True),
     Score("bits_per_character", "bits per character", "language", has_interval=False, unit="", less_is_better=True),
     Score("bits_per_byte", "bits per byte", "language", has_interval=False, unit="", less_is_better=True),

@@ -13,6 +13,7 @@ from torch import nn
 from prunecli.checkpoint.io import TensorState, verify_checkpoint
 from prunecli.checkpoint.records import printable
 from prunecli.errors import ModelError
+from prunecli.inputs import Inputs
 from prunecli.measure.counts import Macs, count_macs, module_macs, nonzero_count, parameter_count
 from prunecli.measure.energy import FORMULA
 from prunecli.methods.registry import all_methods
@@ -151,7 +152,7 @@ def tables_of_firing(firing: Firing, *, everything: bool) -> list[Table]:
     return firing_tables(firing.neurons, firing.metrics, FORMULA, everything=everything)
 
 
-def _layers_of(loaded: LoadedModel, example: torch.Tensor) -> list[LayerInfo]:
+def _layers_of(loaded: LoadedModel, example: Inputs) -> list[LayerInfo]:
     """Every layer with parameters, in the order of the model."""
     original = rebuild_dense(loaded.manifest.architecture)
     put_in_form(original, forms_of(loaded.model))

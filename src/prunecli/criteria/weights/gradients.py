@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.copying import copied
-from prunecli.criteria.base import Calibration
+from prunecli.criteria.base import Calibration, total_loss
 from prunecli.criteria.weights.base import MaskableWeight, by_name
 from prunecli.errors import MethodError
-from prunecli.inputs import cast_inputs, explained, model_device, run_batch
 
 NO_GRADIENT = "the loss does not depend on it"
 
@@ -36,9 +35,7 @@ def losses(probe: nn.Module, calibration: Calibration, method: str) -> Iterator[
     for inputs, labels in calibration.pairs():
         if labels is None:
             raise MethodError(f"{method} needs labels: calibrate on batches of (inputs, labels)")
-        output = run_batch(probe, inputs)
-        with explained("the loss cannot be computed", MethodError, "check the labels"):
-            total = calibration.loss(output, cast_inputs(labels, model_device(probe)))
+        total = total_loss(probe, inputs, labels, calibration.loss)
         if not total.requires_grad:
             raise MethodError("the loss has no gradient: the network runs under no_grad; choose magnitude instead")
         yield total

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from prunecli.errors import DataError
+from prunecli.engine.carrying import Carrier
+from prunecli.errors import DataError, RecipeError
 
 _DENSE_DIMENSIONS = 4
 
@@ -42,8 +43,8 @@ class Figures(Protocol):
 class Meter(Protocol):
     """Accumulates batches into figures."""
 
-    def update(self, scores: Tensor, labels: Any) -> None:
-        """Takes one batch: scores as the network gives them, labels on the same device."""
+    def update(self, predictions: Any, labels: Any) -> None:
+        """Takes one batch: what the task predicts, mostly scores, and labels on the same device."""
         ...
 
     def compute(self) -> Any:
@@ -99,7 +100,10 @@ class Task(ABC):
         labelled: Whether there are labels to evaluate against.
         trainable: Whether networks can be trained for this task.
         needs_text_tower: Whether a network must be able to compare images with texts.
-        refused_augmentations: Training settings that would change an image but not its labels.
+        finds_boxes: Whether a network finds boxes, as a `Detector` does.
+        refused_settings: Training settings that would change an image but not its labels, or have no meaning.
+        own_augmentation: What is done to training images instead, for the message.
+        distillable: Whether there is a teacher's loss.
         refused_evaluations: Values of `--task` that do not fit the data set, with what it has and what to ask for.
     """
 
@@ -110,7 +114,10 @@ class Task(ABC):
     labelled: ClassVar[bool] = True
     trainable: ClassVar[bool] = True
     needs_text_tower: ClassVar[bool] = False
-    refused_augmentations: ClassVar[tuple[str, ...]] = ()
+    finds_boxes: ClassVar[bool] = False
+    refused_settings: ClassVar[tuple[str, ...]] = ()
+    own_augmentation: ClassVar[str] = ""
+    distillable: ClassVar[bool] = True
     refused_evaluations: ClassVar[Mapping[str, tuple[str, str]]] = {"retrieval": ("no captions", "zeroshot")}
 
     def __init__(self, data: Described) -> None:
@@ -134,8 +141,28 @@ class Task(ABC):
         """Returns further figures that depend on the split that they were measured on, by their names in a report."""
         return {}
 
-    def loss(self, scores: Tensor, labels: Any, label_smoothing: float) -> Tensor:
+    def outputs(self, carrier: Carrier, network: nn.Module, inputs: Any, labels: Any) -> Any:
+        """Runs a network in training mode on a batch and returns what the loss is made of: scores, unless overridden.
+
+        Args:
+            carrier: Runs networks that read a text in parts.
+            network: The network.
+            inputs: The batch.
+            labels: Its labels, which networks with losses of their own are given.
+        """
+        return carrier.scores(network, inputs)
+
+    def predictions(self, carrier: Carrier, network: nn.Module, inputs: Any) -> Any:
+        """Runs a network in evaluation mode on a batch and returns what the meter takes: scores, unless overridden."""
+        return carrier.scores(network, inputs).float()
+
+    def loss(self, outputs: Any, labels: Any, label_smoothing: float) -> Tensor:
         """Returns the mean loss of a batch.
+
+        Args:
+            outputs: From `outputs`.
+            labels: The batch's labels.
+            label_smoothing: As in `torch.nn.functional.cross_entropy`.
 
         Raises:
             DataError: Nothing can be learned from the data set.
@@ -177,6 +204,22 @@ class Task(ABC):
         """
         if not self.trainable:
             raise DataError(self._without_classes())
+
+    def check_settings(self, settings: Any) -> None:
+        """Refuses training settings that would change an image and leave its labels as they are.
+
+        Args:
+            settings: Hyperparameters as attributes.
+
+        Raises:
+            RecipeError: One was asked for.
+        """
+        for name in self.refused_settings:
+            if getattr(settings, name):
+                raise RecipeError(
+                    f"--{name.replace('_', '-')} is for images with one class each; {self.data_name} has "
+                    f"{self.own_augmentation}"
+                )
 
     def _without_classes(self) -> str:
         return f"{self.data_name} has images without classes: give another data set, or use it with `prune token`"

@@ -9,6 +9,7 @@ from prunecli.engine.tasks.base import Described, Task
 _TASKS = {
     "classification": "classification:Classification",
     "segmentation": "segmentation:Segmentation",
+    "detection": "detection:Detection",
     "retrieval": "retrieval:Retrieval",
     "unlabelled": "unlabelled:Unlabelled",
     "word-language": "language:WordLanguage",

@@ -53,7 +53,8 @@ class Segmentation(Task):
     name = "segmentation"
     figures = SegmentationAccuracy
     per_pixel = True
-    refused_augmentations = ("mixup", "cutmix", "auto_augment", "random_erasing")
+    refused_settings = ("mixup", "cutmix", "auto_augment", "random_erasing")
+    own_augmentation = "masks: leave it out (they are scaled, cropped and mirrored; --color-jitter works)"
 
     def __init__(self, data: Described) -> None:
         super().__init__(data)

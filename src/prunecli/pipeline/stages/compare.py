@@ -13,7 +13,9 @@ from torch import nn
 from prunecli.checkpoint import WEIGHT_SUFFIXES
 from prunecli.checkpoint.io import read_manifest
 from prunecli.checkpoint.manifest import Architecture
+from prunecli.engine.detectors.index import detector_of
 from prunecli.errors import GateFailed, RecipeError
+from prunecli.inputs import Inputs
 from prunecli.measure.latency import time_paired
 from prunecli.models.catalog import example_inputs, takes
 from prunecli.models.loading import load_companion
@@ -93,7 +95,9 @@ def compare_run(reports: Sequence[Path], device: torch.device, *, rounds: int = 
 
 
 def _example(network: nn.Module, report: Report, generator: torch.Generator) -> Any:
-    model = report.model
+    model, detector = report.model, detector_of(network)
+    if detector is not None:
+        return detector.example(model.input_shape, generator)
     taken = takes(model.ref)
     if taken == "other":
         return example_inputs(model.ref, network, 0)
@@ -119,7 +123,7 @@ def judge(comparison: Comparison, gate: Gate | None) -> GateFailed | None:
 
 def _measure(
     paths: Sequence[Path], recipe: Recipe, sink: Sink, command: str
-) -> tuple[list[Report], list[nn.Module], list[torch.Tensor]]:
+) -> tuple[list[Report], list[nn.Module], list[Inputs]]:
     reports, networks, examples = [], [], []
     built = _built_arguments(paths)
     for path in paths:

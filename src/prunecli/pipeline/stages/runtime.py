@@ -16,7 +16,7 @@ from prunecli.checkpoint.manifest import as_json
 from prunecli.copying import copied
 from prunecli.engine.resources import resource_errors
 from prunecli.errors import DataError, MethodError
-from prunecli.inputs import call, logits, map_tensors, repeat_sample, sample_count
+from prunecli.inputs import call, cast_inputs, logits, map_tensors, repeat_sample, sample_count
 from prunecli.measure.counts import Macs, count_macs
 from prunecli.measure.latency import PairedTiming, time_paired
 from prunecli.methods.registry import get_method
@@ -100,7 +100,7 @@ def runtime_stage(space: Workspace, stage: PruneStage, out: Path) -> RuntimeOutc
     if recorded is not None:
         raise MethodError(f"{loaded.name}: {recorded.method.done} already; start from the network without")
     model = loaded.model.to(space.device).eval()
-    example = space.inputs.example().to(space.device)
+    example: Any = cast_inputs(space.inputs.example(), space.device)
     batch = getattr(params, "batch", _BATCH)
     with space.inputs.running():
         change = method.plan(model, example, params, space.recipe.seed, _speedups(space, method, model, batch, stage))
@@ -142,6 +142,8 @@ def compare_changes(
         return tuple(Variant(name, macs[name].total, macs[name].uncounted) for name in changes)
     data, device, task = space.data(), space.device, space.judging.task()
     space.judging.check()
+    if task.finds_boxes:
+        raise MethodError(f"{space.model().name} is a detector, and what leaving tokens out does is judged by classes")
     classifier = space.judging.classifier(remember=True).to(device).eval()
     network = network_in(classifier)
     split = space.split("test")

@@ -21,7 +21,7 @@ from prunecli.data.loader import Batches
 from prunecli.data.splits import Split
 from prunecli.engine.resources import resource_errors
 from prunecli.errors import MethodError, RecipeError
-from prunecli.inputs import split_batch
+from prunecli.inputs import Inputs, split_batch
 from prunecli.measure.counts import count_macs, nonzero_count, parameter_count
 from prunecli.measure.effective import effective_macs
 from prunecli.measure.latency import PairedTiming, time_paired
@@ -292,7 +292,7 @@ def _finished(
     return SparseOutcome(path, figures, timing, pruning.reasons, energy, csr, semi_structured)
 
 
-def _measured(before: nn.Module, after: nn.Module, pruning: WeightPruning, example: torch.Tensor) -> SparseFigures:
+def _measured(before: nn.Module, after: nn.Module, pruning: WeightPruning, example: Inputs) -> SparseFigures:
     counted = count_macs(before, example)
     weights, _ = pruning.counts
     originals = [before.get_parameter(weight.name) for weight in pruning.weights]

@@ -71,7 +71,7 @@ class TrainOutcome:
             ("epoch kept", f"{chosen.epoch} of {len(self.result.epochs)}"),
             ("training loss", fixed(chosen.loss, 4)),
             (f"validation {label}", score_named(validation.score_name).text(validation.score) if validation else "-"),
-            ("validation loss", fixed(validation.loss if validation else None, 4)),
+            ("validation loss", fixed(getattr(validation, "loss", None), 4)),
             ("checkpoint", str(self.path)),
             ("metrics", str(self.metrics_path)),
         ]
@@ -175,12 +175,7 @@ def learning_rate(stage: TrainStage, manifest: Manifest) -> float:
 def _check_augmentation(space: Workspace, stage: TrainStage, data: ImageData, task: Task) -> None:
     """Refuses what would change an image and leave its labels as they are, or what does not know frames."""
     space.samples().check_augmentation(data.name, stage)
-    for name in task.refused_augmentations:
-        if getattr(stage, name):
-            raise RecipeError(
-                f"--{name.replace('_', '-')} is for images with one class each; {data.name} has masks: leave it out "
-                "(they are scaled, cropped and mirrored; --color-jitter works)"
-            )
+    task.check_settings(stage)
 
 
 def _settings(stage: TrainStage) -> dict[str, Any]:
