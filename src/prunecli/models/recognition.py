@@ -19,7 +19,7 @@ from prunecli.checkpoint.manifest import Architecture
 from prunecli.checkpoint.records import printable
 from prunecli.errors import ModelError
 from prunecli.models.alternatives import choose
-from prunecli.models.catalog import build, built_from, rebuild_dense, settled_arguments
+from prunecli.models.catalog import build, built_from, reading_source, rebuild_dense, settled_arguments
 from prunecli.models.dialects.segformer import reference_of
 from prunecli.models.fingerprints import nearest_references
 
@@ -190,6 +190,9 @@ def source_of(class_path: str | None) -> str | None:
 def recognise(model: nn.Module) -> Architecture:
     """The architecture of a live, dense model; its reference is empty if the catalogue does not have it."""
     shapes = _model_shapes(model)
+    described = _described_by_its_source(model, shapes)
+    if described is not None:
+        return described
     origin = built_from(model)
     if origin is not None:
         fresh = build(origin[0], meta=True, **origin[1])
@@ -206,6 +209,23 @@ def recognise(model: nn.Module) -> Architecture:
             if _same_modules(fresh, model):
                 return architecture.model_copy(update={"class_name": type(model).__name__})
     return Architecture(ref="", class_name=type(model).__name__)
+
+
+def _described_by_its_source(model: nn.Module, shapes: _Shapes) -> Architecture | None:
+    """The architecture of a network of a package whose networks say themselves what they were built of."""
+    source = source_of(f"{type(model).__module__}.")
+    reader = reading_source(source) if source is not None else None
+    described = reader.describe(model) if reader is not None else None
+    if described is None:
+        return None
+    name, config = described
+    try:
+        fresh = build(f"{source}:{name}", meta=True, config=config)
+        architecture = Architecture(ref=f"{source}:{name}", config=config, class_name=type(model).__name__)
+    except (ModelError, ValidationError):
+        return None
+    alike = _mismatch(_model_shapes(fresh), shapes) is None and _same_modules(fresh, model)
+    return architecture if alike else None
 
 
 _ALIKE = 0.9

@@ -176,6 +176,10 @@ class ReadingSource(OpeningSource, Protocol):
         """
         ...
 
+    def describe(self, model: nn.Module, /) -> tuple[str, dict[str, Any]] | None:
+        """Name and configuration of a live network of the package, for `build`; None if it is none that it builds."""
+        ...
+
 
 @runtime_checkable
 class DescribingSource(ModelSource, Protocol):

@@ -20,9 +20,9 @@ from torch import nn
 from prunecli.checkpoint.durable import write_atomically
 from prunecli.copying import copied
 from prunecli.errors import ModelError
+from prunecli.models.yolo.config import MARK
 from prunecli.models.yolo.package import module, quiet
 
-MARK = "pruned by prune: "
 _LOST = (
     f"{MARK}its widths are not those of its configuration; train it with prune finetune, or with a trainer whose "
     "get_model returns the weights it is given"
