@@ -142,19 +142,6 @@ def split_batch(batch: Any, like: Inputs | None = None) -> tuple[Any, Any]:
     return _completed(inputs, like), batch[1] if len(batch) > 1 else None
 
 
-def attended_positions(inputs: Any) -> Tensor | None:
-    """Which positions of texts are no padding, a Boolean tensor (samples, positions), where their batch says so.
-
-    None where all count, and where a decoder's positions could be taken for those of the texts.
-    """
-    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    if not isinstance(mask, Tensor) or mask.dim() != 2 or bool(mask.all()):
-        return None
-    decoded = inputs.get("decoder_input_ids") if isinstance(inputs, Mapping) else None
-    same = isinstance(decoded, Tensor) and decoded.shape == mask.shape
-    return None if same else mask.bool()
-
-
 def sample_count(inputs: Inputs) -> int:
     """Samples in a batch: entries of a list, else the length of the first tensor's first dimension.
 

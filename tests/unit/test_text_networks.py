@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import prunecli
 from prunecli.criteria.base import Calibration
 from prunecli.criteria.obs import obs
-from prunecli.inputs import attended_positions, call, logits
+from prunecli.inputs import call, logits
 from prunecli.models.token_networks import (
     accepts,
     heeds_padding,
@@ -25,7 +25,7 @@ from prunecli.models.token_networks import (
     vocabulary_size,
     widest_input,
 )
-from prunecli.surgery.taps import counted_rows
+from prunecli.surgery.taps import attended_positions, counted_rows
 
 VOCABULARY = 53
 _TEXT: dict[str, Any] = {

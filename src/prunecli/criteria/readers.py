@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from prunecli.criteria.base import Paired, member_tensor, role_of, sum_by_unit
-from prunecli.inputs import attended_positions, run_batch
+from prunecli.inputs import run_batch
 from prunecli.surgery.groups import ChannelGroup, Member
-from prunecli.surgery.taps import channels_last, counted_rows, is_layer, shows, tapped
+from prunecli.surgery.taps import attended_positions, channels_last, counted_rows, is_layer, shows, tapped
 from prunecli.surgery.tracing.running import without_fastpath
 
 UNSEEN = "no layer that reads it can be watched"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -49,6 +49,19 @@ def channels_last(module: nn.Module, values: Tensor) -> Tensor:
     if not isinstance(module, _ConvNd):
         return values
     return values.movedim(2 if values.dim() > module.weight.dim() else 1, -1)
+
+
+def attended_positions(inputs: Any) -> Tensor | None:
+    """Which positions of texts are no padding, a Boolean tensor (samples, positions), where their batch says so.
+
+    None where all count, and where a decoder's positions could be taken for those of the texts.
+    """
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or bool(mask.all()):
+        return None
+    decoded = inputs.get("decoder_input_ids") if isinstance(inputs, Mapping) else None
+    same = isinstance(decoded, Tensor) and decoded.shape == mask.shape
+    return None if same else mask.bool()
 
 
 def counted_rows(values: Tensor, attended: Tensor | None) -> Tensor:

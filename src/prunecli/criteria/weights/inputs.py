@@ -14,8 +14,8 @@ from torch.nn.modules.conv import _ConvNd
 from prunecli.criteria.base import Calibration
 from prunecli.criteria.readers import exact
 from prunecli.criteria.weights.base import MaskableWeight
-from prunecli.inputs import attended_positions, run_batch
-from prunecli.surgery.taps import counted_rows, layer_input
+from prunecli.inputs import run_batch
+from prunecli.surgery.taps import attended_positions, counted_rows, layer_input
 from prunecli.surgery.tracing.running import without_fastpath
 
 UNSEEN = "its inputs cannot be watched"

@@ -17,9 +17,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from prunecli.inputs import Inputs, attended_positions, run_batch
+from prunecli.inputs import Inputs, run_batch
 from prunecli.surgery.groups import ChannelGroup, Keep, Member, Role, dropped_units
-from prunecli.surgery.taps import channels_last, counted_rows, is_flipped_linear, layer_input, shows, tapped
+from prunecli.surgery.taps import (
+    attended_positions,
+    channels_last,
+    counted_rows,
+    is_flipped_linear,
+    layer_input,
+    shows,
+    tapped,
+)
 
 Compensation = Literal["none", "bias", "ls"]
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
