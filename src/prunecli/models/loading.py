@@ -151,7 +151,9 @@ def load_file(
         ModelError: The file is missing, unreadable, or does not fit the architecture.
     """
     if path.is_dir():
-        raise ModelError(f"{path}: is a directory; give a weights file ({', '.join(WEIGHT_SUFFIXES)})")
+        there = (path / "config.json").is_file()
+        hint = f"write hf:{path} for a network of transformers" if there else "give a weights file"
+        raise ModelError(f"{path}: is a directory; {hint}" + ("" if there else f" ({', '.join(WEIGHT_SUFFIXES)})"))
     if not path.is_file():
         raise ModelError(f"{path}: no such file; give a weights file or a reference such as timm:resnet50")
     if arch is not None:
