@@ -387,7 +387,7 @@ def pruned_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path
     model = trained("boxes")
     pruned = prunecli.prune(model, example_inputs=torch.rand(1, 3, SIDE, SIDE), ratio=0.5)
     path = tmp_path_factory.mktemp("yolo") / "pruned.pt"
-    export.write(path, pruned.model, pruned.manifest.architecture.config, (96, 96), new=False)
+    export.write(pruned.model, pruned.manifest.architecture.config, (96, 96), path)
     yield path, pruned
 
 
@@ -417,6 +417,6 @@ def test_the_packages_trainer_cannot_make_another_network_of_it(pruned_file: tup
         package.tasks().DetectionModel(yolo.model.yaml, verbose=False)
     refuse(path, "was pruned by prune; give the checkpoint that it was made from")
     with pytest.raises(ModelError, match=r"ultralytics opens files that end in \.pt"):
-        export.write(tmp_path / "x.safetensors", pruned.model, pruned.manifest.architecture.config, None, new=False)
+        export.write(pruned.model, pruned.manifest.architecture.config, None, tmp_path / "x.safetensors")
     with pytest.raises(ModelError, match="a Linear is no network of ultralytics"):
-        export.write(tmp_path / "x.pt", nn.Linear(1, 1), {}, None, new=False)
+        export.write(nn.Linear(1, 1), {}, None, tmp_path / "x.pt")

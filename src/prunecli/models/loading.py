@@ -258,7 +258,7 @@ def save(path: Path, model: nn.Module, manifest: Manifest, dense: nn.Module | No
             "frozen_parameters": [n for n, p in model.named_parameters() if not p.requires_grad],
         }
     )
-    tensors = _in_precision(model)
+    tensors = in_precision(model)
     if complete.masks is not None:
         complete.masks = masks_of(tensors, complete.masks)
         tensors = packed(tensors, complete.masks)
@@ -277,7 +277,7 @@ def is_narrow(model: nn.Module) -> bool:
     return bool(getattr(model, _PRECISION, {}))
 
 
-def _in_precision(model: nn.Module) -> dict[str, Tensor]:
+def in_precision(model: nn.Module) -> dict[str, Tensor]:
     """All tensors of a network, those from a file in half precision in that again; shared ones stay shared.
 
     A tensor that would overflow, as statistics that were measured again may, keeps the precision it has.
