@@ -120,6 +120,10 @@ class _Run:
         self._model, self._request, self._clock = model, request, Clock()
         self._params: DepthParams = request.params
         _check(self._params)
+        if self._params.score == "loss" and request.calibration is None and not self._params.drop:
+            raise MethodError(
+                "--score loss is measured on data: name a data set with --data; in Python, give data= or score='cosine'"
+            )
         require_matches(model, request.keep)
         self._blocks = residual_blocks(model, request.example_inputs)
         if not self._blocks:

@@ -37,6 +37,13 @@ SOURCES: Registry[ModelSource] = Registry(
     ModelError,
 )
 
+OPENING = {
+    "hf": "hf:FOLDER, hf:OWNER/NAME or hf:CLASS: networks of transformers",
+    "module": "module:package.file:function: networks that a function of yours builds",
+    "ultralytics": "ultralytics:NAME, or a .pt or .yaml file: YOLO networks of ultralytics",
+}
+"""Built-in sources whose networks are not all listed, with a line about each; see `OpeningSource`."""
+
 
 def known_references() -> list[str]:
     """Every "source:name" of the built-in sources, sorted; those with published weights as "name@tag" are left out."""

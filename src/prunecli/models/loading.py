@@ -152,7 +152,9 @@ def load_file(
         ModelError: The file is missing, unreadable, or does not fit the architecture.
     """
     if path.is_dir():
-        raise ModelError(f"{path}: is a directory; give a weights file ({', '.join(WEIGHT_SUFFIXES)})")
+        there = (path / "config.json").is_file()
+        hint = f"write hf:{path} for a network of transformers" if there else "give a weights file"
+        raise ModelError(f"{path}: is a directory; {hint}" + ("" if there else f" ({', '.join(WEIGHT_SUFFIXES)})"))
     if not path.is_file():
         raise ModelError(f"{path}: no such file; give a weights file or a reference such as timm:resnet50")
     if arch is not None:
@@ -259,7 +261,7 @@ def save(path: Path, model: nn.Module, manifest: Manifest, dense: nn.Module | No
             "frozen_parameters": [n for n, p in model.named_parameters() if not p.requires_grad],
         }
     )
-    tensors = _in_precision(model)
+    tensors = in_precision(model)
     if complete.masks is not None:
         complete.masks = masks_of(tensors, complete.masks)
         tensors = packed(tensors, complete.masks)
@@ -294,7 +296,12 @@ def rename_precision(model: nn.Module, former: Mapping[str, str]) -> None:
         object.__setattr__(model, _PRECISION, now)
 
 
-def _in_precision(model: nn.Module) -> dict[str, Tensor]:
+def is_narrow(model: nn.Module) -> bool:
+    """Whether some of a network's tensors are saved in half precision, and so are rounded."""
+    return bool(getattr(model, _PRECISION, {}))
+
+
+def in_precision(model: nn.Module) -> dict[str, Tensor]:
     """All tensors of a network, those from a file in half precision in that again; shared ones stay shared.
 
     A tensor that would overflow, as statistics that were measured again may, keeps the precision it has.

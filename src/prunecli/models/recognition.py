@@ -17,9 +17,10 @@ from prunecli.checkpoint.arguments import ARGUMENTS
 from prunecli.checkpoint.foreign_files import ForeignWeights
 from prunecli.checkpoint.manifest import Architecture
 from prunecli.checkpoint.records import printable
+from prunecli.engine.detectors.index import detector_of
 from prunecli.errors import ModelError
 from prunecli.models.alternatives import choose
-from prunecli.models.catalog import build, built_from, rebuild_dense, settled_arguments
+from prunecli.models.catalog import build, built_from, reading_source, rebuild_dense, settled_arguments
 from prunecli.models.dialects.segformer import reference_of
 from prunecli.models.fingerprints import nearest_references
 
@@ -42,6 +43,8 @@ _PACKAGES = {
     "models.common.": "ultralytics",
 }
 """Packages with the classes of each source."""
+_SCORES = ("cls_score", "classification_head")
+"""Modules in which detectors tell classes apart."""
 _SEGFORMER = "segformer.stages.0.layer_norm.weight"
 
 _Shapes = dict[str, tuple[int, ...]]
@@ -127,13 +130,16 @@ def architecture_for(
     dense = build(ref, meta=True, **arguments)
     expected = _model_shapes(dense)
     first = next((name for name, shape in expected.items() if len(shape) == 4), "")
+    detector = detector_of(dense)
+    if detector is not None:
+        arguments |= _kinds_of_objects(detector.num_classes(dense), expected, actual)
     for name in expected.keys() & actual.keys():
         ours, theirs = expected[name], actual[name]
         if ours == theirs or len(ours) != len(theirs):
             continue
         if name == first and ours[0] == theirs[0] and ours[2:] == theirs[2:]:
             arguments["in_chans"] = theirs[1]
-        elif ours[1:] == theirs[1:] and ours[0] == _class_count(dense):
+        elif detector is None and ours[1:] == theirs[1:] and ours[0] == _class_count(dense):
             arguments["num_classes"] = theirs[0]
     arguments |= {name: value for name, value in _read_of_vit(dense, expected, actual).items() if name not in arguments}
     if "in_chans" in arguments and ref.startswith("torchvision:"):
@@ -145,6 +151,17 @@ def architecture_for(
         near = ", ".join(r for r, _ in nearest_references(actual, 3))
         raise UnfittingWeights(f"{path}: the weights do not fit {ref}: {problem}; nearest by keys and shapes: {near}")
     return recorded(ref, arguments)
+
+
+def _kinds_of_objects(count: int, expected: _Shapes, actual: _Shapes) -> dict[str, Any]:
+    """What the scores of a detector of torchvision say: several for each place, each time one for the background."""
+    for name, ours in expected.items():
+        theirs = actual.get(name, ())
+        if len(theirs) != len(ours) or not ours or not any(part in _SCORES for part in name.split(".")):
+            continue
+        if theirs[0] != ours[0] and ours[0] % (count + 1) == 0:
+            return {"num_classes": theirs[0] * (count + 1) // ours[0] - 1}
+    return {}
 
 
 def _read_of_vit(dense: nn.Module, expected: _Shapes, actual: _Shapes) -> dict[str, Any]:
@@ -190,6 +207,9 @@ def source_of(class_path: str | None) -> str | None:
 def recognise(model: nn.Module) -> Architecture:
     """The architecture of a live, dense model; its reference is empty if the catalogue does not have it."""
     shapes = _model_shapes(model)
+    described = _described_by_its_source(model, shapes)
+    if described is not None:
+        return described
     origin = built_from(model)
     if origin is not None:
         fresh = build(origin[0], meta=True, **origin[1])
@@ -206,6 +226,23 @@ def recognise(model: nn.Module) -> Architecture:
             if _same_modules(fresh, model):
                 return architecture.model_copy(update={"class_name": type(model).__name__})
     return Architecture(ref="", class_name=type(model).__name__)
+
+
+def _described_by_its_source(model: nn.Module, shapes: _Shapes) -> Architecture | None:
+    """The architecture of a network of a package whose networks say themselves what they were built of."""
+    source = source_of(f"{type(model).__module__}.")
+    reader = reading_source(source) if source is not None else None
+    described = reader.describe(model) if reader is not None else None
+    if described is None:
+        return None
+    name, config = described
+    try:
+        fresh = build(f"{source}:{name}", meta=True, config=config)
+        architecture = Architecture(ref=f"{source}:{name}", config=config, class_name=type(model).__name__)
+    except (ModelError, ValidationError):
+        return None
+    alike = _mismatch(_model_shapes(fresh), shapes) is None and _same_modules(fresh, model)
+    return architecture if alike else None
 
 
 _ALIKE = 0.9

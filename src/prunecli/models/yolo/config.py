@@ -42,6 +42,8 @@ _TEXT = frozenset("C2fAttn ImagePoolingAttn LRPCHead WorldDetect YOLOEDetect YOL
 """Layers that read texts of classes."""
 _WORDS = frozenset("None True False nc kpt_shape reg_max nearest bilinear bicubic area".split())
 """Words among the arguments of layers: values that the package knows, and ways to interpolate."""
+MARK = "pruned by prune: "
+"""How the class of the first layer begins in files of pruned networks, which cannot be built of their configuration."""
 _RENAMED = {"Silence": "nn.Identity"}
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _CALL = re.compile(
@@ -171,6 +173,8 @@ def _layer(row: Any, index: int, where: str) -> list[Any]:
     kind = _RENAMED.get(str(kind), str(kind))
     if kind in _TEXT:
         raise ModelError(f"{where}: {at} is a {kind}, which reads texts of classes; YOLO-World and YOLOE are not read")
+    if kind.startswith(MARK):
+        raise ModelError(f"{where}: was pruned by prune; give the checkpoint that it was made from")
     if kind not in HEADS and kind not in _LAYERS and kind not in _OF_TORCH:
         raise ModelError(
             f"{where}: {at} is a {printable(kind)}, which is not one of the layers that are built from a file; prune "

@@ -14,9 +14,10 @@ from prunecli.errors import ModelError, unknown
 from prunecli.models.source import Opened, OpenRequest
 from prunecli.models.yolo.building import from_config, named, package_files, read_yaml
 from prunecli.models.yolo.config import CLASSES, checked, class_of, with_channels, with_classes
+from prunecli.models.yolo.export import write
 from prunecli.models.yolo.files import FromFile, is_of_package, read_weights, read_whole
 
-__all__ = ["build", "input_spec", "names", "open", "read"]
+__all__ = ["build", "describe", "input_spec", "names", "open", "read", "write"]
 _DETECTOR_SIZE, _CLASSIFIER_SIZE = 640, 224
 """What the package trains and predicts at by default."""
 _YAML = (".yaml", ".yml")
@@ -117,6 +118,23 @@ def read(weights: ForeignWeights, name: str | None, path: Path, request: OpenReq
     if name is None or name not in package_files():
         raise ModelError(f"{path}: holds weights alone; name their network, such as --arch ultralytics:yolo11n")
     return _opened(read_weights(weights, name, str(path), request.num_classes), path)
+
+
+def describe(model: nn.Module) -> tuple[str, dict[str, Any]] | None:
+    """The class of a live network of the package and its configuration, with names of classes and size of images."""
+    kind, held = type(model).__name__, vars(model)
+    arguments = held.get("args", {})
+    arguments = arguments if isinstance(arguments, Mapping) else vars(arguments)
+    config = held.get("yaml")
+    if kind not in CLASSES or not isinstance(config, Mapping):
+        return None
+    size = arguments.get("imgsz")
+    said = {"names": held.get("names"), "imgsz": size if isinstance(size, int) else None}
+    try:
+        known = checked({**config, **said}, f"ultralytics:{kind}")
+    except ModelError:
+        return None
+    return (kind, known) if class_of(known) == kind else None
 
 
 def _opened(read: FromFile, path: Path | None) -> Opened:

@@ -26,12 +26,17 @@ def randomise(model: nn.Module) -> set[str]:
     gates = {name for name, parameter in model.named_parameters() if parameter.numel() == 1}
     generator = torch.Generator().manual_seed(0)
     changed: set[str] = set()
+    drawn: set[int] = set()
     for name, tensor in state_tensors(model).items():
+        if tensor.data_ptr() in drawn:  # the same tensor under another name
+            changed.add(name)
+            continue
         if not tensor.is_floating_point() or tensor.numel() == 0 or not bool((tensor == tensor.flatten()[0]).all()):
             continue
         if tensor.numel() > 1 or (name in gates and not tensor.any()):
             tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
             changed.add(name)
+            drawn.add(tensor.data_ptr())
     return changed
 
 
