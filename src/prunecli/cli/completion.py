@@ -194,7 +194,7 @@ def _values(option: Any, current: str, choices: Callable[[Any], list[str]]) -> l
         return _files(current, ())
     return (
         _files(current, None)
-        if name in ("out", "plot", "overlay", "extract_attention", "class_names", "templates")
+        if name in ("out", "plot", "overlay", "extract_attention", "class_names", "templates", "tokenizer")
         else []
     )
 
