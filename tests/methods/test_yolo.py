@@ -25,7 +25,7 @@ from prunecli.inputs import logits, output_tensors
 from prunecli.measure.counts import parameter_count
 from prunecli.models import loading
 from prunecli.models.catalog import split_reference
-from prunecli.models.yolo import building, export, package, source
+from prunecli.models.yolo import building, export, names, package, source
 from prunecli.models.yolo.config import checked
 from prunecli.surgery.outputs import chosen_outputs
 
@@ -352,8 +352,9 @@ def test_names_and_files_that_do_not_exist(tmp_path: Path, monkeypatch: pytest.M
         loading.load_reference("ultralytics:yolo11n", colour=3)
     with pytest.raises(ModelError, match="in_chans is '0' and has to be an integer"):
         loading.load_reference("ultralytics:yolo11n", in_chans=0)
-    monkeypatch.setattr(package, "find_spec", lambda name: None)
-    building.package_files.cache_clear()
+    monkeypatch.setattr(names, "find_spec", lambda name: None)
+    names.package_files.cache_clear()
+    assert names.listed() == []
     with pytest.raises(ModelError, match=r"needs the package of this name; pip install 'prunecli\[ultralytics\]'"):
         loading.load_reference("ultralytics:yolo11n")
     with pytest.raises(ModelError, match="did you mean timm:resnet50"):
