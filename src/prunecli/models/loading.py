@@ -272,6 +272,11 @@ def _note_precision(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None
     object.__setattr__(model, _PRECISION, narrow)
 
 
+def is_narrow(model: nn.Module) -> bool:
+    """Whether some of a network's tensors are saved in half precision, and so are rounded."""
+    return bool(getattr(model, _PRECISION, {}))
+
+
 def in_precision(model: nn.Module) -> dict[str, Tensor]:
     """All tensors of a network, those from a file in half precision in that again; shared ones stay shared.
 

@@ -42,8 +42,9 @@ def text_reading(
     """
     columns = Columns(section.text_column, section.label_column, _finds_classes(section, ref, loaded))
     if loaded is None:
-        tokenizer = made or _asked(section, None)
-        return TextReading(section.level, section.bptt, tokenizer=tokenizer, columns=columns)
+        # For the sizes of the network alone: texts are read again for what it can read at once.
+        length = None if columns.labelled else 1
+        return TextReading(section.level, length, tokenizer=made or _asked(section, None), columns=columns)
     manifest, longest = loaded.manifest, longest_sequence(loaded.model)
     length = section.bptt or next(iter(manifest.architecture.input_shape), None)
     if section.bptt is not None and longest is not None and section.bptt > longest:

@@ -150,6 +150,7 @@ class TokenLanguage(WordLanguage):
     """Tokens are those of a tokenizer, and there may be scores for more: tables of scores are often rounded up."""
 
     name = "token-language"
+    rounded_up = True
 
     def check_outputs(self, outputs: int, network: str) -> None:
         """Compares the number of a network's outputs with the tokenizer.
