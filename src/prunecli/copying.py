@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import gc
+import sys
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from typing import Any, TypeVar, cast
@@ -15,6 +18,8 @@ from prunecli.errors import ModelError
 
 _Network = TypeVar("_Network", bound=nn.Module)
 _OWN = ("_parameters", "_buffers", "_modules")
+_LARGE = 1 << 24
+"""Parameters of a network whose copies are worth looking for."""
 
 
 class _DetachedCopies(TorchFunctionMode):
@@ -61,6 +66,19 @@ def converted(model: _Network, dtype: torch.dtype) -> _Network:
         memo[id(tensor)] = _converted(tensor, dtype)
     duplicate = copied(model, memo).cpu()
     return duplicate.double() if dtype == torch.float64 else duplicate.float()  # what hooks compute is converted here
+
+
+def release_copies(model: nn.Module) -> None:
+    """Frees copies of a large network that nothing uses any more, but that refer to themselves, as hooked ones do.
+
+    Python notices such garbage by the number of objects, not by their size, and glibc keeps what was freed between
+    blocks that are still used.
+    """
+    if sum(parameter.numel() for parameter in model.parameters()) > _LARGE:
+        gc.collect()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+        if trim is not None:
+            trim(0)
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:

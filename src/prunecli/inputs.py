@@ -192,6 +192,8 @@ def doubled_batch(inputs: Inputs) -> Any:
 def logits(output: Any) -> Tensor:
     """The class scores in a model's output: the tensor itself, `.logits`, or the first floating tensor of several.
 
+    Some classifiers, as those of ultralytics in evaluation mode, return the softmax of the scores before the scores.
+
     Raises:
         ModelError: It holds no tensor.
     """
@@ -203,7 +205,16 @@ def logits(output: Any) -> Tensor:
     tensors = output_tensors(output)
     if not tensors:
         raise ModelError(f"the network's output ({type(output).__name__}) holds no tensor")
+    if len(tensors) == 2 and _is_softmax_of(*tensors):
+        return tensors[1]
     return next((tensor for tensor in tensors if tensor.is_floating_point()), tensors[0])
+
+
+def _is_softmax_of(shares: Tensor, scores: Tensor) -> bool:
+    """Whether the first of two tensors has the shares of classes that the second one has the scores of."""
+    if shares.dim() != 2 or shares.shape != scores.shape or not shares.is_floating_point():
+        return False
+    return bool(torch.allclose(shares.detach(), scores.detach().softmax(1), rtol=1e-2, atol=1e-4))
 
 
 def model_device(model: nn.Module) -> torch.device:

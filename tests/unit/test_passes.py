@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import prunecli
 from prunecli.errors import DataDependentError, ModelError, VerificationError
+from prunecli.surgery.outputs import chosen_outputs, default_outputs, free_outputs
 from prunecli.surgery.proof.verify import verify
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.reasons import UNREAD
@@ -238,3 +239,22 @@ def test_a_boolean_output_and_one_with_nan_are_compared() -> None:
             return scores, scores > 0
 
     assert prunecli.prune(Flags().eval(), "l1", example_inputs=X, ratio=0.5).report.verify_error < 1e-12
+
+
+def test_feature_maps_beside_predictions_are_no_predictions() -> None:
+    boxes, scores, first, second = (torch.zeros(size) for size in (1, 2, 3, 4))
+    raw = {"boxes": boxes, "scores": scores, "feats": [first, second]}
+    for output, free in (
+        (raw, ("feats",)),
+        ((boxes, raw), ("1.feats",)),
+        ((boxes, {"one2many": raw, "one2one": raw}), ("1.one2many.feats", "1.one2one.feats")),
+    ):
+        names = default_outputs(output)
+        assert names is not None and not any("feats" in name for name in names)
+        assert all(len(tensor) < 3 for tensor in chosen_outputs(output, None))
+        assert free_outputs(output, None) == free
+    alone = {"scores": scores, "feats": [first]}
+    assert len(chosen_outputs(alone, None)) == 2 and free_outputs(alone, None) == ()
+    assert [len(tensor) for tensor in chosen_outputs(raw, ("feats.1",))] == [4]
+    assert [len(tensor) for tensor in chosen_outputs(raw, ("0", "1.boxes"))] == [1, 2], "another pass's names"
+    assert len(chosen_outputs(raw, ())) == 4

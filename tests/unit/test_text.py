@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from prunecli.data.catalog import load_data, samples_of
 from prunecli.data.loader import CalibrationBatches
 from prunecli.data.preparation import Preprocessing
-from prunecli.data.text import TextReading
+from prunecli.data.text_reading import TextReading
 from prunecli.data.token_batches import IGNORED, StreamBatches, TextSplit, evaluation_streams
 from prunecli.data.vocabulary import END, UNKNOWN, Vocabulary
 from prunecli.errors import DataError
@@ -51,6 +51,7 @@ def test_characters_come_back(text: str) -> None:
 
 @given(_TEXTS)
 def test_words_come_back(text: str) -> None:
+    assume(END not in text.split())
     vocabulary = Vocabulary.of(text, "word")
     back = vocabulary.decode(vocabulary.encode(text))
     assert back.split() == text.split()
@@ -170,7 +171,7 @@ def test_a_vocabulary_that_is_there_already(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("texts", "said"),
     [
-        ({}, "has no train text; name one train.txt (or ptb.train.txt, wiki.train.tokens), or give a single file"),
+        ({}, "train.csv, train.parquet), or give a single file"),
         ({"train__txt": "a b", "test__txt": "a"}, "has no valid text; name one valid.txt"),
         ({"train__txt": "a", "wiki__train__raw": "a"}, "train.txt and wiki.train.raw could both be the train text"),
         ({"train__txt": "a b\n" * 30, "valid__txt": " \n", "test__txt": "a"}, "valid.txt: is empty; give a file with"),

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -33,6 +34,7 @@ class ForeignWeights:
         tensors: The state dict.
         class_path: The class of a model pickled as a whole, for instance "torchvision.models.resnet.ResNet".
         modules: Class and settings of the modules of such a model, by name.
+        attributes: What such a model itself holds in numbers and words, also nested ones: its configuration, for one.
         settings: Numbers and words in the file beside its weights.
         notes: What the user should know about what was taken.
     """
@@ -40,6 +42,7 @@ class ForeignWeights:
     tensors: dict[str, Tensor]
     class_path: str | None = None
     modules: Mapping[str, StoredModule] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Plain] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -88,7 +91,12 @@ def read_foreign(
             content = read_torch_file(file, path, legacy=kind == "legacy")
             chosen, notes = choose_weights(content, path, key)
             weights = ForeignWeights(
-                chosen.tensors, chosen.class_path, chosen.modules or {}, settings_in(content), notes
+                chosen.tensors,
+                chosen.class_path,
+                chosen.modules or {},
+                chosen.attributes or {},
+                settings_in(content),
+                notes,
             )
     if not weights.tensors:
         raise ModelError(f"{path}: holds no tensors; give a file of weights")

@@ -20,6 +20,8 @@ _PARTS = ("_parameters", "_buffers", "_modules")
 
 _PLAIN = (bool, int, float, str)
 _MAX_SEQUENCE = 16
+_MAX_ENTRIES = 100_000
+_MAX_NESTED = 16
 
 Plain = bool | int | float | str | None | tuple[bool | int | float | str | None, ...]
 StandIn = tuple[Callable[..., Any], str]
@@ -120,6 +122,45 @@ def plain_values(state: Mapping[Any, Any]) -> dict[str, Plain]:
         if isinstance(name, str) and all(item is None or type(item) in _PLAIN for item in items):
             plain[name] = value
     return plain
+
+
+def plain_trees(state: Mapping[Any, Any]) -> dict[str, Any]:
+    """The public entries of a dictionary that consist of numbers and words, in lists and dictionaries at any depth.
+
+    Tuples and tensors of a few numbers become lists; what is larger than a description of a network is left out.
+    """
+    trees: dict[str, Any] = {}
+    for name, value in state.items():
+        if isinstance(name, str) and not name.startswith("_"):
+            tree = _tree(value, [_MAX_ENTRIES], 0)
+            if tree is not _NO_TREE:
+                trees[name] = tree
+    return trees
+
+
+_NO_TREE = object()
+
+
+def _tree(value: Any, left: list[int], depth: int) -> Any:
+    """A copy of a tree of plain values; `_NO_TREE` if it is none, or has over `left[0]` entries."""
+    left[0] -= 1
+    if left[0] < 0 or depth > _MAX_NESTED:
+        return _NO_TREE
+    if value is None or type(value) in _PLAIN:
+        return value
+    if isinstance(value, Tensor):
+        few = value.dim() == 1 and value.numel() <= _MAX_SEQUENCE and not value.is_sparse and not value.is_quantized
+        return value.tolist() if few else _NO_TREE
+    if isinstance(value, dict):
+        keys: list[Any] = list(value)
+        if not all(type(key) in (str, int) for key in keys):
+            return _NO_TREE
+        items = [_tree(item, left, depth + 1) for item in value.values()]
+        return _NO_TREE if any(item is _NO_TREE for item in items) else dict(zip(keys, items, strict=True))
+    if isinstance(value, (list, tuple)):
+        items = [_tree(item, left, depth + 1) for item in value]
+        return _NO_TREE if any(item is _NO_TREE for item in items) else items
+    return _NO_TREE
 
 
 def modules_of(module: Inert) -> dict[str, StoredModule]:

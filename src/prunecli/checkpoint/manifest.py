@@ -12,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
@@ -28,6 +29,9 @@ _MAX_DIMENSIONS = 8
 _MAX_LENGTH = 1 << 20
 _MAX_NUMBERS = 1 << 26
 _MAX_CHANNELS = 4096
+_MAX_CONFIG = 1 << 20
+_MAX_CONFIG_DEPTH = 16
+_MAX_TOKENIZER = 1 << 27
 
 _Channels = Annotated[tuple[float, ...], Field(max_length=_MAX_CHANNELS)]
 
@@ -177,6 +181,34 @@ class UsedVocabulary(_Strict):
         return tokens
 
 
+class UsedTokenizer(_Strict):
+    """The tokenizer that a network reads texts with; the file has its definition as a tensor of bytes.
+
+    Attributes:
+        tokens: How many different tokens it has.
+        size: Bytes of its definition.
+        padding: The token that fills up short texts; None: none.
+        end: The token behind the end of a text; None: none.
+    """
+
+    tokens: int = Field(ge=1, le=_MAX_LENGTH)
+    size: int = Field(ge=2, le=_MAX_TOKENIZER)
+    padding: int | None = Field(None, ge=0, le=_MAX_LENGTH)
+    end: int | None = Field(None, ge=0, le=_MAX_LENGTH)
+    _definition: str = PrivateAttr("")
+
+    @property
+    def definition(self) -> str:
+        """The definition, as JSON; empty where only the manifest was read."""
+        return self._definition
+
+    def with_definition(self, definition: str) -> UsedTokenizer:
+        """The same with its definition, which is in memory alone."""
+        copied = self.model_copy()
+        copied._definition = definition
+        return copied
+
+
 class Edit(_Strict):
     """One group of channels that was sliced. `keep_indices` refer to the width before this edit."""
 
@@ -255,6 +287,7 @@ class Manifest(_Strict):
     runtime: RuntimeChange | None = None
     masks: Masks | None = None
     vocabulary: UsedVocabulary | None = None
+    tokenizer: UsedTokenizer | None = None
     history: list[Step] = Field(default_factory=list)
     frozen_parameters: list[str] = Field(default_factory=list)
     aliases: dict[str, str] = Field(default_factory=dict)
@@ -272,6 +305,8 @@ class Manifest(_Strict):
             content.pop("forms", None)
         if self.vocabulary is None:
             content.pop("vocabulary", None)
+        if self.tokenizer is None:
+            content.pop("tokenizer", None)
         if not self.extra_state:
             content.pop("extra_state", None)
         return content

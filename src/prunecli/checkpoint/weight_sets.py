@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from prunecli.checkpoint.inert import (
     StoredModule,
     is_module,
     modules_of,
+    plain_trees,
     plain_values,
     state_dict_of,
     unwrapped,
@@ -32,7 +33,7 @@ _AVERAGED = (
 _NETWORK = ("state_dict", "model_state_dict", "model", "module", "net", "network", "params", "weights")
 _NO_NETWORK = ("optim", "sched", "lr_", "scaler", "loss_scaler", "amp", "rng", "random", "criterion", "callbacks")
 """Beginnings of the names of what else programs save."""
-_SETTINGS = ("args", "config", "cfg", "opt", "hparams", "hyper_parameters")
+_SETTINGS = ("args", "config", "cfg", "opt", "hparams", "hyper_parameters", "train_args")
 _MAX_WRAPPERS = 8
 _SHOWN = 6
 
@@ -46,12 +47,14 @@ class WeightSet:
         key: Its keys in the file, joined by dots; empty if the file is nothing else.
         class_path: Class of the module that was pickled as a whole; None for a state dict.
         modules: Class and settings of its modules by name, then.
+        attributes: What the module itself holds in numbers and words, then.
     """
 
     tensors: dict[str, Tensor]
     key: str = ""
     class_path: str | None = None
     modules: Mapping[str, StoredModule] | None = None
+    attributes: Mapping[str, Any] | None = None
 
 
 def choose_weights(content: Any, path: Path, key: str | None) -> tuple[WeightSet, tuple[str, ...]]:
@@ -152,7 +155,7 @@ def _from_module(module: Inert, path: Path, key: str) -> WeightSet:
     inner = unwrapped(module)
     try:
         tensors = {name: tensor.detach() for name, tensor in state_dict_of(inner).items()}
-        return WeightSet(tensors, key, inner.path, modules_of(inner))
+        return WeightSet(tensors, key, inner.path, modules_of(inner), plain_trees(inner.state))
     except Damaged as error:
         raise refusal(path, error.cause, error.remedy) from error
 
@@ -178,7 +181,7 @@ def _completed(chosen: WeightSet, sets: Mapping[str, WeightSet], path: Path) -> 
         return chosen, ()
     rest = min(others, key=lambda one: _rank(one.key))
     count = len(rest.tensors) - len(chosen.tensors)
-    filled = WeightSet(rest.tensors | chosen.tensors, chosen.key, chosen.class_path, chosen.modules)
+    filled = replace(chosen, tensors=rest.tensors | chosen.tensors)
     return filled, (f"{count} tensors that {chosen.key!r} of {path.name} does not have are those of {rest.key!r}",)
 
 

@@ -220,9 +220,13 @@ def _data_sets(current: str) -> list[Candidate]:
     return _matching(datasets, current)
 
 
+_OPENED_FILES: dict[str, tuple[str, ...]] = {"hf": (), "ultralytics": (".pt", ".yaml")}
+"""Sources after whose name a path may follow, with the suffixes of its files; none: a folder."""
+
+
 def _references(current: str) -> list[Candidate]:
     """Sources first, then names: there are more than a thousand."""
-    from prunecli.models.index import added_sources, known_references
+    from prunecli.models.index import OPENING, added_sources, known_references
 
     if current.startswith("open_clip:") and "@" in current:  # which weights there are only that library knows
         from prunecli.models import from_open_clip
@@ -230,9 +234,13 @@ def _references(current: str) -> list[Candidate]:
         return _matching([(f"open_clip:{name}", "") for name in from_open_clip.names()], current)
     references = known_references()
     if ":" not in current:
-        sources = dict.fromkeys(reference.partition(":")[0] + ":" for reference in references)
-        sources |= dict.fromkeys(f"{source}:" for source in added_sources())
-        return _matching([(source, "") for source in sources], current)
+        sources = dict.fromkeys((reference.partition(":")[0] + ":" for reference in references), "")
+        sources |= {f"{source}:": summary for source, summary in OPENING.items()}
+        sources |= dict.fromkeys((f"{source}:" for source in added_sources()), "")
+        return _matching(list(sources.items()), current)
+    source, _, path = current.partition(":")
+    if source in _OPENED_FILES:
+        return [(f"{source}:{file}", text) for file, text in _files(path, _OPENED_FILES[source])]
     return _matching([(reference, "") for reference in references], current)
 
 

@@ -16,7 +16,7 @@ from prunecli.registry import Registry
 if TYPE_CHECKING:
     from prunecli.data.mask_labels import MaskReading
     from prunecli.data.splits import ImageData
-    from prunecli.data.text import TextReading
+    from prunecli.data.text_reading import TextReading
 
 _SampleKind: TypeAlias = Literal["images", "recordings", "tokens"]
 

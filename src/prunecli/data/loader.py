@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -69,14 +70,14 @@ class _Collated:
         return _Collated(map_tensors(self.batch, Tensor.pin_memory), self.unreadable)
 
 
-def _collate(loaded: Any) -> _Collated:
+def _collate(stack: Callable[[list[Any]], Any], loaded: Any) -> _Collated:
     samples, unreadable = loaded
     if not samples:
         return _Collated(None, unreadable)
     inputs, labels = zip(*samples, strict=True)
     own = list(labels)
     # Images differ in how many objects they have.
-    return _Collated((_stacked(list(inputs)), own if isinstance(own[0], dict) else default_collate(own)), unreadable)
+    return _Collated((stack(list(inputs)), own if isinstance(own[0], dict) else default_collate(own)), unreadable)
 
 
 def _stacked(inputs: list[Any]) -> Any:
@@ -131,7 +132,7 @@ class Batches:
         self._loader: DataLoader[Any] = DataLoader(
             _PlannedDataset(dataset),
             batch_sampler=order,  # type: ignore[arg-type]
-            collate_fn=_collate,
+            collate_fn=partial(_collate, getattr(dataset, "stacked", None) or _stacked),
             num_workers=workers,
             generator=torch.Generator(),  # each iteration draws a number, else from the global generator
             pin_memory=torch.cuda.is_available(),

@@ -12,7 +12,7 @@ from prunecli.data.boxes import BoxDataset, BoxPreparation, BoxSplit, BoxTransfo
 from prunecli.data.events import Binning
 from prunecli.data.masks import MaskDataset, MaskSplit, evaluation_transform, training_transform
 from prunecli.data.recordings import EventDataset, EventSplit
-from prunecli.data.splits import ImageSplit, SampleSplit, Split
+from prunecli.data.splits import ImageSplit, SampleSplit, Split, UnevenSplit
 from prunecli.errors import DataError
 
 _SMALL = 64
@@ -76,6 +76,8 @@ class _ImageDataset(Dataset[Sample]):
 class _SampleDataset(Dataset[Sample]):
     def __init__(self, split: SampleSplit) -> None:
         self._split = split
+        self.stacked = split.stacked if isinstance(split, UnevenSplit) else None
+        """From samples to a batch, where they are not all alike."""
 
     def __len__(self) -> int:
         return len(self._split.labels)

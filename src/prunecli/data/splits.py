@@ -13,13 +13,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prunecli.data.images import image_bytes, read_image
+from prunecli.data.tokenizer import Tokenizer
 from prunecli.data.vocabulary import Vocabulary
 from prunecli.errors import DataError
 from prunecli.measure.environment import memory_bytes
 
 SampleKind: TypeAlias = Literal["images", "recordings", "tokens"]
 TaskName: TypeAlias = Literal[
-    "classification", "segmentation", "detection", "retrieval", "unlabelled", "word-language", "character-language"
+    "classification",
+    "segmentation",
+    "detection",
+    "retrieval",
+    "unlabelled",
+    "word-language",
+    "character-language",
+    "token-language",
 ]
 SPLIT_SEED = 0
 """Seed of every split made here. It is fixed, so a validation image of one stage is never trained on by another."""
@@ -163,14 +171,23 @@ def digest(*parts: Any) -> str:
     return hashed.hexdigest()[:16]
 
 
+@runtime_checkable
+class UnevenSplit(SampleSplit, Protocol):
+    """Samples that are not all alike, and are made so when a batch is put together."""
+
+    def stacked(self, samples: Sequence[Any]) -> Any:
+        """One batch of samples."""
+        ...
+
+
 @dataclass(frozen=True)
 class MaskLabel:
-    """What one value in masks means.
+    """What one value in masks, or one number of a class, means.
 
     Attributes:
         value: The number, or the colour as "red,green,blue".
         name: Its class; None: void.
-        share: Share of the pixels of all masks that were looked at.
+        share: Share of the pixels of all masks that were looked at, or of the samples.
     """
 
     value: str
@@ -194,16 +211,17 @@ class ImageData:
         validation: Images held out from the training images; None before `hold_out`.
         test: Images that only evaluation uses.
         task: "classification", "segmentation" if every pixel has a class, "detection" if objects have boxes,
-            "retrieval" if images have captions and the labels are the images' own numbers, "word-language" or
-            "character-language" if the next token of a text is to be predicted, or "unlabelled".
+            "retrieval" if images have captions and the labels are the images' own numbers, "word-language",
+            "character-language" or "token-language" if the next token of a text is to be predicted, or "unlabelled".
         described: Number of the image that each caption belongs to.
         samples: Whether splits have images (or a network's inputs, see `SampleSplit`), recordings of events, or tokens
             of a text.
         missing: Error message of whoever needs the training images, where their files are missing; the test images can
             be used without them.
         notes: What the user should know about how the files were read, a line each.
-        labels: What values in masks mean, and how common they are.
-        vocabulary: What tokens of texts mean.
+        labels: What values in masks, or numbers of classes of texts, mean, and how common they are.
+        vocabulary: What tokens of texts mean, where these are words or characters.
+        tokenizer: What they mean where these are parts of words.
     """
 
     name: str
@@ -223,6 +241,7 @@ class ImageData:
     notes: tuple[str, ...] = ()
     labels: tuple[MaskLabel, ...] = ()
     vocabulary: Vocabulary | None = None
+    tokenizer: Tokenizer | None = None
 
     @property
     def num_classes(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prunecli.data.splits import digest
-from prunecli.data.vocabulary import Vocabulary
+from prunecli.data.vocabulary import Encoding
 
 IGNORED = -100
 """Target of positions that count nowhere; the default of torch's cross-entropy."""
@@ -27,39 +28,56 @@ class TextSplit:
     Attributes:
         tokens: The whole text, shape (tokens,).
         length: Tokens in a sequence.
-        vocabulary: What the numbers mean.
+        encoding: What the numbers mean.
         chosen: The sequences by number; None: all, and then the split is a text that can be read from end to end.
+        whole: Whether the end of the text is a sequence too, filled up with token 0 and targets of -100.
+        characters: Characters that all tokens but the first stand for; None: not known.
+        bytes: The same in bytes of UTF-8.
     """
 
     tokens: NDArray[np.int64]
     length: int
-    vocabulary: Vocabulary
+    encoding: Encoding
     chosen: NDArray[np.int64] | None = None
+    whole: bool = False
+    characters: int | None = None
+    bytes: int | None = None
 
     @property
     def labels(self) -> NDArray[np.int64]:
         """The token after each token of each sequence, shape (sequences, length)."""
-        return self._sequences(1)
+        return self._labels
 
     def sample(self, index: int) -> Tensor:
         """The sequence at `index`, shape (length,)."""
-        return torch.from_numpy(self._sequences(0)[index].copy())
+        start = (index if self.chosen is None else int(self.chosen[index])) * self.length
+        # Inputs end one token before the text does.
+        piece = self.tokens[start : min(start + self.length, len(self.tokens) - 1)]
+        return torch.from_numpy(np.pad(piece, (0, self.length - len(piece))))
 
     def subset(self, indices: NDArray[np.int64]) -> TextSplit:
         """The sequences at `indices`."""
         kept = indices if self.chosen is None else self.chosen[indices]
         return replace(self, chosen=np.asarray(kept, dtype=np.int64))
 
+    def completed(self) -> TextSplit:
+        """The same text with its end, so that every token but the first is a target once."""
+        return replace(self, whole=True)
+
     def fingerprint(self) -> str:
         """Hash of tokens and vocabulary; how they are cut into sequences does not matter, unless some were chosen."""
-        parts = [np.ascontiguousarray(self.tokens).data, "\0".join(self.vocabulary.tokens).encode()]
+        parts = [np.ascontiguousarray(self.tokens).data, self.encoding.signature()]
         if self.chosen is not None:
             parts += [str(self.length).encode(), np.ascontiguousarray(self.chosen).data]
         return digest(*parts)
 
-    def _sequences(self, first: int) -> NDArray[np.int64]:
-        count = (len(self.tokens) - 1) // self.length
-        every = self.tokens[first : first + count * self.length].reshape(count, self.length)
+    @cached_property
+    def _labels(self) -> NDArray[np.int64]:
+        targets = self.tokens[1:]
+        count = -(-len(targets) // self.length) if self.whole else len(targets) // self.length
+        missing = max(0, count * self.length - len(targets))
+        every = np.pad(targets[: count * self.length], (0, missing), constant_values=IGNORED)
+        every = every.reshape(count, self.length)
         return every if self.chosen is None else every[self.chosen]
 
 

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,27 @@ UNKNOWN = "<unk>"
 END = "<eos>"
 Level = Literal["word", "char"]
 _CODE_POINTS = 0x110000
+
+
+class Encoding(Protocol):
+    """What the tokens of a text are: a `Vocabulary`, or a tokenizer."""
+
+    def __len__(self) -> int:
+        """The number of tokens, which are counted from 0."""
+        ...
+
+    @property
+    def unknown(self) -> int | None:
+        """The number of the token for everything unknown; None: nothing is."""
+        ...
+
+    def decode(self, numbers: Sequence[int] | NDArray[np.int64]) -> str:
+        """The text of tokens."""
+        ...
+
+    def signature(self) -> bytes:
+        """What distinguishes it from others."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,6 +79,10 @@ class Vocabulary:
         if self.level == "char":
             return "".join(tokens)
         return "".join("\n" if token == END else f"{token} " for token in tokens)
+
+    def signature(self) -> bytes:
+        """What distinguishes it from others."""
+        return "\0".join(self.tokens).encode()
 
     @property
     def unknown(self) -> int:

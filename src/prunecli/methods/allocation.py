@@ -120,7 +120,7 @@ class _Limits:
     def of(cls, group: ChannelGroup, params: StructuralParams, dense: int) -> _Limits:
         rounding = params.round_to or _rounding_for(dense)
         each = group.channels_per_unit
-        step = rounding // math.gcd(rounding, each)
+        step = math.lcm(rounding // math.gcd(rounding, each), group.multiple)
         fewest = max(params.min_width, math.ceil((1 - params.max_ratio) * dense - 1e-9))
         smallest = math.ceil(math.ceil(fewest / each) / step) * step
         return cls(group.units, dense // each, min(group.units, smallest), step, rounding)

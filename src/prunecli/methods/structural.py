@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Edit, Untouched
-from prunecli.copying import copied
+from prunecli.copying import copied, release_copies
 from prunecli.criteria.base import Criterion
 from prunecli.engine.hooks import State
 from prunecli.engine.optimizer import KeptPositions
@@ -125,6 +125,7 @@ class _Run:
             self._dense = {}  # names may have moved on to other groups since an earlier trace
         for group in self._groups:
             self._dense.setdefault(group.name, group.channels)
+        release_copies(self.network)
         self.clock.lap("trace")
 
     def step(self, amount: float, part: float) -> KeptPositions:
@@ -159,6 +160,7 @@ class _Run:
         except VerificationError as error:
             self._leave_alone(keep, error)
             return self.step(amount, part)
+        release_copies(self.network)
         self.clock.lap("verify")
         self._repair(self.network, pruned, groups, keep, self.clock)
         self.network = pruned

@@ -20,8 +20,10 @@ from prunecli.models.source import (
     Opened,
     OpeningSource,
     OpenRequest,
+    ReadingSource,
     SettlingSource,
     Takes,
+    WritingSource,
 )
 
 _BUILT_FROM = "_prunecli_built_from"
@@ -56,7 +58,7 @@ def split_reference(ref: str) -> tuple[str, str]:
     """
     source, colon, name = ref.partition(":")
     if not colon:
-        known = [f"{s}:{ref}" for s in SOURCES.built_in if ref in source_names(s)]
+        known = [f"{s}:{ref}" for s in SOURCES.built_in if _has(s, ref)]
         hint = f"did you mean {' or '.join(known)}?" if known else "write it as source:name, for instance timm:resnet50"
         raise ModelError(f"unknown architecture {ref!r}: {hint}")
     SOURCES.require(source)
@@ -109,6 +111,18 @@ def open_network(ref: str, request: OpenRequest) -> Opened | None:
     source, name = split_reference(ref)
     module = _source(source)
     return module.open(name, request) if isinstance(module, OpeningSource) else None
+
+
+def reading_source(source: str) -> ReadingSource | None:
+    """A source that reads the files of its package itself; None for others, and if there is none of that name."""
+    module = _source(source) if source in SOURCES.names else None
+    return module if isinstance(module, ReadingSource) else None
+
+
+def writing_source(source: str) -> WritingSource | None:
+    """A source whose package opens networks of any widths; None for others, and if there is none of that name."""
+    module = _source(source) if source in SOURCES.names else None
+    return module if isinstance(module, WritingSource) else None
 
 
 def opens(ref: str) -> bool:
@@ -172,6 +186,14 @@ def build_dense(architecture: Architecture, *, meta: bool = False) -> nn.Module:
     if architecture.config:
         arguments["config"] = architecture.config
     return build(architecture.ref, meta=meta, **arguments)
+
+
+def _has(source: str, name: str) -> bool:
+    """Whether a source lists a name; not if its package is not installed."""
+    try:
+        return name in source_names(source)
+    except ModelError:
+        return False
 
 
 def _source(source: str) -> ModelSource:

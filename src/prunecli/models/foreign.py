@@ -15,11 +15,11 @@ from prunecli.checkpoint.foreign_files import ForeignWeights
 from prunecli.checkpoint.manifest import Architecture
 from prunecli.checkpoint.records import printable
 from prunecli.errors import ModelError
-from prunecli.models.catalog import build_dense, open_network, opens
+from prunecli.models.catalog import build_dense, open_network, opens, reading_source
 from prunecli.models.dialects.dialect import ForeignRequest, Translation
 from prunecli.models.dialects.index import translate
 from prunecli.models.fingerprints import nearest_references
-from prunecli.models.recognition import UnfittingWeights, architecture_for, identify
+from prunecli.models.recognition import UnfittingWeights, architecture_for, identify, source_of
 from prunecli.models.source import OpenRequest
 from prunecli.models.stored_settings import (
     HARMLESS,
@@ -63,6 +63,9 @@ def rebuild_foreign(weights: ForeignWeights, request: ForeignRequest, kwargs: Ma
     Raises:
         ModelError: No architecture fits, or it is not clear which, or it would compute something else.
     """
+    own = _read_by_its_source(weights, request, kwargs)
+    if own is not None:
+        return own
     failed: UnfittingWeights | None = None
     for reading, note in _readings(weights):
         try:
@@ -142,6 +145,24 @@ def _rebuilt(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[s
     order = ("batch_first",) if ref.startswith(_LANGUAGE) else ()
     check_settings(weights, model, ref, path, other_than=(*kwargs, *order))
     return Rebuilt(model, architecture, {name: tensor.dtype for name, tensor in tensors.items()}, notes)
+
+
+def _read_by_its_source(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[str, Any]) -> Rebuilt | None:
+    """The network of a file, if the source that it belongs to knows such files.
+
+    Raises:
+        ModelError: It knows them, and this one holds another network.
+    """
+    named, colon, name = (request.arch or "").partition(":")
+    source = named if colon else source_of(weights.class_path)
+    reader = reading_source(source) if source is not None else None
+    if reader is None or source is None:
+        return None
+    asked = OpenRequest(kwargs, num_classes=request.num_classes, data_classes=request.data_classes)
+    opened = reader.read(weights, name or None, request.path, asked)
+    dtypes = {name: tensor.dtype for name, tensor in opened.model.state_dict().items()}
+    architecture = Architecture(ref=f"{source}:{opened.name}", config=opened.config)
+    return Rebuilt(opened.model.float(), architecture, dtypes, opened.notes)
 
 
 def _into_opened(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[str, Any]) -> Rebuilt:

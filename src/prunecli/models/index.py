@@ -32,9 +32,17 @@ SOURCES: Registry[ModelSource] = Registry(
         "spiking": "prunecli.models.spiking",
         "timm": "prunecli.models.from_timm",
         "torchvision": "prunecli.models.from_torchvision",
+        "ultralytics": "prunecli.models.yolo.source",
     },
     ModelError,
 )
+
+OPENING = {
+    "hf": "hf:FOLDER, hf:OWNER/NAME or hf:CLASS: networks of transformers",
+    "module": "module:package.file:function: networks that a function of yours builds",
+    "ultralytics": "ultralytics:NAME, or a .pt or .yaml file: YOLO networks of ultralytics",
+}
+"""Built-in sources whose networks are not all listed, with a line about each; see `OpeningSource`."""
 
 
 def known_references() -> list[str]:

@@ -17,6 +17,7 @@ from prunecli.checkpoint.foreign_files import read_foreign
 from prunecli.checkpoint.io import file_sha256, read_checkpoint, read_manifest, write_checkpoint
 from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.checkpoint.masks import masks_of, packed, unpacked
+from prunecli.checkpoint.tokenizers import with_tokenizer, without_tokenizer
 from prunecli.copying import copied
 from prunecli.errors import ModelError
 from prunecli.methods.runtime import apply_recorded
@@ -24,7 +25,7 @@ from prunecli.models.catalog import build, input_spec, open_network, rebuild_den
 from prunecli.models.dialects.dialect import ForeignRequest
 from prunecli.models.foreign import rebuild_foreign
 from prunecli.models.recognition import recorded
-from prunecli.models.source import Opened, OpenRequest
+from prunecli.models.source import DataTokens, Opened, OpenRequest
 from prunecli.sparsity.spike_masks import install
 from prunecli.surgery.recurrent.forms import forms_of, put_in_form
 from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
@@ -79,6 +80,7 @@ def load_reference(
     *,
     pretrained: bool = False,
     data_classes: Callable[[], int | None] = lambda: None,
+    data_tokens: Callable[[], DataTokens | None] = lambda: None,
     allow_nonfinite: bool = False,
     **kwargs: Any,
 ) -> LoadedModel:
@@ -88,6 +90,7 @@ def load_reference(
         ref: The reference; after some sources' names a file or folder follows.
         pretrained: Whether to fetch published weights.
         data_classes: Returns the number of classes of a data set, for networks of such sources with a new classifier.
+        data_tokens: Returns the tokens of a data set, for such networks that read texts.
         allow_nonfinite: Whether weights of a file may hold NaN or infinity.
         **kwargs: Arguments of the architecture.
 
@@ -95,7 +98,7 @@ def load_reference(
         ModelError: The reference does not exist or the source refuses the arguments.
     """
     own = {name: value for name, value in kwargs.items() if name != "num_classes"}
-    request = OpenRequest(own, pretrained, kwargs.get("num_classes"), data_classes, allow_nonfinite)
+    request = OpenRequest(own, pretrained, kwargs.get("num_classes"), data_classes, allow_nonfinite, data_tokens)
     opened = open_network(ref, request)
     if opened is not None:
         return _opened(ref.partition(":")[0], opened)
@@ -111,7 +114,7 @@ def _opened(source: str, opened: Opened) -> LoadedModel:
     architecture = Architecture(
         ref=f"{source}:{opened.name}", config=opened.config, class_name=type(opened.model).__name__
     )
-    manifest = Manifest(architecture=architecture, normalisation=opened.normalisation)
+    manifest = Manifest(architecture=architecture, normalisation=opened.normalisation, tokenizer=opened.tokenizer)
     model = _in_single_precision(opened.model).eval()
     return LoadedModel(model, manifest, opened.size, opened.path, notes=list(opened.notes), new=opened.new)
 
@@ -148,7 +151,9 @@ def load_file(
         ModelError: The file is missing, unreadable, or does not fit the architecture.
     """
     if path.is_dir():
-        raise ModelError(f"{path}: is a directory; give a weights file ({', '.join(WEIGHT_SUFFIXES)})")
+        there = (path / "config.json").is_file()
+        hint = f"write hf:{path} for a network of transformers" if there else "give a weights file"
+        raise ModelError(f"{path}: is a directory; {hint}" + ("" if there else f" ({', '.join(WEIGHT_SUFFIXES)})"))
     if not path.is_file():
         raise ModelError(f"{path}: no such file; give a weights file or a reference such as timm:resnet50")
     if arch is not None:
@@ -208,6 +213,7 @@ def restore(
     manifest, tensors = read_checkpoint(path, allow_nonfinite=True)
     model = dense(manifest.architecture)
     try:
+        tensors, manifest = without_tokenizer(tensors, manifest)
         put_in_form(model, manifest.forms)
         if manifest.masks is not None:
             install(model, manifest.masks)
@@ -252,11 +258,11 @@ def save(path: Path, model: nn.Module, manifest: Manifest, dense: nn.Module | No
             "frozen_parameters": [n for n, p in model.named_parameters() if not p.requires_grad],
         }
     )
-    tensors = _in_precision(model)
+    tensors = in_precision(model)
     if complete.masks is not None:
         complete.masks = masks_of(tensors, complete.masks)
         tensors = packed(tensors, complete.masks)
-    write_checkpoint(path, tensors, complete)
+    write_checkpoint(path, with_tokenizer(tensors, complete.tokenizer), complete)
     return complete
 
 
@@ -266,7 +272,12 @@ def _note_precision(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None
     object.__setattr__(model, _PRECISION, narrow)
 
 
-def _in_precision(model: nn.Module) -> dict[str, Tensor]:
+def is_narrow(model: nn.Module) -> bool:
+    """Whether some of a network's tensors are saved in half precision, and so are rounded."""
+    return bool(getattr(model, _PRECISION, {}))
+
+
+def in_precision(model: nn.Module) -> dict[str, Tensor]:
     """All tensors of a network, those from a file in half precision in that again; shared ones stay shared.
 
     A tensor that would overflow, as statistics that were measured again may, keeps the precision it has.

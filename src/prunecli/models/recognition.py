@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from prunecli.checkpoint.arguments import ARGUMENTS
 from prunecli.checkpoint.foreign_files import ForeignWeights
@@ -19,7 +20,7 @@ from prunecli.checkpoint.records import printable
 from prunecli.engine.detectors.index import detector_of
 from prunecli.errors import ModelError
 from prunecli.models.alternatives import choose
-from prunecli.models.catalog import build, built_from, rebuild_dense, settled_arguments
+from prunecli.models.catalog import build, built_from, reading_source, rebuild_dense, settled_arguments
 from prunecli.models.dialects.segformer import reference_of
 from prunecli.models.fingerprints import nearest_references
 
@@ -37,6 +38,9 @@ _PACKAGES = {
     "prunecli.models.spiking": "spiking",
     "prunecli.models.recurrent_language.": "lm",
     "spikingjelly.": "spiking",
+    "ultralytics.": "ultralytics",
+    "models.yolo.": "ultralytics",
+    "models.common.": "ultralytics",
 }
 """Packages with the classes of each source."""
 _SCORES = ("cls_score", "classification_head")
@@ -96,7 +100,7 @@ def identify(
             f"{path}: no known architecture has these weights{whole}; nearest: {near}; name one with "
             "--arch source:name, or a function of yours that builds it with --arch module:package.file:function"
         )
-    own = _source_of(class_path)
+    own = source_of(class_path)
     fitting.sort(key=lambda a: (_source(a) != own, _PREFERENCE[_source(a)], len(a.ref), a.ref))
     known = weights if weights is not None else ForeignWeights(dict(tensors))
     chosen, decided = choose(fitting, tensors, known, path, prefer, own)
@@ -195,13 +199,17 @@ def _source(architecture: Architecture) -> str:
     return architecture.ref.partition(":")[0]
 
 
-def _source_of(class_path: str | None) -> str | None:
+def source_of(class_path: str | None) -> str | None:
+    """The source of a class that is pickled in a file; None if it is of no known package."""
     return next((source for package, source in _PACKAGES.items() if (class_path or "").startswith(package)), None)
 
 
 def recognise(model: nn.Module) -> Architecture:
     """The architecture of a live, dense model; its reference is empty if the catalogue does not have it."""
     shapes = _model_shapes(model)
+    described = _described_by_its_source(model, shapes)
+    if described is not None:
+        return described
     origin = built_from(model)
     if origin is not None:
         fresh = build(origin[0], meta=True, **origin[1])
@@ -220,6 +228,23 @@ def recognise(model: nn.Module) -> Architecture:
     return Architecture(ref="", class_name=type(model).__name__)
 
 
+def _described_by_its_source(model: nn.Module, shapes: _Shapes) -> Architecture | None:
+    """The architecture of a network of a package whose networks say themselves what they were built of."""
+    source = source_of(f"{type(model).__module__}.")
+    reader = reading_source(source) if source is not None else None
+    described = reader.describe(model) if reader is not None else None
+    if described is None:
+        return None
+    name, config = described
+    try:
+        fresh = build(f"{source}:{name}", meta=True, config=config)
+        architecture = Architecture(ref=f"{source}:{name}", config=config, class_name=type(model).__name__)
+    except (ModelError, ValidationError):
+        return None
+    alike = _mismatch(_model_shapes(fresh), shapes) is None and _same_modules(fresh, model)
+    return architecture if alike else None
+
+
 _ALIKE = 0.9
 """Below this share of equal tensors it is another network, not one with another number of classes."""
 
@@ -232,7 +257,10 @@ def _likely_references(model: nn.Module, shapes: _Shapes) -> list[str]:
 
 
 def _same_modules(first: nn.Module, second: nn.Module) -> bool:
-    return [(n, type(m)) for n, m in first.named_modules()] == [(n, type(m)) for n, m in second.named_modules()]
+    kinds = [
+        [(name, type_before_parametrizations(m)) for name, m in model.named_modules()] for model in (first, second)
+    ]
+    return kinds[0] == kinds[1]
 
 
 def _class_count(model: nn.Module) -> int:

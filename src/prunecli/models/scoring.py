@@ -17,7 +17,7 @@ from prunecli.engine.tasks.base import Task
 from prunecli.errors import DataError, RecipeError
 from prunecli.inputs import call, logits
 from prunecli.models.prompt_classifier import PromptClassifier, has_text_tower, prompt_classifier
-from prunecli.models.recurrent_language import LanguageModel
+from prunecli.models.token_networks import purpose_of
 
 
 @dataclass(frozen=True)
@@ -183,12 +183,17 @@ def _require_no_boxes(task: Task, network: str) -> None:
 
 def scoring_of(network: nn.Module) -> Scoring:
     """How a network gives scores."""
-    if isinstance(network, LanguageModel):
+    if _scores_tokens(network):
         return _TokenScoring()
     detector = detector_of(network)
     if detector is not None:
         return _BoxScoring(detector, network)
     return _TextScoring() if has_text_tower(network) else _OutputScoring()
+
+
+def _scores_tokens(network: nn.Module) -> bool:
+    """Whether its outputs are scores of tokens, one set for every position."""
+    return purpose_of(network) in ("next token", "masked token")
 
 
 @dataclass(frozen=True)
@@ -222,7 +227,7 @@ def has_best_class(classifier: nn.Module) -> bool:
 
 def loss_of(classifier: nn.Module) -> Loss:
     """The loss for criteria that take gradients: with a text tower that of the prompts' scores, not of the features."""
-    if isinstance(classifier, LanguageModel):
+    if _scores_tokens(classifier):
         return token_loss
     detector = detector_of(classifier)
     if detector is not None:

@@ -9,7 +9,8 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch import nn
 
-from prunecli.checkpoint.manifest import InputNormalisation
+from prunecli.checkpoint.foreign_files import ForeignWeights
+from prunecli.checkpoint.manifest import InputNormalisation, UsedTokenizer
 
 Takes: TypeAlias = Literal["images", "tokens", "other"]
 """What a network takes: one tensor of images, one of tokens, or something else."""
@@ -22,7 +23,8 @@ class ModelSource(Protocol):
     A source whose networks compare images with texts, so that no number of classes belongs to them, also has
     `CLASSES_ARE_TEXTS = True`; one of language models has `READS_TOKENS = True`. One whose arguments have defaults that
     weights do not show is a `SettlingSource`, one that also builds networks from files and configurations an
-    `OpeningSource`, and one whose networks take different things says so as a `DescribingSource`.
+    `OpeningSource`, one that knows the files of its package a `ReadingSource`, one that can write them a
+    `WritingSource`, and one whose networks take different things says so as a `DescribingSource`.
     """
 
     def names(self) -> Sequence[str]:
@@ -73,6 +75,21 @@ class SettlingSource(ModelSource, Protocol):
 
 
 @dataclass(frozen=True)
+class DataTokens:
+    """The tokens of texts.
+
+    Attributes:
+        count: How many different ones there are.
+        padding: The one that fills up short texts; None: none does.
+        end: The one behind the end of a text; None: none is.
+    """
+
+    count: int
+    padding: int | None = None
+    end: int | None = None
+
+
+@dataclass(frozen=True)
 class OpenRequest:
     """What a user says about a network to open.
 
@@ -82,6 +99,7 @@ class OpenRequest:
         num_classes: Number of classes, if given; a classifier for another number is replaced.
         data_classes: Number of classes of the data set, for networks whose classifier is new.
         allow_nonfinite: Whether weights may hold NaN or infinity.
+        data_tokens: Tokens of the data set, for networks that are new; None: it has none.
     """
 
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -89,6 +107,7 @@ class OpenRequest:
     num_classes: int | None = None
     data_classes: Callable[[], int | None] = lambda: None
     allow_nonfinite: bool = False
+    data_tokens: Callable[[], DataTokens | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -102,7 +121,7 @@ class Opened:
         path: The file or folder that its weights were read from.
         size: Image height and width that it needs; None: any, or it takes no images.
         normalisation: Of the pixels of images.
-        tokenizer: The JSON text of its tokenizer; empty: it has none.
+        tokenizer: Its tokenizer; None: it has none, or takes no texts.
         notes: What the user should know.
         new: Whether its weights are random.
     """
@@ -113,7 +132,7 @@ class Opened:
     path: Path | None = None
     size: tuple[int, int] | None = None
     normalisation: InputNormalisation | None = None
-    tokenizer: str = ""
+    tokenizer: UsedTokenizer | None = None
     notes: tuple[str, ...] = ()
     new: bool = False
 
@@ -135,6 +154,48 @@ class OpeningSource(ModelSource, Protocol):
 
         Raises:
             ModelError: There is no such network, or it cannot be read.
+        """
+        ...
+
+
+@runtime_checkable
+class ReadingSource(OpeningSource, Protocol):
+    """A source that knows how its package saves networks: as a whole, with their configuration."""
+
+    def read(self, weights: ForeignWeights, name: str | None, path: Path, request: OpenRequest, /) -> Opened:
+        """The network in a file.
+
+        Args:
+            weights: The file's content.
+            name: What follows the colon, if the user names the network; else the file holds one as a whole.
+            path: The file.
+            request: What else the user says.
+
+        Raises:
+            ModelError: It is another network, or has been changed since it was built.
+        """
+        ...
+
+    def describe(self, model: nn.Module, /) -> tuple[str, dict[str, Any]] | None:
+        """Name and configuration of a live network of the package, for `build`; None if it is none that it builds."""
+        ...
+
+
+@runtime_checkable
+class WritingSource(ModelSource, Protocol):
+    """A source whose package opens files with networks of any widths."""
+
+    def write(self, model: nn.Module, config: Mapping[str, Any], size: tuple[int, int] | None, path: Path, /) -> None:
+        """Writes a file that the package opens.
+
+        Args:
+            model: The network, dense or pruned; not changed.
+            config: The configuration of the dense network.
+            size: Height and width of the images it is for.
+            path: The file, replaced if it exists.
+
+        Raises:
+            ModelError: The file has another suffix than the package wants.
         """
         ...
 

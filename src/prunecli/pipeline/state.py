@@ -9,20 +9,22 @@ from typing import Any
 import torch
 
 from prunecli.checkpoint.confinement import stays_inside
-from prunecli.checkpoint.manifest import UsedVocabulary
+from prunecli.checkpoint.manifest import UsedTokenizer, UsedVocabulary
 from prunecli.data.catalog import default_root, load_data, samples_of
 from prunecli.data.images import BadImages
 from prunecli.data.mask_labels import MaskReading, parse_void
 from prunecli.data.splits import ImageData, MaskLabel, Split, hold_out
-from prunecli.data.text import TextReading
-from prunecli.data.vocabulary import Vocabulary
+from prunecli.data.text_reading import TextReading
+from prunecli.data.tokenizer import Tokenizer
 from prunecli.engine.device import pick_device, seed_everything
 from prunecli.errors import DataError, RecipeError
 from prunecli.methods.registry import get_method
 from prunecli.models.catalog import classes_are_texts, opens, reads_tokens
 from prunecli.models.loading import LoadedModel, load_file, load_reference
+from prunecli.models.source import DataTokens
 from prunecli.pipeline.samples import Samples, samples_in
 from prunecli.pipeline.sink import Sink
+from prunecli.pipeline.text_settings import text_reading
 from prunecli.recipe.schema import PruneStage, Recipe
 from prunecli.recipe.sizes import parse_shape, parse_size
 
@@ -61,6 +63,8 @@ class RunState:
     parent: LoadedModel | None = None
     reports: list[Path] = field(default_factory=list)
     _data: ImageData | None = None
+    _building: bool = False
+    _made_tokenizer: Tokenizer | None = None
 
     def __post_init__(self) -> None:
         self.device = pick_device(self.recipe.device)
@@ -108,7 +112,7 @@ class RunState:
             data = load_data(name, self._data_root(), download=section.download, masks=masks, text=reading)
             self._warn_of_other_classes(data)
             self._data = hold_out(data, section.val_fraction)
-            for note in self._data.notes:
+            for note in () if self._building else self._data.notes:
                 self.sink.note(note)
         return self._data
 
@@ -119,6 +123,14 @@ class RunState:
             return learned
         own = self.data().vocabulary
         return UsedVocabulary(level=own.level, tokens=own.tokens) if own is not None else None
+
+    def tokenizer(self) -> UsedTokenizer | None:
+        """The tokenizer of the current network: the one that it has learned with, else the data set's."""
+        learned = self.model().manifest.tokenizer
+        if learned is not None or self.data_name() is None:
+            return learned
+        own = self.data().tokenizer
+        return own.record() if own is not None else None
 
     def split(self, name: str) -> Split:
         """The test or the validation split of the data set.
@@ -148,36 +160,50 @@ class RunState:
             RecipeError: None is named.
         """
         if self.loaded is None:
-            section = self.recipe.model
-            seed_everything(self.recipe.seed)  # new weights are drawn here
-            if section.weights is not None:
-                self.loaded = load_file(
-                    Path(section.weights).expanduser(),
-                    section.ref,
-                    num_classes=section.num_classes,
-                    data_classes=lambda: self._build_arguments().get("num_classes"),
-                    kwargs=section.kwargs,
-                    weights_key=section.weights_key,
-                    strip_prefix=section.strip_prefix,
-                    prefer=self._source_of_methods(),
-                    allow_nonfinite=section.allow_nonfinite,
-                )
-            elif section.ref is not None:
-                self.loaded = load_reference(
-                    section.ref,
-                    pretrained=section.pretrained,
-                    data_classes=self._data_classes,
-                    allow_nonfinite=section.allow_nonfinite,
-                    **self._build_arguments(),
-                )
-            else:
-                raise RecipeError("no model: give a weights file or a reference such as cifar:resnet20")
-            shape = parse_shape(section.example_shape) if section.example_shape is not None else ()
-            if len(shape) == _IMAGES and shape[1] in _COLOURS:
-                self.loaded.fixed_size = (shape[2], shape[3])
+            self._building = True
+            try:
+                self.loaded = self._built()
+            finally:
+                self._building = False
+            if self._data is not None and self._data.samples == "tokens":
+                # It was read for the sizes of a new network, and is read again for what that network can read.
+                self._made_tokenizer = self._data.tokenizer
+                self._data = None
             for note in self.loaded.notes:
                 self.sink.note(note)
         return self.loaded
+
+    def _built(self) -> LoadedModel:
+        """Loads the network that the recipe names, or builds it."""
+        section = self.recipe.model
+        seed_everything(self.recipe.seed)  # new weights are drawn here
+        if section.weights is not None:
+            loaded = load_file(
+                Path(section.weights).expanduser(),
+                section.ref,
+                num_classes=section.num_classes,
+                data_classes=lambda: self._build_arguments().get("num_classes"),
+                kwargs=section.kwargs,
+                weights_key=section.weights_key,
+                strip_prefix=section.strip_prefix,
+                prefer=self._source_of_methods(),
+                allow_nonfinite=section.allow_nonfinite,
+            )
+        elif section.ref is not None:
+            loaded = load_reference(
+                section.ref,
+                pretrained=section.pretrained,
+                data_classes=self._data_classes,
+                data_tokens=self._data_tokens,
+                allow_nonfinite=section.allow_nonfinite,
+                **self._build_arguments(),
+            )
+        else:
+            raise RecipeError("no model: give a weights file or a reference such as cifar:resnet20")
+        shape = parse_shape(section.example_shape) if section.example_shape is not None else ()
+        if len(shape) == _IMAGES and shape[1] in _COLOURS:
+            loaded.fixed_size = (shape[2], shape[3])
+        return loaded
 
     def _source_of_methods(self) -> str | None:
         """The source of architectures that a pruning method of this run is for."""
@@ -217,23 +243,15 @@ class RunState:
         return MaskReading(void=said.void, recorded=tuple(MaskLabel(row.value, row.name, row.share) for row in labels))
 
     def _text_reading(self) -> TextReading:
-        """What the user says about a text, and the vocabulary that the current network has learned.
+        """How texts are read: by what the current network has learned, what it is, and what the user says.
 
         Raises:
-            RecipeError: The network has learned words and is to read characters, or the other way round.
+            RecipeError: These do not go together.
         """
-        section = self.recipe.data
-        manifest = None
-        if self.loaded is not None or self.recipe.model.weights is not None:
-            manifest = self.model().manifest
-        if manifest is None or manifest.vocabulary is None:
-            return TextReading(section.level, section.bptt)
-        learned = manifest.vocabulary
-        if section.level not in (None, learned.level):
-            tokens = {"word": "words", "char": "characters"}[learned.level]
-            raise RecipeError(f"--level {section.level}: {self.model().name} reads {tokens}; leave it out")
-        length = section.bptt or next(iter(manifest.architecture.input_shape), None)
-        return TextReading(learned.level, length, Vocabulary(learned.level, learned.tokens))
+        section = self.recipe.model
+        if self.loaded is None and not self._building and (section.weights is not None or section.ref is not None):
+            self.model()
+        return text_reading(self.recipe.data, section.ref, self.loaded, self._made_tokenizer)
 
     def _folder_of(self, name: str) -> Path:
         """Where masks lie: one folder may be written in several ways."""
@@ -259,6 +277,15 @@ class RunState:
 
     def _data_classes(self) -> int | None:
         return self.data().num_classes if self.recipe.data.name is not None else None
+
+    def _data_tokens(self) -> DataTokens | None:
+        """The tokens of the texts that a network is built for."""
+        if self.recipe.data.name is None or samples_of(self.recipe.data.name) != "tokens":
+            return None
+        data = self.data()
+        if data.tokenizer is not None:
+            return DataTokens(len(data.tokenizer), data.tokenizer.padding, data.tokenizer.end)
+        return DataTokens(data.num_classes)
 
     def _build_arguments(self) -> dict[str, Any]:
         section = self.recipe.model

@@ -1,28 +1,45 @@
-"""Inputs of the current network where it is a language model: sequences of tokens."""
+"""Inputs of the current network where it reads texts: sequences of tokens."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import InputNormalisation
-from prunecli.data.loader import Batches, CalibrationBatches, evaluation_batches
+from prunecli.data.loader import Batches, CalibrationBatches, TrainingBatches, evaluation_batches
+from prunecli.data.passages import PassageSplit
 from prunecli.data.preparation import Preprocessing
 from prunecli.data.splits import Split
 from prunecli.data.text import DEFAULT_LENGTHS
 from prunecli.data.token_batches import StreamBatches, TextSplit, evaluation_streams
 from prunecli.engine.config import FitConfig
 from prunecli.errors import DataError
+from prunecli.models.token_networks import (
+    accepts,
+    heeds_padding,
+    longest_sequence,
+    looks_ahead,
+    padding_token,
+    purpose_of,
+    remembers,
+    vocabulary_size,
+    widest_input,
+)
 from prunecli.pipeline.model_inputs import ModelInputs
 
 _PREPROCESSING = Preprocessing((0, 0, 0), (), ())
 """Tokens are taken as they are."""
+_LENGTH = 128
+"""Tokens of an example where nothing says how many the network usually reads."""
+_TRIED = 12
+"""Tokens of the sequences on which is tried what a network pays attention to."""
 
 
 class TokenInputs(ModelInputs):
-    """Inputs of a language model.
+    """Inputs of a network that reads tokens.
 
     Args:
         state: The run.
@@ -35,17 +52,19 @@ class TokenInputs(ModelInputs):
         """Tokens in a sequence: those of the data set, else as the checkpoint was last used."""
         state = self._state
         name = state.data_name()
-        if name is not None and isinstance(test := state.data().test, TextSplit):
+        if name is not None and isinstance(test := state.data().test, (TextSplit, PassageSplit)):
             return (test.length,)
-        recorded = state.model().manifest.architecture.input_shape
-        return (state.recipe.data.bptt or (recorded[0] if recorded else DEFAULT_LENGTHS["word"]),)
+        loaded = state.model()
+        recorded = loaded.manifest.architecture.input_shape
+        usual = DEFAULT_LENGTHS["word"] if remembers(loaded.model) else _LENGTH
+        return (state.recipe.data.bptt or (recorded[0] if recorded else min(usual, _longest(loaded.model, usual))),)
 
     def example_shape(self) -> tuple[int, ...]:
         """Shape of one sequence."""
         return self.shape()
 
-    def example(self) -> Tensor:
-        """One seeded random sequence, shape (1, T)."""
+    def example(self) -> Any:
+        """One seeded random sequence, shape (1, T); with attention and padding for networks that find classes."""
         generator = torch.Generator().manual_seed(self._state.recipe.seed)
         return random_tokens(self._state.model().model, self.shape(), generator)
 
@@ -58,24 +77,76 @@ class TokenInputs(ModelInputs):
         return None
 
     def check(self) -> None:
-        """Checks that the data set is a text.
+        """Checks that the data set is a text, and that the network can read all of its tokens and is right about them.
 
         Raises:
-            DataError: It is not.
+            DataError: It is not, or a token or a sequence is too large, or the network looks ahead, or pays attention
+                to padding.
         """
-        data = self._state.data()
+        data, loaded = self._state.data(), self._state.model()
         if data.samples != "tokens":
             raise DataError(
-                f"{self._state.model().name} reads texts and {data.name} has {data.samples}: name a text with "
-                "--data text:PATH"
+                f"{loaded.name} reads texts and {data.name} has {data.samples}: name a text with --data text:PATH"
+            )
+        longest, length = longest_sequence(loaded.model), self.shape()[0]
+        if longest is not None and length > longest:
+            raise DataError(f"{loaded.name} reads at most {longest:,} tokens at once, not {length:,}: lower --bptt")
+        known = vocabulary_size(loaded.model)
+        for split in (data.train, data.validation, data.test):
+            self._check_tokens(split, known)
+        if isinstance(data.test, PassageSplit):
+            self._check_padding(data.test)
+        else:
+            self._check_order()
+
+    def _check_tokens(self, split: Split | None, known: int) -> None:
+        if not isinstance(split, (TextSplit, PassageSplit)) or len(split.tokens) == 0:
+            return
+        lowest, highest = int(split.tokens.min()), int(split.tokens.max())
+        if lowest < 0 or highest >= known:
+            wrong = highest if highest >= known else lowest
+            raise DataError(
+                f"{self._state.data().name}: has token {wrong:,}, and {self._state.model().name} knows {known:,} "
+                "tokens, counted from 0: give the tokenizer, or the text, that it was trained with"
+            )
+
+    def _check_order(self) -> None:
+        """Checks that what is said of the next token does not depend on it."""
+        network, name = self._state.model().model, self._state.model().name
+        tokens = random_tokens(network, (min(self.shape()[0], _TRIED),), torch.Generator().manual_seed(0))
+        if isinstance(tokens, Tensor) and tokens.shape[1] > 1 and not remembers(network):
+            with self.running():
+                ahead = looks_ahead(network.cpu().eval(), tokens)
+            if ahead:
+                raise DataError(
+                    f"{name} reads texts in both directions, so it sees the tokens that it is to predict: give a "
+                    "network that reads from left to right (a causal language model)"
+                )
+
+    def _check_padding(self, split: PassageSplit) -> None:
+        """Checks that what is said of a text does not depend on how long the others in its batch are."""
+        network, name = self._state.model().model, self._state.model().name
+        most = min(split.length, _TRIED) - 2
+        sample = {key: value[:most][None] for key, value in split.sample(0).items()}
+        if most < 1 or not accepts(network, "attention_mask"):
+            return
+        with self.running():
+            heeds = heeds_padding(network.cpu().eval(), sample, split.padding)
+        if heeds:
+            said = padding_token(network)
+            shown = "names none" if said is None else f"says {said}"
+            raise DataError(
+                f"{name} pays attention to padding, so what it says of a text depends on the others in its batch: "
+                f"texts are filled up with token {split.padding}, and its configuration {shown} (pad_token_id)"
             )
 
     def batches(self, split: Split) -> Batches | StreamBatches:
-        """A text in streams, or a choice of its sequences, each for itself."""
-        assert isinstance(split, TextSplit), "checked before"
-        if split.chosen is None:
-            return evaluation_streams(split)
+        """Texts with classes; a text in streams, or in sequences, each for itself, or a choice of these."""
         section = self._state.recipe.data
+        if isinstance(split, TextSplit) and split.chosen is None:
+            if remembers(self._state.model().model):
+                return evaluation_streams(split)
+            split = split.completed()
         return evaluation_batches(split, _PREPROCESSING, section.batch_size, section.workers)
 
     def calibration(self, split: Split, images: int, batch_size: int | None = None) -> CalibrationBatches:
@@ -84,52 +155,68 @@ class TokenInputs(ModelInputs):
         Raises:
             DataError: They have fewer tokens than the widest layer has units.
         """
-        assert isinstance(split, TextSplit), "checked before"
         chosen = min(images, len(split.labels))
+        tokens = _tokens(split, chosen)
         widest = self._widest()
-        if chosen * split.length < widest:
+        if tokens < widest:
             raise DataError(
-                f"{chosen} sequences of {split.length} are {chosen * split.length:,} tokens, fewer than the {widest:,} "
-                "units of a layer, so nothing can be measured on them: raise --calibration-images, or give a longer "
-                "text"
+                f"{chosen} sequences have {tokens:,} tokens, fewer than the {widest:,} units of a layer, so nothing "
+                "can be measured on them: raise --calibration-images, or give a longer text"
             )
         return super().calibration(split, images, batch_size)
 
-    def training(self, split: Split, config: FitConfig | None = None) -> StreamBatches:
-        """A text in as many streams as a batch has sequences; the same in every epoch.
+    def training(self, split: Split, config: FitConfig | None = None) -> TrainingBatches | StreamBatches:
+        """Shuffled sequences; for networks that remember, a text in as many streams as a batch has sequences.
 
         Raises:
-            DataError: It is too short for them.
+            DataError: The text is too short for them.
         """
-        assert isinstance(split, TextSplit), "checked before"
+        if not isinstance(split, TextSplit):
+            return super().training(split, config)
         streams = self._state.recipe.data.batch_size
         if len(split.tokens) - 1 < streams * split.length:
             raise DataError(
                 f"{self._state.data().name}: {len(split.tokens):,} tokens to train on are fewer than one batch of "
                 f"{streams} sequences of {split.length}: lower --batch-size or --bptt"
             )
+        if not remembers(self._state.model().model):
+            return super().training(split, config)
         return StreamBatches(split, streams, whole=False)
 
     def _widest(self) -> int:
         """Units of the widest layer between encoder and decoder."""
         loaded = self._state.model()
-        widths = (loaded.manifest.architecture.kwargs.get("units"), *_widths(loaded.model))
-        return max((width for width in widths if isinstance(width, int)), default=1)
+        units = loaded.manifest.architecture.kwargs.get("units")
+        return units if isinstance(units, int) else widest_input(loaded.model)
 
 
-def _widths(network: nn.Module) -> tuple[Any, ...]:
-    """Widths that the configuration of a network of transformers names."""
-    config = getattr(network, "config", None)
-    return tuple(getattr(config, name, None) for name in ("hidden_size", "intermediate_size"))
+def random_tokens(network: nn.Module, shape: tuple[int, ...], generator: torch.Generator) -> Any:
+    """A sequence that a network can read, shape (1, T).
+
+    Networks that find classes get their arguments by name, and padding behind the text where they are told of it: it is
+    followed and proven as they will be used.
+    """
+    tokens = torch.randint(vocabulary_size(network), (1, *shape), generator=generator)
+    if purpose_of(network) != "classes" or not accepts(network, "attention_mask"):
+        return tokens
+    padding = padding_token(network)
+    attention = torch.ones_like(tokens)
+    if padding is not None and tokens.shape[1] > 1:
+        tokens[tokens == padding] = (padding + 1) % vocabulary_size(network)
+        filled = max(1, tokens.shape[1] // 8)
+        attention[:, -filled:] = 0
+        tokens[:, -filled:] = padding
+    return {"input_ids": tokens, "attention_mask": attention}
 
 
-def random_tokens(network: nn.Module, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """A sequence that a language model can read, shape (1, T)."""
-    return torch.randint(vocabulary_size(network), (1, *shape), generator=generator)
+def _longest(network: nn.Module, otherwise: int) -> int:
+    longest = longest_sequence(network)
+    return otherwise if longest is None else longest
 
 
-def vocabulary_size(network: nn.Module) -> int:
-    """How many different tokens a language model can read."""
-    size = getattr(getattr(network, "config", network), "vocab_size", None)
-    embeddings = (module.num_embeddings for module in network.modules() if isinstance(module, nn.Embedding))
-    return size if isinstance(size, int) else next(embeddings, 1)
+def _tokens(split: Split, chosen: int) -> int:
+    """How many tokens `chosen` samples have, padding left out; of texts with classes, on average."""
+    if isinstance(split, TextSplit):
+        return chosen * split.length
+    assert isinstance(split, PassageSplit), "checked before"
+    return int(chosen * np.diff(split.starts).mean())

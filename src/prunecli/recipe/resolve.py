@@ -155,6 +155,8 @@ def _confine(data: Mapping[str, Any], origins: Mapping[KeyPath, str], folder: Pa
     networks: list[tuple[KeyPath, Any]] = []
     if isinstance(data.get("model"), dict):
         networks.append((("model", "weights"), data["model"].get("weights")))
+    if isinstance(data.get("data"), dict):
+        networks.append((("data", "tokenizer"), data["data"].get("tokenizer")))
     for index, stage in enumerate(data["stages"] if isinstance(data.get("stages"), list) else []):
         if isinstance(stage, dict) and stage.get("teacher") != "parent":
             networks.append((("stages", index, "teacher"), stage.get("teacher")))

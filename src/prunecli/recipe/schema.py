@@ -127,7 +127,21 @@ class DataSection:
         int | None,
         Ge(1),
         Le(1 << 20),
-        Doc("Tokens in a sequence of a text; default: the network's, else 35 words or 64 characters."),
+        Doc("Tokens in a sequence of a text; default: as many as the network reads, else 35 words, 64 characters."),
+    ] = None
+    tokenizer: Annotated[
+        str | None,
+        Doc(
+            "Tokenizer of texts: a tokenizer.json, the folder of a network, or bpe:2000 to train one of 2000 tokens; "
+            "default: the network's."
+        ),
+    ] = None
+    text_column: Annotated[
+        tuple[str, ...],
+        Doc("Column of the texts in a table (.jsonl, .csv, .tsv, .parquet), two for pairs; default: text, sentence."),
+    ] = ()
+    label_column: Annotated[
+        str | None, Doc("Column of the classes of texts; default, if the network finds classes: label, class.")
     ] = None
     batch_size: Annotated[int, Ge(1), Doc("Images per batch, or parts of a text that are read side by side.")] = 128
     workers: Annotated[int, Ge(0), Doc("Processes that load images.")] = 0

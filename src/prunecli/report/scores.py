@@ -71,6 +71,7 @@ SCORES = (
     Score("map50", "mAP@50", "detection", has_interval=False),
     Score("perplexity", "perplexity", "language", has_interval=False, unit="", less_is_better=True),
     Score("bits_per_character", "bits per character", "language", has_interval=False, unit="", less_is_better=True),
+    Score("bits_per_byte", "bits per byte", "language", has_interval=False, unit="", less_is_better=True),
     Score("bits_per_token", "bits per token", "language", has_interval=False, unit="", less_is_better=True),
 )
 

@@ -151,6 +151,7 @@ class ChannelGroup:
         widths: Module attributes that hold a width which depends on this group.
         scales: Parameters to rescale so that attention keeps its temperature.
         emissions: The spiking neurons that output these channels, in the order they run.
+        multiple: Units that stay have to be a multiple of this, because a kernel takes no other widths.
         axis: The axis the group was made from; used only by the tracer and `verify`.
     """
 
@@ -162,6 +163,7 @@ class ChannelGroup:
     widths: tuple[Width, ...] = ()
     scales: tuple[Scale, ...] = ()
     emissions: tuple[Emission, ...] = ()
+    multiple: int = 1
     axis: Axis | None = None
 
     @property

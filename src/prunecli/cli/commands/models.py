@@ -9,7 +9,7 @@ import typer
 from prunecli.cli.lazy import make_command
 from prunecli.cli.options import with_output
 from prunecli.cli.output import Output
-from prunecli.models.index import PATTERN_HELP, added_sources, known_references, matching_references
+from prunecli.models.index import OPENING, PATTERN_HELP, added_sources, known_references, matching_references
 
 
 def run(
@@ -25,6 +25,8 @@ def run(
     matches = matching_references(pattern, known)
     output.document(matches)
     output.text("\n".join(matches))
+    if pattern == "*":
+        output.note("also " + "; ".join(OPENING.values()))
 
 
 def command() -> Any:

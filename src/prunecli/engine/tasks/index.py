@@ -14,6 +14,7 @@ _TASKS = {
     "unlabelled": "unlabelled:Unlabelled",
     "word-language": "language:WordLanguage",
     "character-language": "language:CharacterLanguage",
+    "token-language": "language:TokenLanguage",
 }
 
 

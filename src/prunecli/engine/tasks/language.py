@@ -146,6 +146,32 @@ class CharacterLanguage(WordLanguage):
     bits_name = "bits_per_character"
 
 
+class TokenLanguage(WordLanguage):
+    """Tokens are those of a tokenizer, and there may be scores for more: tables of scores are often rounded up."""
+
+    name = "token-language"
+    rounded_up = True
+
+    def check_outputs(self, outputs: int, network: str) -> None:
+        """Compares the number of a network's outputs with the tokenizer.
+
+        Raises:
+            DataError: There are fewer outputs than tokens.
+        """
+        if outputs < len(self.class_names):
+            raise DataError(
+                f"{network} has scores for {outputs:,} tokens and the tokenizer has {len(self.class_names):,}: give "
+                "the tokenizer it was trained with, --tokenizer"
+            )
+
+    def named_of(self, figures: WordFigures, split: Any) -> dict[str, float]:
+        """Bits for each character and byte of a text that was read from end to end: they compare tokenizers."""
+        bits = figures.bits * figures.tokens
+        amounts = {"bits_per_character": split.characters, "bits_per_byte": split.bytes}
+        read = split.chosen is None and figures.tokens == len(split.tokens) - 1
+        return {name: bits / amount for name, amount in amounts.items() if read and amount}
+
+
 class _TokenMeter:
     def __init__(self, figures: type[WordFigures]) -> None:
         self._figures = figures

@@ -11,10 +11,10 @@ from typing import Any
 import safetensors
 
 from prunecli.checkpoint.header import read_header
-from prunecli.checkpoint.manifest import InputNormalisation
-from prunecli.errors import ModelError
+from prunecli.checkpoint.manifest import InputNormalisation, UsedTokenizer
+from prunecli.data.tokenizer import read_tokenizer
+from prunecli.errors import DataError, ModelError
 from prunecli.models.hugging_face.configuration import read_json
-from prunecli.models.hugging_face.library import quiet, transformers
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
@@ -23,8 +23,10 @@ _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """By Pillow's numbers."""
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_TOKENIZER = "tokenizer.json"
-_SLOW = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+_TOKENIZERS = (
+    *("tokenizer.json", "vocab.txt", "vocab.json"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+)
 
 
 def find_folder(name: str, pretrained: bool) -> Path:
@@ -240,19 +242,11 @@ def _crop(said: dict[str, Any], size: tuple[int, int] | None) -> float:
     return min(size) / shortest
 
 
-def tokenizer_in(folder: Path) -> tuple[str, str]:
-    """The JSON text of a folder's tokenizer, and a note if it cannot be read; both empty if it has none."""
-    if (folder / _TOKENIZER).is_file():
-        try:
-            return (folder / _TOKENIZER).read_text(encoding="utf-8"), ""
-        except (OSError, UnicodeDecodeError) as error:
-            return "", f"its tokenizer cannot be read ({error})"
-    if not any((folder / name).is_file() for name in _SLOW):
-        return "", ""
+def tokenizer_of(folder: Path) -> tuple[UsedTokenizer | None, str]:
+    """A folder's tokenizer, and a note if it cannot be used; None and an empty note if it has none."""
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        return None, ""
     try:
-        with quiet():
-            slow = transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            return slow.backend_tokenizer.to_str(), ""
-    except Exception as error:  # tokenizers of every kind fail in their own ways
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return "", f"its tokenizer cannot be used ({first[:120]}): save it as {_TOKENIZER}"
+        return read_tokenizer(str(folder)).record(), ""
+    except DataError as error:
+        return None, str(error)

@@ -10,7 +10,7 @@ from torch import nn
 
 from prunecli.checkpoint.finite import check_finite
 from prunecli.checkpoint.foreign_files import read_foreign
-from prunecli.checkpoint.manifest import InputNormalisation
+from prunecli.checkpoint.manifest import InputNormalisation, UsedTokenizer
 from prunecli.errors import ModelError
 from prunecli.models.hugging_face.configuration import checked, class_in, configured, read_json, recorded
 from prunecli.models.hugging_face.examples import example_inputs
@@ -18,11 +18,12 @@ from prunecli.models.hugging_face.folder import (
     WeightFiles,
     find_folder,
     image_settings,
-    tokenizer_in,
+    tokenizer_of,
     weights_in,
 )
 from prunecli.models.hugging_face.library import class_named, class_names, quiet, taken_by
 from prunecli.models.source import Opened, OpenRequest, Takes
+from prunecli.models.token_networks import purpose_named
 
 __all__ = ["build", "example_inputs", "input_spec", "names", "open", "takes"]
 _HEAD = "head"
@@ -96,18 +97,21 @@ def open(name: str, request: OpenRequest) -> Opened:
         own.num_labels, changed = request.num_classes, True
     model, notes = _loaded(kind, own, weights_in(folder), folder, raw, changed)
     check_finite(dict(model.named_parameters()), folder, request.allow_nonfinite)
-    tokenizer, note = tokenizer_in(folder) if taken_by(kind) == "tokens" else ("", "")
-    return _opened(model, folder, tokenizer, (*notes, *([f"{folder}: {note}"] if note else [])))
+    tokenizer, note = tokenizer_of(folder) if taken_by(kind) == "tokens" else (None, "")
+    return _opened(model, folder, tokenizer, (*notes, *([note] if note else [])))
 
 
 def _new(name: str, settings: dict[str, Any], request: OpenRequest) -> Opened:
     """A network with new weights; classes, or the vocabulary, as many as the data set has."""
     kind, where = class_named(name), f"hf:{name}"
-    count = request.num_classes or request.data_classes()
-    counted = "vocab_size" if name.endswith(("LMHeadModel", "CausalLM", "MaskedLM")) else "num_labels"
-    if count is not None:
-        settings.setdefault(counted, count)
-    return _opened(_built(kind, configured(kind, checked(settings, where), where), where), None, "", ())
+    tokens, count = request.data_tokens(), request.num_classes or request.data_classes()
+    if tokens is not None:
+        # The library's defaults are tokens of a network's usual tokenizer. The one for padding is not learned.
+        said = {"vocab_size": tokens.count, "pad_token_id": tokens.padding, "eos_token_id": tokens.end}
+        settings = {**said, "bos_token_id": tokens.end, **settings}
+    if count is not None and purpose_named(name) not in ("next token", "masked token"):
+        settings.setdefault("num_labels", count)
+    return _opened(_built(kind, configured(kind, checked(settings, where), where), where), None, None, ())
 
 
 def _renamed(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,7 +197,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
-def _opened(model: nn.Module, folder: Path | None, tokenizer: str, notes: tuple[str, ...]) -> Opened:
+def _opened(model: nn.Module, folder: Path | None, tokenizer: UsedTokenizer | None, notes: tuple[str, ...]) -> Opened:
     kind = type(model)
     size, normalisation = None, None
     if taken_by(kind) != "tokens":

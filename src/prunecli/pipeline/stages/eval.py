@@ -123,7 +123,7 @@ def _accuracy(space: Workspace, stage: EvalStage) -> tuple[dict[str, Any], DataI
                 lambda done: advance(done, f"{done} {space.inputs.noun}"),
                 task=task,
             )
-        named = task.named(figures)
+        named = {**task.named(figures), **task.named_of(figures, split)}
     space.report_bad()
     images = named.get("images", len(split.labels))
     info = DataInfo(

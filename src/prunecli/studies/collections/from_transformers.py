@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from prunecli.inputs import Inputs
 from prunecli.studies.collections.network import Network, images
-from prunecli.studies.collections.transformers_classes import CLASSES, FRAMES, MELS, VOCABULARY, TransformersClass
+from prunecli.studies.collections.transformers_class import FRAMES, MELS, VOCABULARY, TransformersClass
+from prunecli.studies.collections.transformers_classes import CLASSES
 
 PACKAGE = "transformers"
 

@@ -188,18 +188,31 @@ def _probes(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep) -
     sliced = sharing_parameters(probe, scaled)
     remove(sliced, traced.groups, keep)
     slices = state_tensors(sliced)
-    result = converted(pruned, traced.dtype).eval()
-    for name, tensor in state_tensors(result).items():
+    for name, tensor in state_tensors(pruned).items():
         expected = slices.get(name)
         if expected is None or expected.shape != tensor.shape:
             raise VerificationError(
                 f"{name} of the pruned network does not have the shape of the original's kept channels"
             )
-        if name not in random and not torch.allclose(tensor, expected, rtol=1e-5, atol=1e-7, equal_nan=True):
+        if name not in random and not _agree(tensor, expected):
             raise VerificationError(f"{name} of the pruned network does not consist of the original's kept channels")
-        with torch.no_grad():
-            tensor.copy_(expected)
-    return probe, result
+    # The slices are what is compared: a third copy in twice the precision would only cost memory.
+    stand_ins = {
+        id(tensor): _like(tensor, slices[name])
+        for name, tensor in (*pruned.named_parameters(), *pruned.named_buffers())
+    }
+    result = copied(pruned, stand_ins).cpu().eval()
+    return probe, result.double() if traced.dtype == torch.float64 else result.float()  # what hooks compute, too
+
+
+def _agree(tensor: Tensor, expected: Tensor) -> bool:
+    """Whether a tensor of the pruned network is what is expected, but for rounding."""
+    values = tensor.to(device="cpu", dtype=expected.dtype)
+    return torch.allclose(values, expected, rtol=1e-5, atol=1e-7, equal_nan=True)
+
+
+def _like(tensor: Tensor, values: Tensor) -> Tensor:
+    return nn.Parameter(values, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
 
 
 def _randomise(model: nn.Module) -> set[str]:
@@ -210,12 +223,17 @@ def _randomise(model: nn.Module) -> set[str]:
     gates = {name for name, parameter in model.named_parameters() if parameter.numel() == 1}
     generator = torch.Generator().manual_seed(0)
     changed: set[str] = set()
+    drawn: set[int] = set()
     for name, tensor in state_tensors(model).items():
+        if tensor.data_ptr() in drawn:  # the same tensor under another name
+            changed.add(name)
+            continue
         if not tensor.is_floating_point() or tensor.numel() == 0 or not bool((tensor == tensor.flatten()[0]).all()):
             continue
         if tensor.numel() > 1 or (name in gates and not tensor.any()):
             tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
             changed.add(name)
+            drawn.add(tensor.data_ptr())
     return changed
 
 

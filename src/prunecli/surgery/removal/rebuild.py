@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from pydantic import JsonValue
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from prunecli.errors import ModelError
 from prunecli.surgery.removal.derived import refer_to_new, refresh
@@ -28,7 +29,7 @@ def attribute_differences(fresh: nn.Module, changed: nn.Module) -> Attributes:
     for name, module in changed.named_modules():
         if name not in originals:
             raise ModelError(f"module {name!r} does not exist in the architecture that the checkpoint is rebuilt from")
-        if type(module) is not type(originals[name]):
+        if type_before_parametrizations(module) is not type_before_parametrizations(originals[name]):
             raise ModelError(
                 f"module {name!r} is a {type(module).__name__}, which is not the type that the architecture builds"
             )

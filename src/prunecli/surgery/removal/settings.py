@@ -21,6 +21,8 @@ SAME = object()
 """What `difference` returns for equal settings."""
 _PRIVATE = ("_step_mode",)
 """Attributes that belong to a network although their names begin with an underscore: whether it runs step by step."""
+_NO_SETTINGS = ("v_seq", "yaml")
+"""What spiking neurons have recorded, and the description that networks of ultralytics were built of."""
 _OF_TORCH = frozenset(vars(nn.Module()))
 _NESTED = 6
 """Objects in objects that are compared."""
@@ -50,7 +52,7 @@ _LIBRARIES = ("torch", "torchvision", "timm", "transformers", "builtins")
 
 
 def _is_setting(name: str, value: Any) -> bool:
-    if name in _OF_TORCH or name == "v_seq" or name.startswith("_prunecli"):
+    if name in _OF_TORCH or name in _NO_SETTINGS or name.startswith("_prunecli"):
         return False
     return not name.startswith("_") or name in _PRIVATE or _holds_integers(value)
 

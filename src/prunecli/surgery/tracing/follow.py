@@ -22,9 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from prunecli.errors import DataDependentError, ModelError
-from prunecli.inputs import Inputs, call, doubled_batch, named_tensors, output_tensors
+from prunecli.inputs import Inputs, call, doubled_batch, output_tensors
 from prunecli.surgery.axes import fixed, freeze
-from prunecli.surgery.outputs import check_names, chosen_outputs, default_outputs
+from prunecli.surgery.outputs import check_names, chosen_outputs, default_outputs, free_outputs
 from prunecli.surgery.tracing.labels import INPUT, OUTPUT, Followed, Label, Labels, Record
 from prunecli.surgery.tracing.operators import Call, apply_rule
 from prunecli.surgery.tracing.paths import PATHS
@@ -77,10 +77,7 @@ def follow(
     if outputs is not None:
         check_names(output, outputs)
     followed.kept_outputs = tuple(outputs) if outputs is not None else default_outputs(output)
-    kept = {id(tensor) for tensor in chosen_outputs(output, followed.kept_outputs)}
-    followed.free_outputs = tuple(
-        dict.fromkeys(name.partition(".")[0] for name, tensor in named_tensors(output) if id(tensor) not in kept)
-    )
+    followed.free_outputs = free_outputs(output, followed.kept_outputs)
     _hold_outputs(labels, output)
     _follow_branches(model, labels, inputs)
     for path in PATHS:

@@ -20,6 +20,10 @@ from prunecli.surgery.tracing.traced import Frozen, Position
 
 _READING = ("convolution", "addmm", "mm", "bmm", "mv", "embedding", "_embedding_bag")
 """Operators with which a layer reads what comes in."""
+_ALIGNED = ("_grouped_mm", "_scaled_grouped_mm")
+"""Products whose operands have to begin every 16 bytes."""
+_ALIGNMENT = 8
+"""Numbers in 16 bytes, in half precision."""
 
 
 @dataclass
@@ -45,6 +49,7 @@ def groups_of(
         for axis, occurrences in by_axis.items()
         if axis.reason is None and axis.size > 1 and any(occurrence.role == "producer" for occurrence in occurrences)
     }
+    aligned = _aligned(followed)
     read = axes_that_count(followed)
     for axis in [axis for axis in candidates if axis not in read]:
         axis.reason = UNREAD
@@ -84,9 +89,20 @@ def groups_of(
         kind: Kind = "head" if axis in parallel else "head_dim" if axis in contracted else "channel"
         positions = members[occurrences.index(first)].index.shape[1]
         width = axis.size * positions // blocks_of_rows(model.get_submodule(first.module), first.tensor)
-        groups.append(ChannelGroup(name=name, units=axis.size, channels=width, members=members, kind=kind, axis=axis))
+        multiple = _ALIGNMENT if axis in aligned and axis.size % _ALIGNMENT == 0 else 1
+        groups.append(
+            ChannelGroup(
+                name=name, units=axis.size, channels=width, members=members, kind=kind, multiple=multiple, axis=axis
+            )
+        )
     groups.sort(key=lambda group: order.get(group.name.partition("#")[0], len(order)))
     return groups, frozen, cuts
+
+
+def _aligned(followed: Followed) -> set[Axis]:
+    """Axes of the rows and columns of products that take no other widths than multiples."""
+    labels = (label for record in followed.records if record.operator in _ALIGNED for label in record.inputs)
+    return {leaf for label in labels for term in label.dims[-2:] for leaf in leaves(term)}
 
 
 def _occurrences(model: nn.Module, followed: Followed) -> tuple[dict[Axis, list[_Occurrence]], dict[Axis, set[Axis]]]:

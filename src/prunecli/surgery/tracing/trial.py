@@ -36,7 +36,8 @@ def half_of(groups: Sequence[ChannelGroup], seed: int = 0) -> dict[str, torch.Te
     for group in groups:
         slack = group.units // 4
         count = group.units // 2 - (int(torch.randint(0, slack + 1, (), generator=generator)) if slack else 0)
-        keep[group.name] = torch.randperm(group.units, generator=generator)[: max(1, count)].sort().values
+        count = max(group.multiple, count // group.multiple * group.multiple)
+        keep[group.name] = torch.randperm(group.units, generator=generator)[:count].sort().values
     return keep
 
 

@@ -1,0 +1,288 @@
+"""`hf:`: networks of transformers from folders, what their files may say, and pruning them end to end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file as read_safetensors
+from safetensors.torch import save_file
+from torch import nn
+
+import prunecli
+from prunecli.checkpoint.manifest import Architecture
+from prunecli.errors import ModelError
+from prunecli.inputs import call, output_tensors
+from prunecli.models.catalog import build, build_dense, takes
+from prunecli.models.hugging_face.folder import image_settings
+from prunecli.models.loading import LoadedModel, load_file, load_reference, save
+
+transformers = pytest.importorskip("transformers")
+from prunecli.studies.collections.from_transformers import network  # noqa: E402 - where the library is
+
+FAMILIES = (
+    *(
+        "bert",
+        "gpt2",
+        "llama",
+        "gemma2",
+        "qwen3-moe",
+        "t5",
+        "vit",
+        "swin",
+        "clip",
+        "detr",
+        "segformer",
+        "whisper",
+        "wav2vec2",
+    ),
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("bert-tokens", "bart", "mamba", "dinov2", "convnext", "siglip", "rt-detr", "yolos")
+    ),
+)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes a small random network of a family as `save_pretrained` does."""
+
+    def folder(name: str, **kwargs: Any) -> Path:
+        torch.manual_seed(0)
+        model: Any = network(name).build()
+        model.save_pretrained(tmp_path / name, **kwargs)
+        return tmp_path / name
+
+    return folder
+
+
+def edited(folder: Path, **changes: Any) -> Path:
+    """Changes the configuration of a folder."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def outputs(model: nn.Module, inputs: Any) -> list[torch.Tensor]:
+    torch.manual_seed(1)
+    with torch.no_grad():
+        return output_tensors(call(model, inputs))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_is_opened_pruned_saved_and_loaded_bit_by_bit(
+    family: str, saved: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder, example = saved(family), network(family).inputs()
+    loaded = load_reference(f"hf:{folder}")
+    original: Any = type(loaded.model).from_pretrained(folder).eval()
+    for ours, theirs in zip(outputs(loaded.model, example), outputs(original, example), strict=True):
+        assert torch.equal(ours, theirs)
+    assert str(folder) not in loaded.manifest.to_json()
+    pruned = prunecli.prune(loaded.model, "l1", example_inputs=example, ratio=0.3)
+    assert 0.25 < pruned.report.achieved < 0.45
+    manifest = loaded.manifest.model_copy(update={"edits": list(pruned.report.edits)})
+    save(tmp_path / "pruned.safetensors", pruned.model, manifest)
+    again = load_file(tmp_path / "pruned.safetensors")
+    for ours, theirs in zip(outputs(again.model, example), outputs(pruned.model, example), strict=True):
+        assert torch.equal(ours, theirs)
+    for mode in (again.model.train(), pruned.model.train()):
+        assert outputs(mode, network(family).other())
+    assert attention_of(again) == attention_of(loaded)
+
+
+def attention_of(loaded: LoadedModel) -> Any:
+    config: Any = loaded.model.config
+    return config._attn_implementation, getattr(config, "_experts_implementation", None)
+
+
+def test_generation_with_a_cache_equals_generation_without(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    for family in ("gpt2", "llama", "gemma3"):
+        loaded = load_reference(f"hf:{saved(family)}")
+        pruned: Any = prunecli.prune(
+            loaded.model, "l1", example_inputs=torch.randint(5, 90, (1, 9)), ratio=0.4, round_to=1
+        ).model
+        tokens = torch.randint(5, 90, (2, 6))
+        settings = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+        cached = pruned.generate(tokens, use_cache=True, **settings)
+        assert torch.equal(cached, pruned.generate(tokens, use_cache=False, **settings))
+
+
+def test_half_precision_stays_so(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = saved("llama")
+    model: Any = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    loaded = load_reference(f"hf:{folder}")
+    save(tmp_path / "x.safetensors", loaded.model, loaded.manifest)
+    tensors = read_safetensors(tmp_path / "x.safetensors")
+    assert tensors["model.layers.0.mlp.up_proj.weight"].dtype is torch.bfloat16
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensors[name], tensor)
+
+
+def test_shards_are_read_and_what_they_lack_is_said(saved: Callable[..., Path]) -> None:
+    folder = saved("llama", max_shard_size="60KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    whole = load_reference(f"hf:{folder}").model.state_dict()
+    index = folder / "model.safetensors.index.json"
+    listed = json.loads(index.read_text())
+    name, shard = next((n, s) for n, s in listed["weight_map"].items() if n.endswith("up_proj.weight"))
+    tensors = read_safetensors(folder / shard)
+    assert torch.equal(tensors[name], whole[name])
+    kept = {key: value for key, value in tensors.items() if key != name}
+    save_file(kept or {"other": torch.zeros(1)}, folder / shard, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 tensors are missing from .*up_proj\.weight"):
+        load_reference(f"hf:{folder}")
+    (folder / shard).unlink()
+    with pytest.raises(ModelError, match=r"shard .* is missing"):
+        load_reference(f"hf:{folder}")
+    listed["weight_map"][name] = "../elsewhere.safetensors"
+    index.write_text(json.dumps(listed))
+    with pytest.raises(ModelError, match="outside its folder"):
+        load_reference(f"hf:{folder}")
+
+
+def test_a_missing_tensor_of_a_whole_file_is_an_error_and_a_new_head_a_note(saved: Callable[[str], Path]) -> None:
+    folder = saved("bert")
+    path = folder / "model.safetensors"
+    tensors = {name: tensor for name, tensor in read_safetensors(path).items() if name != "classifier.weight"}
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 tensors of BertForSequenceClassification are missing.*classifier\.weight"):
+        load_reference(f"hf:{folder}")
+    tagging = load_reference(f"hf:{folder}", head="token-classification", num_classes=7)
+    assert tagging.model(torch.randint(0, 90, (1, 5))).logits.shape == (1, 5, 7)
+    assert any("new weights, to be trained: classifier" in note for note in tagging.notes)
+
+
+def test_another_number_of_classes_replaces_the_classifier(saved: Callable[[str], Path]) -> None:
+    loaded = load_reference(f"hf:{saved('vit')}", num_classes=9)
+    assert loaded.model(torch.randn(1, 3, 32, 32)).logits.shape == (1, 9)
+    assert any("another number of classes" in note for note in loaded.notes)
+
+
+def test_files_of_torch_save_are_read_without_running_anything(saved: Callable[[str], Path]) -> None:
+    folder = saved("bert")
+    tensors = read_safetensors(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    loaded = load_reference(f"hf:{folder}")
+    for name, tensor in tensors.items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor)
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (folder / "ran",))
+
+    torch.save({**tensors, "x": Evil()}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError):
+        load_reference(f"hf:{folder}")
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "mine", "auto_map": {"AutoModel": "modeling.Mine"}}, "trust_remote_code.*--allow-code"),
+        ({"model_type": "mine"}, "'mine' is unknown to transformers"),
+        ({"model_type": None}, "without model_type"),
+        ({"architectures": ["NoSuchClass"]}, "unknown class of transformers 'NoSuchClass'"),
+        ({"quantization_config": {"bits": 4}}, "are quantised"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1,000,000"),
+        ({"vocab_size": 10**15}, "vocab_size is"),
+        ({"hidden_size": "wide"}, "does not accept its configuration|cannot be built|do not fit"),
+        ({"hidden_size": 52}, "do not fit|cannot be built"),
+    ],
+)
+def test_configurations_that_cannot_be_used(
+    changes: dict[str, Any], message: str, saved: Callable[[str], Path]
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        load_reference(f"hf:{edited(saved('bert'), **changes)}")
+
+
+def test_folders_that_cannot_be_used(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such folder"):
+        load_reference("hf:./nowhere")
+    with pytest.raises(ModelError, match=r"config\.json: no such file"):
+        load_reference(f"hf:{tmp_path}")
+    folder = saved("vit")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="is an adapter"):
+        load_reference(f"hf:{folder}")
+    (folder / "adapter_config.json").unlink()
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="has a configuration and no weights"):
+        load_reference(f"hf:{folder}")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="not readable as JSON"):
+        load_reference(f"hf:{folder}")
+
+
+def test_what_is_not_finite_is_refused(saved: Callable[[str], Path]) -> None:
+    folder = saved("vit")
+    tensors = read_safetensors(folder / "model.safetensors")
+    tensors["classifier.weight"][0, 0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"classifier\.weight"):
+        load_reference(f"hf:{folder}")
+    assert load_reference(f"hf:{folder}", allow_nonfinite=True).model
+
+
+def test_a_hub_name_that_is_not_cached_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match=r"not in the cache.*HF_HUB_OFFLINE is set.*hf download nobody/nothing"):
+        load_reference("hf:nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"attn_implementation": "someone/kernel", "_attn_implementation": "someone/kernel"},
+        {"auto_map": {"AutoModel": "modeling.Mine"}},
+        {"_name_or_path": "someone/else", "transformers_weights": "elsewhere.safetensors"},
+    ],
+)
+def test_manifests_cannot_make_the_library_fetch_anything(config: dict[str, Any]) -> None:
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model: Any = build("hf:BertModel", config={"config": {**small, **config}})
+    assert model.config._attn_implementation in ("sdpa", "eager") and model.config._name_or_path == ""
+    with pytest.raises(ModelError, match="unknown class of transformers"):
+        build("hf:../../BertModel")
+    with pytest.raises(ModelError, match="would have to be fetched"):
+        build("hf:DetrForObjectDetection", config={"config": {"backbone": "someone/net", "use_timm_backbone": False}})
+
+
+def test_new_networks_by_class_and_settings() -> None:
+    settings = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    loaded = load_reference("hf:BertForSequenceClassification", data_classes=lambda: 4, vocab_size=30, **settings)
+    assert loaded.new and loaded.model(torch.zeros(1, 3, dtype=torch.long)).logits.shape == (1, 4)
+    architecture = Architecture.model_validate_json(loaded.manifest.architecture.model_dump_json())
+    again = build_dense(architecture, meta=True)
+    shapes = {name: tensor.shape for name, tensor in loaded.model.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in again.state_dict().items()} == shapes
+    assert takes("hf:BertForSequenceClassification") == "tokens"
+    assert takes("hf:ViTForImageClassification") == "images"
+    assert takes("hf:CLIPModel") == takes("hf:T5ForConditionalGeneration") == "other"
+
+
+def test_images_are_prepared_as_the_processor_says(tmp_path: Path) -> None:
+    config = transformers.ConvNextConfig()
+    said = {
+        "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25], "resample": 3, "do_center_crop": True,
+        "size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}, "rescale_factor": 1 / 127.5,
+    }  # fmt: skip
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    settings = image_settings(tmp_path, config)
+    assert settings.size == (224, 224) and settings.normalisation.interpolation == "bicubic"
+    assert settings.normalisation.crop_pct == pytest.approx(0.875)
+    pixel = torch.tensor(200.0)
+    theirs = (pixel / 127.5 - 0.5) / 0.25
+    ours = (pixel / 255 - settings.normalisation.mean[0]) / settings.normalisation.std[0]
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
