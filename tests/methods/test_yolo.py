@@ -25,7 +25,7 @@ from prunecli.inputs import logits, output_tensors
 from prunecli.measure.counts import parameter_count
 from prunecli.models import loading
 from prunecli.models.catalog import split_reference
-from prunecli.models.yolo import building, export, package, source
+from prunecli.models.yolo import building, export, names, package, source
 from prunecli.models.yolo.config import checked
 from prunecli.surgery.outputs import chosen_outputs
 
@@ -352,8 +352,9 @@ def test_names_and_files_that_do_not_exist(tmp_path: Path, monkeypatch: pytest.M
         loading.load_reference("ultralytics:yolo11n", colour=3)
     with pytest.raises(ModelError, match="in_chans is '0' and has to be an integer"):
         loading.load_reference("ultralytics:yolo11n", in_chans=0)
-    monkeypatch.setattr(package, "find_spec", lambda name: None)
-    building.package_files.cache_clear()
+    monkeypatch.setattr(names, "find_spec", lambda name: None)
+    names.package_files.cache_clear()
+    assert names.listed() == []
     with pytest.raises(ModelError, match=r"needs the package of this name; pip install 'prunecli\[ultralytics\]'"):
         loading.load_reference("ultralytics:yolo11n")
     with pytest.raises(ModelError, match="did you mean timm:resnet50"):
@@ -387,7 +388,7 @@ def pruned_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path
     model = trained("boxes")
     pruned = prunecli.prune(model, example_inputs=torch.rand(1, 3, SIDE, SIDE), ratio=0.5)
     path = tmp_path_factory.mktemp("yolo") / "pruned.pt"
-    export.write(path, pruned.model, pruned.manifest.architecture.config, (96, 96), new=False)
+    export.write(pruned.model, pruned.manifest.architecture.config, (96, 96), path)
     yield path, pruned
 
 
@@ -417,6 +418,6 @@ def test_the_packages_trainer_cannot_make_another_network_of_it(pruned_file: tup
         package.tasks().DetectionModel(yolo.model.yaml, verbose=False)
     refuse(path, "was pruned by prune; give the checkpoint that it was made from")
     with pytest.raises(ModelError, match=r"ultralytics opens files that end in \.pt"):
-        export.write(tmp_path / "x.safetensors", pruned.model, pruned.manifest.architecture.config, None, new=False)
+        export.write(pruned.model, pruned.manifest.architecture.config, None, tmp_path / "x.safetensors")
     with pytest.raises(ModelError, match="a Linear is no network of ultralytics"):
-        export.write(tmp_path / "x.pt", nn.Linear(1, 1), {}, None, new=False)
+        export.write(nn.Linear(1, 1), {}, None, tmp_path / "x.pt")

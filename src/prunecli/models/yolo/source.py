@@ -12,11 +12,13 @@ from prunecli.checkpoint.foreign_files import ForeignWeights, read_foreign
 from prunecli.checkpoint.manifest import InputNormalisation
 from prunecli.errors import ModelError, unknown
 from prunecli.models.source import Opened, OpenRequest
-from prunecli.models.yolo.building import from_config, named, package_files, read_yaml
+from prunecli.models.yolo.building import from_config, named, read_yaml
 from prunecli.models.yolo.config import CLASSES, checked, class_of, with_channels, with_classes
+from prunecli.models.yolo.export import write
 from prunecli.models.yolo.files import FromFile, is_of_package, read_weights, read_whole
+from prunecli.models.yolo.names import package_files
 
-__all__ = ["build", "describe", "input_spec", "names", "open", "read"]
+__all__ = ["build", "describe", "input_spec", "names", "open", "read", "write"]
 _DETECTOR_SIZE, _CLASSIFIER_SIZE = 640, 224
 """What the package trains and predicts at by default."""
 _YAML = (".yaml", ".yml")
