@@ -112,7 +112,6 @@ def generated(model: Any, cached: bool) -> Tensor:
     [
         (llama, ["model.layers.0", "model.layers.2"], {"num_hidden_layers": 2}),
         (gpt2, ["transformer.h.1"], {"n_layer": 3}),
-        (lambda: gpt2(scale_attn_by_inverse_layer_idx=True), ["transformer.h.0"], {"n_layer": 3}),
         (bert, ["bert.encoder.layer.[12]"], {"num_hidden_layers": 2}),
         (gemma3, ["model.layers.0"], {"num_hidden_layers": 3, "layer_types": ["full", "sliding", "full"]}),
         (qwen3_moe, ["model.layers.[12]"], {"num_hidden_layers": 2, "mlp_only_layers": [1]}),
@@ -161,15 +160,21 @@ def test_the_first_block_of_t5_holds_what_the_others_need() -> None:
         prunecli.prune(model, "depth", example_inputs=inputs, drop="decoder.block.0")
 
 
-def test_a_file_that_generate_cannot_read_from_is_not_made() -> None:
-    model, inputs = built(t5)  # transformers sizes the decoder's cache by the encoder's layers
-    with pytest.raises(MethodError, match=r"encoder.block.2 cannot be removed: .*cached keys and values"):
-        prunecli.prune(model, "depth", example_inputs=inputs, drop="encoder.block.2")
+def test_what_no_configuration_describes_is_left_to_the_checkpoint() -> None:
+    for make, drop in (
+        (t5, "encoder.block.2"),  # transformers sizes the cache of the decoder by the layers of the encoder
+        (lambda: gpt2(scale_attn_by_inverse_layer_idx=True), "transformer.h.1"),  # the scale would be another one
+    ):
+        model, inputs = built(make)
+        result = prunecli.prune(model, "depth", example_inputs=inputs, drop=drop)
+        assert result.model.config.num_hidden_layers == 4  # type: ignore[union-attr]
+        assert "no configuration of transformers" in result.report.notes[0]
+        assert torch.allclose(generated(result.model, True), generated(result.model, False), rtol=0, atol=1e-5)
 
 
 def test_layers_that_keep_their_number_keep_their_place_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = built(llama)
-    monkeypatch.setattr(depth, "built_with_fewer", lambda model, removed: None)
+    monkeypatch.setattr(depth, "rebuilt_with_fewer", lambda model, removed: None)
     result = prunecli.prune(model, "depth", example_inputs=inputs, drop="model.layers.2")
     assert result.model.config.num_hidden_layers == 4  # type: ignore[union-attr]
     assert torch.allclose(generated(result.model, True), generated(result.model, False), rtol=0, atol=1e-5)
@@ -184,7 +189,7 @@ def test_a_shifted_window_stays_shifted() -> None:
     small: Any = result.model
     shifts = [block.shift_size for block in small.swin.encoder.layers[1].blocks]
     assert shifts == [block.shift_size for block in model.swin.encoder.layers[1].blocks][1:]  # type: ignore[union-attr]
-    assert small.config.depths == [2, 4]  # a configuration cannot say which windows are shifted
+    assert small.config.depths == [2, 4] and len(result.report.notes) == 1  # it cannot say which windows are shifted
 
 
 def test_width_and_depth_of_a_language_model(tmp_path: Path) -> None:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 import prunecli
 from prunecli.checkpoint.io import read_manifest, read_tensors
-from prunecli.checkpoint.manifest import Architecture
+from prunecli.checkpoint.manifest import Architecture, TokenSelection, TokenStage
 from prunecli.errors import ModelError
 from prunecli.inputs import logits, output_tensors
 from prunecli.measure.counts import parameter_count
-from prunecli.models import loading
+from prunecli.models import exporting, loading
 from prunecli.models.catalog import split_reference
 from prunecli.models.yolo import building, export, names, package, source
 from prunecli.models.yolo.config import checked
@@ -168,15 +168,44 @@ def test_a_file_is_pruned_and_kept_and_right_in_both_modes_at_other_sizes(head: 
 
 def test_checkpoints_keep_half_precision(tmp_path: Path) -> None:
     path = write(tmp_path / "best.pt", trained("classes").half())
-    out = tmp_path / "pruned.safetensors"
-    command = ["l1", str(path), "--ratio", "0.5", "--image-size", "32", "-o", str(out), "-q"]
-    done = subprocess.run([sys.executable, "-m", "prunecli", *command], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    out, back = tmp_path / "pruned.safetensors", tmp_path / "pruned.pt"
+    commands = (
+        ["l1", str(path), "--ratio", "0.5", "--image-size", "32", "-o", str(out), "-q"],
+        ["export", str(out), "-o", str(back), "--json"],
+    )
+    for command in commands:
+        done = subprocess.run([sys.executable, "-m", "prunecli", *command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["path"] == str(back)
+    yolo = package.module("models").YOLO(str(back))
+    pickled = torch.load(back, weights_only=False)["model"]
+    assert {p.dtype for p in pickled.parameters()} == {torch.float16} and yolo.task == "classify"
+    again, x = prunecli.load(out).float(), torch.rand(1, 3, 32, 32)
+    assert all(torch.equal(*pair) for pair in zip(outputs(again, x), outputs(yolo.model, x), strict=True))
     tensors = read_tensors(out)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16, torch.int64}
     manifest = read_manifest(out)
     assert manifest is not None and manifest.architecture.ref == "ultralytics:ClassificationModel"
     assert "best.pt" not in json.dumps(manifest.architecture.config), "references hold no paths"
+
+
+def test_networks_whose_package_has_no_such_file_are_not_exported(tmp_path: Path) -> None:
+    loaded = loading.load_reference("cifar:resnet20")
+    with pytest.raises(ModelError, match="cifar has no file of its own for networks of other widths; checkpoints are"):
+        exporting.export(loaded, tmp_path / "x.pt")
+    own = loading.load_reference("ultralytics:yolov8n-cls")
+    own.manifest.tokens = TokenSelection(selector="cls", tokens=9, stages=(TokenStage(block=1, kept=4),))
+    with pytest.raises(ModelError, match="leaves out tokens while it runs, which ultralytics does not; export the"):
+        exporting.export(own, tmp_path / "x.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unpruned_network_may_be_rebuilt_by_the_package(tmp_path: Path) -> None:
+    model = trained("boxes")
+    export.write(model, described("boxes"), (96, 96), tmp_path / "dense.pt")
+    again = loading.load_file(tmp_path / "dense.pt")
+    assert all(torch.equal(*pair) for pair in zip(again.model.parameters(), model.parameters(), strict=True))
+    assert again.fixed_size == (96, 96) and isinstance(package.tasks().DetectionModel(again.model.yaml), nn.Module)
 
 
 def test_of_a_training_checkpoint_the_average_is_taken(tmp_path: Path) -> None:

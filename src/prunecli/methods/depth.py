@@ -20,14 +20,19 @@ from prunecli.methods.depth_params import DepthParams
 from prunecli.methods.parts import PartReport, PartRequest, PartsRemoved
 from prunecli.methods.repair import Clock
 from prunecli.methods.selection import matching_pattern, require_matches
+from prunecli.surgery.blocks.configured import is_configured, rebuilt_with_fewer
+from prunecli.surgery.blocks.records import adjust_records
 from prunecli.surgery.blocks.residual import ResidualBlock, residual_blocks
-from prunecli.surgery.blocks.settings import adjust_records, built_with_fewer
 from prunecli.surgery.blocks.taking_out import in_order, is_listed, take_out
 from prunecli.surgery.proof.without_blocks import verify_without_blocks
 from prunecli.surgery.removal.rebuild import apply_attributes, attribute_differences
 from prunecli.surgery.removal.recalibrate import recalibrate_batchnorm
 
 _SCORES: Mapping[str, BlockScore] = {"cosine": block_influence, "loss": loss_increase, "random": at_random}
+_NOT_CONFIGURED = (
+    "no configuration of transformers describes what is left, so its save_pretrained does not restore this network; "
+    "the checkpoint does"
+)
 _REFERENCE = "original with the blocks switched off"
 
 
@@ -86,20 +91,22 @@ class _Taken:
     ) -> None:
         names = in_order([block.name for block in blocks])
         self.removed = tuple(RemovedBlock(name=name, left=left[name]) for name in names)
-        numbered = built_with_fewer(model, self.removed) if "identity" not in left.values() else None
-        for attributes in (numbered, None) if numbered is not None else (None,):
+        rebuilt = rebuilt_with_fewer(model, self.removed) if "identity" not in left.values() else None
+        for library in (rebuilt, None) if rebuilt is not None else (None,):
             self.model = copied(model)
             self.former = take_out(self.model, self.removed)
             try:
                 adjust_records(self.model, model, self.former)
-                if attributes is not None:
-                    apply_attributes(self.model, attributes)
+                if library is not None:
+                    apply_attributes(self.model, library.attributes)
                 self.error = verify_without_blocks(model, self.model, blocks, self.former, request.example_inputs)
             except VerificationError:
-                if attributes is None:
+                if library is None:
                     raise
                 continue
-            return
+            if library is None or library.computes_the_same(self.model, request.example_inputs):
+                self.notes = [_NOT_CONFIGURED] if library is None and is_configured(model, self.removed) else []
+                return
 
 
 @dataclass
@@ -270,6 +277,7 @@ class _Run:
                 if (reason := self._reason(block.name)) is not None
             ),
             attributes=_changed_attributes(before, taken),
+            notes=tuple(taken.notes),
         )
         return PartsRemoved(after, report, taken.removed, taken.former)
 

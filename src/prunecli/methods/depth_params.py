@@ -26,3 +26,8 @@ class DepthParams:
         ),
     ] = "loss"
     greedy: Annotated[bool, Doc("Remove one block after the other, and score the rest anew each time.")] = False
+
+    @property
+    def chooses(self) -> bool:
+        """Whether scores decide, and not names."""
+        return not self.drop

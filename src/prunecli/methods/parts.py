@@ -73,6 +73,7 @@ class PartReport:
         untouched: Parts that could not be removed, and why.
         edits: Tensors that were sliced.
         attributes: Attributes that were changed, by name: their values, of objects the entries that changed.
+        notes: What else there is to know.
     """
 
     method: str
@@ -92,6 +93,7 @@ class PartReport:
     untouched: tuple[Untouched, ...] = ()
     edits: tuple[Edit, ...] = ()
     attributes: Mapping[str, JsonValue] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def achieved(self) -> float:
@@ -113,6 +115,7 @@ class PartReport:
             "macs_uncounted": sorted({*self.macs_before.uncounted, *self.macs_after.uncounted}),
             "seconds": dict(self.seconds),
             "untouched": [entry.model_dump() for entry in self.untouched],
+            "notes": list(self.notes),
         }
 
     def figures(self) -> dict[str, JsonValue]:

@@ -96,6 +96,8 @@ def parts_stage(space: Workspace, stage: PruneStage, out: Path) -> PartsOutcome:
     with resource_errors(space.recipe.data.batch_size):
         result = remove_parts(loaded.model.to(space.device), loaded.manifest, request, step=step)
     space.report_bad()
+    for note in result.report.notes:
+        space.sink.note(note)
     crash_point("stage:pruned")
     networks, example = [loaded.model.cpu(), result.model.cpu()], space.inputs.example()
     timing = time_paired(networks, [example, example], rounds=stage.latency_rounds, device=space.device)

@@ -1,13 +1,15 @@
-"""What a network says of its depth in attributes: numbers of layers, their kinds, and where their caches are.
+"""What a model of transformers says of its depth: numbers of layers, their kinds, and where their caches are.
 
-A model of transformers is built anew, on the meta device, from configurations in which one number or list is that of
-the smaller network. If one of them gives the modules that are left, its attributes are what the library itself sets.
+It is built anew from configurations in which one number or list is that of the smaller network. If one of them gives
+the modules that are left, and with the same weights the same outputs, its attributes are what the library itself sets.
+The network may then be saved and loaded by the library, too.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,75 +19,101 @@ from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from prunecli.checkpoint.manifest import RemovedBlock
-from prunecli.copying import copied
+from prunecli.copying import copied, sharing_parameters
+from prunecli.inputs import Inputs, call, fitted, output_tensors
 from prunecli.surgery.blocks.taking_out import take_out
 from prunecli.surgery.removal.rebuild import Attributes, attribute_differences
+from prunecli.surgery.tracing.running import plain_kernels, seeded
 
-_COUNTS = ("num_layers", "num_hidden_layers", "n_layers", "n_layer", "num_blocks", "n_blocks", "depth")
-"""Attributes that hold how many entries a list of the same module has."""
 _BY_LAYER = ("layer", "block", "attention", "attn", "types", "pattern")
 """Parts of the names of lists in a configuration that may have an entry for every layer, or numbers of layers."""
 _ABOUT_DEPTH = ("layer", "depth", "block")
 """Parts of the names of configuration entries that are tried first."""
+_SAME = 1e-5
+"""Largest difference, relative to the largest output, between two networks of one precision that compute the same."""
 
 
-def adjust_records(model: nn.Module, before: nn.Module, former: Mapping[str, str]) -> None:
-    """Sets what plain modules say of their lists: how many entries, and where timm finds features.
+@dataclass(frozen=True)
+class Rebuilt:
+    """A model as the library builds it from a configuration with fewer layers.
 
-    Args:
-        model: The network without the blocks; changed in place.
-        before: The network with them.
-        former: From the names of its modules to those they had.
+    Attributes:
+        name: The module in the network that is such a model; empty for the network itself.
+        model: The model, its parameters without values.
+        attributes: What differs from the network without its blocks, for `apply_attributes`. Floating numbers are left
+            out: a rate of stochastic depth belongs to its block.
     """
-    for name, module in model.named_modules():
-        if name in former:
-            _adjust_counts(module, before.get_submodule(former[name]))
-    now = {old: new for new, old in former.items()}
-    known = {name for name, _ in before.named_modules()}
-    for name, module in model.named_modules():
-        info = getattr(module, "feature_info", None)
-        if isinstance(info, list) and all(isinstance(entry, dict) and "module" in entry for entry in info):
-            prefix, own = (f"{owner}." if owner else "" for owner in (former.get(name, name), name))
-            places = [f"{prefix}{entry['module']}" for entry in info]
-            moved = [
-                entry | {"module": now[place].removeprefix(own)} if place in now else entry
-                for entry, place in zip(info, places, strict=True)
-                if place in now or place not in known
-            ]
-            object.__setattr__(module, "feature_info", moved)
+
+    name: str
+    model: nn.Module
+    attributes: Attributes
+
+    def computes_the_same(self, network: nn.Module, inputs: Inputs) -> bool:
+        """Whether the library's model computes what the network computes, with its weights.
+
+        Where the network's weights have other shapes, no configuration gives it anyway, and nothing is compared.
+
+        Args:
+            network: The network without its blocks, with these attributes.
+            inputs: Inputs that it accepts.
+        """
+        own = network.get_submodule(self.name)
+        shapes = {name: tensor.shape for name, tensor in own.state_dict().items()}
+        if shapes != {name: tensor.shape for name, tensor in self.model.state_dict().items()}:
+            return True
+        self.model.load_state_dict(own.state_dict(), assign=True)
+        whole = self.model
+        if self.name:
+            whole = sharing_parameters(network)
+            parent, _, leaf = self.name.rpartition(".")
+            setattr(whole.get_submodule(parent), leaf, self.model)
+        with torch.no_grad(), plain_kernels(), seeded():
+            expected = output_tensors(call(sharing_parameters(network).eval(), fitted(inputs, network)))
+            try:
+                found = output_tensors(call(whole.eval(), fitted(inputs, network)))
+            except Exception:  # whatever the library's code says
+                return False
+        return len(found) == len(expected) and all(map(_alike, expected, found))
 
 
-def _adjust_counts(module: nn.Module, before: nn.Module) -> None:
-    lengths = {name: len(child) for name, child in before.named_children() if isinstance(child, nn.ModuleList)}
-    for name, length in lengths.items():
-        now = len(getattr(module, name))
-        for count in _COUNTS:
-            value = vars(module).get(count)
-            if now < length and type(value) is int and value == length and len(lengths) == 1:
-                object.__setattr__(module, count, now)
+def _alike(expected: torch.Tensor, found: torch.Tensor) -> bool:
+    if expected.shape != found.shape:
+        return False
+    scale = float(expected.abs().max()) if expected.numel() else 0.0
+    return torch.allclose(expected.double(), found.double(), rtol=0, atol=_SAME * scale, equal_nan=True)
 
 
-def built_with_fewer(model: nn.Module, removed: Sequence[RemovedBlock]) -> Attributes | None:
-    """The attributes that transformers sets when it builds the network without these blocks.
+def is_configured(model: nn.Module, removed: Sequence[RemovedBlock]) -> bool:
+    """Whether the blocks are those of a model that transformers builds from a configuration."""
+    return _owner(model, removed) is not None
 
-    Floating numbers stay as they are: a rate of stochastic depth belongs to its block.
+
+def rebuilt_with_fewer(model: nn.Module, removed: Sequence[RemovedBlock]) -> Rebuilt | None:
+    """A model without these blocks as transformers builds it.
 
     Args:
         model: The network with the blocks; not changed.
         removed: As for `take_out`.
 
     Returns:
-        Attributes for `apply_attributes`; None if the network is none of transformers, or no configuration gives it.
+        None if the network is none of transformers, or no configuration gives the modules that are left.
     """
-    for name, module in model.named_modules():
-        prefix = f"{name}." if name else ""
-        if _is_configured(module) and all(block.name.startswith(prefix) for block in removed):
-            own = [RemovedBlock(name=block.name.removeprefix(prefix), left=block.left) for block in removed]
-            found = _built(module, own)
-            if found is not None:
-                return {f"{prefix}{inner}".rstrip("."): values for inner, values in found.items()}
-            return None
-    return None
+    name = _owner(model, removed)
+    if name is None:
+        return None
+    prefix = f"{name}." if name else ""
+    own = [RemovedBlock(name=block.name.removeprefix(prefix), left=block.left) for block in removed]
+    built = _built(model.get_submodule(name), own)
+    if built is None:
+        return None
+    found = {f"{prefix}{inner}".rstrip("."): values for inner, values in built[1].items()}
+    return Rebuilt(name, built[0], found)
+
+
+def _owner(model: nn.Module, removed: Sequence[RemovedBlock]) -> str | None:
+    names: list[str] = [name for name, module in model.named_modules() if _is_configured(module)]
+    around = (name for name in names if all(block.name.startswith(f"{name}." if name else "") for block in removed))
+    return next(around, None)
 
 
 def _is_config(value: Any) -> bool:
@@ -100,13 +128,13 @@ def _is_configured(module: nn.Module) -> bool:
     return own and _is_config(getattr(module, "config", None))
 
 
-def _built(model: nn.Module, removed: Sequence[RemovedBlock]) -> Attributes | None:
+def _built(model: nn.Module, removed: Sequence[RemovedBlock]) -> tuple[nn.Module, Attributes] | None:
     kind: Any = type(model)
     config: Any = copy.deepcopy(model.config)
 
     def build(configuration: Any) -> nn.Module | None:
         try:
-            with torch.device("meta"):
+            with _parameters_on_meta():
                 built: nn.Module = kind(copy.deepcopy(configuration))
         except Exception:  # whatever the library says to a configuration that makes no sense
             return None
@@ -135,11 +163,30 @@ def _built(model: nn.Module, removed: Sequence[RemovedBlock]) -> Attributes | No
         else:
             return None
     assert smaller is not None
+    counterpart = sharing_parameters(smaller)
     for name, module in list(shortened.named_modules()):
         if _is_empty(module):  # whether dropout is there may depend on a layer's number
             parent, _, leaf = name.rpartition(".")
-            setattr(smaller.get_submodule(parent), leaf, module)
-    return _without_floats(attribute_differences(shortened, smaller))
+            setattr(counterpart.get_submodule(parent), leaf, module)
+    return smaller, _without_floats(attribute_differences(shortened, counterpart))
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Parameters of modules that are made take no memory; buffers, which code computes, have their values."""
+    register: Any = nn.Module.register_parameter
+
+    def register_without_values(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, parameter)
+        if parameter is not None:
+            empty = parameter.detach().to("meta")
+            module._parameters[name] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+
+    nn.Module.register_parameter = register_without_values  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def _structure(model: nn.Module) -> dict[str, type | None]:
@@ -175,7 +222,7 @@ def _changed(config: Any, length: int, removed: frozenset[int]) -> Iterator[Any]
     entries.sort(key=lambda entry: not any(part in entry.name for part in _ABOUT_DEPTH))
     for entry in entries:
         tried: list[dict[str, Any]] = []
-        for change in (_shorter, _renumbered, _both, None):
+        for change in (_both, _shorter, _renumbered, None):
             changed = copy.deepcopy(config)
             owner = changed
             for name in entry.path:
