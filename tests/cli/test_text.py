@@ -130,11 +130,16 @@ def test_folders_of_transformers_bring_their_tokenizer(prune: Prune, trained: Pa
     assert done.code == 2 and "gpt: comes without a tokenizer; name its file" in done.err
     done = prune("eval", "hf:gpt", "--data", "text:corpus.txt", "--tokenizer", "bpe:280", *QUICK, cwd=tmp_path)
     assert done.code == 2 and "has learned already, so a new tokenizer" in done.err
-    other = json.loads(used.definition)
-    other["model"]["vocab"]["zzz"] = 400
-    (tmp_path / "other.json").write_text(json.dumps(other))
-    done = prune("eval", "hf:gpt", "--data", "text:corpus.txt", "--tokenizer", "other.json", *QUICK, cwd=tmp_path)
-    assert done.code == 2 and "has scores for 288 tokens and the tokenizer has 401" in done.err, done.err
+    words = {"version": "1.0", "model": {"type": "WordLevel", "vocab": {"?": 0, "cat": 400}, "unk_token": "?"},
+             "pre_tokenizer": {"type": "Whitespace"}}  # fmt: skip
+    (tmp_path / "words.json").write_text(json.dumps(words))
+    done = prune("eval", "hf:gpt", "--data", "text:corpus.txt", "--tokenizer", "words.json", *QUICK, cwd=tmp_path)
+    assert done.code == 2 and "text:corpus.txt: has token 400, and" in done.err and "knows 288 tokens" in done.err
+    assert "% of the test text is ?" in done.err
+    words["model"]["vocab"] = {"?": 0, "cat": 4, "zebra": 400}  # type: ignore[index]
+    (tmp_path / "words.json").write_text(json.dumps(words))  # a token that no text has
+    done = prune("eval", "hf:gpt", "--data", "text:corpus.txt", "--tokenizer", "words.json", *QUICK, cwd=tmp_path)
+    assert done.code == 0, done.err
 
 
 @pytest.mark.parametrize(

@@ -259,6 +259,65 @@ def test_manifests_cannot_make_the_library_fetch_anything(config: dict[str, Any]
         build("hf:DetrForObjectDetection", config={"config": {"backbone": "someone/net", "use_timm_backbone": False}})
 
 
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("DetrForObjectDetection", {"backbone_config": {"model_type": "timm_backbone", "backbone": "hf-hub:some/one"}}),
+        ("TimmWrapperModel", {"num_classes": 2, "label_names": ["a", "b"], "architecture": "local-dir:/etc"}),
+        ("TimmWrapperModel", {"num_classes": 2, "label_names": ["a", "b"], "model_args": {"checkpoint_path": "x.pth"}}),
+        (
+            "LlavaModel",
+            {"vision_config": {"model_type": "timm_wrapper", "num_classes": 2, "architecture": "hf-hub:some/one"}},
+        ),
+    ],
+)
+def test_networks_of_timm_at_any_depth_are_built_from_nothing_but_their_names(
+    kind: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """timm's names may be places on the hub or folders, and its arguments files."""
+    from timm.models import _factory
+
+    asked: list[Any] = []
+    for name in ("load_model_config_from_hf", "load_model_config_from_path", "load_checkpoint"):
+        monkeypatch.setattr(_factory, name, lambda *args, **kwargs: asked.append(args))
+    with pytest.raises(ModelError, match=r"would have to be fetched|could read files"):
+        build(f"hf:{kind}", config={"config": config}, meta=True)
+    assert not asked
+
+
+def test_the_hub_is_not_asked_for_a_backbone_that_timm_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers.backbone_utils
+
+    def unreachable() -> None:
+        raise AssertionError("asked the hub")
+
+    monkeypatch.setattr(transformers.backbone_utils, "hf_api", unreachable)
+    config = {"backbone": "resnet18", "use_timm_backbone": True, "backbone_kwargs": {"out_indices": [1, 2, 3, 4]}}
+    model: Any = build("hf:DetrForObjectDetection", config={"config": config}, meta=True)
+    assert model.config.backbone_config.backbone == "resnet18"
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("BertForSequenceClassification", {"num_labels": 200_000_000}),
+        ("SwitchTransformersModel", {"num_experts": 50_000_000}),
+        ("BertModel", {"rows": [[1 << 40]]}),
+    ],
+)
+def test_numbers_that_would_fill_the_memory_are_refused(kind: str, config: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match="makes sense; the file was altered"):
+        build(f"hf:{kind}", config={"config": config}, meta=True)
+
+
+def test_a_network_of_endless_modules_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunecli.models.hugging_face import library
+
+    monkeypatch.setattr(library, "_MOST_MODULES", 60)
+    with pytest.raises(ModelError, match="over 60 modules"):
+        build("hf:BertModel", config={"config": {"num_hidden_layers": 40, "hidden_size": 12}}, meta=True)
+
+
 def test_new_networks_by_class_and_settings() -> None:
     settings = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     loaded = load_reference("hf:BertForSequenceClassification", data_classes=lambda: 4, vocab_size=30, **settings)

@@ -21,7 +21,7 @@ from prunecli.models.hugging_face.folder import (
     tokenizer_of,
     weights_in,
 )
-from prunecli.models.hugging_face.library import class_named, class_names, quiet, taken_by
+from prunecli.models.hugging_face.library import class_named, class_names, isolated, taken_by
 from prunecli.models.source import Opened, OpenRequest, Takes
 from prunecli.models.token_networks import purpose_named
 
@@ -123,7 +123,7 @@ def _renamed(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def _built(kind: Any, config: Any, where: str) -> nn.Module:
     config._name_or_path = ""
     try:
-        with quiet():
+        with isolated():
             model: nn.Module = kind(config)
     except Exception as error:
         first = " ".join(str(error).split())[:200] or type(error).__name__
@@ -143,7 +143,7 @@ def _loaded(
     if weights.pickled:
         state = {name: tensor for file in weights.files for name, tensor in read_foreign(file).tensors.items()}
     try:
-        with quiet():
+        with isolated():
             model, info = kind.from_pretrained(
                 None if state is not None else str(folder),
                 config=config,
