@@ -174,7 +174,7 @@ def test_what_no_configuration_describes_is_left_to_the_checkpoint() -> None:
 
 def test_layers_that_keep_their_number_keep_their_place_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = built(llama)
-    monkeypatch.setattr(depth, "rebuilt_with_fewer", lambda model, removed: None)
+    monkeypatch.setattr(depth, "rebuilt_with_fewer_layers", lambda model, removed: None)
     result = prunecli.prune(model, "depth", example_inputs=inputs, drop="model.layers.2")
     assert result.model.config.num_hidden_layers == 4  # type: ignore[union-attr]
     assert torch.allclose(generated(result.model, True), generated(result.model, False), rtol=0, atol=1e-5)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import prunecli
@@ -202,10 +203,11 @@ def test_networks_whose_package_has_no_such_file_are_not_exported(tmp_path: Path
 
 def test_an_unpruned_network_may_be_rebuilt_by_the_package(tmp_path: Path) -> None:
     model = trained("boxes")
-    export.write(model, described("boxes"), (96, 96), tmp_path / "dense.pt")
+    export.write(model, described("boxes"), (90, 90), tmp_path / "dense.pt")
     again = loading.load_file(tmp_path / "dense.pt")
     assert all(torch.equal(*pair) for pair in zip(again.model.parameters(), model.parameters(), strict=True))
-    assert again.fixed_size == (96, 96) and isinstance(package.tasks().DetectionModel(again.model.yaml), nn.Module)
+    assert again.fixed_size == (96, 96), "the next multiple of the stride of 16"
+    assert isinstance(package.tasks().DetectionModel(again.model.yaml), nn.Module)
 
 
 def test_of_a_training_checkpoint_the_average_is_taken(tmp_path: Path) -> None:
@@ -450,3 +452,33 @@ def test_the_packages_trainer_cannot_make_another_network_of_it(pruned_file: tup
         export.write(pruned.model, pruned.manifest.architecture.config, None, tmp_path / "x.safetensors")
     with pytest.raises(ModelError, match="a Linear is no network of ultralytics"):
         export.write(nn.Linear(1, 1), {}, None, tmp_path / "x.pt")
+
+
+@pytest.mark.slow
+def test_a_trainer_that_keeps_its_network_keeps_the_widths(
+    pruned_file: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, pruned = pruned_file
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        (tmp_path / "labels" / split).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (SIDE, SIDE), (60 * number, 0, 0)).save(tmp_path / "images" / split / f"{number}.png")
+            (tmp_path / "labels" / split / f"{number}.txt").write_text("1 0.5 0.5 0.4 0.4\n")
+    (tmp_path / "data.yaml").write_text(f"path: {tmp_path}\ntrain: images/train\nval: images/val\nnames: [a, b, c]\n")
+    base: Any = package.module("models.yolo.detect").DetectionTrainer
+
+    class KeepingTrainer(base):
+        def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
+            return weights
+
+    options = {"data": "data.yaml", "epochs": 1, "imgsz": SIDE, "batch": 4, "workers": 0, "plots": False, "amp": False}
+    yolo = package.module("models").YOLO(str(path))
+    with pytest.raises(KeyError, match="pruned by prune"):
+        yolo.train(project=str(tmp_path), device="cpu", **options)
+    yolo = package.module("models").YOLO(str(path))
+    yolo.train(trainer=KeepingTrainer, project=str(tmp_path), device="cpu", **options)
+    trained_again = package.module("models").YOLO(str(yolo.trainer.best)).model
+    shapes = [{name: t.shape for name, t in one.state_dict().items()} for one in (trained_again, pruned.model)]
+    assert shapes[0] == shapes[1]

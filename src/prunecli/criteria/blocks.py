@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunecli.criteria.ablation import summed_loss
+from prunecli.criteria.ablation import evaluating, measured_loss
 from prunecli.criteria.base import Calibration
-from prunecli.inputs import logits, output_tensors, run_batch, sample_count
+from prunecli.inputs import output_tensors, run_batch, sample_count
 from prunecli.surgery.blocks.residual import ResidualBlock, passed_tensors
 from prunecli.surgery.blocks.switching import switched_off
-from prunecli.surgery.tracing.running import without_fastpath
 
 _TOKENS = 3
 """Dimensions of a sequence: samples, positions, features."""
@@ -51,7 +50,7 @@ def block_influence(
             module = model.get_submodule(block.name)
             stack.callback(module.register_forward_hook(hook(block), with_kwargs=True).remove)
         stack.enter_context(switched_off(model, off))
-        stack.enter_context(_evaluating(model))
+        stack.enter_context(evaluating(model))
         for inputs, _ in batches:
             assert inputs is not None
             run_batch(model, inputs)
@@ -66,14 +65,13 @@ def loss_increase(
     Without labels the loss is half the squared distance to what the whole network returns.
     """
     samples = sum(sample_count(inputs) for inputs, _ in calibration.pairs())
-    labelled = all(labels is not None for _, labels in calibration.pairs())
-    measure: Callable[[nn.Module, Calibration], float] = summed_loss if labelled else _Distance(model, calibration)
+    measure = measured_loss(model, calibration)
     with switched_off(model, off):
-        before = measure(model, calibration)
+        before = measure(model)
     scores = {}
     for block in blocks:
         with switched_off(model, [*off, block]):
-            scores[block.name] = (measure(model, calibration) - before) / samples
+            scores[block.name] = (measure(model) - before) / samples
     return scores
 
 
@@ -89,35 +87,3 @@ def _vectors(tensor: Tensor) -> Tensor:
     """Rows to compare, in float64 where the device has it."""
     rows = tensor.flatten(0, 1) if tensor.dim() == _TOKENS else tensor.flatten(1) if tensor.dim() > 1 else tensor[None]
     return rows.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
-
-
-class _Distance:
-    """Half the squared distance of a network's outputs to those that it has now, summed over samples."""
-
-    def __init__(self, model: nn.Module, calibration: Calibration) -> None:
-        self._whole = self._outputs(model, calibration)
-
-    def __call__(self, model: nn.Module, calibration: Calibration) -> float:
-        pairs = zip(self._whole, self._outputs(model, calibration), strict=True)
-        return sum(float((now.double() - then.double()).square().sum()) / 2 for then, now in pairs)
-
-    @staticmethod
-    def _outputs(model: nn.Module, calibration: Calibration) -> list[Tensor]:
-        with _evaluating(model):
-            return [logits(run_batch(model, inputs)).cpu() for inputs, _ in calibration.pairs()]
-
-
-def _evaluating(model: nn.Module) -> ExitStack:
-    """A context in which a network is in evaluation mode and computes no gradients."""
-    stack = ExitStack()
-    training = {module: module.training for module in model.modules()}
-
-    def restore() -> None:
-        for module, mode in training.items():
-            module.training = mode
-
-    stack.callback(restore)
-    model.eval()
-    stack.enter_context(torch.no_grad())
-    stack.enter_context(without_fastpath())
-    return stack

@@ -20,19 +20,16 @@ from prunecli.methods.depth_params import DepthParams
 from prunecli.methods.parts import PartReport, PartRequest, PartsRemoved
 from prunecli.methods.repair import Clock
 from prunecli.methods.selection import matching_pattern, require_matches
-from prunecli.surgery.blocks.configured import is_configured, rebuilt_with_fewer
 from prunecli.surgery.blocks.records import adjust_records
 from prunecli.surgery.blocks.residual import ResidualBlock, residual_blocks
 from prunecli.surgery.blocks.taking_out import in_order, is_listed, take_out
+from prunecli.surgery.configured.layers import rebuilt_with_fewer_layers
+from prunecli.surgery.configured.rebuilt import NOT_CONFIGURED, owner
 from prunecli.surgery.proof.without_blocks import verify_without_blocks
 from prunecli.surgery.removal.rebuild import apply_attributes, attribute_differences
 from prunecli.surgery.removal.recalibrate import recalibrate_batchnorm
 
 _SCORES: Mapping[str, BlockScore] = {"cosine": block_influence, "loss": loss_increase, "random": at_random}
-_NOT_CONFIGURED = (
-    "no configuration of transformers describes what is left, so its save_pretrained does not restore this network; "
-    "the checkpoint does"
-)
 _REFERENCE = "original with the blocks switched off"
 
 
@@ -91,7 +88,7 @@ class _Taken:
     ) -> None:
         names = in_order([block.name for block in blocks])
         self.removed = tuple(RemovedBlock(name=name, left=left[name]) for name in names)
-        rebuilt = rebuilt_with_fewer(model, self.removed) if "identity" not in left.values() else None
+        rebuilt = rebuilt_with_fewer_layers(model, self.removed) if "identity" not in left.values() else None
         for library in (rebuilt, None) if rebuilt is not None else (None,):
             self.model = copied(model)
             self.former = take_out(self.model, self.removed)
@@ -105,7 +102,7 @@ class _Taken:
                     raise
                 continue
             if library is None or library.computes_the_same(self.model, request.example_inputs):
-                self.notes = [_NOT_CONFIGURED] if library is None and is_configured(model, self.removed) else []
+                self.notes = [NOT_CONFIGURED] if library is None and owner(model, names) is not None else []
                 return
 
 

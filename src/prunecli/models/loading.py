@@ -18,7 +18,7 @@ from prunecli.checkpoint.io import file_sha256, read_checkpoint, read_manifest, 
 from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.checkpoint.masks import masks_of, packed, unpacked
 from prunecli.checkpoint.tokenizers import with_tokenizer, without_tokenizer
-from prunecli.copying import copied
+from prunecli.copying import copied, is_large
 from prunecli.errors import ModelError
 from prunecli.methods.runtime import apply_recorded
 from prunecli.models.catalog import build, input_spec, open_network, rebuild_dense, split_reference, takes
@@ -45,7 +45,8 @@ class LoadedModel:
     """A network and everything known about it.
 
     Attributes:
-        model: The network, on the CPU, in evaluation mode.
+        model: The network, on the CPU, in evaluation mode; in single precision, or if it is large, in that of its
+            file until `widen` is called.
         manifest: Architecture, normalisation and history.
         fixed_size: Image height and width that the architecture needs; None: any.
         path: The file that it was loaded from, if any.
@@ -116,7 +117,7 @@ def _opened(source: str, opened: Opened) -> LoadedModel:
         ref=f"{source}:{opened.name}", config=opened.config, class_name=type(opened.model).__name__
     )
     manifest = Manifest(architecture=architecture, normalisation=opened.normalisation, tokenizer=opened.tokenizer)
-    model = _in_single_precision(opened.model).eval()
+    model = _in_memory(opened.model).eval()
     return LoadedModel(model, manifest, opened.size, opened.path, notes=list(opened.notes), new=opened.new)
 
 
@@ -135,6 +136,7 @@ def load_file(
     """Loads a checkpoint of ours, or somebody else's weights.
 
     Tensors in half precision are widened, because that is how networks are run and trained here; `save` narrows them.
+    Those of large networks wait for `widen`.
 
     Args:
         path: A safetensors file or one written by torch.save, with any suffix.
@@ -189,13 +191,13 @@ def load_companion(path: Path, ref: str | None, *, allow_nonfinite: bool = False
         ModelError: See `load_file`.
     """
     if not path.is_file() or read_manifest(path) is not None:
-        return load_file(path, allow_nonfinite=allow_nonfinite)
+        return widen(load_file(path, allow_nonfinite=allow_nonfinite))
     try:
-        return load_file(path, ref, allow_nonfinite=allow_nonfinite)
+        return widen(load_file(path, ref, allow_nonfinite=allow_nonfinite))
     except ModelError:
         if ref is None:
             raise
-        return load_file(path, allow_nonfinite=allow_nonfinite)
+        return widen(load_file(path, allow_nonfinite=allow_nonfinite))
 
 
 def restore(
@@ -321,11 +323,19 @@ def in_precision(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def _in_single_precision(model: nn.Module) -> nn.Module:
-    """The network with all floating tensors in single precision: that is how it is run and trained here."""
+def _in_memory(model: nn.Module) -> nn.Module:
+    """The network with all floating tensors in single precision; a large one as its file has it, until `widen`."""
     dtypes = {name: tensor.dtype for name, tensor in state_tensors(model).items() if tensor.is_floating_point()}
     _note_precision(model, dtypes)
-    return model if set(dtypes.values()) <= {torch.float32} else model.float()
+    return model if is_large(model) or set(dtypes.values()) <= {torch.float32} else model.float()
+
+
+def widen(loaded: LoadedModel) -> LoadedModel:
+    """The same with all floating tensors of its network in single precision: that is how it is run and trained here."""
+    tensors = (*loaded.model.parameters(), *loaded.model.buffers())
+    if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in tensors):
+        loaded.model.float()
+    return loaded
 
 
 def _load_checkpoint(path: Path, manifest: Manifest, arch: str | None, allow_nonfinite: bool) -> LoadedModel:
@@ -343,7 +353,7 @@ def _load_checkpoint(path: Path, manifest: Manifest, arch: str | None, allow_non
         kind = "a sequence" if tokens else "an image"
         raise ModelError(f"{path}: its manifest gives {list(shape)} as the shape of {kind}; the file was altered")
     model, manifest = restore(path, allow_nonfinite=allow_nonfinite)
-    loaded = LoadedModel(_in_single_precision(model), manifest, path=path, sha256=file_sha256(path))
+    loaded = LoadedModel(_in_memory(model), manifest, path=path, sha256=file_sha256(path))
     if not shape:
         return _with_input_spec(loaded)
     if len(shape) != _IMAGE_DIMENSIONS:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 
 from prunecli.checkpoint.header import read_header
 from prunecli.checkpoint.manifest import InputNormalisation, UsedTokenizer
@@ -22,6 +24,7 @@ _INDEX, _WHOLE = "model.safetensors.index.json", "model.safetensors"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """By Pillow's numbers."""
+_FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _TOKENIZERS = (
     *("tokenizer.json", "vocab.txt", "vocab.json"),
@@ -156,12 +159,31 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _tensor_names(path: Path) -> set[str]:
+    with _opened(path) as file:
+        return set(file.keys())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     read_header(path)  # its size and structure, before a library reads it
     try:
         with safetensors.safe_open(path, "pt") as file:
-            return set(file.keys())
+            yield file
     except (OSError, safetensors.SafetensorError) as error:
         raise ModelError(f"{path}: not readable as safetensors ({error}); fetch it again") from error
+
+
+def floating_dtypes(files: Iterable[Path]) -> set[torch.dtype]:
+    """The dtypes of all floating tensors in files of safetensors, from their headers.
+
+    Raises:
+        ModelError: One cannot be read.
+    """
+    kinds: set[str] = set()
+    for path in files:
+        with _opened(path) as file:
+            kinds |= {file.get_slice(name).get_dtype() for name in file.keys()}
+    return {_FLOATING[kind] for kind in kinds if kind in _FLOATING}
 
 
 @dataclass(frozen=True)

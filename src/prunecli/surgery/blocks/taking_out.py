@@ -62,7 +62,7 @@ def take_out(model: nn.Module, removed: Sequence[RemovedBlock]) -> dict[str, str
             raise ModelError(f"the manifest takes {block.name!r} out of a list, and the architecture has none there")
         else:
             _delete(parent, leaf)
-    return _former_names(before, model)
+    return former_names(before, model)
 
 
 def _delete(parent: nn.Module, leaf: str) -> None:
@@ -73,8 +73,13 @@ def _delete(parent: nn.Module, leaf: str) -> None:
         del parent._modules[leaf]
 
 
-def _former_names(before: Mapping[str, nn.Module], model: nn.Module) -> dict[str, str]:
-    """Entries of a list keep their order, so modules under several names keep theirs."""
+def former_names(before: Mapping[str, nn.Module], model: nn.Module) -> dict[str, str]:
+    """The names that modules had before, by those they have now.
+
+    Args:
+        before: Modules by the names that they had.
+        model: The network now.
+    """
     former: dict[int, list[str]] = {}
     for name, module in before.items():
         former.setdefault(id(module), []).append(name)

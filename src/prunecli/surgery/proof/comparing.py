@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from prunecli.errors import VerificationError
 from prunecli.surgery.removal.rebuild import state_tensors
+from prunecli.widened import as_stored
 
 TOLERANCE = 1e-9
 """Largest accepted difference relative to the largest output; a correct removal in float64 stays below 1e-12."""
@@ -31,7 +32,10 @@ def randomise(model: nn.Module) -> set[str]:
         if tensor.data_ptr() in drawn:  # the same tensor under another name
             changed.add(name)
             continue
-        if not tensor.is_floating_point() or tensor.numel() == 0 or not bool((tensor == tensor.flatten()[0]).all()):
+        if not tensor.is_floating_point() or tensor.numel() == 0:
+            continue
+        values = as_stored(tensor)
+        if not bool((values == values.flatten()[0]).all()):
             continue
         if tensor.numel() > 1 or (name in gates and not tensor.any()):
             tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)

@@ -35,6 +35,7 @@ from prunecli.surgery.tracing.running import one_line, plain_kernels, seeded
 from prunecli.surgery.tracing.trace import trace
 from prunecli.surgery.tracing.traced import Trace
 from prunecli.surgery.tracing.trial import RUNTIME_ERRORS
+from prunecli.widened import as_stored, plain
 
 
 def verify(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> float:
@@ -190,13 +191,17 @@ def _probes(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep) -
     sliced = sharing_parameters(probe, scaled)
     remove(sliced, traced.groups, keep)
     slices = state_tensors(sliced)
-    for name, tensor in state_tensors(pruned).items():
+    rescaled = {id(tensor) for name, tensor in pruned.named_parameters(remove_duplicate=False) if name in scaled}
+    for name, tensor in (
+        *pruned.named_parameters(remove_duplicate=False),
+        *pruned.named_buffers(remove_duplicate=False),
+    ):
         expected = slices.get(name)
         if expected is None or expected.shape != tensor.shape:
             raise VerificationError(
                 f"{name} of the pruned network does not have the shape of the original's kept channels"
             )
-        if name not in random and not _agree(tensor, expected):
+        if name not in random and not _agree(tensor.detach(), expected, computed=id(tensor) in rescaled):
             raise VerificationError(f"{name} of the pruned network does not consist of the original's kept channels")
     # The slices are what is compared: a third copy in twice the precision would only cost memory.
     stand_ins = {
@@ -207,10 +212,14 @@ def _probes(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep) -
     return probe, result.double() if traced.dtype == torch.float64 else result.float()  # what hooks compute, too
 
 
-def _agree(tensor: Tensor, expected: Tensor) -> bool:
-    """Whether a tensor of the pruned network is what is expected, but for rounding."""
-    values = tensor.to(device="cpu", dtype=expected.dtype)
-    return torch.allclose(values, expected, rtol=1e-5, atol=1e-7, equal_nan=True)
+def _agree(tensor: Tensor, expected: Tensor, *, computed: bool) -> bool:
+    """Whether a tensor of the pruned network is what is expected, but for rounding where it was computed with."""
+    stored = as_stored(expected)
+    if stored.dtype == tensor.dtype and torch.equal(tensor.cpu(), stored):
+        return True
+    values, expected = tensor.to(device="cpu", dtype=expected.dtype), plain(expected)
+    digits = torch.finfo(tensor.dtype).eps if computed and tensor.is_floating_point() else 0.0
+    return torch.allclose(values, expected, rtol=max(1e-5, digits), atol=1e-7, equal_nan=True)
 
 
 def _like(tensor: Tensor, values: Tensor) -> Tensor:
