@@ -176,6 +176,7 @@ def _into_opened(weights: ForeignWeights, request: ForeignRequest, kwargs: Mappi
         request.arch, OpenRequest(kwargs, num_classes=request.num_classes, data_classes=request.data_classes)
     )
     assert opened is not None, "its source opens networks"
+    opened.model.float()  # a folder in half precision would round the weights of a file in single precision
     try:
         opened.model.load_state_dict(weights.tensors)
     except RuntimeError as error:

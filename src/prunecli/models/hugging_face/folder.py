@@ -32,12 +32,11 @@ _TOKENIZERS = (
 )
 
 
-def find_folder(name: str, pretrained: bool) -> Path:
+def find_folder(name: str) -> Path:
     """The folder of a network: a path, or a name on the hub, in the cache or fetched.
 
     Args:
         name: The path, or NAME or OWNER/NAME, with `@REVISION` behind it if it is to be another than main.
-        pretrained: Unused: naming a network of the hub asks for its weights.
 
     Raises:
         ModelError: There is none, it cannot be fetched, or needs an agreement.
@@ -200,25 +199,33 @@ def image_settings(folder: Path | None, config: Any) -> ImageSettings:
     Args:
         folder: The folder; None: there is none.
         config: The configuration object.
+
+    Raises:
+        ModelError: What the file says makes no sense.
     """
-    said: dict[str, Any] = {}
-    for name in ("preprocessor_config.json", "processor_config.json") if folder is not None else ():
-        if (folder / name).is_file():  # type: ignore[operator]
-            content = read_json(folder / name)  # type: ignore[operator]
-            said = content.get("image_processor", content)
-            break
+    path, said = _processor(folder)
     size = size_in(config) or _pair(said.get("crop_size")) or _pair(said.get("size"))
     channels = getattr(config, "num_channels", 3)
-    mean, std = _statistics(said, channels)
-    return ImageSettings(
-        size,
-        InputNormalisation(
-            mean=mean,
-            std=std,
-            interpolation=_INTERPOLATION.get(said.get("resample"), "bilinear"),  # type: ignore[arg-type]
-            crop_pct=_crop(said, size),
-        ),
-    )
+    try:
+        mean, std = _statistics(said, channels if isinstance(channels, int) else 3)
+        interpolation: Any = _INTERPOLATION.get(said.get("resample", 2), "bilinear")
+        normalisation = InputNormalisation(mean=mean, std=std, interpolation=interpolation, crop_pct=_crop(said, size))
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        first = str(error).splitlines()[0][:120]
+        raise ModelError(f"{path}: does not say how images are prepared ({first}); fetch or save it again") from error
+    return ImageSettings(size, normalisation)
+
+
+def _processor(folder: Path | None) -> tuple[Path, dict[str, Any]]:
+    """The file of an image processor and what it says; nothing without one."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if folder is not None and (folder / name).is_file():
+            content = read_json(folder / name)
+            said = content.get("image_processor", content)
+            if not isinstance(said, dict):
+                raise ModelError(f"{folder / name}: image_processor is no JSON object; fetch or save it again")
+            return folder / name, said
+    return Path(), {}
 
 
 def size_in(config: Any) -> tuple[int, int] | None:
