@@ -98,12 +98,21 @@ def open(name: str, request: OpenRequest) -> Opened:
     config = checked(raw, str(folder)) | checked(settings, "--model-kwargs")
     changed = False
     own = configured(kind, config, str(folder))
-    if request.num_classes is not None and request.num_classes != getattr(own, "num_labels", None):
-        own.num_labels, changed = request.num_classes, True
+    count = request.num_classes
+    if count is None and _has_new_classifier(kind, raw):
+        count = request.data_classes()
+    if count is not None and count != getattr(own, "num_labels", None):
+        own.num_labels, changed = count, True
     model, notes = _loaded(kind, own, weights_in(folder), folder, raw, changed)
     check_finite(dict(model.named_parameters()), folder, request.allow_nonfinite)
     tokenizer, note = tokenizer_of(folder) if taken_by(kind) == "tokens" else (None, "")
     return _opened(model, folder, tokenizer, (*notes, *([note] if note else [])))
+
+
+def _has_new_classifier(kind: Any, raw: Mapping[str, Any]) -> bool:
+    """Whether a folder holds a network without the classifier that a class has."""
+    saved = raw.get("architectures") or []
+    return kind.__name__.endswith("Classification") and kind.__name__ not in saved
 
 
 def _new(name: str, settings: dict[str, Any], request: OpenRequest) -> Opened:
