@@ -79,9 +79,13 @@ class Widened(Tensor):
     @staticmethod
     def __new__(cls, values: _Values, geometry: Tensor, views: tuple[_Move, ...] = ()) -> Widened:
         """Makes one from values, a tensor on the meta device that looks like it, and how it is a view of the values."""
-        cpu, offset = torch.device("cpu"), geometry.storage_offset()
         made: Widened = torch.Tensor._make_wrapper_subclass(
-            cls, geometry.shape, geometry.stride(), offset, dtype=geometry.dtype, device=cpu
+            cls,
+            geometry.shape,
+            geometry.stride(),
+            geometry.storage_offset(),
+            dtype=geometry.dtype,
+            device=torch.device("cpu"),
         )
         made._held, made._views = values, views
         return made

@@ -187,7 +187,7 @@ def test_methods_are_audited_and_compared_by_perplexity(prune: Prune, trained: P
         ("finetune x.safetensors --data text:corpus --batch-size 4 --teacher y.safetensors",
          "--teacher has learned another vocabulary than x.safetensors; give one with the same"),
         ("l2 x.safetensors --data text:corpus --calibration-images 2 --bptt 3",
-         "2 sequences of 3 are 6 tokens, fewer than the 12 units of a layer, so nothing can be measured on them"),
+         "2 sequences have 6 tokens, fewer than the 12 units of a layer, so nothing can be measured on them"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(prune: Prune, trained: Path, words: str, said: str) -> None:

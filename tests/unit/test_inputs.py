@@ -290,6 +290,9 @@ def test_scores_are_found_in_mappings_and_objects() -> None:
     x = torch.randn(2, 3)
     assert logits({"loss": torch.zeros(()), "logits": x}) is x and logits(Scores(x)) is x
     assert logits((torch.zeros(2, dtype=torch.int64), x)) is x
+    scores = torch.randn(3, 4)
+    assert logits((scores.softmax(1), scores)) is scores, "a softmax before its scores"
+    assert logits((scores, scores.softmax(1))) is scores and logits((scores.sigmoid(), scores)) is not scores
     with pytest.raises(ModelError, match="holds no tensor"):
         logits(None)
 

@@ -27,6 +27,7 @@ VERBS: dict[str, Verb] = {
     "prune": Verb("Prune a network with any method.", _WORK, _command("prune")),
     "finetune": Verb("Recover accuracy after pruning.", _WORK, _command("train", "finetune_command")),
     "eval": Verb("Measure accuracy, size and speed; write a report.", _WORK, _command("eval")),
+    "export": Verb("Write a network as a file of its own package.", _WORK, _command("export")),
     "compare": Verb("Compare reports, networks or methods; gate on the result.", _LOOK, _command("compare")),
     "sensitivity": Verb("Measure what each layer costs; write ratios by layer.", _LOOK, _command("sensitivity")),
     "audit": Verb("Find out which method ranks channels best.", _LOOK, _command("audit")),

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from prunecli.criteria.base import Paired, member_tensor, role_of, sum_by_unit
 from prunecli.inputs import run_batch
 from prunecli.surgery.groups import ChannelGroup, Member
-from prunecli.surgery.taps import channels_last, shows, tapped
+from prunecli.surgery.taps import attended_positions, channels_last, counted_rows, is_layer, shows, tapped
 from prunecli.surgery.tracing.running import without_fastpath
 
 UNSEEN = "no layer that reads it can be watched"
@@ -24,7 +24,7 @@ def readers_of(model: nn.Module, group: ChannelGroup) -> list[Member]:
         for member in group.members
         if role_of(model, member) == "consumer"
         and member.tensor == "weight"
-        and isinstance(model.get_submodule(member.module), (nn.Linear, _ConvNd))
+        and is_layer(model.get_submodule(member.module))
     ]
 
 
@@ -77,13 +77,15 @@ def watch_readers(
         groups: The groups to watch the readers of.
         calibration: The data.
         see: Called with the name of the reader's weight (`Member.name`) and its input, shape (positions of all
-            samples, input channels); for what a recurrent layer's weights read of its own units, once a step.
+            samples, input channels), without padding; for what a recurrent layer's weights read of its own units, once
+            a step.
     """
     modules = {member.name: model.get_submodule(member.module) for group in groups for member in tappable(model, group)}
+    attended: Tensor | None = None
 
     def tap(name: str, values: Tensor) -> Tensor:
         channels = channels_last(modules[name], values.detach())
-        see(name, channels.reshape(-1, channels.shape[-1]))
+        see(name, counted_rows(channels, attended))
         return values
 
     training = {module: module.training for module in model.modules()}
@@ -91,6 +93,7 @@ def watch_readers(
     try:
         with torch.no_grad(), without_fastpath(), tapped(model, modules, tap):
             for inputs, _ in calibration.pairs():
+                attended = attended_positions(inputs)
                 run_batch(model, inputs)
     finally:
         for module, mode in training.items():

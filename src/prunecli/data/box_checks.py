@@ -32,15 +32,13 @@ class BoxCounts:
 
     def notes(self, name: str) -> tuple[str, ...]:
         """A line for each kind."""
-        notes = []
+        notes, first = [], {kind: f"first {where}" for kind, where in self.first.items()}
         if self.cut:
-            notes.append(f"{name}: {_boxes(self.cut)} stick out of the image and are cut, first {self.first['cut']}")
+            notes.append(f"{name}: boxes that stick out of their image and are cut: {self.cut:,}, {first['cut']}")
         if self.empty:
-            notes.append(f"{name}: {_boxes(self.empty)} without an area left out, first {self.first['empty']}")
+            notes.append(f"{name}: boxes without an area, left out: {self.empty:,}, {first['empty']}")
         if self.ignored:
-            notes.append(
-                f"{name}: {_boxes(self.ignored)} of crowds or difficult objects count neither in losses nor in figures"
-            )
+            notes.append(f"{name}: crowds and difficult objects, which count nowhere: {self.ignored:,}")
         return tuple(notes)
 
 
@@ -97,7 +95,3 @@ class ImageBoxes:
             np.array(labels, dtype=np.int64),
             np.array(ignored, dtype=np.bool_),
         )
-
-
-def _boxes(count: int) -> str:
-    return f"{count:,} box{'es' if count > 1 else ''}"

@@ -36,7 +36,7 @@ def read(folder: Path) -> BoxLayout | None:
     for part, (images, labels) in places.items():
         parts[part], without = _split(images, labels, names, counts)
         if without:
-            notes.append(f"{images}: {without:,} images have no label file and are taken as without objects")
+            notes.append(f"{images}: images without a label file, taken as without objects: {without:,}")
     return BoxLayout("YOLO", names, parts, (*notes, *counts.notes(folder.name)))
 
 

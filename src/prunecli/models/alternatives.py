@@ -88,7 +88,12 @@ def _alike(fitting: Sequence[Architecture], tensors: Mapping[str, Tensor]) -> li
 
 def _layers(model: nn.Module) -> tuple[str, ...]:
     """Name, class and settings of all modules."""
-    return tuple(f"{name} {type(module).__qualname__} {module.extra_repr()}" for name, module in model.named_modules())
+    return tuple(f"{name} {type(module).__qualname__} {_settings(module)}" for name, module in model.named_modules())
+
+
+def _settings(module: nn.Module) -> str:
+    """What a module says of itself; the first step of a detector, which resizes images, says it in its own way."""
+    return module.extra_repr() if type(module).__repr__ is nn.Module.__repr__ else repr(module)
 
 
 def _scores(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Tensor | None:

@@ -23,6 +23,7 @@ from prunecli.models.source import (
     ReadingSource,
     SettlingSource,
     Takes,
+    WritingSource,
 )
 
 _BUILT_FROM = "_prunecli_built_from"
@@ -116,6 +117,12 @@ def reading_source(source: str) -> ReadingSource | None:
     """A source that reads the files of its package itself; None for others, and if there is none of that name."""
     module = _source(source) if source in SOURCES.names else None
     return module if isinstance(module, ReadingSource) else None
+
+
+def writing_source(source: str) -> WritingSource | None:
+    """A source whose package opens networks of any widths; None for others, and if there is none of that name."""
+    module = _source(source) if source in SOURCES.names else None
+    return module if isinstance(module, WritingSource) else None
 
 
 def opens(ref: str) -> bool:

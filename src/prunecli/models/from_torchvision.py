@@ -50,17 +50,36 @@ def build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 def _detector(
     name: str, pretrained: bool, num_classes: int | None = None, image_size: int | None = None, **kwargs: Any
 ) -> nn.Module:
-    if not pretrained:
-        kwargs = {"weights_backbone": None, **kwargs}
     if num_classes is not None:
         kwargs["num_classes"] = num_classes + 1
     if image_size is not None and not name.startswith(_ANY_SIZE):
         raise ModelError(f"torchvision:{name} takes no image_size; give min_size and max_size, or leave it out")
-    model: nn.Module = models.get_model(name, weights="DEFAULT" if pretrained else None, **kwargs)
+    published = models.get_model(name, weights="DEFAULT", **kwargs) if pretrained else None
+    kwargs |= {"weights_backbone": None} | ({"num_classes": _published_classes(name)} if pretrained else {})
+    model: nn.Module = models.get_model(name, weights=None, **kwargs)
+    if published is not None:
+        _take_over(model, published)
     if image_size is not None:
         transform: Any = model.get_submodule("transform")
         transform.fixed_size = (image_size, image_size)
     return model
+
+
+def _published_classes(name: str) -> int:
+    return len(models.get_model_weights(name)["DEFAULT"].meta["categories"])
+
+
+def _take_over(model: nn.Module, published: nn.Module) -> None:
+    """Gives a detector published weights.
+
+    Torchvision builds those with normalisations that never train, and with another epsilon. A checkpoint is restored
+    without them, so the same numbers go into the layers that it has.
+    """
+    modules = dict(model.named_modules())
+    for name, theirs in published.named_modules():
+        if hasattr(theirs, "eps"):
+            modules[name].eps = theirs.eps
+    model.load_state_dict(published.state_dict())
 
 
 def input_spec(name: str, model: nn.Module) -> tuple[tuple[int, int] | None, InputNormalisation]:

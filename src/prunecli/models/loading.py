@@ -27,6 +27,7 @@ from prunecli.models.foreign import rebuild_foreign
 from prunecli.models.recognition import recorded
 from prunecli.models.source import DataTokens, Opened, OpenRequest
 from prunecli.sparsity.spike_masks import install
+from prunecli.surgery.blocks.taking_out import take_out
 from prunecli.surgery.recurrent.forms import forms_of, put_in_form
 from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
 
@@ -117,7 +118,8 @@ def _opened(source: str, opened: Opened) -> LoadedModel:
     )
     manifest = Manifest(architecture=architecture, normalisation=opened.normalisation, tokenizer=opened.tokenizer)
     model = _in_memory(opened.model).eval()
-    return LoadedModel(model, manifest, opened.size, opened.path, notes=list(opened.notes), new=opened.new)
+    sha256 = file_sha256(opened.path) if opened.path is not None and opened.path.is_file() else None
+    return LoadedModel(model, manifest, opened.size, opened.path, sha256, list(opened.notes), opened.new)
 
 
 def load_file(
@@ -216,6 +218,7 @@ def restore(
     model = dense(manifest.architecture)
     try:
         tensors, manifest = without_tokenizer(tensors, manifest)
+        take_out(model, manifest.blocks)
         put_in_form(model, manifest.forms)
         if manifest.masks is not None:
             install(model, manifest.masks)
@@ -249,8 +252,9 @@ def save(path: Path, model: nn.Module, manifest: Manifest, dense: nn.Module | No
     """
     fresh = dense if dense is not None else rebuild_dense(manifest.architecture)
     forms = forms_of(model)
-    if forms:
+    if forms or manifest.blocks:
         fresh = copied(fresh)
+        take_out(fresh, manifest.blocks)
         put_in_form(fresh, forms)
     complete = manifest.model_copy(
         update={
@@ -260,7 +264,7 @@ def save(path: Path, model: nn.Module, manifest: Manifest, dense: nn.Module | No
             "frozen_parameters": [n for n, p in model.named_parameters() if not p.requires_grad],
         }
     )
-    tensors = _in_precision(model)
+    tensors = in_precision(model)
     if complete.masks is not None:
         complete.masks = masks_of(tensors, complete.masks)
         tensors = packed(tensors, complete.masks)
@@ -274,7 +278,33 @@ def _note_precision(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None
     object.__setattr__(model, _PRECISION, narrow)
 
 
-def _in_precision(model: nn.Module) -> dict[str, Tensor]:
+def rename_precision(model: nn.Module, former: Mapping[str, str]) -> None:
+    """Lets a network whose modules are called otherwise remember which tensors are to be saved in a narrower dtype.
+
+    Args:
+        model: The network.
+        former: From the names of its modules to those that they had.
+    """
+    narrow: Mapping[str, torch.dtype] = getattr(model, _PRECISION, {})
+    by_module: dict[str, dict[str, torch.dtype]] = {}
+    for name, dtype in narrow.items():
+        module, _, leaf = name.rpartition(".")
+        by_module.setdefault(module, {})[leaf] = dtype
+    now = {
+        f"{new}.{leaf}".lstrip("."): dtype
+        for new, old in former.items()
+        for leaf, dtype in by_module.get(old, {}).items()
+    }
+    if narrow:
+        object.__setattr__(model, _PRECISION, now)
+
+
+def is_narrow(model: nn.Module) -> bool:
+    """Whether some of a network's tensors are saved in half precision, and so are rounded."""
+    return bool(getattr(model, _PRECISION, {}))
+
+
+def in_precision(model: nn.Module) -> dict[str, Tensor]:
     """All tensors of a network, those from a file in half precision in that again; shared ones stay shared.
 
     A tensor that would overflow, as statistics that were measured again may, keeps the precision it has.

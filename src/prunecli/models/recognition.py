@@ -17,6 +17,7 @@ from prunecli.checkpoint.arguments import ARGUMENTS
 from prunecli.checkpoint.foreign_files import ForeignWeights
 from prunecli.checkpoint.manifest import Architecture
 from prunecli.checkpoint.records import printable
+from prunecli.engine.detectors.index import detector_of
 from prunecli.errors import ModelError
 from prunecli.models.alternatives import choose
 from prunecli.models.catalog import build, built_from, reading_source, rebuild_dense, settled_arguments
@@ -42,6 +43,8 @@ _PACKAGES = {
     "models.common.": "ultralytics",
 }
 """Packages with the classes of each source."""
+_SCORES = ("cls_score", "classification_head")
+"""Modules in which detectors tell classes apart."""
 _SEGFORMER = "segformer.stages.0.layer_norm.weight"
 
 _Shapes = dict[str, tuple[int, ...]]
@@ -127,13 +130,16 @@ def architecture_for(
     dense = build(ref, meta=True, **arguments)
     expected = _model_shapes(dense)
     first = next((name for name, shape in expected.items() if len(shape) == 4), "")
+    detector = detector_of(dense)
+    if detector is not None:
+        arguments |= _kinds_of_objects(detector.num_classes(dense), expected, actual)
     for name in expected.keys() & actual.keys():
         ours, theirs = expected[name], actual[name]
         if ours == theirs or len(ours) != len(theirs):
             continue
         if name == first and ours[0] == theirs[0] and ours[2:] == theirs[2:]:
             arguments["in_chans"] = theirs[1]
-        elif ours[1:] == theirs[1:] and ours[0] == _class_count(dense):
+        elif detector is None and ours[1:] == theirs[1:] and ours[0] == _class_count(dense):
             arguments["num_classes"] = theirs[0]
     arguments |= {name: value for name, value in _read_of_vit(dense, expected, actual).items() if name not in arguments}
     if "in_chans" in arguments and ref.startswith("torchvision:"):
@@ -145,6 +151,17 @@ def architecture_for(
         near = ", ".join(r for r, _ in nearest_references(actual, 3))
         raise UnfittingWeights(f"{path}: the weights do not fit {ref}: {problem}; nearest by keys and shapes: {near}")
     return recorded(ref, arguments)
+
+
+def _kinds_of_objects(count: int, expected: _Shapes, actual: _Shapes) -> dict[str, Any]:
+    """What the scores of a detector of torchvision say: several for each place, each time one for the background."""
+    for name, ours in expected.items():
+        theirs = actual.get(name, ())
+        if len(theirs) != len(ours) or not ours or not any(part in _SCORES for part in name.split(".")):
+            continue
+        if theirs[0] != ours[0] and ours[0] % (count + 1) == 0:
+            return {"num_classes": theirs[0] * (count + 1) // ours[0] - 1}
+    return {}
 
 
 def _read_of_vit(dense: nn.Module, expected: _Shapes, actual: _Shapes) -> dict[str, Any]:

@@ -23,8 +23,8 @@ class ModelSource(Protocol):
     A source whose networks compare images with texts, so that no number of classes belongs to them, also has
     `CLASSES_ARE_TEXTS = True`; one of language models has `READS_TOKENS = True`. One whose arguments have defaults that
     weights do not show is a `SettlingSource`, one that also builds networks from files and configurations an
-    `OpeningSource`, one that knows the files of its package a `ReadingSource`, and one whose networks take different
-    things says so as a `DescribingSource`.
+    `OpeningSource`, one that knows the files of its package a `ReadingSource`, one that can write them a
+    `WritingSource`, and one whose networks take different things says so as a `DescribingSource`.
     """
 
     def names(self) -> Sequence[str]:
@@ -178,6 +178,25 @@ class ReadingSource(OpeningSource, Protocol):
 
     def describe(self, model: nn.Module, /) -> tuple[str, dict[str, Any]] | None:
         """Name and configuration of a live network of the package, for `build`; None if it is none that it builds."""
+        ...
+
+
+@runtime_checkable
+class WritingSource(ModelSource, Protocol):
+    """A source whose package opens files with networks of any widths."""
+
+    def write(self, model: nn.Module, config: Mapping[str, Any], size: tuple[int, int] | None, path: Path, /) -> None:
+        """Writes a file that the package opens.
+
+        Args:
+            model: The network, dense or pruned; not changed.
+            config: The configuration of the dense network.
+            size: Height and width of the images it is for.
+            path: The file, replaced if it exists.
+
+        Raises:
+            ModelError: The file has another suffix than the package wants.
+        """
         ...
 
 

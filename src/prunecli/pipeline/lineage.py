@@ -7,16 +7,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from prunecli.checkpoint.confinement import stays_inside
 from prunecli.checkpoint.io import file_sha256
 from prunecli.checkpoint.manifest import Step, UsedData, UsedLabel, as_json
 from prunecli.data.splits import Split
 from prunecli.errors import ModelError
+from prunecli.inputs import call, output_tensors
 from prunecli.measure.environment import library_versions
-from prunecli.models.loading import LoadedModel, load_companion, load_file, save, widen
+from prunecli.models.catalog import opens
+from prunecli.models.loading import LoadedModel, is_narrow, load_companion, load_file, save, widen
 from prunecli.pipeline.model_inputs import ModelInputs
 from prunecli.pipeline.state import RunState
 from prunecli.report.schema import ModelInfo
+
+_EXACT, _ROUNDED = 1e-6, 0.05
+"""Largest difference relative to the largest output: of equal weights, and of weights in half precision."""
 
 
 class Lineage:
@@ -92,7 +100,26 @@ class Lineage:
         save(path, loaded.model.cpu(), manifest)
         # The next stage starts from what is on the disk, so that it computes the same when it is resumed from there.
         state.loaded = load_file(path, allow_nonfinite=state.recipe.model.allow_nonfinite)
+        if opens(architecture.ref):
+            self._check_loaded(loaded.model, state.loaded, path)
         return path
+
+    def _check_loaded(self, saved: nn.Module, loaded: LoadedModel, path: Path) -> None:
+        """Compares a network whose code is not ours with what its file gives back.
+
+        Raises:
+            ModelError: They compute different things; the file is removed.
+        """
+        example = self._inputs.example()
+        pairs = zip(_outputs(saved, example), _outputs(loaded.model, example), strict=True)
+        tolerance = _ROUNDED if is_narrow(saved) else _EXACT
+        if all(first.shape == second.shape and _agree(first, second, tolerance) for first, second in pairs):
+            return
+        path.unlink()
+        raise ModelError(
+            f"{path}: not saved, because the network computes something else once it is loaded: it keeps values that "
+            "are neither parameters nor buffers, or builds itself differently each time; register them as buffers"
+        )
 
     def teacher(self, name: str) -> LoadedModel:
         """The network to learn from: a weights file, or "parent" for the one that the current network was pruned from.
@@ -124,3 +151,18 @@ class Lineage:
                 "the file it was pruned from"
             )
         return load_companion(path, ref)
+
+
+def _outputs(network: nn.Module, example: Any) -> list[Tensor]:
+    """What a network returns in evaluation mode, with equal random numbers each time."""
+    with torch.random.fork_rng(devices=()), torch.no_grad():
+        torch.manual_seed(0)
+        return output_tensors(call(network.cpu().eval(), example))
+
+
+def _agree(first: Tensor, second: Tensor, tolerance: float) -> bool:
+    """Whether two outputs are equal, but for a difference relative to the largest."""
+    if not first.is_floating_point():
+        return True  # the best class of nearly equal scores may differ
+    largest = first.abs().max() if first.numel() else 0
+    return bool(torch.allclose(first, second, rtol=0, atol=tolerance * float(largest), equal_nan=True))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from prunecli.report.energy_tables import NEURON_COLUMNS, energy_rows, neuron_rows
-from prunecli.report.numbers import count, macs
+from prunecli.report.numbers import count, macs, size
 from prunecli.report.schema import Metrics, NeuronRates
 from prunecli.report.table import Table
 
@@ -85,6 +85,7 @@ def network_table(
     time_steps: int | None,
     sha256: str | None,
     nonzero: tuple[int, int] | None = None,
+    tokenizer: tuple[int, int] | None = None,
 ) -> Table:
     """Figures of a whole network.
 
@@ -96,6 +97,7 @@ def network_table(
         time_steps: Time steps of a spiking network.
         sha256: Hash of its file, if it came from one.
         nonzero: Of a network with masked weights, the parameters that are not zero, and all of them.
+        tokenizer: Of one that has a tokenizer in its file, its tokens and bytes.
     """
     params, zeros = sum(layer.params for layer in layers), sum(layer.zeros for layer in layers)
     rows = [
@@ -107,6 +109,7 @@ def network_table(
         ("MACs", macs(counted.total, counted.uncounted)),
         *([("time steps, in MACs too", str(time_steps))] if time_steps else []),
         *([("not counted in MACs", ", ".join(counted.uncounted))] if counted.uncounted else []),
+        *([("tokenizer", f"{tokenizer[0]:,} tokens, {size(tokenizer[1])}")] if tokenizer else []),
         ("layers changed", f"{len(_changed(layers))} of {len(layers)}"),
         ("sha256", sha256 or "-"),
     ]

@@ -42,7 +42,8 @@ def report_table(report: Report) -> Table:
     if report.data is not None:
         skipped = f", {report.data.skipped} could not be read" if report.data.skipped else ""
         captions = f" with {m.captions} captions" if m.captions else ""
-        counted = ("images", f"{report.data.images}{captions}") if m.tokens is None else ("tokens", f"{m.tokens}")
+        noun = "texts" if len(report.model.input_shape) == 1 else "images"
+        counted = (noun, f"{report.data.images}{captions}") if m.tokens is None else ("tokens", f"{m.tokens}")
         rows.append((counted[0], f"{counted[1]} of {report.data.name} ({report.data.split}){skipped}"))
     rows += [(score.label, score_text(m, score)) for score in SCORES if getattr(m, score.name) is not None]
     rows += [(f"IoU of {name}", fixed(value, unit=" %")) for name, value in (m.class_iou or {}).items()]

@@ -31,6 +31,7 @@ from prunecli.methods.request import PruneRequest
 from prunecli.methods.selection import with_scope
 from prunecli.methods.structural import prune_structural
 from prunecli.methods.targets import Ruler, Target
+from prunecli.models.token_networks import remembers
 from prunecli.pipeline.stages.structural import calibration_of, refuse_unprunable, repairs
 from prunecli.pipeline.stages.train import learning_rate
 from prunecli.pipeline.workspace import Workspace
@@ -174,7 +175,8 @@ class Ring:
 
     def _say_how_texts_are_read(self) -> None:
         split = self._split
-        if isinstance(split, TextSplit) and split.chosen is not None:
+        carries = remembers(self._space.model().model)
+        if isinstance(split, TextSplit) and split.chosen is not None and carries:
             self._space.sink.note(
                 f"--images: {len(split.chosen)} sequences of {split.length} tokens, each without state from the one "
                 "before; figures of a whole text, which carries it on, are others"

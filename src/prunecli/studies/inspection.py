@@ -111,7 +111,11 @@ class Inspection:
         nonzero = None
         if manifest.masks is not None and manifest.masks.weights:
             nonzero = nonzero_count(self.loaded.model), parameter_count(self.loaded.model)
-        tables = [network_table(ref, self.input_shape, self.layers, self.macs, self.time_steps, sha256, nonzero)]
+        used = manifest.tokenizer
+        tokenizer = (used.tokens, used.size) if used is not None else None
+        tables = [
+            network_table(ref, self.input_shape, self.layers, self.macs, self.time_steps, sha256, nonzero, tokenizer)
+        ]
         methods = [_method(step.settings if step.stage == "prune" else {}) for step in manifest.history]
         tables += history_tables(manifest.history, methods)
         tables += layer_tables(self.layers, everything=everything)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -15,9 +15,19 @@ from prunecli.surgery.recurrent.unrolling import Tap, is_unrollable, unrolled
 _RECURRENT = ("weight_ih", "weight_hh", "weight_hr")
 
 
+def is_flipped_linear(module: nn.Module) -> bool:
+    """Whether it is a linear layer whose weight has inputs first, as GPT-2 of transformers has them (`Conv1D`)."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether it is a linear layer or a convolution."""
+    return isinstance(module, (nn.Linear, _ConvNd)) or is_flipped_linear(module)
+
+
 def shows(module: nn.Module, tensor: str) -> bool:
     """Whether what a parameter of a module takes in can be seen: of linear layers, convolutions, recurrent layers."""
-    if isinstance(module, (nn.Linear, _ConvNd)):
+    if is_layer(module):
         return tensor == "weight"
     return is_unrollable(module) and tensor.startswith(_RECURRENT)
 
@@ -39,6 +49,33 @@ def channels_last(module: nn.Module, values: Tensor) -> Tensor:
     if not isinstance(module, _ConvNd):
         return values
     return values.movedim(2 if values.dim() > module.weight.dim() else 1, -1)
+
+
+def attended_positions(inputs: Any) -> Tensor | None:
+    """Which positions of texts are no padding, a Boolean tensor (samples, positions), where their batch says so.
+
+    None where all count, and where a decoder's positions could be taken for those of the texts.
+    """
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or bool(mask.all()):
+        return None
+    decoded = inputs.get("decoder_input_ids") if isinstance(inputs, Mapping) else None
+    same = isinstance(decoded, Tensor) and decoded.shape == mask.shape
+    return None if same else mask.bool()
+
+
+def counted_rows(values: Tensor, attended: Tensor | None) -> Tensor:
+    """What a layer takes in at every position that counts, shape (positions, channels).
+
+    Args:
+        values: The same with channels last; samples and their positions before them, or both in one dimension.
+        attended: Which positions of which sample are no padding, shape (samples, positions); None: all count.
+    """
+    rows = values.reshape(-1, values.shape[-1])
+    if attended is None:
+        return rows
+    flat = values.dim() == 2 and len(rows) == attended.numel()
+    return rows[attended.flatten().to(rows.device)] if flat or values.shape[:-1] == attended.shape else rows
 
 
 @contextmanager

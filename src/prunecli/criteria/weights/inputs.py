@@ -15,7 +15,7 @@ from prunecli.criteria.base import Calibration
 from prunecli.criteria.readers import exact
 from prunecli.criteria.weights.base import MaskableWeight
 from prunecli.inputs import run_batch
-from prunecli.surgery.taps import layer_input
+from prunecli.surgery.taps import attended_positions, counted_rows, layer_input
 from prunecli.surgery.tracing.running import without_fastpath
 
 UNSEEN = "its inputs cannot be watched"
@@ -51,11 +51,12 @@ def watch_inputs(
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             taken_in = layer_input(args, kwargs)
             if taken_in is not None:
-                for piece in input_columns(module, taken_in.detach()):
+                for piece in input_columns(module, taken_in.detach(), attended):
                     see(weight, piece)
 
         return hook
 
+    attended: Tensor | None = None
     watched = [(weight, name) for weight in weights if why_unwatched(weight) is None for name in weight.modules]
     hooks = [
         model.get_submodule(name).register_forward_pre_hook(watcher(weight), with_kwargs=True)
@@ -66,6 +67,7 @@ def watch_inputs(
     try:
         with torch.no_grad(), without_fastpath():
             for inputs, _ in calibration.pairs():
+                attended = attended_positions(inputs)
                 run_batch(model, inputs)
     finally:
         for hook in hooks:
@@ -74,10 +76,11 @@ def watch_inputs(
             module.training = mode
 
 
-def input_columns(module: nn.Module, values: Tensor) -> Iterator[Tensor]:
-    """A layer's input in pieces of shape (groups, positions, inputs)."""
+def input_columns(module: nn.Module, values: Tensor, attended: Tensor | None = None) -> Iterator[Tensor]:
+    """A layer's input in pieces of shape (groups, positions, inputs); see `prunecli.surgery.taps.counted_rows`."""
     if not isinstance(module, _ConvNd):
-        for piece in torch.split(values.reshape(-1, values.shape[-1]), max(1, _AT_ONCE // max(values.shape[-1], 1))):
+        rows = counted_rows(values, attended)
+        for piece in torch.split(rows, max(1, _AT_ONCE // max(rows.shape[-1], 1))):
             yield exact(piece).unsqueeze(0)
         return
     dims = module.weight.dim()

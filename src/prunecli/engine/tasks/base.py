@@ -97,6 +97,7 @@ class Task(ABC):
         figures: The class of its figures.
         per_pixel: Whether a network gives a score for every pixel, shape (N, classes, h, w).
         class_dimension: Dimension of the scores along which the classes lie.
+        rounded_up: Whether networks may have more outputs than there are classes.
         labelled: Whether there are labels to evaluate against.
         trainable: Whether networks can be trained for this task.
         needs_text_tower: Whether a network must be able to compare images with texts.
@@ -111,6 +112,7 @@ class Task(ABC):
     figures: ClassVar[type[Any]]
     per_pixel: ClassVar[bool] = False
     class_dimension: ClassVar[int] = 1
+    rounded_up: ClassVar[bool] = False
     labelled: ClassVar[bool] = True
     trainable: ClassVar[bool] = True
     needs_text_tower: ClassVar[bool] = False

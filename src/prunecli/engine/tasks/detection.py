@@ -88,6 +88,10 @@ class Detection(Task):
             "images": figures.images,
         }
 
+    def better(self, score: float, best: float) -> bool:
+        """A later epoch is better than one that found nothing, even if it has found nothing yet."""
+        return super().better(score, best) or score == best == 0
+
     def _detector(self, network: nn.Module) -> Detector:
         detector = detector_of(network)
         if detector is None:

@@ -20,6 +20,7 @@ from torch import nn
 from prunecli.checkpoint.durable import write_atomically
 from prunecli.copying import copied
 from prunecli.errors import ModelError
+from prunecli.models.yolo.building import from_config
 from prunecli.models.yolo.config import MARK
 from prunecli.models.yolo.package import module, quiet
 
@@ -38,15 +39,14 @@ _TASKS = {
 }
 
 
-def write(path: Path, model: nn.Module, config: Mapping[str, Any], size: tuple[int, int] | None, *, new: bool) -> None:
+def write(model: nn.Module, config: Mapping[str, Any], size: tuple[int, int] | None, path: Path) -> None:
     """Writes a network as the package does.
 
     Args:
-        path: The file, which ends in .pt: the package opens no other.
         model: The network; not changed.
         config: The configuration of the dense network.
         size: Height and width of the images it is for.
-        new: Whether it has the widths of its configuration, so that the package may rebuild it.
+        path: The file, which ends in .pt: the package opens no other.
 
     Raises:
         ModelError: The file does not end in .pt, or the network is none of the package's.
@@ -56,21 +56,21 @@ def write(path: Path, model: nn.Module, config: Mapping[str, Any], size: tuple[i
     kind = type(model).__name__
     if kind not in _TASKS or not type(model).__module__.startswith("ultralytics."):
         raise ModelError(f"{path}: a {kind} is no network of ultralytics; this is for ultralytics:... alone")
-    content = _content(model, config, size, new)
+    content = _content(model, config, size)
     buffer = io.BytesIO()  # in a file of that name, its name would be among its bytes
     with quiet():
         torch.save(content, buffer)
     write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
-def _content(model: nn.Module, config: Mapping[str, Any], size: tuple[int, int] | None, new: bool) -> dict[str, Any]:
+def _content(model: nn.Module, config: Mapping[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
     defaults = dict(module("utils").DEFAULT_CFG_DICT)
     arguments = {**defaults, "task": _TASKS[type(model).__name__], "model": None, "imgsz": max(size) if size else 640}
     network: Any = copied(model).eval()
     _forget_run_time(network)
     network.yaml = copy.deepcopy({key: value for key, value in config.items() if key != "names"})
     network.yaml.setdefault("yaml_file", f"{arguments['task']}.yaml")
-    if not new:
+    if not _same_shapes(model, from_config(config, "ultralytics")):
         network.yaml["backbone"][0][2] = _LOST
     names = config.get("names") or [str(number) for number in range(config["nc"])]
     network.names = dict(enumerate(names))
@@ -85,6 +85,11 @@ def _content(model: nn.Module, config: Mapping[str, Any], size: tuple[int, int] 
         "version": version("ultralytics"),
         "license": "AGPL-3.0 (https://ultralytics.com/license)",
     }
+
+
+def _same_shapes(one: nn.Module, other: nn.Module) -> bool:
+    shapes = [{name: tensor.shape for name, tensor in network.state_dict().items()} for network in (one, other)]
+    return shapes[0] == shapes[1]
 
 
 def _forget_run_time(network: nn.Module) -> None:

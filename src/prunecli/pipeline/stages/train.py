@@ -21,7 +21,7 @@ from prunecli.engine.hooks import Hook
 from prunecli.engine.tasks.base import Task
 from prunecli.engine.tracking import MetricsLog
 from prunecli.errors import ModelError, RecipeError
-from prunecli.inputs import logits
+from prunecli.inputs import call, logits
 from prunecli.models.loading import LoadedModel
 from prunecli.pipeline.fit_progress import FitProgress
 from prunecli.pipeline.resumption import identity_of, room_for, saved_states
@@ -100,7 +100,8 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
         _check_teacher(space, teacher, task)
         learned_from = {"teacher's sha256": teacher.sha256}
     if data.labels:
-        space.sink.aside(label_table((label.value, label.name, label.share) for label in data.labels))
+        rows = [(label.value, label.name, label.share) for label in data.labels]
+        space.sink.aside(label_table(rows, of_masks=data.samples != "tokens"))
     step = space.lineage.step(stage.stage, _settings(stage), split=split)
     train = space.inputs.training(split, stage)
     validation = space.inputs.batches(data.validation) if data.validation is not None else None
@@ -147,18 +148,28 @@ def _hooks(space: Workspace, stage: TrainStage, task: Task, teacher: LoadedModel
 
 
 def _check_teacher(space: Workspace, teacher: LoadedModel, task: Task) -> None:
+    if not task.distillable:
+        raise RecipeError(f"--teacher: there is no teacher's loss for {task.name}; leave it out")
     shape, network = "x".join(map(str, space.inputs.shape())), space.judging.classifier(teacher.model)
+    expected = space.data().num_classes
     try:
         with torch.no_grad():
-            outputs = logits(network.cpu().eval()(space.inputs.example())).shape[task.class_dimension]
+            outputs = logits(call(network.cpu().eval(), space.inputs.example())).shape[task.class_dimension]
+            if task.rounded_up:
+                own = space.judging.classifier().cpu().eval()
+                expected = logits(call(own, space.inputs.example())).shape[task.class_dimension]
     except (RuntimeError, ValueError, IndexError) as error:
         noun = space.inputs.noun
         raise ModelError(f"--teacher does not run on {shape} {noun}; give a network for the same data") from error
     theirs, ours = teacher.manifest.vocabulary, space.vocabulary()
     if theirs is not None and theirs != ours:
         raise ModelError(f"--teacher has learned another vocabulary than {space.model().name}; give one with the same")
-    if outputs != space.data().num_classes:
-        raise ModelError(f"--teacher has {outputs} outputs, not {space.data().num_classes}; give one for the same data")
+    spoken, read = teacher.manifest.tokenizer, space.tokenizer()
+    if spoken is not None and (read is None or spoken.definition != read.definition):
+        name = space.model().name
+        raise ModelError(f"--teacher has learned with another tokenizer than {name}; give one with the same")
+    if outputs != expected:
+        raise ModelError(f"--teacher has {outputs} outputs, not {expected}; give one for the same data")
 
 
 def learning_rate(stage: TrainStage, manifest: Manifest) -> float:

@@ -19,7 +19,15 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from prunecli.inputs import Inputs, run_batch
 from prunecli.surgery.groups import ChannelGroup, Keep, Member, Role, dropped_units
-from prunecli.surgery.taps import channels_last, layer_input, shows, tapped
+from prunecli.surgery.taps import (
+    attended_positions,
+    channels_last,
+    counted_rows,
+    is_flipped_linear,
+    layer_input,
+    shows,
+    tapped,
+)
 
 Compensation = Literal["none", "bias", "ls"]
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -88,18 +96,19 @@ def compensate(
     """
     if mode == "none":
         return 0
-    removed, written = _removed(dense, groups, keep, "consumer", 1), _removed(dense, groups, keep, "producer", 0)
+    removed, written = _removed(dense, groups, keep, "consumer"), _removed(dense, groups, keep, "producer")
     removed = {name: mask for name, mask in removed.items() if not _is_shared(dense, name)}
     if not removed:
         return 0
     halves, normalised = _measure(dense, removed, batches, second=mode == "ls")
     adjusted = 0
     for name, columns in removed.items():
-        weight = dense.get_parameter(name).detach()
-        rows = ~written.get(name, torch.zeros(len(weight), dtype=torch.bool))
         module, _, tensor = name.rpartition(".")
-        after = pruned.get_submodule(module)
-        reader = _Reader(after.get_parameter(tensor), getattr(after, tensor.replace("weight", "bias"), None))
+        after, flipped = pruned.get_submodule(module), is_flipped_linear(dense.get_submodule(module))
+        weight, smaller = dense.get_parameter(name).detach(), after.get_parameter(tensor).detach()
+        weight, smaller = (weight.T, smaller.T) if flipped else (weight, smaller)
+        rows = ~written.get(name, torch.zeros(len(weight), dtype=torch.bool))
+        reader = _Reader(smaller, getattr(after, tensor.replace("weight", "bias"), None))
         absorbed = intercept and module in normalised
         adjusted += _adjust(weight[rows.to(weight.device)], reader, columns, halves[name], absorbed)
     return adjusted
@@ -107,18 +116,20 @@ def compensate(
 
 @dataclass(frozen=True)
 class _Reader:
-    """A weight whose columns read channels, and the bias that is added to what it gives."""
+    """A weight whose columns read channels, a view of the parameter, and the bias that is added to what it gives."""
 
-    weight: nn.Parameter
+    weight: Tensor
     bias: nn.Parameter | None
 
 
-def _removed(dense: nn.Module, groups: Sequence[ChannelGroup], keep: Keep, role: Role, dim: int) -> dict[str, Tensor]:
-    """For each weight with removed columns (consumer, dim 1) or rows (producer, dim 0) a mask, True where removed."""
+def _removed(dense: nn.Module, groups: Sequence[ChannelGroup], keep: Keep, role: Role) -> dict[str, Tensor]:
+    """For each weight with removed columns (of a consumer) or rows (of a producer) a mask, True where removed."""
     masks: dict[str, Tensor] = {}
     for group in groups:
         dropped = dropped_units(group, keep[group.name]) if group.name in keep else torch.empty(0)
         for member in group.members:
+            flipped = is_flipped_linear(dense.get_submodule(member.module))
+            dim = int((role == "consumer") != flipped)
             if member.role != role or member.dim != dim or len(dropped) == 0 or not _is_reader(dense, member):
                 continue
             weight = dense.get_parameter(member.name)
@@ -147,11 +158,11 @@ def _measure(
 ) -> tuple[dict[str, list[_Moments]], set[str]]:
     """Moments of what every weight takes in over even and odd batches, and layers that feed a batch normalisation."""
     moments = {name: [_no_moments(len(mask), second=second) for _ in range(2)] for name, mask in removed.items()}
-    half = 0
+    half, attended = 0, None
 
     def see(name: str, values: Tensor) -> Tensor:
         channels = channels_last(dense.get_submodule(name.rpartition(".")[0]), values.detach())
-        moments[name][half].add(channels.reshape(-1, channels.shape[-1]))
+        moments[name][half].add(counted_rows(channels, attended))
         return values
 
     outputs: dict[int, tuple[str, Tensor]] = {}  # keeping the tensors prevents their ids from being reused
@@ -179,6 +190,7 @@ def _measure(
             for index, batch in enumerate(batches):
                 half = index % 2
                 outputs.clear()
+                attended = attended_positions(batch)
                 run_batch(dense, batch)
     finally:
         outputs.clear()

@@ -1,0 +1,162 @@
+"""`module:`: networks and data sets of the user's own code, which runs only where the user names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import Prune
+
+CODE = """
+import torch
+from torch import nn
+
+def network(width=16, num_classes=2):
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 2 * width, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, num_classes))
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.hidden, self.out = nn.Embedding(7, 6), nn.Linear(6, 24), nn.Linear(24, 3)
+
+    def forward(self, values, ids):
+        return self.out(torch.relu(self.hidden(values + self.table(ids))))
+
+def two():
+    return Two()
+
+class Bright(torch.utils.data.Dataset):
+    classes = ["dark", "bright"]
+
+    def __init__(self, count, seed):
+        self.images = torch.randn(count, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
+        self.targets = (self.images.mean((1, 2, 3)) > 0).long().tolist()
+        self.images += 3 * torch.tensor(self.targets).reshape(-1, 1, 1, 1)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index], self.targets[index]
+
+def bright():
+    return {"train": Bright(160, 0), "test": Bright(80, 1)}
+
+def broken():
+    raise RuntimeError("no such thing")
+
+def text():
+    return "a text"
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out, self.shift = nn.Linear(6, 24), nn.Linear(24, 3), [torch.randn(6)]
+
+    def forward(self, values):
+        return self.out(torch.relu(self.hidden(values + self.shift[0])))
+
+def noisy():
+    return Noisy()
+"""
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    """A folder with a module of the user's."""
+    (tmp_path / "mine.py").write_text(CODE)
+    return tmp_path
+
+
+def test_from_training_to_evaluation_with_own_network_and_data(prune: Prune, code: Path) -> None:
+    train = ["train", "module:mine:network", "--model-kwargs", "width=24", "--data", "module:mine:bright"]
+    done = prune(*train, "--epochs", "3", "--lr", "0.05", "-o", "a.safetensors", "--json")
+    assert done.code == 0, done.err
+    pruned = prune(
+        *("l1", "a.safetensors", "--allow-code", "mine", "--data", "module:mine:bright", "--ratio", "0.5"),
+        *("-o", "b.safetensors", "--latency-rounds", "2", "--json"),
+    )
+    assert pruned.code == 0, pruned.err
+    assert pruned.json["verify_error"] < 1e-9 and pruned.json["achieved"] > 0.3
+    report = prune(
+        *("eval", "b.safetensors", "--allow-code", "mine", "--data", "module:mine:bright", "--measure", "accuracy"),
+        *("-o", "b.json", "--json"),
+    )
+    assert report.code == 0, report.err
+    assert report.json["metrics"]["top1"] > 90
+
+
+def test_code_that_a_file_names_does_not_run(prune: Prune, code: Path) -> None:
+    (code / "mine.py").write_text(CODE + "\nopen('ran', 'w').close()\n")
+    (code / "r.yaml").write_text("version: 1\nmodel: {ref: 'module:mine:network'}\nstages: [{stage: eval}]\n")
+    refused = prune("run", "r.yaml")
+    assert refused.code == 2 and "--allow-code mine" in refused.err and not (code / "ran").exists()
+    made = prune("l1", "module:mine:network", "--example-shape", "1x3x12x12", "--ratio", "0.5", "-o", "a.safetensors")
+    assert made.code == 0 and (code / "ran").exists()
+    (code / "ran").unlink()
+    loaded = prune("inspect", "a.safetensors")
+    assert loaded.code == 2 and "--allow-code mine" in loaded.err and not (code / "ran").exists()
+    assert prune("inspect", "a.safetensors", "--allow-code", "mine").code == 0
+
+
+def test_a_recipe_whose_name_looks_like_an_option_is_no_word_of_the_user(prune: Prune, code: Path) -> None:
+    (code / "mine.py").write_text(CODE + "\nopen('ran', 'w').close()\n")
+    (code / "--base.yaml").write_text("model: {ref: 'module:mine:network', example_shape: 1x3x12x12}\n")
+    (code / "r.yaml").write_text("extends: --base.yaml\nstages: [{stage: eval}]\n")
+    refused = prune("run", "r.yaml")
+    assert refused.code == 2 and "--allow-code mine" in refused.err and not (code / "ran").exists()
+
+
+def test_what_an_allowed_module_imports_does_not_run_because_a_file_names_it(prune: Prune, code: Path) -> None:
+    """Arguments are the file's, so that `from os import system` would be enough to run anything."""
+    (code / "mine.py").write_text(CODE + "\nfrom os import system\n")
+    (code / "r.yaml").write_text(
+        "model: {ref: 'module:mine:system', kwargs: {command: 'touch ran'}, example_shape: 1x3x8x8}\n"
+        "stages: [{stage: eval}]\n"
+    )
+    refused = prune("run", "r.yaml", "--allow-code", "mine")
+    assert refused.code == 2 and "only imports it" in refused.err and not (code / "ran").exists()
+    assert "not a torch.nn.Module" in prune("run", "r.yaml", "--allow-code", "mine:system").err
+
+
+def test_inputs_in_a_file(prune: Prune, code: Path) -> None:
+    np.savez(code / "x.npz", values=np.zeros((2, 6), np.float32) + 0.3, ids=np.array([1, 2]))
+    done = prune("l1", "module:mine:two", "--example", "x.npz", "--ratio", "0.5", "-o", "a.safetensors", "--json")
+    assert done.code == 0, done.err
+    assert done.json["achieved"] > 0.3
+
+
+def test_a_network_that_would_be_another_after_loading_is_not_saved(prune: Prune, code: Path) -> None:
+    failed = prune("l1", "module:mine:noisy", "--example-shape", "1x6", "--prune-stem", "--ratio", "0.5",
+                   "-o", "a.safetensors")  # fmt: skip
+    assert failed.code == 2 and "computes something else once it is loaded" in failed.err
+    assert not (code / "a.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["module:mine:networx"], "unknown function 'networx': did you mean 'network'"),
+        (["module:yours:network"], "no module yours in this folder"),
+        (["module:mine.py:network"], "without .py"),
+        (["module:mine"], "package.file:function"),
+        (["module:mine:broken"], "RuntimeError: no such thing"),
+        (["module:mine:text"], "returns a str, not a torch.nn.Module"),
+        (["module:mine:network"], "Give --example-shape"),
+        (["module:mine:network", "--example-shape", "3,12"], "write it as 1x3x64x64"),
+        (["module:mine:network", "--example", "nowhere.npz"], "no such file"),
+        (["module:mine:network", "--example", "mine.py"], "no .npz file"),
+        (["module:mine:network", "--example-shape", "1x3x12x12", "--data", "module:mine:text"], "item 0 is no pair"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str, prune: Prune, code: Path) -> None:
+    import re
+
+    failed = prune("l1", *arguments, "--ratio", "0.5", "-o", "a.safetensors")
+    assert failed.code == 2, failed.err
+    assert re.search(message.replace("(", r"\(").replace("?", r"\?"), failed.err), failed.err
+    assert len(failed.err.strip().splitlines()) == 1 and not (code / "a.safetensors").exists()
