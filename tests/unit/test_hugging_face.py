@@ -398,3 +398,18 @@ def test_images_are_prepared_as_the_processor_says(tmp_path: Path) -> None:
     theirs = (pixel / 127.5 - 0.5) / 0.25
     ours = (pixel / 255 - settings.normalisation.mean[0]) / settings.normalisation.std[0]
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_a_weights_file_of_tied_weights_goes_into_a_named_folder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    settings = {"vocab_size": 31, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(**settings, intermediate_size=24, tie_word_embeddings=True)
+    model: Any = transformers.LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    loaded: Any = load_file(tmp_path / "model.safetensors", f"hf:{tmp_path}").model
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+    tensors = read_safetensors(tmp_path / "model.safetensors")
+    save_file({name: t for name, t in tensors.items() if "up_proj" not in name}, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match=r"they lack .*up_proj\.weight"):
+        load_file(tmp_path / "w.safetensors", f"hf:{tmp_path}")

@@ -17,7 +17,7 @@ from prunecli.data.folder import IMAGENET_MEAN, IMAGENET_STD
 from prunecli.data.splits import ImageData, Split, digest
 from prunecli.errors import DataError
 from prunecli.inputs import output_tensors
-from prunecli.own_code import called, load_function
+from prunecli.own_code import called, load_function, parameters_of
 
 _PARTS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 _HASHED = 32
@@ -40,7 +40,9 @@ def load(path: str, root: Path, download: bool) -> ImageData:
         DataError: The function may not run, fails, or returns something else.
     """
     name = f"module:{path}"
-    returned = called(load_function(path, DataError, "--data"), path, DataError)
+    function = load_function(path, DataError, "--data")
+    own = {"root": str(root)} if "root" in parameters_of(function) else {}
+    returned = called(function, path, DataError, **own)
     if isinstance(returned, ImageData):
         return returned
     sets = dict(returned) if isinstance(returned, Mapping) else {"test": returned}

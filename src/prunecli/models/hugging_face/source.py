@@ -92,7 +92,7 @@ def open(name: str, request: OpenRequest) -> Opened:
     head = settings.pop(_HEAD, None)
     if name in class_names() and not Path(name).is_dir():
         return _new(name, settings, request)
-    folder = find_folder(name, request.pretrained)
+    folder = find_folder(name)
     raw = read_json(folder / "config.json")
     kind = class_named(class_in(raw, head, str(folder)))
     config = checked(raw, str(folder)) | checked(settings, "--model-kwargs")
