@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prunecli.checkpoint.manifest import Manifest
+from prunecli.data.text import DEFAULT_LENGTHS
 from prunecli.data.text_reading import TextReading
 from prunecli.data.text_tables import Columns
 from prunecli.data.tokenizer import Tokenizer, read_tokenizer
@@ -52,6 +53,8 @@ def text_reading(
     length = section.bptt or next(iter(manifest.architecture.input_shape), None)
     if section.bptt is not None and longest is not None and section.bptt > longest:
         raise RecipeError(f"--bptt {section.bptt}: {loaded.name} reads at most {longest:,} tokens at once")
+    if length is None and remembers(loaded.model) and section.tokenizer is not None:
+        length = DEFAULT_LENGTHS["word"]
     vocabulary = _vocabulary(section, loaded)
     tokenizer = None if vocabulary is not None else made or _asked(section, loaded)
     if tokenizer is not None and section.level is not None:
