@@ -53,12 +53,7 @@ def prune_experts(model: nn.Module, request: PartRequest) -> PartsRemoved:
     _check(params, request)
     require_matches(model, request.keep)
     clock = Clock()
-    layers = expert_layers(model, request.example_inputs)
-    if not layers:
-        raise MethodError(
-            "the network has no mixture of experts: no router chooses among alike modules, or among entries of a "
-            "tensor; a method that removes channels, such as l1, suits it"
-        )
+    layers = _layers(model, request)
     clock.lap("find")
     patterns = {layer.name: matching_pattern(layer.name, request.keep) for layer in layers}
     free = [layer for layer in layers if patterns[layer.name] is None]
@@ -100,6 +95,21 @@ def prune_experts(model: nn.Module, request: PartRequest) -> PartsRemoved:
         notes=notes,
     )
     return PartsRemoved(pruned, report, removed.blocks, removed.former)
+
+
+def _layers(model: nn.Module, request: PartRequest) -> Sequence[ExpertLayer]:
+    """The layers with experts.
+
+    Raises:
+        MethodError: There are none.
+    """
+    layers = expert_layers(model, request.example_inputs)
+    if not layers:
+        raise MethodError(
+            "the network has no mixture of experts: no router chooses among alike modules, or among entries of a "
+            "tensor; a method that removes channels, such as l1, suits it"
+        )
+    return layers
 
 
 def _check(params: ExpertsParams, request: PartRequest) -> None:
