@@ -7,9 +7,10 @@ only what the user's package defines runs: what a module imports, such as `os.sy
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,14 @@ def called(function: Callable[..., Any], reference: str, error: type[PruneError]
         raise error(
             f"{PREFIX}{reference}({shown[:120]}) fails: {_first_line(failure)}; --debug shows where"
         ) from failure
+
+
+def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a function by name; none where Python cannot tell."""
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of a class written in C
+        return {}
 
 
 def _first_line(failure: Exception) -> str:

@@ -74,13 +74,18 @@ class Widened(Tensor):
     _held: _Values
     _views: tuple[_Move, ...]
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, values: _Values, geometry: Tensor, views: tuple[_Move, ...] = ()) -> Widened:
         """Makes one from values, a tensor on the meta device that looks like it, and how it is a view of the values."""
-        made: Widened = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, geometry.shape, geometry.stride(), geometry.storage_offset(), dtype=geometry.dtype, device="cpu"
+        made: Widened = torch.Tensor._make_wrapper_subclass(
+            cls,
+            geometry.shape,
+            geometry.stride(),
+            geometry.storage_offset(),
+            dtype=geometry.dtype,
+            device=torch.device("cpu"),
         )
         made._held, made._views = values, views
         return made
@@ -88,7 +93,7 @@ class Widened(Tensor):
     def __init__(self, values: _Values, geometry: Tensor, views: tuple[_Move, ...] = ()) -> None:
         super().__init__()
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Widened({tuple(self.shape)}, {self._held.stored.dtype} as {self.dtype})"
 
     def __deepcopy__(self, memo: Any) -> Any:
@@ -99,10 +104,12 @@ class Widened(Tensor):
 
     def data_ptr(self) -> int:
         """A number as unique as an address; the values have none that lasts."""
-        return id(self._held) << 40 | self.storage_offset() * self.element_size()
+        return id(self._held) << 40 | int(self.storage_offset()) * self.element_size()
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         """Runs an operator on widened values."""
         kwargs = kwargs or {}
         if func._schema.is_mutable:
@@ -227,7 +234,8 @@ def _view(func: Any, tensor: Widened, args: tuple[Any, ...], kwargs: dict[str, A
 def _product(left: Tensor, right: Widened) -> Tensor:
     """A matrix product in blocks of columns, for tables of vocabularies: they can be half of a network."""
     columns = max(1, _BLOCK // right.shape[0])
-    return torch.cat([torch.mm(left, block.to(right.dtype)) for block in _own(right).split(columns, dim=1)], dim=1)
+    blocks = torch.split(_own(right), columns, dim=1)
+    return torch.cat([torch.mm(left, block.to(right.dtype)) for block in blocks], dim=1)
 
 
 def _moved(func: Any, tensor: Widened, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file as read_safetensors
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 import prunecli
 from prunecli.checkpoint.manifest import Architecture
@@ -232,6 +232,59 @@ def test_what_is_not_finite_is_refused(saved: Callable[[str], Path]) -> None:
     assert load_reference(f"hf:{folder}", allow_nonfinite=True).model
 
 
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    """A small classifier of texts with three classes, as save_pretrained writes it."""
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, vocab_size=30, num_labels=3
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "net")
+    return tmp_path / "net"
+
+
+def _rewritten(folder: Path, change: Callable[[str, Tensor], tuple[str, Tensor] | None]) -> None:
+    entries = [change(name, tensor) for name, tensor in read_safetensors(folder / "model.safetensors").items()]
+    save_file(dict(entry for entry in entries if entry), folder / "model.safetensors", {"format": "pt"})
+
+
+def test_only_a_head_is_replaced_for_another_number_of_classes(classifier: Path) -> None:
+    assert load_reference(f"hf:{classifier}", num_classes=5).model.config.num_labels == 5
+    with pytest.raises(ModelError, match="6 tensors have other shapes than its configuration says"):
+        load_reference(f"hf:{classifier}", num_classes=5, intermediate_size=20)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda name, tensor: None if ".layer.1." in name else (name, tensor),
+        lambda name, tensor: (f"module.{name}", tensor),
+    ],
+)
+def test_a_folder_that_lacks_more_than_a_head_is_refused(classifier: Path, change: Any) -> None:
+    _rewritten(classifier, change)
+    with pytest.raises(ModelError, match="more than a new head"):
+        load_reference(f"hf:{classifier}", head="token-classification")
+
+
+def test_folders_of_several_precisions_lose_no_digits(classifier: Path) -> None:
+    before = read_safetensors(classifier / "model.safetensors")
+    _rewritten(classifier, lambda name, tensor: (name, tensor.bfloat16() if "embeddings" in name else tensor))
+    after = load_reference(f"hf:{classifier}").model.state_dict()
+    assert torch.equal(after["classifier.weight"], before["classifier.weight"])
+
+
+def test_pickled_weights_may_begin_with_integers(classifier: Path) -> None:
+    """Those of BERT began with the numbers of positions for years."""
+    tensors = {
+        "bert.embeddings.position_ids": torch.arange(512)[None],
+        **read_safetensors(classifier / "model.safetensors"),
+    }
+    (classifier / "model.safetensors").unlink()
+    torch.save(tensors, classifier / "pytorch_model.bin")
+    loaded = load_reference(f"hf:{classifier}")
+    assert torch.equal(loaded.model.state_dict()["classifier.weight"], tensors["classifier.weight"])
+
+
 def test_a_hub_name_that_is_not_cached_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from huggingface_hub import constants
 
@@ -345,3 +398,18 @@ def test_images_are_prepared_as_the_processor_says(tmp_path: Path) -> None:
     theirs = (pixel / 127.5 - 0.5) / 0.25
     ours = (pixel / 255 - settings.normalisation.mean[0]) / settings.normalisation.std[0]
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_a_weights_file_of_tied_weights_goes_into_a_named_folder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    settings = {"vocab_size": 31, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(**settings, intermediate_size=24, tie_word_embeddings=True)
+    model: Any = transformers.LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    loaded: Any = load_file(tmp_path / "model.safetensors", f"hf:{tmp_path}").model
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+    tensors = read_safetensors(tmp_path / "model.safetensors")
+    save_file({name: t for name, t in tensors.items() if "up_proj" not in name}, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match=r"they lack .*up_proj\.weight"):
+        load_file(tmp_path / "w.safetensors", f"hf:{tmp_path}")

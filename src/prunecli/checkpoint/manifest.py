@@ -31,8 +31,6 @@ _MAX_NUMBERS = 1 << 26
 _MAX_CHANNELS = 4096
 _MAX_NAME = 1000
 _MAX_REMOVED = 100_000
-_MAX_CONFIG = 1 << 20
-_MAX_CONFIG_DEPTH = 16
 _MAX_TOKENIZER = 1 << 27
 
 _Channels = Annotated[tuple[float, ...], Field(max_length=_MAX_CHANNELS)]

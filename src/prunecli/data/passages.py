@@ -115,7 +115,6 @@ def load(path: str, found: Path, reading: TextReading) -> ImageData:
     longest = max(int(np.diff(split.starts).max()) for split in splits.values())
     length = reading.length or min(longest, next(iter(splits.values())).length)
     splits = {part: replace(split, length=length) for part, split in splits.items()}
-    known = labels.get("train", labels["test"])
     return ImageData(
         name=f"text:{path}",
         class_names=names,
@@ -130,11 +129,15 @@ def load(path: str, found: Path, reading: TextReading) -> ImageData:
         samples="tokens",
         missing=missing_part(found, splits, ("train",)),
         notes=_notes(tables, cut, length),
-        labels=tuple(
-            MaskLabel(str(number), name, float(np.mean(known == number))) for number, name in enumerate(names)
-        ),
+        labels=_shares(names, labels.get("train", labels["test"])),
         tokenizer=tokenizer,
     )
+
+
+def _shares(names: tuple[str, ...], labels: NDArray[np.int64]) -> tuple[MaskLabel, ...]:
+    """Every class with its number and its share of the texts."""
+    counts = np.bincount(labels, minlength=len(names))
+    return tuple(MaskLabel(str(number), name, float(counts[number] / len(labels))) for number, name in enumerate(names))
 
 
 def _tables(path: str, found: Path, reading: TextReading) -> dict[Part, Table]:
@@ -184,15 +187,11 @@ def _class_names(tables: Mapping[Part, Table], reading: TextReading, found: Path
     """Names of the classes in the order of their numbers."""
     known = tables.get("train", tables["test"])
     assert known.labels is not None
-    if reading.class_names:
-        return reading.class_names
-    if known.class_names:
-        return known.class_names
-    names: tuple[str, ...]
-    if all(isinstance(label, int) for label in known.labels):
+    names = reading.class_names or known.class_names
+    if not names and all(isinstance(label, int) for label in known.labels):
         highest = max(int(label) for label in known.labels)
         names = tuple(map(str, range(min(highest, _MOST_CLASSES) + 1)))
-    else:
+    elif not names:
         names = tuple(sorted(set(map(str, known.labels))))
     wrong = len(names) > _MOST_CLASSES or any(len(name) > _LONGEST_NAME for name in names)
     if wrong or len(names) < 2:
@@ -210,9 +209,15 @@ def _numbers(table: Table, names: tuple[str, ...], found: Path) -> NDArray[np.in
     assert table.labels is not None
     exact = {name: number for number, name in enumerate(names)}
     folded = {name.casefold(): number for number, name in enumerate(names)}
+    recorded = table.class_names
+    if not all(name.casefold() in folded for name in recorded):
+        recorded = ()
     numbers = []
     for label in table.labels:
-        if isinstance(label, int):
+        number: int | None
+        if isinstance(label, int) and label < len(recorded):  # the file may count the classes in another order
+            number = exact.get(recorded[label], folded[recorded[label].casefold()])
+        elif isinstance(label, int):
             number = label if label < len(names) else None
         else:
             number = exact.get(label, folded.get(label.casefold()))
@@ -232,15 +237,15 @@ def _split(
     """The texts of a table in tokens, and how many were too long."""
     most = reading.length or min(LONGEST, reading.longest or LONGEST)
     passages = tokenizer.passages(table.texts, table.others, most, origin)
-    empty = next((index for index, passage in enumerate(passages) if not passage.tokens), None)
+    empty = next((index for index, passage in enumerate(passages) if len(passage.tokens) == 0), None)
     if empty is not None:
         raise DataError(f"{origin}: the tokenizer finds no token in {table.texts[empty]!r:.60}; leave such texts out")
     lengths = np.array([len(passage.tokens) for passage in passages], dtype=np.int64)
     told = reading.segments and table.others is not None
     padding = reading.padding if reading.padding is not None else tokenizer.padding
     split = PassageSplit(
-        np.concatenate([np.array(passage.tokens, dtype=np.int64) for passage in passages]),
-        np.concatenate([np.array(passage.segments, dtype=np.int64) for passage in passages]) if told else None,
+        np.concatenate([passage.tokens for passage in passages]),
+        np.concatenate([passage.segments for passage in passages]) if told else None,
         np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         labels,
         0 if padding is None else padding,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging as levels
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ MOST_BYTES = 1 << 27
 _MOST_TOKENS = 1 << 21
 _PIECE = 1 << 22
 """Characters of a text that are encoded at once."""
+_ROWS = 4096
+"""Passages that are encoded at once."""
 _FILE = "tokenizer.json"
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 _PADDING = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>")
@@ -52,13 +55,13 @@ class Passage:
     """A text, or a pair of them, in tokens, special ones included.
 
     Attributes:
-        tokens: Their numbers.
-        segments: For each token, which of the texts it belongs to.
+        tokens: Their numbers, shape (tokens,).
+        segments: For each token, which of the texts it belongs to, shape (tokens,).
         cut: Whether it was too long, and has lost its end.
     """
 
-    tokens: Sequence[int]
-    segments: Sequence[int]
+    tokens: NDArray[np.int64]
+    segments: NDArray[np.int64]
     cut: bool
 
 
@@ -167,13 +170,15 @@ class Tokenizer:
             DataError: The library cannot encode them.
         """
         entries: list[Any] = list(texts) if others is None else list(zip(texts, others, strict=True))
+        found: list[Passage] = []
         with _explained(origin):
             self._library.enable_truncation(most)
             try:
-                encodings = self._library.encode_batch(entries)
+                for start in range(0, len(entries), _ROWS):
+                    found += map(_passage, self._library.encode_batch(entries[start : start + _ROWS]))
             finally:
                 self._library.no_truncation()
-        return [Passage(each.ids, each.type_ids, bool(each.overflowing)) for each in encodings]
+        return found
 
     def decode(self, numbers: Sequence[int] | NDArray[np.int64]) -> str:
         """The text of tokens, special ones included."""
@@ -186,6 +191,11 @@ class Tokenizer:
     @cached_property
     def _size(self) -> int:
         return _highest(self._library) + 1
+
+
+def _passage(encoding: tokenizers.Encoding) -> Passage:
+    tokens, segments = (np.array(numbers, dtype=np.int64) for numbers in (encoding.ids, encoding.type_ids))
+    return Passage(tokens, segments, bool(encoding.overflowing))
 
 
 def read_tokenizer(path: str) -> Tokenizer:
@@ -265,6 +275,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 def _loaded(definition: str, origin: str) -> tokenizers.Tokenizer:
     """The library's tokenizer without the padding and truncation that its file may ask for."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns of every process that loads data
     import tokenizers
 
     if len(definition) > MOST_BYTES:

@@ -118,7 +118,8 @@ def _opened(source: str, opened: Opened) -> LoadedModel:
     )
     manifest = Manifest(architecture=architecture, normalisation=opened.normalisation, tokenizer=opened.tokenizer)
     model = _in_memory(opened.model).eval()
-    return LoadedModel(model, manifest, opened.size, opened.path, notes=list(opened.notes), new=opened.new)
+    sha256 = file_sha256(opened.path) if opened.path is not None and opened.path.is_file() else None
+    return LoadedModel(model, manifest, opened.size, opened.path, sha256, list(opened.notes), opened.new)
 
 
 def load_file(

@@ -174,7 +174,8 @@ class RunState:
                 self._building = False
             if self._data is not None and self._data.samples == "tokens":
                 # It was read for the sizes of a new network, and is read again for what that network can read.
-                self._made_tokenizer = self._data.tokenizer
+                asked = self.recipe.data.tokenizer
+                self._made_tokenizer = self._data.tokenizer if asked is not None else None
                 self._data = None
             for note in self.loaded.notes:
                 self.sink.note(note)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from prunecli.checkpoint.manifest import Manifest
+from prunecli.data.text import DEFAULT_LENGTHS
 from prunecli.data.text_reading import TextReading
 from prunecli.data.text_tables import Columns
 from prunecli.data.tokenizer import Tokenizer, read_tokenizer
-from prunecli.data.tokenizer_training import trained_size
+from prunecli.data.tokenizer_training import FEWEST, train_tokenizer, trained_size
 from prunecli.data.vocabulary import Vocabulary
 from prunecli.errors import DataError, RecipeError
+from prunecli.models.catalog import opens, source_names
 from prunecli.models.loading import LoadedModel
 from prunecli.models.token_networks import (
     Purpose,
@@ -42,13 +44,17 @@ def text_reading(
     """
     columns = Columns(section.text_column, section.label_column, _finds_classes(section, ref, loaded))
     if loaded is None:
-        # For the sizes of the network alone: texts are read again for what it can read at once.
-        length = None if columns.labelled else 1
-        return TextReading(section.level, length, tokenizer=made or _asked(section, None), columns=columns)
+        # For the sizes of the network alone: texts are read again by its tokenizer, and for what it can read at once.
+        length, tokenizer = None if columns.labelled else 1, made or _asked(section, None)
+        if columns.labelled and tokenizer is None:
+            tokenizer = train_tokenizer((), FEWEST)
+        return TextReading(section.level, length, tokenizer=tokenizer, columns=columns)
     manifest, longest = loaded.manifest, longest_sequence(loaded.model)
     length = section.bptt or next(iter(manifest.architecture.input_shape), None)
     if section.bptt is not None and longest is not None and section.bptt > longest:
         raise RecipeError(f"--bptt {section.bptt}: {loaded.name} reads at most {longest:,} tokens at once")
+    if length is None and remembers(loaded.model) and section.tokenizer is not None:
+        length = DEFAULT_LENGTHS["word"]
     vocabulary = _vocabulary(section, loaded)
     tokenizer = None if vocabulary is not None else made or _asked(section, loaded)
     if tokenizer is not None and section.level is not None:
@@ -80,7 +86,10 @@ def _finds_classes(section: DataSection, ref: str | None, loaded: LoadedModel | 
     if loaded is not None:
         purpose = purpose_of(loaded.model)
     elif ref is not None:
-        purpose = purpose_named(ref.partition(":")[2])
+        source, _, name = ref.partition(":")
+        purpose = purpose_named(name)
+        if purpose == "other" and opens(ref) and name not in source_names(source):
+            purpose = "classes"  # a file or folder, whose source asks for classes where it needs them
     if section.label_column is not None and purpose in ("next token", "masked token"):
         raise RecipeError(
             f"--label-column {section.label_column}: the network predicts tokens, not classes; leave it out"
