@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["PruneReport", "PruneResult", "__version__", "load", "prune"]
+__all__ = ["PartReport", "PartResult", "PruneReport", "PruneResult", "__version__", "load", "prune"]
 
 if TYPE_CHECKING:
-    from prunecli.api import PruneReport, PruneResult, load, prune
+    from prunecli.api import PartReport, PartResult, PruneReport, PruneResult, load, prune
 
 
 def __getattr__(name: str) -> Any:
     """Imports the interface on first use, so that importing the package costs nothing."""
-    if name in ("PruneReport", "PruneResult", "load", "prune"):
+    if name in __all__ and name != "__version__":
         from prunecli import api
 
         return getattr(api, name)

@@ -6,8 +6,9 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, TypeVar, get_args, overload
 
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
@@ -19,12 +20,13 @@ from prunecli.errors import MethodError, ModelError, unknown
 from prunecli.inputs import Inputs, output_tensors
 from prunecli.measure.neurons import leave_to_caller, reset, reset_itself, spiking_neurons
 from prunecli.methods.outcome import PruneReport
-from prunecli.methods.registry import get_structural
+from prunecli.methods.parts import PartReport, PartRequest
+from prunecli.methods.registry import all_methods, get_method, get_structural
 from prunecli.methods.request import PruneRequest, Recover, Transition
 from prunecli.methods.spec import MethodSpec
 from prunecli.models.loading import restore
 from prunecli.models.recognition import recognise
-from prunecli.pipeline.pruning import PruneResult, prune_model
+from prunecli.pipeline.pruning import PartResult, PruneResult, prune_model, remove_parts
 from prunecli.recipe.fields import fields_of
 from prunecli.surgery.removal.compensate import Compensation
 from prunecli.surgery.tracing.traced import Trace
@@ -33,7 +35,42 @@ _MANIFEST, _DENSE = "_prunecli_manifest", "_prunecli_dense"
 _QUANTISED = ("nn.quantized", "nn.intrinsic.quantized")
 """Parts of the names of packages with quantised layers."""
 
-__all__ = ["PruneReport", "PruneResult", "Transition", "load", "prune"]
+_Result = TypeVar("_Result", PruneResult, PartResult)
+
+__all__ = ["PartReport", "PartResult", "PruneReport", "PruneResult", "Transition", "load", "prune"]
+
+
+@overload
+def prune(
+    model: nn.Module,
+    method: Literal["depth", "experts"],
+    *,
+    example_inputs: Inputs,
+    data: Iterable[Any] | None = None,
+    recalibrate: bool = False,
+    keep: Sequence[str] = (),
+    seed: int = 0,
+    loss: Loss = default_loss,
+    **params: Any,
+) -> PartResult: ...
+
+
+@overload
+def prune(
+    model: nn.Module,
+    method: str = "l1",
+    *,
+    example_inputs: Inputs,
+    data: Iterable[Any] | None = None,
+    compensate: Compensation = "none",
+    recalibrate: bool = False,
+    keep: Sequence[str] = (),
+    seed: int = 0,
+    loss: Loss = default_loss,
+    recover: Recover | None = None,
+    trace: Trace | None = None,
+    **params: Any,
+) -> PruneResult: ...
 
 
 def prune(
@@ -50,12 +87,13 @@ def prune(
     recover: Recover | None = None,
     trace: Trace | None = None,
     **params: Any,
-) -> PruneResult:
-    """Removes channels from a copy of `model` and proves that the result is the masked original.
+) -> PruneResult | PartResult:
+    """Removes channels, blocks or experts from a copy of `model` and proves that the result is the masked original.
 
     Args:
         model: Any module; it is not changed, but its spiking neurons are reset.
-        method: A structural method of `prune methods`, such as "l1", "taylor" or "fisher".
+        method: A method of `prune methods` that removes channels, such as "l1", "taylor" or "fisher", or "depth" or
+            "experts", for which `compensate`, `recover` and `trace` mean nothing.
         example_inputs: Inputs that the model accepts: a tensor such as (1, 3, 224, 224), a tuple of positional
             arguments, a mapping of keyword arguments, or a list of images.
         data: Calibration batches: x, (x, labels), (x, y, labels), ((x, y), labels), or a mapping, maybe with `labels`;
@@ -78,6 +116,8 @@ def prune(
         ModelError: The model cannot be traced.
         VerificationError: The result is not the masked original.
     """
+    if _removes_parts(method, compensate, recover, trace):
+        return _without_parts(model, method, example_inputs, data, recalibrate, keep, seed, loss, params)
     request = PruneRequest(
         method=method,
         params=_checked_params(_checked_method(method, data, compensate, recalibrate), params),
@@ -91,8 +131,55 @@ def prune(
         recover=recover,
         trace=trace,
     )
+    return _continued(model, partial(prune_model, request=request))
+
+
+def _removes_parts(method: str, compensate: str, recover: Recover | None, trace: Trace | None) -> bool:
+    """Whether a method removes blocks or experts.
+
+    Raises:
+        MethodError: It does, and something is asked for that is done with channels.
+    """
+    known = all_methods().get(method)
+    removes = known is not None and known.family == "parts"
+    if removes and (compensate != "none" or recover is not None or trace is not None):
+        raise MethodError(f"method {method} takes neither compensate nor recover nor trace; leave them out")
+    return removes
+
+
+def _without_parts(
+    model: nn.Module,
+    method: str,
+    example_inputs: Inputs,
+    data: Iterable[Any] | None,
+    recalibrate: bool,
+    keep: Sequence[str],
+    seed: int,
+    loss: Loss,
+    params: dict[str, Any],
+) -> PartResult:
+    spec = get_method(method)
+    if data is None:
+        if recalibrate:
+            raise MethodError("recalibrate=True needs data: give calibration batches")
+        params = {**(spec.without_data or {}), **params}
+    request = PartRequest(
+        method=method,
+        params=_checked_params(spec, params),
+        example_inputs=example_inputs,
+        keep=keep,
+        seed=seed,
+        calibration=_Batches(data) if data is not None else None,
+        recalibrate=recalibrate,
+        loss=loss,
+    )
+    return _continued(model, partial(remove_parts, request=request))
+
+
+def _continued(model: nn.Module, prune_it: Callable[..., _Result]) -> _Result:
+    """Prunes a network, and lets the result remember what is needed to prune it again."""
     model = _without_state(_checked_network(model))
-    result = prune_model(model, _manifest_of(model), request, dense=getattr(model, _DENSE, _Original()).model)
+    result = prune_it(model, _manifest_of(model), dense=getattr(model, _DENSE, _Original()).model)
     leave_to_caller(result.model)
     _remember(result.model, result.manifest, result.dense)
     return result
@@ -171,8 +258,9 @@ def _checked_params(spec: MethodSpec, params: Mapping[str, Any]) -> Any:
     for name in params:
         if name not in names:
             raise MethodError(unknown(f"parameter of {spec.name}", name, names))
-    if isinstance(params.get("outputs"), str):
-        params = {**params, "outputs": (params["outputs"],)}
+    for name in ("outputs", "drop"):
+        if isinstance(params.get(name), str):
+            params = {**params, name: (params[name],)}
     try:
         return TypeAdapter(spec.params).validate_python(params)
     except ValidationError as error:

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from prunecli.errors import ModelError
+from prunecli.widened import can_be_widened, widened
 
 _Network = TypeVar("_Network", bound=nn.Module)
 _OWN = ("_parameters", "_buffers", "_modules")
 _LARGE = 1 << 24
-"""Parameters of a network whose copies are worth looking for."""
+"""Parameters of a network whose copies are worth avoiding."""
+_WORTH_WIDENING = 1 << 14
+"""Numbers in a tensor that is not worth copying, in such a network."""
 
 
 class _DetachedCopies(TorchFunctionMode):
@@ -60,10 +63,18 @@ def copied(model: _Network, memo: dict[int, Any] | None = None) -> _Network:
 
 
 def converted(model: _Network, dtype: torch.dtype) -> _Network:
-    """A copy on the CPU whose floating parameters and buffers have `dtype`, and whose complex ones are as wide."""
+    """A copy on the CPU whose floating parameters and buffers have `dtype`, and whose complex ones are as wide.
+
+    Large parameters of large networks are not copied, but widened where an operator reads them, so the model must not
+    change as long as the copy is used; what changes the copy leaves the model alone.
+    """
     memo: dict[int, Any] = {}
+    large = is_large(model)
     for tensor in (*model.parameters(), *model.buffers()):
-        memo[id(tensor)] = _converted(tensor, dtype)
+        in_place = large and tensor.numel() >= _WORTH_WIDENING and isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = (
+            widened(tensor, dtype) if in_place and can_be_widened(tensor, dtype) else _converted(tensor, dtype)
+        )
     duplicate = copied(model, memo).cpu()
     return duplicate.double() if dtype == torch.float64 else duplicate.float()  # what hooks compute is converted here
 
@@ -74,11 +85,16 @@ def release_copies(model: nn.Module) -> None:
     Python notices such garbage by the number of objects, not by their size, and glibc keeps what was freed between
     blocks that are still used.
     """
-    if sum(parameter.numel() for parameter in model.parameters()) > _LARGE:
+    if is_large(model):
         gc.collect()
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
         if trim is not None:
             trim(0)
+
+
+def is_large(model: nn.Module) -> bool:
+    """Whether copies of a network are worth avoiding."""
+    return sum(parameter.numel() for parameter in model.parameters()) > _LARGE
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:

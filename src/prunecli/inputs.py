@@ -212,7 +212,7 @@ def logits(output: Any) -> Tensor:
 
 def _is_softmax_of(shares: Tensor, scores: Tensor) -> bool:
     """Whether the first of two tensors has the shares of classes that the second one has the scores of."""
-    if shares.dim() != 2 or shares.shape != scores.shape or not shares.is_floating_point():
+    if shares.dim() != 2 or shares.shape != scores.shape or not shares.is_floating_point() or shares.is_meta:
         return False
     return bool(torch.allclose(shares.detach(), scores.detach().softmax(1), rtol=1e-2, atol=1e-4))
 

@@ -1,14 +1,16 @@
 """Functions of the user's own that build networks and data sets: run where the user names them, and only then.
 
 A reference is "package.file:function". What a recipe, checkpoint or report names is somebody else's word: it runs only
-after `allow` was called for its module, which the command line does for --allow-code and for what is typed on it.
+after `allow` was called for its module, which the command line does for --allow-code and for what is typed on it. Then
+only what the user's package defines runs: what a module imports, such as `os.system`, has to be typed.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,8 @@ def allow(module: str) -> None:
     Args:
         module: Its dotted name, also with the name of a function behind a colon.
     """
-    _allowed.add(module.removeprefix(PREFIX).partition(":")[0])
+    reference = module.removeprefix(PREFIX)
+    _allowed.update((reference, reference.partition(":")[0]))
 
 
 def load_function(reference: str, error: type[PruneError], option: str) -> Callable[..., Any]:
@@ -64,7 +67,18 @@ def load_function(reference: str, error: type[PruneError], option: str) -> Calla
     if not callable(function):
         known = [key for key, value in vars(loaded).items() if callable(value) and not key.startswith("_")]
         raise error(f"{PREFIX}{reference}: {unknown('function', name, known)} (of {module})")
+    if reference not in _allowed and not _defined_in(function, module):
+        raise error(
+            f"{PREFIX}{reference}: {module} only imports it, so that it is not run because a file names it: if you "
+            f"trust it, add --allow-code {reference}"
+        )
     return function  # type: ignore[no-any-return]
+
+
+def _defined_in(function: Any, module: str) -> bool:
+    """Whether a function or class is of the package that a module is in."""
+    origin = getattr(function, "__module__", None)
+    return isinstance(origin, str) and origin.partition(".")[0] == module.partition(".")[0]
 
 
 def called(function: Callable[..., Any], reference: str, error: type[PruneError], **kwargs: Any) -> Any:
@@ -80,6 +94,14 @@ def called(function: Callable[..., Any], reference: str, error: type[PruneError]
         raise error(
             f"{PREFIX}{reference}({shown[:120]}) fails: {_first_line(failure)}; --debug shows where"
         ) from failure
+
+
+def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a function by name; none where Python cannot tell."""
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of a class written in C
+        return {}
 
 
 def _first_line(failure: Exception) -> str:

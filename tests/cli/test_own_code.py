@@ -103,6 +103,26 @@ def test_code_that_a_file_names_does_not_run(prune: Prune, code: Path) -> None:
     assert prune("inspect", "a.safetensors", "--allow-code", "mine").code == 0
 
 
+def test_a_recipe_whose_name_looks_like_an_option_is_no_word_of_the_user(prune: Prune, code: Path) -> None:
+    (code / "mine.py").write_text(CODE + "\nopen('ran', 'w').close()\n")
+    (code / "--base.yaml").write_text("model: {ref: 'module:mine:network', example_shape: 1x3x12x12}\n")
+    (code / "r.yaml").write_text("extends: --base.yaml\nstages: [{stage: eval}]\n")
+    refused = prune("run", "r.yaml")
+    assert refused.code == 2 and "--allow-code mine" in refused.err and not (code / "ran").exists()
+
+
+def test_what_an_allowed_module_imports_does_not_run_because_a_file_names_it(prune: Prune, code: Path) -> None:
+    """Arguments are the file's, so that `from os import system` would be enough to run anything."""
+    (code / "mine.py").write_text(CODE + "\nfrom os import system\n")
+    (code / "r.yaml").write_text(
+        "model: {ref: 'module:mine:system', kwargs: {command: 'touch ran'}, example_shape: 1x3x8x8}\n"
+        "stages: [{stage: eval}]\n"
+    )
+    refused = prune("run", "r.yaml", "--allow-code", "mine")
+    assert refused.code == 2 and "only imports it" in refused.err and not (code / "ran").exists()
+    assert "not a torch.nn.Module" in prune("run", "r.yaml", "--allow-code", "mine:system").err
+
+
 def test_inputs_in_a_file(prune: Prune, code: Path) -> None:
     np.savez(code / "x.npz", values=np.zeros((2, 6), np.float32) + 0.3, ids=np.array([1, 2]))
     done = prune("l1", "module:mine:two", "--example", "x.npz", "--ratio", "0.5", "-o", "a.safetensors", "--json")

@@ -130,11 +130,16 @@ def test_folders_of_transformers_bring_their_tokenizer(prune: Prune, trained: Pa
     assert done.code == 2 and "gpt: comes without a tokenizer; name its file" in done.err
     done = prune("eval", "hf:gpt", "--data", "text:corpus.txt", "--tokenizer", "bpe:280", *QUICK, cwd=tmp_path)
     assert done.code == 2 and "has learned already, so a new tokenizer" in done.err
-    other = json.loads(used.definition)
-    other["model"]["vocab"]["zzz"] = 400
-    (tmp_path / "other.json").write_text(json.dumps(other))
-    done = prune("eval", "hf:gpt", "--data", "text:corpus.txt", "--tokenizer", "other.json", *QUICK, cwd=tmp_path)
-    assert done.code == 2 and "has scores for 288 tokens and the tokenizer has 401" in done.err, done.err
+    words = {"version": "1.0", "model": {"type": "WordLevel", "vocab": {"?": 0, "cat": 400}, "unk_token": "?"},
+             "pre_tokenizer": {"type": "Whitespace"}}  # fmt: skip
+    (tmp_path / "words.json").write_text(json.dumps(words))
+    done = prune("eval", "hf:gpt", "--data", "text:corpus.txt", "--tokenizer", "words.json", *QUICK, cwd=tmp_path)
+    assert done.code == 2 and "text:corpus.txt: has token 400, and" in done.err and "knows 288 tokens" in done.err
+    assert "% of the test text is ?" in done.err
+    words["model"]["vocab"] = {"?": 0, "cat": 4, "zebra": 400}  # type: ignore[index]
+    (tmp_path / "words.json").write_text(json.dumps(words))  # a token that no text has
+    done = prune("eval", "hf:gpt", "--data", "text:corpus.txt", "--tokenizer", "words.json", *QUICK, cwd=tmp_path)
+    assert done.code == 0, done.err
 
 
 @pytest.mark.parametrize(
@@ -166,3 +171,24 @@ def test_bad_input_is_one_line(prune: Prune, trained: Path, words: str, said: st
     lines = [line for line in done.err.strip().splitlines() if line.startswith("error: ")]
     assert done.code in (1, 2) and len(lines) == 1 and said in lines[0], done.err
     assert "Traceback" not in done.err and not (trained / "n.safetensors").exists()
+
+
+def test_a_folder_gets_a_classifier_for_the_classes_of_the_texts(prune: Prune, trained: Path, tmp_path: Path) -> None:
+    """As everybody finetunes BERT; the texts are read by the folder's tokenizer."""
+    used = restore(trained / "c.safetensors")[1].tokenizer
+    assert used is not None
+    settings = {"vocab_size": 280, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    config = transformers.BertConfig(**settings, num_attention_heads=2, max_position_embeddings=30)
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+    (tmp_path / "bert" / "tokenizer.json").write_text(used.definition)
+    rows = [{"text": f"a {word} {number}", "label": word} for number in range(20) for word in ("x", "y", "z")]
+    write(tmp_path / "t.csv", rows)
+    done = prune("train", "hf:bert", "--model-kwargs", "head=sequence-classification", "--data", "text:t.csv",
+                 "--epochs", "1", "--batch-size", "8", "-o", "b.safetensors", cwd=tmp_path)  # fmt: skip
+    assert done.code == 0 and "new weights, to be trained: " in done.err, done.err
+    manifest = read_manifest(tmp_path / "b.safetensors")
+    assert manifest is not None and manifest.tokenizer is not None and manifest.tokenizer.tokens == 280
+    assert manifest.architecture.class_name == "BertForSequenceClassification"
+    assert [label.name for label in manifest.history[0].data.labels] == ["x", "y", "z"]  # type: ignore[union-attr]
+    done = prune("eval", "hf:bert", "--data", "text:t.csv", "--bptt", "4", *QUICK, cwd=tmp_path)
+    assert done.code == 2 and "reads texts in both directions" in done.err, done.err

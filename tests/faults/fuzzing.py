@@ -23,7 +23,7 @@ from prunecli.errors import PruneError
 from tests.faults.payloads import as_zip, safetensors
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-TARGETS = ("weights", "pickle", "header", "checkpoint", "manifest", "recipe", "plan", "report")
+TARGETS = ("weights", "pickle", "header", "checkpoint", "manifest", "recipe", "plan", "report", "tokenizer", "table")
 GUIDED = ("weights", "pickle", "manifest", "recipe")
 _TOKENS = (
     b"\0",
@@ -77,6 +77,10 @@ def seeds(target: str) -> list[bytes]:
         return [content[8 : 8 + int.from_bytes(content[:8], "little")] for content in (_checkpoint(), _plain())]
     if target == "pickle":
         return [_records()["archive/data.pkl"]]
+    if target == "tokenizer":
+        return [_tokenizer()]
+    if target == "table":
+        return list(_tables())
     bad = [bad.content for bad in damage.bad_files() if len(bad.content) < _MAX_LENGTH]
     good = [damage.good_torch_file(), damage.good_legacy_file(), damage.good_safetensors(), _whole(False), _whole(True)]
     return [*good * 4, *bad]
@@ -104,8 +108,48 @@ def reader(target: str) -> Callable[[Path], Any]:
         "recipe": loader.load_yaml,
         "plan": resolve.load_plan,
         "report": schema.read_report,
+        "tokenizer": _read_tokenizer,
+        "table": _read_table,
     }
     return readers[target]
+
+
+def _read_tokenizer(path: Path) -> Any:
+    from prunecli.data.tokenizer import read_tokenizer
+
+    tokenizer = read_tokenizer(str(path))
+    return tokenizer.encode(["the cat sat"], str(path)), tokenizer.passages(["a cat"], ["sat"], 8, str(path))
+
+
+def _read_table(path: Path) -> Any:
+    from prunecli.data.text_tables import Columns, read_table
+
+    first = path.read_bytes()[:1]
+    named = path.with_suffix({b"P": ".parquet", b"{": ".jsonl"}.get(first, ".csv"))
+    named.write_bytes(path.read_bytes())
+    return read_table((named,), Columns(labelled=True))
+
+
+@cache
+def _tokenizer() -> bytes:
+    from prunecli.data.tokenizer_training import train_tokenizer
+
+    return train_tokenizer(["the cat sat on the mat " * 9], 270).signature()
+
+
+@cache
+def _tables() -> tuple[bytes, ...]:
+    import io
+
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [{"text": f"the cat sat {number} times", "label": number % 2} for number in range(20)]
+    buffer = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    cells = b"text,label\n" + b"".join(f'"a, {row["text"]}",{row["label"]}\n'.encode() for row in rows)
+    return buffer.getvalue(), lines, cells
 
 
 def outcome(target: str, content: bytes, path: Path, read: Callable[[Path], Any] | None = None) -> str:

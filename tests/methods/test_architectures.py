@@ -13,7 +13,8 @@ from torchvision.models import VisionTransformer
 from prunecli.models.catalog import build
 from prunecli.studies.coverage import Coverage, cover
 from prunecli.surgery.groups import ChannelGroup
-from prunecli.surgery.proof.verify import TOLERANCE, verify
+from prunecli.surgery.proof.comparing import TOLERANCE
+from prunecli.surgery.proof.verify import verify
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.dependency_graph import dependency_groups
 from prunecli.surgery.tracing.running import plain_kernels

@@ -15,17 +15,18 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import prunecli
 from prunecli.checkpoint.io import read_manifest, read_tensors
-from prunecli.checkpoint.manifest import Architecture
+from prunecli.checkpoint.manifest import Architecture, TokenSelection, TokenStage
 from prunecli.errors import ModelError
 from prunecli.inputs import logits, output_tensors
 from prunecli.measure.counts import parameter_count
-from prunecli.models import loading
+from prunecli.models import exporting, loading
 from prunecli.models.catalog import split_reference
-from prunecli.models.yolo import building, export, package, source
+from prunecli.models.yolo import building, export, names, package, source
 from prunecli.models.yolo.config import checked
 from prunecli.surgery.outputs import chosen_outputs
 
@@ -168,15 +169,45 @@ def test_a_file_is_pruned_and_kept_and_right_in_both_modes_at_other_sizes(head: 
 
 def test_checkpoints_keep_half_precision(tmp_path: Path) -> None:
     path = write(tmp_path / "best.pt", trained("classes").half())
-    out = tmp_path / "pruned.safetensors"
-    command = ["l1", str(path), "--ratio", "0.5", "--image-size", "32", "-o", str(out), "-q"]
-    done = subprocess.run([sys.executable, "-m", "prunecli", *command], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    out, back = tmp_path / "pruned.safetensors", tmp_path / "pruned.pt"
+    commands = (
+        ["l1", str(path), "--ratio", "0.5", "--image-size", "32", "-o", str(out), "-q"],
+        ["export", str(out), "-o", str(back), "--json"],
+    )
+    for command in commands:
+        done = subprocess.run([sys.executable, "-m", "prunecli", *command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["path"] == str(back)
+    yolo = package.module("models").YOLO(str(back))
+    pickled = torch.load(back, weights_only=False)["model"]
+    assert {p.dtype for p in pickled.parameters()} == {torch.float16} and yolo.task == "classify"
+    again, x = prunecli.load(out).float(), torch.rand(1, 3, 32, 32)
+    assert all(torch.equal(*pair) for pair in zip(outputs(again, x), outputs(yolo.model, x), strict=True))
     tensors = read_tensors(out)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16, torch.int64}
     manifest = read_manifest(out)
     assert manifest is not None and manifest.architecture.ref == "ultralytics:ClassificationModel"
     assert "best.pt" not in json.dumps(manifest.architecture.config), "references hold no paths"
+
+
+def test_networks_whose_package_has_no_such_file_are_not_exported(tmp_path: Path) -> None:
+    loaded = loading.load_reference("cifar:resnet20")
+    with pytest.raises(ModelError, match="cifar has no file of its own for networks of other widths; checkpoints are"):
+        exporting.export(loaded, tmp_path / "x.pt")
+    own = loading.load_reference("ultralytics:yolov8n-cls")
+    own.manifest.tokens = TokenSelection(selector="cls", tokens=9, stages=(TokenStage(block=1, kept=4),))
+    with pytest.raises(ModelError, match="leaves out tokens while it runs, which ultralytics does not; export the"):
+        exporting.export(own, tmp_path / "x.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unpruned_network_may_be_rebuilt_by_the_package(tmp_path: Path) -> None:
+    model = trained("boxes")
+    export.write(model, described("boxes"), (90, 90), tmp_path / "dense.pt")
+    again = loading.load_file(tmp_path / "dense.pt")
+    assert all(torch.equal(*pair) for pair in zip(again.model.parameters(), model.parameters(), strict=True))
+    assert again.fixed_size == (96, 96), "the next multiple of the stride of 16"
+    assert isinstance(package.tasks().DetectionModel(again.model.yaml), nn.Module)
 
 
 def test_of_a_training_checkpoint_the_average_is_taken(tmp_path: Path) -> None:
@@ -352,8 +383,9 @@ def test_names_and_files_that_do_not_exist(tmp_path: Path, monkeypatch: pytest.M
         loading.load_reference("ultralytics:yolo11n", colour=3)
     with pytest.raises(ModelError, match="in_chans is '0' and has to be an integer"):
         loading.load_reference("ultralytics:yolo11n", in_chans=0)
-    monkeypatch.setattr(package, "find_spec", lambda name: None)
-    building.package_files.cache_clear()
+    monkeypatch.setattr(names, "find_spec", lambda name: None)
+    names.package_files.cache_clear()
+    assert names.listed() == []
     with pytest.raises(ModelError, match=r"needs the package of this name; pip install 'prunecli\[ultralytics\]'"):
         loading.load_reference("ultralytics:yolo11n")
     with pytest.raises(ModelError, match="did you mean timm:resnet50"):
@@ -420,3 +452,33 @@ def test_the_packages_trainer_cannot_make_another_network_of_it(pruned_file: tup
         export.write(pruned.model, pruned.manifest.architecture.config, None, tmp_path / "x.safetensors")
     with pytest.raises(ModelError, match="a Linear is no network of ultralytics"):
         export.write(nn.Linear(1, 1), {}, None, tmp_path / "x.pt")
+
+
+@pytest.mark.slow
+def test_a_trainer_that_keeps_its_network_keeps_the_widths(
+    pruned_file: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, pruned = pruned_file
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        (tmp_path / "labels" / split).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (SIDE, SIDE), (60 * number, 0, 0)).save(tmp_path / "images" / split / f"{number}.png")
+            (tmp_path / "labels" / split / f"{number}.txt").write_text("1 0.5 0.5 0.4 0.4\n")
+    (tmp_path / "data.yaml").write_text(f"path: {tmp_path}\ntrain: images/train\nval: images/val\nnames: [a, b, c]\n")
+    base: Any = package.module("models.yolo.detect").DetectionTrainer
+
+    class KeepingTrainer(base):
+        def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
+            return weights
+
+    options = {"data": "data.yaml", "epochs": 1, "imgsz": SIDE, "batch": 4, "workers": 0, "plots": False, "amp": False}
+    yolo = package.module("models").YOLO(str(path))
+    with pytest.raises(KeyError, match="pruned by prune"):
+        yolo.train(project=str(tmp_path), device="cpu", **options)
+    yolo = package.module("models").YOLO(str(path))
+    yolo.train(trainer=KeepingTrainer, project=str(tmp_path), device="cpu", **options)
+    trained_again = package.module("models").YOLO(str(yolo.trainer.best)).model
+    shapes = [{name: t.shape for name, t in one.state_dict().items()} for one in (trained_again, pruned.model)]
+    assert shapes[0] == shapes[1]

@@ -14,7 +14,8 @@ from prunecli.criteria.gradient import fisher, taylor
 from prunecli.criteria.wanda import wanda
 from prunecli.errors import MethodError, ModelError
 from prunecli.inputs import Inputs, call
-from prunecli.surgery.proof.verify import TOLERANCE, verify
+from prunecli.surgery.proof.comparing import TOLERANCE
+from prunecli.surgery.proof.verify import verify
 from prunecli.surgery.removal.compensate import compensate
 from prunecli.surgery.removal.recalibrate import recalibrate_batchnorm
 from prunecli.surgery.removal.slice import remove

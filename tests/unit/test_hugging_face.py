@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file as read_safetensors
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 import prunecli
 from prunecli.checkpoint.manifest import Architecture
@@ -232,6 +232,59 @@ def test_what_is_not_finite_is_refused(saved: Callable[[str], Path]) -> None:
     assert load_reference(f"hf:{folder}", allow_nonfinite=True).model
 
 
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    """A small classifier of texts with three classes, as save_pretrained writes it."""
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, vocab_size=30, num_labels=3
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "net")
+    return tmp_path / "net"
+
+
+def _rewritten(folder: Path, change: Callable[[str, Tensor], tuple[str, Tensor] | None]) -> None:
+    entries = [change(name, tensor) for name, tensor in read_safetensors(folder / "model.safetensors").items()]
+    save_file(dict(entry for entry in entries if entry), folder / "model.safetensors", {"format": "pt"})
+
+
+def test_only_a_head_is_replaced_for_another_number_of_classes(classifier: Path) -> None:
+    assert load_reference(f"hf:{classifier}", num_classes=5).model.config.num_labels == 5
+    with pytest.raises(ModelError, match="6 tensors have other shapes than its configuration says"):
+        load_reference(f"hf:{classifier}", num_classes=5, intermediate_size=20)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda name, tensor: None if ".layer.1." in name else (name, tensor),
+        lambda name, tensor: (f"module.{name}", tensor),
+    ],
+)
+def test_a_folder_that_lacks_more_than_a_head_is_refused(classifier: Path, change: Any) -> None:
+    _rewritten(classifier, change)
+    with pytest.raises(ModelError, match="more than a new head"):
+        load_reference(f"hf:{classifier}", head="token-classification")
+
+
+def test_folders_of_several_precisions_lose_no_digits(classifier: Path) -> None:
+    before = read_safetensors(classifier / "model.safetensors")
+    _rewritten(classifier, lambda name, tensor: (name, tensor.bfloat16() if "embeddings" in name else tensor))
+    after = load_reference(f"hf:{classifier}").model.state_dict()
+    assert torch.equal(after["classifier.weight"], before["classifier.weight"])
+
+
+def test_pickled_weights_may_begin_with_integers(classifier: Path) -> None:
+    """Those of BERT began with the numbers of positions for years."""
+    tensors = {
+        "bert.embeddings.position_ids": torch.arange(512)[None],
+        **read_safetensors(classifier / "model.safetensors"),
+    }
+    (classifier / "model.safetensors").unlink()
+    torch.save(tensors, classifier / "pytorch_model.bin")
+    loaded = load_reference(f"hf:{classifier}")
+    assert torch.equal(loaded.model.state_dict()["classifier.weight"], tensors["classifier.weight"])
+
+
 def test_a_hub_name_that_is_not_cached_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from huggingface_hub import constants
 
@@ -257,6 +310,65 @@ def test_manifests_cannot_make_the_library_fetch_anything(config: dict[str, Any]
         build("hf:../../BertModel")
     with pytest.raises(ModelError, match="would have to be fetched"):
         build("hf:DetrForObjectDetection", config={"config": {"backbone": "someone/net", "use_timm_backbone": False}})
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("DetrForObjectDetection", {"backbone_config": {"model_type": "timm_backbone", "backbone": "hf-hub:some/one"}}),
+        ("TimmWrapperModel", {"num_classes": 2, "label_names": ["a", "b"], "architecture": "local-dir:/etc"}),
+        ("TimmWrapperModel", {"num_classes": 2, "label_names": ["a", "b"], "model_args": {"checkpoint_path": "x.pth"}}),
+        (
+            "LlavaModel",
+            {"vision_config": {"model_type": "timm_wrapper", "num_classes": 2, "architecture": "hf-hub:some/one"}},
+        ),
+    ],
+)
+def test_networks_of_timm_at_any_depth_are_built_from_nothing_but_their_names(
+    kind: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """timm's names may be places on the hub or folders, and its arguments files."""
+    from timm.models import _factory
+
+    asked: list[Any] = []
+    for name in ("load_model_config_from_hf", "load_model_config_from_path", "load_checkpoint"):
+        monkeypatch.setattr(_factory, name, lambda *args, **kwargs: asked.append(args))
+    with pytest.raises(ModelError, match=r"would have to be fetched|could read files"):
+        build(f"hf:{kind}", config={"config": config}, meta=True)
+    assert not asked
+
+
+def test_the_hub_is_not_asked_for_a_backbone_that_timm_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers.backbone_utils
+
+    def unreachable() -> None:
+        raise AssertionError("asked the hub")
+
+    monkeypatch.setattr(transformers.backbone_utils, "hf_api", unreachable)
+    config = {"backbone": "resnet18", "use_timm_backbone": True, "backbone_kwargs": {"out_indices": [1, 2, 3, 4]}}
+    model: Any = build("hf:DetrForObjectDetection", config={"config": config}, meta=True)
+    assert model.config.backbone_config.backbone == "resnet18"
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("BertForSequenceClassification", {"num_labels": 200_000_000}),
+        ("SwitchTransformersModel", {"num_experts": 50_000_000}),
+        ("BertModel", {"rows": [[1 << 40]]}),
+    ],
+)
+def test_numbers_that_would_fill_the_memory_are_refused(kind: str, config: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match="makes sense; the file was altered"):
+        build(f"hf:{kind}", config={"config": config}, meta=True)
+
+
+def test_a_network_of_endless_modules_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunecli.models.hugging_face import library
+
+    monkeypatch.setattr(library, "_MOST_MODULES", 60)
+    with pytest.raises(ModelError, match="over 60 modules"):
+        build("hf:BertModel", config={"config": {"num_hidden_layers": 40, "hidden_size": 12}}, meta=True)
 
 
 def test_new_networks_by_class_and_settings() -> None:
@@ -286,3 +398,18 @@ def test_images_are_prepared_as_the_processor_says(tmp_path: Path) -> None:
     theirs = (pixel / 127.5 - 0.5) / 0.25
     ours = (pixel / 255 - settings.normalisation.mean[0]) / settings.normalisation.std[0]
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_a_weights_file_of_tied_weights_goes_into_a_named_folder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    settings = {"vocab_size": 31, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(**settings, intermediate_size=24, tie_word_embeddings=True)
+    model: Any = transformers.LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    loaded: Any = load_file(tmp_path / "model.safetensors", f"hf:{tmp_path}").model
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+    tensors = read_safetensors(tmp_path / "model.safetensors")
+    save_file({name: t for name, t in tensors.items() if "up_proj" not in name}, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match=r"they lack .*up_proj\.weight"):
+        load_file(tmp_path / "w.safetensors", f"hf:{tmp_path}")

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torchvision.ops import DeformConv2d, nms, ps_roi_align, ps_roi_pool, roi_align, roi_pool
 
 import prunecli
-from prunecli.surgery.proof.verify import TOLERANCE, verify
+from prunecli.surgery.proof.comparing import TOLERANCE
+from prunecli.surgery.proof.verify import verify
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.trace import trace
 from prunecli.surgery.tracing.trial import half_of

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import prunecli
 from prunecli.errors import DataDependentError, ModelError
-from prunecli.surgery.proof.verify import TOLERANCE, verify
+from prunecli.surgery.proof.comparing import TOLERANCE
+from prunecli.surgery.proof.verify import verify
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.trace import trace
 from prunecli.surgery.tracing.trial import half_of

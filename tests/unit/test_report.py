@@ -171,3 +171,17 @@ def test_tables_hold_what_was_measured() -> None:
 def test_numbers_for_people() -> None:
     assert [count(v) for v in (None, 12, 1234, 4.5e6, 2e9)] == ["-", "12", "1.23k", "4.50M", "2.00G"]
     assert [size(v) for v in (10, 2048, 3 * 2**20)] == ["10 B", "2.00 KiB", "3.00 MiB"]
+
+
+def test_texts_in_other_tokens_are_compared_by_what_tokens_stand_for() -> None:
+    """Perplexity of parts of words and of characters are different things; bits for a character are the same."""
+
+    def report(task: str, **figures: float) -> Report:
+        info = DataInfo(name="text:a", split="test", images=9, fingerprint=task, task=task)
+        return Report(model=ModelInfo(ref="lm:lstm", input_shape=(9,)), data=info, metrics=Metrics(tokens=9, **figures))
+
+    base = report("character-language", perplexity=4.0, bits_per_character=2.0, loss=1.4)
+    other = report("token-language", perplexity=30.0, bits_per_character=2.5, bits_per_byte=2.5, loss=3.4)
+    candidate = compare_reports(["a", "b"], [base, other]).candidates[0]
+    assert candidate.bits_per_character_rise == pytest.approx(0.5)
+    assert candidate.perplexity_rise is None and candidate.loss_rise is None and candidate.bits_per_byte_rise is None

@@ -12,7 +12,8 @@ from torch import nn
 
 from prunecli.errors import MethodError, VerificationError
 from prunecli.surgery.groups import tie_units
-from prunecli.surgery.proof.verify import SINGLE_TOLERANCE, TOLERANCE, NotComparableError, faulty_groups, verify
+from prunecli.surgery.proof.comparing import SINGLE_TOLERANCE, TOLERANCE, NotComparableError
+from prunecli.surgery.proof.verify import faulty_groups, verify
 from prunecli.surgery.removal.recalibrate import recalibrate_batchnorm
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.trace import trace

@@ -101,6 +101,9 @@ def test_names_of_classes_are_those_of_the_network_of_the_file_or_sorted(tmp_pat
     table = table.replace_schema_metadata({b"huggingface": json.dumps(features).encode()})
     parquet.write_table(table, tmp_path / "z.parquet")
     assert read(tmp_path / "z.parquet").class_names == ("neg", "pos")
+    other = read(tmp_path / "z.parquet", class_names=("Pos", "Neg"))
+    assert other.class_names == ("Pos", "Neg")
+    assert np.array_equal(other.test.labels, 1 - read(tmp_path / "z.parquet").test.labels)
 
 
 def test_batches_are_filled_up_to_their_longest_text(tmp_path: Path) -> None:

@@ -7,15 +7,23 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from prunecli.checkpoint.io import read_checkpoint, read_manifest, write_checkpoint
+from prunecli.checkpoint.manifest import Architecture, Manifest, parse_manifest
+from prunecli.checkpoint.tokenizers import TENSOR
 from prunecli.data import tokenizer as tokenizer_module
 from prunecli.data.tokenizer import Tokenizer, read_tokenizer
 from prunecli.data.tokenizer_training import train_tokenizer, trained_size
-from prunecli.errors import DataError, RecipeError
+from prunecli.errors import DataError, ModelError, RecipeError
+from prunecli.models.catalog import build
+from prunecli.models.loading import restore, save
 
 TEXT = "the cat sat on the mat, and the dog sat on the log.\nA cat, a mat; a hat!\n" * 20
 TRAINED = train_tokenizer([TEXT], 280)
@@ -143,3 +151,54 @@ def test_missing_ones_and_wrong_sizes(tmp_path: Path) -> None:
     for name in ("bpe:", "bpe:259", "bpe:-5", "bpe:9999999", "bpe:x"):
         with pytest.raises(RecipeError, match="from 260"):
             trained_size(name)
+
+
+def _network() -> nn.Module:
+    return build("cifar:resnet20", num_classes=3)
+
+
+def _manifest(tokenizer: Tokenizer | None) -> Manifest:
+    architecture = Architecture(ref="cifar:resnet20", kwargs={"num_classes": 3})
+    return Manifest(architecture=architecture, tokenizer=None if tokenizer is None else tokenizer.record())
+
+
+def test_a_checkpoint_keeps_its_tokenizer_and_others_keep_their_bytes(tmp_path: Path) -> None:
+    network = _network()
+    save(tmp_path / "a.safetensors", network, _manifest(TRAINED))
+    save(tmp_path / "b.safetensors", network, _manifest(None))
+    assert b"tokenizer" not in (tmp_path / "b.safetensors").read_bytes()
+    read = read_manifest(tmp_path / "a.safetensors")
+    assert read is not None and read.tokenizer is not None and read.tokenizer.definition == ""
+    assert (read.tokenizer.tokens, read.tokenizer.size) == (280, len(TRAINED.signature()))
+    restored, manifest = restore(tmp_path / "a.safetensors")
+    assert manifest.tokenizer is not None and Tokenizer.recorded(manifest.tokenizer) == TRAINED
+    assert set(restored.state_dict()) == set(network.state_dict())
+    save(tmp_path / "again.safetensors", restored, manifest)
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensors: tensors.pop(TENSOR), "tokenizer is missing or has another size"),
+        (lambda tensors: tensors.update({TENSOR: tensors[TENSOR][:-1]}), "tokenizer is missing or has another size"),
+        (lambda tensors: tensors.update({TENSOR: tensors[TENSOR].float()}), "tokenizer is missing or has another size"),
+        (lambda tensors: tensors.update({TENSOR: torch.full_like(tensors[TENSOR], 255)}), "tokenizer is no text"),
+    ],
+)
+def test_a_damaged_tokenizer_in_a_checkpoint_says_so(tmp_path: Path, change: Any, said: str) -> None:
+    path = tmp_path / "a.safetensors"
+    save(path, _network(), _manifest(TRAINED))
+    manifest, tensors = read_checkpoint(path)
+    change(tensors)
+    write_checkpoint(path, tensors, manifest)
+    with pytest.raises(ModelError, match=said):
+        restore(path)
+
+
+def test_a_manifest_alone_cannot_claim_a_large_tokenizer() -> None:
+    content = json.loads(_manifest(TRAINED).to_json())
+    for field, value in (("size", 1 << 28), ("tokens", 1 << 30), ("padding", -1), ("definition", "x")):
+        changed = {**content, "tokenizer": {**content["tokenizer"], field: value}, "sha256": ""}
+        with pytest.raises(ModelError, match="its manifest is not one this version reads"):
+            parse_manifest(json.dumps(changed), Path("x"), intact=True)

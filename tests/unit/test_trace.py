@@ -10,7 +10,8 @@ from torch import nn
 
 from prunecli.errors import ModelError
 from prunecli.models.cifar import ResNet
-from prunecli.surgery.proof.verify import TOLERANCE, verify
+from prunecli.surgery.proof.comparing import TOLERANCE
+from prunecli.surgery.proof.verify import verify
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.labels import OUTPUT
 from prunecli.surgery.tracing.reasons import STEM, UNREACHED

@@ -39,6 +39,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], manifest: Manife
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
+    storages: set[int] = set()
     for name, tensor in sorted(tensors.items()):
         tensor = tensor.detach()
         view = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()))
@@ -46,7 +47,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], manifest: Manife
             aliases[name] = seen[view]
             continue
         seen[view] = name
-        stored[name] = tensor.cpu().contiguous().clone()
+        stored[name] = _apart(tensor.cpu().contiguous(), storages)
     hashes = {name: tensor_sha256(tensor) for name, tensor in stored.items()}
     complete = manifest.model_copy(update={"sha256": UNSEALED, "aliases": aliases, "tensor_sha256": hashes})
 
@@ -60,6 +61,15 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], manifest: Manife
         seal(temporary)
 
     write_atomically(path, save)
+
+
+def _apart(tensor: Tensor, storages: set[int]) -> Tensor:
+    """The tensor if it has a whole storage for itself, as safetensors demands, else a copy."""
+    storage = tensor.untyped_storage()
+    if storage.data_ptr() in storages or storage.nbytes() != tensor.numel() * tensor.element_size():
+        tensor = tensor.clone()
+    storages.add(tensor.untyped_storage().data_ptr())
+    return tensor
 
 
 def read_checkpoint(path: Path, *, allow_nonfinite: bool = False) -> tuple[Manifest, dict[str, Tensor]]:

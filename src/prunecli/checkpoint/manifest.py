@@ -29,8 +29,8 @@ _MAX_DIMENSIONS = 8
 _MAX_LENGTH = 1 << 20
 _MAX_NUMBERS = 1 << 26
 _MAX_CHANNELS = 4096
-_MAX_CONFIG = 1 << 20
-_MAX_CONFIG_DEPTH = 16
+_MAX_NAME = 1000
+_MAX_REMOVED = 100_000
 _MAX_TOKENIZER = 1 << 27
 
 _Channels = Annotated[tuple[float, ...], Field(max_length=_MAX_CHANNELS)]
@@ -220,6 +220,18 @@ class Edit(_Strict):
     layers: list[str]
 
 
+class RemovedBlock(_Strict):
+    """One module that was taken out of the network.
+
+    Attributes:
+        name: Its name in the network as it was just before: the entries of a list move up when one is taken out.
+        left: What is in its place: nothing, in lists, or a module that passes on what it is given.
+    """
+
+    name: str = Field(max_length=_MAX_NAME)
+    left: Literal["nothing", "identity"] = "nothing"
+
+
 class Untouched(_Strict):
     """A layer or group that was pruned less than requested, or not at all, and why."""
 
@@ -279,6 +291,7 @@ class Manifest(_Strict):
     sha256: str = ""
     architecture: Architecture
     normalisation: InputNormalisation | None = None
+    blocks: list[RemovedBlock] = Field(default_factory=list, max_length=_MAX_REMOVED)
     forms: dict[str, Literal["stack", "cell"]] = Field(default_factory=dict)
     attributes: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
     extra_state: dict[str, JsonValue] = Field(default_factory=dict)
@@ -297,18 +310,9 @@ class Manifest(_Strict):
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leaves out what only files with such a change have, so that all others keep their bytes."""
         content: dict[str, Any] = handler(self)
-        if self.runtime is None:
-            content.pop("runtime", None)
-        if self.masks is None:
-            content.pop("masks", None)
-        if not self.forms:
-            content.pop("forms", None)
-        if self.vocabulary is None:
-            content.pop("vocabulary", None)
-        if self.tokenizer is None:
-            content.pop("tokenizer", None)
-        if not self.extra_state:
-            content.pop("extra_state", None)
+        for name in ("blocks", "forms", "extra_state", "runtime", "masks", "vocabulary", "tokenizer"):
+            if not getattr(self, name):
+                content.pop(name, None)
         return content
 
     def to_json(self) -> str:

@@ -79,3 +79,19 @@ def _mask(bits: Tensor | None, shape: tuple[int, ...], name: str) -> Tensor:
     if bits is None or bits.dtype != torch.uint8 or bits.shape != (math.ceil(size / 8),):
         raise ModelError(f"the masks do not fit the checkpoint: that of {name} is missing or has another size")
     return torch.from_numpy(np.unpackbits(bits.numpy(), count=size).astype(np.bool_)).reshape(shape)
+
+
+def renamed(masks: Masks, former: Mapping[str, str]) -> Masks:
+    """The masks of a network whose modules are called otherwise, or are gone.
+
+    Args:
+        masks: The masks as they were.
+        former: From the names of its modules to those that they had.
+    """
+    names: dict[str, list[str]] = {}
+    for weight in masks.weights:
+        module, _, leaf = weight.rpartition(".")
+        names.setdefault(module, []).append(leaf)
+    weights = [f"{new}.{leaf}".lstrip(".") for new, old in former.items() for leaf in names.get(old, ())]
+    spikes = {new: masks.spikes[old] for new, old in former.items() if old in masks.spikes}
+    return Masks(weights=weights, spikes=spikes)

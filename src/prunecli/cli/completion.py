@@ -194,7 +194,7 @@ def _values(option: Any, current: str, choices: Callable[[Any], list[str]]) -> l
         return _files(current, ())
     return (
         _files(current, None)
-        if name in ("out", "plot", "overlay", "extract_attention", "class_names", "templates")
+        if name in ("out", "plot", "overlay", "extract_attention", "class_names", "templates", "tokenizer")
         else []
     )
 
@@ -226,7 +226,7 @@ _OPENED_FILES: dict[str, tuple[str, ...]] = {"hf": (), "ultralytics": (".pt", ".
 
 def _references(current: str) -> list[Candidate]:
     """Sources first, then names: there are more than a thousand."""
-    from prunecli.models.index import OPENING, added_sources, known_references
+    from prunecli.models.index import OPENING, added_sources, known_references, listed_references
 
     if current.startswith("open_clip:") and "@" in current:  # which weights there are only that library knows
         from prunecli.models import from_open_clip
@@ -240,7 +240,8 @@ def _references(current: str) -> list[Candidate]:
         return _matching(list(sources.items()), current)
     source, _, path = current.partition(":")
     if source in _OPENED_FILES:
-        return [(f"{source}:{file}", text) for file, text in _files(path, _OPENED_FILES[source])]
+        names = _matching([(name, "") for name in listed_references()], current)
+        return [*names, *((f"{source}:{file}", text) for file, text in _files(path, _OPENED_FILES[source]))]
     return _matching([(reference, "") for reference in references], current)
 
 

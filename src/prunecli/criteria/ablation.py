@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from prunecli.copying import sharing_parameters
 from prunecli.criteria.base import Calibration, total_loss
-from prunecli.inputs import sample_count
+from prunecli.inputs import logits, run_batch, sample_count
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.running import without_fastpath
@@ -80,12 +81,48 @@ class Ablation:
 
 def summed_loss(model: nn.Module, calibration: Calibration) -> float:
     """The loss of all samples, in evaluation mode."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
     total = 0.0
-    with torch.no_grad(), without_fastpath():
+    with evaluating(model):
         for inputs, labels in calibration.pairs():
             total += float(total_loss(model, inputs, labels, calibration.loss))
-    for module, mode in training.items():
-        module.training = mode
     return total
+
+
+def measured_loss(model: nn.Module, calibration: Calibration) -> Callable[[nn.Module], float]:
+    """What to compare a network with parts of it.
+
+    Args:
+        model: The whole network.
+        calibration: Data.
+
+    Returns:
+        From a network to the loss of all samples; without labels, to half the squared distance of its outputs to those
+        of the whole network, which cannot be fooled by a network that is sure of something else.
+    """
+    if all(labels is not None for _, labels in calibration.pairs()):
+        return lambda network: summed_loss(network, calibration)
+    whole = _outputs(model, calibration)
+
+    def distance(network: nn.Module) -> float:
+        pairs = zip(whole, _outputs(network, calibration), strict=True)
+        return sum(float((now.double() - then.double()).square().sum()) / 2 for then, now in pairs)
+
+    return distance
+
+
+def _outputs(model: nn.Module, calibration: Calibration) -> list[Tensor]:
+    with evaluating(model):
+        return [logits(run_batch(model, inputs)).cpu() for inputs, _ in calibration.pairs()]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A context in which a network is in evaluation mode and computes no gradients."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad(), without_fastpath():
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode

@@ -90,7 +90,7 @@ _BUILT_IN: dict[str, _Entry] = {
     ),
     "text": _Entry(
         "prunecli.data.text",
-        "text:PATH, a text, or a folder with train, valid and test (Penn Treebank, WikiText)",
+        "text:PATH, texts in files, or in tables (.jsonl, .csv, .parquet) with classes or without",
         "tokens",
         argument="required",
     ),

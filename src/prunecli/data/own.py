@@ -17,7 +17,7 @@ from prunecli.data.folder import IMAGENET_MEAN, IMAGENET_STD
 from prunecli.data.splits import ImageData, Split, digest
 from prunecli.errors import DataError
 from prunecli.inputs import output_tensors
-from prunecli.own_code import called, load_function
+from prunecli.own_code import called, load_function, parameters_of
 
 _PARTS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 _HASHED = 32
@@ -40,7 +40,9 @@ def load(path: str, root: Path, download: bool) -> ImageData:
         DataError: The function may not run, fails, or returns something else.
     """
     name = f"module:{path}"
-    returned = called(load_function(path, DataError, "--data"), path, DataError)
+    function = load_function(path, DataError, "--data")
+    own = {"root": str(root)} if "root" in parameters_of(function) else {}
+    returned = called(function, path, DataError, **own)
     if isinstance(returned, ImageData):
         return returned
     sets = dict(returned) if isinstance(returned, Mapping) else {"test": returned}
@@ -53,11 +55,12 @@ def load(path: str, root: Path, download: bool) -> ImageData:
         if "validation" not in splits:
             raise DataError(f"{name}: has no split to test on; {_EXPECTED}")
         splits["test"] = splits["validation"]
-    first = next(iter(sets.values()))
     images = isinstance(splits["test"], OwnImages)
+    if any(isinstance(split, OwnImages) != images for split in splits.values()):
+        raise DataError(f"{name}: some splits give Pillow's images and some tensors; they have to be prepared alike")
     return ImageData(
         name=name,
-        class_names=_class_names(first, splits),
+        class_names=_class_names(name, sets, splits),
         channels=3,
         image_size=None,
         mean=IMAGENET_MEAN if images else (),
@@ -80,13 +83,28 @@ class OwnSamples:
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """Class numbers: those that the data set lists as `targets`, else those of its items, which are all read."""
-        listed = getattr(self.data, "targets", None)
+        listed = self._listed()
+        own = (self._item(index)[1] for index in self.indices)
+        given = own if listed is None else (listed[index] for index in self.indices)
         try:
-            if listed is not None and len(listed) == len(self.data):
-                return np.asarray(listed, dtype=np.int64)[self.indices]
-            return np.array([int(self._item(index)[1]) for index in self.indices], dtype=np.int64)
-        except (TypeError, ValueError) as error:
+            labels = np.array([_class_number(label) for label in given], dtype=np.int64)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise DataError(f"{self.where}: a label is no class number ({error}); {_EXPECTED}") from error
+        return labels
+
+    def _listed(self) -> Any:
+        """The labels that the data set lists; None if it lists none, or its items have others."""
+        listed = getattr(self.data, "targets", None)
+        if listed is None or not hasattr(listed, "__getitem__") or len(listed) != len(self.data):
+            return None
+        if getattr(self.data, "target_transform", None) is not None:
+            return None
+        some = np.linspace(0, len(listed) - 1, min(_HASHED, len(listed))).round().astype(np.int64)
+        try:
+            same = all(_class_number(listed[index]) == _class_number(self._item(int(index))[1]) for index in some)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            return None
+        return listed if same else None
 
     def sample(self, index: int) -> Any:
         """The input at `index`."""
@@ -157,9 +175,23 @@ def _split(data: Any, where: str) -> Split:
     return samples
 
 
-def _class_names(data: Any, splits: Mapping[str, Split]) -> tuple[str, ...]:
-    named = getattr(data, "classes", None)
+def _class_number(label: Any) -> int:
+    """A label as a number; fractions would be cut off without a word.
+
+    Raises:
+        ValueError: It is none.
+    """
+    number = int(label)
+    if number != label or number < 0:
+        raise ValueError(f"{label!r:.40}")
+    return number
+
+
+def _class_names(name: str, sets: Mapping[str, Any], splits: Mapping[str, Split]) -> tuple[str, ...]:
+    listed = (getattr(data, "classes", None) for data in sets.values())
+    named = {tuple(map(str, classes)) for classes in listed if isinstance(classes, (list, tuple))}
+    if len(named) > 1:
+        raise DataError(f"{name}: its splits list different classes, so that one number means several; use the same")
     count = 1 + max(int(split.labels.max()) for split in splits.values())
-    if isinstance(named, (list, tuple)) and len(named) >= count:
-        return tuple(map(str, named))
-    return tuple(map(str, range(count)))
+    classes = next(iter(named), ())
+    return classes if len(classes) >= count else tuple(map(str, range(count)))

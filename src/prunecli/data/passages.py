@@ -210,9 +210,15 @@ def _numbers(table: Table, names: tuple[str, ...], found: Path) -> NDArray[np.in
     assert table.labels is not None
     exact = {name: number for number, name in enumerate(names)}
     folded = {name.casefold(): number for number, name in enumerate(names)}
+    recorded = table.class_names
+    if not all(name.casefold() in folded for name in recorded):
+        recorded = ()
     numbers = []
     for label in table.labels:
-        if isinstance(label, int):
+        number: int | None
+        if isinstance(label, int) and label < len(recorded):  # the file may count the classes in another order
+            number = exact.get(recorded[label], folded[recorded[label].casefold()])
+        elif isinstance(label, int):
             number = label if label < len(names) else None
         else:
             number = exact.get(label, folded.get(label.casefold()))

@@ -271,12 +271,16 @@ class ImageData:
 def hold_out(data: ImageData, fraction: float) -> ImageData:
     """Moves `fraction` of the training images, evenly over classes, to `validation`; always the same ones.
 
+    Of a text, which has a label for every token, nothing is held out.
+
     Raises:
         DataError: There are too few training images.
     """
     if data.train is None or data.validation is not None or fraction == 0:
         return data
     labels = data.train.labels
+    if labels.ndim > 1:
+        return data
     # scikit-learn has this too, but importing it takes longer than most runs of this tool.
     shuffled = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]

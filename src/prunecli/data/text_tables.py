@@ -65,15 +65,6 @@ def is_table(path: Path) -> bool:
     return _kind(path) in SUFFIXES
 
 
-def has_labels(path: Path) -> bool:
-    """Whether a table has a column of labels with a usual name.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    return any(name in _names(path) for name in _LABELS)
-
-
 def read_table(files: Sequence[Path], columns: Columns) -> Table:
     """Reads tables one after the other; rows whose texts are all blank are left out.
 

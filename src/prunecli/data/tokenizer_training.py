@@ -11,7 +11,8 @@ PREFIX = "bpe:"
 """Before the number of tokens, where a user names a tokenizer that is to be trained."""
 _PADDING, _BEGIN, _END, _MASK = _SPECIAL = ("<pad>", "<s>", "</s>", "<mask>")
 _BYTES = 256
-_FEWEST, _MOST = _BYTES + len(_SPECIAL), 1_000_000
+FEWEST, _MOST = _BYTES + len(_SPECIAL), 1_000_000
+"""The fewest tokens are the bytes, and special ones."""
 
 
 def trained_size(name: str) -> int | None:
@@ -23,9 +24,9 @@ def trained_size(name: str) -> int | None:
     if not name.startswith(PREFIX):
         return None
     number = name.removeprefix(PREFIX)
-    if not number.isdecimal() or not _FEWEST <= int(number) <= _MOST:
+    if not number.isdecimal() or not FEWEST <= int(number) <= _MOST:
         raise RecipeError(
-            f"--tokenizer {name}: the number of tokens has to be from {_FEWEST} (all bytes, and {len(_SPECIAL)} "
+            f"--tokenizer {name}: the number of tokens has to be from {FEWEST} (all bytes, and {len(_SPECIAL)} "
             f"special ones) to {_MOST:,}, for instance bpe:2000"
         )
     return int(number)

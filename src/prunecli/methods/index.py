@@ -6,6 +6,8 @@ from dataclasses import make_dataclass
 
 from prunecli.criteria.index import CRITERIA, CriterionSpec
 from prunecli.errors import MethodError
+from prunecli.methods.depth_params import DepthParams
+from prunecli.methods.experts_params import ExpertsParams
 from prunecli.methods.hybrid_params import HybridParams
 from prunecli.methods.params import StructuralParams, TokenParams
 from prunecli.methods.sca_params import ALIASES as SCA_ALIASES
@@ -42,6 +44,24 @@ _TOKEN = MethodSpec(
     "prunecli.methods.token:TokenMethod",
     command="prunecli.cli.commands.token:method_command",
 )
+_DEPTH = MethodSpec(
+    "depth",
+    "Remove whole residual blocks.",
+    "https://arxiv.org/abs/2403.03853",
+    "parts",
+    DepthParams,
+    "prunecli.methods.depth:prune_depth",
+    without_data={"score": "cosine"},
+)
+_EXPERTS = MethodSpec(
+    "experts",
+    "Remove experts of mixtures with their router's rows.",
+    "https://arxiv.org/abs/2404.05089",
+    "parts",
+    ExpertsParams,
+    "prunecli.methods.experts:prune_experts",
+    without_data={"score": "norm"},
+)
 _UNSTRUCTURED = MethodSpec(
     "unstructured",
     "Learn masks of single weights and neurons while training.",
@@ -73,7 +93,7 @@ _HYBRID = MethodSpec(
 _RANKED = {name: method_of(CRITERIA.load(name)) for name in CRITERIA.built_in}
 _BASELINE = {"random": _RANKED.pop("random")}  # listed last
 
-_OTHERS = {spec.name: spec for spec in (_SCA, _UNSTRUCTURED, _HYBRID, _TOKEN)}
+_OTHERS = {spec.name: spec for spec in (_DEPTH, _EXPERTS, _SCA, _UNSTRUCTURED, _HYBRID, _TOKEN)}
 
 METHODS: Registry[MethodSpec] = Registry(
     "method", "prunecli.methods", _RANKED | SPARSE | _OTHERS | _BASELINE, MethodError, see="prune methods"

@@ -105,6 +105,14 @@ FAMILIES: dict[str, Family] = {
             resumable=True,
         ),
         Family(
+            "parts",
+            "remove whole blocks or experts",
+            "prunecli.pipeline.stages.parts:parts_stage",
+            "prunecli.prune",
+            ("keep", "recalibrate", "calibration_images", "latency_rounds"),
+            resumable=False,
+        ),
+        Family(
             "runtime",
             "change how a network runs",
             "prunecli.pipeline.stages.runtime:runtime_stage",
@@ -116,5 +124,6 @@ FAMILIES: dict[str, Family] = {
 }
 """Structural methods are criteria (`prunecli.criteria.base.Criterion`): score, allocate, remove. Trained methods take
 part in training (`prunecli.methods.trained.TrainedMethod`) and may remove channels afterwards. Sparse methods
-(`prunecli.criteria.weights.base.WeightMethod`) set single weights to zero and change no shape. Runtime methods
+(`prunecli.criteria.weights.base.WeightMethod`) set single weights to zero and change no shape. Methods for parts
+(`prunecli.methods.parts.PartMethod`) take whole modules out. Runtime methods
 (`prunecli.methods.runtime.RuntimeMethod`) change no weight."""

@@ -33,7 +33,7 @@ from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.proof.verify import faulty_groups, verify
 from prunecli.surgery.recurrent.forms import in_form
 from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
-from prunecli.surgery.removal.slice import AttributeChange, kept_positions, make_contiguous, remove
+from prunecli.surgery.removal.slice import AttributeChange, kept_positions, make_contiguous, remove, without_copies
 from prunecli.surgery.tracing.trace import without
 from prunecli.surgery.tracing.traced import Assumptions
 
@@ -150,7 +150,7 @@ class _Run:
         if not edits:
             return {}
         kept = kept_positions(self.network, groups, keep)
-        pruned = copied(self.network)
+        pruned = copied(self.network, without_copies(self.network, groups, kept))
         changes = remove(pruned, groups, keep)
         make_contiguous(pruned)
         self.clock.lap("remove")

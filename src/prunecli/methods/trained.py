@@ -22,7 +22,8 @@ from prunecli.methods.repair import Clock, Repair
 from prunecli.methods.structural import edits_of
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.proof.active_neurons import with_active_neurons
-from prunecli.surgery.proof.verify import TOLERANCE, faulty_groups, verify
+from prunecli.surgery.proof.comparing import TOLERANCE
+from prunecli.surgery.proof.verify import faulty_groups, verify
 from prunecli.surgery.removal.compensate import Compensation
 from prunecli.surgery.removal.slice import remove
 

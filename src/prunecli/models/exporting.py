@@ -32,7 +32,7 @@ def export(loaded: LoadedModel, path: Path) -> None:
         )
     if manifest.tokens is not None or manifest.runtime is not None:
         raise ModelError(
-            f"{loaded.name}: leaves out tokens while it runs, which {source} does not do; export it before"
+            f"{loaded.name}: leaves out tokens while it runs, which {source} does not; export the file before"
         )
     network = copied(loaded.model)
     assign_tensors(network, in_precision(loaded.model))

@@ -176,11 +176,23 @@ def _into_opened(weights: ForeignWeights, request: ForeignRequest, kwargs: Mappi
         request.arch, OpenRequest(kwargs, num_classes=request.num_classes, data_classes=request.data_classes)
     )
     assert opened is not None, "its source opens networks"
+    opened.model.float()  # a folder in half precision would round the weights of a file in single precision
+    named = dict(opened.model.state_dict(keep_vars=True))
+    prefix = f"{getattr(opened.model, 'base_model_prefix', '')}."  # taken for a wrapper's where all names have it
+    if weights.tensors.keys().isdisjoint(named):
+        weights = replace(weights, tensors={f"{prefix}{name}": tensor for name, tensor in weights.tensors.items()})
     try:
-        opened.model.load_state_dict(weights.tensors)
+        found = opened.model.load_state_dict(weights.tensors, strict=False)
     except RuntimeError as error:
         first = " ".join(str(error).split())[:200]
         raise UnfittingWeights(f"{request.path}: the weights do not fit {request.arch}: {first}") from error
+    read = {id(named[name]) for name in weights.tensors if name in named}
+    missing = [
+        name for name in found.missing_keys if id(named[name]) not in read
+    ]  # tied ones are there by another name
+    if missing or found.unexpected_keys:
+        what, first = ("lack", missing[0]) if missing else ("have an unknown", found.unexpected_keys[0])
+        raise UnfittingWeights(f"{request.path}: the weights do not fit {request.arch}: they {what} {printable(first)}")
     source = request.arch.partition(":")[0]
     architecture = Architecture(ref=f"{source}:{opened.name}", config=opened.config)
     dtypes = {name: tensor.dtype for name, tensor in weights.tensors.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,14 @@ OPENING = {
     "ultralytics": "ultralytics:NAME, or a .pt or .yaml file: YOLO networks of ultralytics",
 }
 """Built-in sources whose networks are not all listed, with a line about each; see `OpeningSource`."""
+
+_LISTED = {"ultralytics": "prunecli.models.yolo.names"}
+"""Of these, modules with `listed`, the names that are in the files of an installed package."""
+
+
+def listed_references() -> list[str]:
+    """Every "source:name" of installed packages whose names can be read from files; nothing heavy is imported."""
+    return [f"{source}:{name}" for source, module in _LISTED.items() for name in import_module(module).listed()]
 
 
 def known_references() -> list[str]:

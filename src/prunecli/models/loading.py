@@ -18,7 +18,7 @@ from prunecli.checkpoint.io import file_sha256, read_checkpoint, read_manifest, 
 from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.checkpoint.masks import masks_of, packed, unpacked
 from prunecli.checkpoint.tokenizers import with_tokenizer, without_tokenizer
-from prunecli.copying import copied
+from prunecli.copying import copied, is_large
 from prunecli.errors import ModelError
 from prunecli.methods.runtime import apply_recorded
 from prunecli.models.catalog import build, input_spec, open_network, rebuild_dense, split_reference, takes
@@ -27,6 +27,7 @@ from prunecli.models.foreign import rebuild_foreign
 from prunecli.models.recognition import recorded
 from prunecli.models.source import DataTokens, Opened, OpenRequest
 from prunecli.sparsity.spike_masks import install
+from prunecli.surgery.blocks.taking_out import take_out
 from prunecli.surgery.recurrent.forms import forms_of, put_in_form
 from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
 
@@ -44,7 +45,8 @@ class LoadedModel:
     """A network and everything known about it.
 
     Attributes:
-        model: The network, on the CPU, in evaluation mode.
+        model: The network, on the CPU, in evaluation mode; in single precision, or if it is large, in that of its
+            file until `widen` is called.
         manifest: Architecture, normalisation and history.
         fixed_size: Image height and width that the architecture needs; None: any.
         path: The file that it was loaded from, if any.
@@ -115,8 +117,9 @@ def _opened(source: str, opened: Opened) -> LoadedModel:
         ref=f"{source}:{opened.name}", config=opened.config, class_name=type(opened.model).__name__
     )
     manifest = Manifest(architecture=architecture, normalisation=opened.normalisation, tokenizer=opened.tokenizer)
-    model = _in_single_precision(opened.model).eval()
-    return LoadedModel(model, manifest, opened.size, opened.path, notes=list(opened.notes), new=opened.new)
+    model = _in_memory(opened.model).eval()
+    sha256 = file_sha256(opened.path) if opened.path is not None and opened.path.is_file() else None
+    return LoadedModel(model, manifest, opened.size, opened.path, sha256, list(opened.notes), opened.new)
 
 
 def load_file(
@@ -134,6 +137,7 @@ def load_file(
     """Loads a checkpoint of ours, or somebody else's weights.
 
     Tensors in half precision are widened, because that is how networks are run and trained here; `save` narrows them.
+    Those of large networks wait for `widen`.
 
     Args:
         path: A safetensors file or one written by torch.save, with any suffix.
@@ -188,13 +192,13 @@ def load_companion(path: Path, ref: str | None, *, allow_nonfinite: bool = False
         ModelError: See `load_file`.
     """
     if not path.is_file() or read_manifest(path) is not None:
-        return load_file(path, allow_nonfinite=allow_nonfinite)
+        return widen(load_file(path, allow_nonfinite=allow_nonfinite))
     try:
-        return load_file(path, ref, allow_nonfinite=allow_nonfinite)
+        return widen(load_file(path, ref, allow_nonfinite=allow_nonfinite))
     except ModelError:
         if ref is None:
             raise
-        return load_file(path, allow_nonfinite=allow_nonfinite)
+        return widen(load_file(path, allow_nonfinite=allow_nonfinite))
 
 
 def restore(
@@ -214,6 +218,7 @@ def restore(
     model = dense(manifest.architecture)
     try:
         tensors, manifest = without_tokenizer(tensors, manifest)
+        take_out(model, manifest.blocks)
         put_in_form(model, manifest.forms)
         if manifest.masks is not None:
             install(model, manifest.masks)
@@ -247,8 +252,9 @@ def save(path: Path, model: nn.Module, manifest: Manifest, dense: nn.Module | No
     """
     fresh = dense if dense is not None else rebuild_dense(manifest.architecture)
     forms = forms_of(model)
-    if forms:
+    if forms or manifest.blocks:
         fresh = copied(fresh)
+        take_out(fresh, manifest.blocks)
         put_in_form(fresh, forms)
     complete = manifest.model_copy(
         update={
@@ -270,6 +276,27 @@ def _note_precision(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None
     """Remembers which tensors of a network that runs in single precision are to be saved in a narrower one."""
     narrow = {name: dtype for name, dtype in dtypes.items() if dtype.is_floating_point and dtype.itemsize < _SINGLE}
     object.__setattr__(model, _PRECISION, narrow)
+
+
+def rename_precision(model: nn.Module, former: Mapping[str, str]) -> None:
+    """Lets a network whose modules are called otherwise remember which tensors are to be saved in a narrower dtype.
+
+    Args:
+        model: The network.
+        former: From the names of its modules to those that they had.
+    """
+    narrow: Mapping[str, torch.dtype] = getattr(model, _PRECISION, {})
+    by_module: dict[str, dict[str, torch.dtype]] = {}
+    for name, dtype in narrow.items():
+        module, _, leaf = name.rpartition(".")
+        by_module.setdefault(module, {})[leaf] = dtype
+    now = {
+        f"{new}.{leaf}".lstrip("."): dtype
+        for new, old in former.items()
+        for leaf, dtype in by_module.get(old, {}).items()
+    }
+    if narrow:
+        object.__setattr__(model, _PRECISION, now)
 
 
 def is_narrow(model: nn.Module) -> bool:
@@ -297,11 +324,19 @@ def in_precision(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def _in_single_precision(model: nn.Module) -> nn.Module:
-    """The network with all floating tensors in single precision: that is how it is run and trained here."""
+def _in_memory(model: nn.Module) -> nn.Module:
+    """The network with all floating tensors in single precision; a large one as its file has it, until `widen`."""
     dtypes = {name: tensor.dtype for name, tensor in state_tensors(model).items() if tensor.is_floating_point()}
     _note_precision(model, dtypes)
-    return model if set(dtypes.values()) <= {torch.float32} else model.float()
+    return model if is_large(model) or set(dtypes.values()) <= {torch.float32} else model.float()
+
+
+def widen(loaded: LoadedModel) -> LoadedModel:
+    """The same with all floating tensors of its network in single precision: that is how it is run and trained here."""
+    tensors = (*loaded.model.parameters(), *loaded.model.buffers())
+    if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in tensors):
+        loaded.model.float()
+    return loaded
 
 
 def _load_checkpoint(path: Path, manifest: Manifest, arch: str | None, allow_nonfinite: bool) -> LoadedModel:
@@ -319,7 +354,7 @@ def _load_checkpoint(path: Path, manifest: Manifest, arch: str | None, allow_non
         kind = "a sequence" if tokens else "an image"
         raise ModelError(f"{path}: its manifest gives {list(shape)} as the shape of {kind}; the file was altered")
     model, manifest = restore(path, allow_nonfinite=allow_nonfinite)
-    loaded = LoadedModel(_in_single_precision(model), manifest, path=path, sha256=file_sha256(path))
+    loaded = LoadedModel(_in_memory(model), manifest, path=path, sha256=file_sha256(path))
     if not shape:
         return _with_input_spec(loaded)
     if len(shape) != _IMAGE_DIMENSIONS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from torch import nn
 from prunecli.checkpoint.manifest import InputNormalisation
 from prunecli.errors import ModelError
 from prunecli.models.source import Opened, OpenRequest, Takes
-from prunecli.own_code import called, load_function
+from prunecli.own_code import called, load_function, parameters_of
 
 _OPTION = "--arch"
 
@@ -49,7 +48,7 @@ def input_spec(name: str, model: nn.Module) -> tuple[tuple[int, int] | None, Inp
 
 
 def open(name: str, request: OpenRequest) -> Opened:
-    """Builds the network of a function; `num_classes` is given to functions that take it.
+    """Builds the network of a function; the number of classes of the data set is given to those that take it.
 
     Args:
         name: "package.file:function".
@@ -60,21 +59,15 @@ def open(name: str, request: OpenRequest) -> Opened:
     """
     function = load_function(name, ModelError, _OPTION)
     config = dict(request.kwargs)
-    if "num_classes" in _parameters(function):
-        count = config.get("num_classes") or request.num_classes or request.data_classes()
-        config |= {"num_classes": count} if count is not None else {}
+    count = request.num_classes  # a function that does not take what was asked for fails, and says so
+    if count is None and "num_classes" in parameters_of(function):
+        count = request.data_classes()
+    config |= {"num_classes": count} if count is not None else {}
     try:
         json.dumps(config)
     except (TypeError, ValueError) as error:
         raise ModelError(f"module:{name}: its arguments have to be plain values (--model-kwargs KEY=VALUE)") from error
     return Opened(name, config, build(name, request.pretrained, config=config))
-
-
-def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
-    try:
-        return inspect.signature(function).parameters
-    except (TypeError, ValueError):  # of a class written in C
-        return {}
 
 
 def takes(name: str) -> Takes:

@@ -18,7 +18,7 @@ from prunecli.errors import ModelError
 from prunecli.inputs import call, output_tensors
 from prunecli.measure.environment import library_versions
 from prunecli.models.catalog import opens
-from prunecli.models.loading import LoadedModel, is_narrow, load_companion, load_file, save
+from prunecli.models.loading import LoadedModel, is_narrow, load_companion, load_file, save, widen
 from prunecli.pipeline.model_inputs import ModelInputs
 from prunecli.pipeline.state import RunState
 from prunecli.report.schema import ModelInfo
@@ -132,7 +132,7 @@ class Lineage:
         if name != "parent":
             return load_companion(Path(name).expanduser(), ref)
         if self._state.parent is not None:
-            return self._state.parent
+            return widen(self._state.parent)
         step = loaded.manifest.last("prune")
         if step is None or step.parent is None:
             raise ModelError(f"{loaded.name}: names no parent it was pruned from; give --teacher a weights file")

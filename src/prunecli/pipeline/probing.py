@@ -13,6 +13,7 @@ from prunecli.data.splits import Split
 from prunecli.engine.resources import resource_errors
 from prunecli.engine.tasks.classification import Classification
 from prunecli.errors import DataError, ModelError
+from prunecli.inputs import cast_inputs
 from prunecli.pipeline.workspace import Workspace
 
 _STRENGTH = 1.0
@@ -78,7 +79,7 @@ def _features(space: Workspace, split: Split, title: str) -> tuple[NDArray[np.fl
         torch.inference_mode(),
     ):
         for batch, classes in space.inputs.batches(split):
-            features.append(_image_features(model, batch.to(space.device)).double().cpu().numpy())
+            features.append(_image_features(model, cast_inputs(batch, space.device)).double().cpu().numpy())
             labels.append(classes.numpy())
             done += len(classes)
             advance(done, f"{done} images")

@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from prunecli.checkpoint.manifest import Manifest, Step, as_json
+from prunecli.checkpoint.masks import renamed
 from prunecli.errors import ModelError
 from prunecli.measure.environment import library_versions
 from prunecli.methods.outcome import Pruned, PruneReport
+from prunecli.methods.parts import PartMethod, PartReport, PartRequest
+from prunecli.methods.registry import get_method
 from prunecli.methods.request import PruneRequest
 from prunecli.methods.structural import prune_structural
-from prunecli.models.loading import save
+from prunecli.models.loading import rename_precision, save
 from prunecli.surgery.tracing.traced import Trace
 
 
 @dataclass(frozen=True, repr=False)
-class PruneResult:
-    """A pruned network, its manifest, its report, and the trace that led to it."""
+class _Result:
+    """A pruned network and its manifest."""
 
     model: nn.Module
     manifest: Manifest
-    report: PruneReport
-    trace: Trace
-    dense: nn.Module | None = None
-
-    def __repr__(self) -> str:
-        return f"PruneResult(model={type(self.model).__name__}, report={self.report!r})"
 
     def save(self, path: str | Path) -> None:
         """Writes the checkpoint that `prunecli.load` reads.
@@ -41,6 +38,29 @@ class PruneResult:
         if Path(path).suffix != ".safetensors":
             raise ModelError(f"{path}: checkpoints are safetensors; name it {Path(path).with_suffix('.safetensors')}")
         save(Path(path), self.model, self.manifest, self.dense)
+
+    dense: nn.Module | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True, repr=False)
+class PruneResult(_Result):
+    """A pruned network, its manifest, its report, and the trace that led to it."""
+
+    report: PruneReport
+    trace: Trace
+
+    def __repr__(self) -> str:
+        return f"PruneResult(model={type(self.model).__name__}, report={self.report!r})"
+
+
+@dataclass(frozen=True, repr=False)
+class PartResult(_Result):
+    """A network without some of its parts, its manifest and its report."""
+
+    report: PartReport
+
+    def __repr__(self) -> str:
+        return f"PartResult(model={type(self.model).__name__}, report={self.report!r})"
 
 
 def prune_model(
@@ -69,8 +89,56 @@ def prune_model(
     continued = continued_manifest(manifest, pruned, settings, seed=request.seed, step=step)
     first = dense if dense is not None else model
     return PruneResult(
-        pruned.model, continued, pruned.report, pruned.trace, None if manifest.architecture.ref else first
+        pruned.model, continued, pruned.report, pruned.trace, dense=None if manifest.architecture.ref else first
     )
+
+
+def remove_parts(
+    model: nn.Module,
+    manifest: Manifest,
+    request: PartRequest,
+    *,
+    step: Step | None = None,
+    dense: nn.Module | None = None,
+) -> PartResult:
+    """Removes blocks or experts of a copy of `model`.
+
+    Args:
+        model: The network; not changed.
+        manifest: What is known about it; the result's manifest continues it.
+        request: The method, its parameters and everything it needs.
+        step: Origin of the new entry in the history (parent, data, command).
+        dense: For a network outside the catalogue that was pruned before: the original one.
+
+    Raises:
+        MethodError: The method cannot do what was asked.
+        VerificationError: The result is not what the method's proof compares it with.
+    """
+    method: PartMethod = get_method(request.method).load()
+    pruned = method(model, request)
+    report, base = pruned.report, step or Step(stage="prune")
+    settings = {"method": report.method, "params": asdict(request.params), "keep": list(request.keep)}
+    entry = base.model_copy(
+        update={
+            "settings": as_json(base.settings | settings),
+            "seed": request.seed,
+            "figures": report.figures(),
+            "untouched": list(report.untouched),
+            "versions": library_versions(),
+        }
+    )
+    masks = renamed(manifest.masks, pruned.former) if manifest.masks is not None else None
+    continued = manifest.model_copy(
+        update={
+            "blocks": [*manifest.blocks, *pruned.blocks],
+            "edits": [*manifest.edits, *report.edits],
+            "masks": masks,
+            "history": [*manifest.history, entry],
+        }
+    )
+    rename_precision(pruned.model, pruned.former)
+    first = dense if dense is not None else model
+    return PartResult(pruned.model, continued, report, dense=None if manifest.architecture.ref else first)
 
 
 def continued_manifest(

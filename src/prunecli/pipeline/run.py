@@ -84,7 +84,7 @@ def run_recipe(plan: Plan, folder: Path, space: Workspace) -> RunOutcome:
     files = [folder / name for name in check_plan(plan)]
     with locked(folder, space.command):
         progress = _progress(plan, folder, space)
-        space.model()  # a network that cannot be loaded is noticed before anything is written
+        space.stored_model()  # a network that cannot be loaded is noticed before anything is written
         progress.save()
         write_text_atomically(folder / PLAN_NAME, _plan_text(plan))
         space.in_run = True

@@ -20,7 +20,7 @@ from prunecli.engine.device import pick_device, seed_everything
 from prunecli.errors import DataError, RecipeError
 from prunecli.methods.registry import get_method
 from prunecli.models.catalog import classes_are_texts, opens, reads_tokens
-from prunecli.models.loading import LoadedModel, load_file, load_reference
+from prunecli.models.loading import LoadedModel, load_file, load_reference, widen
 from prunecli.models.source import DataTokens
 from prunecli.pipeline.samples import Samples, samples_in
 from prunecli.pipeline.sink import Sink
@@ -48,6 +48,7 @@ class RunState:
         in_run: Whether the stages belong to a run, which removes their states once it has recorded them as done.
         loaded: The current network; None until it is needed.
         parent: The network that was pruned last, for distillation and paired timing.
+        as_stored: Whether the present stage takes a large network in the precision of its file.
         reports: Reports written so far, in order.
         bad: Unreadable images met so far.
     """
@@ -61,6 +62,7 @@ class RunState:
     in_run: bool = False
     loaded: LoadedModel | None = None
     parent: LoadedModel | None = None
+    as_stored: bool = False
     reports: list[Path] = field(default_factory=list)
     _data: ImageData | None = None
     _building: bool = False
@@ -153,12 +155,17 @@ class RunState:
             self.recipe = replace(self.recipe, data=replace(self.recipe.data, name=name))
 
     def model(self) -> LoadedModel:
-        """The current network, loaded on first use.
+        """The current network, loaded on first use; in single precision unless a stage leaves it `as_stored`.
 
         Raises:
             ModelError: It cannot be loaded.
             RecipeError: None is named.
         """
+        loaded = self.stored_model()
+        return loaded if self.as_stored else widen(loaded)
+
+    def stored_model(self) -> LoadedModel:
+        """The current network, loaded on first use; a large one may be in half precision."""
         if self.loaded is None:
             self._building = True
             try:
@@ -167,7 +174,8 @@ class RunState:
                 self._building = False
             if self._data is not None and self._data.samples == "tokens":
                 # It was read for the sizes of a new network, and is read again for what that network can read.
-                self._made_tokenizer = self._data.tokenizer
+                asked = self.recipe.data.tokenizer
+                self._made_tokenizer = self._data.tokenizer if asked is not None else None
                 self._data = None
             for note in self.loaded.notes:
                 self.sink.note(note)

@@ -6,9 +6,10 @@ from prunecli.checkpoint.manifest import Manifest
 from prunecli.data.text_reading import TextReading
 from prunecli.data.text_tables import Columns
 from prunecli.data.tokenizer import Tokenizer, read_tokenizer
-from prunecli.data.tokenizer_training import trained_size
+from prunecli.data.tokenizer_training import FEWEST, train_tokenizer, trained_size
 from prunecli.data.vocabulary import Vocabulary
 from prunecli.errors import DataError, RecipeError
+from prunecli.models.catalog import opens, source_names
 from prunecli.models.loading import LoadedModel
 from prunecli.models.token_networks import (
     Purpose,
@@ -42,9 +43,11 @@ def text_reading(
     """
     columns = Columns(section.text_column, section.label_column, _finds_classes(section, ref, loaded))
     if loaded is None:
-        # For the sizes of the network alone: texts are read again for what it can read at once.
-        length = None if columns.labelled else 1
-        return TextReading(section.level, length, tokenizer=made or _asked(section, None), columns=columns)
+        # For the sizes of the network alone: texts are read again by its tokenizer, and for what it can read at once.
+        length, tokenizer = None if columns.labelled else 1, made or _asked(section, None)
+        if columns.labelled and tokenizer is None:
+            tokenizer = train_tokenizer((), FEWEST)
+        return TextReading(section.level, length, tokenizer=tokenizer, columns=columns)
     manifest, longest = loaded.manifest, longest_sequence(loaded.model)
     length = section.bptt or next(iter(manifest.architecture.input_shape), None)
     if section.bptt is not None and longest is not None and section.bptt > longest:
@@ -80,7 +83,10 @@ def _finds_classes(section: DataSection, ref: str | None, loaded: LoadedModel | 
     if loaded is not None:
         purpose = purpose_of(loaded.model)
     elif ref is not None:
-        purpose = purpose_named(ref.partition(":")[2])
+        source, _, name = ref.partition(":")
+        purpose = purpose_named(name)
+        if purpose == "other" and opens(ref) and name not in source_names(source):
+            purpose = "classes"  # a file or folder, whose source asks for classes where it needs them
     if section.label_column is not None and purpose in ("next token", "masked token"):
         raise RecipeError(
             f"--label-column {section.label_column}: the network predicts tokens, not classes; leave it out"

@@ -34,6 +34,8 @@ _PREPROCESSING = Preprocessing((0, 0, 0), (), ())
 """Tokens are taken as they are."""
 _LENGTH = 128
 """Tokens of an example where nothing says how many the network usually reads."""
+_MOST_SCORES = 1 << 28
+"""Scores of one batch, a gibibyte of them; those of large vocabularies soon need more memory than the network."""
 _TRIED = 12
 """Tokens of the sequences on which is tried what a network pays attention to."""
 
@@ -147,7 +149,7 @@ class TokenInputs(ModelInputs):
             if remembers(self._state.model().model):
                 return evaluation_streams(split)
             split = split.completed()
-        return evaluation_batches(split, _PREPROCESSING, section.batch_size, section.workers)
+        return evaluation_batches(split, _PREPROCESSING, self._at_once(split), section.workers)
 
     def calibration(self, split: Split, images: int, batch_size: int | None = None) -> CalibrationBatches:
         """Batches of a seeded choice of `images` sequences of a text, each for itself.
@@ -163,7 +165,8 @@ class TokenInputs(ModelInputs):
                 f"{chosen} sequences have {tokens:,} tokens, fewer than the {widest:,} units of a layer, so nothing "
                 "can be measured on them: raise --calibration-images, or give a longer text"
             )
-        return super().calibration(split, images, batch_size)
+        size = self._state.recipe.data.batch_size if batch_size is None else batch_size
+        return super().calibration(split, images, min(size, self._at_once(split)))
 
     def training(self, split: Split, config: FitConfig | None = None) -> TrainingBatches | StreamBatches:
         """Shuffled sequences; for networks that remember, a text in as many streams as a batch has sequences.
@@ -182,6 +185,13 @@ class TokenInputs(ModelInputs):
         if not remembers(self._state.model().model):
             return super().training(split, config)
         return StreamBatches(split, streams, whole=False)
+
+    def _at_once(self, split: Split) -> int:
+        """Samples in a batch that nothing is learned from: fewer than asked for where scores would fill the memory."""
+        asked, network = self._state.recipe.data.batch_size, self._state.model().model
+        if not isinstance(split, TextSplit) or remembers(network):
+            return asked
+        return max(1, min(asked, _MOST_SCORES // (split.length * vocabulary_size(network))))
 
     def _widest(self) -> int:
         """Units of the widest layer between encoder and decoder."""

@@ -61,7 +61,8 @@ def load_yaml(path: Path) -> Document:
         raise RecipeError(f"{path}: no such recipe; `prune recipe new` writes one") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not a readable text file ({error})") from error
-    return parse_yaml(text, str(path))
+    # A place that begins with dashes is an option that the user typed, which may do more than a file.
+    return parse_yaml(text, f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def parse_yaml(text: str, source: str) -> Document:

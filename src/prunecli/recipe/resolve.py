@@ -154,7 +154,7 @@ def _confine(data: Mapping[str, Any], origins: Mapping[KeyPath, str], folder: Pa
     """
     networks: list[tuple[KeyPath, Any]] = []
     if isinstance(data.get("model"), dict):
-        networks.append((("model", "weights"), data["model"].get("weights")))
+        networks += [(("model", key), data["model"].get(key)) for key in ("weights", "ref", "example")]
     if isinstance(data.get("data"), dict):
         networks.append((("data", "tokenizer"), data["data"].get("tokenizer")))
     for index, stage in enumerate(data["stages"] if isinstance(data.get("stages"), list) else []):
@@ -167,7 +167,8 @@ def _confine(data: Mapping[str, Any], origins: Mapping[KeyPath, str], folder: Pa
             continue
         if origins.get(path, "--").startswith("--"):
             continue
-        if not stays_inside(value, folder, Path()):
+        source, _, opened = value.partition(":")
+        if not stays_inside(opened if path[-1] == "ref" and source != PREFIX[:-1] else value, folder, Path()):
             name = ".".join(map(str, path))
             raise RecipeError(
                 f"{origins[path]}: {name} {value} leads out of the recipe's folder and this one; if you trust it, give "

@@ -76,7 +76,7 @@ class DataSection:
         Doc(
             "digits, cifar10, cifar100, mnist, fashion-mnist, cluttered-mnist, folder:PATH, npz:FILE, "
             "segmentation:PATH, wds:PATH, images:PATH (without classes); of events: n-mnist, cifar10-dvs, dvs-gesture, "
-            "n-caltech101, events:PATH; of words or characters: text:PATH."
+            "n-caltech101, events:PATH; of texts: text:PATH."
         ),
     ] = None
     root: Annotated[

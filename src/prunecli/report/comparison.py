@@ -84,7 +84,7 @@ def compare_reports(
         ratio, interval = paired[index] if paired else (_latency_ratio(base, report), None)
         candidate = _candidate(name, base.metrics, report.metrics, ratio, interval)
         if _different_tasks(base, report):
-            losses = [*(score.loss_name for score in SCORES), "loss_rise"]
+            losses = [*(score.loss_name for score in SCORES if not score.of_text), "loss_rise"]
             candidate = candidate.model_copy(update=dict.fromkeys(losses))
         candidates.append(candidate)
     return Comparison(

@@ -18,6 +18,7 @@ class Score:
         has_interval: Whether a 95 % interval comes with it, as NAME_interval.
         unit: Behind the number in tables.
         less_is_better: Whether a network is the better the lower it is.
+        of_text: Whether it is about a text, however that is divided into tokens.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Score:
     has_interval: bool = True
     unit: str = " %"
     less_is_better: bool = False
+    of_text: bool = False
 
     @property
     def loss_name(self) -> str:
@@ -70,8 +72,8 @@ SCORES = (
     Score("map50_95", "mAP@50:95", "detection", has_interval=False),
     Score("map50", "mAP@50", "detection", has_interval=False),
     Score("perplexity", "perplexity", "language", has_interval=False, unit="", less_is_better=True),
-    Score("bits_per_character", "bits per character", "language", has_interval=False, unit="", less_is_better=True),
-    Score("bits_per_byte", "bits per byte", "language", has_interval=False, unit="", less_is_better=True),
+    Score("bits_per_character", "bits per character", "language", False, "", less_is_better=True, of_text=True),
+    Score("bits_per_byte", "bits per byte", "language", False, "", less_is_better=True, of_text=True),
     Score("bits_per_token", "bits per token", "language", has_interval=False, unit="", less_is_better=True),
 )
 

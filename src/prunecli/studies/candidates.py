@@ -14,7 +14,7 @@ from prunecli.inputs import input_channels
 from prunecli.measure.counts import parameter_count
 from prunecli.models.catalog import added_references, build, input_spec, reads_tokens, rebuild_dense
 from prunecli.models.index import known_references, matching_references
-from prunecli.models.loading import load_reference
+from prunecli.models.loading import load_reference, widen
 from prunecli.models.recognition import recognise
 from prunecli.studies.collections.index import COLLECTIONS
 from prunecli.studies.collections.network import Network, images
@@ -72,7 +72,7 @@ def candidate(ref: str, seed: int = 0) -> Candidate:
         network = _collected_network(source, name)
         model = network.build().eval()
         return Candidate(network, model, Manifest(architecture=recognise(model)))
-    loaded = load_reference(ref)
+    loaded = widen(load_reference(ref))
     if reads_tokens(ref):
         return Candidate(_language_model(ref, loaded.manifest.architecture), loaded.model, loaded.manifest)
     height, width = input_spec(ref, loaded.model)[0] or loaded.fixed_size or _ANY_SIZE

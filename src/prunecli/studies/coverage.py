@@ -18,7 +18,7 @@ from prunecli.studies.candidates import Candidate, candidate, parameters_of
 from prunecli.studies.independent_checks import Check, independent_checks
 from prunecli.studies.peer import LIMIT_S, Peer, try_torch_pruning
 from prunecli.studies.shares import held_share, implied_share, kinds_of_reasons, most_common_reason
-from prunecli.surgery.proof.verify import NotComparableError
+from prunecli.surgery.proof.comparing import NotComparableError
 from prunecli.surgery.recurrent.forms import forms_of, put_in_form
 
 Status = Literal["right", "refused", "wrong", "too large", "too slow"]

@@ -216,9 +216,9 @@ def _seeded(inputs: Callable[[], Inputs]) -> Inputs:
 
 
 def _outputs(
-    model: nn.Module, inputs: Inputs, names: Sequence[str] | None = None, *, training: bool = False
+    model: nn.Module, inputs: Inputs, names: Sequence[str] | None = (), *, training: bool = False
 ) -> list[Tensor]:
-    """Outputs of these names (None: all), with the same random numbers each time."""
+    """Outputs of these names (none: all; None: those that count), with the same random numbers each time."""
     model.train(training)
     torch.manual_seed(0)
     try:

@@ -9,7 +9,14 @@ import typer
 from prunecli.cli.lazy import make_command
 from prunecli.cli.options import with_output
 from prunecli.cli.output import Output
-from prunecli.models.index import OPENING, PATTERN_HELP, added_sources, known_references, matching_references
+from prunecli.models.index import (
+    OPENING,
+    PATTERN_HELP,
+    added_sources,
+    known_references,
+    listed_references,
+    matching_references,
+)
 
 
 def run(
@@ -17,7 +24,7 @@ def run(
     pattern: Annotated[str, typer.Argument(metavar="[PATTERN]", help=PATTERN_HELP)] = "*",
 ) -> None:
     """Lists references."""
-    known = known_references()
+    known = [*known_references(), *listed_references()]
     if added_sources():
         from prunecli.models.catalog import added_references  # imports torch, and the packages
 

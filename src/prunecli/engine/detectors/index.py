@@ -11,13 +11,16 @@ from prunecli.engine.detectors.base import Detector
 
 _KNOWN = {
     "torchvision.models.detection.": (r".*", "from_torchvision:TorchvisionDetector"),
-    "transformers.models.": (r".*ForObjectDetection", "from_transformers:TransformersDetector"),
+    "transformers.models.": (
+        r"(?!Owl|GroundingDino|MMGroundingDino|OmDet).*ForObjectDetection",
+        "from_transformers:TransformersDetector",
+    ),
     "ultralytics.nn.tasks": (r"DetectionModel", "from_ultralytics:UltralyticsDetector"),
 }
 """Beginnings of the names of modules, which of their classes are detectors, and the adapter.
 
 Of the classes that a network's own is derived from, the first one of a package counts: a network for masks may be
-derived from one for boxes.
+derived from one for boxes. Networks that find what a text says have no classes of their own, so they are none.
 """
 
 

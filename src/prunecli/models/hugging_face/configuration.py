@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from prunecli.errors import ModelError
-from prunecli.models.hugging_face.library import class_for, quiet, transformers
+from prunecli.models.hugging_face.library import class_for, isolated, transformers
 
 _LEFT_OUT = frozenset(
     (
@@ -21,9 +22,22 @@ _LEFT_OUT = frozenset(
     )
 )
 """Entries that say where a file came from or how it is run, or that would make the library fetch files or code."""
-_COUNTS = ("layer", "depth", "block", "repeat", "stage")
-_MOST_LAYERS, _MOST = 4096, 1 << 31
+_COUNTS = ("layer", "depth", "block", "repeat", "stage", "expert", "codebook", "quantizer")
+_CLASSES = ("num_labels", "num_classes")
+_MOST_LAYERS, _MOST_CLASSES, _MOST = 4096, 1_000_000, 1 << 31
 _MOST_POSITIONS = 1 << 24
+_TIMM = ("backbone", "architecture")
+"""Entries that name a network of timm, which would take "hf-hub:..." and "local-dir:..." as well."""
+_TIMM_ARGUMENTS = ("model_args", "backbone_kwargs")
+"""Entries with arguments of timm's networks, among which are files to read."""
+_HARMLESS_ARGUMENTS = frozenset(
+    (
+        *("depth", "embed_dim", "num_heads", "img_size", "patch_size", "out_indices", "output_stride", "in_chans"),
+        *("features_only", "global_pool", "num_classes", "dynamic_img_size", "dynamic_img_pad", "mlp_ratio"),
+        *("drop_rate", "drop_path_rate", "class_token", "reg_tokens", "init_values", "qkv_bias", "num_channels"),
+        *("always_partition", "window_size", "strict_img_size", "act_layer", "norm_layer"),
+    )
+)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -57,46 +71,62 @@ def checked(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise ModelError(
             f"{where}: its weights are quantised; prune the network they were made from, and quantise it afterwards"
         )
-    kept = _checked_entries(config, where)
-    _check_backbone(kept, where)
-    return kept
+    return _checked_entries(config, where)
 
 
 def _checked_entries(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
-    for key, value in config.items():
-        if key in _LEFT_OUT:
-            continue
-        if isinstance(value, Mapping):
-            kept[str(key)] = _checked_entries(value, where)
-            continue
-        for number in value if isinstance(value, (list, tuple)) else (value,):
-            _check_number(str(key), number, where)
-        kept[str(key)] = list(value) if isinstance(value, tuple) else value
-    return kept
+    _check_timm(config, where)
+    if config.get("backbone") is not None and config.get("backbone_kwargs"):
+        # transformers would ask the hub whether it has a network of that name.
+        own = {"model_type": "timm_backbone", "backbone": config["backbone"], **config["backbone_kwargs"]}
+        left = {key: value for key, value in config.items() if key not in ("backbone", "backbone_kwargs")}
+        config = {**left, "backbone_config": config.get("backbone_config") or own}
+    return {str(key): _checked_value(str(key), value, where) for key, value in config.items() if key not in _LEFT_OUT}
+
+
+def _checked_value(key: str, value: Any, where: str) -> Any:
+    if isinstance(value, Mapping):
+        return _checked_entries(value, where)
+    if isinstance(value, (list, tuple)):
+        return [_checked_value(key, item, where) for item in value]
+    _check_number(key, value, where)
+    return value
 
 
 def _check_number(key: str, value: Any, where: str) -> None:
     if type(value) is not int:
         return
-    layers = any(word in key for word in _COUNTS) and "dim" not in key and "size" not in key
+    layers = any(word in key for word in _COUNTS) and not any(word in key for word in ("dim", "size", "capacity"))
     most = _MOST_LAYERS if layers else _MOST_POSITIONS if "position" in key else _MOST
+    most = _MOST_CLASSES if key in _CLASSES else most
     if abs(value) > most:
         raise ModelError(f"{where}: {key} is {value:,}, and at most {most:,} makes sense; the file was altered")
 
 
-def _check_backbone(config: dict[str, Any], where: str) -> None:
-    """Makes backbones new networks of known libraries, never fetched ones."""
-    name = config.get("backbone")
-    if name is None:
-        return
+def _check_timm(config: Mapping[str, Any], where: str) -> None:
+    """Makes networks of timm, at any depth, new ones that it lists: nothing fetched, no file read."""
+    for key in _TIMM:
+        name = config.get(key)
+        if name is None:
+            continue
+        usual = key != "backbone" or config.get("use_timm_backbone") or config.get("model_type") == "timm_backbone"
+        if not usual or not isinstance(name, str) or name.partition(".")[0] not in _timm_names():
+            raise ModelError(
+                f"{where}: its {key} is {str(name)[:80]!r}, which would have to be fetched; save it with "
+                "transformers 5, which writes backbone_config instead"
+            )
+    for key in _TIMM_ARGUMENTS:
+        arguments = config.get(key)
+        for name in arguments if isinstance(arguments, Mapping) else ():
+            if name not in _HARMLESS_ARGUMENTS:
+                raise ModelError(f"{where}: {key} sets {str(name)[:80]!r}, which could read files; leave it out")
+
+
+@cache
+def _timm_names() -> frozenset[str]:
     import timm
 
-    if not config.get("use_timm_backbone") or not isinstance(name, str) or name not in timm.list_models():
-        raise ModelError(
-            f"{where}: its backbone is {str(name)[:80]!r}, which would have to be fetched; save it with "
-            "transformers 5, which writes backbone_config instead"
-        )
+    return frozenset(timm.list_models())
 
 
 def type_of(config: Mapping[str, Any], where: str) -> str:
@@ -146,7 +176,7 @@ def configured(kind: Any, config: Mapping[str, Any], where: str) -> Any:
         ModelError: The class refuses it.
     """
     try:
-        with quiet():
+        with isolated():
             return kind.config_class.from_dict(dict(config))
     except Exception as error:  # every configuration checks itself in a way of its own
         first = " ".join(str(error).split())[:200] or type(error).__name__

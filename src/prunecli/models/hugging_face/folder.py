@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 
 from prunecli.checkpoint.header import read_header
 from prunecli.checkpoint.manifest import InputNormalisation, UsedTokenizer
@@ -20,8 +22,11 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 _INDEX, _WHOLE = "model.safetensors.index.json", "model.safetensors"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_CONVNEXT_UNCROPPED = 384
+"""ConvNeXt's processor crops smaller images only."""
 _INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """By Pillow's numbers."""
+_FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _TOKENIZERS = (
     *("tokenizer.json", "vocab.txt", "vocab.json"),
@@ -29,12 +34,11 @@ _TOKENIZERS = (
 )
 
 
-def find_folder(name: str, pretrained: bool) -> Path:
+def find_folder(name: str) -> Path:
     """The folder of a network: a path, or a name on the hub, in the cache or fetched.
 
     Args:
         name: The path, or NAME or OWNER/NAME, with `@REVISION` behind it if it is to be another than main.
-        pretrained: Unused: naming a network of the hub asks for its weights.
 
     Raises:
         ModelError: There is none, it cannot be fetched, or needs an agreement.
@@ -54,8 +58,11 @@ def _from_hub(repository: str, revision: str | None, where: str) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    def fetch(local: bool) -> Path:
-        folder = snapshot_download(repository, revision=revision, allow_patterns=list(_FILES), local_files_only=local)
+    def fetch(local: bool, files: Sequence[str] = _FILES) -> Path:
+        # Other formats lie in folders of their own.
+        folder = snapshot_download(
+            repository, revision=revision, local_files_only=local, allow_patterns=list(files), ignore_patterns=["*/*"]
+        )
         return Path(folder)
 
     try:
@@ -69,7 +76,8 @@ def _from_hub(repository: str, revision: str | None, where: str) -> Path:
                 f"it where there is a network with `hf download {repository}` and give the folder"
             ) from error
     try:
-        return fetch(False)
+        fetched = fetch(False)
+        return fetched if _weight_files(fetched) else fetch(False, (*_FILES, "pytorch_model*.bin"))
     except GatedRepoError as error:
         raise ModelError(
             f"{where}: is gated: accept its terms on its page, then `hf auth login`, or give a folder with it"
@@ -156,12 +164,31 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _tensor_names(path: Path) -> set[str]:
+    with _opened(path) as file:
+        return set(file.keys())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     read_header(path)  # its size and structure, before a library reads it
     try:
         with safetensors.safe_open(path, "pt") as file:
-            return set(file.keys())
+            yield file
     except (OSError, safetensors.SafetensorError) as error:
         raise ModelError(f"{path}: not readable as safetensors ({error}); fetch it again") from error
+
+
+def floating_dtypes(files: Iterable[Path]) -> set[torch.dtype]:
+    """The dtypes of all floating tensors in files of safetensors, from their headers.
+
+    Raises:
+        ModelError: One cannot be read.
+    """
+    kinds: set[str] = set()
+    for path in files:
+        with _opened(path) as file:
+            kinds |= {file.get_slice(name).get_dtype() for name in file.keys()}
+    return {_FLOATING[kind] for kind in kinds if kind in _FLOATING}
 
 
 @dataclass(frozen=True)
@@ -178,25 +205,33 @@ def image_settings(folder: Path | None, config: Any) -> ImageSettings:
     Args:
         folder: The folder; None: there is none.
         config: The configuration object.
+
+    Raises:
+        ModelError: What the file says makes no sense.
     """
-    said: dict[str, Any] = {}
-    for name in ("preprocessor_config.json", "processor_config.json") if folder is not None else ():
-        if (folder / name).is_file():  # type: ignore[operator]
-            content = read_json(folder / name)  # type: ignore[operator]
-            said = content.get("image_processor", content)
-            break
+    path, said = _processor(folder)
     size = size_in(config) or _pair(said.get("crop_size")) or _pair(said.get("size"))
     channels = getattr(config, "num_channels", 3)
-    mean, std = _statistics(said, channels)
-    return ImageSettings(
-        size,
-        InputNormalisation(
-            mean=mean,
-            std=std,
-            interpolation=_INTERPOLATION.get(said.get("resample"), "bilinear"),  # type: ignore[arg-type]
-            crop_pct=_crop(said, size),
-        ),
-    )
+    try:
+        mean, std = _statistics(said, channels if isinstance(channels, int) else 3)
+        interpolation: Any = _INTERPOLATION.get(said.get("resample", 2), "bilinear")
+        normalisation = InputNormalisation(mean=mean, std=std, interpolation=interpolation, crop_pct=_crop(said, size))
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        first = str(error).splitlines()[0][:120]
+        raise ModelError(f"{path}: does not say how images are prepared ({first}); fetch or save it again") from error
+    return ImageSettings(size, normalisation)
+
+
+def _processor(folder: Path | None) -> tuple[Path, dict[str, Any]]:
+    """The file of an image processor and what it says; nothing without one."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if folder is not None and (folder / name).is_file():
+            content = read_json(folder / name)
+            said = content.get("image_processor", content)
+            if not isinstance(said, dict):
+                raise ModelError(f"{folder / name}: image_processor is no JSON object; fetch or save it again")
+            return folder / name, said
+    return Path(), {}
 
 
 def size_in(config: Any) -> tuple[int, int] | None:
@@ -236,8 +271,14 @@ def _pair(size: Any) -> tuple[int, int] | None:
 
 def _crop(said: dict[str, Any], size: tuple[int, int] | None) -> float:
     """The share of a resized image that is cut out of its centre."""
-    shortest = said.get("size", {}).get("shortest_edge") if isinstance(said.get("size"), dict) else None
-    if size is None or not said.get("do_center_crop") or not isinstance(shortest, int) or shortest < min(size):
+    share = said.get("crop_pct")
+    if isinstance(share, float) and 0 < share <= 1 and size is not None and min(size) < _CONVNEXT_UNCROPPED:
+        return share
+    named = said.get("size")
+    resized: dict[str, Any] = named if isinstance(named, dict) else {}
+    lengths = [resized.get(name) for name in ("shortest_edge", "height", "width")]
+    shortest = min((length for length in lengths if isinstance(length, int)), default=0)
+    if size is None or not said.get("do_center_crop") or shortest < min(size):
         return 1.0
     return min(size) / shortest
 

@@ -11,12 +11,17 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
 from prunecli.errors import ModelError, unknown
 from prunecli.models.source import Takes
 
 _TABLE, _END = "MODEL_FOR_", "_MAPPING_NAMES"
 _BARE = "MODEL_MAPPING_NAMES"
 _PRETRAINING = "pretraining"
+_MOST_MODULES = 300_000
+"""Switch Transformer with 2048 experts, each of its own modules, has half as many."""
 
 
 def transformers() -> Any:
@@ -57,6 +62,33 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(before)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Builds without a word, without the hub, and without an end of modules, whatever a configuration asks for.
+
+    Raises:
+        ModelError: There are more modules than any network has.
+    """
+    from huggingface_hub import constants
+
+    count = 0
+
+    def counted(owner: nn.Module, name: str, module: nn.Module | None) -> None:
+        nonlocal count
+        count += 1
+        if count > _MOST_MODULES:
+            raise ModelError(f"it has over {_MOST_MODULES:,} modules, which no network has; the file was altered")
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    hook = register_module_module_registration_hook(counted)
+    try:
+        with quiet():
+            yield
+    finally:
+        hook.remove()
+        constants.HF_HUB_OFFLINE = before
 
 
 @cache

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from prunecli.checkpoint.finite import check_finite
@@ -17,17 +20,19 @@ from prunecli.models.hugging_face.examples import example_inputs
 from prunecli.models.hugging_face.folder import (
     WeightFiles,
     find_folder,
+    floating_dtypes,
     image_settings,
     tokenizer_of,
     weights_in,
 )
-from prunecli.models.hugging_face.library import class_named, class_names, quiet, taken_by
+from prunecli.models.hugging_face.library import class_named, class_names, isolated, taken_by
 from prunecli.models.source import Opened, OpenRequest, Takes
 from prunecli.models.token_networks import purpose_named
 
 __all__ = ["build", "example_inputs", "input_spec", "names", "open", "takes"]
 _HEAD = "head"
 _SHOWN = 3
+_LAYER = re.compile(r"\.\d+\.")
 
 
 def names() -> list[str]:
@@ -87,18 +92,27 @@ def open(name: str, request: OpenRequest) -> Opened:
     head = settings.pop(_HEAD, None)
     if name in class_names() and not Path(name).is_dir():
         return _new(name, settings, request)
-    folder = find_folder(name, request.pretrained)
+    folder = find_folder(name)
     raw = read_json(folder / "config.json")
     kind = class_named(class_in(raw, head, str(folder)))
     config = checked(raw, str(folder)) | checked(settings, "--model-kwargs")
     changed = False
     own = configured(kind, config, str(folder))
-    if request.num_classes is not None and request.num_classes != getattr(own, "num_labels", None):
-        own.num_labels, changed = request.num_classes, True
+    count = request.num_classes
+    if count is None and _has_new_classifier(kind, raw):
+        count = request.data_classes()
+    if count is not None and count != getattr(own, "num_labels", None):
+        own.num_labels, changed = count, True
     model, notes = _loaded(kind, own, weights_in(folder), folder, raw, changed)
     check_finite(dict(model.named_parameters()), folder, request.allow_nonfinite)
     tokenizer, note = tokenizer_of(folder) if taken_by(kind) == "tokens" else (None, "")
     return _opened(model, folder, tokenizer, (*notes, *([note] if note else [])))
+
+
+def _has_new_classifier(kind: Any, raw: Mapping[str, Any]) -> bool:
+    """Whether a folder holds a network without the classifier that a class has."""
+    saved = raw.get("architectures") or []
+    return kind.__name__.endswith("Classification") and kind.__name__ not in saved
 
 
 def _new(name: str, settings: dict[str, Any], request: OpenRequest) -> Opened:
@@ -123,7 +137,7 @@ def _renamed(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def _built(kind: Any, config: Any, where: str) -> nn.Module:
     config._name_or_path = ""
     try:
-        with quiet():
+        with isolated():
             model: nn.Module = kind(config)
     except Exception as error:
         first = " ".join(str(error).split())[:200] or type(error).__name__
@@ -142,13 +156,14 @@ def _loaded(
     state = None
     if weights.pickled:
         state = {name: tensor for file in weights.files for name, tensor in read_foreign(file).tensors.items()}
+    dtypes = floating_dtypes(weights.files) if state is None else {t.dtype for t in state.values()}
     try:
-        with quiet():
+        with isolated():
             model, info = kind.from_pretrained(
                 None if state is not None else str(folder),
                 config=config,
                 state_dict=state,
-                dtype="auto" if state is None else next(iter(state.values())).dtype,
+                dtype=_widest(dtypes),
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -160,22 +175,23 @@ def _loaded(
         raise ModelError(f"{folder}: its weights do not fit {kind.__name__}: {first}") from error
     model.config._name_or_path = ""
     object.__setattr__(model, "name_or_path", "")
-    notes = list(_checked_keys(kind, info, folder, raw, new_classes))
+    notes = _checked_keys(model, info, folder, raw, new_classes)
     if weights.pickled:
         notes.append(f"{folder}: read from files of torch.save, without running anything in them")
     return model, tuple(notes)
 
 
 def _checked_keys(
-    kind: Any, info: Mapping[str, Any], folder: Path, raw: Mapping[str, Any], new_classes: bool
+    model: Any, info: Mapping[str, Any], folder: Path, raw: Mapping[str, Any], new_classes: bool
 ) -> list[str]:
     """Notes on tensors that a folder lacks, or has for nothing.
 
     Raises:
-        ModelError: It lacks some of the network that was saved.
+        ModelError: It lacks some of the network that was saved, or more of it than a head has another size.
     """
+    kind = type(model)
     missing, surplus = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    replaced = sorted(key[0] if isinstance(key, (tuple, list)) else key for key in info["mismatched_keys"])
+    replaced = sorted(name for name, *_ in info["mismatched_keys"])
     notes: list[str] = []
     if missing:
         named = raw.get("architectures") or []
@@ -183,7 +199,15 @@ def _checked_keys(
             raise ModelError(
                 f"{folder}: {len(missing)} tensors of {kind.__name__} are missing, first {missing[0]!r}; fetch it again"
             )
+        _check_new(model, missing, folder)
         notes.append(f"{folder}: new weights, to be trained: {_some(missing)}")
+    classes = model.config.num_labels
+    other = [name for name, old, new in info["mismatched_keys"] if not _by_classes(old, new, classes)]
+    if other:
+        raise ModelError(
+            f"{folder}: {len(other)} tensors have other shapes than its configuration says, first {min(other)!r}; if "
+            "it was saved from a pruned network, give the checkpoint of that"
+        )
     if replaced and new_classes:
         notes.append(f"{folder}: another number of classes, so new weights, to be trained: {_some(replaced)}")
     if surplus:
@@ -191,6 +215,35 @@ def _checked_keys(
             f"{folder}: {len(surplus)} tensors that {kind.__name__} does not have were left out: {_some(surplus)}"
         )
     return notes
+
+
+def _by_classes(stored: Sequence[int], built: Sequence[int], classes: int) -> bool:
+    """Whether two shapes differ in the number of classes alone; detectors have one more, for nothing."""
+    pairs = [(a, b) for a, b in zip(stored, built, strict=False) if a != b]
+    return len(stored) == len(built) and len(pairs) == 1 and pairs[0][1] in (classes, classes + 1)
+
+
+def _check_new(model: nn.Module, missing: Sequence[str], folder: Path) -> None:
+    """Refuses a network whose new part is more than a head.
+
+    Raises:
+        ModelError: Layers are missing of which there are others, or hardly anything was found.
+    """
+    sizes = {name: tensor.numel() for name, tensor in model.state_dict().items()}
+    alike = {_LAYER.sub(".*.", name) for name in sizes.keys() - set(missing) if _LAYER.search(name)}
+    gone = [name for name in missing if _LAYER.search(name) and _LAYER.sub(".*.", name) in alike]
+    new = sum(sizes.get(name, 0) for name in missing)
+    if gone or 2 * new > sum(sizes.values()):
+        raise ModelError(
+            f"{folder}: {len(gone or missing)} tensors of {type(model).__name__} are missing, first "
+            f"{(gone or missing)[0]!r}, which is more than a new head; fetch it again, or give the class it has"
+        )
+
+
+def _widest(dtypes: Collection[torch.dtype]) -> torch.dtype:
+    """The dtype that holds all floating tensors as they are."""
+    floating = [dtype for dtype in dtypes if dtype.is_floating_point]
+    return reduce(torch.promote_types, floating) if floating else torch.float32
 
 
 def _some(names: list[str]) -> str:

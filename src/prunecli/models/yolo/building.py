@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,10 @@ from torch import nn
 from prunecli.errors import ModelError, unknown
 from prunecli.models.yolo.config import checked, class_of
 from prunecli.models.yolo.dry_run import check_size
-from prunecli.models.yolo.package import folder, quiet, tasks
+from prunecli.models.yolo.names import package_files
+from prunecli.models.yolo.package import quiet, tasks
 
 _SIZED = re.compile(r"yolov?\d+([nslmx])")
-_LEFT_OUT = ("yoloe", "-world", "-rtdetr", "-resnet")
-"""Parts of the names of networks that read texts, are transformers, or come from torchvision."""
 _MOST_BYTES = 1 << 20
 _ALIAS = re.compile(r"^[^#\n]*[&*][A-Za-z0-9_]", re.MULTILINE)
 
@@ -85,26 +83,3 @@ def read_yaml(path: Path, scale: str | None = None) -> dict[str, Any]:
         match = _SIZED.search(path.stem)
         scale = match[1] if match else content.get("scale")
     return checked({**content, "scale": scale}, str(path))
-
-
-@cache
-def package_files() -> dict[str, tuple[Path, str | None]]:
-    """File and size by the package's names, such as "yolo11n-seg".
-
-    Raises:
-        ModelError: The package is not installed.
-    """
-    return dict(sorted(_each_file()))
-
-
-def _each_file() -> Iterator[tuple[str, tuple[Path, str | None]]]:
-    for path in sorted((folder() / "cfg" / "models").glob("*/yolo*.yaml")):
-        stem = path.stem
-        if any(part in stem for part in _LEFT_OUT):
-            continue
-        scales = re.findall(r"^  ([a-z]): ?\[", path.read_text(encoding="utf-8"), re.MULTILINE)
-        match = re.fullmatch(r"(yolov?\d+)(-.*)?", stem)
-        if not scales or match is None:
-            yield stem, (path, scales[0] if scales else None)
-        else:
-            yield from ((f"{match[1]}{scale}{match[2] or ''}", (path, scale)) for scale in scales)

@@ -14,20 +14,19 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from prunecli.errors import ModelError
+from prunecli.models.yolo.names import INSTALL, folder
 
-INSTALL = "pip install 'prunecli[ultralytics]' (its licence is the AGPL-3.0)"
 _NAME = "ultralytics"
 _OFFLINE = {
     "YOLO_OFFLINE": "true",
@@ -35,21 +34,6 @@ _OFFLINE = {
     "YOLO_VERBOSE": "false",
     "ULTRALYTICS_SAFE_LOAD": "true",
 }
-
-
-def folder() -> Path:
-    """Where the package is installed; it is not imported for this.
-
-    Raises:
-        ModelError: It is not installed.
-    """
-    try:
-        found = find_spec(_NAME)
-    except (ImportError, ValueError):
-        found = None
-    if found is None or not found.submodule_search_locations:
-        raise ModelError(f"ultralytics: needs the package of this name; {INSTALL}")
-    return Path(next(iter(found.submodule_search_locations)))
 
 
 @cache
@@ -94,7 +78,9 @@ def quiet() -> Iterator[None]:
     activation, legacy = convolution.default_act, head.legacy
     logger.setLevel(logging.ERROR + 1)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.setLevel(before)
         convolution.default_act, head.legacy = activation, legacy

@@ -12,10 +12,11 @@ from prunecli.checkpoint.foreign_files import ForeignWeights, read_foreign
 from prunecli.checkpoint.manifest import InputNormalisation
 from prunecli.errors import ModelError, unknown
 from prunecli.models.source import Opened, OpenRequest
-from prunecli.models.yolo.building import from_config, named, package_files, read_yaml
+from prunecli.models.yolo.building import from_config, named, read_yaml
 from prunecli.models.yolo.config import CLASSES, checked, class_of, with_channels, with_classes
 from prunecli.models.yolo.export import write
 from prunecli.models.yolo.files import FromFile, is_of_package, read_weights, read_whole
+from prunecli.models.yolo.names import package_files
 
 __all__ = ["build", "describe", "input_spec", "names", "open", "read", "write"]
 _DETECTOR_SIZE, _CLASSIFIER_SIZE = 640, 224
@@ -59,10 +60,14 @@ def build(
 
 
 def input_spec(name: str, model: nn.Module) -> tuple[tuple[int, int], InputNormalisation]:
-    """The size that the network was trained at, else the package's default, and pixels from 0 to 1."""
+    """The size that the network was trained at, else the package's default, and pixels from 0 to 1.
+
+    Like the package, it takes the next multiple of the coarsest stride: maps of other sizes do not fit together.
+    """
     default = _CLASSIFIER_SIZE if type(model).__name__ == "ClassificationModel" else _DETECTOR_SIZE
     config: Mapping[str, Any] = vars(model).get("yaml", {})
-    size, channels = config.get("imgsz", default), config.get("channels", 3)
+    stride = max(vars(model)["stride"].long().tolist(), default=1) if "stride" in vars(model) else 1
+    size, channels = -(-config.get("imgsz", default) // stride) * stride, config.get("channels", 3)
     return (size, size), InputNormalisation(mean=(0.0,) * channels, std=(1.0,) * channels)
 
 
@@ -80,7 +85,7 @@ def open(name: str, request: OpenRequest) -> Opened:
     _refuse_pretrained(name, request.pretrained)
     if path.suffix not in _YAML and path.is_file():
         weights = read_foreign(path, allow_nonfinite=request.allow_nonfinite)
-        _check_settings(request, ("in_chans",))
+        _check_settings(request, ())
         if not is_of_package(weights.class_path):
             raise ModelError(
                 f"{path}: holds no network of ultralytics, only weights; name it with --arch ultralytics:NAME"

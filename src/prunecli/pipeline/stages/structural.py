@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,11 @@ def structural_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOut
         MethodError: Nothing can be removed as asked.
         VerificationError: The result is not the masked original; nothing is saved.
     """
+    with _as_stored(space, stage):
+        return _pruned(space, stage, out)
+
+
+def _pruned(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
     loaded = space.model()
     refuse_unprunable(space)
     method, data = get_method(stage.method), space.data() if space.data_name() is not None else None
@@ -130,6 +136,18 @@ def structural_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOut
         space.report_bad()
         crash_point("stage:pruned")
         return finished(space, stage, LoadedModel(result.model, result.manifest, loaded.fixed_size), result.report, out)
+
+
+@contextmanager
+def _as_stored(space: Workspace, stage: PruneStage) -> Iterator[None]:
+    """Leaves a large network in the precision of its file where only its weights are looked at."""
+    space.stored_model()  # whose history may name data
+    weights_alone = space.data_name() is None and not stage.epochs and stage.params.get("latency") is None
+    space.as_stored = weights_alone and get_method(stage.method).without_data is None
+    try:
+        yield
+    finally:
+        space.as_stored = False
 
 
 def refuse_unprunable(space: Workspace) -> None:

@@ -7,6 +7,7 @@ fire.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
@@ -23,13 +24,16 @@ _NO_TIE = 0.9731
 """So that no potential lies exactly on the threshold, where the last bit of a sum decides."""
 
 
-def with_active_neurons(first: nn.Module, second: nn.Module, inputs: Inputs) -> tuple[nn.Module, nn.Module] | None:
+def with_active_neurons(
+    first: nn.Module, second: nn.Module, inputs: Inputs, former: Mapping[str, str] | None = None
+) -> tuple[nn.Module, nn.Module] | None:
     """Copies of two networks in which about a quarter of all neurons fire on `inputs`; None without neurons.
 
     Args:
         first: Decides on the thresholds, layer by layer.
         second: A network with the same neurons; gets the same thresholds.
         inputs: Inputs that both accept.
+        former: Names of the second network's modules in the first one; None where they are the same.
     """
     if not spiking_neurons(first):
         return None
@@ -56,7 +60,8 @@ def with_active_neurons(first: nn.Module, second: nn.Module, inputs: Inputs) -> 
         for hook in hooks:
             hook.remove()
     for name, module in spiking_neurons(second).items():
-        package_of(module).set_threshold(module, package_of(neurons[name]).threshold(neurons[name]))
+        other = neurons[name if former is None else former[name]]
+        package_of(module).set_threshold(module, package_of(other).threshold(other))
     return first, second
 
 

@@ -26,6 +26,7 @@ from prunecli.surgery.proof.randomness import Draws, given_to, noting
 from prunecli.surgery.tracing.labels import Followed, Label, Record
 from prunecli.surgery.tracing.operators.statistics import NEEDS_KEPT_ALONE
 from prunecli.surgery.tracing.running import plain_kernels, seeded
+from prunecli.widened import memory_of
 
 OTHER_OPERATORS = (
     "the model calls other operators than when it was traced, as values decide which, so it cannot be verified; "
@@ -116,10 +117,10 @@ class _MaskedMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         labels = {id(tensor): label for tensor, label in zip(inputs, record.inputs, strict=True)}
         given = given_to(func, args, lambda tensor: self._kept(tensor, labels[id(tensor)]))
         out = func(*args, **kwargs)
-        storages = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+        memories = {memory_of(tensor) for tensor in inputs}
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         for result, label in zip(results, record.outputs, strict=True):
-            if any(result is tensor for tensor in inputs) or result.untyped_storage().data_ptr() not in storages:
+            if any(result is tensor for tensor in inputs) or memory_of(result) not in memories:
                 self.silence(result, label)  # a view of a zeroed tensor is zeroed already
         noting(self._draws, func, given, results, lambda index, result: self._kept(result, record.outputs[index]))
         return out

@@ -49,6 +49,19 @@ def drawn_samples(inputs: Inputs, count: int) -> Any:
     )
 
 
+def reversed_tokens(inputs: Inputs) -> Inputs | None:
+    """The inputs with the order of tokens reversed, for networks that read numbers; None if there are none."""
+
+    def tokens(tensor: Tensor) -> bool:
+        whole = tensor.dtype in (torch.int64, torch.int32) and tensor.dim() > 0
+        return whole and len(torch.unique(tensor)) > _FEW
+
+    if not any(tokens(tensor) for tensor in output_tensors(inputs)):
+        return None
+    turned: Inputs = map_tensors(inputs, lambda tensor: tensor.flip(-1) if tokens(tensor) else tensor)
+    return turned
+
+
 def _is_drawn(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and (_is_constant(tensor) or len(torch.unique(tensor)) > _FEW)
 

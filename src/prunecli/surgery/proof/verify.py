@@ -17,6 +17,13 @@ from prunecli.surgery.axes import ChannelMasks, kept_mask
 from prunecli.surgery.groups import ChannelGroup, Keep, Member, dropped_units
 from prunecli.surgery.outputs import chosen_outputs
 from prunecli.surgery.proof.active_neurons import with_active_neurons
+from prunecli.surgery.proof.comparing import (
+    SINGLE_TOLERANCE,
+    TOLERANCE,
+    NotComparableError,
+    randomise,
+    relative_difference,
+)
 from prunecli.surgery.proof.masked import OTHER_OPERATORS, OtherOperatorsError, channel_masks, run_masked
 from prunecli.surgery.proof.randomness import Draws, Replayed
 from prunecli.surgery.proof.trial_inputs import drawn_like, drawn_samples
@@ -28,11 +35,7 @@ from prunecli.surgery.tracing.running import one_line, plain_kernels, seeded
 from prunecli.surgery.tracing.trace import trace
 from prunecli.surgery.tracing.traced import Trace
 from prunecli.surgery.tracing.trial import RUNTIME_ERRORS
-
-TOLERANCE = 1e-9
-"""Largest accepted difference relative to the largest output; a correct removal in float64 stays below 1e-12."""
-SINGLE_TOLERANCE = 1e-4
-"""The same for networks that only run in float32, or cast to it inside."""
+from prunecli.widened import as_stored, plain
 
 
 def verify(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> float:
@@ -142,7 +145,7 @@ def differs_from_removal(
                 reference = chosen_outputs(call(masked, trial), names)
             with torch.no_grad(), plain_kernels(), seeded():
                 output = chosen_outputs(call(sharing_parameters(second), trial), names)
-            differences = [_relative_difference(a, b) for a, b in zip(reference, output, strict=True)]
+            differences = [relative_difference(a, b) for a, b in zip(reference, output, strict=True)]
             if leaks or any(difference > _tolerance(traced) for difference in differences):
                 return True
     return False
@@ -183,18 +186,22 @@ def _probes(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep) -
         VerificationError: A tensor of `pruned` is not the expected slice of the original's.
     """
     probe = converted(original, traced.dtype).eval()
-    random = _randomise(probe)
+    random = randomise(probe)
     scaled = {f"{scale.module}.{scale.tensor}".lstrip(".") for group in traced.groups for scale in group.scales}
     sliced = sharing_parameters(probe, scaled)
     remove(sliced, traced.groups, keep)
     slices = state_tensors(sliced)
-    for name, tensor in state_tensors(pruned).items():
+    rescaled = {id(tensor) for name, tensor in pruned.named_parameters(remove_duplicate=False) if name in scaled}
+    for name, tensor in (
+        *pruned.named_parameters(remove_duplicate=False),
+        *pruned.named_buffers(remove_duplicate=False),
+    ):
         expected = slices.get(name)
         if expected is None or expected.shape != tensor.shape:
             raise VerificationError(
                 f"{name} of the pruned network does not have the shape of the original's kept channels"
             )
-        if name not in random and not _agree(tensor, expected):
+        if name not in random and not _agree(tensor.detach(), expected, computed=id(tensor) in rescaled):
             raise VerificationError(f"{name} of the pruned network does not consist of the original's kept channels")
     # The slices are what is compared: a third copy in twice the precision would only cost memory.
     stand_ins = {
@@ -205,36 +212,18 @@ def _probes(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep) -
     return probe, result.double() if traced.dtype == torch.float64 else result.float()  # what hooks compute, too
 
 
-def _agree(tensor: Tensor, expected: Tensor) -> bool:
-    """Whether a tensor of the pruned network is what is expected, but for rounding."""
-    values = tensor.to(device="cpu", dtype=expected.dtype)
-    return torch.allclose(values, expected, rtol=1e-5, atol=1e-7, equal_nan=True)
+def _agree(tensor: Tensor, expected: Tensor, *, computed: bool) -> bool:
+    """Whether a tensor of the pruned network is what is expected, but for rounding where it was computed with."""
+    stored = as_stored(expected)
+    if stored.dtype == tensor.dtype and torch.equal(tensor.cpu(), stored):
+        return True
+    values, expected = tensor.to(device="cpu", dtype=expected.dtype), plain(expected)
+    digits = torch.finfo(tensor.dtype).eps if computed and tensor.is_floating_point() else 0.0
+    return torch.allclose(values, expected, rtol=max(1e-5, digits), atol=1e-7, equal_nan=True)
 
 
 def _like(tensor: Tensor, values: Tensor) -> Tensor:
     return nn.Parameter(values, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
-
-
-def _randomise(model: nn.Module) -> set[str]:
-    """Replaces floating tensors with equal entries by draws from U(0.5, 1.5), in place, and returns their names.
-
-    Scalar parameters are drawn too where they are zero, as the gates of a branch are initially.
-    """
-    gates = {name for name, parameter in model.named_parameters() if parameter.numel() == 1}
-    generator = torch.Generator().manual_seed(0)
-    changed: set[str] = set()
-    drawn: set[int] = set()
-    for name, tensor in state_tensors(model).items():
-        if tensor.data_ptr() in drawn:  # the same tensor under another name
-            changed.add(name)
-            continue
-        if not tensor.is_floating_point() or tensor.numel() == 0 or not bool((tensor == tensor.flatten()[0]).all()):
-            continue
-        if tensor.numel() > 1 or (name in gates and not tensor.any()):
-            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-            changed.add(name)
-            drawn.add(tensor.data_ptr())
-    return changed
 
 
 def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> float:
@@ -260,7 +249,7 @@ def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, 
         try:
             references, outputs = _both(first, second, traced, keep, trial)
             if any(bool(reference.any()) for reference in references):
-                differences.append(max(_relative_difference(a, b) for a, b in zip(references, outputs, strict=True)))
+                differences.append(max(relative_difference(a, b) for a, b in zip(references, outputs, strict=True)))
             elif any(bool(output.any()) for output in outputs):
                 return float("inf")
         except NotComparableError:
@@ -272,10 +261,6 @@ def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, 
             "which it is not, or prune a part with --only"
         )
     return max(differences)
-
-
-class NotComparableError(VerificationError):
-    """The original itself gives nothing that the pruned network could be compared with."""
 
 
 class OtherBranchesError(NotComparableError):
@@ -335,26 +320,6 @@ def _both(
     return references, outputs
 
 
-def _relative_difference(reference: Tensor, output: Tensor) -> float:
-    """Largest absolute difference divided by the largest finite absolute reference.
-
-    Raises:
-        NotComparableError: The reference holds no finite number.
-    """
-    if not reference.is_floating_point() and not reference.is_complex():
-        reference, output = reference.double(), output.double()
-    finite = torch.isfinite(reference)
-    if not bool(finite.any()):
-        raise NotComparableError("the network's output is not finite, so nothing can be compared; check its weights")
-    # Values that are not finite must be the same infinity, or NaN, in both.
-    if not torch.equal(reference.isnan(), output.isnan()) or not torch.equal(
-        reference[~finite].nan_to_num(0.0), output[~finite].nan_to_num(0.0)
-    ):
-        return float("inf")
-    scale = max(float(reference[finite].abs().max()), torch.finfo(torch.float64).tiny)
-    return float((reference[finite] - output[finite]).abs().nan_to_num(float("inf")).max()) / scale
-
-
 def _first_difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> str:
     """Name of the first module with an output that differs from its masked counterpart."""
     assert traced.followed is not None
@@ -383,7 +348,7 @@ def _same(reference: Tensor, output: Tensor, label: Label | None, kept: ChannelM
             reference = reference.index_select(dim, mask.nonzero().flatten())
     if reference.shape != output.shape:
         return False
-    return _relative_difference(reference, output) <= SINGLE_TOLERANCE
+    return relative_difference(reference, output) <= SINGLE_TOLERANCE
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,6 +115,24 @@ def kept_positions(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep)
     for (name, dim), mask in masks.items():
         kept.setdefault(name, {})[dim] = mask.nonzero().flatten()
     return kept
+
+
+def without_copies(
+    model: nn.Module, groups: Iterable[ChannelGroup], kept: Mapping[str, Mapping[int, Tensor]]
+) -> dict[int, Any]:
+    """The parameters that a copy may share until `remove` replaces them in it; for `copied`.
+
+    Args:
+        model: The model before the removal.
+        groups: The groups of its trace.
+        kept: From `kept_positions`.
+    """
+    written = {f"{scale.module}.{scale.tensor}".lstrip(".") for group in groups for scale in group.scales}
+    names: dict[int, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), set()).add(name)
+    replaced = {key for key, own in names.items() if own <= kept.keys() and own.isdisjoint(written)}
+    return {id(parameter): parameter for parameter in model.parameters() if id(parameter) in replaced}
 
 
 def _check_units(group: ChannelGroup, units: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prunecli.copying import copied
 from prunecli.errors import ModelError
 from prunecli.inputs import Inputs, call
+from prunecli.widened import Widened
 
 
 def refuse_shared_storage(model: nn.Module, trial: nn.Module, inputs: Inputs) -> None:
@@ -57,6 +58,8 @@ def refuse_shared_storage(model: nn.Module, trial: nn.Module, inputs: Inputs) ->
 
 
 def _is_dense(tensor: Tensor) -> bool:
+    if isinstance(tensor, Widened):  # it stands for a tensor that was looked at
+        return False
     return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta and tensor.numel() > 0
 
 

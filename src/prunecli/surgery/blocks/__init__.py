@@ -1,0 +1,1 @@
+"""Whole residual blocks: finding them, switching them off, and taking them out."""

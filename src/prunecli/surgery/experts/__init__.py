@@ -1,0 +1,1 @@
+"""Mixtures of experts: which layers are some, what their routers decide, and removing experts."""
