@@ -238,7 +238,7 @@ def test_objects_to_be_ignored_count_in_no_loss(name: str) -> None:
     assert float(first) == float(second)
 
 
-@pytest.mark.parametrize(("name", "steps", "lr"), [("ssdlite", 30, 3e-3), ("yolos", 120, 5e-3), ("yolo", 24, 2e-3)])
+@pytest.mark.parametrize(("name", "steps", "lr"), [("ssdlite", 30, 3e-3), ("yolos", 220, 5e-3), ("yolo", 24, 2e-3)])
 def test_a_network_learns_to_find_the_boxes_it_is_shown(name: str, steps: int, lr: float) -> None:
     """Wrong coordinates or classes, in losses or in boxes, would be found here."""
     torch.manual_seed(0)
@@ -292,6 +292,7 @@ def test_gradients_are_of_single_images_whatever_batch_they_come_in(criterion: A
         scores([inputs])
 
 
+@pytest.mark.slow
 def test_a_gates_derivative_is_the_change_of_the_detectors_own_loss() -> None:
     torch.manual_seed(0)
     network = _ssdlite().eval().double()
@@ -332,7 +333,7 @@ def test_the_right_data_is_asked_for() -> None:
     with pytest.raises(DataError, match="net has 2 outputs and the boxes has 3 classes"):
         scoring_of(detector).check_output(None, Detection(Labels("the boxes", "detection", ("a", "b", "c"))), "net")
     assert isinstance(loss_of(detector), DetectorLoss)
-    with pytest.raises(DataError, match="the boxes has boxes, and a .* is no detector"):
+    with pytest.raises(DataError, match=r"the boxes has boxes, and a \w+ is no detector"):
         TASK.predictions(Carrier(None), classifier, torch.zeros(1, 3, 8, 8))
     masks = build("torchvision:maskrcnn_resnet50_fpn", meta=True)
     with pytest.raises(DataError, match="MaskRCNN learns from masks"):
@@ -375,8 +376,13 @@ def test_sizes_and_classes_are_arguments_that_a_checkpoint_restores(tmp_path: An
 
 @pytest.mark.parametrize(
     ("name", "classes"),
-    [("ssdlite320_mobilenet_v3_large", 10), ("retinanet_resnet50_fpn", 3), ("fcos_resnet50_fpn", 90), ("fasterrcnn_mobilenet_v3_large_fpn", 1)],
-)  # fmt: skip
+    [
+        ("ssdlite320_mobilenet_v3_large", 10),
+        ("retinanet_resnet50_fpn", 3),
+        ("fcos_resnet50_fpn", 90),
+        ("fasterrcnn_mobilenet_v3_large_fpn", 1),
+    ],
+)
 def test_weights_say_how_many_kinds_of_objects_there_are(name: str, classes: int, tmp_path: Any) -> None:
     state = build(f"torchvision:{name}", meta=True, num_classes=classes).state_dict()
     found = architecture_for(f"torchvision:{name}", state, tmp_path / "weights.pth")
