@@ -95,7 +95,7 @@ def test_a_detector_of_torchvision_is_halved_and_proven(prune: Prune, boxes: Pat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("train", "cifar:resnet20"), "has boxes and cifar:resnet20 finds none: give a detector, such as torchvision:ssd"),
+        (("train", "cifar:resnet20"), "has boxes and cifar:resnet20 finds none: give a detector"),
         (("train", "hf:YOLOS", "--mixup", "0.2"), "--mixup is for images with one class each"),
         (("train", "hf:YOLOS", "--label-smoothing", "0.1"), "--label-smoothing is for images with one class each"),
         (("finetune", "hf:YOLOS", "--teacher", "hf.safetensors"), "--teacher is for scores of classes"),

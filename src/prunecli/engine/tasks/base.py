@@ -223,9 +223,7 @@ class Task(ABC):
                     f"{self.own_augmentation}"
                 )
         if not self.distillable and getattr(settings, "teacher", None):
-            raise RecipeError(
-                f"--teacher is for scores of classes; {self.data_name} has boxes: leave it out"
-            )
+            raise RecipeError(f"--teacher is for scores of classes; {self.data_name} has boxes: leave it out")
 
     def _without_classes(self) -> str:
         return f"{self.data_name} has images without classes: give another data set, or use it with `prune token`"
