@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -237,11 +238,9 @@ def test_objects_to_be_ignored_count_in_no_loss(name: str) -> None:
     assert float(first) == float(second)
 
 
-@pytest.mark.parametrize(
-    ("name", "steps", "lr", "least"), [("ssdlite", 30, 3e-3, 80), ("yolos", 120, 5e-3, 50), ("yolo", 24, 2e-3, 80)]
-)
-def test_a_network_learns_to_find_the_boxes_it_is_shown(name: str, steps: int, lr: float, least: float) -> None:
-    """Wrong coordinates or classes, in losses or in boxes, would leave hardly any box that fits."""
+@pytest.mark.parametrize(("name", "steps", "lr"), [("ssdlite", 30, 3e-3), ("yolos", 220, 5e-3), ("yolo", 24, 2e-3)])
+def test_a_network_learns_to_find_the_boxes_it_is_shown(name: str, steps: int, lr: float) -> None:
+    """Wrong coordinates or classes, in losses or in boxes, would be found here."""
     torch.manual_seed(0)
     network = NETWORKS[name]()
     detector = _detector(network)
@@ -257,7 +256,7 @@ def test_a_network_learns_to_find_the_boxes_it_is_shown(name: str, steps: int, l
         schedule.step()
     recalibrate_batchnorm(network, [inputs])  # running statistics lag behind so few steps
     figures = evaluate(network, [(inputs, targets)], CPU, task=TASK)
-    assert figures.map50 > least and figures.map50_95 > 40, figures
+    assert figures.map50 > 80 and figures.map50_95 > 40, figures
 
 
 def test_training_takes_its_batches_and_keeps_the_best_epoch() -> None:
@@ -293,6 +292,7 @@ def test_gradients_are_of_single_images_whatever_batch_they_come_in(criterion: A
         scores([inputs])
 
 
+@pytest.mark.slow
 def test_a_gates_derivative_is_the_change_of_the_detectors_own_loss() -> None:
     torch.manual_seed(0)
     network = _ssdlite().eval().double()
@@ -324,7 +324,7 @@ def test_a_gates_derivative_is_the_change_of_the_detectors_own_loss() -> None:
 
 def test_the_right_data_is_asked_for() -> None:
     detector, classifier = _ssdlite(), build("cifar:resnet20")
-    with pytest.raises(DataError, match=r"the boxes has boxes and net finds none: give a detector"):
+    with pytest.raises(DataError, match="the boxes has boxes and net finds none: give a detector"):
         scoring_of(classifier).check_task(TASK, "net")
     labels = Classification(Labels("digits", "classification", CLASSES))
     with pytest.raises(DataError, match="net finds boxes and digits has none"):
@@ -333,7 +333,7 @@ def test_the_right_data_is_asked_for() -> None:
     with pytest.raises(DataError, match="net has 2 outputs and the boxes has 3 classes"):
         scoring_of(detector).check_output(None, Detection(Labels("the boxes", "detection", ("a", "b", "c"))), "net")
     assert isinstance(loss_of(detector), DetectorLoss)
-    with pytest.raises(DataError, match=r"the boxes has boxes, and a .* is no detector"):
+    with pytest.raises(DataError, match=r"the boxes has boxes, and a \w+ is no detector"):
         TASK.predictions(Carrier(None), classifier, torch.zeros(1, 3, 8, 8))
     masks = build("torchvision:maskrcnn_resnet50_fpn", meta=True)
     with pytest.raises(DataError, match="MaskRCNN learns from masks"):
@@ -344,6 +344,8 @@ def test_settings_for_classes_are_refused() -> None:
     for name in ("mixup", "label_smoothing"):
         with pytest.raises(RecipeError, match=f"--{name.replace('_', '-')} is for images with one class each"):
             TASK.check_settings(FitConfig(**{name: 0.1}))
+    with pytest.raises(RecipeError, match="--teacher is for scores of classes"):
+        TASK.check_settings(SimpleNamespace(**{**vars(FitConfig()), "teacher": "parent"}))
 
 
 def test_networks_for_more_than_boxes_are_no_detectors() -> None:
