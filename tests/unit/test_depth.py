@@ -334,15 +334,21 @@ def test_a_zero_scale_hides_no_mistake() -> None:
         verify_without_blocks(network, pruned, [block], former, x())
 
 
-def test_training_is_compared_too() -> None:
+@pytest.mark.parametrize("rate", [0.0, 0.6])  # at that rate, equal draws would leave out all layers in training
+def test_training_is_compared_too(rate: float) -> None:
     class Late(Stack):
+        layerdrop = rate
+
         def forward(self, x: Tensor) -> Tensor:
             x = self.stem(x)
             for index, layer in enumerate(self.layers):
-                x = layer(x) * (1 + index if self.training else 1)
+                if not self.training or torch.rand([]) >= self.layerdrop:
+                    x = layer(x) * (1 + index if self.training else 1)
             return self.head(x)  # type: ignore[no-any-return]
 
-    result = prunecli.prune(drawn(Late([Pre() for _ in range(3)])), "depth", example_inputs=x(), drop="layers.0")
+    made = drawn(Late([Pre() for _ in range(3)]))
+    made.layerdrop = rate
+    result = prunecli.prune(made, "depth", example_inputs=x(), drop="layers.0")
     assert [block.left for block in result.manifest.blocks] == ["identity"]
 
 

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
+import json
+import operator
+import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -123,3 +128,34 @@ def test_everything_else_is_refused_in_one_line(config: dict[str, Any], problem:
     with pytest.raises(ModelError, match=problem) as refused:
         checked(config, "x.pt")
     assert str(refused.value).startswith("x.pt: ") and "\n" not in str(refused.value) and len(str(refused.value)) < 400
+
+
+NASTY: list[Any] = [
+    None, True, 0, -1, 10**30, 0.5, float("nan"), float("inf"), "", "nc", "None", "Conv", "x\ny", "\0", "a" * 5000,
+    [], {}, [[]], [-1, 0], {"a": 1}, {"n": [1, 1, 64]}, object(), b"x", (1, 2), {1, 2}, [None] * 40,
+]  # fmt: skip
+
+
+def places(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+def test_changed_configurations_are_refused_in_one_line_or_stay_as_they_are_read() -> None:
+    choose = random.Random(0)
+    outcomes = [0, 0]
+    for _ in range(3000):
+        config = changed(names=["a", "b", "c"], activation="nn.SiLU()", kpt_shape=[5, 3])
+        for _ in range(choose.randrange(1, 4)):
+            *inner, last = choose.choice(list(places(config)))
+            functools.reduce(operator.getitem, inner, config)[last] = copy.deepcopy(choose.choice(NASTY))  # type: ignore[index]
+        try:
+            kept = checked(config, "x.pt")
+        except ModelError as error:
+            assert str(error).isprintable() and len(str(error)) < 600
+            outcomes[0] += 1
+        else:
+            assert checked(json.loads(json.dumps(kept)), "x.pt") == kept
+            outcomes[1] += 1
+    assert min(outcomes) > 200

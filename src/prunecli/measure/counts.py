@@ -181,12 +181,13 @@ class _OperatorRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def may_multiply(func: Any) -> bool:
     """Whether an operator may multiply and accumulate, judged by its name; operators of other libraries may.
 
-    Those of spikingjelly (sj_lif and others) are neurons, which are element-wise.
+    Those of spikingjelly (sj_lif and others) are neurons, which are element-wise. Of torchvision's only the deformable
+    convolution does: others compare boxes and interpolate.
     """
     namespace, _, name = func.overloadpacket._qualified_op_name.partition("::")
     if namespace.startswith("sj_") or namespace == "profiler":
         return False
-    return namespace not in ("aten", "prims", "prim") or _multiplies(name)
+    return namespace not in ("aten", "prims", "prim", "torchvision") or _multiplies(name)
 
 
 def _multiplies(name: str) -> bool:

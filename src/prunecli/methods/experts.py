@@ -50,21 +50,10 @@ def prune_experts(model: nn.Module, request: PartRequest) -> PartsRemoved:
         VerificationError: The result is not the original that does not choose the experts; nothing is returned.
     """
     params: ExpertsParams = request.params
-    if params.experts is not None and params.ratio != ExpertsParams.ratio:
-        raise MethodError("--ratio and --experts both say how many experts go; give one of them")
-    if params.score in _ON_DATA and request.calibration is None:
-        raise MethodError(
-            f"--score {params.score} is measured on data: name a data set with --data; in Python, give data= or "
-            "score='norm'"
-        )
+    _check(params, request)
     require_matches(model, request.keep)
     clock = Clock()
-    layers = expert_layers(model, request.example_inputs)
-    if not layers:
-        raise MethodError(
-            "the network has no mixture of experts: no router chooses among alike modules, or among entries of a "
-            "tensor; a method that removes channels, such as l1, suits it"
-        )
+    layers = _layers(model, request)
     clock.lap("find")
     patterns = {layer.name: matching_pattern(layer.name, request.keep) for layer in layers}
     free = [layer for layer in layers if patterns[layer.name] is None]
@@ -106,6 +95,36 @@ def prune_experts(model: nn.Module, request: PartRequest) -> PartsRemoved:
         notes=notes,
     )
     return PartsRemoved(pruned, report, removed.blocks, removed.former)
+
+
+def _layers(model: nn.Module, request: PartRequest) -> Sequence[ExpertLayer]:
+    """The layers with experts.
+
+    Raises:
+        MethodError: There are none.
+    """
+    layers = expert_layers(model, request.example_inputs)
+    if not layers:
+        raise MethodError(
+            "the network has no mixture of experts: no router chooses among alike modules, or among entries of a "
+            "tensor; a method that removes channels, such as l1, suits it"
+        )
+    return layers
+
+
+def _check(params: ExpertsParams, request: PartRequest) -> None:
+    """Checks settings against each other and the data.
+
+    Raises:
+        MethodError: They exclude each other, or there is no data for a score.
+    """
+    if params.experts is not None and params.ratio != ExpertsParams.ratio:
+        raise MethodError("--ratio and --experts both say how many experts go; give one of them")
+    if params.score in _ON_DATA and request.calibration is None:
+        raise MethodError(
+            f"--score {params.score} is measured on data: name a data set with --data; in Python, give data= or "
+            "score='norm'"
+        )
 
 
 def _count(layer: ExpertLayer, params: ExpertsParams) -> int:

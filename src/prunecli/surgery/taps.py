@@ -20,6 +20,16 @@ def is_flipped_linear(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
 
+def experts_begin_with_inputs(module: nn.Module) -> bool | None:
+    """Whether the weights of a mixture of experts of transformers, one entry for each, have inputs before outputs.
+
+    None for all other modules.
+    """
+    own = any(kind.__module__.startswith("transformers.") for kind in type(module).__mro__)
+    known = vars(module).get("is_transposed") if own and hasattr(module, "num_experts") else None
+    return known if isinstance(known, bool) else None
+
+
 def is_layer(module: nn.Module) -> bool:
     """Whether it is a linear layer or a convolution."""
     return isinstance(module, (nn.Linear, _ConvNd)) or is_flipped_linear(module)

@@ -17,8 +17,8 @@ def projected(attention: nn.Module, x: Tensor, part: _Part, rope: Tensor | None 
     """Queries or keys, normalised and with rotary embeddings as in the attention.
 
     Args:
-        attention: timm's Attention, AttentionRope, EvaAttention or BEiT's, open_clip's Attention, or
-            nn.MultiheadAttention.
+        attention: timm's Attention, AttentionRope, EvaAttention or BEiT's, open_clip's Attention, one of transformers
+            with `q_proj`, or nn.MultiheadAttention.
         x: Input of the attention, shape (N, L, C); without prefix tokens if `rope` is given.
         part: Queries or keys.
         rope: Rotary embedding of these tokens, shape (L, D) or (N, 1, L, D).
@@ -27,7 +27,7 @@ def projected(attention: nn.Module, x: Tensor, part: _Part, rope: Tensor | None 
         Shape (N, heads, L, head_dim).
     """
     weight, bias = _weights_of(attention, part)
-    heads: Any = attention.num_heads
+    heads: Any = getattr(attention, "num_heads", None) or getattr(attention, "num_attention_heads", None)
     own_heads = heads if part == "q" else getattr(attention, "num_kv_heads", heads)
     split = F.linear(x, weight, bias).reshape(*x.shape[:2], own_heads, -1).transpose(1, 2)
     for name in _NORMS[part]:

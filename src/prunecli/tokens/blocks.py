@@ -6,12 +6,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from prunecli.tokens.hugging_face import attention_part, mlp_part, names_of
 from prunecli.tokens.towers import block_style
 
 
 def attention_input(block: nn.Module, x: Tensor) -> Tensor:
     """Input of the block's attention, shape (N, L, C)."""
-    norm: Any = block.ln_1 if block_style(block) == "open_clip" else block.norm1
+    names = names_of(block)
+    own = names.norm if names is not None else "ln_1" if block_style(block) == "open_clip" else "norm1"
+    norm: Any = getattr(block, own)
     normed: Tensor = norm(x)
     return normed
 
@@ -25,6 +28,9 @@ def attention_half(block: Any, x: Tensor, options: dict[str, Any], mask: Tensor 
         options: Keyword arguments of the call of the block.
         mask: Added to attention scores, shape (N, 1, 1, L), instead of the block's own mask.
     """
+    names = names_of(block)
+    if names is not None:
+        return attention_part(block, names, x, mask)
     style = block_style(block)
     if style == "open_clip":
         attn_mask = options.get("attn_mask")
@@ -47,6 +53,9 @@ def attention_half(block: Any, x: Tensor, options: dict[str, Any], mask: Tensor 
 
 def mlp_half(block: Any, x: Tensor) -> Tensor:
     """x plus the output of the MLP."""
+    names = names_of(block)
+    if names is not None:
+        return mlp_part(block, names, x)
     style = block_style(block)
     if style == "open_clip":
         return x + block.ls_2(block.mlp(block.ln_2(x)))  # type: ignore[no-any-return]

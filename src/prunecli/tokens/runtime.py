@@ -17,15 +17,17 @@ from prunecli.checkpoint.manifest import TokenSelection
 from prunecli.errors import MethodError
 from prunecli.tokens.attention import gather_bias, gather_rope, gather_tokens, projected
 from prunecli.tokens.blocks import attention_half, attention_input, mlp_half
+from prunecli.tokens.hugging_face import is_masked
 from prunecli.tokens.merging import merge_pairs
 from prunecli.tokens.selectors import AttentionInputs, Choice, choose
-from prunecli.tokens.towers import Tower, find_tower
+from prunecli.tokens.towers import Tower, attention_of, find_tower
 
 _APPLIED = "_prunecli_tokens"
 STEP = "_prunecli_step"
 FUSED = -1
 """Patch index of a token that others were fused into."""
 _UNBATCHED = 3
+_CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing")
 _INTERMEDIATES = ("forward_intermediates", "get_intermediate_layers")
 
 
@@ -68,6 +70,8 @@ class Step:
         if self.first:
             self.current.patches = self.current.sizes = None
         x: Tensor = args[0]
+        if is_masked(block, args, options):
+            raise MethodError("its attention is masked, and this mask knows every token; run it without one")
         if self.choice is not None and not self.inside:
             x = self.select(block, x, x, self._for_kept(options))
         return (x, *args[1:]), self._for_kept(options)
@@ -83,7 +87,7 @@ class Step:
         """The tokens of `result` that stay, chosen by the block's attention on x."""
         assert self.choice is not None
         prefix = self.tower.prefix
-        attention: Any = block.attn
+        attention = attention_of(block)
         inputs = AttentionInputs(
             attention,
             x,
@@ -112,7 +116,7 @@ class Step:
             attended = attention_half(block, x, options)
         else:
             attended = attention_half(block, x, options, sizes.log()[:, None, None, :])
-        attention: Any = block.attn
+        attention = attention_of(block)
         metric = projected(attention, attention_input(block, x), "k").mean(dim=1)
         attended, self.current.sizes = merge_pairs(attended, sizes, metric, self.merged, self.tower.prefix)
         return mlp_half(block, attended)
@@ -227,9 +231,12 @@ def prune_tokens(model: nn.Module, selection: TokenSelection) -> TokenPruning:
     tower = find_tower(model)
     check_selection(tower, selection)
     owner = model.get_submodule(tower.name)
-    if any(getattr(module, "grad_checkpointing", False) for module in owner.modules()):
+    if any(getattr(module, name, False) for module in owner.modules() for name in _CHECKPOINTING):
         # Blocks that run again in the backward pass would not know the choices of the forward pass.
-        raise MethodError("its blocks are run again in the backward pass; call set_grad_checkpointing(False) first")
+        raise MethodError(
+            "its blocks are run again in the backward pass; call set_grad_checkpointing(False), or "
+            "gradient_checkpointing_disable() of transformers, first"
+        )
     pruning = TokenPruning(owner, selection, tower)
     current = Pass()
     for step, block in _steps(model, tower, selection, current):
@@ -238,7 +245,7 @@ def prune_tokens(model: nn.Module, selection: TokenSelection) -> TokenPruning:
             block.__dict__[STEP] = step
             pruning._replaced.append((block, STEP))
             pruning.replace(block, "forward", _split_forward)
-        attention: Any = block.attn
+        attention: Any = attention_of(block)
         if tower.relative_bias and attention.relative_position_bias_table is not None:
             attention.__dict__[STEP] = step
             pruning._replaced.append((attention, STEP))

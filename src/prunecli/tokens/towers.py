@@ -11,8 +11,9 @@ from torch import nn
 
 from prunecli.errors import MethodError
 from prunecli.inputs import Inputs, call
+from prunecli.tokens.hugging_face import blocks_of, grid_of, names_of, prefix_of, reads_first_token
 
-_Style = Literal["open_clip", "layer_scale", "gamma", "other"]
+_Style = Literal["open_clip", "layer_scale", "gamma", "hugging_face", "other"]
 """How a block adds the output of its attention: see `tokens.blocks`."""
 _ROPE = ("EvaAttention", "AttentionRope")
 _ATTENTIONS = ("Attention", "MultiheadAttention", *_ROPE)
@@ -41,7 +42,7 @@ class Tower:
 
 
 def find_tower(model: nn.Module) -> Tower:
-    """Finds the vision transformer in a model of timm or open_clip.
+    """Finds the vision transformer in a model of timm, open_clip or transformers.
 
     Raises:
         MethodError: There is none; the message says what the model has.
@@ -50,11 +51,19 @@ def find_tower(model: nn.Module) -> Tower:
         described = _describe(name, module)
         if described is not None:
             return described
+    for name, module in model.named_modules():
+        blocks = blocks_of(module)
+        if blocks:
+            dot = f"{name}." if name else ""
+            first = reads_first_token(model)
+            names = tuple(f"{dot}{block}" for block in blocks)
+            return Tower(name, names, prefix_of(module), first, rope=False, relative_bias=False)
     visual = getattr(model, "visual", None)
     kind = type(getattr(visual, "trunk", visual) if visual is not None else model).__name__
     raise MethodError(
-        f"{kind} is not a vision transformer of timm or open_clip that can leave tokens out: convolutional networks "
-        "and windowed attention need the whole feature map; choose a ViT, DeiT, BEiT, EVA or an open_clip ViT tower"
+        f"{kind} is not a vision transformer of timm, open_clip or transformers that can leave tokens out: "
+        "convolutional networks and windowed attention need the whole feature map; choose a ViT, DeiT, BEiT, EVA, "
+        "DINOv2 or a CLIP tower"
     )
 
 
@@ -73,6 +82,8 @@ def token_count(model: nn.Module, tower: Tower, inputs: Inputs) -> int:
 
 def block_style(block: nn.Module) -> _Style:
     """The style of a block, by the names of its modules."""
+    if names_of(block) is not None:
+        return "hugging_face"
     names = {name for name, _ in block.named_children()}
     if {"ln_1", "attn", "ls_1", "mlp", "ln_2", "ls_2"} <= names and "ln_1_kv" not in names:
         return "open_clip"
@@ -81,6 +92,13 @@ def block_style(block: nn.Module) -> _Style:
     if {"norm1", "attn", "mlp", "norm2"} <= names and hasattr(block, "gamma_1"):
         return "gamma"
     return "other"
+
+
+def attention_of(block: nn.Module) -> nn.Module:
+    """The attention of a block of a known style."""
+    names = names_of(block)
+    attention: nn.Module = getattr(block, names.attention if names is not None else "attn")
+    return attention
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -134,4 +152,4 @@ def patch_grid(module: nn.Module) -> tuple[int, int] | None:
         size: Any = getattr(owner, "grid_size", None)
         if size is not None:
             return (int(size[0]), int(size[1]))
-    return None
+    return grid_of(module)

@@ -17,7 +17,7 @@ from prunecli.tokens.attention import attention_by_head
 from prunecli.tokens.blocks import attention_input
 from prunecli.tokens.runtime import STEP, ClearPass, Pass, Step, applied_selection, tokens_pruned
 from prunecli.tokens.selectors import AttentionInputs
-from prunecli.tokens.towers import Tower, find_tower
+from prunecli.tokens.towers import Tower, attention_of, find_tower
 
 
 def kept_patches(model: nn.Module, selection: TokenSelection, images: Tensor) -> Tensor | None:
@@ -115,8 +115,7 @@ class _Attention:
         self._step = Step(self.tower, Pass())
 
     def __call__(self, block: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        x, attention = args[0], block.attn
-        assert isinstance(attention, nn.Module)
+        x, attention = args[0], attention_of(block)
         bias = self._step.bias_of(attention, options)
         step: Step | None = block.__dict__.get(STEP)
         if step is not None and step.current.sizes is not None:  # merged tokens have no positions

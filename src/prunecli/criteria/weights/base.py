@@ -13,11 +13,12 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from prunecli.criteria.base import Calibration
 from prunecli.sparsity.choosing import Goal, Scope
+from prunecli.surgery.taps import experts_begin_with_inputs, is_flipped_linear
 
 
 @dataclass(frozen=True, eq=False)
 class MaskableWeight:
-    """The weight of a convolution or linear layer, or an input projection of attention.
+    """The weight of a convolution or linear layer, an input projection of attention, or weights of experts.
 
     Attributes:
         name: Name of the parameter.
@@ -33,21 +34,31 @@ class MaskableWeight:
 
     @property
     def groups(self) -> int:
-        """Groups of a convolution; 1 for other layers."""
+        """Groups of a convolution; 1 for other layers. Experts are groups of their own."""
+        if self._of_experts:
+            return len(self.parameter)
         return self.module.groups if isinstance(self.module, _ConvNd) else 1
 
     @property
     def transposed(self) -> bool:
-        """Whether it is that of a transposed convolution, which begins with its inputs."""
-        return isinstance(self.module, _ConvTransposeNd)
+        """Whether it begins with its inputs, as that of a transposed convolution."""
+        return isinstance(self.module, _ConvTransposeNd) or is_flipped_linear(self.module)
+
+    @property
+    def _of_experts(self) -> bool:
+        return experts_begin_with_inputs(self.module) is not None
 
     @property
     def inputs(self) -> int:
         """Input channels that one output reads."""
+        if self._of_experts:
+            return self.parameter.shape[1 if experts_begin_with_inputs(self.module) else 2]
         return self.parameter.shape[0] // self.groups if self.transposed else self.parameter.shape[1]
 
     def blocks(self, tensor: Tensor) -> Tensor:
         """A tensor of the weight's shape as (groups, outputs, inputs), where inputs are kernel position by channel."""
+        if self._of_experts:
+            return tensor.transpose(1, 2) if experts_begin_with_inputs(self.module) else tensor
         first, second = tensor.shape[:2]
         kernel = math.prod(tensor.shape[2:])
         grouped = tensor.reshape(self.groups, first // self.groups, second, kernel)
@@ -57,6 +68,8 @@ class MaskableWeight:
 
     def restored(self, blocks: Tensor) -> Tensor:
         """The opposite of `blocks`."""
+        if self._of_experts:
+            return blocks.transpose(1, 2) if experts_begin_with_inputs(self.module) else blocks
         first, second = self.parameter.shape[:2]
         kernel = math.prod(self.parameter.shape[2:])
         parted = blocks.reshape(*blocks.shape[:2], kernel, self.inputs)

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from prunecli.criteria.base import Calibration
 from prunecli.criteria.readers import exact
 from prunecli.criteria.weights.base import MaskableWeight
 from prunecli.inputs import run_batch
-from prunecli.surgery.taps import attended_positions, counted_rows, layer_input
+from prunecli.surgery.taps import attended_positions, counted_rows, is_layer, layer_input
 from prunecli.surgery.tracing.running import without_fastpath
 
 UNSEEN = "its inputs cannot be watched"
@@ -26,9 +26,9 @@ _AT_ONCE = 1 << 22
 
 def why_unwatched(weight: MaskableWeight) -> str | None:
     """Why a layer's inputs cannot be watched, as far as its kind tells."""
-    if weight.transposed:
+    if isinstance(weight.module, _ConvTransposeNd):
         return _TRANSPOSED
-    return None if isinstance(weight.module, (nn.Linear, _ConvNd)) else UNSEEN
+    return None if is_layer(weight.module) else UNSEEN
 
 
 def watch_inputs(

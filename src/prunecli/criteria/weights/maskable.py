@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunecli.criteria.weights.base import MaskableWeight
 from prunecli.inputs import Inputs, call, fitted, output_tensors
 from prunecli.measure.counts import may_multiply
+from prunecli.surgery.taps import experts_begin_with_inputs, is_layer
 from prunecli.surgery.tracing.running import without_fastpath
 
 _COMPUTED = "its weight is computed from other tensors (a parametrisation), so zeros in these would not be zeros in it"
@@ -27,6 +27,8 @@ _TYPE = "its weights are not real numbers"
 _SHARED_MEMORY = "shares its memory with another parameter"
 NETWORK = "(network)"
 """What the outermost module is called in reasons."""
+_STACKED = 3
+"""Dimensions of weights with an entry for every expert."""
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
@@ -84,8 +86,10 @@ def find_maskable(model: nn.Module, example: Inputs, kept: Callable[[str], str |
 
 def _leaves(module: nn.Module) -> list[str]:
     """Parameters of a layer that may be masked."""
+    if experts_begin_with_inputs(module) is not None:
+        return [name for name, tensor in module._parameters.items() if tensor is not None and tensor.dim() == _STACKED]
     names = _ATTENTION if isinstance(module, nn.MultiheadAttention) else ("weight",)
-    layer = isinstance(module, (nn.Linear, _ConvNd, nn.MultiheadAttention))
+    layer = is_layer(module) or isinstance(module, nn.MultiheadAttention)
     return [name for name in names if layer and module._parameters.get(name) is not None]
 
 
@@ -93,7 +97,7 @@ def _why_no_layer(module: nn.Module) -> str | None:
     """Why a module with parameters of its own has none to mask; None also for a module without parameters."""
     if isinstance(module, ParametrizationList) or _leaves(module):
         return None
-    if isinstance(module, (nn.Linear, _ConvNd)):
+    if is_layer(module):
         return _COMPUTED
     if not any(parameter is not None for parameter in module._parameters.values()):
         return None

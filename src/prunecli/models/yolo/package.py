@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -77,7 +78,9 @@ def quiet() -> Iterator[None]:
     activation, legacy = convolution.default_act, head.legacy
     logger.setLevel(logging.ERROR + 1)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.setLevel(before)
         convolution.default_act, head.legacy = activation, legacy

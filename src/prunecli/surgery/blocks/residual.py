@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from prunecli.copying import copied
 from prunecli.errors import ModelError
-from prunecli.inputs import Inputs, call, explained, output_tensors
+from prunecli.inputs import Inputs, call, explained, fitted, output_tensors
 from prunecli.surgery.tracing.running import plain_kernels, seeded
 
 _SAME_VALUES = frozenset(
@@ -82,7 +82,7 @@ def residual_blocks(model: nn.Module, inputs: Inputs) -> list[ResidualBlock]:
         _watching(network, watched),
         watched,
     ):
-        call(network, inputs)
+        call(network, fitted(inputs, network))
     modules = dict(network.named_modules())
     passages = {
         name: passage

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from prunecli.inputs import map_tensors
@@ -15,7 +14,7 @@ from prunecli.surgery.blocks.residual import ResidualBlock, passed_tensors
 
 @contextmanager
 def switched_off(model: nn.Module, blocks: Iterable[ResidualBlock]) -> Iterator[None]:
-    """A context in which blocks return the stream that they are given, and draw no random numbers."""
+    """A context in which blocks return the stream that they are given."""
     with ExitStack() as undo:
         for block in blocks:
             module = model.get_submodule(block.name)
@@ -40,13 +39,8 @@ def _passing(module: nn.Module, tensor: int) -> Iterator[None]:
 @contextmanager
 def _replacing(module: nn.Module, tensor: int) -> Iterator[None]:
     """A module that returns more runs, for the rest of what it returns."""
-    states: list[Tensor] = []
-
-    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-        states.append(torch.get_rng_state())
 
     def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        torch.set_rng_state(states.pop())
         stream = passed_tensors(args, kwargs)[tensor]
         waiting = [stream]
 
@@ -55,12 +49,8 @@ def _replacing(module: nn.Module, tensor: int) -> Iterator[None]:
 
         return map_tensors(output, first_replaced)
 
-    hooks = (
-        module.register_forward_pre_hook(before, with_kwargs=True),
-        module.register_forward_hook(after, with_kwargs=True),
-    )
+    hook = module.register_forward_hook(after, with_kwargs=True)
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()

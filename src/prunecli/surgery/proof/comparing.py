@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from prunecli.copying import copied
 from prunecli.errors import VerificationError
 from prunecli.surgery.removal.rebuild import state_tensors
 from prunecli.widened import as_stored
@@ -42,6 +46,50 @@ def randomise(model: nn.Module) -> set[str]:
             changed.add(name)
             drawn.add(tensor.data_ptr())
     return changed
+
+
+def consisting_of(pruned: nn.Module, expected: Mapping[str, Tensor], random: Container[str]) -> nn.Module:
+    """The pruned network with the tensors that it has to consist of, in their precision, on the CPU.
+
+    A copy of what it has instead would only cost memory, where networks are large.
+
+    Args:
+        pruned: The network; not changed.
+        expected: A tensor for every name.
+        random: Names whose values the original has in another form, and which are not compared.
+
+    Raises:
+        VerificationError: It has other tensors.
+    """
+    stand_ins: dict[int, Any] = {}
+    tensors = (*pruned.named_parameters(remove_duplicate=False), *pruned.named_buffers(remove_duplicate=False))
+    for name, tensor in tensors:
+        wanted = expected.get(name)
+        if wanted is None or wanted.shape != tensor.shape:
+            raise VerificationError(f"{name} of the pruned network has another shape than what is left of the original")
+        if name not in random and not _equal(tensor.detach(), wanted):
+            raise VerificationError(f"{name} of the pruned network is not what is left of the original")
+        stand_in: Any = wanted
+        if isinstance(tensor, nn.Parameter) and not isinstance(wanted, nn.Parameter):
+            stand_in = nn.Parameter(wanted, requires_grad=tensor.requires_grad)
+        stand_ins.setdefault(id(tensor), stand_in)
+    result = copied(pruned, stand_ins).cpu().eval()
+    dtypes = {tensor.dtype for tensor in expected.values() if tensor.is_floating_point()}
+    return result.double() if torch.float64 in dtypes else result.float()  # what hooks compute, too
+
+
+def _equal(tensor: Tensor, expected: Tensor) -> bool:
+    stored = as_stored(expected)
+    values = tensor.to(device="cpu", dtype=stored.dtype)
+    return torch.equal(values, stored) or torch.allclose(values, stored, rtol=0, atol=0, equal_nan=True)
+
+
+def in_turn(network: nn.Module) -> None:
+    """Lets mixtures of transformers run their experts one after the other: grouped kernels know no float64."""
+    for module in network.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "_experts_implementation", None) is not None:
+            config._experts_implementation = "eager"
 
 
 def relative_difference(reference: Tensor, output: Tensor) -> float:

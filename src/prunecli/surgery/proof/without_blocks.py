@@ -19,9 +19,12 @@ from prunecli.surgery.proof.comparing import (
     SINGLE_TOLERANCE,
     TOLERANCE,
     NotComparableError,
+    consisting_of,
+    in_turn,
     randomise,
     relative_difference,
 )
+from prunecli.surgery.proof.randomness import Repeated
 from prunecli.surgery.proof.trial_inputs import drawn_like, drawn_samples, reversed_tokens
 from prunecli.surgery.removal.rebuild import state_tensors
 from prunecli.surgery.tracing.running import one_line, plain_kernels, seeded
@@ -89,20 +92,15 @@ def _probes(
     Raises:
         VerificationError: A tensor of the pruned network is not the original's.
     """
-    probe, result = converted(original, dtype).eval(), converted(pruned, dtype).eval()
-    random = randomise(probe)
-    expected = state_tensors(probe)
-    for name, tensor in state_tensors(result).items():
-        module, _, leaf = name.rpartition(".")
-        own = f"{former[module]}.{leaf}".lstrip(".") if module in former else None
-        if own not in expected or expected[own].shape != tensor.shape:
-            raise VerificationError(f"{name} of the network without its blocks is none of the original's tensors")
-        if own not in random and not torch.equal(tensor.nan_to_num(), expected[own].nan_to_num()):
-            raise VerificationError(f"{name} of the network without its blocks is not the original's {own}")
-        with torch.no_grad():
-            tensor.copy_(expected[own])
+    probe = converted(original, dtype).eval()
+    random, whole = randomise(probe), state_tensors(probe)
+    names = {name: f"{former[module]}.{leaf}".lstrip(".") for name in state_tensors(pruned)
+             for module, _, leaf in [name.rpartition(".")] if module in former}  # fmt: skip
+    expected = {name: whole[own] for name, own in names.items() if own in whole}
+    result = consisting_of(pruned, expected, {name for name, own in names.items() if own in random})
     for network in (probe, result):
         _without_layer_drop(network)
+        in_turn(network)
     return probe, result
 
 
@@ -167,7 +165,7 @@ def _run(network: nn.Module, inputs: Inputs, training: bool) -> list[tuple[str, 
     running = sharing_parameters(network).train(
         training
     )  # what passes change, statistics and states of neurons, is left behind
-    with torch.no_grad(), plain_kernels(), seeded():
+    with torch.no_grad(), plain_kernels(), seeded(), Repeated():  # type: ignore[no-untyped-call]
         return named_tensors(call(running, inputs))
 
 

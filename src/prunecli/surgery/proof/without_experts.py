@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from prunecli.copying import converted, copied, sharing_parameters
+from prunecli.copying import converted, sharing_parameters
 from prunecli.errors import VerificationError
 from prunecli.inputs import Inputs, call, cast_inputs, named_tensors
 from prunecli.surgery.experts.finding import ExpertLayer
@@ -22,6 +22,8 @@ from prunecli.surgery.proof.comparing import (
     SINGLE_TOLERANCE,
     TOLERANCE,
     NotComparableError,
+    consisting_of,
+    in_turn,
     randomise,
     relative_difference,
 )
@@ -92,23 +94,12 @@ def _probes(
     random = randomise(probe)
     expected = sharing_parameters(probe)
     removed = remove_experts(expected, layers, keep)
-    slices = state_tensors(expected)
-    tensors = dict((*pruned.named_parameters(), *pruned.named_buffers()))
-    stand_ins: dict[int, Any] = {}
-    for name, tensor in tensors.items():
-        module, _, leaf = name.rpartition(".")
-        own = f"{removed.former.get(module, module)}.{leaf}".lstrip(".")
-        values = slices.get(name)
-        if values is None or values.shape != tensor.shape:
-            raise VerificationError(f"{name} does not have the shape of the experts that stay")
-        if own not in random and not torch.equal(tensor.to(values).nan_to_num(), values.nan_to_num()):
-            raise VerificationError(f"{name} does not consist of the experts that stay")
-        stand_in: Any = values
-        if isinstance(tensor, nn.Parameter):
-            stand_in = nn.Parameter(values, requires_grad=tensor.requires_grad)
-        stand_ins[id(tensor)] = stand_in
-    result = copied(pruned, stand_ins).cpu().eval()
+    former = {name: f"{removed.former.get(module, module)}.{leaf}".lstrip(".") for name in state_tensors(pruned)
+              for module, _, leaf in [name.rpartition(".")]}  # fmt: skip
+    undecided = {name for name, own in former.items() if own in random}
+    result = consisting_of(pruned, state_tensors(expected), undecided)
     for network in (probe, result):
+        in_turn(network)
         for layer in layers:
             _without_dropout(network.get_submodule(layer.name))
     return probe, result.double() if dtype == torch.float64 else result.float()
