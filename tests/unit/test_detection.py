@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import prunecli
 from prunecli.checkpoint.foreign_files import ForeignWeights
 from prunecli.checkpoint.manifest import Architecture
 from prunecli.cli.output import Output
@@ -325,6 +326,20 @@ def test_a_gates_derivative_is_the_change_of_the_detectors_own_loss() -> None:
     scores = taylor(network, [group], Calibration(batches=[(inputs, targets)], loss=loss))
     value = scores[group.name]
     assert isinstance(value, Tensor) and float(value[channel]) == pytest.approx(abs(slope[0]), rel=1e-4), name
+
+
+def test_in_python_a_detector_needs_no_loss_but_its_labels_in_one_form() -> None:
+    torch.manual_seed(0)
+    network = _yolos()
+    inputs, targets = _batch(_detector(network), 4)
+    given = {"example_inputs": inputs[:1], "ratio": 0.5, "data": [(inputs, targets)]}
+    result = prunecli.prune(network, "taylor", **given)
+    assert result.report.params_after < 0.6 * result.report.params_before and result.report.verify_error < 1e-9
+    torchvisions = [{"boxes": target["boxes"], "labels": target["labels"] + 1} for target in targets]
+    with pytest.raises(MethodError, match="a detector's labels are a list with a mapping for each image"):
+        prunecli.prune(network, "taylor", **{**given, "data": [(inputs, torchvisions)]})
+    with pytest.raises(MethodError, match="a detector's loss compares with boxes"):
+        prunecli.prune(network, "fisher", **{**given, "data": [inputs]})
 
 
 def test_the_right_data_is_asked_for() -> None:
