@@ -100,12 +100,12 @@ def prune(
             arguments, a mapping of keyword arguments, or a list of images.
         data: Calibration batches: x, (x, labels), (x, y, labels), ((x, y), labels), or a mapping, maybe with `labels`;
             without labels, gradients are taken at the model's own predictions.
-        compensate: How removed channels are folded into the others: "ls" by regression on `data`, "bias", "none".
+        compensate: How removed channels are folded into others: "ls" by regression on `data`, "bias", "none".
         recalibrate: Whether batch normalisation statistics are measured again on `data`.
         keep: Layer names or patterns whose output width stays.
         seed: Seed of everything random.
-        loss: From outputs and labels to the sum of the samples' losses, for methods that take gradients. A detector has
-            losses of its own; its labels are lists of `prunecli.engine.detectors.base.Target`.
+        loss: From outputs and labels to the sum of the samples' losses; detectors, with a list of
+            `prunecli.engine.detectors.base.Target` as labels, have their own.
         recover: Called with a `Transition` after every step of a schedule, to train `after` in place.
         trace: The `trace` of an earlier result for the same model, which is then not traced again.
         **params: The method's parameters, for instance `ratio=0.5`, `params=0.5` (half the parameters),
@@ -119,9 +119,7 @@ def prune(
         ModelError: The model cannot be traced.
         VerificationError: The result is not the masked original.
     """
-    detector = detector_of(model)
-    if detector is not None and loss is default_loss:  # which knows nothing of boxes
-        loss = DetectorLoss(detector)
+    loss = _loss_for(model, loss)
     if _removes_parts(method, compensate, recover, trace):
         return _without_parts(model, method, example_inputs, data, recalibrate, keep, seed, loss, params)
     request = PruneRequest(
@@ -189,6 +187,12 @@ def _continued(model: nn.Module, prune_it: Callable[..., _Result]) -> _Result:
     leave_to_caller(result.model)
     _remember(result.model, result.manifest, result.dense)
     return result
+
+
+def _loss_for(model: nn.Module, loss: Loss) -> Loss:
+    """The loss asked for; a detector's own in place of the default, which knows nothing of boxes."""
+    detector = detector_of(model)
+    return DetectorLoss(detector) if detector is not None and loss is default_loss else loss
 
 
 def _checked_network(model: Any) -> nn.Module:

@@ -74,9 +74,9 @@ class DataSection:
     name: Annotated[
         str | None,
         Doc(
-            "digits, cifar10, cifar100, mnist, fashion-mnist, cluttered-mnist, folder:PATH, npz:FILE, "
-            "segmentation:PATH, wds:PATH, images:PATH (without classes); of events: n-mnist, cifar10-dvs, dvs-gesture, "
-            "n-caltech101, events:PATH; of texts: text:PATH."
+            "digits, cifar10, cifar100, mnist, fashion-mnist, cluttered-mnist, mnist-boxes, folder:PATH, npz:FILE, "
+            "segmentation:PATH, detection:PATH, wds:PATH, images:PATH (without classes); of events: n-mnist, "
+            "cifar10-dvs, dvs-gesture, n-caltech101, events:PATH; of texts: text:PATH."
         ),
     ] = None
     root: Annotated[
