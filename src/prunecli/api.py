@@ -104,8 +104,7 @@ def prune(
         recalibrate: Whether batch normalisation statistics are measured again on `data`.
         keep: Layer names or patterns whose output width stays.
         seed: Seed of everything random.
-        loss: From outputs and labels to the sum of the samples' losses; detectors, with a list of
-            `prunecli.engine.detectors.base.Target` as labels, have their own.
+        loss: From outputs and labels to the sum of the samples' losses; detectors have their own.
         recover: Called with a `Transition` after every step of a schedule, to train `after` in place.
         trace: The `trace` of an earlier result for the same model, which is then not traced again.
         **params: The method's parameters, for instance `ratio=0.5`, `params=0.5` (half the parameters),
