@@ -89,7 +89,7 @@ class Bench:
         data = setting.data if name == "llama" else dataclasses.replace(setting.data, root=str(folder))
         recipe = Recipe(model=setting.model, data=data, seed=seed)
         if not path.is_file():
-            train_stage(Workspace(recipe, Output()), setting.train, path)
+            train_stage(Workspace(recipe, Output(), resume=True), setting.train, path)
         self.space = Workspace(dataclasses.replace(recipe, model=ModelSection(weights=str(path))), Output())
         self.dense = self.space.model().model
         self.task, self.loss = self.space.judging.task(), self.space.judging.loss()

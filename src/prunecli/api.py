@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.copying import copied
 from prunecli.criteria.base import Loss, default_loss
+from prunecli.criteria.detection import DetectorLoss
+from prunecli.engine.detectors.index import detector_of
 from prunecli.errors import MethodError, ModelError, unknown
 from prunecli.inputs import Inputs, output_tensors
 from prunecli.measure.neurons import leave_to_caller, reset, reset_itself, spiking_neurons
@@ -102,7 +104,8 @@ def prune(
         recalibrate: Whether batch normalisation statistics are measured again on `data`.
         keep: Layer names or patterns whose output width stays.
         seed: Seed of everything random.
-        loss: From outputs and labels to the sum of the samples' losses, for methods that take gradients.
+        loss: From outputs and labels to the sum of the samples' losses, for methods that take gradients. A detector has
+            losses of its own; its labels are lists of `prunecli.engine.detectors.base.Target`.
         recover: Called with a `Transition` after every step of a schedule, to train `after` in place.
         trace: The `trace` of an earlier result for the same model, which is then not traced again.
         **params: The method's parameters, for instance `ratio=0.5`, `params=0.5` (half the parameters),
@@ -116,6 +119,9 @@ def prune(
         ModelError: The model cannot be traced.
         VerificationError: The result is not the masked original.
     """
+    detector = detector_of(model)
+    if detector is not None and loss is default_loss:  # which knows nothing of boxes
+        loss = DetectorLoss(detector)
     if _removes_parts(method, compensate, recover, trace):
         return _without_parts(model, method, example_inputs, data, recalibrate, keep, seed, loss, params)
     request = PruneRequest(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -11,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import prunecli
 from prunecli.checkpoint.foreign_files import ForeignWeights
 from prunecli.checkpoint.manifest import Architecture
+from prunecli.cli.output import Output
 from prunecli.criteria.base import Calibration
 from prunecli.criteria.detection import DetectorLoss
 from prunecli.criteria.gradient import fisher, taylor
@@ -31,9 +34,11 @@ from prunecli.models.catalog import build
 from prunecli.models.loading import load_reference, restore, save
 from prunecli.models.recognition import architecture_for, identify
 from prunecli.models.scoring import loss_of, scoring_of
+from prunecli.pipeline.workspace import Workspace
+from prunecli.recipe.schema import DataSection, ModelSection, Recipe
 from prunecli.surgery.removal.recalibrate import recalibrate_batchnorm
 from prunecli.surgery.tracing.trace import trace
-from tests.unit.box_folders import CLASSES, Scene, scenes
+from tests.unit.box_folders import CLASSES, Scene, scenes, write_coco
 
 TASK = Detection(Labels("the boxes", "detection", CLASSES))
 CPU = torch.device("cpu")
@@ -63,6 +68,9 @@ def _measured(found: list[Found], truth: list[Target]) -> Precisions:
     return figures
 
 
+SMALL: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "patch_size": 8
+}  # fmt: skip
 BOX = [8.0, 8.0, 40.0, 40.0]
 
 
@@ -117,9 +125,8 @@ def _retinanet() -> nn.Module:
 def _yolos(queries: int = 6) -> nn.Module:
     from transformers import YolosConfig, YolosForObjectDetection
 
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     return YolosForObjectDetection(
-        YolosConfig(**sizes, image_size=[SIDE, SIDE], patch_size=8, num_detection_tokens=queries, num_labels=2)
+        YolosConfig(**SMALL, image_size=[SIDE, SIDE], num_detection_tokens=queries, num_labels=2)
     )
 
 
@@ -237,11 +244,9 @@ def test_objects_to_be_ignored_count_in_no_loss(name: str) -> None:
     assert float(first) == float(second)
 
 
-@pytest.mark.parametrize(
-    ("name", "steps", "lr", "least"), [("ssdlite", 30, 3e-3, 80), ("yolos", 120, 5e-3, 50), ("yolo", 24, 2e-3, 80)]
-)
-def test_a_network_learns_to_find_the_boxes_it_is_shown(name: str, steps: int, lr: float, least: float) -> None:
-    """Wrong coordinates or classes, in losses or in boxes, would leave hardly any box that fits."""
+@pytest.mark.parametrize(("name", "steps", "lr"), [("ssdlite", 30, 3e-3), ("yolos", 220, 5e-3), ("yolo", 24, 2e-3)])
+def test_a_network_learns_to_find_the_boxes_it_is_shown(name: str, steps: int, lr: float) -> None:
+    """Wrong coordinates or classes, in losses or in boxes, would be found here."""
     torch.manual_seed(0)
     network = NETWORKS[name]()
     detector = _detector(network)
@@ -257,7 +262,7 @@ def test_a_network_learns_to_find_the_boxes_it_is_shown(name: str, steps: int, l
         schedule.step()
     recalibrate_batchnorm(network, [inputs])  # running statistics lag behind so few steps
     figures = evaluate(network, [(inputs, targets)], CPU, task=TASK)
-    assert figures.map50 > least and figures.map50_95 > 40, figures
+    assert figures.map50 > 80 and figures.map50_95 > 40, figures
 
 
 def test_training_takes_its_batches_and_keeps_the_best_epoch() -> None:
@@ -293,6 +298,7 @@ def test_gradients_are_of_single_images_whatever_batch_they_come_in(criterion: A
         scores([inputs])
 
 
+@pytest.mark.slow
 def test_a_gates_derivative_is_the_change_of_the_detectors_own_loss() -> None:
     torch.manual_seed(0)
     network = _ssdlite().eval().double()
@@ -322,9 +328,23 @@ def test_a_gates_derivative_is_the_change_of_the_detectors_own_loss() -> None:
     assert isinstance(value, Tensor) and float(value[channel]) == pytest.approx(abs(slope[0]), rel=1e-4), name
 
 
+def test_in_python_a_detector_needs_no_loss_but_its_labels_in_one_form() -> None:
+    torch.manual_seed(0)
+    network = _yolos()
+    inputs, targets = _batch(_detector(network), 4)
+    given = {"example_inputs": inputs[:1], "ratio": 0.5, "data": [(inputs, targets)]}
+    result = prunecli.prune(network, "taylor", **given)
+    assert result.report.params_after < 0.6 * result.report.params_before and result.report.verify_error < 1e-9
+    torchvisions = [{"boxes": target["boxes"], "labels": target["labels"] + 1} for target in targets]
+    with pytest.raises(MethodError, match="a detector's labels are a list with a mapping for each image"):
+        prunecli.prune(network, "taylor", **{**given, "data": [(inputs, torchvisions)]})
+    with pytest.raises(MethodError, match="a detector's loss compares with boxes"):
+        prunecli.prune(network, "fisher", **{**given, "data": [inputs]})
+
+
 def test_the_right_data_is_asked_for() -> None:
     detector, classifier = _ssdlite(), build("cifar:resnet20")
-    with pytest.raises(DataError, match=r"the boxes has boxes and net finds none: give a detector"):
+    with pytest.raises(DataError, match="the boxes has boxes and net finds none: give a detector"):
         scoring_of(classifier).check_task(TASK, "net")
     labels = Classification(Labels("digits", "classification", CLASSES))
     with pytest.raises(DataError, match="net finds boxes and digits has none"):
@@ -333,7 +353,7 @@ def test_the_right_data_is_asked_for() -> None:
     with pytest.raises(DataError, match="net has 2 outputs and the boxes has 3 classes"):
         scoring_of(detector).check_output(None, Detection(Labels("the boxes", "detection", ("a", "b", "c"))), "net")
     assert isinstance(loss_of(detector), DetectorLoss)
-    with pytest.raises(DataError, match=r"the boxes has boxes, and a .* is no detector"):
+    with pytest.raises(DataError, match=r"the boxes has boxes, and a \w+ is no detector"):
         TASK.predictions(Carrier(None), classifier, torch.zeros(1, 3, 8, 8))
     masks = build("torchvision:maskrcnn_resnet50_fpn", meta=True)
     with pytest.raises(DataError, match="MaskRCNN learns from masks"):
@@ -344,6 +364,8 @@ def test_settings_for_classes_are_refused() -> None:
     for name in ("mixup", "label_smoothing"):
         with pytest.raises(RecipeError, match=f"--{name.replace('_', '-')} is for images with one class each"):
             TASK.check_settings(FitConfig(**{name: 0.1}))
+    with pytest.raises(RecipeError, match="--teacher is for scores of classes"):
+        TASK.check_settings(SimpleNamespace(**{**vars(FitConfig()), "teacher": "parent"}))
 
 
 def test_networks_for_more_than_boxes_are_no_detectors() -> None:
@@ -401,6 +423,35 @@ def test_the_same_weights_at_two_sizes_are_two_networks(tmp_path: Any) -> None:
         choose(both, state, ForeignWeights(state), tmp_path / "weights.pth", None)
     named = tmp_path / "fasterrcnn_mobilenet_v3_large_320_fpn-907ea3f9.pth"
     assert choose(both, state, ForeignWeights(state), named, None)[0] == both[1:]
+
+
+@pytest.mark.parametrize(
+    ("ref", "kwargs", "numbers"),
+    [
+        ("torchvision:ssdlite320_mobilenet_v3_large", {"num_classes": 7, "image_size": 64}, [2, 6]),
+        ("torchvision:ssdlite320_mobilenet_v3_large", {"num_classes": 2, "image_size": 64}, [0, 1]),
+        ("hf:YolosForObjectDetection", {"num_classes": 8, "image_size": [48, 48], **SMALL}, [3, 7]),
+    ],
+)
+def test_networks_with_cocos_own_numbers_are_given_these(
+    ref: str, kwargs: dict[str, Any], numbers: list[int], tmp_path: Any
+) -> None:
+    """The categories of these files are 3 and 7."""
+    write_coco(tmp_path / "set", {"train": scenes(4), "val": scenes(3, seed=1)})
+    recipe = Recipe(
+        model=ModelSection(ref=ref, kwargs=kwargs), data=DataSection(name=f"detection:{tmp_path / 'set'}", batch_size=4)
+    )
+    space = Workspace(recipe, Output("quiet"))
+    space.judging.check()
+    task, split = space.judging.task(), space.data().training_split()
+    assert [task.class_names[number] for number in numbers] == list(CLASSES)
+    assert len(task.class_names) == kwargs["num_classes"]
+    plain = [objects.labels.tolist() for _, objects in (split.annotated(i) for i in range(len(split.labels)))]  # type: ignore[attr-defined]
+    for batches in (space.inputs.batches(split), space.inputs.calibration(split, 4).labelled):
+        ((_, targets),) = batches
+        own = [[numbers[label] for label in labels] for labels in plain]
+        assert [target["labels"].tolist() for target in targets] == own
+    assert set(task.named(Precisions(1.0, 2.0, (None,) * len(task.class_names), 1, 1))["class_ap"]) == set()
 
 
 def test_published_weights_go_into_layers_that_a_checkpoint_has(tmp_path: Any) -> None:

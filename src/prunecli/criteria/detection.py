@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from prunecli.engine.detectors.base import Detector
 from prunecli.errors import MethodError
 from prunecli.inputs import fitted
+
+_ENTRIES = {"boxes", "labels", "ignored"}
 
 
 class DetectorLoss:
@@ -37,6 +40,11 @@ class DetectorLoss:
             raise MethodError(
                 "a detector's loss compares with boxes: name a data set that has some, with --data detection:PATH, or "
                 "choose a method without gradients, such as l1"
+            )
+        if not all(isinstance(target, Mapping) and _ENTRIES <= target.keys() for target in labels):
+            raise MethodError(
+                "a detector's labels are a list with a mapping for each image: boxes (left, top, right, bottom in "
+                "pixels), labels (counted from 0, without the background), and ignored (booleans)"
             )
         with self._detector.settled(network):
             losses = self._detector.losses(network, fitted(inputs, network), fitted(labels, network))

@@ -25,12 +25,14 @@ class BoxLayout:
         class_names: Names of the classes, in the order of their numbers.
         parts: Images of each part, with their boxes; "all" if nothing divides them.
         notes: What the user should know, a line each.
+        categories: Number of each class in COCO's files.
     """
 
     kind: str
     class_names: tuple[str, ...]
     parts: Mapping[str, FileBoxSplit]
     notes: tuple[str, ...] = ()
+    categories: tuple[int, ...] = ()
 
 
 def part_named(words: Iterable[str]) -> str | None:

@@ -128,6 +128,39 @@ class FileBoxSplit:
         return digest("\n".join((*self.class_names, *files)).encode(), *parts)
 
 
+@dataclass(frozen=True, eq=False)
+class RenumberedSplit:
+    """Images with boxes whose classes have other numbers.
+
+    Attributes:
+        split: The images.
+        numbers: The new number of each class.
+    """
+
+    split: BoxSplit
+    numbers: NDArray[np.int64]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Zeros of shape (images,)."""
+        return self.split.labels
+
+    def annotated(self, index: int) -> tuple[Image.Image, Objects]:
+        """Image and objects at `index`, see `BoxSplit`."""
+        image, objects = self.split.annotated(index)
+        return image, Objects(objects.boxes, self.numbers[objects.labels], objects.ignored)
+
+    def subset(self, indices: NDArray[np.int64]) -> RenumberedSplit:
+        """The images at `indices`."""
+        chosen = self.split.subset(indices)
+        assert isinstance(chosen, BoxSplit), "a part of images with boxes has boxes"
+        return RenumberedSplit(chosen, self.numbers)
+
+    def fingerprint(self) -> str:
+        """That of the images: what is on disk is the same."""
+        return self.split.fingerprint()
+
+
 @dataclass(frozen=True)
 class BoxPreparation:
     """How images with boxes reach a network.

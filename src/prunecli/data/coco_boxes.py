@@ -42,7 +42,7 @@ def read(folder: Path) -> BoxLayout | None:
     parts = {
         part: _split(folder, part, path, document, numbers, names, counts) for part, (path, document) in by_part.items()
     }
-    return BoxLayout("COCO", names, parts, counts.notes(folder.name))
+    return BoxLayout("COCO", names, parts, counts.notes(folder.name), tuple(numbers))
 
 
 def _documents(folder: Path) -> dict[Path, dict[str, Any]]:

@@ -53,6 +53,7 @@ def load(path: str, root: Path, download: bool) -> ImageData:
         validation=validation,
         task="detection",
         notes=(_described(name, layout), *layout.notes),
+        categories=layout.categories,
     )
 
 

@@ -222,6 +222,7 @@ class ImageData:
         labels: What values in masks, or numbers of classes of texts, mean, and how common they are.
         vocabulary: What tokens of texts mean, where these are words or characters.
         tokenizer: What they mean where these are parts of words.
+        categories: Number of each class in COCO's files, which has gaps; empty elsewhere.
     """
 
     name: str
@@ -242,6 +243,7 @@ class ImageData:
     labels: tuple[MaskLabel, ...] = ()
     vocabulary: Vocabulary | None = None
     tokenizer: Tokenizer | None = None
+    categories: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int:

@@ -25,7 +25,7 @@ class DepthParams:
             "images; random: the baseline to beat."
         ),
     ] = "loss"
-    greedy: Annotated[bool, Doc("Remove one block after the other, and score the rest anew each time.")] = False
+    greedy: Annotated[bool, Doc("Remove one block at a time, and score those that remain again after each.")] = False
 
     @property
     def chooses(self) -> bool:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from prunecli.data.boxes import BoxPreparation
+from prunecli.data.boxes import BoxPreparation, BoxSplit, RenumberedSplit
+from prunecli.data.loader import Batches, CalibrationBatches, TrainingBatches
 from prunecli.data.preparation import Preprocessing
+from prunecli.data.splits import Split
+from prunecli.data.token_batches import StreamBatches
+from prunecli.engine.config import FitConfig
 from prunecli.engine.detectors.base import Detector
 from prunecli.engine.detectors.index import detector_of
+from prunecli.engine.tasks.base import Described, Labels
 from prunecli.errors import RecipeError
 from prunecli.inputs import Inputs, input_channels
 from prunecli.pipeline.model_inputs import ModelInputs
@@ -46,6 +53,40 @@ class DetectionInputs(ModelInputs):
         if size is None:
             raise RecipeError(f"{loaded.name} takes images of one size, and these differ: say which with --image-size")
         return (input_channels(loaded.model), *size)
+
+    def labels(self) -> Described:
+        """Classes by the numbers that the network has for them."""
+        data, numbers = self._state.data(), self._numbers()
+        if numbers is None:
+            return data
+        names = dict(zip(numbers.tolist(), data.class_names, strict=True))
+        count = self._detector.num_classes(self._state.model().model)
+        return Labels(data.name, data.task, tuple(names.get(number, f"class {number}") for number in range(count)))
+
+    def _numbers(self) -> NDArray[np.int64] | None:
+        """The network's number of each class where it keeps COCO's, with gaps; None where both count alike."""
+        data, detector = self._state.data(), self._detector
+        count = detector.num_classes(self._state.model().model)
+        if detector.first_category is None or count == data.num_classes or not data.categories:
+            return None
+        numbers = np.array(data.categories, dtype=np.int64) - detector.first_category
+        return numbers if numbers.min() >= 0 and numbers.max() < count else None
+
+    def _renumbered(self, split: Split) -> Split:
+        numbers = self._numbers()
+        return RenumberedSplit(split, numbers) if numbers is not None and isinstance(split, BoxSplit) else split
+
+    def batches(self, split: Split) -> Batches | StreamBatches:
+        """Evaluation batches of a split."""
+        return super().batches(self._renumbered(split))
+
+    def calibration(self, split: Split, images: int, batch_size: int | None = None) -> CalibrationBatches:
+        """Batches of a seeded choice of `images` images of a split."""
+        return super().calibration(self._renumbered(split), images, batch_size)
+
+    def training(self, split: Split, config: FitConfig | None = None) -> TrainingBatches | StreamBatches:
+        """Shuffled batches of a split."""
+        return super().training(self._renumbered(split), config)
 
     def preprocessing(self) -> Preprocessing:
         """Images keep their aspect; they are in a list, or filled up to one size."""

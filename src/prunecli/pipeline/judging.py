@@ -41,7 +41,7 @@ class Judging:
         Raises:
             DataError: There is none.
         """
-        return task_of(self._state.data())
+        return task_of(self._inputs.labels())
 
     def labelled_task(self) -> Task:
         """The task, provided that the data set has labels.

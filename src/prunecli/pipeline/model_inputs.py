@@ -16,6 +16,7 @@ from prunecli.data.splits import Split
 from prunecli.data.token_batches import StreamBatches
 from prunecli.engine.config import FitConfig
 from prunecli.engine.resources import as_resource_error
+from prunecli.engine.tasks.base import Described
 from prunecli.errors import DataError, ModelError, ResourceError
 from prunecli.inputs import Inputs, input_channels
 from prunecli.models.loading import ANY_SIZE
@@ -122,6 +123,10 @@ class ModelInputs:
             self._state.sink.warn(
                 f"{data.name} has {data.channels}-channel images; they are converted for {loaded.name}"
             )
+
+    def labels(self) -> Described:
+        """What the labels that the network is given mean; those of the data set, unless overridden."""
+        return self._state.data()
 
     def batches(self, split: Split) -> Batches | StreamBatches:
         """Evaluation batches of a split."""

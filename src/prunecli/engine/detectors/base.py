@@ -39,11 +39,14 @@ class Detector(ABC):
         package: What messages call it.
         lists_images: Whether networks take a list of images, which may differ in size.
         loss_needs_training_mode: Whether networks have a loss in training mode alone.
+        first_category: Which of COCO's numbers the first class stands for in networks that keep these numbers and their
+            gaps; None: they count the 80 classes instead.
     """
 
     package: ClassVar[str]
     lists_images: ClassVar[bool] = False
     loss_needs_training_mode: ClassVar[bool] = False
+    first_category: ClassVar[int | None] = None
 
     @abstractmethod
     def num_classes(self, network: nn.Module) -> int:

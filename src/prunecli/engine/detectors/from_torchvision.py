@@ -23,6 +23,7 @@ class TorchvisionDetector(Detector):
     package = "torchvision"
     lists_images = True
     loss_needs_training_mode = True
+    first_category = 1
 
     def num_classes(self, network: nn.Module) -> int:
         """Those of its classification head, without the background."""

@@ -15,6 +15,7 @@ class TransformersDetector(Detector):
     """Any `...ForObjectDetection`; boxes are centre, width and height in shares of the image."""
 
     package = "transformers"
+    first_category = 0
 
     def num_classes(self, network: nn.Module) -> int:
         """As its configuration says; a query that finds nothing has a score of its own."""

@@ -208,7 +208,7 @@ class Task(ABC):
             raise DataError(self._without_classes())
 
     def check_settings(self, settings: Any) -> None:
-        """Refuses training settings that would change an image and leave its labels as they are.
+        """Refuses training settings that would change an image and leave its labels as they are, or a teacher.
 
         Args:
             settings: Hyperparameters as attributes.
@@ -222,6 +222,8 @@ class Task(ABC):
                     f"--{name.replace('_', '-')} is for images with one class each; {self.data_name} has "
                     f"{self.own_augmentation}"
                 )
+        if not self.distillable and getattr(settings, "teacher", None):
+            raise RecipeError(f"--teacher is for scores of classes; {self.data_name} has boxes: leave it out")
 
     def _without_classes(self) -> str:
         return f"{self.data_name} has images without classes: give another data set, or use it with `prune token`"

@@ -148,8 +148,6 @@ def _hooks(space: Workspace, stage: TrainStage, task: Task, teacher: LoadedModel
 
 
 def _check_teacher(space: Workspace, teacher: LoadedModel, task: Task) -> None:
-    if not task.distillable:
-        raise RecipeError(f"--teacher: there is no teacher's loss for {task.name}; leave it out")
     shape, network = "x".join(map(str, space.inputs.shape())), space.judging.classifier(teacher.model)
     expected = space.data().num_classes
     try:
