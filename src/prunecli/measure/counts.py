@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,15 @@ _MULTIPLYING = frozenset(
 _BY_NAME = {"linalg_matrix_exp": True, "polar": False, "slice_inverse": False, "_cudnn_rnn_flatten_weight": False}
 """Operators with misleading names, and whether they multiply."""
 _HALF = (torch.float16, torch.bfloat16)
+
+
+def _grouped_product(first: torch.Size, second: torch.Size, *_: Any, **__: Any) -> int:
+    """Operations of a product of rows with the matrix of their group: experts of transformers."""
+    return 2 * math.prod(first) * second[-1]
+
+
+_OWN = {torch.ops.aten._grouped_mm: _grouped_product} if hasattr(torch.ops.aten, "_grouped_mm") else {}
+"""Formulas that torch's counter lacks."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ def _count_for_real(model: nn.Module, inputs: Inputs) -> Macs:
 def module_macs(model: nn.Module, inputs: Inputs) -> dict[str, int]:
     """MACs by module name, children included; the empty name is the whole model. Uncounted operators are ignored."""
     counted = cpu_copy(model)
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=_OWN)
     with _countable_kernels(), torch.no_grad(), counter:
         call(counted, cpu_inputs(fitted(inputs, model)))
     prefix = type(counted).__name__ + "."
@@ -146,7 +156,7 @@ def _copy_with(model: nn.Module, replacements: dict[int, Tensor]) -> nn.Module:
 
 
 def _count(model: nn.Module, inputs: Inputs) -> Macs:
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=_OWN)
     recorder = _OperatorRecorder()
     # The recorder is entered first, so that it sits below the counter and also sees operators without a decomposition.
     with _countable_kernels(), torch.no_grad(), recorder, counter:
@@ -173,7 +183,8 @@ class _OperatorRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.uncounted: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket not in flop_registry and may_multiply(func):
+        known = func.overloadpacket in flop_registry or func.overloadpacket in _OWN
+        if not known and may_multiply(func):
             self.uncounted.add(func.overloadpacket._qualified_op_name)
         return func(*args, **(kwargs or {}))
 

@@ -67,7 +67,7 @@ def _check(params: DepthParams) -> None:
 
 
 class _Taken:
-    """A copy of a network without some of its blocks, proven.
+    """A network without some blocks of another, whose parameters it shares, proven.
 
     Args:
         model: The network.
@@ -90,7 +90,7 @@ class _Taken:
         self.removed = tuple(RemovedBlock(name=name, left=left[name]) for name in names)
         rebuilt = rebuilt_with_fewer_layers(model, self.removed) if "identity" not in left.values() else None
         for library in (rebuilt, None) if rebuilt is not None else (None,):
-            self.model = copied(model)
+            self.model = sharing_parameters(model)
             self.former = take_out(self.model, self.removed)
             try:
                 adjust_records(self.model, model, self.former)
@@ -245,7 +245,7 @@ class _Run:
         self._known.reasons[block.name] = reason
 
     def _finished(self, chosen: Sequence[ResidualBlock], taken: _Taken) -> PartsRemoved:
-        request, before, after = self._request, self._model, taken.model
+        request, before, after = self._request, self._model, copied(taken.model)
         inputs = request.example_inputs
         recalibrated = 0
         if request.recalibrate and request.calibration is not None:

@@ -32,6 +32,7 @@ from prunecli.report.inspection_tables import (
 )
 from prunecli.report.table import Table
 from prunecli.studies.module_macs import TOLERANCE, ModuleMacs, disagreements, macs_by_module
+from prunecli.surgery.blocks.taking_out import take_out
 from prunecli.surgery.recurrent.forms import forms_of, put_in_form
 
 _NAMED = 8
@@ -159,6 +160,7 @@ def tables_of_firing(firing: Firing, *, everything: bool) -> list[Table]:
 def _layers_of(loaded: LoadedModel, example: Inputs) -> list[LayerInfo]:
     """Every layer with parameters, in the order of the model."""
     original = rebuild_dense(loaded.manifest.architecture)
+    take_out(original, loaded.manifest.blocks)
     put_in_form(original, forms_of(loaded.model))
     dense = dict(original.named_modules())
     macs = module_macs(loaded.model, example)

@@ -137,5 +137,5 @@ def _without_data(space: Workspace, stage: PruneStage, params: Any) -> Any:
             raise RecipeError(f"--{name} {getattr(params, name)} needs images: name a data set with --data")
     if instead:
         named = ", ".join(f"{name} {value}" for name, value in instead.items())
-        space.sink.warn(f"no data set, so {named} on one random input chooses: name one with --data")
+        space.sink.warn(f"no data set, so {named} chooses, which says less: name one with --data")
     return dataclasses.replace(params, **instead)

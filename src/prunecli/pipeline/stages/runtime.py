@@ -16,7 +16,7 @@ from prunecli.checkpoint.manifest import as_json
 from prunecli.copying import copied
 from prunecli.engine.resources import resource_errors
 from prunecli.errors import DataError, MethodError
-from prunecli.inputs import call, cast_inputs, logits, map_tensors, repeat_sample, sample_count
+from prunecli.inputs import call, cast_inputs, logits, map_tensors, repeat_sample, sample_count, take_samples
 from prunecli.measure.counts import Macs, count_macs
 from prunecli.measure.latency import PairedTiming, time_paired
 from prunecli.methods.registry import get_method
@@ -109,7 +109,7 @@ def runtime_stage(space: Workspace, stage: PruneStage, out: Path) -> RuntimeOutc
         if baseline is not None:
             changes["random"] = baseline
         difference = _batch_difference(space, method, model, change)
-    model, example = model.cpu(), example.cpu()
+    model, example = model.cpu(), cast_inputs(example, "cpu")
     macs = {name: _macs(method, model, one, example) for name, one in changes.items()}
     description = method.describe(model, changes, example)
     variants = compare_changes(space, method, changes, macs)
@@ -200,10 +200,12 @@ def _batch_difference(space: Workspace, method: RuntimeMethod, model: nn.Module,
         MethodError: They do.
     """
     generator = torch.Generator().manual_seed(space.recipe.seed)
-    images = torch.randn(_IMAGES_CHECKED, *space.inputs.example_shape(), generator=generator).to(space.device)
+    example = cast_inputs(space.inputs.example(), space.device)
+    images = map_tensors(example, lambda tensor: _several(tensor, generator))
     with method.applied(model, change), torch.no_grad():
-        together = logits(call(model, images.flip(0))).flip(0)
-        alone = torch.cat([logits(call(model, image.unsqueeze(0))) for image in images])
+        together = _features(call(model, map_tensors(images, lambda tensor: tensor.flip(0)))).flip(0)
+        singles = [take_samples(images, index, index + 1) for index in range(_IMAGES_CHECKED)]
+        alone = torch.cat([_features(call(model, image)) for image in singles])
     difference = float((together - alone).abs().max() / together.abs().max().clamp_min(1e-12))
     if difference > _BOUND:
         raise MethodError(
@@ -211,6 +213,19 @@ def _batch_difference(space: Workspace, method: RuntimeMethod, model: nn.Module,
             "that way; please report its architecture"
         )
     return difference
+
+
+def _several(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Random images in the place of one; whatever else a sample has is repeated."""
+    if tensor.is_floating_point():
+        return torch.randn(_IMAGES_CHECKED, *tensor.shape[1:], generator=generator).to(tensor)
+    return tensor[:1].expand(_IMAGES_CHECKED, *tensor.shape[1:])
+
+
+def _features(output: Any) -> torch.Tensor:
+    """What a network says of each image: its features, where it compares images with texts, else its scores."""
+    features = getattr(output, "image_embeds", None)
+    return features if isinstance(features, torch.Tensor) else logits(output)
 
 
 def _timed(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from prunecli.copying import copied
+from prunecli.copying import sharing_parameters
 from prunecli.errors import ModelError
 from prunecli.inputs import Inputs, call, explained, fitted, output_tensors
 from prunecli.surgery.tracing.running import plain_kernels, seeded
@@ -72,7 +72,7 @@ def residual_blocks(model: nn.Module, inputs: Inputs) -> list[ResidualBlock]:
     Raises:
         ModelError: It does not run on them.
     """
-    network = copied(model).eval()
+    network = sharing_parameters(model).eval()
     watched = _Watched()
     with (
         explained("the network does not run on the example inputs", ModelError),

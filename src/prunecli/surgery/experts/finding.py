@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prunecli.copying import copied
+from prunecli.copying import sharing_parameters
 from prunecli.errors import ModelError
 from prunecli.inputs import Inputs, call, explained, fitted
 from prunecli.surgery.experts.routing import Decision, Routers, Routing
@@ -62,7 +62,7 @@ def expert_layers(model: nn.Module, inputs: Inputs) -> list[ExpertLayer]:
     candidates = list(_candidates(model))
     if not candidates:
         return []
-    network = copied(model).eval()
+    network = sharing_parameters(model).eval()
     chosen: dict[str, int] = {}
     decided: set[str] = set()
 
