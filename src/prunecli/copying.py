@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from prunecli.errors import ModelError
+from prunecli.errors import ModelError, described
 from prunecli.widened import can_be_widened, widened
 
 _Network = TypeVar("_Network", bound=nn.Module)
@@ -54,12 +54,11 @@ def copied(model: _Network, memo: dict[int, Any] | None = None) -> _Network:
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            why = f"{type(error).__name__}: {_first_line(error)}"
             remedy = "set it to None or remove it before pruning"
             where = next(_uncopyable(model), "")
             if not where:
                 where, remedy = "an object in it refuses", "make copy.deepcopy(model) work"
-            raise ModelError(f"the model cannot be copied: {where} ({why}); {remedy}") from error
+            raise ModelError(f"the model cannot be copied: {where} ({described(error)}); {remedy}") from error
 
 
 def converted(model: _Network, dtype: torch.dtype) -> _Network:
@@ -173,7 +172,3 @@ def _uncopyable(model: nn.Module) -> Iterator[str]:
             except Exception:
                 where = f"{name}.{key}" if name else key
                 yield f"a hook in {where} refuses" if "_hooks" in key else f"{where} holds a {type(value).__name__}"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "")[:160]

@@ -123,3 +123,14 @@ def unknown(kind: str, name: str, choices: Iterable[str], see: str | None = None
     else:
         hint = "choose from " + ", ".join(options)
     return f"unknown {kind} {name!r}: {hint}"
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """The first line of an exception's message, cut to `limit` characters; the name of its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
+
+
+def described(error: BaseException, limit: int = 200) -> str:
+    """An exception's type, with the first line of its message if it has one."""
+    kind, first = type(error).__name__, first_line(error, limit)
+    return kind if first == kind else f"{kind}: {first}"

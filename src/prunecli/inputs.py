@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from prunecli.errors import MethodError, ModelError, PruneError
+from prunecli.errors import MethodError, ModelError, PruneError, described
 
 Inputs: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 """One tensor, positional arguments, one list of tensors, or keyword arguments."""
@@ -71,12 +71,11 @@ def explained(what: str, kind: type[PruneError], remedy: str = "") -> Iterator[N
     except (PruneError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        text = str(error).strip()
-        if isinstance(error, RuntimeError) and any(word in text.lower() for word in _ABOUT_MEMORY):
+        text = str(error).lower()
+        if isinstance(error, RuntimeError) and any(word in text for word in _ABOUT_MEMORY):
             raise
-        first = text.splitlines()[0][:200] if text else "no further explanation"
         hint = f"; {remedy}" if remedy else ""
-        raise kind(f"{what}: {type(error).__name__}: {first}{hint}") from error
+        raise kind(f"{what}: {described(error)}{hint}") from error
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

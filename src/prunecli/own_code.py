@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from prunecli.errors import PruneError, unknown
+from prunecli.errors import PruneError, described, unknown
 
 PREFIX = "module:"
 _REFERENCE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
@@ -62,7 +62,7 @@ def load_function(reference: str, error: type[PruneError], option: str) -> Calla
             raise error(
                 f"{PREFIX}{reference}: no module {failure.name} in this folder or installed; run where it can be found"
             ) from failure
-        raise error(f"{PREFIX}{reference}: importing {module} fails: {_first_line(failure)}") from failure
+        raise error(f"{PREFIX}{reference}: importing {module} fails: {described(failure)}") from failure
     function = getattr(loaded, name, None)
     if not callable(function):
         known = [key for key, value in vars(loaded).items() if callable(value) and not key.startswith("_")]
@@ -91,9 +91,7 @@ def called(function: Callable[..., Any], reference: str, error: type[PruneError]
         return function(**kwargs)
     except Exception as failure:
         shown = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
-        raise error(
-            f"{PREFIX}{reference}({shown[:120]}) fails: {_first_line(failure)}; --debug shows where"
-        ) from failure
+        raise error(f"{PREFIX}{reference}({shown[:120]}) fails: {described(failure)}; --debug shows where") from failure
 
 
 def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -102,8 +100,3 @@ def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Paramete
         return inspect.signature(function).parameters
     except (TypeError, ValueError):  # of a class written in C
         return {}
-
-
-def _first_line(failure: Exception) -> str:
-    text = (str(failure).strip().splitlines() or [""])[0][:200]
-    return f"{type(failure).__name__}: {text}" if text else type(failure).__name__

@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 from prunecli.cli.lazy import error_text
 from prunecli.cli.output import Output, current_output, use_output
 from prunecli.cli.verbs import root
-from prunecli.errors import GateFailed, PruneError, Stopped
+from prunecli.errors import GateFailed, PruneError, Stopped, described
 
 _INTERRUPTED = 130
 
@@ -61,8 +61,7 @@ def run(argv: Sequence[str]) -> int:
     except OSError as error:
         return _fail(error, f"{error.filename or 'system'}: {error.strerror or error}", 1)
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        return _fail(error, f"{type(error).__name__}: {first} (this is a bug; --debug shows where)", 1)
+        return _fail(error, f"{described(error)} (this is a bug; --debug shows where)", 1)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

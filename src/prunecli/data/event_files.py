@@ -14,7 +14,7 @@ from prunecli.data.aedat import MAGIC, Interval, read_aedat
 from prunecli.data.array_files import announced_bytes, member_bytes
 from prunecli.data.events import BACKWARDS, POLARITIES, Events, Size, unwrapped
 from prunecli.data.images import OUT_OF_FILES, UnreadableImage, irregularity
-from prunecli.errors import ResourceError
+from prunecli.errors import ResourceError, first_line
 
 SUFFIXES = (".bin", ".aedat", ".npz", ".npy")
 MOST_BYTES = 2**27
@@ -191,4 +191,4 @@ def _reason(path: Path, error: Exception) -> str:
         return "a link to a file that does not exist" if path.is_symlink() else "it does not exist"
     if isinstance(error, OSError) and error.strerror and not isinstance(error, io.UnsupportedOperation):
         return error.strerror
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from prunecli.errors import DataError, ResourceError
+from prunecli.errors import DataError, ResourceError, first_line
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
 """Formats that are opened. Pillow knows more, and starts another program for one of them."""
@@ -116,7 +116,7 @@ def decoding_error(error: Exception) -> str:
         return f"its content is not {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)
 
 
 def image_bytes(path: Path) -> int:

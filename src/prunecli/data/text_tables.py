@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from prunecli.data.splits import too_large
-from prunecli.errors import DataError
+from prunecli.errors import DataError, first_line
 from prunecli.measure.environment import memory_bytes
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
@@ -279,8 +279,9 @@ def _parquet(file: Path) -> Any:
     try:
         return parquet.ParquetFile(file)
     except Exception as error:  # its own types, OSError and others
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise DataError(f"{file}: no readable Parquet file ({cause}); fetch or make it again") from error
+        raise DataError(
+            f"{file}: no readable Parquet file ({first_line(error, 160)}); fetch or make it again"
+        ) from error
 
 
 def _parquet_rows(file: Path, wanted: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -298,8 +299,9 @@ def _parquet_rows(file: Path, wanted: Sequence[str]) -> Iterator[tuple[str, Mapp
     except DataError:
         raise
     except Exception as error:
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise DataError(f"{file}: damaged after row {number} ({cause}); fetch or make it again") from error
+        raise DataError(
+            f"{file}: damaged after row {number} ({first_line(error, 160)}); fetch or make it again"
+        ) from error
 
 
 def _recorded_classes(file: Path, label: str) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunecli.checkpoint.manifest import UsedTokenizer
-from prunecli.errors import DataError
+from prunecli.errors import DataError, first_line
 
 if TYPE_CHECKING:
     import tokenizers
@@ -244,8 +244,9 @@ def _converted(folder: Path) -> str:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         library = getattr(tokenizer, "backend_tokenizer", None)
     except Exception as error:  # whatever the classes of transformers raise
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise DataError(f"{folder}: has no tokenizer that transformers can read ({cause}); {_REMEDY}") from error
+        raise DataError(
+            f"{folder}: has no tokenizer that transformers can read ({first_line(error)}); {_REMEDY}"
+        ) from error
     finally:
         logging.set_verbosity(before)
     if library is None:
@@ -310,8 +311,7 @@ def _explained(origin: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise DataError(f"{origin}: the tokenizer does not work ({cause}); {_REMEDY}") from error
+        raise DataError(f"{origin}: the tokenizer does not work ({first_line(error)}); {_REMEDY}") from error
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from prunecli.checkpoint.manifest import Architecture, InputNormalisation
-from prunecli.errors import ModelError, unknown
+from prunecli.errors import ModelError, first_line, unknown
 from prunecli.models.index import SOURCES, added_sources
 from prunecli.models.source import (
     DescribingSource,
@@ -94,8 +94,7 @@ def build(ref: str, *, pretrained: bool = False, meta: bool = False, **kwargs: A
     except Exception as error:
         if meta:  # torchvision's RegNet reads tensors while it is built
             return build(ref, **kwargs)
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{ref} cannot be built with {kwargs or 'its defaults'}: {first}") from error
+        raise ModelError(f"{ref} cannot be built with {kwargs or 'its defaults'}: {first_line(error)}") from error
 
 
 def open_network(ref: str, request: OpenRequest) -> Opened | None:

@@ -14,7 +14,7 @@ from open_clip.model import CLIP
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import InputNormalisation
-from prunecli.errors import ModelError, unknown
+from prunecli.errors import ModelError, first_line, unknown
 
 _TINY = "tiny"
 CLASSES_ARE_TEXTS = True
@@ -94,8 +94,7 @@ def tokenizer(name: str, model: nn.Module) -> Callable[[list[str]], Tensor]:
     try:
         tokens_of: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(architecture)
     except Exception as error:  # transformers raises many types when it cannot reach its hub
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"open_clip:{name}: its tokenizer cannot be fetched: {first[:200]}") from error
+        raise ModelError(f"open_clip:{name}: its tokenizer cannot be fetched: {first_line(error)}") from error
     return tokens_of
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import InputNormalisation
-from prunecli.errors import ModelError
+from prunecli.errors import ModelError, first_line
 
 _IMAGE_SIZE = (512, 512)
 """Height and width that the published networks were trained on; others work too."""
@@ -124,8 +124,7 @@ def _transformers() -> Any:
             raise ModelError(
                 "SegFormer needs the library transformers; pip install 'prunecli[segmentation]'"
             ) from error
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"SegFormer needs the library transformers, which cannot be imported ({first}); `prune doctor` shows what "
-            "does not match"
+            f"SegFormer needs the library transformers, which cannot be imported ({first_line(error)}); "
+            "`prune doctor` shows what does not match"
         ) from error

@@ -17,7 +17,7 @@ from prunecli.data.token_batches import StreamBatches
 from prunecli.engine.config import FitConfig
 from prunecli.engine.resources import as_resource_error
 from prunecli.engine.tasks.base import Described
-from prunecli.errors import DataError, ModelError, ResourceError
+from prunecli.errors import DataError, ModelError, ResourceError, first_line
 from prunecli.inputs import Inputs, input_channels
 from prunecli.models.loading import ANY_SIZE
 from prunecli.pipeline.state import RunState
@@ -170,7 +170,6 @@ class ModelInputs:
             scarce = as_resource_error(error)
             if scarce is not None:
                 raise ResourceError(f"{name}, {self.noun} of {shape}: {scarce}") from error
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ModelError(
-                f"{name} does not run on {shape} {self.noun}: {first}; see --{self.size_option}"
+                f"{name} does not run on {shape} {self.noun}: {first_line(error)}; see --{self.size_option}"
             ) from error

@@ -15,7 +15,7 @@ from prunecli.data.events import Binning
 from prunecli.data.loader import evaluation_batches
 from prunecli.data.preparation import Preprocessing
 from prunecli.data.splits import SampleSplit
-from prunecli.errors import DataError, RecipeError
+from prunecli.errors import DataError, RecipeError, first_line
 from prunecli.models.catalog import example_inputs
 from prunecli.pipeline.model_inputs import ModelInputs
 from prunecli.recipe.sizes import parse_shape
@@ -128,8 +128,9 @@ def read_example(path: Path) -> Any:
             f"--example {path}: no such file; write one with numpy.savez(FILE, argument=array)"
         ) from error
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RecipeError(f"--example {path}: no .npz file of plain arrays ({first[:120]}); use numpy.savez") from error
+        raise RecipeError(
+            f"--example {path}: no .npz file of plain arrays ({first_line(error, 120)}); use numpy.savez"
+        ) from error
     tensors = {name: _tensor(array, path, name) for name, array in arrays.items()}
     if not tensors:
         raise RecipeError(f"--example {path}: holds no arrays; write them with numpy.savez(FILE, argument=array)")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from prunecli.copying import copied
-from prunecli.errors import MethodError, ModelError, VerificationError
+from prunecli.errors import MethodError, ModelError, VerificationError, described, first_line
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.request import PruneRequest
 from prunecli.pipeline.pruning import PruneResult, prune_model
@@ -109,7 +109,7 @@ def attempt(ref: str, *, max_params: float | None = None, seed: int = 0, export:
             return
         tried = candidate(ref, seed)
     except Exception as error:  # timm lists models that it cannot build without more packages
-        yield Coverage(ref, "refused", reason=f"cannot be built: {_first_line(error)}")
+        yield Coverage(ref, "refused", reason=f"cannot be built: {first_line(error)}")
         return
     torch.manual_seed(seed)
     params = StructuralParams(ratio=_RATIO, scope="local", round_to=1, min_width=1, max_ratio=1.0)
@@ -136,13 +136,13 @@ def _pruned(tried: Candidate, request: PruneRequest) -> PruneResult | Coverage:
     try:
         return prune_model(tried.model, tried.manifest, request)
     except NotComparableError as error:
-        return Coverage(ref, "refused", reason=_first_line(error))
+        return Coverage(ref, "refused", reason=first_line(error))
     except VerificationError as error:
-        return Coverage(ref, "wrong", reason=_first_line(error))
+        return Coverage(ref, "wrong", reason=first_line(error))
     except (ModelError, MethodError) as error:
-        return Coverage(ref, "refused", reason=_first_line(error))
+        return Coverage(ref, "refused", reason=first_line(error))
     except Exception as error:
-        return Coverage(ref, "wrong", reason=f"{type(error).__name__}: {_first_line(error)}")
+        return Coverage(ref, "wrong", reason=f"{described(error)}")
 
 
 def _described(tried: Candidate, result: PruneResult) -> Coverage:
@@ -159,7 +159,3 @@ def _described(tried: Candidate, result: PruneResult) -> Coverage:
         reason=most_common_reason(traced),
         held_by=kinds_of_reasons(model, traced),
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

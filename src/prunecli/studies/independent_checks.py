@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Architecture
 from prunecli.copying import copied
+from prunecli.errors import described
 from prunecli.inputs import Inputs, call, output_tensors
 from prunecli.models.catalog import rebuild_dense
 from prunecli.models.loading import restore
@@ -84,13 +85,7 @@ def independent_checks(
         try:
             yield name, check(pair)
         except Exception as error:  # of whatever type the pruned network raises
-            yield name, Check(False, one_line(error))
-
-
-def one_line(error: BaseException) -> str:
-    """An error's type and first line."""
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}"[:300]
+            yield name, Check(False, described(error))
 
 
 def _restored(pair: _Pair) -> Check:
@@ -123,7 +118,7 @@ def _second_input(pair: _Pair) -> Check:
     try:
         expected = _outputs(pair.original, inputs, names)
     except Exception as error:
-        return Check(None, f"the original fails: {one_line(error)}")
+        return Check(None, f"the original fails: {described(error)}")
     shapes = _alike(expected, _outputs(pair.pruned, inputs, names), pair.network.varying)
     if not shapes.passed or pair.network.varying:
         return shapes
@@ -149,7 +144,7 @@ def _training_shapes(pair: _Pair) -> Check:
     try:
         expected = _outputs(pair.original, inputs, names, training=True)
     except Exception as error:
-        return Check(None, f"the original fails: {one_line(error)}")
+        return Check(None, f"the original fails: {described(error)}")
     return _alike(expected, _outputs(pair.pruned, inputs, names, training=True), pair.network.varying)
 
 
@@ -160,7 +155,7 @@ def _gradients(pair: _Pair) -> Check:
     try:
         expected = _with_gradients(original, inputs, 0)
     except Exception as error:
-        return Check(None, f"the original fails: {one_line(error)}")
+        return Check(None, f"the original fails: {described(error)}")
     actual = _with_gradients(pair.pruned, inputs, 0)
     for seed in range(1, _SEEDS):
         if expected == actual:
@@ -182,7 +177,7 @@ def _exported(pair: _Pair) -> Check:
             warnings.simplefilter("ignore")
             torch.export.export(pair.original.eval(), args, kwargs, strict=False)
     except Exception as error:
-        return Check(None, f"the original cannot be exported: {one_line(error)}")
+        return Check(None, f"the original cannot be exported: {described(error)}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(pair.pruned.eval(), args, kwargs, strict=False)

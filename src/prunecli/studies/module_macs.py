@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunecli.errors import ModelError
+from prunecli.errors import ModelError, first_line
 from prunecli.inputs import Inputs, call, map_tensors, output_tensors
 from prunecli.measure.counts import cpu_copy, cpu_inputs, may_multiply, module_macs
 
@@ -88,8 +88,7 @@ def macs_by_module(model: nn.Module, inputs: Inputs, depth: int) -> list[ModuleM
             for name, _ in model.named_modules()
         }
     except Exception as error:  # torch.jit raises whatever the model or the tracer does
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"fvcore cannot trace this network ({first_line}); leave out --modules") from error
+        raise ModelError(f"fvcore cannot trace this network ({first_line(error)}); leave out --modules") from error
     params = parameter_count(model)
     modules = []
     for name, module in model.named_modules():

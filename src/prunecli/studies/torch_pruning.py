@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.copying import copied
+from prunecli.errors import described
 from prunecli.inputs import Inputs, call, cast_inputs, doubled_batch, output_tensors
 from prunecli.measure.counts import parameter_count
 from prunecli.studies.candidates import candidate
@@ -133,9 +134,12 @@ def try_network(model: nn.Module, example: Inputs, seed: int = 0) -> dict[str, A
 
 
 def _crash(phase: str, error: Exception, start: float) -> dict[str, Any]:
-    first_line = (str(error).strip().splitlines() or [""])[0][:300]
     seconds = round(time.perf_counter() - start, 2)
-    return {"status": "crashed", "reason": f"{phase}: {type(error).__name__}: {first_line}", "seconds": seconds}
+    return {
+        "status": "crashed",
+        "reason": f"{phase}: {described(error, 300)}",
+        "seconds": seconds,
+    }
 
 
 def _distinct(model: nn.Module, seed: int) -> nn.Module:

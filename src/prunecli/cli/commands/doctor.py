@@ -10,7 +10,7 @@ import typer
 from prunecli.cli.lazy import make_command
 from prunecli.cli.options import with_output
 from prunecli.cli.output import Output
-from prunecli.errors import RecipeError
+from prunecli.errors import RecipeError, first_line
 from prunecli.models.index import PATTERN_HELP
 
 
@@ -55,8 +55,7 @@ def run(
         facts["accelerator"] = str(torch.accelerator.current_accelerator() or "none")
         facts |= _data_sets()
     except Exception as error:  # a mismatched pair fails in many ways
-        first_line = (str(error).strip().splitlines() or [""])[0]
-        problems.append(f"torch and torchvision do not match ({first_line}); reinstall both together")
+        problems.append(f"torch and torchvision do not match ({first_line(error)}); reinstall both together")
     else:
         problems += _torchaudio_problems()
     output.document({"facts": facts, "problems": problems})
@@ -104,9 +103,8 @@ def _torchaudio_problems() -> list[str]:
     except ModuleNotFoundError:
         return []
     except Exception as error:  # another CUDA version, or a torch without CUDA: each fails in its own way
-        first_line = (str(error).strip().splitlines() or [""])[0]
         return [
-            f"torchaudio does not match torch ({first_line}), and transformers cannot be imported beside it; "
+            f"torchaudio does not match torch ({first_line(error)}), and transformers cannot be imported beside it; "
             "reinstall torch, torchvision and torchaudio together, from one index"
         ]
     return []

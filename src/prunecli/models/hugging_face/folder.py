@@ -15,7 +15,7 @@ import torch
 from prunecli.checkpoint.header import read_header
 from prunecli.checkpoint.manifest import InputNormalisation, UsedTokenizer
 from prunecli.data.tokenizer import read_tokenizer
-from prunecli.errors import DataError, ModelError
+from prunecli.errors import DataError, ModelError, first_line
 from prunecli.models.hugging_face.configuration import read_json
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -88,10 +88,9 @@ def _from_hub(repository: str, revision: str | None, where: str) -> Path:
             "give its path"
         ) from error
     except Exception as error:  # of many types, of several libraries
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"{where}: not in the cache, and the hub cannot be reached ({first[:120]}); fetch it where there is a "
-            f"network with `hf download {repository}` and give the folder"
+            f"{where}: not in the cache, and the hub cannot be reached ({first_line(error, 120)}); fetch it "
+            f"where there is a network with `hf download {repository}` and give the folder"
         ) from error
 
 

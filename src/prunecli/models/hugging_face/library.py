@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from prunecli.errors import ModelError, unknown
+from prunecli.errors import ModelError, first_line, unknown
 from prunecli.models.source import Takes
 
 _TABLE, _END = "MODEL_FOR_", "_MAPPING_NAMES"
@@ -39,10 +39,9 @@ def transformers() -> Any:
     except Exception as error:  # of many types: transformers imports whatever else is installed
         if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "transformers":
             raise ModelError("hf: needs the library transformers; pip install 'prunecli[transformers]'") from error
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"hf: needs the library transformers, which cannot be imported ({first}); `prune doctor` shows what does "
-            "not match"
+            f"hf: needs the library transformers, which cannot be imported ({first_line(error)}); `prune doctor` "
+            "shows what does not match"
         ) from error
     return library
 
@@ -141,8 +140,7 @@ def class_named(name: str) -> Any:
         kind = getattr(library, name)
         kind.config_class  # noqa: B018 - placeholders of classes that cannot be imported raise here
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"hf:{name}: this version of transformers cannot import it: {first}") from error
+        raise ModelError(f"hf:{name}: this version of transformers cannot import it: {first_line(error)}") from error
     return kind
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunecli.errors import ModelError
+from prunecli.errors import ModelError, first_line
 
 _SIDE = 256
 """Images that the package itself runs a network on to find its strides."""
@@ -39,7 +39,7 @@ def check_size(package: Any, config: Mapping[str, Any], where: str) -> None:
     except ModelError:
         raise
     except Exception as error:
-        first = " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())[:200]
+        first = " ".join(first_line(error).split())[:200]
         raise ModelError(f"{where}: its layers do not fit together: {first}") from error
 
 

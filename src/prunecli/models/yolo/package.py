@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prunecli.errors import ModelError
+from prunecli.errors import ModelError, first_line
 from prunecli.models.yolo.names import INSTALL, folder
 
 _NAME = "ultralytics"
@@ -48,9 +48,8 @@ def tasks() -> Any:
         with _as_offline(), torch.device("cpu"):  # heads have tensors of their class, which are made on import
             return import_module("ultralytics.nn.tasks")
     except Exception as error:  # of many types: it imports whatever else is installed
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"ultralytics: the package cannot be imported ({first}); install it again: {INSTALL}"
+            f"ultralytics: the package cannot be imported ({first_line(error)}); install it again: {INSTALL}"
         ) from error
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.copying import sharing_parameters
-from prunecli.errors import VerificationError
+from prunecli.errors import VerificationError, described
 from prunecli.inputs import Inputs, output_tensors
 from prunecli.surgery.proof.comparing import relative_difference
-from prunecli.surgery.tracing.running import one_line, plain_kernels, seeded
+from prunecli.surgery.tracing.running import plain_kernels, seeded
 from prunecli.surgery.tracing.trial import RUNTIME_ERRORS
 
 _TOKENS = ("decoder_input_ids", "input_ids")
@@ -42,7 +42,7 @@ def check_cache(original: nn.Module, pruned: nn.Module, inputs: Inputs, toleranc
             found = difference(pruned, given)
         except RUNTIME_ERRORS as error:
             raise VerificationError(
-                f"the pruned network does not run with cached keys and values: {one_line(error)}; nothing was saved"
+                f"the pruned network does not run with cached keys and values: {described(error)}; nothing was saved"
             ) from error
         if found is None or found > tolerance:
             raise VerificationError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from prunecli.copying import converted, copied, sharing_parameters
-from prunecli.errors import VerificationError
+from prunecli.errors import VerificationError, described
 from prunecli.inputs import Inputs, call, cast_inputs, output_tensors
 from prunecli.surgery.axes import ChannelMasks, kept_mask
 from prunecli.surgery.groups import ChannelGroup, Keep, Member, dropped_units
@@ -31,7 +31,7 @@ from prunecli.surgery.removal.rebuild import state_tensors
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.taps import channels_last, layer_input
 from prunecli.surgery.tracing.labels import Label
-from prunecli.surgery.tracing.running import one_line, plain_kernels, seeded
+from prunecli.surgery.tracing.running import plain_kernels, seeded
 from prunecli.surgery.tracing.trace import trace
 from prunecli.surgery.tracing.traced import Trace
 from prunecli.surgery.tracing.trial import RUNTIME_ERRORS
@@ -304,7 +304,7 @@ def _both(
         with torch.no_grad(), plain_kernels(), seeded(), replayed:
             output = call(pruned, inputs)
     except RUNTIME_ERRORS as error:
-        raise VerificationError(f"the pruned network does not run: {one_line(error)}; nothing was saved") from error
+        raise VerificationError(f"the pruned network does not run: {described(error)}; nothing was saved") from error
     names = traced.followed.kept_outputs
     references, outputs = chosen_outputs(reference, names), chosen_outputs(output, names)
     if not replayed.aligned:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.copying import converted, sharing_parameters
-from prunecli.errors import VerificationError
+from prunecli.errors import VerificationError, described
 from prunecli.inputs import Inputs, call, cast_inputs, named_tensors
 from prunecli.surgery.blocks.residual import ResidualBlock
 from prunecli.surgery.blocks.switching import switched_off
@@ -27,7 +27,7 @@ from prunecli.surgery.proof.comparing import (
 from prunecli.surgery.proof.randomness import Repeated
 from prunecli.surgery.proof.trial_inputs import drawn_like, drawn_samples, reversed_tokens
 from prunecli.surgery.removal.rebuild import state_tensors
-from prunecli.surgery.tracing.running import one_line, plain_kernels, seeded
+from prunecli.surgery.tracing.running import plain_kernels, seeded
 from prunecli.surgery.tracing.trial import RUNTIME_ERRORS
 
 _LAYER_DROP = ("layerdrop", "layer_drop")
@@ -135,7 +135,7 @@ def _difference(
                     reference = _run(first, trial, training)
                 except RUNTIME_ERRORS as error:
                     if trial is inputs:
-                        raise NotComparableError(f"the network does not run: {one_line(error)}") from error
+                        raise NotComparableError(f"the network does not run: {described(error)}") from error
                     continue
                 if any(bool(tensor.any()) for _, tensor in reference):
                     differences.append(_compared(reference, _pruned_outputs(second, trial, training)))
@@ -158,7 +158,7 @@ def _firing(
         try:
             return with_active_neurons(probe, result, inputs, former)
         except RUNTIME_ERRORS as error:
-            raise NotComparableError(f"the network does not run: {one_line(error)}") from error
+            raise NotComparableError(f"the network does not run: {described(error)}") from error
 
 
 def _run(network: nn.Module, inputs: Inputs, training: bool) -> list[tuple[str, Tensor]]:
@@ -174,7 +174,7 @@ def _pruned_outputs(network: nn.Module, inputs: Inputs, training: bool) -> list[
         return _run(network, inputs, training)
     except RUNTIME_ERRORS as error:
         raise VerificationError(
-            f"the network does not run without the block: {one_line(error)}; nothing was saved"
+            f"the network does not run without the block: {described(error)}; nothing was saved"
         ) from error
 
 

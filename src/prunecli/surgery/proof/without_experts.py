@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from prunecli.copying import converted, sharing_parameters
-from prunecli.errors import VerificationError
+from prunecli.errors import VerificationError, described
 from prunecli.inputs import Inputs, call, cast_inputs, named_tensors
 from prunecli.surgery.experts.finding import ExpertLayer
 from prunecli.surgery.experts.removing import added, remove_experts
@@ -30,7 +30,7 @@ from prunecli.surgery.proof.comparing import (
 from prunecli.surgery.proof.randomness import Draws, Replayed, given_to, is_random, noting
 from prunecli.surgery.proof.trial_inputs import drawn_like, drawn_samples, reversed_tokens
 from prunecli.surgery.removal.rebuild import state_tensors
-from prunecli.surgery.tracing.running import one_line, plain_kernels, seeded
+from prunecli.surgery.tracing.running import plain_kernels, seeded
 from prunecli.surgery.tracing.trial import RUNTIME_ERRORS
 
 _OF_ROUTERS = ("router_logits", "router_probs", "aux_loss", "z_loss")
@@ -145,7 +145,7 @@ class _Comparison:
                 reference = self._reference(trial, training, draws)
             except RUNTIME_ERRORS as error:
                 if trial is inputs:
-                    raise NotComparableError(f"the network does not run: {one_line(error)}") from error
+                    raise NotComparableError(f"the network does not run: {described(error)}") from error
                 continue
             if any(bool(tensor.any()) for _, tensor in reference):
                 differences.append(_compared(reference, self._outputs(trial, training, draws)))
@@ -177,7 +177,7 @@ class _Comparison:
                 outputs = named_tensors(call(running, inputs))
         except RUNTIME_ERRORS as error:
             raise VerificationError(
-                f"the network does not run without the experts: {one_line(error)}; nothing was saved"
+                f"the network does not run without the experts: {described(error)}; nothing was saved"
             ) from error
         if not replayed.aligned:
             raise VerificationError("a random operator of the pruned network gets or draws other numbers")

@@ -18,10 +18,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from prunecli.copying import copied
-from prunecli.errors import ModelError
+from prunecli.errors import ModelError, described
 from prunecli.inputs import Inputs, cast_inputs
 from prunecli.surgery.groups import ChannelGroup, Member, Role, tie_units
-from prunecli.surgery.tracing.running import one_line
 
 
 class _RefusedError(Exception):
@@ -105,7 +104,7 @@ def _dependency_groups(model: nn.Module, inputs: Inputs, time_limit_s: float) ->
         except Exception as error:
             if expired.is_set():
                 raise ModelError(f"tracing took more than {time_limit_s:g} s and was given up") from error
-            raise ModelError(f"the model's channels cannot be traced: {one_line(error)}") from error
+            raise ModelError(f"the model's channels cannot be traced: {described(error)}") from error
 
 
 def _channel_group(model: nn.Module, names: dict[nn.Module, str], order: list[str], items: list[_Item]) -> ChannelGroup:

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from prunecli.errors import DataDependentError, ModelError
+from prunecli.errors import DataDependentError, ModelError, described
 from prunecli.inputs import Inputs, call, doubled_batch, output_tensors
 from prunecli.surgery.axes import fixed, freeze
 from prunecli.surgery.outputs import check_names, chosen_outputs, default_outputs, free_outputs
 from prunecli.surgery.tracing.labels import INPUT, OUTPUT, Followed, Label, Labels, Record
 from prunecli.surgery.tracing.operators import Call, apply_rule
 from prunecli.surgery.tracing.paths import PATHS
-from prunecli.surgery.tracing.running import one_line, plain_kernels, seeded, stack_names
+from prunecli.surgery.tracing.running import plain_kernels, seeded, stack_names
 from prunecli.surgery.tracing.sizes import SizeWatcher
 from prunecli.surgery.tracing.watched import Uses
 
@@ -72,7 +72,7 @@ def follow(
     except ModelError:
         raise
     except Exception as error:
-        raise NotRunningError(f"the model does not run on the example inputs: {one_line(error)}") from error
+        raise NotRunningError(f"the model does not run on the example inputs: {described(error)}") from error
     followed.records = labels.records
     if outputs is not None:
         check_names(output, outputs)

@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 from prunecli.copying import copied
-from prunecli.errors import ModelError, PruneError, unknown
+from prunecli.errors import ModelError, PruneError, described, unknown
 from prunecli.inputs import Inputs, call, cast_inputs, fitted, map_tensors, output_tensors
 from prunecli.surgery.groups import ChannelGroup, Size
 from prunecli.surgery.tracing.follow import follow
-from prunecli.surgery.tracing.running import one_line
 from prunecli.surgery.tracing.traced import Part, Trace
 
 
@@ -155,7 +154,7 @@ def _run(model: nn.Module, inputs: Inputs) -> None:
         with torch.no_grad():
             call(model, fitted(cast_inputs(inputs, device="cpu"), model))
     except Exception as error:
-        raise ModelError(f"the model does not run on the example inputs: {one_line(error)}") from error
+        raise ModelError(f"the model does not run on the example inputs: {described(error)}") from error
 
 
 def _renamed(group: ChannelGroup, outer: str) -> ChannelGroup:

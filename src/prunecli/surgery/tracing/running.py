@@ -96,9 +96,3 @@ def stack_names(model: nn.Module, stack: list[str], listener: ModuleListener | N
                 hooks.callback(module.register_forward_pre_hook(entered(name)).remove)
                 hooks.callback(module.register_forward_hook(left).remove)
         yield
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an error with its type."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from prunecli.copying import copied, sharing_parameters
+from prunecli.errors import described
 from prunecli.inputs import Inputs, call, cast_inputs
 from prunecli.measure.counts import meta_copy
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.removal.slice import remove
-from prunecli.surgery.tracing.running import one_line, seeded, stack_names
+from prunecli.surgery.tracing.running import seeded, stack_names
 
 RUNTIME_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AssertionError, ArithmeticError, AttributeError,
                   NameError, OSError, ImportError, StopIteration)  # fmt: skip
@@ -85,19 +86,19 @@ class Trial:
         try:
             remove(trial, groups, keep)
         except RUNTIME_ERRORS as error:  # not a fault of the network
-            return Problem("", f"prune fails to remove its channels ({one_line(error)}); please report it")
+            return Problem("", f"prune fails to remove its channels ({described(error)}); please report it")
         stack = [""]
         try:
             self._run(trial, inputs, stack)
         except RUNTIME_ERRORS as error:
-            reason = f"the network does not run without its channels: {_where(stack)} ({one_line(error)})"
+            reason = f"the network does not run without its channels: {_where(stack)} ({described(error)})"
             return Problem(stack[-1], reason)
         stack = [""]
         try:
             if training_inputs is not None:
                 self._run(trial.train(), training_inputs, stack)
         except RUNTIME_ERRORS as error:
-            reason = f"a branch that only training uses reads its channels: {_where(stack)} ({one_line(error)})"
+            reason = f"a branch that only training uses reads its channels: {_where(stack)} ({described(error)})"
             return Problem(stack[-1], reason)
         return None
 
