@@ -94,12 +94,22 @@ class Architecture(_Strict):
 
 
 class InputNormalisation(_Strict):
-    """How images were prepared for this network."""
+    """How images were prepared for this network.
+
+    Attributes:
+        mean: Per channel, of pixels from 0 to 1.
+        std: Per channel.
+        interpolation: Of resizing.
+        crop_pct: Share of the resized image that is used.
+        crop_mode: What happens to images of another shape: "center" resizes the shorter side and cuts off what the
+            longer has too much, "squash" changes the proportions, "border" fills up the shorter side.
+    """
 
     mean: _Channels
     std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(max_length=_MAX_CHANNELS)]
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     crop_pct: float = Field(1.0, ge=0.05, le=2.0)
+    crop_mode: Literal["center", "squash", "border"] = "center"
 
 
 class TokenStage(_Strict):

@@ -31,6 +31,7 @@ class Preprocessing:
         std: Per channel.
         interpolation: "bilinear" or "bicubic".
         crop_pct: Share of the resized image that the centre crop keeps.
+        crop_mode: What happens to images of another shape: "center", "squash" or "border", as timm names it.
         frames: How recordings of events become frames; their counts are not normalised. None for images.
         boxes: How images with boxes reach a detector.
     """
@@ -40,6 +41,7 @@ class Preprocessing:
     std: tuple[float, ...]
     interpolation: str = "bilinear"
     crop_pct: float = 1.0
+    crop_mode: str = "center"
     frames: Binning | None = None
     boxes: BoxPreparation | None = None
 
@@ -157,7 +159,9 @@ def _transform(preprocessing: Preprocessing, augmentation: Augmentation | None) 
         "interpolation": preprocessing.interpolation,
     }
     if augmentation is None:
-        return create_transform(**common, is_training=False, crop_pct=preprocessing.crop_pct)
+        return create_transform(
+            **common, is_training=False, crop_pct=preprocessing.crop_pct, crop_mode=preprocessing.crop_mode
+        )
     transform = create_transform(
         **common,
         is_training=True,

@@ -21,6 +21,7 @@ CLASSES_ARE_TEXTS = True
 _CONTEXT, _VOCABULARY = 16, 49408
 _ARGUMENTS = ("image_size", "patch_size", "dim", "depth", "num_heads")
 _OWN = {"image_size": 32, "patch_size": 4, "dim": 128, "depth": 6, "num_heads": 4}
+_CROPS: dict[str, Any] = {"shortest": "center", "longest": "border", "squash": "squash"}
 _CIFAR = InputNormalisation(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616))
 
 
@@ -77,6 +78,7 @@ def input_spec(name: str, model: nn.Module) -> tuple[tuple[int, int] | None, Inp
         mean=tuple(config.get("mean") or open_clip.constants.OPENAI_DATASET_MEAN),
         std=tuple(config.get("std") or open_clip.constants.OPENAI_DATASET_STD),
         interpolation=config.get("interpolation", "bicubic"),
+        crop_mode=_CROPS[config.get("resize_mode", "shortest")],
     )
     return (height, width), normalisation
 

@@ -30,6 +30,7 @@ def input_spec(name: str, model: nn.Module) -> tuple[tuple[int, int] | None, Inp
         std=tuple(config["std"]),
         interpolation=config["interpolation"],
         crop_pct=config["crop_pct"],
+        crop_mode=config["crop_mode"],
     )
     size: Any = getattr(getattr(model, "patch_embed", None), "img_size", None)  # the size it was built for
     height, width = size if size is not None else config["input_size"][1:]

@@ -83,7 +83,12 @@ class ModelInputs:
                 return Preprocessing(shape, data.mean, data.std)
             return Preprocessing(shape, (0.5,) * shape[0], (0.5,) * shape[0])
         return Preprocessing(
-            shape, normalisation.mean, normalisation.std, normalisation.interpolation, normalisation.crop_pct
+            shape,
+            normalisation.mean,
+            normalisation.std,
+            normalisation.interpolation,
+            normalisation.crop_pct,
+            normalisation.crop_mode,
         )
 
     def example_shape(self) -> tuple[int, ...]:
@@ -100,7 +105,11 @@ class ModelInputs:
         """How a checkpoint records the preprocessing."""
         used = self.preprocessing()
         return InputNormalisation(
-            mean=used.mean, std=used.std, interpolation=used.interpolation, crop_pct=used.crop_pct
+            mean=used.mean,
+            std=used.std,
+            interpolation=used.interpolation,
+            crop_pct=used.crop_pct,
+            crop_mode=used.crop_mode,
         )
 
     def check(self) -> None:

@@ -23,7 +23,7 @@ _FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 _INDEX, _WHOLE = "model.safetensors.index.json", "model.safetensors"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _CONVNEXT_UNCROPPED = 384
-"""ConvNeXt's processor crops smaller images only."""
+"""ConvNeXt's processor crops smaller images, and changes the proportions of the others."""
 _INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """By Pillow's numbers."""
 _FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -209,15 +209,23 @@ def image_settings(folder: Path | None, config: Any) -> ImageSettings:
         ModelError: What the file says makes no sense.
     """
     path, said = _processor(folder)
-    size = size_in(config) or _pair(said.get("crop_size")) or _pair(said.get("size"))
+    size = _pair(said.get("crop_size")) if said.get("do_center_crop") else None
+    size = size or _pair(said.get("size")) or size_in(config)
     channels = getattr(config, "num_channels", 3)
     try:
         mean, std = _statistics(said, channels if isinstance(channels, int) else 3)
         interpolation: Any = _INTERPOLATION.get(said.get("resample", 2), "bilinear")
-        normalisation = InputNormalisation(mean=mean, std=std, interpolation=interpolation, crop_pct=_crop(said, size))
+        normalisation = InputNormalisation(
+            mean=mean,
+            std=std,
+            interpolation=interpolation,
+            crop_pct=_crop(said, size),
+            crop_mode="squash" if _squashes(said, size) else "center",
+        )
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        first = str(error).splitlines()[0][:120]
-        raise ModelError(f"{path}: does not say how images are prepared ({first}); fetch or save it again") from error
+        raise ModelError(
+            f"{path}: does not say how images are prepared ({first_line(error, 120)}); fetch or save it again"
+        ) from error
     return ImageSettings(size, normalisation)
 
 
@@ -280,6 +288,14 @@ def _crop(said: dict[str, Any], size: tuple[int, int] | None) -> float:
     if size is None or not said.get("do_center_crop") or shortest < min(size):
         return 1.0
     return min(size) / shortest
+
+
+def _squashes(said: dict[str, Any], size: tuple[int, int] | None) -> bool:
+    """Whether a processor resizes images to a height and a width, whatever their own proportions are."""
+    named = said.get("size")
+    if isinstance(named, dict) and {"height", "width"} <= named.keys():
+        return True
+    return "crop_pct" in said and size is not None and min(size) >= _CONVNEXT_UNCROPPED
 
 
 def tokenizer_of(folder: Path) -> tuple[UsedTokenizer | None, str]:
