@@ -413,3 +413,21 @@ def test_a_weights_file_of_tied_weights_goes_into_a_named_folder(tmp_path: Path)
     save_file({name: t for name, t in tensors.items() if "up_proj" not in name}, tmp_path / "w.safetensors")
     with pytest.raises(ModelError, match=r"they lack .*up_proj\.weight"):
         load_file(tmp_path / "w.safetensors", f"hf:{tmp_path}")
+
+
+def test_a_weights_file_is_prepared_for_as_the_named_folder_says(tmp_path: Path) -> None:
+    config = transformers.ViTConfig(
+        image_size=16, patch_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    model: Any = transformers.ViTForImageClassification(config)
+    model.save_pretrained(tmp_path)
+    processor: Any = transformers.ViTImageProcessor(
+        image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6], size={"height": 16, "width": 16}
+    )
+    processor.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    loaded = load_file(tmp_path / "weights.pt", f"hf:{tmp_path}")
+    used = loaded.manifest.normalisation
+    assert used is not None and used.mean == (0.1, 0.2, 0.3) and used.crop_mode == "squash"
+    assert loaded.fixed_size == (16, 16)
+    assert load_reference(f"hf:{tmp_path}").manifest.normalisation == used

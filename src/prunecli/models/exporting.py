@@ -7,7 +7,8 @@ from pathlib import Path
 from prunecli.copying import copied
 from prunecli.errors import ModelError
 from prunecli.models.catalog import split_reference, writing_source
-from prunecli.models.loading import LoadedModel, in_precision
+from prunecli.models.loading import LoadedModel
+from prunecli.models.precision import in_precision
 from prunecli.surgery.removal.rebuild import assign_tensors
 
 

@@ -20,7 +20,7 @@ from prunecli.models.dialects.dialect import ForeignRequest, Translation
 from prunecli.models.dialects.index import translate
 from prunecli.models.fingerprints import nearest_references
 from prunecli.models.recognition import UnfittingWeights, architecture_for, identify, source_of
-from prunecli.models.source import OpenRequest
+from prunecli.models.source import Opened, OpenRequest
 from prunecli.models.stored_settings import (
     HARMLESS,
     adopt_settings,
@@ -44,12 +44,14 @@ class Rebuilt:
         architecture: How it is built.
         dtypes: The dtype of each tensor in the file.
         notes: What the user should know.
+        opened: What the source says about its inputs, where it opened the network.
     """
 
     model: nn.Module
     architecture: Architecture
     dtypes: Mapping[str, torch.dtype]
     notes: tuple[str, ...]
+    opened: Opened | None = None
 
 
 def rebuild_foreign(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[str, Any]) -> Rebuilt:
@@ -162,7 +164,7 @@ def _read_by_its_source(weights: ForeignWeights, request: ForeignRequest, kwargs
     opened = reader.read(weights, name or None, request.path, asked)
     dtypes = {name: tensor.dtype for name, tensor in opened.model.state_dict().items()}
     architecture = Architecture(ref=f"{source}:{opened.name}", config=opened.config)
-    return Rebuilt(opened.model.float(), architecture, dtypes, opened.notes)
+    return Rebuilt(opened.model.float(), architecture, dtypes, opened.notes, opened)
 
 
 def _into_opened(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[str, Any]) -> Rebuilt:
@@ -172,9 +174,11 @@ def _into_opened(weights: ForeignWeights, request: ForeignRequest, kwargs: Mappi
         UnfittingWeights: They are those of another network.
     """
     assert request.arch is not None
-    opened = open_network(
-        request.arch, OpenRequest(kwargs, num_classes=request.num_classes, data_classes=request.data_classes)
+    # Whether its own weights are finite does not matter: the file's take their place.
+    asked = OpenRequest(
+        kwargs, num_classes=request.num_classes, data_classes=request.data_classes, allow_nonfinite=True
     )
+    opened = open_network(request.arch, asked)
     assert opened is not None, "its source opens networks"
     opened.model.float()  # a folder in half precision would round the weights of a file in single precision
     named = dict(opened.model.state_dict(keep_vars=True))
@@ -196,7 +200,7 @@ def _into_opened(weights: ForeignWeights, request: ForeignRequest, kwargs: Mappi
     source = request.arch.partition(":")[0]
     architecture = Architecture(ref=f"{source}:{opened.name}", config=opened.config)
     dtypes = {name: tensor.dtype for name, tensor in weights.tensors.items()}
-    return Rebuilt(opened.model, architecture, dtypes, opened.notes)
+    return Rebuilt(opened.model, architecture, dtypes, opened.notes, opened)
 
 
 def _spiking(

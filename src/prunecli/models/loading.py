@@ -18,24 +18,22 @@ from prunecli.checkpoint.io import file_sha256, read_checkpoint, read_manifest, 
 from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.checkpoint.masks import masks_of, packed, unpacked
 from prunecli.checkpoint.tokenizers import with_tokenizer, without_tokenizer
-from prunecli.copying import copied, is_large
+from prunecli.copying import copied
 from prunecli.errors import ModelError
 from prunecli.methods.runtime import apply_recorded
 from prunecli.models.catalog import build, input_spec, open_network, rebuild_dense, split_reference, takes
 from prunecli.models.dialects.dialect import ForeignRequest
 from prunecli.models.foreign import rebuild_foreign
+from prunecli.models.precision import in_memory, in_precision, note_precision
 from prunecli.models.recognition import recorded
 from prunecli.models.source import DataTokens, Opened, OpenRequest
 from prunecli.sparsity.spike_masks import install
 from prunecli.surgery.blocks.taking_out import take_out
 from prunecli.surgery.recurrent.forms import forms_of, put_in_form
-from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
+from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, attribute_differences
 
 _IMAGE_DIMENSIONS = 3
-_SINGLE = torch.float32.itemsize
 _RUN_TIME_SETTINGS = ("T", "coding")
-_PRECISION = "_prunecli_precision"
-"""Attribute of a network in memory: the narrower dtypes that tensors of its file have, by name. It survives a copy."""
 ANY_SIZE = (32, 32)
 """Image size of architectures that accept any, if neither data nor manifest have one."""
 
@@ -116,10 +114,16 @@ def _opened(source: str, opened: Opened) -> LoadedModel:
     architecture = Architecture(
         ref=f"{source}:{opened.name}", config=opened.config, class_name=type(opened.model).__name__
     )
-    manifest = Manifest(architecture=architecture, normalisation=opened.normalisation, tokenizer=opened.tokenizer)
-    model = _in_memory(opened.model).eval()
     sha256 = file_sha256(opened.path) if opened.path is not None and opened.path.is_file() else None
-    return LoadedModel(model, manifest, opened.size, opened.path, sha256, list(opened.notes), opened.new)
+    loaded = LoadedModel(
+        in_memory(opened.model).eval(),
+        Manifest(architecture=architecture),
+        path=opened.path,
+        sha256=sha256,
+        notes=list(opened.notes),
+        new=opened.new,
+    )
+    return _with_inputs_of(loaded, opened)
 
 
 def load_file(
@@ -173,11 +177,16 @@ def load_file(
     weights = read_foreign(path, key=weights_key, prefix=strip_prefix, allow_nonfinite=allow_nonfinite)
     rebuilt = rebuild_foreign(weights, ForeignRequest(path, arch, num_classes, data_classes, prefer), kwargs or {})
     model = rebuilt.model
-    _note_precision(model, rebuilt.dtypes)
+    note_precision(model, rebuilt.dtypes)
     architecture = rebuilt.architecture.model_copy(update={"class_name": type(model).__name__})
-    manifest = Manifest(architecture=architecture)
-    notes = [*weights.notes, *rebuilt.notes]
-    return _with_input_spec(LoadedModel(model.eval(), manifest, path=path, sha256=file_sha256(path), notes=notes))
+    loaded = LoadedModel(
+        model.eval(),
+        Manifest(architecture=architecture),
+        path=path,
+        sha256=file_sha256(path),
+        notes=[*weights.notes, *rebuilt.notes],
+    )
+    return _with_input_spec(loaded) if rebuilt.opened is None else _with_inputs_of(loaded, rebuilt.opened)
 
 
 def load_companion(path: Path, ref: str | None, *, allow_nonfinite: bool = False) -> LoadedModel:
@@ -272,65 +281,6 @@ def save(path: Path, model: nn.Module, manifest: Manifest, dense: nn.Module | No
     return complete
 
 
-def _note_precision(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
-    """Remembers which tensors of a network that runs in single precision are to be saved in a narrower one."""
-    narrow = {name: dtype for name, dtype in dtypes.items() if dtype.is_floating_point and dtype.itemsize < _SINGLE}
-    object.__setattr__(model, _PRECISION, narrow)
-
-
-def rename_precision(model: nn.Module, former: Mapping[str, str]) -> None:
-    """Lets a network whose modules are called otherwise remember which tensors are to be saved in a narrower dtype.
-
-    Args:
-        model: The network.
-        former: From the names of its modules to those that they had.
-    """
-    narrow: Mapping[str, torch.dtype] = getattr(model, _PRECISION, {})
-    by_module: dict[str, dict[str, torch.dtype]] = {}
-    for name, dtype in narrow.items():
-        module, _, leaf = name.rpartition(".")
-        by_module.setdefault(module, {})[leaf] = dtype
-    now = {
-        f"{new}.{leaf}".lstrip("."): dtype
-        for new, old in former.items()
-        for leaf, dtype in by_module.get(old, {}).items()
-    }
-    if narrow:
-        object.__setattr__(model, _PRECISION, now)
-
-
-def is_narrow(model: nn.Module) -> bool:
-    """Whether some of a network's tensors are saved in half precision, and so are rounded."""
-    return bool(getattr(model, _PRECISION, {}))
-
-
-def in_precision(model: nn.Module) -> dict[str, Tensor]:
-    """All tensors of a network, those from a file in half precision in that again; shared ones stay shared.
-
-    A tensor that would overflow, as statistics that were measured again may, keeps the precision it has.
-    """
-    narrow: Mapping[str, torch.dtype] = getattr(model, _PRECISION, {})
-    tensors = state_tensors(model)
-    made: dict[tuple[Any, ...], Tensor] = {}
-    for name, dtype in narrow.items():
-        tensor = tensors.get(name)
-        if tensor is not None and tensor.is_floating_point():
-            view = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()))
-            cast = tensor.to(dtype)
-            if tensor.numel() and bool((torch.isfinite(tensor) == torch.isfinite(cast.float())).all()):
-                made.setdefault(view, cast)
-    for name, tensor in tensors.items():
-        tensors[name] = made.get((tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride())), tensor)
-    return tensors
-
-
-def _in_memory(model: nn.Module) -> nn.Module:
-    """The network with all floating tensors in single precision; a large one as its file has it, until `widen`."""
-    dtypes = {name: tensor.dtype for name, tensor in state_tensors(model).items() if tensor.is_floating_point()}
-    _note_precision(model, dtypes)
-    return model if is_large(model) or set(dtypes.values()) <= {torch.float32} else model.float()
-
-
 def widen(loaded: LoadedModel) -> LoadedModel:
     """The same with all floating tensors of its network in single precision: that is how it is run and trained here."""
     tensors = (*loaded.model.parameters(), *loaded.model.buffers())
@@ -354,7 +304,7 @@ def _load_checkpoint(path: Path, manifest: Manifest, arch: str | None, allow_non
         kind = "a sequence" if tokens else "an image"
         raise ModelError(f"{path}: its manifest gives {list(shape)} as the shape of {kind}; the file was altered")
     model, manifest = restore(path, allow_nonfinite=allow_nonfinite)
-    loaded = LoadedModel(_in_memory(model), manifest, path=path, sha256=file_sha256(path))
+    loaded = LoadedModel(in_memory(model), manifest, path=path, sha256=file_sha256(path))
     if not shape:
         return _with_input_spec(loaded)
     if len(shape) != _IMAGE_DIMENSIONS:
@@ -395,5 +345,12 @@ def _override_settings(loaded: LoadedModel, kwargs: Mapping[str, Any]) -> None:
 def _with_input_spec(loaded: LoadedModel) -> LoadedModel:
     size, normalisation = input_spec(loaded.manifest.architecture.ref, loaded.model)
     loaded.fixed_size = size
-    loaded.manifest.normalisation = normalisation
+    loaded.manifest.normalisation = loaded.manifest.normalisation or normalisation
+    return loaded
+
+
+def _with_inputs_of(loaded: LoadedModel, opened: Opened) -> LoadedModel:
+    loaded.fixed_size = opened.size
+    loaded.manifest.normalisation = opened.normalisation
+    loaded.manifest.tokenizer = opened.tokenizer
     return loaded

@@ -18,7 +18,8 @@ from prunecli.errors import ModelError
 from prunecli.inputs import call, output_tensors
 from prunecli.measure.environment import library_versions
 from prunecli.models.catalog import opens
-from prunecli.models.loading import LoadedModel, is_narrow, load_companion, load_file, save, widen
+from prunecli.models.loading import LoadedModel, load_companion, load_file, save, widen
+from prunecli.models.precision import is_narrow
 from prunecli.pipeline.model_inputs import ModelInputs
 from prunecli.pipeline.state import RunState
 from prunecli.report.schema import ModelInfo

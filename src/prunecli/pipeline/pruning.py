@@ -18,7 +18,8 @@ from prunecli.methods.parts import PartMethod, PartReport, PartRequest
 from prunecli.methods.registry import get_method
 from prunecli.methods.request import PruneRequest
 from prunecli.methods.structural import prune_structural
-from prunecli.models.loading import rename_precision, save
+from prunecli.models.loading import save
+from prunecli.models.precision import rename_precision
 from prunecli.surgery.tracing.traced import Trace
 
 
