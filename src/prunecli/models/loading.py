@@ -158,12 +158,7 @@ def load_file(
     Raises:
         ModelError: The file is missing, unreadable, or does not fit the architecture.
     """
-    if path.is_dir():
-        there = (path / "config.json").is_file()
-        hint = f"write hf:{path} for a network of transformers" if there else "give a weights file"
-        raise ModelError(f"{path}: is a directory; {hint}" + ("" if there else f" ({', '.join(WEIGHT_SUFFIXES)})"))
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file; give a weights file or a reference such as timm:resnet50")
+    _check_is_file(path)
     if arch is not None:
         split_reference(arch)
     manifest = read_manifest(path)
@@ -187,6 +182,15 @@ def load_file(
         notes=[*weights.notes, *rebuilt.notes],
     )
     return _with_input_spec(loaded) if rebuilt.opened is None else _with_inputs_of(loaded, rebuilt.opened)
+
+
+def _check_is_file(path: Path) -> None:
+    if path.is_dir():
+        there = (path / "config.json").is_file()
+        hint = f"write hf:{path} for a network of transformers" if there else "give a weights file"
+        raise ModelError(f"{path}: is a directory; {hint}" + ("" if there else f" ({', '.join(WEIGHT_SUFFIXES)})"))
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; give a weights file or a reference such as timm:resnet50")
 
 
 def load_companion(path: Path, ref: str | None, *, allow_nonfinite: bool = False) -> LoadedModel:
