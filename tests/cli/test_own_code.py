@@ -29,6 +29,17 @@ class Two(nn.Module):
 def two():
     return Two()
 
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.hidden, self.out = nn.Embedding(7, 6), nn.Linear(6, 24), nn.Linear(24, 3)
+
+    def forward(self, ids):
+        return self.out(torch.relu(self.hidden(self.table(ids)).mean(1)))
+
+def words():
+    return Words()
+
 class Bright(torch.utils.data.Dataset):
     classes = ["dark", "bright"]
 
@@ -160,3 +171,27 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, prune: Prune,
     assert failed.code == 2, failed.err
     assert re.search(message.replace("(", r"\(").replace("?", r"\?"), failed.err), failed.err
     assert len(failed.err.strip().splitlines()) == 1 and not (code / "a.safetensors").exists()
+
+
+def test_whole_numbers_as_inputs_are_remembered(prune: Prune, code: Path) -> None:
+    refused = prune("l1", "module:mine:words", "--example-shape", "1x5", "--ratio", "0.5", "-o", "no.safetensors")
+    assert refused.code == 2 and "FloatTensor" in refused.err
+    shape = ("--example-shape", "1x5:int64")
+    assert prune("l1", "module:mine:words", *shape, "--ratio", "0.5", "-o", "a.safetensors").code == 0
+    allowed = ("--allow-code", "mine")
+    again = prune("l1", "a.safetensors", *allowed, "--ratio", "0.5", "-o", "b.safetensors")
+    assert again.code == 0, again.err
+    for name in ("a", "b"):
+        assert prune("eval", f"{name}.safetensors", *allowed, "-o", f"{name}.json").code == 0
+    for files in (("a.safetensors", "b.safetensors"), ("a.json", "b.json")):
+        compared = prune("compare", *files, *allowed)
+        assert compared.code == 0 and "speed-up" in compared.out, compared.err
+
+
+def test_reports_of_networks_with_several_inputs_are_compared_unpaired(prune: Prune, code: Path) -> None:
+    np.savez(code / "both.npz", values=np.zeros((1, 6), np.float32), ids=np.array([1]))
+    example, allowed = ("--example", "both.npz"), ("--allow-code", "mine")
+    assert prune("l1", "module:mine:two", *example, "--ratio", "0.5", "-o", "a.safetensors").code == 0
+    assert prune("eval", "a.safetensors", *example, *allowed, "-o", "a.json").code == 0
+    compared = prune("compare", "a.json", "a.json", *allowed)
+    assert compared.code == 0 and "unpaired" in compared.out, compared.err

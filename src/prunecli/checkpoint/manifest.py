@@ -50,6 +50,7 @@ class Architecture(_Strict):
         kwargs: Arguments that every source may take.
         config: Of sources that build networks from a configuration: that configuration, which the source checks.
         input_shape: Shape of one sample; empty where the inputs are no single tensor.
+        integer_inputs: Whether a network of the user's own takes whole numbers.
         class_name: The class of the network.
     """
 
@@ -57,6 +58,7 @@ class Architecture(_Strict):
     kwargs: dict[str, JsonValue] = Field(default_factory=dict)
     config: dict[str, JsonValue] = Field(default_factory=dict)
     input_shape: tuple[int, ...] = ()
+    integer_inputs: bool = False
     class_name: str = ""
 
     @field_validator("kwargs")
@@ -77,10 +79,11 @@ class Architecture(_Strict):
 
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Networks without a configuration have no field for it, so that their files keep their bytes."""
+        """Fields that few networks need are left out of the others' files, so that these keep their bytes."""
         content: dict[str, Any] = handler(self)
-        if not self.config:
-            content.pop("config", None)
+        for name in ("config", "integer_inputs"):
+            if not content.get(name):
+                content.pop(name, None)
         return content
 
     @field_validator("input_shape")

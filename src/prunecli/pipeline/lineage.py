@@ -90,7 +90,9 @@ class Lineage:
             path = asked.with_stem(f"{asked.stem}-{number}")
         if path != asked:
             state.sink.warn(f"{asked}: another process has written it meanwhile; saved as {path}")
-        architecture = loaded.manifest.architecture.model_copy(update={"input_shape": self._inputs.shape()})
+        architecture = loaded.manifest.architecture.model_copy(
+            update={"input_shape": self._inputs.shape(), "integer_inputs": self._inputs.integers()}
+        )
         learned = {
             "architecture": architecture,
             "normalisation": self._inputs.normalisation(),

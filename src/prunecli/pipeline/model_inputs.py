@@ -91,6 +91,10 @@ class ModelInputs:
             normalisation.crop_mode,
         )
 
+    def integers(self) -> bool:
+        """Whether a network of the user's own takes whole numbers."""
+        return False
+
     def example_shape(self) -> tuple[int, ...]:
         """Shape of one image (C, H, W), or of the frames of one recording (T, C, H, W)."""
         binning = self.binning()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -97,21 +98,32 @@ class GivenInputs(OtherInputs):
             return read_example(Path(section.example).expanduser())
         generator = torch.Generator().manual_seed(state.recipe.seed)
         if section.example_shape is not None:
-            return torch.randn(*parse_shape(section.example_shape), generator=generator)
+            shape = parse_shape(section.example_shape)
+            return drawn(shape.lengths, shape.integers, generator)
         if state.data_name() is not None:
             batch, _ = next(iter(evaluation_batches(state.data().test, self.preprocessing(), 1)))
             return batch
-        recorded = state.model().manifest.architecture.input_shape
-        if recorded:
-            return torch.randn(1, *recorded, generator=generator)
+        recorded = state.model().manifest.architecture
+        if recorded.input_shape:
+            return drawn((1, *recorded.input_shape), recorded.integer_inputs, generator)
         raise RecipeError(
-            f"{state.model().name}: what does it take? Give --example-shape 1x3x64x64 (with the batch), --example "
-            "FILE.npz, or a data set"
+            f"{state.model().name}: what does it take? Give --example-shape 1x3x64x64 (with the batch; 1x128:int64 for "
+            "whole numbers), --example FILE.npz, or a data set"
         )
+
+    def integers(self) -> bool:
+        """Whether its one input holds whole numbers."""
+        example = self.example()
+        return isinstance(example, torch.Tensor) and not example.is_floating_point()
 
     def example(self) -> Any:
         """One seeded input, or what the file has."""
         return self._example
+
+
+def drawn(shape: Sequence[int], integers: bool, generator: torch.Generator) -> torch.Tensor:
+    """Random numbers of a shape: normal ones, or 0 and 1, which are tokens of any vocabulary."""
+    return torch.randint(2, shape, generator=generator) if integers else torch.randn(*shape, generator=generator)
 
 
 def read_example(path: Path) -> Any:

@@ -208,7 +208,7 @@ class RunState:
             )
         else:
             raise RecipeError("no model: give a weights file or a reference such as cifar:resnet20")
-        shape = parse_shape(section.example_shape) if section.example_shape is not None else ()
+        shape = parse_shape(section.example_shape).lengths if section.example_shape is not None else ()
         if len(shape) == _IMAGES and shape[1] in _COLOURS:
             loaded.fixed_size = (shape[2], shape[3])
         return loaded

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 
 from prunecli.errors import RecipeError
 
 _MOST_NUMBERS = 1 << 28
+_KINDS = ("float32", "int64")
 _SIZE = re.compile(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?")
 
 
@@ -23,13 +25,29 @@ def parse_size(text: str | int) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
-def parse_shape(text: str) -> tuple[int, ...]:
-    """A shape such as 1x3x64x64.
+@dataclass(frozen=True)
+class ExampleShape:
+    """What a network of the user's own takes.
+
+    Attributes:
+        lengths: Of all dimensions, the batch first.
+        integers: Whether it takes whole numbers, such as tokens.
+    """
+
+    lengths: tuple[int, ...]
+    integers: bool = False
+
+
+def parse_shape(text: str) -> ExampleShape:
+    """A shape such as 1x3x64x64, or 1x128:int64 for whole numbers.
 
     Raises:
         RecipeError: It is none.
     """
-    lengths = [int(part) if part.isascii() and part.isdigit() else 0 for part in text.lower().split("x")]
-    if not 0 < math.prod(lengths) <= _MOST_NUMBERS:
-        raise RecipeError(f"--example-shape {text}: write it as 1x3x64x64, with the batch first")
-    return tuple(lengths)
+    shape, colon, kind = text.lower().partition(":")
+    lengths = [int(part) if part.isascii() and part.isdigit() else 0 for part in shape.split("x")]
+    if not 0 < math.prod(lengths) <= _MOST_NUMBERS or (colon and kind not in _KINDS):
+        raise RecipeError(
+            f"--example-shape {text}: write it as 1x3x64x64, with the batch first, or as 1x128:int64 for whole numbers"
+        )
+    return ExampleShape(tuple(lengths), kind.startswith("int"))

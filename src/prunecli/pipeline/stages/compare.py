@@ -18,7 +18,9 @@ from prunecli.errors import GateFailed, RecipeError
 from prunecli.inputs import Inputs
 from prunecli.measure.latency import time_paired
 from prunecli.models.catalog import example_inputs, takes
-from prunecli.models.loading import load_companion
+from prunecli.models.loading import LoadedModel, load_companion
+from prunecli.own_code import PREFIX
+from prunecli.pipeline.other_inputs import drawn
 from prunecli.pipeline.sink import Sink
 from prunecli.pipeline.stages.eval import eval_stage, latency_figures
 from prunecli.pipeline.token_inputs import random_tokens
@@ -84,20 +86,24 @@ def compare_run(reports: Sequence[Path], device: torch.device, *, rounds: int = 
     if len(files) < len(read) or not all(path.is_file() for path in files):
         return compare_reports(names, read)
     # What was evaluated was loaded once already, with whatever numbers it holds.
-    networks = [
-        load_companion(path, report.model.ref, allow_nonfinite=True).model
-        for path, report in zip(files, read, strict=True)
+    loaded = [
+        load_companion(path, report.model.ref, allow_nonfinite=True) for path, report in zip(files, read, strict=True)
     ]
     generator = torch.Generator().manual_seed(0)
-    examples = [_example(network, report, generator) for network, report in zip(networks, read, strict=True)]
-    timing = time_paired(networks, examples, rounds=rounds, device=device)
+    examples = [_example(network, report, generator) for network, report in zip(loaded, read, strict=True)]
+    if any(example is None for example in examples):
+        return compare_reports(names, read)  # inputs of the user's own are in no file
+    timing = time_paired([network.model for network in loaded], examples, rounds=rounds, device=device)
     return compare_reports(names, read, list(zip(timing.ratios, timing.ratio_intervals, strict=True)))
 
 
-def _example(network: nn.Module, report: Report, generator: torch.Generator) -> Any:
-    model, detector = report.model, detector_of(network)
+def _example(loaded: LoadedModel, report: Report, generator: torch.Generator) -> Any:
+    model, network, detector = report.model, loaded.model, detector_of(loaded.model)
     if detector is not None:
         return detector.example(model.input_shape, generator)
+    if model.ref.startswith(PREFIX):
+        integers = loaded.manifest.architecture.integer_inputs
+        return drawn((1, *model.input_shape), integers, generator) if model.input_shape else None
     taken = takes(model.ref)
     if taken == "other":
         return example_inputs(model.ref, network, 0)
