@@ -57,6 +57,17 @@ class Bright(torch.utils.data.Dataset):
 def bright():
     return {"train": Bright(160, 0), "test": Bright(80, 1)}
 
+class Shaken(Bright):
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return (image.flip(-1) if torch.rand(()) < 0.5 else image), label
+
+def shaken_training():
+    return {"train": Shaken(160, 0), "test": Bright(80, 1)}
+
+def shaken_test():
+    return {"train": Bright(160, 0), "val": Shaken(40, 2), "test": Bright(80, 1)}
+
 def broken():
     raise RuntimeError("no such thing")
 
@@ -195,3 +206,10 @@ def test_reports_of_networks_with_several_inputs_are_compared_unpaired(prune: Pr
     assert prune("eval", "a.safetensors", *example, *allowed, "-o", "a.json").code == 0
     compared = prune("compare", "a.json", "a.json", *allowed)
     assert compared.code == 0 and "unpaired" in compared.out, compared.err
+
+
+def test_samples_to_judge_on_have_to_stay_the_same(prune: Prune, code: Path) -> None:
+    network = ("module:mine:network", "--epochs", "1", "-o", "a.safetensors")
+    assert prune("train", *network, "--data", "module:mine:shaken_training").code == 0
+    refused = prune("train", *network, "--data", "module:mine:shaken_test", "--force")
+    assert refused.code == 2 and "another one each time it is read" in refused.err

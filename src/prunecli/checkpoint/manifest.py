@@ -27,6 +27,7 @@ MANIFEST_SCHEMA: Literal["prunecli.manifest/1"] = "prunecli.manifest/1"
 
 _MAX_DIMENSIONS = 8
 _MAX_LENGTH = 1 << 20
+MAX_TOKENS = 1 << 21
 _MAX_NUMBERS = 1 << 26
 _MAX_CHANNELS = 4096
 _MAX_NAME = 1000
@@ -204,10 +205,10 @@ class UsedTokenizer(_Strict):
         end: The token behind the end of a text; None: none.
     """
 
-    tokens: int = Field(ge=1, le=_MAX_LENGTH)
+    tokens: int = Field(ge=1, le=MAX_TOKENS)
     size: int = Field(ge=2, le=_MAX_TOKENIZER)
-    padding: int | None = Field(None, ge=0, le=_MAX_LENGTH)
-    end: int | None = Field(None, ge=0, le=_MAX_LENGTH)
+    padding: int | None = Field(None, ge=0, le=MAX_TOKENS)
+    end: int | None = Field(None, ge=0, le=MAX_TOKENS)
     _definition: str = PrivateAttr("")
 
     @property

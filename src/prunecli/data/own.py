@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prunecli.data.folder import IMAGENET_MEAN, IMAGENET_STD
-from prunecli.data.splits import ImageData, Split, digest
+from prunecli.data.splits import ImageData, digest
 from prunecli.errors import DataError
 from prunecli.inputs import output_tensors
 from prunecli.own_code import called, load_function, parameters_of
 
 _PARTS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
-_HASHED = 32
-"""Samples whose content is part of the fingerprint; labels all are."""
+_HASHED, _READ_TWICE = 32, 8
+"""Samples whose content is part of the fingerprint (labels all are), and those that are checked to stay the same."""
 _EXPECTED = (
     "return a mapping of train, validation and test to data sets of torch, or one of them, whose items are pairs of an "
     "input and a class number"
@@ -51,6 +51,9 @@ def load(path: str, root: Path, download: bool) -> ImageData:
         if key not in known:
             raise DataError(f"{name}: has a split {key!r}; {_EXPECTED}")
     splits = {known[key]: _split(data, f"{name}, {key}") for key, data in sets.items()}
+    for part in ("validation", "test"):
+        if part in splits:
+            _check_steady(splits[part], f"{name}, {part}")
     if "test" not in splits:
         if "validation" not in splits:
             raise DataError(f"{name}: has no split to test on; {_EXPECTED}")
@@ -117,9 +120,10 @@ class OwnSamples:
     def fingerprint(self) -> str:
         """Hash of all labels and of the content of some samples."""
         some = np.linspace(0, len(self.indices) - 1, min(_HASHED, len(self.indices))).round().astype(np.int64)
-        return digest(self.labels.tobytes(), *(content for index in some for content in self._content(int(index))))
+        return digest(self.labels.tobytes(), *(content for index in some for content in self.content(int(index))))
 
-    def _content(self, index: int) -> list[bytes]:
+    def content(self, index: int) -> list[bytes]:
+        """The values of the input at `index`."""
         return [tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in output_tensors(self.sample(index))]
 
     def _item(self, index: int) -> tuple[Any, Any]:
@@ -156,10 +160,28 @@ class OwnImages:
         """Hash of all labels and of some images."""
         count = len(self.samples.indices)
         some = np.linspace(0, count - 1, min(_HASHED, count)).round().astype(np.int64)
-        return digest(self.labels.tobytes(), *(self.image(int(index)).tobytes() for index in some))
+        return digest(self.labels.tobytes(), *(content for index in some for content in self.content(int(index))))
+
+    def content(self, index: int) -> list[bytes]:
+        """The pixels of the image at `index`."""
+        return [self.image(index).tobytes()]
 
 
-def _split(data: Any, where: str) -> Split:
+def _check_steady(split: OwnSamples | OwnImages, where: str) -> None:
+    """Refuses samples to judge a network on that are others each time they are read.
+
+    Raises:
+        DataError: They are.
+    """
+    for index in range(min(_READ_TWICE, len(split.labels))):
+        if split.content(index) != split.content(index):
+            raise DataError(
+                f"{where}: sample {index} is another one each time it is read; leave random changes to the training "
+                "split"
+            )
+
+
+def _split(data: Any, where: str) -> OwnSamples | OwnImages:
     try:
         count = len(data)
     except TypeError as error:
@@ -187,7 +209,7 @@ def _class_number(label: Any) -> int:
     return number
 
 
-def _class_names(name: str, sets: Mapping[str, Any], splits: Mapping[str, Split]) -> tuple[str, ...]:
+def _class_names(name: str, sets: Mapping[str, Any], splits: Mapping[str, OwnSamples | OwnImages]) -> tuple[str, ...]:
     listed = (getattr(data, "classes", None) for data in sets.values())
     named = {tuple(map(str, classes)) for classes in listed if isinstance(classes, (list, tuple))}
     if len(named) > 1:

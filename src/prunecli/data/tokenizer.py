@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunecli.checkpoint.manifest import UsedTokenizer
+from prunecli.checkpoint.manifest import MAX_TOKENS, UsedTokenizer
 from prunecli.errors import DataError, first_line
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 1 << 27
 """Bytes of the largest definition; that of Gemma, with 256,000 tokens, has a quarter of it."""
-_MOST_TOKENS = 1 << 21
 _PIECE = 1 << 22
 """Characters of a text that are encoded at once."""
 _ROWS = 4096
@@ -286,8 +285,8 @@ def _loaded(definition: str, origin: str) -> tokenizers.Tokenizer:
         library.no_padding()
         library.no_truncation()
         highest = _highest(library)
-    if not 0 <= highest < _MOST_TOKENS:
-        raise DataError(f"{origin}: its tokens have numbers up to {highest:,}, of at most {_MOST_TOKENS:,}; {_REMEDY}")
+    if not 0 <= highest < MAX_TOKENS:
+        raise DataError(f"{origin}: its tokens have numbers up to {highest:,}, of at most {MAX_TOKENS:,}; {_REMEDY}")
     return library
 
 

@@ -57,7 +57,8 @@ class ModelSection:
     ] = None
     allow_nonfinite: Annotated[bool, Doc("Load weights that hold NaN or infinity.")] = False
     example_shape: Annotated[
-        str | None, Doc("Shape of your own network's input, with the batch: 1x3x64x64, or 1x128:int64 for whole numbers.")
+        str | None,
+        Doc("Shape of your own network's input, with the batch: 1x3x64x64, or 1x128:int64 for whole numbers."),
     ] = None
     example: Annotated[
         str | None,
