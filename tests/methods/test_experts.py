@@ -73,7 +73,8 @@ def test_fewer_experts_in_a_configuration_that_says_so(name: str, tmp_path: Path
     model = language_model(name)
     result = prunecli.prune(model, "experts", example_inputs={"input_ids": IDS}, data=[{"input_ids": IDS}], ratio=0.3)
     small: Any = result.model
-    assert result.report.verify_error < 1e-9 and not result.report.notes
+    # Some routers compute in float32 whatever the precision of the network.
+    assert result.report.verify_error < 1e-6 and not result.report.notes
     mixtures = {edit.group: edit for edit in result.report.edits}
     assert all((edit.width_before, edit.width_after) == (8, 6) for edit in mixtures.values())
     result.save(tmp_path / "small.safetensors")
