@@ -244,3 +244,14 @@ def test_states_that_are_no_tensors_are_saved_and_restored(tmp_path: Path) -> No
     odd = prunecli.prune(_Counting(torch.device("cpu")), example_inputs=example())
     with pytest.raises(ModelError, match=r"get_extra_state.*save the network with torch.save"):
         odd.save(tmp_path / "y.safetensors")
+
+
+@pytest.mark.parametrize("name", ["regnet_y_400mf", "mobilenet_v2"])
+def test_weights_are_recognised_without_filling_networks_with_random_numbers(name: str, tmp_path: Path) -> None:
+    model = torchvision.models.get_model(name, num_classes=3)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    before = torch.get_rng_state()
+    loaded = load_file(tmp_path / "weights.pt")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert loaded.manifest.architecture.ref == f"torchvision:{name}"
+    assert all(torch.equal(tensor, loaded.model.state_dict()[key]) for key, tensor in model.state_dict().items())

@@ -105,8 +105,7 @@ class InputNormalisation(_Strict):
         std: Per channel.
         interpolation: Of resizing.
         crop_pct: Share of the resized image that is used.
-        crop_mode: What happens to images of another shape: "center" resizes the shorter side and cuts off what the
-            longer has too much, "squash" changes the proportions, "border" fills up the shorter side.
+        crop_mode: What happens to other proportions: "center" cuts them off, "squash" changes, "border" fills them up.
     """
 
     mean: _Channels

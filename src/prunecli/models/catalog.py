@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from prunecli.checkpoint.manifest import Architecture, InputNormalisation
 from prunecli.errors import ModelError, first_line, unknown
@@ -27,6 +28,11 @@ from prunecli.models.source import (
 )
 
 _BUILT_FROM = "_prunecli_built_from"
+_RANDOM_FILLING = frozenset(
+    {getattr(nn.init, f"{name}_") for name in ("uniform", "normal", "trunc_normal", "orthogonal", "sparse")}
+    | {getattr(nn.init, f"{name}_{kind}_") for name in ("xavier", "kaiming") for kind in ("uniform", "normal")}
+    | {Tensor.normal_, Tensor.uniform_}
+)
 
 
 def built_from(model: nn.Module) -> tuple[str, dict[str, Any]] | None:
@@ -85,7 +91,7 @@ def build(ref: str, *, pretrained: bool = False, meta: bool = False, **kwargs: A
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with torch.device("meta") if meta else nullcontext():
+            with _without_values() if meta else nullcontext():
                 model = module.build(name, pretrained and not meta, **kwargs)
             object.__setattr__(model, _BUILT_FROM, (ref, kwargs))
             return model
@@ -93,8 +99,26 @@ def build(ref: str, *, pretrained: bool = False, meta: bool = False, **kwargs: A
         raise  # its message is already complete
     except Exception as error:
         if meta:  # torchvision's RegNet reads tensors while it is built
-            return build(ref, **kwargs)
+            with _Unfilled():
+                return build(ref, **kwargs)
         raise ModelError(f"{ref} cannot be built with {kwargs or 'its defaults'}: {first_line(error)}") from error
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out the random numbers that new weights are filled with, which take most of the time of building."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _RANDOM_FILLING:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _without_values() -> Iterator[None]:
+    with torch.device("meta"), _Unfilled():
+        yield
 
 
 def open_network(ref: str, request: OpenRequest) -> Opened | None:
@@ -179,12 +203,19 @@ def rebuild_dense(architecture: Architecture) -> nn.Module:
     return build_dense(architecture, meta=True)
 
 
-def build_dense(architecture: Architecture, *, meta: bool = False) -> nn.Module:
-    """Builds the dense network a manifest names, with new weights."""
+def build_dense(architecture: Architecture, *, meta: bool = False, filled: bool = True) -> nn.Module:
+    """Builds the dense network a manifest names.
+
+    Args:
+        architecture: What the manifest says.
+        meta: As for `build`.
+        filled: Whether it gets new random weights; without them it has to be given others.
+    """
     arguments: dict[str, Any] = dict(architecture.kwargs)
     if architecture.config:
         arguments["config"] = architecture.config
-    return build(architecture.ref, meta=meta, **arguments)
+    with nullcontext() if filled else _Unfilled():
+        return build(architecture.ref, meta=meta, **arguments)
 
 
 def _has(source: str, name: str) -> bool:

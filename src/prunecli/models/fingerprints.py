@@ -39,6 +39,18 @@ def nearest_references(shapes: Mapping[str, tuple[int, ...]], count: int) -> lis
     return [(references[i][0], float(similarity[i])) for i in order]
 
 
+def may_have(ref: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a reference has as many tensors as a state dict, which may lack the counters of normalisations."""
+    size = _sizes()[ref]
+    counts = any(name.endswith("num_batches_tracked") for name in shapes)
+    return size == len(shapes) or (not counts and size > len(shapes))
+
+
+@cache
+def _sizes() -> dict[str, int]:
+    return dict(_table()[0])
+
+
 @cache
 def _table() -> tuple[list[tuple[str, int]], NDArray[np.uint32]]:
     references: list[tuple[str, int]] = []

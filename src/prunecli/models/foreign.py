@@ -132,7 +132,7 @@ def _rebuilt(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[s
     if ref.startswith(_SPIKING):
         architecture, more = _spiking(ref, weights, translation, request, kwargs)
         notes += more
-    model = build_dense(architecture)
+    model = build_dense(architecture, filled=False)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from math import isqrt
@@ -22,7 +22,7 @@ from prunecli.errors import ModelError
 from prunecli.models.alternatives import choose
 from prunecli.models.catalog import build, built_from, reading_source, rebuild_dense, settled_arguments
 from prunecli.models.dialects.segformer import reference_of
-from prunecli.models.fingerprints import nearest_references
+from prunecli.models.fingerprints import may_have, nearest_references
 
 _CANDIDATES = 16
 _PREFERENCE = {
@@ -86,12 +86,11 @@ def identify(
         return Identified(architecture_for(reference_of(tensors, path), tensors, path))
     shapes = _shapes(tensors)
     candidates = nearest_references(shapes, _CANDIDATES)
-    fitting: list[Architecture] = []
-    for ref, _ in candidates:
-        try:
-            fitting.append(architecture_for(ref, tensors, path))
-        except ModelError:
-            continue
+    likely = [ref for ref, _ in candidates if may_have(ref, shapes)]
+    # A package may have changed since the table of sizes was made.
+    fitting = _fitting(likely, tensors, path) or _fitting(
+        [ref for ref, _ in candidates if ref not in likely], tensors, path
+    )
     class_path = weights.class_path if weights is not None else None
     if not fitting:
         near = ", ".join(f"{ref} ({similarity:.0%} alike)" for ref, similarity in candidates[:3])
@@ -105,6 +104,14 @@ def identify(
     known = weights if weights is not None else ForeignWeights(dict(tensors))
     chosen, decided = choose(fitting, tensors, known, path, prefer, own)
     return Identified(chosen[0], tuple(architecture.ref for architecture in chosen[1:]), decided)
+
+
+def _fitting(refs: Iterable[str], tensors: Mapping[str, Tensor], path: Path) -> list[Architecture]:
+    fitting: list[Architecture] = []
+    for ref in refs:
+        with suppress(ModelError):
+            fitting.append(architecture_for(ref, tensors, path))
+    return fitting
 
 
 class UnfittingWeights(ModelError):
@@ -133,13 +140,14 @@ def architecture_for(
     detector = detector_of(dense)
     if detector is not None:
         arguments |= _kinds_of_objects(detector.num_classes(dense), expected, actual)
+    classes = _class_count(dense)
     for name in expected.keys() & actual.keys():
         ours, theirs = expected[name], actual[name]
         if ours == theirs or len(ours) != len(theirs):
             continue
         if name == first and ours[0] == theirs[0] and ours[2:] == theirs[2:]:
             arguments["in_chans"] = theirs[1]
-        elif detector is None and ours[1:] == theirs[1:] and ours[0] == _class_count(dense):
+        elif detector is None and ours[1:] == theirs[1:] and ours[0] == classes:
             arguments["num_classes"] = theirs[0]
     arguments |= {name: value for name, value in _read_of_vit(dense, expected, actual).items() if name not in arguments}
     if "in_chans" in arguments and ref.startswith("torchvision:"):
