@@ -13,7 +13,7 @@ import prunecli
 from prunecli.data.catalog import load_data
 from prunecli.data.loader import CalibrationBatches, evaluation_batches, training_batches
 from prunecli.data.preparation import Augmentation, Preprocessing
-from prunecli.data.splits import ImageData
+from prunecli.data.splits import DataSet
 from prunecli.engine.config import FitConfig
 from prunecli.engine.distillation import Distillation
 from prunecli.engine.evaluate import evaluate
@@ -28,13 +28,13 @@ TASK = Classification.with_classes(10)
 
 
 @pytest.fixture(scope="module")
-def digits() -> tuple[ImageData, Preprocessing]:
+def digits() -> tuple[DataSet, Preprocessing]:
     data = load_data("digits")
     return data, Preprocessing((1, 8, 8), data.mean, data.std)
 
 
 @pytest.fixture(scope="module")
-def trained(digits: tuple[ImageData, Preprocessing]) -> nn.Module:
+def trained(digits: tuple[DataSet, Preprocessing]) -> nn.Module:
     data, preprocessing = digits
     torch.manual_seed(0)
     model = build("cifar:resnet20", in_chans=1)
@@ -44,7 +44,7 @@ def trained(digits: tuple[ImageData, Preprocessing]) -> nn.Module:
     return model
 
 
-def _top1(model: nn.Module, digits: tuple[ImageData, Preprocessing]) -> float:
+def _top1(model: nn.Module, digits: tuple[DataSet, Preprocessing]) -> float:
     return evaluate(model, evaluation_batches(digits[0].test, digits[1], 128), CPU).top1
 
 
@@ -58,7 +58,7 @@ _OTHER_NETWORKS = ("spike", "hybrid")
 )
 @pytest.mark.parametrize("scope", ["local", "global"])
 def test_prune_verify_save_restore(
-    trained: nn.Module, digits: tuple[ImageData, Preprocessing], tmp_path: Path, method: str, scope: str
+    trained: nn.Module, digits: tuple[DataSet, Preprocessing], tmp_path: Path, method: str, scope: str
 ) -> None:
     data, preprocessing = digits
     before = [parameter.clone() for parameter in trained.parameters()]
@@ -79,7 +79,7 @@ def test_prune_verify_save_restore(
         assert len(edit.keep_indices) == edit.width_after < edit.width_before
 
 
-def test_finetuning_brings_the_accuracy_back(trained: nn.Module, digits: tuple[ImageData, Preprocessing]) -> None:
+def test_finetuning_brings_the_accuracy_back(trained: nn.Module, digits: tuple[DataSet, Preprocessing]) -> None:
     data, preprocessing = digits
     dense = _top1(trained, digits)
     assert dense > 90
@@ -93,7 +93,7 @@ def test_finetuning_brings_the_accuracy_back(trained: nn.Module, digits: tuple[I
 
 
 def test_magnitude_beats_random_straight_after_pruning(
-    trained: nn.Module, digits: tuple[ImageData, Preprocessing]
+    trained: nn.Module, digits: tuple[DataSet, Preprocessing]
 ) -> None:
     def after(method: str, seed: int = 0) -> float:
         image = torch.randn(1, 1, 8, 8)

@@ -13,7 +13,7 @@ import prunecli
 from prunecli.data.catalog import load_data
 from prunecli.data.loader import CalibrationBatches, evaluation_batches, training_batches
 from prunecli.data.preparation import Augmentation, Preprocessing
-from prunecli.data.splits import ImageData
+from prunecli.data.splits import DataSet
 from prunecli.engine.config import FitConfig
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.fit import fit
@@ -28,17 +28,17 @@ CRITERIA = ("rate", "rate+v", "entropy", "variance", "singular", "l1", "bn-scale
 
 
 @pytest.fixture(scope="module")
-def digits() -> tuple[ImageData, Preprocessing]:
+def digits() -> tuple[DataSet, Preprocessing]:
     data = load_data("digits")
     return data, Preprocessing((1, 8, 8), data.mean, data.std)
 
 
-def _batches(digits: tuple[ImageData, Preprocessing]) -> object:
+def _batches(digits: tuple[DataSet, Preprocessing]) -> object:
     return training_batches(digits[0].training_split(), digits[1], Augmentation(flip=False), 64, seed=0)
 
 
 @pytest.fixture(scope="module")
-def trained(digits: tuple[ImageData, Preprocessing]) -> nn.Module:
+def trained(digits: tuple[DataSet, Preprocessing]) -> nn.Module:
     torch.manual_seed(0)
     model = build("spiking:vgg5", in_chans=1, image_size=8, width=0.25, v_threshold=0.5)
     fit(model, _batches(digits), None, CONFIG, CPU, task=Classification.with_classes(10))  # type: ignore[arg-type]
@@ -46,16 +46,16 @@ def trained(digits: tuple[ImageData, Preprocessing]) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def calibration(digits: tuple[ImageData, Preprocessing]) -> CalibrationBatches:
+def calibration(digits: tuple[DataSet, Preprocessing]) -> CalibrationBatches:
     return CalibrationBatches(digits[0].training_split(), digits[1], 256, 64, seed=0)
 
 
-def _top1(model: nn.Module, digits: tuple[ImageData, Preprocessing]) -> float:
+def _top1(model: nn.Module, digits: tuple[DataSet, Preprocessing]) -> float:
     return evaluate(model, evaluation_batches(digits[0].test, digits[1], 128), CPU).top1
 
 
 def test_the_trained_network_is_good_enough_to_judge_by(
-    trained: nn.Module, digits: tuple[ImageData, Preprocessing]
+    trained: nn.Module, digits: tuple[DataSet, Preprocessing]
 ) -> None:
     assert _top1(trained, digits) > 90  # on another processor it ends elsewhere
 
@@ -63,7 +63,7 @@ def test_the_trained_network_is_good_enough_to_judge_by(
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_every_criterion_prunes_verifies_saves_and_restores(
     trained: nn.Module,
-    digits: tuple[ImageData, Preprocessing],
+    digits: tuple[DataSet, Preprocessing],
     calibration: CalibrationBatches,
     tmp_path: Path,
     criterion: str,
@@ -91,7 +91,7 @@ def test_every_criterion_prunes_verifies_saves_and_restores(
 
 def test_channels_that_never_fire_go_first_and_cost_nothing(
     trained: nn.Module,
-    digits: tuple[ImageData, Preprocessing],
+    digits: tuple[DataSet, Preprocessing],
     calibration: CalibrationBatches,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -123,7 +123,7 @@ def test_channels_that_never_fire_go_first_and_cost_nothing(
 
 
 def test_progressive_pruning_while_training_carries_the_optimizer_on(
-    trained: nn.Module, digits: tuple[ImageData, Preprocessing], calibration: CalibrationBatches
+    trained: nn.Module, digits: tuple[DataSet, Preprocessing], calibration: CalibrationBatches
 ) -> None:
     config = FitConfig(epochs=1, lr=1e-3, optimizer="adamw", schedule="none")
     optimizers: list[torch.optim.Optimizer] = []

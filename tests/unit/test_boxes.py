@@ -17,14 +17,14 @@ from prunecli.data.catalog import load_data
 from prunecli.data.images import BadImages
 from prunecli.data.loader import evaluation_batches, training_batches
 from prunecli.data.preparation import Augmentation, Preprocessing
-from prunecli.data.splits import ImageData, hold_out
+from prunecli.data.splits import DataSet, hold_out
 from prunecli.errors import DataError
 from tests.unit.box_folders import CLASSES, WRITERS, Scene, scenes, write_coco, write_voc, write_yolo
 
 PARTS = {"train": scenes(12), "val": scenes(5, seed=1)}
 
 
-def _load(folder: Path) -> ImageData:
+def _load(folder: Path) -> DataSet:
     return load_data(f"detection:{folder}")
 
 

@@ -24,12 +24,12 @@ Install = Callable[..., None]
 
 DATA = """
 import numpy as np
-from prunecli.data.splits import ArraySplit, ImageData
+from prunecli.data.splits import ArraySplit, DataSet
 SAMPLES = "recordings"
 
 def load(name, root, download):
     split = ArraySplit(np.zeros((4, 8, 8), np.uint8), np.arange(4) % 2)
-    return ImageData(name, ("a", "b"), 1, (8, 8), (0.5,), (0.5,), False, split, split)
+    return DataSet(name, ("a", "b"), 1, (8, 8), (0.5,), (0.5,), False, split, split)
 """
 SOURCE = """
 from torch import nn

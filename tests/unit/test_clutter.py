@@ -14,17 +14,17 @@ from prunecli.data.catalog import load_data
 from prunecli.data.clutter import ClutterSplit
 from prunecli.data.loader import evaluation_batches
 from prunecli.data.preparation import Preprocessing
-from prunecli.data.splits import ArraySplit, ImageData, hold_out
+from prunecli.data.splits import ArraySplit, DataSet, hold_out
 from prunecli.errors import DataError
 
 
 @pytest.fixture(scope="module")
-def cluttered(data_root: Path) -> ImageData:
+def cluttered(data_root: Path) -> DataSet:
     return load_data("cluttered-mnist", data_root)
 
 
 @pytest.fixture(scope="module")
-def mnist(data_root: Path) -> ImageData:
+def mnist(data_root: Path) -> DataSet:
     return load_data("mnist", data_root)
 
 
@@ -40,7 +40,7 @@ def _places_of(pattern: np.ndarray, canvas: np.ndarray) -> list[tuple[int, int]]
     return [(int(top), int(left)) for top, left in np.argwhere(fits)]
 
 
-def test_it_is_described_as_it_is(cluttered: ImageData, mnist: ImageData) -> None:
+def test_it_is_described_as_it_is(cluttered: DataSet, mnist: DataSet) -> None:
     train = cluttered.training_split()
     assert (cluttered.name, cluttered.image_size, cluttered.channels, cluttered.flip) == (
         "cluttered-mnist", (48, 48), 1, False,
@@ -52,7 +52,7 @@ def test_it_is_described_as_it_is(cluttered: ImageData, mnist: ImageData) -> Non
     assert np.array_equal(cluttered.test.labels, mnist.test.labels)
 
 
-def test_canvases_never_change(cluttered: ImageData) -> None:
+def test_canvases_never_change(cluttered: DataSet) -> None:
     digest = hashlib.sha256()
     for split in (cluttered.training_split(), cluttered.test):
         for index in (0, 1, 9999):
@@ -62,7 +62,7 @@ def test_canvases_never_change(cluttered: ImageData) -> None:
     assert cluttered.test.fingerprint() == "833054aab2060b1b"
 
 
-def test_a_subset_and_a_held_out_part_look_the_same(cluttered: ImageData) -> None:
+def test_a_subset_and_a_held_out_part_look_the_same(cluttered: DataSet) -> None:
     chosen = np.array([7000, 3, 41])
     part = cluttered.test.subset(chosen)
     again = part.subset(np.array([2, 0]))
@@ -77,7 +77,7 @@ def test_a_subset_and_a_held_out_part_look_the_same(cluttered: ImageData) -> Non
     assert np.array_equal(_canvas(held.validation, 5), _canvas(cluttered.train, number))
 
 
-def test_each_digit_is_there_and_goes_anywhere(cluttered: ImageData, mnist: ImageData) -> None:
+def test_each_digit_is_there_and_goes_anywhere(cluttered: DataSet, mnist: DataSet) -> None:
     assert isinstance(mnist.test, ArraySplit)
     tops, lefts = set(), set()
     for index in range(300):
@@ -123,14 +123,14 @@ def test_brighter_pixels_win_and_parts_differ() -> None:
     assert not np.array_equal(_drawn(digits, 1, "test"), _drawn(digits, 1, "train"))
 
 
-def test_statistics_are_those_of_the_canvases(cluttered: ImageData) -> None:
+def test_statistics_are_those_of_the_canvases(cluttered: DataSet) -> None:
     train = cluttered.training_split()
     pixels = np.stack([_canvas(train, index) for index in range(0, 60000, 29)]) / 255  # its classes come in tens
     assert pixels.mean() == pytest.approx(cluttered.mean[0], abs=5e-4)
     assert pixels.std() == pytest.approx(cluttered.std[0], abs=1e-3)
 
 
-def test_it_takes_little_more_memory_than_mnist_and_loads_in_processes(cluttered: ImageData) -> None:
+def test_it_takes_little_more_memory_than_mnist_and_loads_in_processes(cluttered: DataSet) -> None:
     assert isinstance(cluttered.train, ClutterSplit)
     part = cluttered.train.subset(np.arange(5))
     assert np.shares_memory(part.digits, cluttered.train.digits)

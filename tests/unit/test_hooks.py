@@ -72,7 +72,7 @@ class Recorder(Hook):
         self._note(f"start {epoch} {batch}")
 
     def loss(self, loss: Tensor, batch: Batch) -> Tensor:
-        self._note(f"loss {len(batch.labels)} {tuple(batch.scores.shape)}")
+        self._note(f"loss {len(batch.labels)} {tuple(batch.outputs.shape)}")
         return loss
 
     def before_step(self) -> None:

@@ -224,7 +224,7 @@ def test_training_carries_on_and_begins_each_epoch_anew(monkeypatch: pytest.Monk
         name = "watch"
 
         def loss(self, loss: Tensor, batch: Any) -> Tensor:
-            seen.append(batch.scores.detach())
+            seen.append(batch.outputs.detach())
             return loss
 
     batches = StreamBatches(_text(), 4, whole=False)

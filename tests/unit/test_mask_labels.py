@@ -16,7 +16,7 @@ from prunecli.data.catalog import load_data
 from prunecli.data.label_map import VOID
 from prunecli.data.mask_labels import MaskReading, parse_void
 from prunecli.data.masks import MaskSplit
-from prunecli.data.splits import ImageData
+from prunecli.data.splits import DataSet
 from prunecli.errors import DataError
 from tests.conftest import Prune
 
@@ -47,18 +47,18 @@ def _set(
         _save(mask, root / folder / f"{number}{end}")
 
 
-def _load(root: Path, **said: Any) -> ImageData:
+def _load(root: Path, **said: Any) -> DataSet:
     return load_data(f"segmentation:{root}", masks=MaskReading(**said))
 
 
-def _classes(data: ImageData) -> list[int]:
+def _classes(data: DataSet) -> list[int]:
     """Class indices of the stripes of the first mask."""
     split = data.train if isinstance(data.train, MaskSplit) else data.test
     assert isinstance(split, MaskSplit)
     return [int(number) for number in split.mask(0)[0, ::6]]
 
 
-def _shares(data: ImageData) -> dict[str, tuple[str | None, float]]:
+def _shares(data: DataSet) -> dict[str, tuple[str | None, float]]:
     return {label.value: (label.name, round(label.share, 3)) for label in data.labels}
 
 

@@ -15,10 +15,10 @@ from torch.utils.data import Dataset
 
 from prunecli import own_code
 from prunecli.data.own import load
-from prunecli.data.splits import ImageData
+from prunecli.data.splits import DataSet
 from prunecli.errors import DataError
 
-Make = Callable[[Any], ImageData]
+Make = Callable[[Any], DataSet]
 
 
 class _Own(Dataset[Any]):
@@ -35,7 +35,7 @@ class _Own(Dataset[Any]):
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Make:
-    def load_returned(returned: Any) -> ImageData:
+    def load_returned(returned: Any) -> DataSet:
         module = ModuleType("own_sets")
         function = lambda: returned  # noqa: E731 - of that module
         function.__module__ = "own_sets"

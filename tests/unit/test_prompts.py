@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from prunecli.cli.output import Output
 from prunecli.data.prompts import class_texts, templates
-from prunecli.data.splits import ArraySplit, ImageData
+from prunecli.data.splits import ArraySplit, DataSet
 from prunecli.errors import DataError, ModelError
 from prunecli.models import from_open_clip
 from prunecli.models.catalog import build
@@ -25,9 +25,9 @@ from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import DataSection, ModelSection, Recipe
 
 
-def data(classes: tuple[str, ...] = ("0 - zero", "polar_bear", "cat"), name: str = "cifar10") -> ImageData:
+def data(classes: tuple[str, ...] = ("0 - zero", "polar_bear", "cat"), name: str = "cifar10") -> DataSet:
     split = ArraySplit(np.zeros((3, 8, 8), np.uint8), np.arange(3))
-    return ImageData(name, classes, 3, (8, 8), (0.5,) * 3, (0.5,) * 3, False, None, split)
+    return DataSet(name, classes, 3, (8, 8), (0.5,) * 3, (0.5,) * 3, False, None, split)
 
 
 def images(count: int = 3) -> Tensor:

@@ -21,7 +21,7 @@ from prunecli.data.loader import CalibrationBatches, evaluation_batches, trainin
 from prunecli.data.mask_labels import MaskReading
 from prunecli.data.masks import MaskSplit
 from prunecli.data.preparation import Augmentation, Preprocessing
-from prunecli.data.splits import ImageData, hold_out
+from prunecli.data.splits import DataSet, hold_out
 from prunecli.engine.config import FitConfig
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.fit import FitResult, fit
@@ -238,7 +238,7 @@ def _binary_set(root: Path, classes: str, *numbers: tuple[int, int]) -> None:
     (root / "classes.txt").write_text(classes)
 
 
-def _rows(data: ImageData) -> list[list[int]]:
+def _rows(data: DataSet) -> list[list[int]]:
     """The first and the last number of every mask."""
     splits = [split for split in (data.train, data.test) if isinstance(split, MaskSplit)]
     return sorted(
@@ -289,7 +289,7 @@ PREPROCESSING = Preprocessing((3, 24, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 @pytest.fixture
-def inside(tmp_path: Path) -> ImageData:
+def inside(tmp_path: Path) -> DataSet:
     _inside(tmp_path)
     return load_data("segmentation", tmp_path)
 
@@ -301,7 +301,7 @@ def _classes_of(images: Tensor) -> Tensor:
     return torch.where(distance.min(-1).values < 3, distance.argmin(-1), VOID)
 
 
-def test_image_and_mask_are_transformed_alike(inside: ImageData) -> None:
+def test_image_and_mask_are_transformed_alike(inside: DataSet) -> None:
     augmented = 0
     batches = training_batches(inside.training_split(), PREPROCESSING, Augmentation(), 5, seed=0)
     original = torch.stack([torch.from_numpy(inside.training_split().mask(i)).long() for i in range(5)])
@@ -317,7 +317,7 @@ def test_image_and_mask_are_transformed_alike(inside: ImageData) -> None:
     assert augmented >= 3
 
 
-def test_what_lies_beyond_the_image_is_void(inside: ImageData) -> None:
+def test_what_lies_beyond_the_image_is_void(inside: DataSet) -> None:
     torch.manual_seed(0)
     preprocessing = Preprocessing((3, 24, 32), (0.02, 0.5, 0.9), (0.25, 0.25, 0.25))
     seen = 0
@@ -329,7 +329,7 @@ def test_what_lies_beyond_the_image_is_void(inside: ImageData) -> None:
     assert seen > 100
 
 
-def test_equal_seeds_give_equal_batches(inside: ImageData) -> None:
+def test_equal_seeds_give_equal_batches(inside: DataSet) -> None:
     def first(seed: int) -> tuple[Tensor, Tensor]:
         torch.manual_seed(seed)
         augmentation = Augmentation(color_jitter=0.4)
@@ -339,7 +339,7 @@ def test_equal_seeds_give_equal_batches(inside: ImageData) -> None:
     assert not torch.equal(first(3)[1], first(4)[1])
 
 
-def test_evaluation_resizes_masks_without_new_classes(inside: ImageData) -> None:
+def test_evaluation_resizes_masks_without_new_classes(inside: DataSet) -> None:
     preprocessing = Preprocessing((3, 48, 96), (0.5,) * 3, (0.25,) * 3)
     images, masks = next(iter(evaluation_batches(inside.test, preprocessing, 3)))
     assert images.shape == (3, 3, 48, 96)
@@ -427,7 +427,7 @@ class _Segmenter(nn.Module):
         return self.head(self.backbone(images))  # type: ignore[no-any-return]
 
 
-def _fitted(model: nn.Module, data: ImageData, frozen: int = 0, **config: float) -> FitResult:
+def _fitted(model: nn.Module, data: DataSet, frozen: int = 0, **config: float) -> FitResult:
     train = training_batches(data.training_split(), PREPROCESSING, Augmentation(), 5, seed=0)
     validation = evaluation_batches(data.test, PREPROCESSING, 3)
     settings = FitConfig(optimizer="adamw", lr=0.05, **{"epochs": 12, **config})  # type: ignore[arg-type]
@@ -435,7 +435,7 @@ def _fitted(model: nn.Module, data: ImageData, frozen: int = 0, **config: float)
     return fit(model, train, validation, settings, CPU, hooks=hooks, task=Segmentation.with_classes(3))
 
 
-def test_a_segmenter_learns_and_keeps_its_best_miou(inside: ImageData) -> None:
+def test_a_segmenter_learns_and_keeps_its_best_miou(inside: DataSet) -> None:
     torch.manual_seed(0)
     model = _Segmenter()
     result = _fitted(model, inside)
@@ -445,7 +445,7 @@ def test_a_segmenter_learns_and_keeps_its_best_miou(inside: ImageData) -> None:
     assert isinstance(figures, SegmentationAccuracy) and figures.miou == max(scores)
 
 
-def test_a_frozen_backbone_waits_and_then_trains(inside: ImageData) -> None:
+def test_a_frozen_backbone_waits_and_then_trains(inside: DataSet) -> None:
     torch.manual_seed(0)
     model = _Segmenter()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -460,7 +460,7 @@ def test_a_frozen_backbone_waits_and_then_trains(inside: ImageData) -> None:
     assert not torch.equal(before["backbone.1.running_mean"], moved["backbone.1.running_mean"])
 
 
-def test_freezing_is_not_the_same_as_training_all_along(inside: ImageData) -> None:
+def test_freezing_is_not_the_same_as_training_all_along(inside: DataSet) -> None:
     weights = []
     for epochs in (0, 2):
         torch.manual_seed(0)

@@ -18,7 +18,7 @@ from prunecli.data.catalog import load_data
 from prunecli.data.loader import evaluation_batches, training_batches
 from prunecli.data.passages import PassageSplit
 from prunecli.data.preparation import Augmentation, Preprocessing
-from prunecli.data.splits import ImageData, hold_out
+from prunecli.data.splits import DataSet, hold_out
 from prunecli.data.text_reading import TextReading
 from prunecli.data.text_tables import Columns
 from prunecli.data.token_batches import IGNORED, TextSplit
@@ -45,7 +45,7 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
-def read(path: Path, columns: Columns = LABELLED, **reading: Any) -> ImageData:
+def read(path: Path, columns: Columns = LABELLED, **reading: Any) -> DataSet:
     return load_data(f"text:{path}", text=TextReading(tokenizer=TRAINED, columns=columns, **reading))
 
 

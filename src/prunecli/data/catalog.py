@@ -15,7 +15,7 @@ from prunecli.registry import Registry
 
 if TYPE_CHECKING:
     from prunecli.data.mask_labels import MaskReading
-    from prunecli.data.splits import ImageData
+    from prunecli.data.splits import DataSet
     from prunecli.data.text_reading import TextReading
 
 _SampleKind: TypeAlias = Literal["images", "recordings", "tokens"]
@@ -27,7 +27,7 @@ class DataModule(Protocol):
     One whose samples are recordings of events also has `SAMPLES = "recordings"`, one of texts `SAMPLES = "tokens"`.
     """
 
-    def load(self, name: str, root: Path, download: bool, /) -> ImageData:
+    def load(self, name: str, root: Path, download: bool, /) -> DataSet:
         """Reads the data set.
 
         Args:
@@ -125,7 +125,7 @@ def load_data(
     download: bool = False,
     masks: MaskReading | None = None,
     text: TextReading | None = None,
-) -> ImageData:
+) -> DataSet:
     """Loads a data set by name, or `folder:PATH` and the like, or a path ending in .npz.
 
     Args:

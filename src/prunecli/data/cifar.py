@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from prunecli.data.splits import ArraySplit, ImageData, concatenate, read_lines
+from prunecli.data.splits import ArraySplit, DataSet, concatenate, read_lines
 from prunecli.errors import DataError
 
 _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
-def load(name: str, root: Path, download: bool) -> ImageData:
+def load(name: str, root: Path, download: bool) -> DataSet:
     """Reads CIFAR from `root`.
 
     The binary layout (`cifar-10-batches-bin/data_batch_*.bin`) may be a subset: any of the training files, and files
@@ -29,7 +29,7 @@ def load(name: str, root: Path, download: bool) -> ImageData:
     return _from_torchvision(name, root, download)
 
 
-def _from_binary(name: str, folder: Path, fine: bool) -> ImageData:
+def _from_binary(name: str, folder: Path, fine: bool) -> DataSet:
     train_files = [p for p in sorted(folder.glob("train.bin" if fine else "data_batch_*.bin")) if p.is_file()]
     test_file = folder / ("test.bin" if fine else "test_batch.bin")
     names_file = folder / ("fine_label_names.txt" if fine else "batches.meta.txt")
@@ -61,7 +61,7 @@ def _read_records(path: Path, fine: bool, classes: int) -> ArraySplit:
     return ArraySplit(np.ascontiguousarray(images), labels)
 
 
-def _from_torchvision(name: str, root: Path, download: bool) -> ImageData:
+def _from_torchvision(name: str, root: Path, download: bool) -> DataSet:
     from torchvision import datasets
 
     kind = datasets.CIFAR100 if name == "cifar100" else datasets.CIFAR10
@@ -100,5 +100,5 @@ def _open(
 
 def _image_data(
     name: str, class_names: tuple[str, ...], train: ArraySplit | None, test: ArraySplit, *, missing: str = ""
-) -> ImageData:
-    return ImageData(name, class_names, 3, (32, 32), _MEAN, _STD, True, train, test, missing=missing)
+) -> DataSet:
+    return DataSet(name, class_names, 3, (32, 32), _MEAN, _STD, True, train, test, missing=missing)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prunecli.data import mnist
-from prunecli.data.splits import SPLIT_SEED, ArraySplit, ImageData, Split, digest
+from prunecli.data.splits import SPLIT_SEED, ArraySplit, DataSet, Split, digest
 from prunecli.errors import DataError
 
 _CANVAS, _DIGIT, _PIECE = 48, 28, 8
@@ -60,7 +60,7 @@ class ClutterSplit:
         return digest(rules, np.ascontiguousarray(self.digits).data, self.indices.data, self.labels.data)
 
 
-def load(name: str, root: Path, download: bool) -> ImageData:
+def load(name: str, root: Path, download: bool) -> DataSet:
     """Reads MNIST below `root`, downloading it if `download` is set; nothing else is needed.
 
     Each digit lies at a random position of a black canvas of 48x48 pixels, together with six pieces of 8x8 pixels that

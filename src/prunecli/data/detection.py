@@ -10,14 +10,14 @@ from prunecli.data import coco_boxes, voc_boxes, yolo_boxes
 from prunecli.data.box_layouts import BoxLayout
 from prunecli.data.boxes import FileBoxSplit
 from prunecli.data.images import UnreadableImage, image_size
-from prunecli.data.splits import IMAGENET_MEAN, IMAGENET_STD, ImageData, divided, find_folder
+from prunecli.data.splits import IMAGENET_MEAN, IMAGENET_STD, DataSet, divided, find_folder
 from prunecli.errors import DataError
 
 _LOOKED_AT = 64
 """Images whose sizes are compared where annotations do not have them."""
 
 
-def load(path: str, root: Path, download: bool) -> ImageData:
+def load(path: str, root: Path, download: bool) -> DataSet:
     """Reads a folder of images and boxes in one of these layouts.
 
     - COCO: JSON files in `annotations/`, or beside or within the folders of images.
@@ -40,7 +40,7 @@ def load(path: str, root: Path, download: bool) -> ImageData:
             "labels/) or Pascal VOC (JPEGImages/, Annotations/)"
         )
     train, validation, test = divided(layout.parts, folder)
-    return ImageData(
+    return DataSet(
         name=name,
         class_names=layout.class_names,
         channels=3,

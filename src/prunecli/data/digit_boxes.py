@@ -13,7 +13,7 @@ from PIL import Image
 
 from prunecli.data import mnist
 from prunecli.data.boxes import Objects
-from prunecli.data.splits import SPLIT_SEED, ArraySplit, ImageData, Split, digest
+from prunecli.data.splits import SPLIT_SEED, ArraySplit, DataSet, Split, digest
 from prunecli.errors import DataError
 
 _CANVAS, _DIGIT, _PIECE = 96, 28, 8
@@ -92,7 +92,7 @@ class DigitBoxes:
         return digest(" ".join(map(str, rules)).encode(), digits, self.classes.data, self.numbers.data)
 
 
-def load(name: str, root: Path, download: bool) -> ImageData:
+def load(name: str, root: Path, download: bool) -> DataSet:
     """Reads MNIST below `root`, downloading it if `download` is set; nothing else is needed.
 
     Each canvas has one to four digits, enlarged or shrunk to squares of 20 to 44 pixels without smoothing, so that
@@ -103,7 +103,7 @@ def load(name: str, root: Path, download: bool) -> ImageData:
         DataError: The files of MNIST are missing or damaged.
     """
     digits = mnist.load("mnist", root, download)
-    return ImageData(
+    return DataSet(
         name=name,
         class_names=digits.class_names,
         channels=3,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from prunecli.data.splits import SPLIT_SEED, ArraySplit, ImageData
+from prunecli.data.splits import SPLIT_SEED, ArraySplit, DataSet
 
 
-def load(name: str, root: Path, download: bool) -> ImageData:
+def load(name: str, root: Path, download: bool) -> DataSet:
     """1,797 images of ten digits; a fixed stratified fifth is the test split."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -18,7 +18,7 @@ def load(name: str, root: Path, download: bool) -> ImageData:
     images = np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     everything = ArraySplit(images, labels.astype(np.int64))
     train, test = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=SPLIT_SEED, stratify=labels)
-    return ImageData(
+    return DataSet(
         name=name,
         class_names=tuple(str(digit) for digit in range(10)),
         channels=1,

@@ -11,7 +11,7 @@ import numpy as np
 from prunecli.data.event_files import SUFFIXES, UnreadableRecording, read_recording
 from prunecli.data.events import POLARITIES, Events, Size
 from prunecli.data.recordings import EventSplit, Recording
-from prunecli.data.splits import SPLIT_SEED, ImageData, find_folder, read_lines
+from prunecli.data.splits import SPLIT_SEED, DataSet, find_folder, read_lines
 from prunecli.errors import DataError
 
 _GESTURES = (
@@ -77,7 +77,7 @@ _PUBLISHED = {
 }  # fmt: skip
 
 
-def load(name: str, root: Path, download: bool) -> ImageData:
+def load(name: str, root: Path, download: bool) -> DataSet:
     """Reads one of the published sets below `root`, or the folder of `events:PATH`.
 
     A published set has the layout in which it is unpacked (`N-MNIST/Train/0/00002.bin`), or that of the folders
@@ -109,7 +109,7 @@ def load(name: str, root: Path, download: bool) -> ImageData:
     )
 
 
-def _load_folder(path: str, root: Path) -> ImageData:
+def _load_folder(path: str, root: Path) -> DataSet:
     folder = find_folder(f"events:{path}", path, root, "the path of a folder with one sub-folder per class")
     splits = _classes(folder, SUFFIXES, None)
     if splits is None:
@@ -138,8 +138,8 @@ def _image_data(
     train: EventSplit | None,
     test: EventSplit,
     validation: EventSplit | None,
-) -> ImageData:
-    return ImageData(
+) -> DataSet:
+    return DataSet(
         name=name,
         class_names=class_names,
         channels=POLARITIES,

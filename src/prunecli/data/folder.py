@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prunecli.data.splits import FileSplit, ImageData, find_folder
+from prunecli.data.splits import DataSet, FileSplit, find_folder
 from prunecli.errors import DataError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -15,7 +15,7 @@ _EVALUATION = ("test", "val", "validation")
 _WORDNET = re.compile(r"n\d{8}")
 
 
-def load(path: str, root: Path, download: bool) -> ImageData:
+def load(path: str, root: Path, download: bool) -> DataSet:
     """Reads PATH/train/CLASS/... and PATH/val or PATH/test, or PATH/CLASS/... as a test split alone.
 
     A relative PATH is looked for in the current folder, then in the data folder. Class folders named by WordNet ids get
@@ -75,8 +75,8 @@ def _class_names(folders: set[str]) -> tuple[str, ...]:
 
 def _image_data(
     path: str, names: tuple[str, ...], train: FileSplit | None, test: FileSplit, validation: FileSplit | None
-) -> ImageData:
-    return ImageData(
+) -> DataSet:
+    return DataSet(
         name=f"folder:{path}",
         class_names=names,
         channels=3,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from prunecli.data.class_lists import color_name
 from prunecli.data.mask_survey import is_lossy
-from prunecli.data.splits import MaskLabel
+from prunecli.data.splits import ClassLabel
 from prunecli.errors import DataError
 
 VOID = 255
@@ -44,7 +44,7 @@ class LabelMap:
     colored: bool = False
     nearest: bool = False
     notes: tuple[str, ...] = ()
-    rows: tuple[MaskLabel, ...] = ()
+    rows: tuple[ClassLabel, ...] = ()
 
     def classes_of(self, values: NDArray[Any], path: Path) -> NDArray[np.uint8]:
         """Class indices and `VOID` of mask values, of the same shape.

@@ -14,7 +14,7 @@ import numpy as np
 from prunecli.data.class_lists import CLASSES_FILE, DeclaredClasses, color_name, declared_in, read_classes
 from prunecli.data.label_map import VALUES, VOID, LabelMap
 from prunecli.data.mask_survey import Survey
-from prunecli.data.splits import MaskLabel, read_lines
+from prunecli.data.splits import ClassLabel, read_lines
 from prunecli.errors import DataError, unknown
 
 _MOST_CLASSES = 255
@@ -47,7 +47,7 @@ class MaskReading:
     classes: str | None = None
     void: tuple[int, ...] | None = None
     reduce_zero_label: bool = False
-    recorded: tuple[MaskLabel, ...] = ()
+    recorded: tuple[ClassLabel, ...] = ()
 
     @property
     def declared(self) -> bool:
@@ -296,7 +296,7 @@ def _finished(folder: Path, declared: DeclaredClasses, counted: Survey, notes: t
         pixels[exact] += count
     total = max(1, sum(pixels.values()))
     rows = tuple(  # in the order of classes, which a checkpoint has to give back
-        MaskLabel(
+        ClassLabel(
             color_name(value) if declared.colored else str(value),
             declared.names.get(value),
             round(pixels[value] / total, 6),
@@ -312,7 +312,7 @@ def _finished(folder: Path, declared: DeclaredClasses, counted: Survey, notes: t
     return replace(made, notes=notes, rows=rows)
 
 
-def _remarks(folder: Path, rows: Sequence[MaskLabel], counted: Survey, names: tuple[str, ...]) -> list[str]:
+def _remarks(folder: Path, rows: Sequence[ClassLabel], counted: Survey, names: tuple[str, ...]) -> list[str]:
     """Classes without a pixel, and how much was looked at."""
     present = {row.name for row in rows if row.share or row.name is None}
     absent = [name for name in names if name not in present]
@@ -324,7 +324,7 @@ def _remarks(folder: Path, rows: Sequence[MaskLabel], counted: Survey, names: tu
     return remarks
 
 
-def _recorded(rows: Sequence[MaskLabel]) -> DeclaredClasses:
+def _recorded(rows: Sequence[ClassLabel]) -> DeclaredClasses:
     colored = any("," in row.value for row in rows)
     coded = {_code(row.value): row.name for row in rows}
     names = {value: name for value, name in coded.items() if name is not None}

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from prunecli.data.splits import ArraySplit, ImageData, too_large
+from prunecli.data.splits import ArraySplit, DataSet, too_large
 from prunecli.errors import DataError
 from prunecli.measure.environment import memory_bytes
 
@@ -21,7 +21,7 @@ _NAMES = ("{}-images-idx3-ubyte", "{}-labels-idx1-ubyte")
 _STATISTICS = {"mnist": (0.1307, 0.3081), "fashion-mnist": (0.2860, 0.3530)}
 
 
-def load(name: str, root: Path, download: bool) -> ImageData:
+def load(name: str, root: Path, download: bool) -> DataSet:
     """Reads `root/MNIST/raw` or `root/FashionMNIST/raw`. The test images can be used without the training files.
 
     Raises:
@@ -41,7 +41,7 @@ def load(name: str, root: Path, download: bool) -> ImageData:
     if files["t10k"] is None:
         raise DataError(next(iter(missing.values())))
     mean, std = _STATISTICS[name]
-    return ImageData(
+    return DataSet(
         name=name,
         class_names=tuple(kind.classes),
         channels=1,

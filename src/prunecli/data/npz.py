@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunecli.data.array_files import member_bytes
-from prunecli.data.splits import ArraySplit, ImageData, too_large
+from prunecli.data.splits import ArraySplit, DataSet, too_large
 from prunecli.errors import DataError
 from prunecli.measure.environment import memory_bytes
 
@@ -25,7 +25,7 @@ _KEYS = (
 )
 
 
-def load(path: str, root: Path, download: bool) -> ImageData:
+def load(path: str, root: Path, download: bool) -> DataSet:
     """Reads uint8 images (N, H, W) or (N, H, W, 3) and integer labels under x_train/y_train, train_images/train_labels
     or train_x/train_y, with the same for `test` and, if there is one, `val`.
 
@@ -54,7 +54,7 @@ def load(path: str, root: Path, download: bool) -> ImageData:
         raise DataError(
             f"{file}: holds the label {classes - 1:,}; labels are class numbers from 0, up to {_MAX_CLASSES:,}"
         )
-    return ImageData(
+    return DataSet(
         name=f"npz:{path}",
         class_names=tuple(str(label) for label in range(classes)),
         channels=channels,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prunecli.data.folder import IMAGENET_MEAN, IMAGENET_STD
-from prunecli.data.splits import ImageData, digest
+from prunecli.data.splits import DataSet, digest
 from prunecli.errors import DataError
 from prunecli.inputs import output_tensors
 from prunecli.own_code import called, load_function, parameters_of
@@ -28,7 +28,7 @@ _EXPECTED = (
 )
 
 
-def load(path: str, root: Path, download: bool) -> ImageData:
+def load(path: str, root: Path, download: bool) -> DataSet:
     """Data sets of torch by the names of their splits; their images are prepared, other inputs taken as they are.
 
     Args:
@@ -43,7 +43,7 @@ def load(path: str, root: Path, download: bool) -> ImageData:
     function = load_function(path, DataError, "--data")
     own = {"root": str(root)} if "root" in parameters_of(function) else {}
     returned = called(function, path, DataError, **own)
-    if isinstance(returned, ImageData):
+    if isinstance(returned, DataSet):
         return returned
     sets = dict(returned) if isinstance(returned, Mapping) else {"test": returned}
     known = {alias: part for part, aliases in _PARTS.items() for alias in aliases}
@@ -61,7 +61,7 @@ def load(path: str, root: Path, download: bool) -> ImageData:
     images = isinstance(splits["test"], OwnImages)
     if any(isinstance(split, OwnImages) != images for split in splits.values()):
         raise DataError(f"{name}: some splits give Pillow's images and some tensors; they have to be prepared alike")
-    return ImageData(
+    return DataSet(
         name=name,
         class_names=_class_names(name, sets, splits),
         channels=3,

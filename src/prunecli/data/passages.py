@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prunecli.data.splits import SPLIT_SEED, ImageData, MaskLabel, digest
+from prunecli.data.splits import SPLIT_SEED, ClassLabel, DataSet, digest
 from prunecli.data.text_files import Part, files_of
 from prunecli.data.text_reading import TextReading, missing_part, resolved_tokenizer
 from prunecli.data.text_tables import Table, is_table, read_table
@@ -88,7 +88,7 @@ class PassageSplit:
         return digest(self.tokenizer.signature(), *(np.ascontiguousarray(array).data for array in arrays))
 
 
-def load(path: str, found: Path, reading: TextReading) -> ImageData:
+def load(path: str, found: Path, reading: TextReading) -> DataSet:
     """Reads tables with a column of texts, or two, and a column of labels.
 
     Args:
@@ -115,7 +115,7 @@ def load(path: str, found: Path, reading: TextReading) -> ImageData:
     longest = max(int(np.diff(split.starts).max()) for split in splits.values())
     length = reading.length or min(longest, next(iter(splits.values())).length)
     splits = {part: replace(split, length=length) for part, split in splits.items()}
-    return ImageData(
+    return DataSet(
         name=f"text:{path}",
         class_names=names,
         channels=0,
@@ -134,10 +134,12 @@ def load(path: str, found: Path, reading: TextReading) -> ImageData:
     )
 
 
-def _shares(names: tuple[str, ...], labels: NDArray[np.int64]) -> tuple[MaskLabel, ...]:
+def _shares(names: tuple[str, ...], labels: NDArray[np.int64]) -> tuple[ClassLabel, ...]:
     """Every class with its number and its share of the texts."""
     counts = np.bincount(labels, minlength=len(names))
-    return tuple(MaskLabel(str(number), name, float(counts[number] / len(labels))) for number, name in enumerate(names))
+    return tuple(
+        ClassLabel(str(number), name, float(counts[number] / len(labels))) for number, name in enumerate(names)
+    )
 
 
 def _tables(path: str, found: Path, reading: TextReading) -> dict[Part, Table]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prunecli.data.splits import ImageData, read_lines
+from prunecli.data.splits import DataSet, read_lines
 from prunecli.data.webdataset import TarSplit, templates_file
 from prunecli.errors import DataError
 
@@ -26,7 +26,7 @@ _FIRST_OF_IMAGENET = "n01440764"
 _DIGITS = ("mnist", "digits", "cluttered-mnist")
 
 
-def class_texts(data: ImageData, file: str | None = None) -> tuple[str, ...]:
+def class_texts(data: DataSet, file: str | None = None) -> tuple[str, ...]:
     """What each class of a data set is called in a prompt.
 
     Args:
@@ -53,7 +53,7 @@ def class_texts(data: ImageData, file: str | None = None) -> tuple[str, ...]:
     return tuple(name.partition(" - ")[0] if data.name in _DIGITS else name for name in spoken)
 
 
-def templates(data: ImageData, file: str | None = None) -> tuple[str, ...]:
+def templates(data: DataSet, file: str | None = None) -> tuple[str, ...]:
     """Prompts with `{}` where the class, or the caption, goes.
 
     Args:

@@ -10,10 +10,10 @@ from prunecli.data.mask_labels import MaskReading, label_map
 from prunecli.data.mask_layouts import Layout, find_layout
 from prunecli.data.mask_survey import survey
 from prunecli.data.masks import MaskSplit
-from prunecli.data.splits import IMAGENET_MEAN, IMAGENET_STD, ImageData, divided, find_folder
+from prunecli.data.splits import IMAGENET_MEAN, IMAGENET_STD, DataSet, divided, find_folder
 
 
-def load(path: str, root: Path, download: bool, masks: MaskReading | None = None) -> ImageData:
+def load(path: str, root: Path, download: bool, masks: MaskReading | None = None) -> DataSet:
     """Reads a folder of images and masks in one of these layouts.
 
     - CamVid: `train/` and `trainannot/`, likewise `val` and `test`.
@@ -41,9 +41,9 @@ def _masks(layout: Layout) -> list[Path]:
     return [mask for _, masks in layout.parts.values() for mask in masks]
 
 
-def _image_data(path: str, folder: Path, labels: LabelMap, splits: dict[str, MaskSplit]) -> ImageData:
+def _image_data(path: str, folder: Path, labels: LabelMap, splits: dict[str, MaskSplit]) -> DataSet:
     train, validation, test = divided(splits, folder)
-    return ImageData(
+    return DataSet(
         name=f"segmentation:{path}",
         class_names=labels.class_names,
         channels=3,

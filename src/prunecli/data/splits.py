@@ -181,7 +181,7 @@ class UnevenSplit(SampleSplit, Protocol):
 
 
 @dataclass(frozen=True)
-class MaskLabel:
+class ClassLabel:
     """What one value in masks, or one number of a class, means.
 
     Attributes:
@@ -196,7 +196,7 @@ class MaskLabel:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageData:
+class DataSet:
     """A data set. Decisions are made on `validation`, which comes from the training images; `test` is for eval alone.
 
     Attributes:
@@ -240,7 +240,7 @@ class ImageData:
     samples: SampleKind = "images"
     missing: str = ""
     notes: tuple[str, ...] = ()
-    labels: tuple[MaskLabel, ...] = ()
+    labels: tuple[ClassLabel, ...] = ()
     vocabulary: Vocabulary | None = None
     tokenizer: Tokenizer | None = None
     categories: tuple[int, ...] = ()
@@ -270,7 +270,7 @@ class ImageData:
         return self.train
 
 
-def hold_out(data: ImageData, fraction: float) -> ImageData:
+def hold_out(data: DataSet, fraction: float) -> DataSet:
     """Moves `fraction` of the training images, evenly over classes, to `validation`; always the same ones.
 
     Of a text, which has a label for every token, nothing is held out.

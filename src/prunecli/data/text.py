@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from prunecli.data import passages
-from prunecli.data.splits import ImageData
+from prunecli.data.splits import DataSet
 from prunecli.data.text_files import PARTS, Part, files_of, find_texts, read_text
 from prunecli.data.text_reading import TextReading, missing_part, resolved_tokenizer
 from prunecli.data.text_tables import Columns, is_table, read_table
@@ -28,7 +28,7 @@ _MOST_TOKENS = 1_000_000
 _MOST_CHARACTERS = 10_000_000
 
 
-def load(path: str, root: Path, download: bool, reading: TextReading | None = None) -> ImageData:
+def load(path: str, root: Path, download: bool, reading: TextReading | None = None) -> DataSet:
     """Reads texts; a relative PATH is looked for in the current folder, then in the data folder.
 
     A folder has one file for each of train, valid and test, named as in Penn Treebank (`ptb.train.txt`), WikiText
@@ -59,7 +59,7 @@ def load(path: str, root: Path, download: bool, reading: TextReading | None = No
 
 def _in_words(
     path: str, found: Path, texts: Mapping[Part, str], files: Mapping[Part, Path], reading: TextReading
-) -> ImageData:
+) -> DataSet:
     """Texts in words or characters."""
     level = reading.level or (reading.vocabulary.level if reading.vocabulary else "word" if found.is_dir() else "char")
     vocabulary = reading.vocabulary or _vocabulary(texts["train"], level, files["train"])
@@ -74,7 +74,7 @@ def _in_words(
 
 def _in_tokens(
     path: str, found: Path, texts: Mapping[Part, Sequence[str]], files: Mapping[Part, Path], reading: TextReading
-) -> ImageData:
+) -> DataSet:
     """Texts in the tokens of a tokenizer."""
     tokenizer = resolved_tokenizer(reading, texts.get("train", ()))
     length = reading.length or min(DEFAULT_BLOCK, reading.longest or DEFAULT_BLOCK)
@@ -96,8 +96,8 @@ def _language(
     *,
     vocabulary: Vocabulary | None = None,
     tokenizer: Tokenizer | None = None,
-) -> ImageData:
-    return ImageData(
+) -> DataSet:
+    return DataSet(
         name=f"text:{path}",
         class_names=names,
         channels=0,

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from prunecli.data.folder import IMAGENET_MEAN, IMAGENET_STD, image_files
-from prunecli.data.splits import FileSplit, ImageData, find_folder
+from prunecli.data.splits import DataSet, FileSplit, find_folder
 from prunecli.errors import DataError
 
 
-def load(path: str, root: Path, download: bool) -> ImageData:
+def load(path: str, root: Path, download: bool) -> DataSet:
     """Finds all images in PATH and its sub-folders; they are the test split, sorted by name.
 
     A relative PATH is looked for in the current folder, then in the data folder.
@@ -23,7 +23,7 @@ def load(path: str, root: Path, download: bool) -> ImageData:
     files = image_files(folder, "**/*")
     if not files:
         raise DataError(f"{folder}: no images in it or in its sub-folders")
-    return ImageData(
+    return DataSet(
         name=f"images:{path}",
         class_names=(),
         channels=3,

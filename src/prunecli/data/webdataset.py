@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prunecli.data.images import OUT_OF_FILES, UnreadableImage, decode, decoding_error, irregularity
-from prunecli.data.splits import ImageData, digest, find_folder, read_lines
+from prunecli.data.splits import DataSet, digest, find_folder, read_lines
 from prunecli.errors import DataError, ResourceError
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -80,7 +80,7 @@ class TarSplit:
         return digest("\n".join(lines).encode(), self.labels.data)
 
 
-def load(path: str, root: Path, download: bool) -> ImageData:
+def load(path: str, root: Path, download: bool) -> DataSet:
     """Reads PATH/classnames.txt, PATH/test/0.tar and so on, and PATH/train/ if it exists.
 
     The file nshards.txt in the same folder has the number of tar files. They hold KEY.jpg (or .jpeg, .png, .webp) and
@@ -99,7 +99,7 @@ def load(path: str, root: Path, download: bool) -> ImageData:
     names = tuple(read_lines(folder / "classnames.txt"))
     if not names:
         raise DataError(f"{folder / 'classnames.txt'}: is empty; write the name of one class on each line")
-    return ImageData(
+    return DataSet(
         name=f"wds:{path}",
         class_names=names,
         channels=3,
@@ -120,10 +120,10 @@ def _is_for_retrieval(folder: Path) -> bool:
     return kind == "retrieval" or not (folder / "classnames.txt").exists()
 
 
-def _with_captions(name: str, folder: Path) -> ImageData:
+def _with_captions(name: str, folder: Path) -> DataSet:
     members = _Members(None)
     test = _read_split(folder, "test", members)
-    return ImageData(
+    return DataSet(
         name=name,
         class_names=tuple(members.captions),
         channels=3,

@@ -42,7 +42,7 @@ class Distillation(Hook):
             return loss
         with torch.no_grad():
             teacher_scores = self._carrier.scores(self._teacher, batch.inputs)
-        divergence = self._task.teacher_loss(batch.scores, teacher_scores, self._temperature)
+        divergence = self._task.teacher_loss(batch.outputs, teacher_scores, self._temperature)
         return (1 - self._weight) * loss + self._weight * self._temperature**2 * divergence
 
     def state(self) -> State:

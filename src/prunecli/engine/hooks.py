@@ -45,12 +45,12 @@ class Batch:
     Attributes:
         inputs: The network's inputs, on its device, after mixup.
         labels: Labels in the form the task expects.
-        scores: The network's output scores; losses by name, where a network has its own.
+        outputs: What the network computed, such as scores; losses by name, where a network has its own.
     """
 
     inputs: Any
     labels: Any
-    scores: Any
+    outputs: Any
 
 
 class Hook:

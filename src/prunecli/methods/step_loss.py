@@ -60,7 +60,7 @@ class StepLoss:
         """The loss instead of the task's, or that one."""
         settings = self._settings
         if self._module is None:
-            return loss if settings.loss == "ce" else _squared_error(batch.scores, batch.labels)
+            return loss if settings.loss == "ce" else _squared_error(batch.outputs, batch.labels)
         steps, self._steps = self._steps.pop(), []
         labels = batch.labels.repeat(len(steps), *(1,) * (batch.labels.dim() - 1))
         flat = steps.flatten(0, 1)

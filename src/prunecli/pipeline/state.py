@@ -13,7 +13,7 @@ from prunecli.checkpoint.manifest import UsedTokenizer, UsedVocabulary
 from prunecli.data.catalog import default_root, load_data, samples_of
 from prunecli.data.images import BadImages
 from prunecli.data.mask_labels import MaskReading, parse_void
-from prunecli.data.splits import ImageData, MaskLabel, Split, hold_out
+from prunecli.data.splits import ClassLabel, DataSet, Split, hold_out
 from prunecli.data.text_reading import TextReading
 from prunecli.data.tokenizer import Tokenizer
 from prunecli.engine.device import pick_device, seed_everything
@@ -64,7 +64,7 @@ class RunState:
     parent: LoadedModel | None = None
     as_stored: bool = False
     reports: list[Path] = field(default_factory=list)
-    _data: ImageData | None = None
+    _data: DataSet | None = None
     _building: bool = False
     _made_tokenizer: Tokenizer | None = None
 
@@ -98,7 +98,7 @@ class RunState:
         """The kind of samples of the data set."""
         return samples_in(self.data_name())
 
-    def data(self) -> ImageData:
+    def data(self) -> DataSet:
         """The data set with its validation split held out.
 
         Raises:
@@ -248,7 +248,7 @@ class RunState:
             return said
         used = (step.data for step in reversed(self.loaded.manifest.history) if step.data is not None)
         labels = next((data.labels for data in used if self._folder_of(data.name) == self._folder_of(name)), ())
-        return MaskReading(void=said.void, recorded=tuple(MaskLabel(row.value, row.name, row.share) for row in labels))
+        return MaskReading(void=said.void, recorded=tuple(ClassLabel(row.value, row.name, row.share) for row in labels))
 
     def _text_reading(self) -> TextReading:
         """How texts are read: by what the current network has learned, what it is, and what the user says.
@@ -267,7 +267,7 @@ class RunState:
         path = Path(argument).expanduser()
         return (path if argument and path.is_dir() else self._data_root() / path).resolve()
 
-    def _warn_of_other_classes(self, data: ImageData) -> None:
+    def _warn_of_other_classes(self, data: DataSet) -> None:
         """Says so where masks have other classes, or another order of them, than those that were learned."""
         if self.loaded is None or not data.labels:
             return

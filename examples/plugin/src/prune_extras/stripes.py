@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from prunecli.data.splits import ArraySplit, ImageData
+from prunecli.data.splits import ArraySplit, DataSet
 from prunecli.errors import DataError
 
 _CLASSES = ("horizontal", "vertical", "falling", "rising")
 _SIZE, _IMAGES = 12, 400
 
 
-def load(name: str, root: Path, download: bool) -> ImageData:
+def load(name: str, root: Path, download: bool) -> DataSet:
     """Draws the images.
 
     Args:
@@ -27,7 +27,7 @@ def load(name: str, root: Path, download: bool) -> ImageData:
     if name != "stripes" and not name.isdecimal():
         raise DataError(f"stripes:{name}: give a number of images, for instance stripes:200")
     images = int(name) if name.isdecimal() else _IMAGES
-    return ImageData(
+    return DataSet(
         name="stripes" if name == "stripes" else f"stripes:{name}",
         class_names=_CLASSES,
         channels=1,

@@ -12,7 +12,7 @@ from typing import Any
 from prunecli.checkpoint.durable import crash_point
 from prunecli.criteria.base import default_loss
 from prunecli.data.loader import Batches
-from prunecli.data.splits import ImageData, Split
+from prunecli.data.splits import DataSet, Split
 from prunecli.engine.resources import resource_errors
 from prunecli.errors import MethodError, RecipeError
 from prunecli.measure.latency import PairedTiming, time_paired
@@ -172,7 +172,7 @@ def repairs(space: Workspace, stage: PruneStage) -> tuple[bool, Compensation]:
     Raises:
         RecipeError: There are no images for what is asked.
     """
-    data: ImageData | None = space.data() if space.data_name() is not None else None
+    data: DataSet | None = space.data() if space.data_name() is not None else None
     images = data is not None and data.trainable
     recalibrate = images if stage.recalibrate is None else stage.recalibrate
     compensation: Compensation = ("ls" if images else "none") if stage.compensate is None else stage.compensate

@@ -12,7 +12,7 @@ import torch
 
 from prunecli.checkpoint.durable import crash_point
 from prunecli.checkpoint.manifest import Manifest
-from prunecli.data.splits import ImageData
+from prunecli.data.splits import DataSet
 from prunecli.engine.distillation import Distillation
 from prunecli.engine.fit import Epoch, FitResult, fit
 from prunecli.engine.freezing import FreezeBackbone
@@ -181,7 +181,7 @@ def learning_rate(stage: TrainStage, manifest: Manifest) -> float:
     return _FINETUNE_LR
 
 
-def _check_augmentation(space: Workspace, stage: TrainStage, data: ImageData, task: Task) -> None:
+def _check_augmentation(space: Workspace, stage: TrainStage, data: DataSet, task: Task) -> None:
     """Refuses what would change an image and leave its labels as they are, or what does not know frames."""
     space.samples().check_augmentation(data.name, stage)
     task.check_settings(stage)
