@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from prunecli.data.boxes import FileBoxSplit
+from prunecli.data.splits import SPLIT_NAMES
 from prunecli.errors import DataError
 
-PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-"""What folders and files of a part are called."""
 MAX_BYTES = 1 << 20
 """Of a file about one image, or of a list of classes."""
 
@@ -38,7 +37,7 @@ class BoxLayout:
 def part_named(words: Iterable[str]) -> str | None:
     """The part that one of `words`, such as the name of a file, speaks of."""
     said = {piece for word in words for piece in re.split(r"[^a-z]+", word.lower())}
-    return next((part for part, spellings in PARTS.items() if said & set(spellings)), None)
+    return next((part for part, spellings in SPLIT_NAMES.items() if said & set(spellings)), None)
 
 
 def inside(folder: Path, name: object, where: str) -> Path:

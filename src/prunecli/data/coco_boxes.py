@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.data.box_checks import BoxCounts, ImageBoxes
-from prunecli.data.box_layouts import PARTS, BoxLayout, inside, part_named
+from prunecli.data.box_layouts import BoxLayout, inside, part_named
 from prunecli.data.boxes import Annotation, FileBoxSplit
 from prunecli.data.images import image_size
+from prunecli.data.splits import SPLIT_NAMES
 from prunecli.errors import DataError
 
 _OTHERS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
@@ -48,7 +49,7 @@ def read(folder: Path) -> BoxLayout | None:
 def _documents(folder: Path) -> dict[Path, dict[str, Any]]:
     """The JSON files about boxes: those in `annotations/`, else beside the folders of images, else within them."""
     around = [folder / "annotations", folder]
-    within = [folder / spelling for spellings in PARTS.values() for spelling in spellings]
+    within = [folder / spelling for spellings in SPLIT_NAMES.values() for spelling in spellings]
     for places in ([around[0]], [around[1]], within):
         files = [path for place in places if place.is_dir() for path in sorted(place.glob("*.json"))]
         read = {path: document for path in files if not path.name.startswith(_OTHERS) if (document := _document(path))}
@@ -142,7 +143,7 @@ def _image_folder(folder: Path, part: str, path: Path, document: dict[str, Any])
     if not document["images"]:
         return folder
     word = path.stem.rpartition("_")[2]  # train2017
-    spellings = dict.fromkeys((word, part, *PARTS.get(part, ())))
+    spellings = dict.fromkeys((word, part, *SPLIT_NAMES.get(part, ())))
     within = [folder / parent / spelling for spelling in spellings for parent in ("", "images")]
     places = [*within, folder / "images", path.parent, folder]
     name = document["images"][0].get("file_name")

@@ -7,16 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunecli.data.splits import read_lines
+from prunecli.data.splits import SPLIT_NAMES, read_lines
 from prunecli.errors import DataError
 
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 _MASK_FOLDERS = ("masks", "mask", "annotations", "labels", "annots")
-_PARTS = {
-    "train": ("train", "training"),
-    "test": ("test", "testing"),
-    "val": ("val", "validation", "valid"),
-}
 _CVAT_LIST = "default.txt"
 _MASK_ENDINGS = ("", "_mask", "_label", "_labels", "_L")
 
@@ -56,7 +51,7 @@ def find_layout(folder: Path) -> Layout:
 def _camvid(folder: Path) -> Layout | None:
     parts = {
         part: _pairs(folder / part, folder / f"{part}annot")
-        for part in _PARTS
+        for part in SPLIT_NAMES
         if (folder / part).is_dir() and (folder / f"{part}annot").is_dir()
     }
     return Layout(parts, "camvid") if parts else None
@@ -68,7 +63,7 @@ def _voc(folder: Path) -> Layout | None:
     if not (images.is_dir() and masks.is_dir() and lists.is_dir()):
         return None
     parts: dict[str, Pairs] = {}
-    for part in _PARTS:
+    for part in SPLIT_NAMES:
         file = lists / f"{part}.txt"
         stems = read_lines(file) if file.is_file() else []
         files = [images / f"{stem}.jpg" for stem in stems]
@@ -92,7 +87,7 @@ def _ade20k(folder: Path) -> Layout | None:
 
 def _plain(folder: Path) -> Layout | None:
     parts: dict[str, Pairs] = {}
-    for part, spellings in _PARTS.items():
+    for part, spellings in SPLIT_NAMES.items():
         for spelling in spellings:
             inside = _image_and_mask_folder(folder, spelling)
             around = _image_and_mask_folder(folder / spelling, "")

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prunecli.data.folder import IMAGENET_MEAN, IMAGENET_STD
-from prunecli.data.splits import DataSet, digest
+from prunecli.data.splits import SPLIT_NAMES, DataSet, digest
 from prunecli.errors import DataError
 from prunecli.inputs import output_tensors
 from prunecli.own_code import called, load_function, parameters_of
 
-_PARTS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
+_FIELDS = {"train": "train", "val": "validation", "test": "test"}
 _HASHED, _READ_TWICE = 32, 8
 """Samples whose content is part of the fingerprint (labels all are), and those that are checked to stay the same."""
 _EXPECTED = (
@@ -46,7 +46,7 @@ def load(path: str, root: Path, download: bool) -> DataSet:
     if isinstance(returned, DataSet):
         return returned
     sets = dict(returned) if isinstance(returned, Mapping) else {"test": returned}
-    known = {alias: part for part, aliases in _PARTS.items() for alias in aliases}
+    known = {alias: _FIELDS[split] for split, aliases in SPLIT_NAMES.items() for alias in aliases}
     for key in sets:
         if key not in known:
             raise DataError(f"{name}: has a split {key!r}; {_EXPECTED}")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prunecli.data.splits import SPLIT_SEED, ClassLabel, DataSet, digest
-from prunecli.data.text_files import Part, files_of
+from prunecli.data.text_files import Part, files_of, part_ends
 from prunecli.data.text_reading import TextReading, missing_part, resolved_tokenizer
 from prunecli.data.text_tables import Table, is_table, read_table
 from prunecli.data.tokenizer import Tokenizer
@@ -21,8 +21,6 @@ from prunecli.errors import DataError
 
 LONGEST = 512
 """Tokens in the longest passage, where nothing else is said and networks can read as many."""
-_SHARES = (0.9, 0.05)
-"""Of the rows of a single table: for training and for validation; the rest is for tests."""
 _MOST_CLASSES = 10_000
 _LONGEST_NAME = 200
 _NAMED = 8
@@ -163,8 +161,7 @@ def _tables(path: str, found: Path, reading: TextReading) -> dict[Part, Table]:
 def _divided(table: Table, file: Path) -> dict[Part, Table]:
     """The parts of a single table, whose rows may be sorted by class: always the same ones, drawn at random."""
     count = len(table.texts)
-    first = round(count * _SHARES[0])
-    second = first + round(count * _SHARES[1])
+    first, second = part_ends(count)
     if not 0 < first < second < count:
         raise DataError(f"{file}: {count} rows are too few to be divided into train, valid and test; give more")
     order = np.random.default_rng(SPLIT_SEED).permutation(count)

@@ -29,6 +29,12 @@ TaskName: TypeAlias = Literal[
     "character-language",
     "token-language",
 ]
+SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+"""What files, folders and entries of a split are called."""
 SPLIT_SEED = 0
 """Seed of every split made here. It is fixed, so a validation image of one stage is never trained on by another."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -9,7 +9,7 @@ import numpy as np
 
 from prunecli.data import passages
 from prunecli.data.splits import DataSet
-from prunecli.data.text_files import PARTS, Part, files_of, find_texts, read_text
+from prunecli.data.text_files import PARTS, Part, files_of, find_texts, part_ends, read_text
 from prunecli.data.text_reading import TextReading, missing_part, resolved_tokenizer
 from prunecli.data.text_tables import Columns, is_table, read_table
 from prunecli.data.token_batches import TextSplit
@@ -22,8 +22,6 @@ DEFAULT_LENGTHS: Mapping[Level, int] = {"word": 35, "char": 64}
 DEFAULT_BLOCK = 1024
 """Tokens in a sequence with a tokenizer, where networks can read as many."""
 TASKS: Mapping[Level, str] = {"word": "word-language", "char": "character-language"}
-_SHARES = {"train": 0.9, "valid": 0.05, "test": 0.05}
-"""Of the characters of a single file, or the rows of a single table, from its beginning."""
 _MOST_TOKENS = 1_000_000
 _MOST_CHARACTERS = 10_000_000
 
@@ -132,8 +130,7 @@ def _texts(files: tuple[Path, ...], columns: Columns) -> list[str]:
 def _divided(texts: list[str]) -> dict[Part, list[str]]:
     """The parts of a single file: of its characters, or where it has several texts, of these."""
     whole: Sequence[str] = texts[0] if len(texts) == 1 else texts
-    first = round(len(whole) * _SHARES["train"])
-    second = first + round(len(whole) * _SHARES["valid"])
+    first, second = part_ends(len(whole))
     parts: dict[Part, Sequence[str]] = {"train": whole[:first], "valid": whole[first:second], "test": whole[second:]}
     return {part: [own] if isinstance(own, str) else list(own) for part, own in parts.items()}
 

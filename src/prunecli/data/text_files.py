@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from prunecli.data.splits import too_large
+from prunecli.data.splits import SPLIT_NAMES, too_large
 from prunecli.data.text_tables import SUFFIXES as TABLES
 from prunecli.errors import DataError
 from prunecli.measure.environment import memory_bytes
@@ -14,10 +14,11 @@ from prunecli.measure.environment import memory_bytes
 Part: TypeAlias = Literal["train", "valid", "test"]
 PARTS: tuple[Part, ...] = ("train", "valid", "test")
 _WORDS: dict[Part, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "valid": ("valid", "validation", "val", "dev"),
-    "test": ("test",),
+    "train": SPLIT_NAMES["train"],
+    "valid": SPLIT_NAMES["val"],
+    "test": SPLIT_NAMES["test"],
 }
+_TRAIN_SHARE, _VALID_SHARE = 0.9, 0.05
 _PLAIN = ("", ".txt", ".tokens", ".raw")
 _SHARD = re.compile(r"-\d+-of-\d+$")
 _EXPANSION = 24
@@ -96,3 +97,9 @@ def read_text(file: Path) -> str:
     if not text.strip():
         raise DataError(f"{file}: is empty; give a file with text")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def part_ends(count: int) -> tuple[int, int]:
+    """Where the training and the validation part of a single file end: after 90 and 95 % of its characters or rows."""
+    first = round(count * _TRAIN_SHARE)
+    return first, first + round(count * _VALID_SHARE)

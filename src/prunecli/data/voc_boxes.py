@@ -10,10 +10,9 @@ from prunecli.data.box_checks import BoxCounts, ImageBoxes
 from prunecli.data.box_layouts import BoxLayout, check_names, images_in, read_small
 from prunecli.data.boxes import Annotation, FileBoxSplit
 from prunecli.data.images import image_size
-from prunecli.data.splits import read_lines
+from prunecli.data.splits import SPLIT_NAMES, read_lines
 from prunecli.errors import DataError
 
-_PARTS = ("train", "val", "test")
 _CLASSES_FILE = "classes.txt"
 
 
@@ -53,7 +52,7 @@ def _stems(folder: Path, annotations: Path) -> dict[str, list[str]]:
     """Names of images by part, as the lists say; the official test lists name images without annotations."""
     lists = folder / "ImageSets" / "Main"
     stems: dict[str, list[str]] = {}
-    for part in _PARTS:
+    for part in SPLIT_NAMES:
         path = lists / f"{part}.txt"
         listed = [line.split()[0] for line in read_lines(path)] if path.is_file() else []
         if listed and (part != "test" or (annotations / f"{listed[0]}.xml").is_file()):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.data.box_checks import BoxCounts, ImageBoxes
-from prunecli.data.box_layouts import PARTS, BoxLayout, check_names, images_in, inside, read_small
+from prunecli.data.box_layouts import BoxLayout, check_names, images_in, inside, read_small
 from prunecli.data.boxes import Annotation, FileBoxSplit, Objects
-from prunecli.data.splits import read_lines
+from prunecli.data.splits import SPLIT_NAMES, read_lines
 from prunecli.errors import DataError
 
 _LISTS = ("classes.txt", "obj.names", "labels/classes.txt")
@@ -57,7 +57,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 def _places(folder: Path, settings: dict[str, Any]) -> Iterator[tuple[str, tuple[Path, Path]]]:
     """By part, where images and labels are: as data.yaml says, as is usual, or without parts."""
     found = False
-    for part, spellings in PARTS.items():
+    for part, spellings in SPLIT_NAMES.items():
         said = settings.get(part) if isinstance(settings.get(part), str) else None
         candidates = [_without_dots(said)] if said else []
         candidates += [f"images/{spelling}" for spelling in spellings] + [
