@@ -431,3 +431,15 @@ def test_a_weights_file_is_prepared_for_as_the_named_folder_says(tmp_path: Path)
     assert used is not None and used.mean == (0.1, 0.2, 0.3) and used.crop_mode == "squash"
     assert loaded.fixed_size == (16, 16)
     assert load_reference(f"hf:{tmp_path}").manifest.normalisation == used
+
+
+def test_a_folder_of_a_pruned_network_is_not_taken_for_a_dense_one(tmp_path: Path) -> None:
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, num_labels=3
+    )
+    model: Any = transformers.BertForSequenceClassification(config).eval()
+    ids = torch.zeros(1, 8, dtype=torch.long)
+    prunecli.prune(model, "l1", ratio=0.5, example_inputs={"input_ids": ids}).model.save_pretrained(tmp_path)
+    for settings in ({}, {"num_classes": 5}):
+        with pytest.raises(ModelError, match=r"tensors have other shapes .* give the checkpoint that prune wrote"):
+            load_reference(f"hf:{tmp_path}", **settings)

@@ -167,7 +167,7 @@ def _loaded(
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
-                ignore_mismatched_sizes=new_classes,
+                ignore_mismatched_sizes=True,  # they are checked below, and named
                 output_loading_info=True,
             )
     except Exception as error:
@@ -202,13 +202,13 @@ def _checked_keys(
         _check_new(model, missing, folder)
         notes.append(f"{folder}: new weights, to be trained: {_some(missing)}")
     classes = model.config.num_labels
-    other = [name for name, old, new in info["mismatched_keys"] if not _by_classes(old, new, classes)]
+    other = [name for name, old, new in info["mismatched_keys"] if not (new_classes and _by_classes(old, new, classes))]
     if other:
         raise ModelError(
-            f"{folder}: {len(other)} tensors have other shapes than its configuration says, first {min(other)!r}; if "
-            "it was saved from a pruned network, give the checkpoint of that"
+            f"{folder}: {len(other)} tensors have other shapes than its configuration says, first {min(other)!r}; a "
+            "pruned network leaves by save_pretrained without its widths: give the checkpoint that prune wrote"
         )
-    if replaced and new_classes:
+    if replaced:
         notes.append(f"{folder}: another number of classes, so new weights, to be trained: {_some(replaced)}")
     if surplus:
         notes.append(

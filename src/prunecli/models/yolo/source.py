@@ -81,7 +81,7 @@ def open(name: str, request: OpenRequest) -> Opened:
     Raises:
         ModelError: There is no such network, or its file is not one of the package.
     """
-    path = Path(name)
+    path = Path(name).expanduser()
     _refuse_pretrained(name, request.pretrained)
     if path.suffix not in _YAML and path.is_file():
         weights = read_foreign(path, allow_nonfinite=request.allow_nonfinite)
