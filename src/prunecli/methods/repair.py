@@ -10,6 +10,7 @@ from torch import nn
 
 from prunecli.inputs import Inputs, split_batch
 from prunecli.surgery.groups import ChannelGroup, Keep
+from prunecli.surgery.reconstruction.reconstruct import reconstruct
 from prunecli.surgery.removal.compensate import Compensation, compensate
 from prunecli.surgery.removal.recalibrate import recalibrate_batchnorm
 
@@ -66,9 +67,13 @@ class Repair:
         if self._calibration is None:
             return
         # With new statistics to come, a constant shift before a normalisation does not matter.
+        folding: Compensation = "ls" if self._compensation == "reconstruct" else self._compensation
         self.compensated = compensate(
-            before, after, groups, keep, self._calibration, self._compensation, intercept=self._recalibrate
+            before, after, groups, keep, self._calibration, folding, intercept=self._recalibrate
         )
+        if self._compensation == "reconstruct":
+            found = reconstruct(before, after, groups, keep, self._calibration, seed=0)
+            self.compensated = len(found.solved)
         clock.lap("compensate")
         self.recalibrated = recalibrate_batchnorm(after, self._calibration) if self._recalibrate else 0
         clock.lap("recalibrate")

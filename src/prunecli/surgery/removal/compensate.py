@@ -29,7 +29,7 @@ from prunecli.surgery.taps import (
     tapped,
 )
 
-Compensation = Literal["none", "bias", "ls"]
+Compensation = Literal["none", "bias", "ls", "reconstruct"]
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Candidate ridge strengths relative to the mean variance of the kept channels."""
 _MAX_COLUMNS = 4096

@@ -1,0 +1,295 @@
+"""Each layer of a pruned network gives again what it gave in the dense one, as far as its inputs still tell.
+
+In the order in which they run, layers are solved for the output that they had in the dense network, from what the
+pruned network, with all earlier layers solved, gives them to read. All weights of a layer are solved, over channels and
+kernel taps alike, and all layers behind the first that lost inputs. A layer whose output is added to a shortcut is
+asked for what the shortcut has lost as well.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.inputs import Inputs, run_batch, sample_count, take_samples
+from prunecli.measure.environment import memory_bytes
+from prunecli.surgery.groups import ChannelGroup, Keep
+from prunecli.surgery.reconstruction.addends import Addend, Layers, layers_of
+from prunecli.surgery.reconstruction.equations import Sums, solve
+from prunecli.surgery.reconstruction.lockstep import Arrival, Pass, watching
+from prunecli.surgery.reconstruction.rows import (
+    by_group,
+    channel_dim,
+    groups_of,
+    is_solvable,
+    pair,
+    set_weights,
+    weights_of,
+)
+from prunecli.surgery.removal.slice import kept_positions
+from prunecli.surgery.taps import attended_positions, is_flipped_linear, layer_input
+
+_MOST_COLUMNS = 4608
+"""Wider layers would need sums of hundreds of megabytes."""
+_ROWS = 8
+"""Rows for each column that are enough; of more, as many are drawn."""
+_LEAST_ROWS = 4096
+_SMALLEST_SCALE = 1e-3
+"""A channel that is multiplied by less than this on its way to a sum cannot make up for anything there."""
+_HELD = 6
+"""Tensors as large as a layer's input and output together that a pass holds while it waits, at most."""
+_MEMORY_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """What was done.
+
+    Attributes:
+        solved: Layers whose weights were replaced.
+        unchanged: Layers whose weights were as good already.
+        too_wide: Layers with more than 4,608 weights for each output, which were left alone.
+        samples: How many samples were used.
+    """
+
+    solved: tuple[str, ...] = ()
+    unchanged: tuple[str, ...] = ()
+    too_wide: tuple[str, ...] = ()
+    samples: int = 0
+
+
+def reconstruct(
+    dense: nn.Module,
+    pruned: nn.Module,
+    groups: Sequence[ChannelGroup],
+    keep: Keep,
+    batches: Iterable[Inputs],
+    seed: int,
+) -> Reconstructed:
+    """Solves the layers of a pruned network, in place.
+
+    Args:
+        dense: The network before removal; not changed.
+        pruned: The network after removal.
+        groups: The groups of the trace.
+        keep: Kept units by group name.
+        batches: Batches of inputs without labels.
+        seed: Of the rows that are drawn where there are more than needed.
+
+    Raises:
+        MethodError: The network does not run on a batch.
+    """
+    given = list(batches)
+    if not given:
+        return Reconstructed()
+    if len(given) == 1 and (count := sample_count(given[0])) > 1:
+        given = [take_samples(given[0], 0, count // 2), take_samples(given[0], count // 2, count)]
+    names = _own_weights(pruned)
+    theirs, ours = ({name: network.get_submodule(name) for name in names} for network in (dense, pruned))
+    with watching(dense, {}, before=False), watching(pruned, {}, before=True):
+        few = take_samples(given[0], 0, 2)
+        before, after = layers_of(dense, theirs, few), layers_of(pruned, ours, few)
+        used = given[: _affordable(pruned, ours, few, given)]
+    positions = kept_positions(dense, groups, keep)
+    order = _after_first_loss(_running_once(before, after), ours, positions)
+    wide = tuple(name for name in order if weights_of(ours[name]).shape[1] > _MOST_COLUMNS)
+    todo = [name for name in order if name not in wide]
+    targets = {name: _Target(ours[name], _kept_rows(name, ours[name], positions), before, after, name) for name in todo}
+    for name, factor in _factors(groups, keep).items():
+        if name in targets:
+            targets[name].factor = factor
+    passes = _Passes(dense, pruned, targets, used)
+    generator = torch.Generator().manual_seed(seed)
+    solved: list[str] = []
+    with ExitStack() as undo:
+        undo.enter_context(watching(dense, {name: theirs[name] for name in todo}, before=False))
+        undo.enter_context(watching(pruned, {name: ours[name] for name in todo}, before=True))
+        undo.callback(passes.close)
+        for name in todo:
+            halves = passes.sums(name, generator)
+            if halves is None:
+                break
+            if _solve(ours[name], halves, after.statistics.get(name)):
+                solved.append(name)
+    return Reconstructed(tuple(solved), tuple(n for n in todo if n not in solved), wide, sum(map(sample_count, used)))
+
+
+def _own_weights(pruned: nn.Module) -> list[str]:
+    """Layers that can be solved and whose weight no other layer shares."""
+    uses = Counter(id(p) for _, p in pruned.named_parameters(remove_duplicate=False))
+    return [
+        name
+        for name, module in pruned.named_modules()
+        if is_solvable(module) and uses[id(module._parameters["weight"])] == 1
+    ]
+
+
+def _running_once(before: Layers, after: Layers) -> list[str]:
+    """Layers that run exactly once in both networks, in the order in which they do."""
+    counts = Counter(before.order), Counter(after.order)
+    order = [name for name in after.order if all(count[name] == 1 for count in counts)]
+    return order if order == [name for name in before.order if name in set(order)] else []
+
+
+def _after_first_loss(
+    order: Sequence[str], layers: Mapping[str, nn.Module], positions: Mapping[str, Mapping[int, Tensor]]
+) -> list[str]:
+    """The layers from the first on that lost inputs; what those before read has not changed."""
+    for index, name in enumerate(order):
+        columns = 0 if is_flipped_linear(layers[name]) else 1
+        lost = positions.get(f"{name}.weight", {})
+        if columns in lost or (groups_of(layers[name]) > 1 and 0 in lost):
+            return list(order[index:])
+    return []
+
+
+def _kept_rows(name: str, module: nn.Module, positions: Mapping[str, Mapping[int, Tensor]]) -> Tensor | None:
+    return positions.get(f"{name}.weight", {}).get(1 if is_flipped_linear(module) else 0)
+
+
+def _factors(groups: Sequence[ChannelGroup], keep: Keep) -> dict[str, tuple[Tensor, float]]:
+    """By layer, which of its dense outputs are queries of fewer head dimensions, and by what these were multiplied."""
+    return {
+        scale.module: (scale.positions, (len(keep[group.name]) / group.units) ** 0.5)
+        for group in groups
+        for scale in group.scales
+        if scale.tensor == "weight" and group.name in keep
+    }
+
+
+def _affordable(network: nn.Module, layers: Mapping[str, nn.Module], few: Inputs, batches: Sequence[Inputs]) -> int:
+    """How many batches can wait at the same time; at least two."""
+    largest = [0]
+
+    def hook(module: nn.Module, args: tuple[object, ...], output: Tensor) -> None:
+        read = layer_input(args, {})
+        largest[0] = max(largest[0], output.nbytes + (read.nbytes if read is not None else 0))
+
+    hooks = [layer.register_forward_hook(hook) for layer in layers.values()]
+    try:
+        with torch.no_grad():
+            run_batch(network, few)
+    finally:
+        for own in hooks:
+            own.remove()
+    budget = _MEMORY_SHARE * memory_bytes() / (2 * _HELD * max(largest[0], 1)) * sample_count(few)
+    total = 0
+    for index, batch in enumerate(batches):
+        total += sample_count(batch)
+        if total > budget:
+            return max(index, 2)
+    return len(batches)
+
+
+class _Target:
+    """What a layer of the pruned network is to give.
+
+    Args:
+        module: The layer.
+        rows: Which of the dense layer's outputs stay; None: all.
+        before: What a run of the dense network showed.
+        after: What a run of the pruned network showed.
+        name: The layer's name.
+    """
+
+    def __init__(self, module: nn.Module, rows: Tensor | None, before: Layers, after: Layers, name: str) -> None:
+        self._module, self._rows = module, rows
+        self.lost, self.left = before.addends.get(name), after.addends.get(name)
+        self.factor: tuple[Tensor, float] | None = None
+
+    def of(self, dense: Arrival, pruned: Arrival, first: Pass, second: Pass) -> Tensor:
+        """The dense layer's output at the channels that stay, and what the shortcut behind it has lost."""
+        output, dim = dense.values.detach(), channel_dim(self._module, dense.values)
+        if self.factor is not None:
+            positions, ratio = self.factor
+            output = output.index_copy(
+                dim, positions.to(output.device), output.index_select(dim, positions.to(output.device)) * ratio
+            )
+        output = self._kept(output, dim)
+        if self.lost is None or self.left is None or pruned.operators != self.left.layer:
+            return output
+        was, now = first.noted.kept.pop(self.lost.operator, None), second.noted.kept.pop(self.left.operator, None)
+        if was is None or now is None:
+            return output
+        was = self._kept(was, dim) if was.shape != now.shape else was
+        if was.shape != now.shape or now.shape != output.shape:
+            return output
+        return output + _divided(was - now, self.left, dim)
+
+    def _kept(self, values: Tensor, dim: int) -> Tensor:
+        if self._rows is None or values.shape[dim] <= int(self._rows.max()):
+            return values
+        return values.index_select(dim, self._rows.to(values.device))
+
+
+def _divided(values: Tensor, addend: Addend, dim: int) -> Tensor:
+    """Values of a sum at the output of the layer whose channels are scaled on the way to it."""
+    if addend.scale is None:
+        return values
+    inverse = torch.where(addend.scale.abs() < _SMALLEST_SCALE, 0, 1 / addend.scale)
+    shape = [1] * values.dim()
+    shape[dim] = -1
+    return values * inverse.reshape(shape)
+
+
+class _Passes:
+    """Both networks on all batches, waiting at the same layer.
+
+    Args:
+        dense: Stops behind layers.
+        pruned: Stops before them.
+        targets: By layer, what it is to give.
+        batches: Inputs.
+    """
+
+    def __init__(
+        self, dense: nn.Module, pruned: nn.Module, targets: Mapping[str, _Target], batches: Sequence[Inputs]
+    ) -> None:
+        self._targets, self._batches = targets, batches
+        lost = frozenset(t.lost.operator for t in targets.values() if t.lost is not None)
+        left = frozenset(t.left.operator for t in targets.values() if t.left is not None)
+        self._passes = [(Pass(dense, batch, lost), Pass(pruned, batch, left)) for batch in batches]
+        self._layers = {name: pruned.get_submodule(name) for name in targets}
+
+    def sums(self, name: str, generator: torch.Generator) -> tuple[Sums, Sums] | None:
+        """Sums of one layer over the even and the odd batches; None if a pass does not come to it next."""
+        module = self._layers[name]
+        shape = weights_of(module).shape
+        halves = Sums.empty(*shape), Sums.empty(*shape)
+        most = max(_LEAST_ROWS, _ROWS * shape[1]) // len(self._batches) + 1
+        for index, (batch, (first, second)) in enumerate(zip(self._batches, self._passes, strict=True)):
+            theirs, ours = first.advance(), second.advance()
+            if theirs is None or ours is None or theirs.layer != name or ours.layer != name:
+                return None
+            target = self._targets[name].of(theirs, ours, first, second)
+            inputs, outputs = pair(module, ours.values, target, attended_positions(batch), most, generator)
+            halves[index % 2].add(inputs, by_group(outputs, shape[0]))
+        return halves
+
+    def close(self) -> None:
+        """Ends all passes."""
+        for pair_of in self._passes:
+            for one in pair_of:
+                one.close()
+
+
+def _solve(module: nn.Module, halves: tuple[Sums, Sums], mean: Tensor | None) -> bool:
+    """Solves one layer; whether its weights changed."""
+    bias = module._parameters.get("bias")
+    shifted = bias is not None or mean is not None
+    weights = solve(halves, weights_of(module), shifted=shifted)
+    if weights is not None:
+        set_weights(module, weights)
+    if shifted:
+        shift = (halves[0] + halves[1]).shift(weights_of(module)).flatten()
+        with torch.no_grad():
+            if bias is not None:
+                bias.copy_(shift)
+            elif mean is not None:
+                mean.sub_(shift.to(mean))
+    return weights is not None

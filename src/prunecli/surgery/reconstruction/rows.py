@@ -1,0 +1,108 @@
+"""What layers read and give, as rows: one for each position that is looked at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
+
+from prunecli.surgery.taps import counted_rows, is_flipped_linear
+
+_PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+
+
+def is_solvable(module: nn.Module) -> bool:
+    """Whether it is a linear layer or a convolution over one or two dimensions with a weight of its own."""
+    kinds = isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) or is_flipped_linear(module)
+    return kinds and module._parameters.get("weight") is not None
+
+
+def groups_of(module: nn.Module) -> int:
+    """Groups of a convolution; 1 for other layers."""
+    return module.groups if isinstance(module, _ConvNd) else 1
+
+
+def weights_of(module: nn.Module) -> Tensor:
+    """A layer's weights in float64 on the CPU, shape (groups, columns, outputs); columns are inputs, then taps."""
+    weight: Any = module.weight
+    weight = weight.detach().cpu().double()
+    weight = weight.T if is_flipped_linear(module) else weight
+    groups = groups_of(module)
+    return weight.reshape(groups, len(weight) // groups, -1).mT  # type: ignore[no-any-return]
+
+
+def set_weights(module: nn.Module, weights: Tensor) -> None:
+    """Puts what `weights_of` returns back."""
+    target: Any = module.weight
+    rows = weights.mT.reshape(-1, weights.shape[1])
+    rows = rows.T if is_flipped_linear(module) else rows
+    with torch.no_grad():
+        target.copy_(rows.reshape(target.shape))
+
+
+def pair(
+    module: nn.Module,
+    inputs: Tensor,
+    outputs: Tensor,
+    attended: Tensor | None,
+    most: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Rows of inputs and outputs of one layer at the same positions.
+
+    Args:
+        module: The layer.
+        inputs: What it reads.
+        outputs: What it, or the same layer with other weights, gives; its channels may be others.
+        attended: Positions of texts that are no padding, or None; see `counted_rows`.
+        most: So many rows are drawn of more.
+        generator: For drawing.
+
+    Returns:
+        Inputs (groups, rows, columns) and outputs (rows, channels).
+    """
+    if not isinstance(module, _ConvNd):
+        x, y = counted_rows(inputs, attended), counted_rows(outputs, attended)
+        chosen = _drawn(len(x), most, generator).to(x.device)
+        return x[chosen].unsqueeze(0), y[chosen]
+    if inputs.dim() > module.weight.dim():  # all time steps at once
+        inputs, outputs = inputs.flatten(0, 1), outputs.flatten(0, 1)
+    if isinstance(module, nn.Conv1d):
+        inputs, outputs = inputs.unsqueeze(-2), outputs.unsqueeze(-2)
+    padding = (*module._reversed_padding_repeated_twice, 0, 0)[:4]
+    padded = functional.pad(inputs, padding, _PAD_MODES[module.padding_mode])
+    (down, across), (kernel_h, kernel_w) = _two(module.stride), _two(module.kernel_size)
+    dilation_h, dilation_w = _two(module.dilation)
+    samples, _, height, width = outputs.shape
+    chosen = _drawn(samples * height * width, most, generator).to(inputs.device)
+    sample, row, column = chosen // (height * width), chosen // width % height, chosen % width
+    taps = [
+        padded[sample, :, row * down + h * dilation_h, column * across + w * dilation_w]
+        for h in range(kernel_h)
+        for w in range(kernel_w)
+    ]
+    x = torch.stack(taps, -1).reshape(len(chosen), module.groups, -1).transpose(0, 1)
+    return x, outputs[sample, :, row, column]
+
+
+def by_group(outputs: Tensor, groups: int) -> Tensor:
+    """Outputs (rows, channels) as (groups, rows, channels of a group)."""
+    return outputs.reshape(len(outputs), groups, -1).transpose(0, 1)
+
+
+def channel_dim(module: nn.Module, outputs: Tensor) -> int:
+    """Which dimension of a layer's output has its channels."""
+    if not isinstance(module, _ConvNd):
+        return outputs.dim() - 1
+    return 2 if outputs.dim() > module.weight.dim() else 1
+
+
+def _two(lengths: tuple[int, ...]) -> tuple[int, int]:
+    return (1, lengths[0]) if len(lengths) == 1 else (lengths[0], lengths[1])
+
+
+def _drawn(count: int, most: int, generator: torch.Generator) -> Tensor:
+    return torch.arange(count) if count <= most else torch.randperm(count, generator=generator)[:most].sort().values
