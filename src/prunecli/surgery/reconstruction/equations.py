@@ -116,8 +116,11 @@ def solve(halves: tuple[Sums, Sums], former: Tensor, *, shifted: bool) -> Tensor
         shifted: Whether its output may be shifted by a constant.
 
     Returns:
-        Weights of that shape; None if those it has are as good on data that they were not fitted to.
+        Weights of that shape; None if those it has are as good on data that they were not fitted to, or if a half has
+        no rows or values that are not finite.
     """
+    if not all(half.count > 0 and bool(half.gram.isfinite().all() & half.cross.isfinite().all()) for half in halves):
+        return None
     first, second = (half.moments(shifted) for half in halves)
     best, least = None, (first.error(former) + second.error(former)) / 2
     for ridge in _RIDGES:

@@ -36,6 +36,7 @@ from prunecli.surgery.taps import attended_positions, is_flipped_linear, layer_i
 
 _MOST_COLUMNS = 4608
 """Wider layers would need sums of hundreds of megabytes."""
+_LEAST_SAMPLES = 2
 _ROWS = 8
 """Rows for each column that are enough; of more, as many are drawn."""
 _LEAST_ROWS = 4096
@@ -63,6 +64,7 @@ class Reconstructed:
     samples: int = 0
 
 
+@torch.no_grad()
 def reconstruct(
     dense: nn.Module,
     pruned: nn.Module,
@@ -85,9 +87,10 @@ def reconstruct(
         MethodError: The network does not run on a batch.
     """
     given = list(batches)
-    if not given:
+    count = sum(map(sample_count, given))
+    if count < _LEAST_SAMPLES:
         return Reconstructed()
-    if len(given) == 1 and (count := sample_count(given[0])) > 1:
+    if len(given) == 1:
         given = [take_samples(given[0], 0, count // 2), take_samples(given[0], count // 2, count)]
     names = _own_weights(pruned)
     theirs, ours = ({name: network.get_submodule(name) for name in names} for network in (dense, pruned))

@@ -1,0 +1,384 @@
+"""Reconstruction: layers solved in the order in which they run, against textbook solutions and the dense network."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import timm
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prunecli.errors import MethodError
+from prunecli.inputs import call, output_tensors
+from prunecli.surgery.groups import ChannelGroup, Keep
+from prunecli.surgery.reconstruction import reconstruct as module
+from prunecli.surgery.reconstruction.addends import layers_of
+from prunecli.surgery.reconstruction.equations import Sums, solve
+from prunecli.surgery.reconstruction.lockstep import Pass, watching
+from prunecli.surgery.reconstruction.reconstruct import Reconstructed, reconstruct
+from prunecli.surgery.reconstruction.rows import by_group, groups_of, pair, set_weights, weights_of
+from prunecli.surgery.removal.compensate import compensate
+from prunecli.surgery.removal.slice import remove
+from prunecli.surgery.tracing.trace import trace
+
+
+class Residual(nn.Module):
+    """Two residual blocks, the first with a layer in its shortcut that runs after the others."""
+
+    def __init__(self, width: int = 12, inner: int = 16) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.first = nn.ModuleList(
+            [nn.Conv2d(width, inner, 3, 2, 1, bias=False), nn.Conv2d(inner, width, 3, padding=1)]
+        )
+        self.norms = nn.ModuleList([nn.BatchNorm2d(inner), nn.BatchNorm2d(width)])
+        self.short = nn.Conv2d(width, width, 1, 2)
+        self.second = nn.ModuleList([nn.Conv2d(width, inner, 3, padding=1), nn.Conv2d(inner, width, 3, padding=1)])
+        self.last = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        y = self.norms[1](self.first[1](self.norms[0](self.first[0](x)).relu()))
+        x = (y + self.short(x)).relu()
+        x = x + self.second[1](self.second[0](x).relu())
+        return self.last(x.relu().mean((2, 3)))
+
+
+def _trained_like(model: nn.Module) -> nn.Module:
+    """Weights and statistics as different from channel to channel as in a trained network."""
+    generator = torch.Generator().manual_seed(1)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            for tensor, low in (
+                (norm.weight, 0.5),
+                (norm.running_var, 0.5),
+                (norm.bias, -0.5),
+                (norm.running_mean, -0.5),
+            ):
+                assert tensor is not None
+                tensor.data = low + torch.rand(tensor.shape, generator=generator)
+    return model.eval()
+
+
+def _batches(*shape: int, count: int = 6, size: int = 16) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(shape[0], shape[0], generator=generator)
+    return [torch.einsum("nc...,cd->nd...", torch.randn(size, *shape, generator=generator), mix) for _ in range(count)]
+
+
+def _cut(
+    model: nn.Module, inputs: Any, ratio: float = 0.5, *, streams: bool = True
+) -> tuple[nn.Module, tuple[ChannelGroup, ...], Keep]:
+    """A copy without the last units of every group, or of those with a single writer."""
+    groups = trace(model, inputs).groups
+    chosen = [group for group in groups if streams or len(group.modules("producer")) == 1]
+    keep = {group.name: torch.arange(group.units - round(ratio * group.units)) for group in chosen}
+    pruned = copy.deepcopy(model)
+    remove(pruned, groups, keep)
+    return pruned, groups, keep
+
+
+def _error(dense: nn.Module, pruned: nn.Module, batches: list[Any]) -> float:
+    with torch.no_grad():
+        pairs = [
+            (one, other)
+            for batch in batches
+            for one, other in zip(output_tensors(call(dense, batch)), output_tensors(call(pruned, batch)), strict=True)
+            if one.is_floating_point()
+        ]
+    lost = sum(float((one - other).square().sum()) for one, other in pairs)
+    return lost / sum(float((one - one.mean(0)).square().sum()) for one, _ in pairs)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    groups=st.sampled_from([1, 2, 4]),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 2)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.one_of(st.just("valid"), st.tuples(st.integers(0, 2), st.integers(0, 2))),
+    dilation=st.integers(1, 2),
+    mode=st.sampled_from(["zeros", "reflect", "circular"]),
+)
+def test_rows_times_weights_are_what_a_convolution_gives(
+    groups: int, stride: Any, kernel: Any, padding: Any, dilation: int, mode: Any
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 8, kernel, stride, padding, dilation, groups=groups, padding_mode=mode).double()
+    x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    with torch.no_grad():
+        output = layer(x)
+        rows, outputs = pair(layer, x, output, None, 30, torch.Generator().manual_seed(0))
+        found = rows @ weights_of(layer) + layer.bias.reshape(groups, 1, -1)  # type: ignore[union-attr]
+    torch.testing.assert_close(found, by_group(outputs, groups))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(4, 6), (3, 5, 4)),
+        (nn.Conv1d(4, 6, 3, 2, 1, groups=2), (3, 4, 9)),
+        (transformers.pytorch_utils.Conv1D(6, 4), (3, 5, 4)),
+    ],
+)
+def test_rows_of_other_layers_and_weights_put_back(layer: Any, shape: tuple[int, ...]) -> None:
+    layer, x = layer.double(), torch.randn(*shape, dtype=torch.float64)
+    with torch.no_grad():
+        rows, outputs = pair(layer, x, layer(x), None, 10_000, torch.Generator())
+        groups = groups_of(layer)
+        torch.testing.assert_close(
+            rows @ weights_of(layer) + layer.bias.reshape(groups, 1, -1), by_group(outputs, groups)
+        )
+    before = layer.weight.detach().clone()
+    set_weights(layer, weights_of(layer))
+    assert torch.equal(layer.weight, before)
+
+
+def test_weights_are_the_ridge_solution_drawn_towards_those_there_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    former = torch.randn(1, 6, 3, generator=generator, dtype=torch.float64)
+    truth = former + 0.3 * torch.randn(1, 6, 3, generator=generator, dtype=torch.float64)
+    halves = Sums.empty(1, 6, 3), Sums.empty(1, 6, 3)
+    everything = []
+    for index in range(10):
+        x = torch.randn(1, 40, 6, generator=generator) + 1
+        y = x @ truth.float() + 2 + 0.5 * torch.randn(1, 40, 3, generator=generator)
+        halves[index % 2].add(x, y)
+        everything.append((x.double(), y.double()))
+    found = solve(halves, former, shifted=True)
+    assert found is not None
+    x, y = (torch.cat(tensors, 1)[0] for tensors in zip(*everything, strict=True))
+    x, mean_x, mean_y = x - x.mean(0), x.mean(0), y.mean(0)
+    ridges = [ridge * float((x.T @ x / len(x)).diagonal().mean()) for ridge in (1e-4, 1e-3, 1e-2, 1e-1, 1.0)]
+    expected = [
+        former[0] + torch.linalg.solve(x.T @ x / len(x) + r * torch.eye(6), x.T @ (y - mean_y - x @ former[0]) / len(x))
+        for r in ridges
+    ]
+    assert min(float((found[0] - one).abs().max()) for one in expected) < 1e-6
+    shift = (halves[0] + halves[1]).shift(found)[0]
+    torch.testing.assert_close(shift, mean_y - mean_x @ found[0])
+
+
+def test_weights_that_nothing_predicts_better_stay() -> None:
+    generator = torch.Generator().manual_seed(0)
+    former = torch.randn(1, 30, 2, generator=generator, dtype=torch.float64)
+    halves = Sums.empty(1, 30, 2), Sums.empty(1, 30, 2)
+    for half in halves:
+        x = torch.randn(1, 20, 30, generator=generator)
+        half.add(x, x @ former.float() + torch.randn(1, 20, 2, generator=generator))
+    assert solve(halves, former, shifted=False) is None
+
+
+def test_copies_of_channels_that_stay_cost_nothing() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 6, 3), nn.Flatten(), nn.Linear(6 * 36, 4),
+    )  # fmt: skip
+    model[2].weight.data[8:] = model[2].weight.data[:8]
+    _trained_like(model)
+    for norm in (model[3].weight, model[3].bias, model[3].running_mean, model[3].running_var):
+        norm.data[8:] = norm.data[:8]
+    batches = _batches(3, 8, 8)
+    groups = [group for group in trace(model, batches[0]).groups if group.name == "2"]
+    keep = {"2": torch.arange(8)}
+    pruned = copy.deepcopy(model)
+    remove(pruned, groups, keep)
+    assert _error(model, pruned, batches) > 0.1
+    done = reconstruct(model, pruned, groups, keep, batches, 0)
+    assert "5" in done.solved and done.samples == 96
+    assert _error(model, pruned, batches) < 1e-5
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["inner widths", "widths of sums as well"])
+def test_a_residual_network_is_nearer_to_the_dense_one_than_with_regression(residual: bool) -> None:
+    torch.manual_seed(0)
+    model, batches = _trained_like(Residual()), _batches(3, 12, 12)
+    x = batches[0]
+    folded, groups, keep = _cut(model, x, 0.5, streams=residual)
+    solved = copy.deepcopy(folded)
+    compensate(model, folded, groups, keep, batches, "ls", intercept=True)
+    reconstruct(model, solved, groups, keep, batches, 0)
+    fresh = _batches(3, 12, 12, count=8)[6:]
+    assert _error(model, solved, fresh) < 0.7 * _error(model, folded, fresh)
+
+
+def test_shortcuts_are_known_where_they_are_computed_before_the_layer() -> None:
+    model = _trained_like(Residual())
+    convolutions = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)}
+    seen = layers_of(model, convolutions, torch.randn(2, 3, 12, 12))
+    assert set(seen.addends) == {"short", "second.1"} and set(seen.statistics) == {"first.0", "first.1"}
+    assert seen.statistics["first.0"].data_ptr() == model.norms[0].running_mean.data_ptr()  # type: ignore[index,union-attr]
+
+
+def test_a_shortcut_behind_a_normalisation_is_made_up_for_exactly() -> None:
+    """The block's own layer can make any output here, so the sum comes out as it was although the shortcut changed."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.entry = nn.Linear(4, 6, bias=False)
+            self.inner, self.norm = nn.Linear(6, 6), nn.BatchNorm1d(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.entry(x)
+            return y + self.norm(self.inner(y))
+
+    torch.manual_seed(0)
+    model = _trained_like(Block())
+    assert isinstance(model, Block)
+    model.norm.running_mean, model.norm.running_var = torch.randn(6), torch.rand(6) + 0.5
+    model.norm.weight.data = torch.tensor([2.0, -1.0, 0.5, 1.0, 3.0, -0.7])
+    other, batches = copy.deepcopy(model), _batches(4, count=6, size=32)
+    other.entry.weight.data *= 1.3  # what an earlier removal did to the shortcut
+    positions = {"inner.weight": {1: torch.arange(6)}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "kept_positions", lambda *_: positions)
+        assert reconstruct(model, other, [], {}, batches, 0).solved == ("inner",)
+    assert _error(model, other, batches) < 1e-6
+
+
+def _networks() -> Iterator[tuple[str, nn.Module, Any]]:
+    torch.manual_seed(0)
+    images = _batches(3, 32, 32, size=8)
+    yield "mobilenetv3", _trained_like(timm.create_model("mobilenetv3_small_050", num_classes=10)), images
+    vit: Any = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 10}
+    yield "vit", timm.create_model("vit_tiny_patch16_224", init_values=0.5, **vit).eval(), images
+    config = transformers.GPT2Config(vocab_size=40, n_positions=16, n_embd=32, n_layer=2, n_head=2)
+    tokens = [
+        {"input_ids": torch.randint(0, 40, (8, 12), generator=torch.Generator().manual_seed(i))} for i in range(6)
+    ]
+    yield "gpt2", transformers.GPT2LMHeadModel(config).eval(), tokens
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3", "vit", "gpt2"])
+def test_other_networks_are_nearer_to_the_dense_one(name: str) -> None:
+    model, batches = next((model, batches) for own, model, batches in _networks() if own == name)
+    before = copy.deepcopy(model.state_dict())
+    cut, groups, keep = _cut(model, batches[0], 0.25, streams=False)
+    raw, again = copy.deepcopy(cut), copy.deepcopy(cut)
+    done = reconstruct(model, cut, groups, keep, batches, 0)
+    assert len(done.solved) >= 4 and not done.too_wide
+    assert _error(model, cut, batches) < 0.6 * _error(model, raw, batches)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items()), "dense did not change"
+    reconstruct(model, again, groups, keep, batches, 0)
+    assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in cut.state_dict().items())
+
+
+def test_queries_keep_the_temperature_that_fewer_head_dimensions_need() -> None:
+    torch.manual_seed(0)
+    model: Any = timm.create_model(
+        "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=4
+    ).eval()
+    qkv = model.blocks[0].attn.qkv
+    with torch.no_grad():
+        for part in (0, 1):  # the last four dimensions of queries and keys of both heads count for nothing
+            qkv.weight.view(3, 2, 8, 16)[part, :, 4:] = 0
+            qkv.bias.view(3, 2, 8)[part, :, 4:] = 0
+    batches = _batches(3, 16, 16)
+    groups = [group for group in trace(model, batches[0]).groups if group.kind == "head_dim" and group.scales]
+    keep = {groups[0].name: torch.arange(4)}
+    pruned = copy.deepcopy(model)
+    remove(pruned, groups, keep)
+    exact = _error(model, pruned, batches)
+    # The layer behind is solved, and the queries with it, if they are in the way.
+    reconstruct(model, pruned, groups, keep, batches, 0)
+    assert _error(model, pruned, batches) <= exact + 1e-6
+
+
+def test_layers_that_run_twice_or_share_a_weight_are_left_alone() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.shared, self.last, self.tied = (nn.Linear(8, 8) for _ in range(4))
+            self.tied.weight = self.last.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.shared(self.first(x).relu()).relu()
+            return self.tied(self.last(self.shared(x)).relu())
+
+    torch.manual_seed(0)
+    model, batches = Twice().eval(), _batches(8)
+    cut, groups, keep = _cut(model, batches[0])
+    assert reconstruct(model, cut, groups, keep, batches, 0).solved == ()
+
+
+def test_a_pass_stops_at_every_layer_and_its_errors_arrive() -> None:
+    class Breaks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.second(self.first(x))
+            if bool(x.isnan().any()):
+                raise RuntimeError("not a number")
+            return x
+
+    model, before = Breaks().train(), threading.active_count()
+    layers = {"first": model.first, "second": model.second}
+    with watching(model, layers, before=True):
+        assert not model.training
+        good, bad, left = (
+            Pass(model, x) for x in (torch.zeros(2, 4), torch.full((2, 4), torch.nan), torch.zeros(2, 4))
+        )
+        for one in (good, bad):
+            assert [getattr(one.advance(), "layer", None) for _ in range(2)] == ["first", "second"]
+        assert good.advance() is None
+        with pytest.raises(MethodError, match="not a number"):
+            bad.advance()
+        left.advance()
+        for one in (good, bad, left):
+            one.close()
+    assert model.training and threading.active_count() == before
+
+
+def test_one_batch_is_halved_and_one_sample_is_too_few() -> None:
+    torch.manual_seed(0)
+    model, batches = _trained_like(Residual()), _batches(3, 12, 12, count=1)
+    cut, groups, keep = _cut(model, batches[0])
+    assert reconstruct(model, copy.deepcopy(cut), groups, keep, batches, 0).samples == 16
+    assert reconstruct(model, cut, groups, keep, [batches[0][:1]], 0) == Reconstructed()
+    assert reconstruct(model, cut, groups, keep, [], 0) == Reconstructed()
+
+
+def test_texts_are_solved_without_their_padding() -> None:
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    model, generator = transformers.BertForSequenceClassification(config).eval(), torch.Generator().manual_seed(0)
+    batches = []
+    for _ in range(4):
+        ids = torch.randint(1, 30, (8, 10), generator=generator)
+        mask = (torch.arange(10) < torch.randint(4, 11, (8, 1), generator=generator)).long()
+        batches.append({"input_ids": ids, "attention_mask": mask})
+    cut, groups, keep = _cut(model, batches[0], 0.25)
+    other = copy.deepcopy(cut)
+    reconstruct(model, cut, groups, keep, batches, 0)
+    swapped = [
+        {**batch, "input_ids": torch.where(batch["attention_mask"] > 0, batch["input_ids"], 7)} for batch in batches
+    ]
+    reconstruct(model, other, groups, keep, swapped, 0)
+    for key, tensor in cut.state_dict().items():
+        torch.testing.assert_close(tensor, other.state_dict()[key], rtol=1e-3, atol=1e-4)
+
+
+def test_a_convolution_of_spikes_takes_all_steps_at_once() -> None:
+    layer_of = pytest.importorskip("spikingjelly.activation_based.layer")
+    layer: Any = layer_of.Conv2d(3, 4, 3, step_mode="m")
+    x = torch.randn(5, 2, 3, 6, 6)
+    with torch.no_grad():
+        rows, outputs = pair(layer, x, layer(x), None, 10_000, torch.Generator())
+    expected = functional.conv2d(x.flatten(0, 1), layer.weight, layer.bias).permute(0, 2, 3, 1).reshape(-1, 4)
+    torch.testing.assert_close(outputs, expected)
+    torch.testing.assert_close(
+        (rows[0] @ weights_of(layer)[0].float() + layer.bias).detach(), expected, rtol=1e-4, atol=1e-5
+    )
