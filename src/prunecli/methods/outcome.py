@@ -10,6 +10,7 @@ from torch import nn
 
 from prunecli.checkpoint.manifest import Edit, Untouched, as_json
 from prunecli.measure.counts import Macs
+from prunecli.methods.repair import RepairTrial
 from prunecli.methods.targets import Target
 from prunecli.surgery.removal.slice import AttributeChange
 from prunecli.surgery.tracing.traced import Trace
@@ -33,6 +34,7 @@ class PruneReport:
         verify_error: Largest relative difference to the masked original, in float64, over all steps.
         compensated: Layers into which removed channels were folded, in the last step that removed any.
         recalibrated: Batch normalisations whose statistics were measured again in that step.
+        repairs: The repairs that were compared in that step; empty where there was nothing to choose.
         seconds: Wall time by phase.
         edits: One entry per step and group that lost channels.
         untouched: Every layer that kept its width or was held back, and why.
@@ -62,6 +64,7 @@ class PruneReport:
     outputs: tuple[str, ...] = ()
     free_outputs: tuple[str, ...] = ()
     scoring: dict[str, Any] = field(default_factory=dict)
+    repairs: tuple[RepairTrial, ...] = ()
 
     def __repr__(self) -> str:
         return (
@@ -74,7 +77,7 @@ class PruneReport:
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, edits without their indices."""
         plain = {key: value for key, value in asdict(self).items() if key not in ("edits", "untouched", "attributes")}
-        plain = {key: value for key, value in plain.items() if key != "scoring" or value}
+        plain = {key: value for key, value in plain.items() if key not in ("scoring", "repairs") or value}
         plain["edits"] = [edit.model_dump(exclude={"keep_indices", "kind"}) for edit in self.edits]
         plain["untouched"] = [entry.model_dump() for entry in self.untouched]
         plain["attributes"] = [
@@ -103,6 +106,7 @@ class PruneReport:
             "compensated": self.compensated,
             "recalibrated": self.recalibrated,
             **({"scoring": as_json(self.scoring)} if self.scoring else {}),
+            **({"repairs": [as_json(asdict(trial)) for trial in self.repairs]} if self.repairs else {}),
             **({"outputs": list(self.outputs)} if self.outputs else {}),
             "attributes": {change.name: [as_json(change.old), as_json(change.new)] for change in self.attributes},
         }

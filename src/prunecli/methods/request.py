@@ -57,7 +57,7 @@ class PruneRequest:
         calibration: Batches that can be iterated more than once, inputs or (inputs, labels), for methods that look at
             data; None leaves compensation and recalibration out too.
         compensation: How removed channels are folded into those that stay, after verification.
-        recalibrate: Whether batch normalisation statistics are measured again.
+        recalibrate: Whether batch normalisation statistics are measured again; None: if held-out batches gain by it.
         loss: The loss whose gradients methods take.
         recover: Called after every step of a schedule, to train.
         resume: A step and its `Transition.state`: earlier steps and the removal of this step are not repeated.
@@ -71,7 +71,7 @@ class PruneRequest:
     seed: int = 0
     calibration: Iterable[Any] | None = None
     compensation: Compensation = "none"
-    recalibrate: bool = True
+    recalibrate: bool | None = True
     loss: Loss = default_loss
     recover: Recover | None = None
     resume: tuple[int, State] | None = None

@@ -22,7 +22,7 @@ from prunecli.methods.outcome import Pruned, PruneReport
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.ranking import Ranking, score, select, why_nothing
 from prunecli.methods.registry import get_structural
-from prunecli.methods.repair import Clock, Repair
+from prunecli.methods.repair import Clock, Repair, RepairTrial
 from prunecli.methods.request import PruneRequest, Transition
 from prunecli.methods.retention import LossBound, ratios_by_variation, retention_of
 from prunecli.methods.schedule import amounts
@@ -85,7 +85,9 @@ class _Run:
         self._request, self._params = request, request.params
         self._criterion: Criterion = get_structural(request.method).load()
         self._calibration = request.calibrated()
-        self._repair = Repair(request.calibration, request.compensation, request.recalibrate, request.example_inputs)
+        self._repair = Repair(
+            request.calibration, request.compensation, request.recalibrate, request.example_inputs, request.seed
+        )
         self._dense: dict[str, int] = {}
         self._left: dict[str, int] = {}  # channels after the last removal
         self._edits: list[Edit] = []
@@ -102,8 +104,8 @@ class _Run:
                 model,
                 request.example_inputs,
                 batches=request.calibration,
-                compensation=request.compensation,
-                recalibrate=request.recalibrate,
+                compensation="ls" if request.compensation == "auto" else request.compensation,
+                recalibrate=request.recalibrate is not False,
             )
         self._allocation = Allocation({}, {}, self._params.ratio, 0.0)
         self._error = 0.0
@@ -219,6 +221,7 @@ class _Run:
             verify_error=self._error,
             compensated=self._repair.compensated,
             recalibrated=self._repair.recalibrated,
+            repairs=self._repair.trials,
             seconds=self.clock.laps,
             edits=tuple(self._edits),
             untouched=tuple(self.untouched),
@@ -250,6 +253,7 @@ class _Run:
             "changed": [asdict(change) for change in self._attributes.values()],
             "preferred": sorted(known.preferred),
             "repaired": (self._repair.compensated, self._repair.recalibrated),
+            "repairs": [asdict(trial) for trial in self._repair.trials],
             "scoring": dict(self._calibration.found),
             "generator": generator,
         }
@@ -282,6 +286,7 @@ class _Run:
         known = Assumptions(preferred=frozenset(state["preferred"]))
         self._traced = replace(self._traced, assumptions=known)
         self._repair.compensated, self._repair.recalibrated = state["repaired"]
+        self._repair.trials = tuple(RepairTrial(**trial) for trial in state["repairs"])
         self._calibration.found.update(state["scoring"])
 
     def _asked(self) -> str:

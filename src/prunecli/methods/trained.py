@@ -101,7 +101,7 @@ class Removal:
     example_inputs: Inputs
     calibration: Iterable[Any] | None = None
     compensation: Compensation = "none"
-    recalibrate: bool = False
+    recalibrate: bool | None = False
     dead: bool = False
 
 

@@ -29,7 +29,8 @@ from prunecli.surgery.taps import (
     tapped,
 )
 
-Compensation = Literal["none", "bias", "ls", "reconstruct"]
+Folding = Literal["none", "bias", "ls"]
+Compensation = Literal["none", "bias", "ls", "reconstruct", "auto"]
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Candidate ridge strengths relative to the mean variance of the kept channels."""
 _MAX_COLUMNS = 4096
@@ -71,7 +72,7 @@ def compensate(
     groups: Sequence[ChannelGroup],
     keep: Keep,
     batches: Iterable[Inputs],
-    mode: Compensation,
+    mode: Folding,
     *,
     intercept: bool,
 ) -> int:
