@@ -179,7 +179,8 @@ def test_weights_that_nothing_predicts_better_stay() -> None:
 def test_copies_of_channels_that_stay_cost_nothing() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
         nn.Conv2d(16, 6, 3), nn.Flatten(), nn.Linear(6 * 36, 4),
     )  # fmt: skip
     model[2].weight.data[8:] = model[2].weight.data[:8]

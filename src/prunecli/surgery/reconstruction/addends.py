@@ -1,4 +1,4 @@
-"""What the output of a layer is added to: the shortcut of a residual block, as far as it is known before the layer runs.
+"""What the output of a layer is added to: the shortcut of a residual block, where it is computed before the layer.
 
 The network is run once under a dispatch mode. From a layer's output, results are followed through normalisations with
 fixed statistics, products with one number for each channel, and views, up to the first addition of something else.

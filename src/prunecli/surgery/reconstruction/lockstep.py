@@ -1,8 +1,8 @@
 """Running several networks on several batches turn by turn, so that all have reached the same layer at the same time.
 
-Each pass has a thread of its own, which waits at every watched layer until it is told to go on; only one runs at a time.
-What a pass holds while it waits is what a network holds at that point of an ordinary forward pass, so nothing is stored,
-and a layer that is changed while all passes wait is changed for all of them.
+Each pass has a thread of its own, which waits at every watched layer until it is told to go on; only one runs at a
+time. What a pass holds while it waits is what a network holds at that point of an ordinary forward pass, so nothing is
+stored, and a layer that is changed while all passes wait is changed for all of them.
 """
 
 from __future__ import annotations
