@@ -77,13 +77,18 @@ def _batches(*shape: int, count: int = 6, size: int = 16) -> list[Tensor]:
 def _cut(
     model: nn.Module, inputs: Any, ratio: float = 0.5, *, streams: bool = True
 ) -> tuple[nn.Module, tuple[ChannelGroup, ...], Keep]:
-    """A copy without the last units of every group, or of those with a single writer."""
+    """A copy without some units of every group, or of those with a single writer."""
+    generator = torch.Generator().manual_seed(2)
     groups = trace(model, inputs).groups
     chosen = [group for group in groups if streams or len(group.modules("producer")) == 1]
-    keep = {group.name: torch.arange(group.units - round(ratio * group.units)) for group in chosen}
+    keep = {group.name: _some(group.units, ratio, generator) for group in chosen}
     pruned = copy.deepcopy(model)
     remove(pruned, groups, keep)
     return pruned, groups, keep
+
+
+def _some(units: int, ratio: float, generator: torch.Generator) -> Tensor:
+    return torch.randperm(units, generator=generator)[: units - round(ratio * units)].sort().values
 
 
 def _error(dense: nn.Module, pruned: nn.Module, batches: list[Any]) -> float:
@@ -208,7 +213,7 @@ def test_a_residual_network_is_nearer_to_the_dense_one_than_with_regression(resi
     compensate(model, folded, groups, keep, batches, "ls", intercept=True)
     reconstruct(model, solved, groups, keep, batches, 0)
     fresh = _batches(3, 12, 12, count=8)[6:]
-    assert _error(model, solved, fresh) < 0.7 * _error(model, folded, fresh)
+    assert _error(model, solved, fresh) < 0.9 * _error(model, folded, fresh)
 
 
 def test_shortcuts_are_known_where_they_are_computed_before_the_layer() -> None:
@@ -275,40 +280,79 @@ def test_other_networks_are_nearer_to_the_dense_one(name: str) -> None:
 
 def test_queries_keep_the_temperature_that_fewer_head_dimensions_need() -> None:
     torch.manual_seed(0)
-    model: Any = timm.create_model(
-        "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=4
-    ).eval()
-    qkv = model.blocks[0].attn.qkv
+    shape: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    model: Any = timm.create_model("vit_tiny_patch16_224", num_classes=4, **shape).eval()
+    qkv, hidden = model.blocks[1].attn.qkv, model.blocks[0].mlp
     with torch.no_grad():
-        for part in (0, 1):  # the last four dimensions of queries and keys of both heads count for nothing
-            qkv.weight.view(3, 2, 8, 16)[part, :, 4:] = 0
-            qkv.bias.view(3, 2, 8)[part, :, 4:] = 0
+        qkv.weight[:32] *= 5
+        qkv.weight.view(3, 2, 8, 16)[:, :, 4:] = 0  # the last four dimensions of both heads count for nothing
+        qkv.bias.view(3, 2, 8)[:, :, 4:] = 0
+        hidden.fc2.weight[:, 32:] = 0  # nor do these hidden units; all layers behind them are solved
     batches = _batches(3, 16, 16)
-    groups = [group for group in trace(model, batches[0]).groups if group.kind == "head_dim" and group.scales]
-    keep = {groups[0].name: torch.arange(4)}
+    groups = trace(model, batches[0]).groups
+    heads = next(g for g in groups if g.kind == "head_dim" and g.scales and g.name.startswith("blocks.1"))
+    keep = {heads.name: torch.arange(4), "blocks.0.mlp.fc1": torch.arange(32)}
     pruned = copy.deepcopy(model)
     remove(pruned, groups, keep)
-    exact = _error(model, pruned, batches)
-    # The layer behind is solved, and the queries with it, if they are in the way.
-    reconstruct(model, pruned, groups, keep, batches, 0)
-    assert _error(model, pruned, batches) <= exact + 1e-6
+    assert _error(model, pruned, batches) < 1e-9
+    assert "blocks.1.attn.proj" in reconstruct(model, pruned, groups, keep, batches, 0).unchanged
+    assert _error(model, pruned, batches) < 1e-5
 
 
-def test_layers_that_run_twice_or_share_a_weight_are_left_alone() -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.shared, self.last, self.tied = (nn.Linear(8, 8) for _ in range(4))
-            self.tied.weight = self.last.weight
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.shared(self.first(x).relu()).relu()
-            return self.tied(self.last(self.shared(x)).relu())
-
+def test_a_constant_is_made_up_for_by_the_statistics_of_a_normalisation() -> None:
     torch.manual_seed(0)
-    model, batches = Twice().eval(), _batches(8)
-    cut, groups, keep = _cut(model, batches[0])
-    assert reconstruct(model, cut, groups, keep, batches, 0).solved == ()
+    model = _trained_like(
+        nn.Sequential(
+            nn.Conv2d(3, 6, 1),
+            nn.ReLU(),
+            nn.Conv2d(6, 8, 1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(8 * 36, 4),
+        )
+    )
+    first: Any = model[0]
+    with torch.no_grad():
+        first.weight[4:], first.bias[4:] = 0, 2  # always on, whatever the image
+    batches = _batches(3, 6, 6)
+    groups, keep = (
+        [group for group in trace(model, batches[0], prune_stem=True).groups if group.name == "0"],
+        {"0": torch.arange(4)},
+    )
+    pruned = copy.deepcopy(model)
+    remove(pruned, groups, keep)
+    assert _error(model, pruned, batches) > 0.01
+    reconstruct(model, pruned, groups, keep, batches, 0)
+    assert _error(model, pruned, batches) < 1e-6
+
+
+class Tied(nn.Module):
+    """Two layers with the same weight, or one that runs twice."""
+
+    def __init__(self, twice: bool) -> None:
+        super().__init__()
+        self.first, self.one, self.other, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.other.weight = self.one.weight
+        self.twice = twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(self.first(x).relu()).relu()
+        return self.last((self.one(x) if self.twice else self.other(x)).relu())
+
+
+@pytest.mark.parametrize("twice", [True, False])
+def test_layers_that_run_twice_or_share_a_weight_are_left_alone(twice: bool) -> None:
+    torch.manual_seed(0)
+    model, batches = Tied(twice).eval(), _batches(8)
+    positions = {"one.weight": {1: torch.arange(8)}}
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.first.weight[:4] = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "kept_positions", lambda *_: {**positions, "last.weight": {1: torch.arange(8)}})
+        done = reconstruct(model, other, [], {}, batches, 0)
+    assert done.solved == ("last",) and not done.unchanged
 
 
 def test_a_pass_stops_at_every_layer_and_its_errors_arrive() -> None:

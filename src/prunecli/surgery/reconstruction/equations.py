@@ -6,8 +6,8 @@ For rows x of inputs and y of targets, centred where the layer's output may be s
 
 the least-squares solution drawn towards the weights W0 that the layer has. Each half of the batches has sums of its
 own, so that the ridge is the one with the least error on the half that it was not fitted to; if no solution is better
-there than W0, the layer stays as it is. (He et al., Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017,
-solve the same problem for the kept channels; the ridge towards W0 is that of OSSCAR, Meng et al., ICML 2024.)
+there than W0, the layer stays as it is. (He et al., Channel Pruning for Accelerating Very Deep Neural Networks, ICCV
+2017, solve the same problem for the kept channels; the ridge towards W0 is that of OSSCAR, Meng et al., ICML 2024.)
 """
 
 from __future__ import annotations
