@@ -90,19 +90,26 @@ class _LearntThreshold(neuron.LIFNode):  # type: ignore[misc]
         self.v_threshold = nn.Parameter(torch.tensor(1.0))
 
 
-@pytest.mark.parametrize("norm", [True, False])
+NEURONS: list[Callable[[], nn.Module]] = [
+    neuron.LIFNode,
+    partial(neuron.LIFNode, v_reset=-65.0, v_threshold=-50.0),
+    neuron.TernaryIFNode,
+    partial(neuron.LIFNode, v_reset=-2.0),
+    partial(neuron.LIFNode, decay_input=False, tau=20.0),
+    partial(neuron.ParametricLIFNode, init_tau=20.0),
+    partial(neuron.IFNode, v_reset=None),
+    partial(neuron.SimpleLIFNode, tau=2.0, decay_input=True),
+    _LearntThreshold,
+]
+"""The three most different ones come first."""
+
+
 @pytest.mark.parametrize(
-    "make",
+    ("make", "norm"),
     [
-        neuron.LIFNode,
-        partial(neuron.LIFNode, v_reset=-2.0),
-        partial(neuron.LIFNode, v_reset=-65.0, v_threshold=-50.0),
-        partial(neuron.LIFNode, decay_input=False, tau=20.0),
-        partial(neuron.ParametricLIFNode, init_tau=20.0),
-        partial(neuron.IFNode, v_reset=None),
-        partial(neuron.SimpleLIFNode, tau=2.0, decay_input=True),
-        neuron.TernaryIFNode,
-        _LearntThreshold,
+        *((make, True) for make in NEURONS),
+        *((make, False) for make in NEURONS[:3]),
+        *(pytest.param(make, False, marks=pytest.mark.slow) for make in NEURONS[3:]),
     ],
 )
 def test_no_kind_of_neuron_hides_a_wrong_removal(make: Callable[[], nn.Module], norm: bool) -> None:
@@ -137,7 +144,7 @@ def test_neurons_fire_while_networks_are_compared() -> None:
 
 def test_the_factor_before_spikes_are_multiplied_stays() -> None:
     # 64 dimensions in a head: the constant 0.125 looks like 64 ** -0.5, but nothing divides by head_dim here.
-    model = made("spikformer-1-32", dim=64, num_heads=1)
+    model = made("spikformer-1-32", T=2, dim=64, num_heads=1)
     traced = trace(model, images(1))
     group = traced.group("blocks.0.attn.qkv_conv_bn.0")
     assert group.units == 64 and not group.scales
