@@ -119,7 +119,13 @@ def test_input_specs_say_how_images_are_prepared() -> None:
 
 
 @pytest.mark.parametrize(
-    "ref", ["cifar:resnet20", "timm:mobilenetv3_small_100", "timm:convnext_atto", "torchvision:squeezenet1_1"]
+    "ref",
+    [
+        "cifar:resnet20",
+        "timm:mobilenetv3_small_100",
+        pytest.param("timm:convnext_atto", marks=pytest.mark.slow),
+        "torchvision:squeezenet1_1",
+    ],
 )
 def test_restore_is_bit_exact(ref: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
