@@ -300,7 +300,9 @@ def test_a_progressive_run_can_be_stopped_in_its_last_step(
     assert resumed.code == 0 and checkpoints(tmp_path) == wanted, resumed.err
 
 
-@pytest.mark.parametrize("part", ["pruning", "edits", "attributes", "tensors"])
+@pytest.mark.parametrize(
+    "part", ["pruning", "tensors", *(pytest.param(part, marks=pytest.mark.slow) for part in ("edits", "attributes"))]
+)
 def test_a_state_of_pruning_that_lacks_a_part_is_one_line(
     processes: Processes, undisturbed: Undisturbed, tmp_path: Path, part: str
 ) -> None:
