@@ -19,6 +19,7 @@ from tests.conftest import Prune
 from tests.faults.processes import Processes
 from tests.unit.test_text_tables import write
 
+pytestmark = pytest.mark.usefixtures("transformers_ready")
 _WORDS = "the cat sat on a mat and saw it run by some old tree near our house".split()
 _SMALL = (
     "--model-kwargs hidden_size=16 --model-kwargs intermediate_size=24 --model-kwargs num_hidden_layers=2 "

@@ -29,6 +29,7 @@ from prunecli.models.catalog import split_reference
 from prunecli.models.yolo import building, export, names, package, source
 from prunecli.models.yolo.config import checked
 from prunecli.surgery.outputs import chosen_outputs
+from tests.conftest import Prune
 
 pytestmark = pytest.mark.skipif(
     find_spec("ultralytics") is None, reason="needs ultralytics: pip install 'prunecli[ultralytics]'"
@@ -142,7 +143,11 @@ print(utils.USER_CONFIG_DIR, file=sys.stderr)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("head", HEADS)
+QUICK = ("boxes", "masks 26", "areas", "classes")
+"""Boxes alone, boxes by one assignment with more beside them, maps, and scores of whole images."""
+
+
+@pytest.mark.parametrize("head", [pytest.param(h, marks=() if h in QUICK else pytest.mark.slow) for h in HEADS])
 def test_a_file_is_pruned_and_kept_and_right_in_both_modes_at_other_sizes(head: str, tmp_path: Path) -> None:
     original = trained(head)
     path = write(tmp_path / "best.pt", copy.deepcopy(original).half())
@@ -167,7 +172,7 @@ def test_a_file_is_pruned_and_kept_and_right_in_both_modes_at_other_sizes(head: 
         assert [one.shape for one in wanted] == [one.shape for one in given], "predictions keep their shapes"
 
 
-def test_checkpoints_keep_half_precision(tmp_path: Path) -> None:
+def test_checkpoints_keep_half_precision(tmp_path: Path, prune: Prune) -> None:
     path = write(tmp_path / "best.pt", trained("classes").half())
     out, back = tmp_path / "pruned.safetensors", tmp_path / "pruned.pt"
     commands = (
@@ -175,9 +180,9 @@ def test_checkpoints_keep_half_precision(tmp_path: Path) -> None:
         ["export", str(out), "-o", str(back), "--json"],
     )
     for command in commands:
-        done = subprocess.run([sys.executable, "-m", "prunecli", *command], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["path"] == str(back)
+        done = prune(*command)
+        assert done.code == 0, done.err
+    assert done.json["path"] == str(back)
     yolo = package.module("models").YOLO(str(back))
     pickled = torch.load(back, weights_only=False)["model"]
     assert {p.dtype for p in pickled.parameters()} == {torch.float16} and yolo.task == "classify"
