@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -42,9 +43,10 @@ from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import DataSection, ModelSection, Recipe, TrainStage
 from prunecli.studies.batches import FirstSteps
 
-SEEDS, STEPS, CALIBRATION = 3, 100, 256
+SEEDS, STEPS, CALIBRATION, PEER_LIMIT_S = 3, 100, 256, 60
 RATIOS, BLOCKS = (0.3, 0.5), (1, 2)
 Prune = Callable[[nn.Module], nn.Module]
+_given_up: list[str] = []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +143,7 @@ class Bench:
     def peer(self, ratio: float) -> Prune:
         """torch-pruning as its own example prunes language models."""
 
+        @_limited
         def prune(network: nn.Module) -> nn.Module:
             pruned = copied(network).eval()
             heads, config = _heads(pruned), pruned.config
@@ -159,6 +162,29 @@ class Bench:
             return pruned
 
         return prune
+
+
+def _limited(prune: Prune) -> Prune:
+    """The same, given up after some time of the processor, and then for all seeds."""
+
+    def stop(number: int, frame: object) -> None:
+        raise TimeoutError(f"not done after {PEER_LIMIT_S} s of processor time")
+
+    def limited(network: nn.Module) -> nn.Module:
+        if _given_up:
+            raise TimeoutError(_given_up[0])
+        former = signal.signal(signal.SIGVTALRM, stop)
+        signal.setitimer(signal.ITIMER_VIRTUAL, PEER_LIMIT_S)
+        try:
+            return prune(network)
+        except TimeoutError as error:
+            _given_up.append(str(error))
+            raise
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.signal(signal.SIGVTALRM, former)
+
+    return limited
 
 
 def _heads(network: nn.Module) -> dict[nn.Module, int]:

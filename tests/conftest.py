@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -36,6 +37,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(os.environ["PRUNE_CACHE"], ignore_errors=True)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What imports have made stays to the end: looking through all of it for garbage takes a tenth of the time."""
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real data; tests that need it are skipped without it."""
@@ -68,6 +75,29 @@ def processes() -> Iterator[Processes]:
     server = Processes()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def new_processes() -> Iterator[Processes]:
+    """Processes that start without any library that only some networks need: for tests of how these are imported."""
+    server = Processes()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def transformers_ready(processes: Processes) -> None:
+    """Processes start with the slowest parts of transformers imported."""
+    pytest.importorskip("transformers")
+    processes.preload("transformers.modeling_layers")
+    processes.preload("transformers.generation")
+
+
+@pytest.fixture(scope="session")
+def spiking_ready(processes: Processes) -> None:
+    """Processes start with the slowest parts of spikingjelly imported."""
+    processes.preload("spikingjelly._ops.lif")
+    processes.preload("prunecli.models.spiking_transformers")
 
 
 @pytest.fixture

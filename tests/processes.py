@@ -21,11 +21,17 @@ from pathlib import Path
 from prunecli.checkpoint.durable import FAULT_VARIABLE
 
 _SERVER = """
-import importlib, json, os, signal, sys, threading, time
+import gc, importlib, json, os, pkgutil, signal, sys, threading, time, traceback
 import torch
 torch.set_num_threads(1)
-import prunecli.cli.app, prunecli.pipeline.run, prunecli.studies.sensitivity, prunecli.report.tables
+import prunecli.cli.app, prunecli.cli.commands, prunecli.cli.options, prunecli.pipeline.pruning, prunecli.pipeline.run
+import prunecli.studies.audit, prunecli.studies.contest, prunecli.studies.inspection, prunecli.studies.sensitivity
+import prunecli.report.tables
+import matplotlib.backends.backend_agg, matplotlib.figure
 import sklearn.datasets, sklearn.model_selection, timm.data, torchvision.transforms
+for module in pkgutil.iter_modules(prunecli.cli.commands.__path__, "prunecli.cli.commands."):
+    importlib.import_module(module.name)
+gc.freeze()  # no child looks through all of this for garbage
 
 def child(job):
     os.setsid()
@@ -53,10 +59,23 @@ def child(job):
         prunecli.cli.app.run(job["warm"])
     if job["user"]:
         os.setgroups([]); os.setgid(job["user"]); os.setuid(job["user"])
+    if job["packages"]:
+        sys.path.insert(0, job["packages"])
     sys.argv = ["prune", *job["argv"]]
     code = 70
     try:
-        code = prunecli.cli.app.run(job["argv"])
+        if job["code"]:
+            code = 1
+            exec(job["code"], {"__name__": "__main__"})
+            code = 0
+        else:
+            code = prunecli.cli.app.run(job["argv"])
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        if not job["code"]:
+            raise
+        traceback.print_exc()
     finally:
         sys.stdout.flush(); sys.stderr.flush()
         os._exit(code)
@@ -65,6 +84,7 @@ for line in sys.stdin:
     job = json.loads(line)
     if "preload" in job:
         importlib.import_module(job["preload"])
+        gc.freeze()
         continue
     start = time.monotonic()
     pid = os.fork()
@@ -149,6 +169,8 @@ class Processes:
         streams: Path | None = None,
         unset: Sequence[str] = (),
         terminal: bool = False,
+        packages: Path | None = None,
+        code: str = "",
     ) -> Ended:
         """Runs `prune WORDS`.
 
@@ -166,6 +188,8 @@ class Processes:
             streams: Folder for what it prints; default: `.out` and `.err` where it runs.
             unset: Names in the environment that it does not get.
             terminal: Whether its streams are a pseudo-terminal; everything written to it is returned as `out`.
+            packages: A folder of more packages, before those of the environment.
+            code: Python to run instead, with `words` as its arguments.
         """
         out, err = (streams or cwd) / ".out", (streams or cwd) / ".err"
         for stream in (out, err):
@@ -185,6 +209,8 @@ class Processes:
             "umask": umask,
             "unset": list(unset),
             "terminal": "",
+            "packages": str(packages or ""),
+            "code": code,
         }
         if terminal:
             return self._run_in_terminal(job)

@@ -19,7 +19,8 @@ def losses(text: str) -> list[float]:
 
 def test_steps_of_pruning_and_lessons_of_a_parent_are_about_prompts(prune: Prune, tiny_clip: Path) -> None:
     """The loss begins at the logarithm of the number of classes, not of features."""
-    how = ("--ratio", 0.5, "--schedule", "linear", "--steps", 1, *TRAINING)
+    few = ("--calibration-images", 64, "--latency-rounds", 2)
+    how = ("--ratio", 0.5, "--schedule", "linear", "--steps", 1, *few, *TRAINING)
     done = prune("taylor", tiny_clip, *how, "-o", "pruned.safetensors")
     assert done.code == 0, done.err
     (loss,) = losses(done.err)

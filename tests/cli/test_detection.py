@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import Prune
 from tests.unit.box_folders import scenes, write_coco, write_yolo
 
+pytestmark = pytest.mark.usefixtures("transformers_ready")
 TRAINING = ("--optimizer", "adamw", "--lr", "0.002", "--batch-size", "8")
 
 

@@ -111,20 +111,34 @@ def test_killed_and_resumed_it_writes_the_same_bytes(
     assert sha256(tmp_path / "x.safetensors") == sha256(trained / "x.safetensors")
 
 
+SCHEDULE = (
+    "l2 base.safetensors --data text:corpus --ratio 0.5 --min-width 1 --schedule linear --steps 2 --epochs 1 "
+    "--batch-size 4 --latency-rounds 2 -o x.safetensors --save-every 0"
+).split()
+
+
+def _base(trained: Path, folder: Path) -> Path:
+    _write(folder / "corpus")
+    shutil.copy(trained / "x.safetensors", folder / "base.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(processes: Processes, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What a schedule that nobody stops writes."""
+    folder = _base(trained, tmp_path_factory.mktemp("whole"))
+    done = processes.run(SCHEDULE, folder)
+    assert done.code == 0, done.err
+    return sha256(folder / "x.safetensors")
+
+
 @pytest.mark.parametrize("fault", ["fit:step@4", "stage:pruned"])
-def test_a_schedule_is_killed_and_resumed(processes: Processes, trained: Path, tmp_path: Path, fault: str) -> None:
-    words = ("l2 base.safetensors --data text:corpus --ratio 0.5 --min-width 1 --schedule linear --steps 2 --epochs 1 "
-             "--batch-size 4 --latency-rounds 2 -o x.safetensors --save-every 0").split()  # fmt: skip
-    hashes = []
-    for kind in ("whole", "killed"):
-        folder = tmp_path / kind
-        folder.mkdir()
-        _write(folder / "corpus")
-        shutil.copy(trained / "x.safetensors", folder / "base.safetensors")
-        came = killed_and_resumed(processes, words, folder, fault=fault if kind == "killed" else None)
-        assert came["code"] == 0 and came["killed"] == (kind == "killed"), came["err"]
-        hashes.append(sha256(folder / "x.safetensors"))
-    assert hashes[0] == hashes[1]
+def test_a_schedule_is_killed_and_resumed(
+    processes: Processes, trained: Path, whole: str, tmp_path: Path, fault: str
+) -> None:
+    came = killed_and_resumed(processes, SCHEDULE, _base(trained, tmp_path), fault=fault)
+    assert came["code"] == 0 and came["killed"], came["err"]
+    assert sha256(tmp_path / "x.safetensors") == whole
 
 
 def test_weights_of_the_example_with_the_text_they_belong_to(prune: Prune, trained: Path) -> None:

@@ -12,6 +12,7 @@ from prunecli.models.loading import load_reference, save
 from tests.conftest import Prune
 from tests.faults.processes import FEW_DIGITS
 
+pytestmark = pytest.mark.usefixtures("spiking_ready")
 SMALL = ("--model-kwargs", "patch_size=1", "--model-kwargs", "T=2", "--model-kwargs", "v_threshold=0.5")
 
 

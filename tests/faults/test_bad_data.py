@@ -7,8 +7,6 @@ import multiprocessing
 import os
 import signal
 import struct
-import subprocess
-import sys
 import time
 import zipfile
 import zlib
@@ -32,6 +30,7 @@ from prunecli.engine.evaluate import evaluate
 from prunecli.engine.resources import as_resource_error, resource_errors
 from prunecli.engine.tasks.classification import Accuracy
 from prunecli.errors import DataError, ResourceError
+from tests.processes import Processes
 
 PREPROCESSING = Preprocessing((3, 16, 16), (0.5,) * 3, (0.25,) * 3)
 CPU = torch.device("cpu")
@@ -323,10 +322,10 @@ except Exception as error:
 """
 
 
-def test_memory_that_runs_out_ends_with_one_line() -> None:
-    done = subprocess.run([sys.executable, "-c", _EXHAUST], capture_output=True, text=True, check=False, timeout=120)
-    assert done.stdout.startswith("ResourceError out of memory at batches of 64 images (2147483648 bytes more")
-    assert "--batch-size" in done.stdout and done.stdout.count("\n") == 1
+def test_memory_that_runs_out_ends_with_one_line(processes: Processes, tmp_path: Path) -> None:
+    done = processes.run((), tmp_path, code=_EXHAUST)
+    assert done.out.startswith("ResourceError out of memory at batches of 64 images (2147483648 bytes more"), done.err
+    assert "--batch-size" in done.out and done.out.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_a_folder_that_vanishes_is_made_again(processes: Processes, undisturbed:
     ("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750), (0o002, 0o664, 0o775)]
 )
 def test_modes_follow_the_umask(processes: Processes, tmp_path: Path, umask: int, file: int, folder: int) -> None:
-    words = [*TRAIN[:-4], "--save-every", "0", "-o", "new/x.safetensors"]
+    words = [*TRAIN[:-4], "--epochs", "1", "--save-every", "0", "-o", "new/x.safetensors"]
     assert processes.run(words, tmp_path, umask=umask, fault="stage:saved").code == -signal.SIGKILL
     for path in (tmp_path / "new").glob("**/*"):
         assert stat.S_IMODE(path.stat().st_mode) == (0o777 if path.is_dir() else 0o666) & ~umask, path

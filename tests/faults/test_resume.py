@@ -18,9 +18,12 @@ from tests.faults.payloads import hostile
 from tests.faults.processes import FAULTS, PROGRESSIVE, TRAIN, Processes, Sent, killed_and_resumed, sha256
 
 _QUICK = [
-    ("train", "fit:step@4"), ("train", "state:tensors@5"), ("train", "state:renamed@9"), ("train", "stage:saved"),
-    ("progressive", "fit:step@3"), ("progressive", "fit:step@9"), ("progressive", "stage:pruned"),
-    ("finetune", "fit:step@9"), ("run", "run:noted@3"), ("run", "fit:step@14"),
+    ("train", "state:tensors@5"), ("train", "stage:saved"), ("progressive", "fit:step@9"),
+    ("finetune", "fit:step@9"), ("run", "run:noted@3"),
+]  # fmt: skip
+_MORE = [
+    ("train", "fit:step@4"), ("train", "state:renamed@9"), ("progressive", "fit:step@3"),
+    ("progressive", "stage:pruned"), ("run", "fit:step@14"),
 ]  # fmt: skip
 _PRUNING = [fault.replace("stage:trained", "stage:pruned") for fault in FAULTS]
 _ALL = [
@@ -40,7 +43,9 @@ def _check(processes: Processes, undisturbed: Undisturbed, place: Path, name: st
     return bool(came["killed"])
 
 
-@pytest.mark.parametrize(("name", "fault"), _QUICK)
+@pytest.mark.parametrize(
+    ("name", "fault"), [*_QUICK, *(pytest.param(*point, marks=pytest.mark.slow) for point in _MORE)]
+)
 def test_killed_at_a_point(
     processes: Processes, undisturbed: Undisturbed, tmp_path: Path, name: str, fault: str
 ) -> None:
@@ -295,7 +300,9 @@ def test_a_progressive_run_can_be_stopped_in_its_last_step(
     assert resumed.code == 0 and checkpoints(tmp_path) == wanted, resumed.err
 
 
-@pytest.mark.parametrize("part", ["pruning", "edits", "attributes", "tensors"])
+@pytest.mark.parametrize(
+    "part", ["pruning", "tensors", *(pytest.param(part, marks=pytest.mark.slow) for part in ("edits", "attributes"))]
+)
 def test_a_state_of_pruning_that_lacks_a_part_is_one_line(
     processes: Processes, undisturbed: Undisturbed, tmp_path: Path, part: str
 ) -> None:

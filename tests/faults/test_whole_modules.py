@@ -9,7 +9,7 @@ import functools
 import io
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +106,18 @@ def _assert_equal(found: ForeignWeights, model: nn.Module) -> None:
         assert torch.equal(found.tensors[name], tensor) and found.tensors[name].dtype == tensor.dtype, name
 
 
-@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-@pytest.mark.parametrize("name", MODELS)
+LARGE = ("torchvision googlenet", "timm efficientformerv2_s0", "timm levit_128s", "spikingjelly sew_resnet18")
+LEGACY = ("torchvision resnet18", "open_clip", "spikingjelly layers", "LSTM", "tied", "DataParallel", "average")
+
+
+def _formats() -> Iterator[Any]:
+    """Each model in one of the two formats, both where they differ most; the rest takes longer."""
+    for name in MODELS:
+        yield pytest.param(name, False, marks=pytest.mark.slow if name in LARGE else (), id=f"{name}-zip")
+        yield pytest.param(name, True, marks=() if name in LEGACY else pytest.mark.slow, id=f"{name}-legacy")
+
+
+@pytest.mark.parametrize(("name", "legacy"), _formats())
 def test_a_whole_model_is_its_state_dict(name: str, legacy: bool, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

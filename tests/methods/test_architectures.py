@@ -22,11 +22,9 @@ from prunecli.surgery.tracing.trace import trace
 from prunecli.surgery.tracing.traced import Trace
 from prunecli.surgery.tracing.trial import half_of
 
-QUICK = (
-    "test_resnet test_byobnet test_efficientnet_gn test_nfnet test_vit3 levit_128s pvt_v2_b0 edgenext_xx_small "
-    "convit_tiny ghostnet_050"
-).split()
+QUICK = "test_resnet test_byobnet test_efficientnet_gn test_nfnet test_vit3 edgenext_xx_small".split()
 REQUIRED = (
+    "levit_128s pvt_v2_b0 convit_tiny ghostnet_050 "
     "test_convnext3 test_efficientnet test_mambaout test_vit test_vit4 mobilevit_xxs xcit_nano_12_p16_224 "
     "mixer_s32_224 fastvit_t8 poolformer_s12 efficientformer_l1 mobilenetv3_small_050 mixnet_s "
     "resnet50 resnext50_32x4d seresnet50 densenet121 vgg16_bn mobilenetv3_large_100 efficientnet_b0 regnety_008 "
@@ -157,7 +155,15 @@ def _channels(groups: list[ChannelGroup]) -> set[frozenset[tuple[str, int, int]]
     }
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "mobilenetv3_small_050", "densenet121"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "test_resnet",
+        "test_efficientnet",
+        "mobilenetv3_small_050",
+        pytest.param("densenet121", marks=pytest.mark.slow),
+    ],
+)
 def test_the_second_tracer_agrees(name: str) -> None:
     """torch-pruning finds the same channels, member by member, where it is right."""
     import timm

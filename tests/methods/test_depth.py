@@ -206,9 +206,9 @@ def test_width_and_depth_of_a_language_model(tmp_path: Path) -> None:
     ("ref", "size", "drop"),
     [
         ("timm:vit_tiny_patch16_224", 224, ["blocks.1", "blocks.5"]),
-        ("timm:convnext_atto", 64, ["stages.2.blocks.[13]"]),
+        pytest.param("timm:convnext_atto", 64, ["stages.2.blocks.[13]"], marks=pytest.mark.slow),
         ("torchvision:resnet18", 64, ["layer1.0", "layer4.1"]),
-        ("timm:regnety_002", 64, ["s4.b3"]),
+        pytest.param("timm:regnety_002", 64, ["s4.b3"], marks=pytest.mark.slow),
         ("segformer:b0", 64, ["segformer.stages.0.blocks.1"]),
     ],
 )

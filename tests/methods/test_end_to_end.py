@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,11 +54,18 @@ _OTHER_NETWORKS = ("spike", "hybrid")
 """Methods for networks with spiking units."""
 
 
-@pytest.mark.parametrize(
-    "method",
-    [name for name in METHODS.built_in if METHODS.load(name).family == "structural" and name not in _OTHER_NETWORKS],
-)
-@pytest.mark.parametrize("scope", ["local", "global"])
+_BY_LAYER = ("l1", "taylor", "obd")
+"""Weights, gradients, curvature: what a layer of its own width is chosen by for every method."""
+
+
+def _methods_and_scopes() -> Iterator[Any]:
+    for name in METHODS.built_in:
+        if METHODS.load(name).family == "structural" and name not in _OTHER_NETWORKS:
+            yield name, "global"
+            yield pytest.param(name, "local", marks=() if name in _BY_LAYER else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("method", "scope"), _methods_and_scopes())
 def test_prune_verify_save_restore(
     trained: nn.Module, digits: tuple[DataSet, Preprocessing], tmp_path: Path, method: str, scope: str
 ) -> None:
@@ -64,8 +73,9 @@ def test_prune_verify_save_restore(
     before = [parameter.clone() for parameter in trained.parameters()]
     calibration = CalibrationBatches(data.training_split(), preprocessing, 64, 32, seed=0)
     image = torch.randn(1, 1, 8, 8)
+    few = {"max_probes": 16} if hasattr(METHODS.load(method).params(), "max_probes") else {}
     result = prunecli.prune(
-        trained, method, ratio=0.5, scope=scope, example_inputs=image, data=calibration, recalibrate=True
+        trained, method, ratio=0.5, scope=scope, example_inputs=image, data=calibration, recalibrate=True, **few
     )
     assert result.report.verify_error < 1e-9
     assert result.report.achieved == pytest.approx(0.5, abs=0.06)

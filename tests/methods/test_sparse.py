@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(folder: Path) -> Iterator[Run]:
-    server = Processes()
-    yield lambda *words, **options: server.run(words, folder, **options)
-    server.close()
+def run(processes: Processes, folder: Path) -> Run:
+    return lambda *words, **options: processes.run(words, folder, **options)
 
 
 @pytest.fixture(scope="module")
@@ -214,8 +212,9 @@ def test_rewinding_puts_earlier_weights_back(
         assert zeros == round(share * 268048)
 
 
-KILLS = ["stage:masked@1", "fit:step@2", "fit:step@9"]
+KILLS = ["stage:masked@1", "fit:step@9"]
 MORE = [
+    "fit:step@2",
     "stage:masked@2",
     "stage:masked@3",
     "fit:step@1",

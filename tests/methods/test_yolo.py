@@ -29,6 +29,7 @@ from prunecli.models.catalog import split_reference
 from prunecli.models.yolo import building, export, names, package, source
 from prunecli.models.yolo.config import checked
 from prunecli.surgery.outputs import chosen_outputs
+from tests.conftest import Prune
 
 pytestmark = pytest.mark.skipif(
     find_spec("ultralytics") is None, reason="needs ultralytics: pip install 'prunecli[ultralytics]'"
@@ -123,11 +124,13 @@ def refuse(*arguments, **options):
 socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
 before = dict(os.environ)
 import torch
-save = torch.save
+from PIL import Image
+save, opening = torch.save, Image.open
 from prunecli.models.loading import load_reference
 load_reference("ultralytics:yolov8n-cls")
 changed = {name for name, value in os.environ.items() if before.get(name) != value}
-assert torch.save is save and not [name for name in changed if name.startswith(("YOLO", "ULTRA", "OMP", "NUM", "TF_"))]
+assert torch.save is save and Image.open is opening
+assert not [name for name in changed if name.startswith(("YOLO", "ULTRA", "OMP", "NUM", "TF_"))]
 from ultralytics import utils
 assert not (utils.ONLINE or utils.AUTOINSTALL) and utils.SAFE_LOAD and os.path.isdir(utils.USER_CONFIG_DIR)
 print(utils.USER_CONFIG_DIR, file=sys.stderr)
@@ -142,7 +145,11 @@ print(utils.USER_CONFIG_DIR, file=sys.stderr)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("head", HEADS)
+QUICK = ("boxes", "masks 26", "areas", "classes")
+"""Boxes alone, boxes by one assignment with more beside them, maps, and scores of whole images."""
+
+
+@pytest.mark.parametrize("head", [pytest.param(h, marks=() if h in QUICK else pytest.mark.slow) for h in HEADS])
 def test_a_file_is_pruned_and_kept_and_right_in_both_modes_at_other_sizes(head: str, tmp_path: Path) -> None:
     original = trained(head)
     path = write(tmp_path / "best.pt", copy.deepcopy(original).half())
@@ -167,7 +174,7 @@ def test_a_file_is_pruned_and_kept_and_right_in_both_modes_at_other_sizes(head: 
         assert [one.shape for one in wanted] == [one.shape for one in given], "predictions keep their shapes"
 
 
-def test_checkpoints_keep_half_precision(tmp_path: Path) -> None:
+def test_checkpoints_keep_half_precision(tmp_path: Path, prune: Prune) -> None:
     path = write(tmp_path / "best.pt", trained("classes").half())
     out, back = tmp_path / "pruned.safetensors", tmp_path / "pruned.pt"
     commands = (
@@ -175,9 +182,9 @@ def test_checkpoints_keep_half_precision(tmp_path: Path) -> None:
         ["export", str(out), "-o", str(back), "--json"],
     )
     for command in commands:
-        done = subprocess.run([sys.executable, "-m", "prunecli", *command], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["path"] == str(back)
+        done = prune(*command)
+        assert done.code == 0, done.err
+    assert done.json["path"] == str(back)
     yolo = package.module("models").YOLO(str(back))
     pickled = torch.load(back, weights_only=False)["model"]
     assert {p.dtype for p in pickled.parameters()} == {torch.float16} and yolo.task == "classify"

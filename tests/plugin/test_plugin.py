@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -51,18 +50,17 @@ def tiny(run: Run) -> str:
     return "tiny.safetensors"
 
 
-def _loaded_elsewhere(installed: Path, path: Path, shape: tuple[int, ...]) -> tuple[list[list[float]], int]:
-    """Scores and number of parameters of what `prunecli.load` gives in a new interpreter."""
+def _loaded_elsewhere(run: Run, path: Path, shape: tuple[int, ...]) -> tuple[list[list[float]], int]:
+    """Scores and number of parameters of what `prunecli.load` gives in another process."""
     code = (
-        "import json, sys, torch, prunecli\n"
-        "model = prunecli.load(sys.argv[1])\n"
+        "import json, torch, prunecli\n"
+        f"model = prunecli.load({str(path)!r})\n"
         f"scores = model(torch.ones({shape})).tolist()\n"
         "print(json.dumps([scores, sum(p.numel() for p in model.parameters())]))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
-    command = [sys.executable, "-c", code, str(path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    scores, parameters = json.loads(done.stdout)
+    done = run(code=code)
+    assert done.code == 0, done.err
+    scores, parameters = json.loads(done.out)
     return scores, parameters
 
 
@@ -109,12 +107,12 @@ def test_a_model_source_and_a_data_set(run: Run, tiny: str) -> None:
     )
 
 
-def test_a_criterion_is_a_method(run: Run, tiny: str, installed: Path, folder: Path) -> None:
+def test_a_criterion_is_a_method(run: Run, tiny: str, folder: Path) -> None:
     done = run("spread", tiny, "--ratio", "0.5", "--latency-rounds", "2", "-o", "spread.safetensors")
     assert done.code == 0 and "verified" in done.out, done.err
     assert "spread" in run("inspect", "spread.safetensors").out
     evaluated = run("eval", "spread.safetensors", "--measure", "params", "--json")
-    scores, parameters = _loaded_elsewhere(installed, folder / "spread.safetensors", (2, 1, 12, 12))
+    scores, parameters = _loaded_elsewhere(run, folder / "spread.safetensors", (2, 1, 12, 12))
     assert len(scores[0]) == 4 and parameters == json.loads(evaluated.out)["metrics"]["params"]
     assert "did you mean 'spread'" in run("prune", tiny, "--method", "spred").err
 
@@ -142,9 +140,7 @@ def test_errors_say_what_a_trained_method_needs(run: Run, tiny: str) -> None:
     assert refused.code == 2 and "slimming needs batch normalisations behind layers that may shrink" in refused.err
 
 
-def test_a_runtime_method_is_recorded_restored_and_missed(
-    run: Run, installed: Path, folder: Path, prune: Callable[..., Ended]
-) -> None:
+def test_a_runtime_method_is_recorded_restored_and_missed(run: Run, folder: Path, prune: Callable[..., Ended]) -> None:
     arguments = [word for value in VIT for word in ("--model-kwargs", value)]
     network = ("timm:vit_tiny_r_s16_p8_224", *arguments, "--data", "digits", "--epochs", "1", "--batch-size", "64")
     assert run("train", *network, "-o", "vit.safetensors").code == 0
@@ -154,7 +150,7 @@ def test_a_runtime_method_is_recorded_restored_and_missed(
     reports = [run("eval", f"{name}.safetensors", "--measure", "macs", "--json").out for name in ("vit", "exit")]
     macs = [json.loads(report)["metrics"]["macs"] for report in reports]
     assert macs[1] < 0.8 * macs[0]  # one block of three is skipped; the stem stays
-    loaded = [_loaded_elsewhere(installed, folder / f"{name}.safetensors", (2, 1, 16, 16)) for name in ("vit", "exit")]
+    loaded = [_loaded_elsewhere(run, folder / f"{name}.safetensors", (2, 1, 16, 16)) for name in ("vit", "exit")]
     assert loaded[0][0] != loaded[1][0] and loaded[0][1] == loaded[1][1]  # another result from the same weights
     again = run("early-exit", "exit.safetensors")
     assert again.code == 2 and "its last blocks are skipped already; start from the network without" in again.err
@@ -174,7 +170,7 @@ def test_a_runtime_method_is_recorded_restored_and_missed(
         ("criteria", "bad", "SPEC = 7", ["methods"], "criterion 'bad' of package somebodys is not a CriterionSpec"),
         ("criteria", "bad", "import nothing_there", ["methods"], "criterion 'bad' of package somebodys cannot be"),
         ("criteria", "token", "SPEC = 7", ["methods"], "criterion 'token' of package somebodys has the name of a"),
-        # Loading these needs torch; tests/unit/test_catalogs.py has more of them without a process each.
+        # tests/unit/test_catalogs.py has more of these without a process each.
         ("models", "bad", "", ["inspect", "bad:x"], "model source 'bad' of package somebodys lacks one of names"),
         (
             "data",
@@ -186,7 +182,7 @@ def test_a_runtime_method_is_recorded_restored_and_missed(
     ],
 )
 def test_a_broken_package_is_named_in_one_line(
-    tmp_path: Path, group: str, name: str, source: str, words: list[str], message: str
+    new_processes: Processes, tmp_path: Path, group: str, name: str, source: str, words: list[str], message: str
 ) -> None:
     (tmp_path / "somebodys.py").write_text(source + "\n")
     info = tmp_path / "somebodys-1.0.dist-info"
@@ -194,6 +190,11 @@ def test_a_broken_package_is_named_in_one_line(
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys\nVersion: 1.0\n")
     reference = "somebodys:SPEC" if group in ("methods", "criteria") else "somebodys"
     (info / "entry_points.txt").write_text(f"[prunecli.{group}]\n{name} = {reference}\n")
-    command, environment = [sys.executable, "-m", "prunecli", *words], {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and message in done.stderr, done.stderr
+    if words == ["methods"]:  # which needs no torch, and is about what other processes here have read already
+        command, environment = [sys.executable, "-m", "prunecli", *words], {"PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        code, err = done.returncode, done.stderr
+    else:
+        ended = new_processes.run(words, tmp_path, packages=tmp_path)
+        code, err = ended.code, ended.err
+    assert code == 2 and len(err.splitlines()) == 1 and message in err, err

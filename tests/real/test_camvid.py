@@ -11,7 +11,6 @@ import pytest
 from prunecli.data.catalog import load_data
 from prunecli.data.masks import VOID, MaskSplit
 from tests.conftest import REPOSITORY, Prune
-from tests.processes import Processes
 
 
 @pytest.fixture
@@ -33,14 +32,11 @@ def test_camvid_as_distributed(camvid: Path) -> None:
     assert shares[3] == pytest.approx(0.294, abs=0.01) and shares[1] == pytest.approx(0.264, abs=0.01)
 
 
-def test_the_recipes_training_learns_more_than_the_commonest_class(
-    camvid: Path, processes: Processes, prune: Prune, tmp_path: Path
-) -> None:
-    pytest.importorskip("transformers")
-    processes.preload("prunecli.models.segformer")
+@pytest.mark.usefixtures("transformers_ready")
+def test_the_recipes_training_learns_more_than_the_commonest_class(camvid: Path, prune: Prune, tmp_path: Path) -> None:
     recipe = REPOSITORY / "recipes" / "segformer-camvid.yaml"
     common = ("--data-root", camvid, "--image-size", "64x96", "--threads", "1")
-    few = ("--epochs", "4", "--lr", "2e-3", "--warmup-epochs", "0")
+    few = ("--epochs", "3", "--lr", "3e-3", "--warmup-epochs", "0")
     done = prune("train", recipe, *common, *few, "-o", "trained.safetensors")
     assert done.code == 0, done.err
     done = prune("eval", "trained.safetensors", *common, "--measure", "accuracy", "-o", "report.json")
@@ -49,12 +45,13 @@ def test_the_recipes_training_learns_more_than_the_commonest_class(
     # "Everything is road" scores 29 % of the pixels and 2.7 % mIoU.
     assert metrics["images"] == 34 and metrics["pixel_accuracy"] > 45 and metrics["miou"] > 10
     assert metrics["class_iou"]["road"] > 40
-    done = prune("l1", "trained.safetensors", *common, "--ratio", "0.5", "-o", "pruned.safetensors", "--json")
+    quick = ("--calibration-images", "32", "--latency-rounds", "2")
+    done = prune("l1", "trained.safetensors", *common, "--ratio", "0.5", *quick, "-o", "pruned.safetensors", "--json")
     assert done.code == 0, done.err
     report = json.loads(done.out)
     assert report["params_after"] < 0.35 * report["params_before"] and report["verify_error"] < 1e-9
     done = prune(
-        "finetune", "pruned.safetensors", *common, "--epochs", "2", "--teacher", "parent", "-o", "f.safetensors"
+        "finetune", "pruned.safetensors", *common, "--epochs", "1", "--teacher", "parent", "-o", "f.safetensors"
     )
     assert done.code == 0, done.err
     done = prune("eval", "f.safetensors", *common, "--measure", "accuracy", "-o", "finetuned.json")

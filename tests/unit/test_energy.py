@@ -337,6 +337,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 DIGITS = ("--data", "digits", "--image-size", "16")
 
 
+@pytest.mark.usefixtures("spiking_ready")
 def test_eval_reports_and_compare_judges(prune: Prune, checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
     measured = ("--measure", "spikes", "--measure", "energy", "--measure", "macs", "--energy-images", "32")
     for name, path in zip(("a.json", "b.json"), checkpoints, strict=True):
@@ -360,6 +361,7 @@ def test_eval_reports_and_compare_judges(prune: Prune, checkpoints: tuple[Path, 
     assert "blocks.0.attn, product 2" in shown.out and "blocks.0.mlp.neuron1" in shown.out
 
 
+@pytest.mark.usefixtures("spiking_ready")
 def test_inspect_shows_and_draws_firing_rates(prune: Prune, checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
     path = checkpoints[0]
     done = prune("inspect", path, *DIGITS, "--images", "16", "--plot", "rates.png", "--json")

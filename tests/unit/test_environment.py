@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
 from tests.conftest import Prune
+from tests.processes import Processes
 
 _BERT = """
+import sys
+assert "transformers" not in sys.modules
 import prunecli
 import torch
 from transformers import BertConfig, BertModel
@@ -26,11 +26,11 @@ print(tuple(hidden.shape), bool(torch.isfinite(hidden).all()))
 """
 
 
-def test_networks_of_transformers_run_beside_this_package() -> None:
+def test_networks_of_transformers_run_beside_this_package(new_processes: Processes, tmp_path: Path) -> None:
     """transformers imports torchaudio wherever it is installed, and fails with it."""
-    done = subprocess.run([sys.executable, "-c", _BERT], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "(2, 3, 16) True\n"
+    done = new_processes.run((), tmp_path, code=_BERT)
+    assert done.code == 0, done.err
+    assert done.out == "(2, 3, 16) True\n"
 
 
 def test_what_is_installed_meets_the_requirements() -> None:
@@ -40,14 +40,12 @@ def test_what_is_installed_meets_the_requirements() -> None:
             assert metadata.version(requirement.name) in requirement.specifier, text
 
 
-def test_doctor_names_a_torchaudio_that_cannot_be_imported(prune: Prune, tmp_path: Path) -> None:
+def test_doctor_names_a_torchaudio_that_cannot_be_imported(
+    prune: Prune, new_processes: Processes, tmp_path: Path
+) -> None:
     assert prune("doctor", "--json").json["problems"] == []
     (tmp_path / "torchaudio.py").write_text("raise RuntimeError('compiled for another torch')\n")
-    words = [sys.executable, "-m", "prunecli", "doctor", "--json"]
-    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        words, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "PYTHONPATH": path}
-    )
-    assert done.returncode == 1, done.stderr
-    (problem,) = json.loads(done.stdout)["problems"]
+    done = new_processes.run(("doctor", "--json"), tmp_path, packages=tmp_path)
+    assert done.code == 1, done.err
+    (problem,) = json.loads(done.out)["problems"]
     assert problem.startswith("torchaudio does not match torch (compiled for another torch), and transformers cannot")

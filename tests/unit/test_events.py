@@ -376,6 +376,7 @@ def test_events_are_told_by_name() -> None:
     assert samples_of("mnist") == samples_of("x.npz") == "images"
 
 
+@pytest.mark.usefixtures("spiking_ready")
 def test_train_prune_and_evaluate(prune: Prune, nmnist: Path) -> None:
     common = ("--data-root", nmnist, "--batch-size", "8")
     (nmnist / "N-MNIST" / "Test" / "3" / "00001.bin").write_bytes(b"")

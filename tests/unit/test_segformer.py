@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from prunecli.models.dialects.index import translate
 from prunecli.models.dialects.segformer import reference_of
 from prunecli.models.loading import load_file, restore, save
 from prunecli.models.recognition import architecture_for, recognise
+from tests.processes import Processes
 
 pytest.importorskip("transformers")
 
@@ -238,39 +237,37 @@ def test_loaded_epsilons_survive_a_checkpoint(network: nn.Module, tmp_path: Path
         assert not torch.equal(again(images), network(images))
 
 
-def _python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-
-
-def test_without_transformers_one_line_says_what_to_install() -> None:
-    done = _python(
-        "import sys; sys.modules['transformers'] = None\n"
+def test_without_transformers_one_line_says_what_to_install(new_processes: Processes, tmp_path: Path) -> None:
+    code = (
+        "import sys; assert 'transformers' not in sys.modules; sys.modules['transformers'] = None\n"
         "from prunecli.cli.app import run; sys.exit(run(['eval', 'segformer:b0']))"
     )
-    assert done.returncode == 2, done.stderr
-    assert "pip install 'prunecli[segmentation]'" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    done = new_processes.run((), tmp_path, code=code)
+    assert done.code == 2, done.err
+    assert "pip install 'prunecli[segmentation]'" in done.err and len(done.err.strip().splitlines()) == 1
 
 
-def test_transformers_is_imported_when_a_network_is_built() -> None:
+def test_transformers_is_imported_when_a_network_is_built(new_processes: Processes, tmp_path: Path) -> None:
     code = (
         "import sys\nfrom prunecli.models.catalog import build, source_names\nsource_names('segformer')\n"
         "assert 'transformers' not in sys.modules\nbuild('segformer:b0', meta=True)\n"
         "from transformers import BertModel"
     )
-    done = _python(code)
-    assert done.returncode == 0, done.stderr
+    done = new_processes.run((), tmp_path, code=code)
+    assert done.code == 0, done.err
 
 
-def test_what_keeps_transformers_from_being_imported_is_named(tmp_path: Path) -> None:
+def test_what_keeps_transformers_from_being_imported_is_named(new_processes: Processes, tmp_path: Path) -> None:
     (tmp_path / "torchaudio.py").write_text("raise RuntimeError('compiled for another torch')\n")
-    done = _python(
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+    code = (
+        "import sys; assert 'torchaudio' not in sys.modules\n"
         "from prunecli.cli.app import run; code = run(['eval', 'segformer:b0'])\n"
         "assert 'torchaudio' not in sys.modules; sys.exit(code)"
     )
-    assert done.returncode == 2, done.stderr
-    assert "cannot be imported (compiled for another torch); `prune doctor`" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    done = new_processes.run((), tmp_path, packages=tmp_path, code=code)
+    assert done.code == 2, done.err
+    assert "cannot be imported (compiled for another torch); `prune doctor`" in done.err
+    assert len(done.err.strip().splitlines()) == 1
 
 
 def test_published_weights_are_not_fetched() -> None:

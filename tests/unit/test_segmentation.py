@@ -531,8 +531,8 @@ stages:
 """
 
 
+@pytest.mark.usefixtures("transformers_ready")
 def test_a_recipe_trains_evaluates_and_compares(prune: Prune, tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
     _around(tmp_path / "set")
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("ROOT", str(tmp_path / "set")))
     done = prune("run", "recipe.yaml", "--output", "out")
@@ -578,26 +578,26 @@ def test_the_default_rate_of_finetuning_is_known_for_the_same_optimizer_alone(pr
         (("segformer:b7", "--data", "segmentation:set"), "did you mean"),
     ],
 )
+@pytest.mark.usefixtures("transformers_ready")
 def test_what_does_not_go_together_is_one_line(
     words: tuple[str, ...], message: str, prune: Prune, tmp_path: Path
 ) -> None:
-    pytest.importorskip("transformers")
     _around(tmp_path / "set")
     done = prune("train", *words, "--threads", "1")
     assert done.code == 2, done.err
     assert message in done.err and len(done.err.strip().splitlines()) == 1
 
 
+@pytest.mark.usefixtures("transformers_ready")
 def test_classes_can_be_asked_for(prune: Prune) -> None:
-    pytest.importorskip("transformers")
     words = ("--num-classes", "8", "--image-size", "64x96", "--measure", "params", "--measure", "macs", "--json")
     model = prune("eval", "segformer:b0", *words).json["model"]
     assert model["arguments"] == {"num_classes": 8} and model["input_shape"] == [3, 64, 96]
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.usefixtures("transformers_ready")
 def test_a_mask_that_is_wrong_stops_training_with_its_name(workers: str, prune: Prune, tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
     _around(tmp_path / "set")
     (tmp_path / "set" / "classes.txt").write_text("road\nsky\n")
     common = ("--data", "segmentation:set", "--image-size", "32", "--epochs", "1", "--workers", workers)
@@ -607,8 +607,8 @@ def test_a_mask_that_is_wrong_stops_training_with_its_name(workers: str, prune: 
     assert "Traceback" not in done.err
 
 
+@pytest.mark.usefixtures("transformers_ready")
 def test_imagenet_weights_get_a_head_for_the_data(prune: Prune, tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
     _around(tmp_path / "set")
     state = build("segformer:b0").segformer.state_dict()  # type: ignore[union-attr]
     torch.save(state, tmp_path / "mit_b0.pth")

@@ -127,6 +127,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_verb_writes_a_recipe_that_prunes(prune: Prune, checkpoint: Path, tmp_path: Path) -> None:
     arguments = ["--arch", "cifar:resnet20", "--data", "digits", "--ratios", "0.25,0.5", "--max-drop", "3"]
+    arguments += ["--calibration-images", "64"]
     (tmp_path / "dense.safetensors").write_bytes(checkpoint.read_bytes())
     words = ["sensitivity", "dense.safetensors", *arguments, "-o", "s.yaml"]
     done = prune(*words, "--method", "fisher", "--json")

@@ -25,27 +25,33 @@ from prunecli.surgery.tracing.trace import trace
 from tests.unit.test_spiking_models import images, made
 
 GROUPS: list[tuple[str, dict[str, Any], dict[str, bool], str, str]] = [
-    ("spikformer-1-32", {}, {}, "patch_embed.stages.2.conv_bn.block.0", "channel"),
     ("spikformer-1-32", {"pool": "after"}, {"prune_stem": True}, "patch_embed.stages.0.conv_bn.block.0", "channel"),
-    ("spikformer-1-32", {}, {}, "patch_embed.stages.3.conv_bn.block.0", "channel"),
     ("spikformer-1-32", {}, {}, "blocks.0.mlp.fc1.0", "channel"),
     ("spikformer-1-32", {}, {}, "blocks.0.attn.qkv_conv_bn.0", "head_dim"),
     ("spikformer-1-32", {}, {"heads": True}, "blocks.0.attn.qkv_conv_bn.0", "head"),
-    ("qkformer-3-64", {}, {}, "stage1.0.attn.qk_conv_bn.0", "channel"),
     ("qkformer-3-64", {}, {"heads": True}, "stage3.0.attn.qkv_conv_bn.0", "head"),
     ("sdt-2-64", {}, {}, "blocks.0.attn.q_conv", "channel"),
-    ("vgg5", {"width": 0.25}, {}, "features.4", "channel"),
     ("vgg5", {"width": 0.25}, {}, "features.7", "channel"),
     ("vgg5", {"width": 0.25, "neuron": "if", "v_reset": None}, {}, "classifier.1", "channel"),
     ("resnet19", {"width": 0.125}, {}, "layers.1.0.conv2", "channel"),
 ]
+LIKE_THEM = [
+    ("spikformer-1-32", {}, {}, "patch_embed.stages.2.conv_bn.block.0", "channel"),
+    ("spikformer-1-32", {}, {}, "patch_embed.stages.3.conv_bn.block.0", "channel"),
+    ("qkformer-3-64", {}, {}, "stage1.0.attn.qk_conv_bn.0", "channel"),
+    ("vgg5", {"width": 0.25}, {}, "features.4", "channel"),
+]
+"""Each has a group there that is removed in the same way."""
 
 
 def _request(method: str, **params: Any) -> PruneRequest:
     return PruneRequest(method=method, params=get_method(method).params(**params), example_inputs=images(1))
 
 
-@pytest.mark.parametrize(("name", "kwargs", "options", "group_name", "kind"), GROUPS)
+@pytest.mark.parametrize(
+    ("name", "kwargs", "options", "group_name", "kind"),
+    [*GROUPS, *(pytest.param(*group, marks=pytest.mark.slow) for group in LIKE_THEM)],
+)
 def test_removed_is_masked_and_a_wrong_column_shows(
     name: str, kwargs: dict[str, Any], options: dict[str, bool], group_name: str, kind: str
 ) -> None:
@@ -90,19 +96,26 @@ class _LearntThreshold(neuron.LIFNode):  # type: ignore[misc]
         self.v_threshold = nn.Parameter(torch.tensor(1.0))
 
 
-@pytest.mark.parametrize("norm", [True, False])
+NEURONS: list[Callable[[], nn.Module]] = [
+    neuron.LIFNode,
+    partial(neuron.LIFNode, v_reset=-65.0, v_threshold=-50.0),
+    neuron.TernaryIFNode,
+    partial(neuron.LIFNode, v_reset=-2.0),
+    partial(neuron.LIFNode, decay_input=False, tau=20.0),
+    partial(neuron.ParametricLIFNode, init_tau=20.0),
+    partial(neuron.IFNode, v_reset=None),
+    partial(neuron.SimpleLIFNode, tau=2.0, decay_input=True),
+    _LearntThreshold,
+]
+"""The three most different ones come first."""
+
+
 @pytest.mark.parametrize(
-    "make",
+    ("make", "norm"),
     [
-        neuron.LIFNode,
-        partial(neuron.LIFNode, v_reset=-2.0),
-        partial(neuron.LIFNode, v_reset=-65.0, v_threshold=-50.0),
-        partial(neuron.LIFNode, decay_input=False, tau=20.0),
-        partial(neuron.ParametricLIFNode, init_tau=20.0),
-        partial(neuron.IFNode, v_reset=None),
-        partial(neuron.SimpleLIFNode, tau=2.0, decay_input=True),
-        neuron.TernaryIFNode,
-        _LearntThreshold,
+        *((make, True) for make in NEURONS),
+        *((make, False) for make in NEURONS[:3]),
+        *(pytest.param(make, False, marks=pytest.mark.slow) for make in NEURONS[3:]),
     ],
 )
 def test_no_kind_of_neuron_hides_a_wrong_removal(make: Callable[[], nn.Module], norm: bool) -> None:
@@ -137,7 +150,7 @@ def test_neurons_fire_while_networks_are_compared() -> None:
 
 def test_the_factor_before_spikes_are_multiplied_stays() -> None:
     # 64 dimensions in a head: the constant 0.125 looks like 64 ** -0.5, but nothing divides by head_dim here.
-    model = made("spikformer-1-32", dim=64, num_heads=1)
+    model = made("spikformer-1-32", T=2, dim=64, num_heads=1)
     traced = trace(model, images(1))
     group = traced.group("blocks.0.attn.qkv_conv_bn.0")
     assert group.units == 64 and not group.scales

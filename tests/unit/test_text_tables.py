@@ -196,7 +196,7 @@ def test_every_token_of_a_text_but_the_first_is_scored_once() -> None:
         ("x.parquet", "PAR1", LABELLED, "no readable Parquet file"),
         ("x.txt", "some words", LABELLED, "is a plain text, and the network finds classes"),
         ("x.jsonl", '{"sentence1": "a", "sentence2": "b"}\n', Columns(), "has pairs of texts"),
-        ("x.csv", "a,b\nx,y\n", Columns(("a", "b")), "of two columns no next token is predicted"),
+        ("x.csv", "a,b\nx,y\n", Columns(("a", "b")), "of two columns no tokens are predicted"),
     ],
 )  # fmt: skip
 def test_wrong_tables_say_so_in_one_line(tmp_path: Path, name: str, content: str, columns: Columns, said: str) -> None:

@@ -18,7 +18,17 @@ from prunecli.studies.token_pictures import _greyed, _patch_size
 from prunecli.tokens import runtime
 from prunecli.tokens.runtime import applied_selection, tokens_pruned
 from prunecli.tokens.watching import attention_maps, kept_patches
-from tests.unit.test_tokens import MODELS, NO_MADE_UP_TOKENS, features, images, of_timm, perturbed, selection
+from tests.unit.test_tokens import (
+    MODELS,
+    NO_MADE_UP_TOKENS,
+    UNLIKE,
+    features,
+    images,
+    of_timm,
+    on_all,
+    perturbed,
+    selection,
+)
 
 
 @pytest.fixture
@@ -44,7 +54,7 @@ def in_two_stages(model: nn.Module, inside: bool = False) -> TokenSelection:
 
 WAYS = ("unpruned", "before", "inside", "merged", "fused")
 CASES = [
-    (name, how)
+    pytest.param(name, how, marks=() if name in UNLIKE or how == "before" else pytest.mark.slow)
     for name in MODELS
     for how in WAYS
     if (name not in NO_MADE_UP_TOKENS or how not in ("merged", "fused"))
@@ -78,8 +88,7 @@ def test_attention_is_what_the_blocks_compute(name: str, how: str, attended: lis
     assert all(not module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("inside", [False, True])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "inside"), on_all((False,), (True,)))
 def test_kept_patches_are_those_the_stages_choose(name: str, inside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = perturbed(MODELS[name]())
     x, chosen = images(), in_two_stages(model, inside)

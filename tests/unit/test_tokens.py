@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ MODELS: dict[str, Any] = {
     "hf-siglip": lambda: of_transformers("SiglipVisionModel"),
     "eva-fused": lambda: of_timm("eva_giant_patch14_224", mlp_ratio=2.0),
 }
+UNLIKE = ("clip", "vit-registers-avg", "beit", "eva", "hf-dinov2-registers")
+"""The most different of them: every combination is tried on these, on the others one, and the rest takes longer."""
 NO_MADE_UP_TOKENS = ("beit", "beit-shared", "eva", "eva-rope-and-positions", "dinov3", "perception-encoder")
 
 
@@ -119,9 +122,18 @@ def perturbed(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("inside", [False, True])
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("selector", ["anchor", "cls", "diversity", "random", "evit"])
+def on_all(first: Any, *others: Any, names: Iterable[str] = MODELS) -> list[Any]:
+    """Every network with every combination, most of them marked as slow for all but the most different networks."""
+    rest = [pytest.param(n, *o, marks=() if n in UNLIKE else pytest.mark.slow) for n in names for o in others]
+    return [*((name, *first) for name in names), *rest]
+
+
+SELECTORS = ("anchor", "cls", "diversity", "random", "evit")
+
+
+@pytest.mark.parametrize(
+    ("name", "selector", "inside"), on_all(*((selector, inside) for selector in SELECTORS for inside in (False, True)))
+)
 def test_an_image_does_not_depend_on_its_batch_and_removal_is_exact(name: str, selector: str, inside: bool) -> None:
     model = perturbed(MODELS[name]())
     if selector == "evit" and name in NO_MADE_UP_TOKENS:
@@ -143,8 +155,7 @@ def test_an_image_does_not_depend_on_its_batch_and_removal_is_exact(name: str, s
     assert all("forward" not in module.__dict__ for module in model.modules())
 
 
-@pytest.mark.parametrize("inside", [False, True])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "inside"), on_all((False,), (True,)))
 def test_keeping_every_token_reproduces_the_network(name: str, inside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody may ask for it, and it shows that taking blocks apart and picking patches changes nothing by itself."""
     monkeypatch.setattr(runtime, "check_selection", lambda *args: None)
@@ -156,8 +167,9 @@ def test_keeping_every_token_reproduces_the_network(name: str, inside: bool, mon
             assert (features(model, images()) - dense).abs().max() <= 2e-6 * dense.abs().max(), selector
 
 
-@pytest.mark.parametrize("inside", [False, True])
-@pytest.mark.parametrize("name", [name for name in MODELS if "eager" not in name])
+@pytest.mark.parametrize(
+    ("name", "inside"), on_all((True,), (False,), names=[name for name in MODELS if "eager" not in name])
+)
 def test_leaving_tokens_out_is_forbidding_to_attend_to_them(
     name: str, inside: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -422,8 +434,18 @@ def test_a_smaller_image_with_fewer_tokens_than_are_to_stay_is_one_line(selector
             model(torch.zeros(1, 3, 32, 32))
 
 
-@pytest.mark.parametrize("inside", [False, True])
-@pytest.mark.parametrize("name", ["clip", "vit", "eva", "beit"])
+@pytest.mark.parametrize(
+    ("name", "inside"),
+    [
+        ("clip", False),
+        ("eva", True),
+        ("vit", True),
+        *(
+            pytest.param(name, inside, marks=pytest.mark.slow)
+            for name, inside in (("clip", True), ("eva", False), ("vit", False), ("beit", False), ("beit", True))
+        ),
+    ],
+)
 def test_compiled_and_exported_networks_choose_the_same(name: str, inside: bool) -> None:
     model = perturbed(MODELS[name]())
     tower: nn.Module = model.visual if name == "clip" else model  # type: ignore[assignment]
@@ -436,7 +458,9 @@ def test_compiled_and_exported_networks_choose_the_same(name: str, inside: bool)
             assert torch.allclose(exported(images()[:count]), expected[:count], atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "selector"), [("clip", "anchor"), ("eva", "anchor"), ("vit", "tome")])
+@pytest.mark.parametrize(
+    ("name", "selector"), [("clip", "anchor"), ("vit", "tome"), pytest.param("eva", "anchor", marks=pytest.mark.slow)]
+)
 def test_onnx_runtime_gives_the_same_at_two_batch_sizes(name: str, selector: str, tmp_path: Path) -> None:
     runtimes = pytest.importorskip("onnxruntime", reason="pip install 'prunecli[export]'")
     pytest.importorskip("onnxscript", reason="pip install 'prunecli[export]'")

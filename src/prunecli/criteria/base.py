@@ -82,20 +82,22 @@ def default_loss(output: Any, labels: Tensor | None) -> Tensor:
 
 
 def token_loss(output: Any, labels: Tensor | None) -> Tensor:
-    """Cross-entropy of scores (samples, length, vocabulary), averaged over positions and summed over samples.
+    """Cross-entropy of scores (samples, length, classes), averaged over positions that count and summed over samples.
 
-    It differs from `default_loss` in that the last dimension always is the vocabulary, even where sequences have as
-    many tokens as that, and in what stands in for labels that are None: the best token at every position.
+    It differs from `default_loss` in that the last dimension always is that of the classes, such as the vocabulary,
+    even where sequences have as many tokens; in that a sample's loss does not depend on its padding; and in what stands
+    in for labels that are None: the best class at every position.
 
     Args:
         output: The model's output.
-        labels: The tokens, shape (samples, length), where -100 is left out; or None.
+        labels: The tokens, or their classes, shape (samples, length), where -100 is left out; or None.
     """
     scores = logits(output)
     scores = scores if scores.dtype == torch.float64 else scores.float()
     labels = scores.detach().argmax(dim=-1) if labels is None else labels
     each = F.cross_entropy(scores.movedim(-1, 1), labels, ignore_index=_IGNORED_TOKEN, reduction="none")
-    return each.flatten(1).mean(dim=1).sum()
+    counted = (labels != _IGNORED_TOKEN).flatten(1).sum(dim=1)
+    return (each.flatten(1).sum(dim=1) / counted.clamp(min=1)).sum()
 
 
 def total_loss(network: nn.Module, inputs: Inputs, labels: Any, loss: Loss, remedy: str = "check the labels") -> Tensor:

@@ -70,14 +70,17 @@ class _Collated:
         return _Collated(map_tensors(self.batch, Tensor.pin_memory), self.unreadable)
 
 
-def _collate(stack: Callable[[list[Any]], Any], loaded: Any) -> _Collated:
+def _collate(stack: Callable[[list[Any]], Any], stack_labels: Callable[[list[Any]], Any], loaded: Any) -> _Collated:
     samples, unreadable = loaded
     if not samples:
         return _Collated(None, unreadable)
     inputs, labels = zip(*samples, strict=True)
-    own = list(labels)
-    # Images differ in how many objects they have.
-    return _Collated((stack(list(inputs)), own if isinstance(own[0], dict) else default_collate(own)), unreadable)
+    return _Collated((stack(list(inputs)), stack_labels(list(labels))), unreadable)
+
+
+def _stacked_labels(labels: list[Any]) -> Any:
+    """One batch of the labels of several samples; images differ in how many objects they have."""
+    return labels if isinstance(labels[0], dict) else default_collate(labels)
 
 
 def _stacked(inputs: list[Any]) -> Any:
@@ -129,10 +132,12 @@ class Batches:
     ) -> None:
         self._bad = bad if bad is not None else BadImages()
         self._order, self.batch_size = order, order.batch_size
+        stack = getattr(dataset, "stacked", None) or _stacked
+        stack_labels = getattr(dataset, "stacked_labels", None) or _stacked_labels
         self._loader: DataLoader[Any] = DataLoader(
             _PlannedDataset(dataset),
             batch_sampler=order,  # type: ignore[arg-type]
-            collate_fn=partial(_collate, getattr(dataset, "stacked", None) or _stacked),
+            collate_fn=partial(_collate, stack, stack_labels),
             num_workers=workers,
             generator=torch.Generator(),  # each iteration draws a number, else from the global generator
             pin_memory=torch.cuda.is_available(),

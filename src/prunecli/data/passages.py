@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prunecli.data.splits import SPLIT_SEED, ClassLabel, DataSet, digest
+from prunecli.data.splits import SPLIT_SEED, DataSet, digest
+from prunecli.data.text_classes import class_numbers, class_shares, named_classes
 from prunecli.data.text_files import Part, files_of, part_ends
 from prunecli.data.text_reading import TextReading, missing_part, resolved_tokenizer
 from prunecli.data.text_tables import Table, is_table, read_table
@@ -21,9 +22,6 @@ from prunecli.errors import DataError
 
 LONGEST = 512
 """Tokens in the longest passage, where nothing else is said and networks can read as many."""
-_MOST_CLASSES = 10_000
-_LONGEST_NAME = 200
-_NAMED = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,11 +65,14 @@ class PassageSplit:
             for name in samples[0]
         }
 
-    def subset(self, indices: NDArray[np.int64]) -> PassageSplit:
-        """The texts at `indices`."""
+    def places(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which tokens the texts at `indices` have, text after text, shape (their tokens,)."""
         lengths = np.diff(self.starts)[indices]
-        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        places = np.repeat(self.starts[indices] - starts[:-1], lengths) + np.arange(starts[-1])
+        return np.repeat(self.starts[indices] - starts_of(lengths)[:-1], lengths) + np.arange(lengths.sum())
+
+    def subset(self, indices: NDArray[np.int64]) -> Self:
+        """The texts at `indices`."""
+        starts, places = starts_of(np.diff(self.starts)[indices]), self.places(indices)
         return replace(
             self,
             tokens=self.tokens[places],
@@ -84,6 +85,11 @@ class PassageSplit:
         """Hash of tokens, labels and tokenizer."""
         arrays = [self.tokens, self.starts, self.labels, *([] if self.segments is None else [self.segments])]
         return digest(self.tokenizer.signature(), *(np.ascontiguousarray(array).data for array in arrays))
+
+
+def starts_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where texts of these lengths begin, and where the last one ends, shape (texts + 1,)."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 def load(path: str, found: Path, reading: TextReading) -> DataSet:
@@ -103,9 +109,12 @@ def load(path: str, found: Path, reading: TextReading) -> DataSet:
             "--tokenizer, a file, a folder, or bpe:2000 to train one"
         )
     tables = _tables(path, found, reading)
-    names = _class_names(tables, reading, found)
-    labels = {part: _numbers(table, names, found) for part, table in tables.items()}
     training = tables.get("train")
+    known = training or tables["test"]
+    names = named_classes(reading.class_names or known.class_names, known.labels or (), found)
+    labels = {
+        part: class_numbers(table.labels or (), table.class_names, names, found) for part, table in tables.items()
+    }
     tokenizer = resolved_tokenizer(reading, [] if training is None else [*training.texts, *(training.others or ())])
     splits, cut = {}, {}
     for part, table in tables.items():
@@ -127,16 +136,8 @@ def load(path: str, found: Path, reading: TextReading) -> DataSet:
         samples="tokens",
         missing=missing_part(found, splits, ("train",)),
         notes=_notes(tables, cut, length),
-        labels=_shares(names, labels.get("train", labels["test"])),
+        labels=class_shares(names, labels.get("train", labels["test"])),
         tokenizer=tokenizer,
-    )
-
-
-def _shares(names: tuple[str, ...], labels: NDArray[np.int64]) -> tuple[ClassLabel, ...]:
-    """Every class with its number and its share of the texts."""
-    counts = np.bincount(labels, minlength=len(names))
-    return tuple(
-        ClassLabel(str(number), name, float(counts[number] / len(labels))) for number, name in enumerate(names)
     )
 
 
@@ -159,18 +160,25 @@ def _tables(path: str, found: Path, reading: TextReading) -> dict[Part, Table]:
 
 
 def _divided(table: Table, file: Path) -> dict[Part, Table]:
-    """The parts of a single table, whose rows may be sorted by class: always the same ones, drawn at random."""
-    count = len(table.texts)
+    """The parts of a single table, whose rows may be sorted by class."""
+    return {part: _rows(table, places) for part, places in drawn_parts(len(table.texts), file).items()}
+
+
+def drawn_parts(count: int, file: Path) -> dict[Part, NDArray[np.int64]]:
+    """Which rows of a single table belong to which part: always the same ones, drawn at random.
+
+    Raises:
+        DataError: They are too few.
+    """
     first, second = part_ends(count)
     if not 0 < first < second < count:
         raise DataError(f"{file}: {count} rows are too few to be divided into train, valid and test; give more")
     order = np.random.default_rng(SPLIT_SEED).permutation(count)
-    parts: dict[Part, NDArray[np.int64]] = {
+    return {
         "train": np.sort(order[:first]),
         "valid": np.sort(order[first:second]),
         "test": np.sort(order[second:]),
     }
-    return {part: _rows(table, places) for part, places in parts.items()}
 
 
 def _rows(table: Table, places: NDArray[np.int64]) -> Table:
@@ -180,54 +188,6 @@ def _rows(table: Table, places: NDArray[np.int64]) -> Table:
     assert table.labels is not None
     others = None if table.others is None else chosen(table.others)
     return replace(table, texts=chosen(table.texts), others=others, labels=chosen(table.labels))
-
-
-def _class_names(tables: Mapping[Part, Table], reading: TextReading, found: Path) -> tuple[str, ...]:
-    """Names of the classes in the order of their numbers."""
-    known = tables.get("train", tables["test"])
-    assert known.labels is not None
-    names = reading.class_names or known.class_names
-    if not names and all(isinstance(label, int) for label in known.labels):
-        highest = max(int(label) for label in known.labels)
-        names = tuple(map(str, range(min(highest, _MOST_CLASSES) + 1)))
-    elif not names:
-        names = tuple(sorted(set(map(str, known.labels))))
-    wrong = len(names) > _MOST_CLASSES or any(len(name) > _LONGEST_NAME for name in names)
-    if wrong or len(names) < 2:
-        what = "fewer than two classes" if len(names) < 2 else f"more classes than {_MOST_CLASSES:,}, or names too long"
-        raise DataError(f"{found}: its labels are {what}; name the column with the classes with --label-column")
-    return names
-
-
-def _numbers(table: Table, names: tuple[str, ...], found: Path) -> NDArray[np.int64]:
-    """Class indices of a table's labels.
-
-    Raises:
-        DataError: A label is none of the classes.
-    """
-    assert table.labels is not None
-    exact = {name: number for number, name in enumerate(names)}
-    folded = {name.casefold(): number for number, name in enumerate(names)}
-    recorded = table.class_names
-    if not all(name.casefold() in folded for name in recorded):
-        recorded = ()
-    numbers = []
-    for label in table.labels:
-        number: int | None
-        if isinstance(label, int) and label < len(recorded):  # the file may count the classes in another order
-            number = exact.get(recorded[label], folded[recorded[label].casefold()])
-        elif isinstance(label, int):
-            number = label if label < len(names) else None
-        else:
-            number = exact.get(label, folded.get(label.casefold()))
-        if number is None:
-            shown = ", ".join(names[:_NAMED]) + (" ..." if len(names) > _NAMED else "")
-            raise DataError(
-                f"{found}: label {label!r:.60} is none of the {len(names)} classes ({shown}); they are those that the "
-                "network has learned, or of the training texts: give a file with these"
-            )
-        numbers.append(number)
-    return np.array(numbers, dtype=np.int64)
 
 
 def _split(
@@ -241,17 +201,22 @@ def _split(
         raise DataError(f"{origin}: the tokenizer finds no token in {table.texts[empty]!r:.60}; leave such texts out")
     lengths = np.array([len(passage.tokens) for passage in passages], dtype=np.int64)
     told = reading.segments and table.others is not None
-    padding = reading.padding if reading.padding is not None else tokenizer.padding
     split = PassageSplit(
         np.concatenate([passage.tokens for passage in passages]),
         np.concatenate([passage.segments for passage in passages]) if told else None,
-        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        starts_of(lengths),
         labels,
-        0 if padding is None else padding,
+        filling(reading, tokenizer),
         most,
         tokenizer,
     )
     return split, sum(passage.cut for passage in passages)
+
+
+def filling(reading: TextReading, tokenizer: Tokenizer) -> int:
+    """The token that short texts are filled up with: the network's, else the tokenizer's, else any."""
+    padding = reading.padding if reading.padding is not None else tokenizer.padding
+    return 0 if padding is None else padding
 
 
 def _notes(tables: Mapping[Part, Table], cut: Mapping[Part, int], length: int) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from prunecli.data.boxes import BoxDataset, BoxPreparation, BoxSplit, BoxTransfo
 from prunecli.data.events import Binning
 from prunecli.data.masks import MaskDataset, MaskSplit, evaluation_transform, training_transform
 from prunecli.data.recordings import EventDataset, EventSplit
-from prunecli.data.splits import ImageSplit, SampleSplit, Split, UnevenSplit
+from prunecli.data.splits import ImageSplit, SampleSplit, Split, TokenSplit, UnevenSplit
 from prunecli.errors import DataError
 
 _SMALL = 64
@@ -88,7 +88,19 @@ class _SampleDataset(Dataset[Sample]):
         return self._split.sample(index), torch.tensor(self._split.labels[index])
 
 
-PreparedSamples: TypeAlias = _ImageDataset | _SampleDataset | MaskDataset | BoxDataset | EventDataset
+class _TokenDataset(Dataset[Sample]):
+    def __init__(self, split: TokenSplit, *, training: bool) -> None:
+        self._split, self._training = split, training
+        self.stacked, self.stacked_labels = split.stacked, split.stacked_labels
+
+    def __len__(self) -> int:
+        return len(self._split.labels)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._split.pair(index, training=self._training)
+
+
+PreparedSamples: TypeAlias = _ImageDataset | _SampleDataset | _TokenDataset | MaskDataset | BoxDataset | EventDataset
 
 
 def prepared(split: Split, preprocessing: Preprocessing, augmentation: Augmentation | None) -> PreparedSamples:
@@ -127,6 +139,8 @@ def prepared(split: Split, preprocessing: Preprocessing, augmentation: Augmentat
                 "--auto-augment, --color-jitter and --random-erasing are for images, and the samples of this data set "
                 "are taken as they are: leave them out"
             )
+        if isinstance(split, TokenSplit):
+            return _TokenDataset(split, training=augmentation is not None)
         return _SampleDataset(split)
     assert isinstance(split, ImageSplit), "a split has images, recordings or samples"
     return _ImageDataset(split, _transform(preprocessing, augmentation), channels)

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from prunecli.data.images import image_bytes, read_image
 from prunecli.data.tokenizer import Tokenizer
@@ -28,6 +29,8 @@ TaskName: TypeAlias = Literal[
     "word-language",
     "character-language",
     "token-language",
+    "masked-language",
+    "token-classification",
 ]
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -186,6 +189,22 @@ class UnevenSplit(SampleSplit, Protocol):
         ...
 
 
+@runtime_checkable
+class TokenSplit(UnevenSplit, Protocol):
+    """Samples that have a label for each of their tokens; `labels` only say how many samples there are."""
+
+    def pair(self, index: int, *, training: bool) -> tuple[Any, Tensor]:
+        """The sample at `index` and its labels, shape (tokens,); those to train on may be drawn at random.
+
+        Random numbers for training come from torch's global generator, which is seeded for every batch.
+        """
+        ...
+
+    def stacked_labels(self, labels: Sequence[Tensor]) -> Tensor:
+        """Labels of one batch, shape (samples, tokens)."""
+        ...
+
+
 @dataclass(frozen=True)
 class ClassLabel:
     """What one value in masks, or one number of a class, means.
@@ -218,7 +237,8 @@ class DataSet:
         test: Images that only evaluation uses.
         task: "classification", "segmentation" if every pixel has a class, "detection" if objects have boxes,
             "retrieval" if images have captions and the labels are the images' own numbers, "word-language",
-            "character-language" or "token-language" if the next token of a text is to be predicted, or "unlabelled".
+            "character-language" or "token-language" if the next token of a text is to be predicted, "masked-language"
+            if masked ones are, "token-classification" if every word has a class, or "unlabelled".
         described: Number of the image that each caption belongs to.
         samples: Whether splits have images (or a network's inputs, see `SampleSplit`), recordings of events, or tokens
             of a text.

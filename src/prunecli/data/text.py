@@ -1,16 +1,14 @@
-"""`text:PATH`: texts to predict the next token of, or texts with classes, in plain files or in tables."""
+"""`text:PATH`: texts to predict tokens of, and texts or words with classes, in plain files or in tables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from prunecli.data import passages
+from prunecli.data import masked_tokens, passages, tagged_words
 from prunecli.data.splits import DataSet
 from prunecli.data.text_files import PARTS, Part, files_of, find_texts, part_ends, read_text
-from prunecli.data.text_reading import TextReading, missing_part, resolved_tokenizer
+from prunecli.data.text_reading import TextReading, missing_part, resolved_tokenizer, unknown_notes
 from prunecli.data.text_tables import Columns, is_table, read_table
 from prunecli.data.token_batches import TextSplit
 from prunecli.data.tokenizer import Tokenizer
@@ -39,6 +37,8 @@ def load(path: str, root: Path, download: bool, reading: TextReading | None = No
     """
     reading = reading or TextReading()
     found = find_texts(path, root)
+    if reading.tagged:
+        return tagged_words.load(path, found, reading)
     if reading.columns.labelled:
         return passages.load(path, found, reading)
     files = (
@@ -50,6 +50,8 @@ def load(path: str, root: Path, download: bool, reading: TextReading | None = No
         else _divided(_texts((found,), reading.columns))
     )
     first = {part: own[0] for part, own in files.items()}
+    if reading.masked:
+        return masked_tokens.load(path, found, texts, reading)
     if reading.tokenizer is not None:
         return _in_tokens(path, found, texts, first, reading)
     return _in_words(path, found, {part: "\n".join(own) for part, own in texts.items()}, first, reading)
@@ -109,7 +111,12 @@ def _language(
         task=task,  # type: ignore[arg-type]
         samples="tokens",
         missing=missing_part(found, splits, ("train", "valid")),
-        notes=_notes(splits) if reading.encodes else (),
+        notes=tuple(
+            note
+            for part, split in splits.items()
+            if reading.encodes
+            for note in unknown_notes(part, split.tokens, split.encoding)
+        ),
         vocabulary=vocabulary,
         tokenizer=tokenizer,
     )
@@ -120,7 +127,7 @@ def _texts(files: tuple[Path, ...], columns: Columns) -> list[str]:
     if not is_table(files[0]):
         return [read_text(files[0])]
     if len(columns.texts) > 1:
-        raise DataError(f"{files[0]}: of two columns no next token is predicted; name one with --text-column")
+        raise DataError(f"{files[0]}: of two columns no tokens are predicted; name one with --text-column")
     table = read_table(files, columns)
     if table.others is not None:
         raise DataError(f"{files[0]}: has pairs of texts; name the column to predict tokens of with --text-column")
@@ -162,14 +169,3 @@ def _checked(split: TextSplit, noun: str, file: Path) -> TextSplit:
             f"{noun[:-1]} after it; give a longer text, or a smaller --bptt"
         )
     return split
-
-
-def _notes(splits: Mapping[Part, TextSplit]) -> tuple[str, ...]:
-    """How much of the texts is unknown to an encoding that was made from another."""
-    notes = []
-    for part, split in splits.items():
-        unknown = split.encoding.unknown
-        share = 0.0 if unknown is None else float(np.mean(split.tokens == unknown))
-        if unknown is not None and share > 0:
-            notes.append(f"{share:.2%} of the {part} text is {split.encoding.decode([unknown]).strip()}")
-    return tuple(notes)

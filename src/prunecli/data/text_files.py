@@ -38,17 +38,20 @@ def find_texts(path: str, root: Path) -> Path:
     return found
 
 
-def files_of(folder: Path, needed: tuple[Part, ...]) -> dict[Part, tuple[Path, ...]]:
+def files_of(folder: Path, needed: tuple[Part, ...], others: tuple[str, ...] = ()) -> dict[Part, tuple[Path, ...]]:
     """The files of each part; a table in several files, `train-00000-of-00002.parquet`, counts as one.
 
     Args:
         folder: The folder.
         needed: The parts that have to be there.
+        others: What files may end in, besides those of texts and tables.
 
     Raises:
         DataError: One is missing, or there are several.
     """
-    texts = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in (*_PLAIN, *TABLES))
+    texts = sorted(
+        file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in (*_PLAIN, *TABLES, *others)
+    )
     files: dict[Part, tuple[Path, ...]] = {}
     for part, words in _WORDS.items():
         fitting = [file for file in texts if not set(words).isdisjoint(re.split(r"[._-]", file.name.lower()))]
@@ -60,9 +63,10 @@ def files_of(folder: Path, needed: tuple[Part, ...]) -> dict[Part, tuple[Path, .
         if fitting:
             files[part] = tuple(fitting)
         elif part in needed:
+            names = ", ".join(f"{part}{end}" for end in (".jsonl", ".csv", ".parquet", *others))
             raise DataError(
-                f"{folder}: has no {part} text; name one {part}.txt (or ptb.{part}.txt, wiki.{part}.tokens, "
-                f"{part}.jsonl, {part}.csv, {part}.parquet), or give a single file, which is divided"
+                f"{folder}: has no {part} text; name one {part}.txt (or ptb.{part}.txt, wiki.{part}.tokens, {names}), "
+                "or give a single file, which is divided"
             )
     return files
 

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from prunecli.data.text_files import Part
 from prunecli.data.text_tables import Columns
 from prunecli.data.tokenizer import Tokenizer
 from prunecli.data.tokenizer_training import train_tokenizer
-from prunecli.data.vocabulary import Level, Vocabulary
+from prunecli.data.vocabulary import Encoding, Level, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class TextReading:
         class_names: Those of a network that has learned some, in the order of its outputs.
         segments: Whether the network is told which tokens belong to the second text of a pair.
         padding: The token that the network takes for padding; None: the tokenizer's.
+        tagged: Whether every word has a class.
+        masked: Whether tokens are to be found that are masked.
     """
 
     level: Level | None = None
@@ -39,6 +44,8 @@ class TextReading:
     class_names: tuple[str, ...] = ()
     segments: bool = False
     padding: int | None = None
+    tagged: bool = False
+    masked: bool = False
 
     @property
     def encodes(self) -> bool:
@@ -58,3 +65,18 @@ def missing_part(folder: Path, splits: Mapping[Part, object], parts: Sequence[Pa
     """What to say where a part is needed that a folder does not have; empty where it has all."""
     absent = next((part for part in parts if part not in splits), None)
     return "" if absent is None else f"{folder}: has no {absent} text; name one {absent}.txt"
+
+
+def unknown_notes(part: Part, tokens: NDArray[np.int64], encoding: Encoding) -> tuple[str, ...]:
+    """How much of a text is unknown to an encoding that was made from another; empty where nothing is.
+
+    Args:
+        part: Which text it is.
+        tokens: The text, shape (tokens,).
+        encoding: What the numbers mean.
+    """
+    unknown = encoding.unknown
+    share = 0.0 if unknown is None else float(np.mean(tokens == unknown))
+    if unknown is None or share == 0:
+        return ()
+    return (f"{share:.2%} of the {part} text is {encoding.decode([unknown]).strip()}",)

@@ -62,7 +62,7 @@ class Table:
 
 def is_table(path: Path) -> bool:
     """Whether a file is a table, by its name."""
-    return _kind(path) in SUFFIXES
+    return kind_of(path) in SUFFIXES
 
 
 def read_table(files: Sequence[Path], columns: Columns) -> Table:
@@ -81,7 +81,7 @@ def read_table(files: Sequence[Path], columns: Columns) -> Table:
     whole = Table(
         [text for table in tables for text in table.texts],
         None if first.others is None else [text for table in tables for text in table.others or ()],
-        _of_one_kind(labels, files[0]) if columns.labelled else None,
+        of_one_kind(labels, files[0]) if columns.labelled else None,
         first.class_names,
         sum(table.blank for table in tables),
     )
@@ -91,29 +91,31 @@ def read_table(files: Sequence[Path], columns: Columns) -> Table:
 
 
 def _read(file: Path, columns: Columns) -> Table:
-    names = _names(file)
+    names = column_names(file)
     chosen = _text_columns(file, names, columns.texts)
-    label = _label_column(file, names, columns.label) if columns.labelled else None
+    label = None
+    if columns.labelled:
+        label = column_called(file, names, columns.label, _LABELS, "the classes", "--label-column")
     texts: list[list[str]] = [[] for _ in chosen]
     labels: list[Any] = []
     blank = 0
-    for place, row in _rows(file, [*chosen, *([label] if label is not None else [])]):
+    for place, row in table_rows(file, [*chosen, *([label] if label is not None else [])]):
         cells = [_text(row.get(name), name, file, place) for name in chosen]
         if not any(cell.strip() for cell in cells):
             blank += 1
             continue
         if label is not None:
-            labels.append(_label(row.get(label), label, file, place))
+            labels.append(checked_label(row.get(label), label, file, place))
         for column, cell in zip(texts, cells, strict=True):
             column.append(cell)
-    names_of_classes = _recorded_classes(file, label) if label is not None and _kind(file) == ".parquet" else ()
+    names_of_classes = recorded_classes(file, label) if label is not None else ()
     return Table(texts[0], texts[1] if len(texts) > 1 else None, labels, names_of_classes, blank)
 
 
 def _text_columns(file: Path, names: Sequence[str], asked: tuple[str, ...]) -> tuple[str, ...]:
     for name in asked:
         if name not in names:
-            raise DataError(f"{file}: has no column {name!r}; it has {_listed(names)}: name one with --text-column")
+            raise DataError(f"{file}: has no column {name!r}; it has {listed(names)}: name one with --text-column")
     if asked:
         return asked
     alone = next(((name,) for name in _TEXTS if name in names), None)
@@ -121,23 +123,37 @@ def _text_columns(file: Path, names: Sequence[str], asked: tuple[str, ...]) -> t
     found = alone or pair
     if found is None:
         raise DataError(
-            f"{file}: none of its columns is called {', '.join(_TEXTS)}; it has {_listed(names)}: name the one with "
+            f"{file}: none of its columns is called {', '.join(_TEXTS)}; it has {listed(names)}: name the one with "
             "the texts with --text-column"
         )
     return found
 
 
-def _label_column(file: Path, names: Sequence[str], asked: str | None) -> str:
-    found = asked if asked is not None else next((name for name in _LABELS if name in names), None)
+def column_called(
+    file: Path, names: Sequence[str], asked: str | None, usual: Sequence[str], content: str, option: str
+) -> str:
+    """The column that the user names, else the first with a usual name.
+
+    Args:
+        file: The table.
+        names: Its columns.
+        asked: What the user names; None: nothing.
+        usual: Usual names.
+        content: What it holds, for messages.
+        option: The option that names it, for messages.
+
+    Raises:
+        DataError: There is none.
+    """
+    found = asked if asked is not None else next((name for name in usual if name in names), None)
     if found is None or found not in names:
-        missing = f"no column {asked!r}" if asked is not None else f"no column called {', '.join(_LABELS)}"
-        raise DataError(
-            f"{file}: has {missing}; it has {_listed(names)}: name the one with the classes with --label-column"
-        )
+        missing = f"no column {asked!r}" if asked is not None else f"no column called {', '.join(usual)}"
+        raise DataError(f"{file}: has {missing}; it has {listed(names)}: name the one with {content} with {option}")
     return found
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Names of columns for a message."""
     shown = ", ".join(repr(name)[:60] for name in names[:_NAMED])
     return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown or "no columns"
 
@@ -153,7 +169,12 @@ def _text(value: Any, name: str, file: Path, place: str) -> str:
     )
 
 
-def _label(value: Any, name: str, file: Path, place: str) -> int | str:
+def checked_label(value: Any, name: str, file: Path, place: str) -> int | str:
+    """A label as a number or a name.
+
+    Raises:
+        DataError: It is neither.
+    """
     if isinstance(value, bool):
         return int(value)
     if isinstance(value, float) and value.is_integer():
@@ -168,7 +189,7 @@ def _label(value: Any, name: str, file: Path, place: str) -> int | str:
     )
 
 
-def _of_one_kind(labels: list[Any], file: Path) -> list[int] | list[str]:
+def of_one_kind(labels: list[Any], file: Path) -> list[int] | list[str]:
     """Labels as numbers if all are numbers, also where a text file holds them as texts, else as names."""
     if all(isinstance(label, int) or label.isdecimal() for label in labels):
         return [int(label) for label in labels]
@@ -177,17 +198,17 @@ def _of_one_kind(labels: list[Any], file: Path) -> list[int] | list[str]:
     return labels
 
 
-def _names(file: Path) -> list[str]:
+def column_names(file: Path) -> list[str]:
     """Names of columns; of JSON lines, the keys of the first."""
-    if _kind(file) == ".parquet":
+    if kind_of(file) == ".parquet":
         return list(_parquet(file).schema_arrow.names)
-    with _opened(file) as stream:
-        if _kind(file) == ".jsonl":
+    with opened(file) as stream:
+        if kind_of(file) == ".jsonl":
             return list(next((row for _, row in _json_rows(file, stream)), {}))
         return next(iter(_csv_cells(file, stream)), (1, []))[1]
 
 
-def _rows(file: Path, wanted: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def table_rows(file: Path, wanted: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The rows of a table, each with its place in the file, for messages.
 
     Args:
@@ -197,19 +218,25 @@ def _rows(file: Path, wanted: Sequence[str]) -> Iterator[tuple[str, Mapping[str,
     Raises:
         DataError: The file is damaged or too large.
     """
-    if _kind(file) == ".parquet":
+    if kind_of(file) == ".parquet":
         yield from _parquet_rows(file, wanted)
         return
-    with _opened(file) as stream:
-        yield from _json_rows(file, stream) if _kind(file) == ".jsonl" else _csv_rows(file, stream)
+    with opened(file) as stream:
+        yield from _json_rows(file, stream) if kind_of(file) == ".jsonl" else _csv_rows(file, stream)
 
 
-def _kind(file: Path) -> str:
+def kind_of(file: Path) -> str:
+    """The format of a table, by its name."""
     return file.suffix.lower()
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[TextIO]:
+def opened(file: Path) -> Iterator[TextIO]:
+    """A table that is a text, to be read.
+
+    Raises:
+        DataError: It cannot be read, is not UTF-8, or does not fit into memory.
+    """
     try:
         size = file.stat().st_size
         if size * _EXPANSION > memory_bytes():
@@ -254,13 +281,13 @@ def _csv_rows(file: Path, stream: TextIO) -> Iterator[tuple[str, Mapping[str, An
 def _csv_cells(file: Path, stream: TextIO) -> Iterator[tuple[int, list[str]]]:
     """The cells of every line that has some, with the line's number."""
     before = csv.field_size_limit(_LONGEST_CELL)
-    reader = csv.reader(stream, delimiter="\t" if _kind(file) == ".tsv" else ",", strict=True)
+    reader = csv.reader(stream, delimiter="\t" if kind_of(file) == ".tsv" else ",", strict=True)
     try:
         for cells in reader:
             if cells:
                 yield reader.line_num, cells
     except csv.Error as error:
-        kind = _kind(file)[1:].upper()
+        kind = kind_of(file)[1:].upper()
         raise DataError(f"{file}, line {reader.line_num}: no {kind} ({error}); repair the file") from error
     finally:
         csv.field_size_limit(before)
@@ -304,11 +331,19 @@ def _parquet_rows(file: Path, wanted: Sequence[str]) -> Iterator[tuple[str, Mapp
         ) from error
 
 
-def _recorded_classes(file: Path, label: str) -> tuple[str, ...]:
-    """Names of classes as the `datasets` library of Hugging Face writes them into Parquet files."""
+def recorded_classes(file: Path, label: str) -> tuple[str, ...]:
+    """Names of classes as the `datasets` library of Hugging Face writes them into Parquet files; empty without them.
+
+    Args:
+        file: The table.
+        label: Its column of classes, or of lists of them.
+    """
+    if kind_of(file) != ".parquet":
+        return ()
     metadata = _parquet(file).schema_arrow.metadata or {}
     try:
-        names = json.loads(metadata[b"huggingface"])["info"]["features"][label]["names"]
-    except (KeyError, ValueError, TypeError, RecursionError):
+        said = json.loads(metadata[b"huggingface"])["info"]["features"][label]
+        names = said.get("feature", said)["names"]
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return ()
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()

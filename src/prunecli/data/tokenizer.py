@@ -30,6 +30,7 @@ _ROWS = 4096
 _FILE = "tokenizer.json"
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 _PADDING = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>")
+_MASK = ("[MASK]", "<mask>", "<|mask|>", "<MASK>")
 _END = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "[EOS]", "<|im_end|>")
 _REMEDY = "give a tokenizer.json, a folder that has one, or bpe:2000 to train one"
 
@@ -61,6 +62,21 @@ class Passage:
 
     tokens: NDArray[np.int64]
     segments: NDArray[np.int64]
+    cut: bool
+
+
+@dataclass(frozen=True)
+class WordPassage:
+    """A text of separate words in tokens, special ones included.
+
+    Attributes:
+        tokens: Their numbers, shape (tokens,).
+        words: For each token, the number of its word; -1 for special ones, shape (tokens,).
+        cut: Whether it was too long, and has lost its end.
+    """
+
+    tokens: NDArray[np.int64]
+    words: NDArray[np.int64]
     cut: bool
 
 
@@ -169,15 +185,57 @@ class Tokenizer:
             DataError: The library cannot encode them.
         """
         entries: list[Any] = list(texts) if others is None else list(zip(texts, others, strict=True))
-        found: list[Passage] = []
+        return [_passage(encoding) for encoding in self._encoded(entries, most, origin)]
+
+    def word_passages(self, texts: Sequence[Sequence[str]], most: int, origin: str) -> list[WordPassage]:
+        """Every text by itself, whose words are separate already, with special tokens as the tokenizer adds them.
+
+        Words get the tokens that they have within a text: a space before them where the tokenizer makes one a part of
+        the word behind it, as those of GPT-2 and RoBERTa do. Blank words have no tokens.
+
+        Args:
+            texts: The words of each.
+            most: Tokens of the longest.
+            origin: Where they come from, for messages.
+
+        Raises:
+            DataError: The library cannot encode them.
+        """
+        with _explained(origin):
+            space = " " if self._spaces_count else ""
+        entries = [[space + word.strip() if word.strip() else "" for word in text] for text in texts]
+        return [_word_passage(encoding) for encoding in self._encoded(entries, most, origin, words=True)]
+
+    def _encoded(
+        self, entries: Sequence[Any], most: int, origin: str, *, words: bool = False
+    ) -> Iterator[tokenizers.Encoding]:
         with _explained(origin):
             self._library.enable_truncation(most)
             try:
                 for start in range(0, len(entries), _ROWS):
-                    found += map(_passage, self._library.encode_batch(entries[start : start + _ROWS]))
+                    yield from self._library.encode_batch(entries[start : start + _ROWS], is_pretokenized=words)
             finally:
                 self._library.no_truncation()
-        return found
+
+    @property
+    def _spaces_count(self) -> bool:
+        """Whether a word has other tokens at the beginning of a text than behind a space."""
+        alone, behind, both = (self._library.encode(text, add_special_tokens=False).ids for text in ("a", " a", "a a"))
+        return bool(both != alone + alone and both == alone + behind)
+
+    @cached_property
+    def mask(self) -> int | None:
+        """The token that stands for one that is to be found; None: it has none."""
+        return _first_of(self._library, _MASK)
+
+    @cached_property
+    def frame(self) -> tuple[list[int], list[int]]:
+        """The special tokens that it puts before and behind a text."""
+        encoding = self._library.encode("a")
+        special = [bool(number) for number in encoding.special_tokens_mask]
+        before = special.index(False) if False in special else len(special)
+        behind = special[::-1].index(False) if False in special else 0
+        return encoding.ids[:before], encoding.ids[len(special) - behind :]
 
     def decode(self, numbers: Sequence[int] | NDArray[np.int64]) -> str:
         """The text of tokens, special ones included."""
@@ -195,6 +253,13 @@ class Tokenizer:
 def _passage(encoding: tokenizers.Encoding) -> Passage:
     tokens, segments = (np.array(numbers, dtype=np.int64) for numbers in (encoding.ids, encoding.type_ids))
     return Passage(tokens, segments, bool(encoding.overflowing))
+
+
+def _word_passage(encoding: tokenizers.Encoding) -> WordPassage:
+    words = [-1 if word is None else word for word in encoding.word_ids]
+    return WordPassage(
+        np.array(encoding.ids, dtype=np.int64), np.array(words, dtype=np.int64), bool(encoding.overflowing)
+    )
 
 
 def read_tokenizer(path: str) -> Tokenizer:

@@ -42,7 +42,8 @@ class Distillation(Hook):
             return loss
         with torch.no_grad():
             teacher_scores = self._carrier.scores(self._teacher, batch.inputs)
-        divergence = self._task.teacher_loss(batch.outputs, teacher_scores, self._temperature)
+        student, teacher = (self._task.taught(scores, batch.labels) for scores in (batch.outputs, teacher_scores))
+        divergence = self._task.teacher_loss(student, teacher, self._temperature)
         return (1 - self._weight) * loss + self._weight * self._temperature**2 * divergence
 
     def state(self) -> State:

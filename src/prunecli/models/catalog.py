@@ -31,7 +31,6 @@ _BUILT_FROM = "_prunecli_built_from"
 _RANDOM_FILLING = frozenset(
     {getattr(nn.init, f"{name}_") for name in ("uniform", "normal", "trunc_normal", "orthogonal", "sparse")}
     | {getattr(nn.init, f"{name}_{kind}_") for name in ("xavier", "kaiming") for kind in ("uniform", "normal")}
-    | {Tensor.normal_, Tensor.uniform_}
 )
 
 
@@ -112,6 +111,9 @@ class _Unfilled(TorchFunctionMode):
     ) -> Any:
         if func in _RANDOM_FILLING:
             return args[0] if args else (kwargs or {})["tensor"]
+        if func in (Tensor.normal_, Tensor.uniform_):  # not left out: trunc_normal_ draws again until all is in bounds
+            tensor, middle = args[0], "mean" if func is Tensor.normal_ else "from"
+            return tensor.fill_(args[1] if len(args) > 1 else (kwargs or {}).get(middle, 0.0))
         return func(*args, **(kwargs or {}))
 
 

@@ -139,10 +139,18 @@ class _TextScoring(Scoring):
 
 
 class _TokenScoring(_OutputScoring):
-    """The outputs are scores of the next token."""
+    """The outputs are scores of the next token, or of masked ones."""
 
     refused_evaluations: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("zeroshot", "classification", "retrieval", "linear-probe"), "is a language model; leave it out"
+    )
+
+
+class _TagScoring(_OutputScoring):
+    """The outputs are scores of classes for every token."""
+
+    refused_evaluations: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("zeroshot", "classification", "retrieval", "linear-probe"), "finds a class for every token; leave it out"
     )
 
 
@@ -184,7 +192,7 @@ def _require_no_boxes(task: Task, network: str) -> None:
 def scoring_of(network: nn.Module) -> Scoring:
     """How a network gives scores."""
     if _scores_tokens(network):
-        return _TokenScoring()
+        return _TagScoring() if purpose_of(network) == "tags" else _TokenScoring()
     detector = detector_of(network)
     if detector is not None:
         return _BoxScoring(detector, network)
@@ -192,8 +200,8 @@ def scoring_of(network: nn.Module) -> Scoring:
 
 
 def _scores_tokens(network: nn.Module) -> bool:
-    """Whether its outputs are scores of tokens, one set for every position."""
-    return purpose_of(network) in ("next token", "masked token")
+    """Whether its outputs are scores of tokens, or of their classes: one set for every position."""
+    return purpose_of(network) in ("next token", "masked token", "tags")
 
 
 @dataclass(frozen=True)

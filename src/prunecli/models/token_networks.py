@@ -17,15 +17,18 @@ from prunecli.inputs import call, logits
 from prunecli.models.recurrent_language import LanguageModel
 from prunecli.surgery.taps import is_flipped_linear
 
-Purpose: TypeAlias = Literal["next token", "masked token", "classes", "other"]
+Purpose: TypeAlias = Literal["next token", "masked token", "classes", "tags", "other"]
 _HEADS: tuple[tuple[Purpose, tuple[str, ...]], ...] = (
     ("next token", ("ForCausalLM", "LMHeadModel")),
     ("masked token", ("ForMaskedLM",)),
     ("classes", ("ForSequenceClassification",)),
+    ("tags", ("ForTokenClassification",)),
 )
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
 _POSITIONS = "position_embeddings"
 _UNNAMED = re.compile(r"LABEL_\d+")
+_OF_TOKENS = 3
+"""Dimensions of scores for every token."""
 _AGREEMENT = 1e-5
 """Of scores in single precision; an untrained network hardly heeds what it should not."""
 
@@ -109,13 +112,14 @@ def heeds_padding(network: nn.Module, inputs: dict[str, Tensor], padding: int) -
     """Whether scores of a text change with padding behind it, to which no attention is paid.
 
     Args:
-        network: Gives scores of classes.
+        network: Gives scores of classes, for the text or for every token of it.
         inputs: One text, shape (1, T), without padding.
         padding: The token that texts are filled up with.
     """
     fill = {"input_ids": padding}
     longer = {name: nn.functional.pad(value, (0, 2), value=fill.get(name, 0)) for name, value in inputs.items()}
-    return not _agree(_scores(network, inputs), _scores(network, longer))
+    alone, filled = _scores(network, inputs), _scores(network, longer)
+    return not _agree(alone, filled[:, : alone.shape[1]] if alone.dim() == _OF_TOKENS else filled)
 
 
 def _scores(network: nn.Module, inputs: Any) -> Tensor:

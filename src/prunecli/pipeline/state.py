@@ -259,7 +259,7 @@ class RunState:
         section = self.recipe.model
         if self.loaded is None and not self._building and (section.weights is not None or section.ref is not None):
             self.model()
-        return text_reading(self.recipe.data, section.ref, self.loaded, self._made_tokenizer)
+        return text_reading(self.recipe.data, section, self.loaded, self._made_tokenizer)
 
     def _folder_of(self, name: str) -> Path:
         """Where masks lie: one folder may be written in several ways."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prunecli.checkpoint.manifest import Manifest
 from prunecli.data.text import DEFAULT_LENGTHS
 from prunecli.data.text_reading import TextReading
@@ -22,19 +24,21 @@ from prunecli.models.token_networks import (
     purpose_of,
     remembers,
 )
-from prunecli.recipe.schema import DataSection
+from prunecli.recipe.schema import DataSection, ModelSection
 
 _SEGMENTS = "token_type_ids"
+_HEADS: Mapping[str, Purpose] = {"token-classification": "tags", "masked-lm": "masked token"}
+"""Heads of `--model-kwargs` that find something else than classes of texts."""
 
 
 def text_reading(
-    section: DataSection, ref: str | None, loaded: LoadedModel | None, made: Tokenizer | None
+    section: DataSection, network: ModelSection, loaded: LoadedModel | None, made: Tokenizer | None
 ) -> TextReading:
     """How the texts of a run are read.
 
     Args:
         section: What the user says.
-        ref: The reference of the network, where it is not known yet.
+        network: What the user says about the network, where it is not known yet.
         loaded: The network; None while it is being built for the texts.
         made: A tokenizer that was made for the network already.
 
@@ -42,13 +46,15 @@ def text_reading(
         DataError: The tokenizer is missing or damaged.
         RecipeError: What the user says does not go with what the network has learned.
     """
-    columns = Columns(section.text_column, section.label_column, _finds_classes(section, ref, loaded))
+    purpose = _purpose(section, network, loaded)
+    columns, tagged, masked = _columns(section, purpose), purpose == "tags", purpose == "masked token"
     if loaded is None:
         # For the sizes of the network alone: texts are read again by its tokenizer, and for what it can read at once.
-        length, tokenizer = None if columns.labelled else 1, made or _asked(section, None)
-        if columns.labelled and tokenizer is None:
+        whole, tokenizer = columns.labelled or tagged or masked, made or _asked(section, None)
+        if (columns.labelled or tagged) and tokenizer is None:
             tokenizer = train_tokenizer((), FEWEST)
-        return TextReading(section.level, length, tokenizer=tokenizer, columns=columns)
+        length = None if whole else 1
+        return TextReading(section.level, length, None, tokenizer, columns=columns, tagged=tagged, masked=masked)
     manifest, longest = loaded.manifest, longest_sequence(loaded.model)
     length = section.bptt or next(iter(manifest.architecture.input_shape), None)
     if section.bptt is not None and longest is not None and section.bptt > longest:
@@ -71,6 +77,8 @@ def text_reading(
         classes_of(manifest) or learned_classes(loaded.model),
         accepts(loaded.model, _SEGMENTS),
         padding_token(loaded.model),
+        tagged,
+        masked,
     )
 
 
@@ -80,21 +88,31 @@ def classes_of(manifest: Manifest) -> tuple[str, ...]:
     return () if used is None else tuple(label.name or label.value for label in used.labels)
 
 
-def _finds_classes(section: DataSection, ref: str | None, loaded: LoadedModel | None) -> bool:
-    """Whether texts are read with classes."""
-    purpose: Purpose = "other"
+def _purpose(section: DataSection, network: ModelSection, loaded: LoadedModel | None) -> Purpose:
+    """What the network says of texts; "classes" where it may be and cannot be told yet."""
     if loaded is not None:
-        purpose = purpose_of(loaded.model)
-    elif ref is not None:
-        source, _, name = ref.partition(":")
-        purpose = purpose_named(name)
-        if purpose == "other" and opens(ref) and name not in source_names(source):
-            purpose = "classes"  # a file or folder, whose source asks for classes where it needs them
+        return purpose_of(loaded.model)
+    if network.ref is None:
+        return "other"
+    source, _, name = network.ref.partition(":")
+    head = network.kwargs.get("head")
+    purpose = _HEADS.get(head, "other") if isinstance(head, str) else purpose_named(name)
+    # Of a file or folder, whose source asks for classes where it needs them.
+    return "classes" if purpose == "other" and opens(network.ref) and name not in source_names(source) else purpose
+
+
+def _columns(section: DataSection, purpose: Purpose) -> Columns:
+    """Which columns of tables are read.
+
+    Raises:
+        RecipeError: There are no labels where the user names their column.
+    """
     if section.label_column is not None and purpose in ("next token", "masked token"):
         raise RecipeError(
             f"--label-column {section.label_column}: the network predicts tokens, not classes; leave it out"
         )
-    return purpose == "classes" or section.label_column is not None
+    labelled = purpose == "classes" or (section.label_column is not None and purpose != "tags")
+    return Columns(section.text_column, section.label_column, labelled)
 
 
 def _vocabulary(section: DataSection, loaded: LoadedModel) -> Vocabulary | None:

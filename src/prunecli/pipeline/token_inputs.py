@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import InputNormalisation
 from prunecli.data.loader import Batches, CalibrationBatches, TrainingBatches, evaluation_batches
+from prunecli.data.masked_tokens import MaskedSplit
 from prunecli.data.passages import PassageSplit
 from prunecli.data.preparation import Preprocessing
 from prunecli.data.splits import Split
@@ -18,6 +19,7 @@ from prunecli.data.token_batches import StreamBatches, TextSplit, evaluation_str
 from prunecli.engine.config import FitConfig
 from prunecli.errors import DataError
 from prunecli.models.token_networks import (
+    Purpose,
     accepts,
     heeds_padding,
     longest_sequence,
@@ -36,6 +38,8 @@ _LENGTH = 128
 """Tokens of an example where nothing says how many the network usually reads."""
 _MOST_SCORES = 1 << 28
 """Scores of one batch, a gibibyte of them; those of large vocabularies soon need more memory than the network."""
+_BY_THEMSELVES: tuple[Purpose, ...] = ("classes", "tags", "masked token")
+"""What networks are for that read texts of different lengths, filled up to the longest of a batch."""
 _TRIED = 12
 """Tokens of the sequences on which is tried what a network pays attention to."""
 
@@ -66,7 +70,7 @@ class TokenInputs(ModelInputs):
         return self.shape()
 
     def example(self) -> Any:
-        """One seeded random sequence, shape (1, T); with attention and padding for networks that find classes."""
+        """One seeded random sequence, shape (1, T); with attention and padding for all but causal language models."""
         generator = torch.Generator().manual_seed(self._state.recipe.seed)
         return random_tokens(self._state.model().model, self.shape(), generator)
 
@@ -96,6 +100,8 @@ class TokenInputs(ModelInputs):
         known = vocabulary_size(loaded.model)
         for split in (data.train, data.validation, data.test):
             self._check_tokens(split, known)
+        if isinstance(data.test, MaskedSplit):
+            self._check_masks(data.test, known)
         if isinstance(data.test, PassageSplit):
             self._check_padding(data.test)
         else:
@@ -110,6 +116,14 @@ class TokenInputs(ModelInputs):
             raise DataError(
                 f"{self._state.data().name}: has token {wrong:,}, and {self._state.model().name} knows {known:,} "
                 "tokens, counted from 0: give the tokenizer, or the text, that it was trained with"
+            )
+
+    def _check_masks(self, split: MaskedSplit, known: int) -> None:
+        """Checks that the network knows what masked tokens are replaced by, which may be any token."""
+        if len(split.tokenizer) > known:
+            raise DataError(
+                f"{self._state.data().name}: its tokenizer has {len(split.tokenizer):,} tokens, and "
+                f"{self._state.model().name} knows {known:,}: give the tokenizer that it was trained with"
             )
 
     def _check_order(self) -> None:
@@ -189,7 +203,7 @@ class TokenInputs(ModelInputs):
     def _at_once(self, split: Split) -> int:
         """Samples in a batch that nothing is learned from: fewer than asked for where scores would fill the memory."""
         asked, network = self._state.recipe.data.batch_size, self._state.model().model
-        if not isinstance(split, TextSplit) or remembers(network):
+        if not isinstance(split, (TextSplit, MaskedSplit)) or remembers(network):
             return asked
         return max(1, min(asked, _MOST_SCORES // (split.length * vocabulary_size(network))))
 
@@ -203,11 +217,11 @@ class TokenInputs(ModelInputs):
 def random_tokens(network: nn.Module, shape: tuple[int, ...], generator: torch.Generator) -> Any:
     """A sequence that a network can read, shape (1, T).
 
-    Networks that find classes get their arguments by name, and padding behind the text where they are told of it: it is
-    followed and proven as they will be used.
+    Networks that find classes, or masked tokens, get their arguments by name, and padding behind the text where they
+    are told of it: it is followed and proven as they will be used.
     """
     tokens = torch.randint(vocabulary_size(network), (1, *shape), generator=generator)
-    if purpose_of(network) != "classes" or not accepts(network, "attention_mask"):
+    if purpose_of(network) not in _BY_THEMSELVES or not accepts(network, "attention_mask"):
         return tokens
     padding = padding_token(network)
     attention = torch.ones_like(tokens)

@@ -139,10 +139,17 @@ class DataSection:
     ] = None
     text_column: Annotated[
         tuple[str, ...],
-        Doc("Column of the texts in a table (.jsonl, .csv, .tsv, .parquet), two for pairs; default: text, sentence."),
+        Doc(
+            "Column of the texts in a table (.jsonl, .csv, .tsv, .parquet), two for pairs, or of lists of words; "
+            "default: text, sentence, tokens."
+        ),
     ] = ()
     label_column: Annotated[
-        str | None, Doc("Column of the classes of texts; default, if the network finds classes: label, class.")
+        str | None,
+        Doc(
+            "Column of the classes of texts, or of lists of the tags of words; default, if the network finds classes: "
+            "label, ner_tags."
+        ),
     ] = None
     batch_size: Annotated[int, Ge(1), Doc("Images per batch, or parts of a text that are read side by side.")] = 128
     workers: Annotated[int, Ge(0), Doc("Processes that load images.")] = 0

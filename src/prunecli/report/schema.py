@@ -131,8 +131,8 @@ class DataInfo(_Strict):
     """Which images the accuracy was measured on: `images` that were read, without `skipped` that could not be.
 
     The fingerprint is that of the whole split; `task` is classification, zeroshot, linear-probe, retrieval,
-    segmentation, detection, word-language or character-language. Of a text, `images` are sequences, and the metrics
-    have its tokens.
+    segmentation, detection, word-language, character-language, token-language, masked-language or
+    token-classification. Of a text, `images` are sequences, and the metrics have its tokens: those that were scored.
     """
 
     name: str

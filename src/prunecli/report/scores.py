@@ -71,10 +71,14 @@ SCORES = (
     Score("pixel_accuracy", "pixel accuracy", "segmentation", has_interval=False),
     Score("map50_95", "mAP@50:95", "detection", has_interval=False),
     Score("map50", "mAP@50", "detection", has_interval=False),
+    Score("token_accuracy", "token accuracy", "token-classification", has_interval=False),
+    Score("macro_f1", "macro F1", "token-classification", has_interval=False),
     Score("perplexity", "perplexity", "language", has_interval=False, unit="", less_is_better=True),
     Score("bits_per_character", "bits per character", "language", False, "", less_is_better=True, of_text=True),
     Score("bits_per_byte", "bits per byte", "language", False, "", less_is_better=True, of_text=True),
     Score("bits_per_token", "bits per token", "language", has_interval=False, unit="", less_is_better=True),
+    Score("pseudo_perplexity", "pseudo-perplexity", "masked-language", False, "", less_is_better=True),
+    Score("masked_accuracy", "accuracy of masked tokens", "masked-language", has_interval=False),
 )
 
 

@@ -172,8 +172,22 @@ class Task(ABC):
         self.require_training()
         raise AssertionError("a task that can be trained has a loss")
 
+    def taught(self, scores: Tensor, labels: Any) -> Tensor:
+        """The scores that a teacher has something to say about: all, unless overridden.
+
+        Args:
+            scores: Those of a batch.
+            labels: Its labels.
+        """
+        return scores
+
     def teacher_loss(self, scores: Tensor, teacher_scores: Tensor, temperature: float) -> Tensor:
         """Returns KL(teacher || student) of scores softened by `temperature`, averaged over what is classified.
+
+        Args:
+            scores: From `taught`.
+            teacher_scores: The same of the teacher.
+            temperature: What scores are divided by.
 
         Raises:
             DataError: Nothing can be learned from the data set.

@@ -15,6 +15,8 @@ _TASKS = {
     "word-language": "language:WordLanguage",
     "character-language": "language:CharacterLanguage",
     "token-language": "language:TokenLanguage",
+    "masked-language": "masked_language:MaskedLanguage",
+    "token-classification": "tagging:Tagging",
 }
 
 

@@ -10,11 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunecli.engine.tasks.base import Task, softened_divergence
+from prunecli.engine.tasks.base import Meter, Task, softened_divergence
+from prunecli.engine.tasks.token_scores import DIMENSIONS, IGNORED, counted_loss
 from prunecli.errors import DataError
-
-_DIMENSIONS = 3
-_IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -88,18 +86,14 @@ class WordLanguage(Task):
 
     def loss(self, scores: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
         """Cross-entropy per token; 0 for a batch in which none counts."""
-        total = F.cross_entropy(
-            scores.flatten(0, 1), labels.flatten(), ignore_index=_IGNORED, label_smoothing=label_smoothing,
-            reduction="sum",
-        )  # fmt: skip
-        return total / (labels != _IGNORED).sum().clamp(min=1)
+        return counted_loss(scores, labels, label_smoothing)
 
     def teacher_loss(self, scores: Tensor, teacher_scores: Tensor, temperature: float) -> Tensor:
         """Averaged over tokens."""
         divergence = softened_divergence(scores.flatten(0, 1), teacher_scores.flatten(0, 1), temperature)
         return divergence / scores[..., 0].numel()
 
-    def meter(self, device: torch.device) -> _TokenMeter:
+    def meter(self, device: torch.device) -> Meter:
         """Adds up the loss."""
         return _TokenMeter(self.figures)
 
@@ -122,7 +116,7 @@ class WordLanguage(Task):
         Raises:
             DataError: There is no score for every token.
         """
-        if scores.dim() != _DIMENSIONS:
+        if scores.dim() != DIMENSIONS:
             raise DataError(f"{network} gives no scores for every token, and {self.data_name} is a text; see --data")
 
     def check_outputs(self, outputs: int, network: str) -> None:
@@ -175,8 +169,8 @@ class _TokenMeter:
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         flat = labels.flatten()
-        self._losses.append(F.cross_entropy(scores.flatten(0, 1), flat, ignore_index=_IGNORED, reduction="sum"))
-        self._tokens += int((flat != _IGNORED).sum())
+        self._losses.append(F.cross_entropy(scores.flatten(0, 1), flat, ignore_index=IGNORED, reduction="sum"))
+        self._tokens += int((flat != IGNORED).sum())
 
     def compute(self) -> WordFigures:
         total = torch.stack(self._losses).cpu().double().sum() if self._losses else torch.zeros(())

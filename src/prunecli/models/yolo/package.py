@@ -1,9 +1,10 @@
 """The package ultralytics: imported when a network needs it, offline, silent and without files outside.
 
 On import it asks the network whether there is one, writes its settings into the user's folder, replaces `torch.save`
-and sets variables of the environment. Later it would install what it misses, report what it is used for, and fetch
-weights. All that is decided by what it finds on import, so it is shown an offline machine and a folder of its own.
-A program that has imported it before keeps what it has.
+and `PIL.Image.open` (which then wants another package for files that are no images), and sets variables of the
+environment. Later it would install what it misses, report what it is used for, and fetch weights. All that is decided
+by what it finds on import, so it is shown an offline machine and a folder of its own. A program that has imported it
+before keeps what it has.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from prunecli.errors import ModelError, first_line
 from prunecli.models.yolo.names import INSTALL, folder
@@ -91,7 +93,8 @@ def _as_offline() -> Iterator[None]:
     if _NAME in sys.modules:  # the program's own import: its settings stay
         yield
         return
-    environment, save, numbers = dict(os.environ), torch.save, np.get_printoptions()
+    environment, numbers = dict(os.environ), np.get_printoptions()
+    save, opening = torch.save, Image.open
     printing = torch._tensor_str.PRINT_OPTS
     shown = {name: getattr(printing, name) for name in ("precision", "threshold", "edgeitems", "linewidth", "sci_mode")}
     private = tempfile.mkdtemp(prefix="prunecli-ultralytics-")
@@ -102,6 +105,6 @@ def _as_offline() -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(environment)
-        torch.save = save
+        torch.save, Image.open = save, opening
         torch.set_printoptions(**shown)  # type: ignore[no-untyped-call]
         np.set_printoptions(**numbers)

@@ -34,6 +34,8 @@ from prunecli.report.scores import score_named
 from prunecli.report.table import Table
 
 _FINETUNE_LR = 0.01
+_CLASSIFIED = {"segmentation": "pixels", "token-classification": "words"}
+"""What of a data set's samples has classes, for tables; else they are texts."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
         learned_from = {"teacher's sha256": teacher.sha256}
     if data.labels:
         rows = [(label.value, label.name, label.share) for label in data.labels]
-        space.sink.aside(label_table(rows, of_masks=data.samples != "tokens"))
+        space.sink.aside(label_table(rows, _CLASSIFIED.get(data.task, "texts")))
     step = space.lineage.step(stage.stage, _settings(stage), split=split)
     train = space.inputs.training(split, stage)
     validation = space.inputs.batches(data.validation) if data.validation is not None else None

@@ -1,0 +1,124 @@
+"""One class for every word of a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prunecli.engine.tasks.base import Described, Task, softened_divergence
+from prunecli.engine.tasks.token_scores import DIMENSIONS, IGNORED, counted, counted_loss
+from prunecli.errors import DataError, RecipeError
+
+
+@dataclass(frozen=True)
+class TaggingAccuracy:
+    """Percentages over `tokens` tokens that have a class; `loss` is the mean cross-entropy in nats.
+
+    Attributes:
+        token_accuracy: Share of the tokens with the right class.
+        macro_f1: F1 score, averaged over the classes that occur in labels or predictions.
+        loss: Per token.
+        tokens: How many.
+    """
+
+    token_accuracy: float
+    macro_f1: float
+    loss: float
+    tokens: int
+    score_name: ClassVar[str] = "token_accuracy"
+    score_label: ClassVar[str] = "token accuracy"
+
+    @property
+    def images(self) -> int:
+        """The tokens."""
+        return self.tokens
+
+    @property
+    def score(self) -> float:
+        """Token accuracy."""
+        return self.token_accuracy
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """Token accuracy, macro F1 and loss."""
+        return {"token_accuracy": self.token_accuracy, "macro_f1": self.macro_f1, "loss": self.loss}
+
+
+class Tagging(Task):
+    """Scores of shape (N, T, classes); labels of shape (N, T), in which -100 counts nowhere."""
+
+    name = "token-classification"
+    figures = TaggingAccuracy
+    class_dimension = -1
+    refused_evaluations: ClassVar[dict[str, tuple[str, str]]] = {}
+
+    def __init__(self, data: Described) -> None:
+        super().__init__(data)
+        self._num_classes = len(self.class_names)
+
+    def loss(self, scores: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+        """Cross-entropy per token that has a class; 0 for a batch in which none has."""
+        return counted_loss(scores, labels, label_smoothing)
+
+    def taught(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """Those of tokens that have a class, shape (tokens, classes)."""
+        return counted(scores, labels)
+
+    def teacher_loss(self, scores: Tensor, teacher_scores: Tensor, temperature: float) -> Tensor:
+        """Averaged over tokens, shape (tokens, classes)."""
+        return softened_divergence(scores, teacher_scores, temperature) / max(len(scores), 1)
+
+    def meter(self, device: torch.device) -> _TagMeter:
+        """Counts hits of every class.
+
+        Raises:
+            RecipeError: torchmetrics is not installed.
+        """
+        return _TagMeter(self._num_classes, device)
+
+    def named(self, figures: TaggingAccuracy) -> dict[str, Any]:
+        """Accuracy, F1 and loss."""
+        return {**figures.logged, "tokens": figures.tokens}
+
+    def check_scores(self, scores: Tensor, network: str) -> None:
+        """Compares the shape of a network's scores with what words need.
+
+        Raises:
+            DataError: There is no score for every token.
+        """
+        if scores.dim() != DIMENSIONS:
+            raise DataError(f"{network} finds no class for every token, and {self.data_name} has tags; see --data")
+
+
+class _TagMeter:
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        try:
+            from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+        except ImportError as error:
+            raise RecipeError("accuracy of tokens needs torchmetrics; pip install 'prunecli[transformers]'") from error
+        options: dict[str, Any] = {"ignore_index": IGNORED, "validate_args": False}
+        self._accuracy: Any = MulticlassAccuracy(num_classes, average="micro", **options).to(device)
+        self._f1: Any = MulticlassF1Score(num_classes, average="macro", **options).to(device)
+        self._losses: list[Tensor] = []  # added up on the CPU in float64, which not every accelerator has
+        self._tokens = 0
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        own, flat = scores.flatten(0, 1), labels.flatten()
+        predicted = own.argmax(dim=1)
+        self._accuracy.update(predicted, flat)
+        self._f1.update(predicted, flat)
+        self._losses.append(F.cross_entropy(own, flat, ignore_index=IGNORED, reduction="sum"))
+        self._tokens += int((flat != IGNORED).sum())
+
+    def compute(self) -> TaggingAccuracy:
+        total = torch.stack(self._losses).cpu().double().sum() if self._losses else torch.zeros(())
+        return TaggingAccuracy(
+            100 * float(self._accuracy.compute()) if self._tokens else 0.0,
+            100 * float(self._f1.compute()) if self._tokens else 0.0,
+            float(total / max(self._tokens, 1)),
+            self._tokens,
+        )

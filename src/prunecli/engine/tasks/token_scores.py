@@ -1,0 +1,35 @@
+"""Scores of tokens, some of which count nowhere."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100
+"""Label of tokens that count nowhere."""
+DIMENSIONS = 3
+"""Of scores: samples, tokens and classes."""
+
+
+def counted(scores: Tensor, labels: Tensor) -> Tensor:
+    """The scores of tokens that count, shape (tokens, classes).
+
+    Args:
+        scores: Shape (N, T, classes).
+        labels: Shape (N, T).
+    """
+    return scores[labels != IGNORED]
+
+
+def counted_loss(scores: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Mean cross-entropy of the tokens that count, a scalar; 0 where none does.
+
+    Args:
+        scores: Shape (N, T, classes).
+        labels: Shape (N, T).
+        label_smoothing: As in `torch.nn.functional.cross_entropy`.
+    """
+    total = F.cross_entropy(
+        scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="sum"
+    )
+    return total / (labels != IGNORED).sum().clamp(min=1)
