@@ -10,7 +10,7 @@ from torch import nn
 
 from prunecli.checkpoint.manifest import Edit, Untouched, as_json
 from prunecli.measure.counts import Macs
-from prunecli.methods.repair import RepairTrial
+from prunecli.methods.repair_trials import RepairTrial
 from prunecli.methods.targets import Target
 from prunecli.surgery.removal.slice import AttributeChange
 from prunecli.surgery.tracing.traced import Trace

@@ -22,7 +22,8 @@ from prunecli.methods.outcome import Pruned, PruneReport
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.ranking import Ranking, score, select, why_nothing
 from prunecli.methods.registry import get_structural
-from prunecli.methods.repair import Clock, Repair, RepairTrial
+from prunecli.methods.repair import Clock, Repair
+from prunecli.methods.repair_trials import RepairTrial
 from prunecli.methods.request import PruneRequest, Transition
 from prunecli.methods.retention import LossBound, ratios_by_variation, retention_of
 from prunecli.methods.schedule import amounts

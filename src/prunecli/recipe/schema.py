@@ -203,11 +203,14 @@ class PruneStage:
     params: dict[str, Any] = field(default_factory=dict)
     keep: Annotated[tuple[str, ...], Doc("Layer, block or pattern whose widths stay; may be given again.")] = ()
     recalibrate: Annotated[
-        bool | None, Doc("Measure batch normalisation statistics again; default: when there are training images.")
+        bool | None, Doc("Measure batch normalisation statistics again; default: if that is better (auto).")
     ] = None
     compensate: Annotated[
-        Literal["none", "bias", "ls"] | None,
-        Doc("Fold removed channels into those that stay: ls by regression, bias by the mean; default: ls with images."),
+        Literal["none", "bias", "ls", "reconstruct", "auto"] | None,
+        Doc(
+            "Make up for removed channels: bias by the mean, ls by regression, reconstruct layer by layer; auto (the "
+            "default with images, unless a schedule trains): whichever is best on held-out training images."
+        ),
     ] = None
     calibration_images: Annotated[
         int, Ge(2), Doc("Training images used for both, and by methods that look at data.")

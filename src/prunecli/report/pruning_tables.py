@@ -32,6 +32,19 @@ class _Change(Protocol):
     def name(self) -> str: ...
 
 
+class _Trial(Protocol):
+    @property
+    def compensation(self) -> str: ...
+    @property
+    def recalibrated(self) -> bool: ...
+    @property
+    def difference(self) -> float: ...
+    @property
+    def agreement(self) -> float | None: ...
+    @property
+    def chosen(self) -> bool: ...
+
+
 class _PruningFigures(Protocol):
     """What the table reads of a report of pruning."""
 
@@ -67,6 +80,7 @@ class _PruningFigures(Protocol):
     def free_outputs(self) -> Sequence[str]: ...
 
 
+_REPAIRS = {"none": "none", "bias": "means (bias)", "ls": "regression (ls)", "reconstruct": "reconstruction"}
 _SHOWN = 4
 """Names of attributes in the table; the manifest and `--json` have all of them, with their values."""
 
@@ -141,6 +155,22 @@ def trained_tables(figures: Mapping[str, object]) -> list[Table]:
         if isinstance(value, (int, float, str))
     ]
     return [Table(("while training", "value"), rows, numeric=(1,))] if rows else []
+
+
+def repair_tables(trials: Sequence[_Trial]) -> list[Table]:
+    """The repairs that were compared, the best first; no table if there was nothing to compare."""
+    if not trials:
+        return []
+    rows = [
+        (
+            _REPAIRS[trial.compensation] + (", new statistics" if trial.recalibrated else ""),
+            f"{trial.difference:.4g}",
+            fixed(100 * trial.agreement, 1, " %") if trial.agreement is not None else "",
+            "chosen" if trial.chosen else "",
+        )
+        for trial in sorted(trials, key=lambda trial: (not trial.chosen, trial.difference))
+    ]
+    return [Table(("repair", "difference to the dense network", "same class", ""), rows)]
 
 
 def scoring_tables(found: Mapping[str, Any]) -> list[Table]:

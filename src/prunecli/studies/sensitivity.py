@@ -83,7 +83,8 @@ def _with_repairs(stage: PruneStage) -> PruneStage:
 
     Recalibrating statistics costs some accuracy by itself, more than a lightly pruned layer does, and would hide that.
     """
-    return dataclasses.replace(stage, compensate=stage.compensate or "ls", recalibrate=bool(stage.recalibrate))
+    compensation = "ls" if stage.compensate in (None, "auto") else stage.compensate
+    return dataclasses.replace(stage, compensate=compensation, recalibrate=bool(stage.recalibrate))
 
 
 def sensitivity_stage(

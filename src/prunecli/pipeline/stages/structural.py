@@ -28,7 +28,13 @@ from prunecli.pipeline.pruning import prune_model
 from prunecli.pipeline.resumption import identity_of, room_for, saved_states
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import PruneStage
-from prunecli.report.pruning_tables import left_alone_tables, pruning_table, scoring_tables, trained_tables
+from prunecli.report.pruning_tables import (
+    left_alone_tables,
+    pruning_table,
+    repair_tables,
+    scoring_tables,
+    trained_tables,
+)
 from prunecli.report.schema import Metrics
 from prunecli.report.table import Table
 from prunecli.surgery.removal.compensate import Compensation
@@ -75,6 +81,7 @@ class PruneOutcome:
         table = pruning_table(self.report, medians, self.timing.ratios[1], self.timing.ratio_intervals[1], self.energy)
         return [
             table,
+            *repair_tables(self.report.repairs),
             *scoring_tables(self.report.scoring),
             *trained_tables(self.trained),
             *left_alone_tables({entry.name: entry.reason for entry in self.report.untouched}),
@@ -96,15 +103,16 @@ def _pruned(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
     loaded = space.model()
     refuse_unprunable(space)
     method, data = get_method(stage.method), space.data() if space.data_name() is not None else None
-    recalibrate, compensation = repairs(space, stage)
     params: StructuralParams = method.params(**stage.params)
+    compared = params.schedule == "once" and not stage.epochs
+    recalibrate, compensation = repairs(space, stage, compared=compared)
     on_data = [f"--{kind}" for kind in space.activity.targets_on_data if stage.params.get(kind) is not None]
     on_data += ["--retention epsilon"] if stage.params.get("retention") == "epsilon" else []
     if data is None and (method.needs_data or stage.epochs or on_data):
         what = f"method {stage.method}" if method.needs_data else "--epochs" if stage.epochs else on_data[0]
         raise RecipeError(f"{what} needs images: name a data set with --data")
     scored = method.without_data is not None and getattr(params, "looks_at_inputs", True)
-    looks = recalibrate or compensation != "none" or method.needs_data or bool(on_data)
+    looks = recalibrate is not False or compensation != "none" or method.needs_data or bool(on_data)
     looks = looks or (scored and data is not None and data.trainable)
     split = data.training_split() if data is not None and looks else None
     calibration = calibration_of(space, stage, split)
@@ -166,16 +174,24 @@ def refuse_unprunable(space: Workspace) -> None:
         )
 
 
-def repairs(space: Workspace, stage: PruneStage) -> tuple[bool, Compensation]:
-    """Whether to recalibrate and how to compensate: both, where there are training images and nothing else is said.
+def repairs(space: Workspace, stage: PruneStage, *, compared: bool = False) -> tuple[bool | None, Compensation]:
+    """Whether to recalibrate and how to compensate, where there are training images.
+
+    Args:
+        space: Network and data.
+        stage: What is said.
+        compared: Whether what is not said is decided by comparing repairs, else regression and recalibration.
 
     Raises:
         RecipeError: There are no images for what is asked.
     """
     data: DataSet | None = space.data() if space.data_name() is not None else None
     images = data is not None and data.trainable
-    recalibrate = images if stage.recalibrate is None else stage.recalibrate
-    compensation: Compensation = ("ls" if images else "none") if stage.compensate is None else stage.compensate
+    recalibrate, compensation = stage.recalibrate, stage.compensate
+    if recalibrate is None and not (images and compared):
+        recalibrate = images
+    if compensation is None:
+        compensation = ("auto" if compared else "ls") if images else "none"
     if data is None and (recalibrate or compensation != "none"):
         raise RecipeError("--recalibrate and --compensate need images: name a data set with --data")
     if space.model().manifest.masks is not None:

@@ -9,9 +9,10 @@ asked for what the shortcut has lost as well.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +87,8 @@ def reconstruct(
     Raises:
         MethodError: The network does not run on a batch.
     """
-    given = list(batches)
+    coming = iter(batches)
+    given = [batch for batch in islice(coming, 2) if sample_count(batch) > 0]
     count = sum(map(sample_count, given))
     if count < _LEAST_SAMPLES:
         return Reconstructed()
@@ -97,7 +99,7 @@ def reconstruct(
     with watching(dense, {}, before=False), watching(pruned, {}, before=True):
         few = take_samples(given[0], 0, 2)
         before, after = layers_of(dense, theirs, few), layers_of(pruned, ours, few)
-        used = given[: _affordable(pruned, ours, few, given)]
+        used = [*given, *_affordable(pruned, ours, few, coming, count)]
     positions = kept_positions(dense, groups, keep)
     order = _after_first_loss(_running_once(before, after), ours, positions)
     wide = tuple(name for name in order if weights_of(ours[name]).shape[1] > _MOST_COLUMNS)
@@ -165,8 +167,10 @@ def _factors(groups: Sequence[ChannelGroup], keep: Keep) -> dict[str, tuple[Tens
     }
 
 
-def _affordable(network: nn.Module, layers: Mapping[str, nn.Module], few: Inputs, batches: Sequence[Inputs]) -> int:
-    """How many batches can wait at the same time; at least two."""
+def _affordable(
+    network: nn.Module, layers: Mapping[str, nn.Module], few: Inputs, coming: Iterable[Inputs], count: int
+) -> Iterator[Inputs]:
+    """As many more batches as can wait at the same time, beside `count` samples."""
     largest = [0]
 
     def hook(module: nn.Module, args: tuple[object, ...], output: Tensor) -> None:
@@ -175,18 +179,16 @@ def _affordable(network: nn.Module, layers: Mapping[str, nn.Module], few: Inputs
 
     hooks = [layer.register_forward_hook(hook) for layer in layers.values()]
     try:
-        with torch.no_grad():
-            run_batch(network, few)
+        run_batch(network, few)
     finally:
         for own in hooks:
             own.remove()
-    budget = _MEMORY_SHARE * memory_bytes() / (2 * _HELD * max(largest[0], 1)) * sample_count(few)
-    total = 0
-    for index, batch in enumerate(batches):
-        total += sample_count(batch)
-        if total > budget:
-            return max(index, 2)
-    return len(batches)
+    most = _MEMORY_SHARE * memory_bytes() / (2 * _HELD * max(largest[0], 1)) * sample_count(few)
+    for batch in coming:
+        count += sample_count(batch)
+        if count > most:
+            return
+        yield batch
 
 
 class _Target:
