@@ -49,7 +49,7 @@ def prune(
     *,
     example_inputs: Inputs,
     data: Iterable[Any] | None = None,
-    recalibrate: bool = False,
+    recalibrate: bool | None = False,
     keep: Sequence[str] = (),
     seed: int = 0,
     loss: Loss = default_loss,
@@ -65,7 +65,7 @@ def prune(
     example_inputs: Inputs,
     data: Iterable[Any] | None = None,
     compensate: Compensation = "none",
-    recalibrate: bool = False,
+    recalibrate: bool | None = False,
     keep: Sequence[str] = (),
     seed: int = 0,
     loss: Loss = default_loss,
@@ -82,7 +82,7 @@ def prune(
     example_inputs: Inputs,
     data: Iterable[Any] | None = None,
     compensate: Compensation = "none",
-    recalibrate: bool = False,
+    recalibrate: bool | None = False,
     keep: Sequence[str] = (),
     seed: int = 0,
     loss: Loss = default_loss,
@@ -100,8 +100,8 @@ def prune(
             arguments, a mapping of keyword arguments, or a list of images.
         data: Calibration batches: x, (x, labels), (x, y, labels), ((x, y), labels), or a mapping, maybe with `labels`;
             without labels, gradients are taken at the model's own predictions.
-        compensate: How removed channels are folded into others: "ls" by regression on `data`, "bias", "none".
-        recalibrate: Whether batch normalisation statistics are measured again on `data`.
+        compensate: What makes up for them: "none", "bias", "ls", "reconstruct", or "auto" by held-out `data`.
+        recalibrate: Whether batch normalisation statistics are measured again on `data`; None: if that is better.
         keep: Layer names or patterns whose output width stays.
         seed: Seed of everything random.
         loss: From outputs and labels to the sum of the samples' losses; detectors have their own.
@@ -120,7 +120,7 @@ def prune(
     """
     loss = _loss_for(model, loss)
     if _removes_parts(method, compensate, recover, trace):
-        return _without_parts(model, method, example_inputs, data, recalibrate, keep, seed, loss, params)
+        return _without_parts(model, method, example_inputs, data, recalibrate is not False, keep, seed, loss, params)
     request = PruneRequest(
         method=method,
         params=_checked_params(_checked_method(method, data, compensate, recalibrate), params),
@@ -231,7 +231,7 @@ def _is_quantised(module: nn.Module) -> bool:
     )
 
 
-def _checked_method(method: str, data: Iterable[Any] | None, compensate: str, recalibrate: bool) -> MethodSpec:
+def _checked_method(method: str, data: Iterable[Any] | None, compensate: str, recalibrate: bool | None) -> MethodSpec:
     """The method, if the data is there that it and the repairs need.
 
     Raises:
@@ -240,7 +240,7 @@ def _checked_method(method: str, data: Iterable[Any] | None, compensate: str, re
     spec = get_structural(method)
     if compensate not in get_args(Compensation):
         raise MethodError(unknown("compensation", compensate, get_args(Compensation)))
-    if (recalibrate or compensate != "none") and data is None:
+    if (recalibrate is not False or compensate != "none") and data is None:
         raise MethodError("recalibrate=True and compensate need data: give calibration batches")
     if spec.needs_data and data is None:
         raise MethodError(f"{spec.name} ranks channels by what they do on data: give calibration batches as data=")

@@ -50,7 +50,10 @@ def test_from_a_checkpoint_to_a_comparison(prune: Prune, checkpoint: Path) -> No
     done = prune(*words, "-o", "p.safetensors", "--json")
     assert done.code == 0, done.err
     pruned = done.json
-    assert pruned["verify_error"] < 1e-9 and pruned["achieved"] == 0.5 and pruned["recalibrated"] == 19
+    assert pruned["verify_error"] < 1e-9 and pruned["achieved"] == 0.5
+    best = min(pruned["repairs"], key=lambda repair: repair["difference"])
+    assert len(pruned["repairs"]) == 8 and [repair for repair in pruned["repairs"] if repair["chosen"]] == [best]
+    assert pruned["recalibrated"] == 19 * best["recalibrated"]
     words = ["finetune", "p.safetensors", "--epochs", "1", "-o", "f.safetensors"]
     done = prune(*words, "--teacher", "parent")
     assert done.code == 2 and "the parent is not in this folder" in done.err  # it was named by an absolute path

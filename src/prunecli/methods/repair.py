@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from prunecli.copying import copied
 from prunecli.inputs import Inputs, sample_count, split_batch
 from prunecli.methods.repair_trials import Removal, RepairTrial, best_repair
 from prunecli.surgery.groups import ChannelGroup, Keep
@@ -79,7 +80,8 @@ class Repair:
             self._apply(removal, after, self._compensation, self._recalibrate, clock)
             return
         some, all_of_them = _first_samples(self._calibration)
-        found = best_repair(removal, after, some, self._compensation, self._recalibrate)
+        tried = after if all_of_them else copied(after)
+        found = best_repair(removal, tried, some, self._compensation, self._recalibrate)
         self.trials, self.compensated, self.recalibrated = found.trials, found.compensated, found.recalibrated
         clock.lap("try repairs")
         if not all_of_them:
