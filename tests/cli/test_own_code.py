@@ -63,6 +63,9 @@ class Shaken(Bright):
         return (image.flip(-1) if torch.rand(()) < 0.5 else image), label
 
 def shaken_training():
+    return {"train": Shaken(160, 0), "val": Bright(40, 2), "test": Bright(80, 1)}
+
+def shaken_alone():
     return {"train": Shaken(160, 0), "test": Bright(80, 1)}
 
 def shaken_test():
@@ -212,4 +215,6 @@ def test_samples_to_judge_on_have_to_stay_the_same(prune: Prune, code: Path) -> 
     network = ("module:mine:network", "--epochs", "1", "-o", "a.safetensors")
     assert prune("train", *network, "--data", "module:mine:shaken_training").code == 0
     refused = prune("train", *network, "--data", "module:mine:shaken_test", "--force")
-    assert refused.code == 2 and "another one each time it is read" in refused.err
+    assert refused.code == 2 and "another one each time it is read; leave random changes to the" in refused.err
+    refused = prune("train", *network, "--data", "module:mine:shaken_alone", "--force")
+    assert refused.code == 2 and "another one each time it is read; return a validation split" in refused.err

@@ -440,6 +440,17 @@ def test_a_folder_of_a_pruned_network_is_not_taken_for_a_dense_one(tmp_path: Pat
     model: Any = transformers.BertForSequenceClassification(config).eval()
     ids = torch.zeros(1, 8, dtype=torch.long)
     prunecli.prune(model, "l1", ratio=0.5, example_inputs={"input_ids": ids}).model.save_pretrained(tmp_path)
-    for settings in ({}, {"num_classes": 5}):
+    for settings in ({}, {"num_classes": 5}, {"num_labels": 5}):
         with pytest.raises(ModelError, match=r"tensors have other shapes .* give the checkpoint that prune wrote"):
             load_reference(f"hf:{tmp_path}", **settings)
+
+
+def test_settings_that_the_weights_do_not_have_are_named(tmp_path: Path) -> None:
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, num_labels=3
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"leave out of --model-kwargs .*: intermediate_size"):
+        load_reference(f"hf:{tmp_path}", intermediate_size=48)
+    loaded: Any = load_reference(f"hf:{tmp_path}", num_labels=5)
+    assert loaded.model.classifier.out_features == 5 and "another number of classes" in " ".join(loaded.notes)

@@ -35,11 +35,12 @@ def test_known_references_are_the_installed_models() -> None:
 def test_what_stands_in_memory_keeps_no_network_from_being_built() -> None:
     """Numbers out of bounds, which `trunc_normal_` draws again, do not stay as they are."""
     with _Unfilled():
-        assert torch.full((2,), 9.0).normal_(0.5, 0.1).tolist() == [0.5, 0.5]
-        assert torch.full((2,), 9.0).normal_(std=0.1).tolist() == [0.0, 0.0]
-        assert torch.full((2,), 9.0).uniform_(2, 3).tolist() == [2.0, 2.0]
+        one, other, last = (nn.Parameter(torch.full((2,), 9.0), requires_grad=False) for _ in range(3))
+        assert one.normal_(0.5, 0.1).tolist() == [0.5, 0.5]
+        assert other.normal_(std=0.1).tolist() == [0.0, 0.0]
+        assert last.uniform_(2, 3).tolist() == [2.0, 2.0]
         for bounds in ((-2.0, 2.0), (-0.002, 0.002), (0.01, 0.02)):
-            values = nn.init.trunc_normal_(torch.full((5,), 9.0), 0.0, 0.02, *bounds)
+            values = nn.init.trunc_normal_(nn.Parameter(torch.full((5,), 9.0)), 0.0, 0.02, *bounds)
             assert bool(((values >= bounds[0]) & (values <= bounds[1])).all())
 
 
@@ -272,3 +273,21 @@ def test_weights_are_recognised_without_filling_networks_with_random_numbers(nam
     assert torch.equal(torch.get_rng_state(), before)
     assert loaded.manifest.architecture.ref == f"torchvision:{name}"
     assert all(torch.equal(tensor, loaded.model.state_dict()[key]) for key, tensor in model.state_dict().items())
+
+
+class _Bounded(nn.Module):
+    """Its numbers have to be within bounds that do not include their mean, and one of them is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(50))
+        nn.init.trunc_normal_(self.weight, mean=0.0, std=1.0, a=0.5, b=2.0)
+        self.fixed = torch.empty(50).normal_(generator=torch.Generator().manual_seed(0))
+
+
+def test_what_is_drawn_beside_parameters_is_what_it_was() -> None:
+    expected = _Bounded()
+    with _Unfilled():
+        found = _Bounded()
+    assert torch.equal(found.fixed, expected.fixed)
+    assert bool(((found.weight >= 0.5) & (found.weight <= 2)).all())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,6 +52,33 @@ def test_as_a_processor_of_transformers(name: str, image: Image.Image, tmp_path:
     theirs = processor(image, return_tensors="pt")["pixel_values"][0]
     ours = _ours(image, tmp_path, theirs.shape[1:], settings.normalisation)
     assert (ours - theirs).abs().max() < 0.08  # cut one pixel further on at most
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("ViTFeatureExtractor", {"size": 64}),
+        ("BeitFeatureExtractor", {"size": 64, "do_center_crop": False}),
+        ("DeiTFeatureExtractor", {"size": 80, "crop_size": 64, "do_center_crop": True}),
+        ("CLIPFeatureExtractor", {"size": 64, "crop_size": 64, "do_center_crop": True}),
+    ],
+)
+def test_as_older_files_say(kind: str, said: dict[str, Any], image: Image.Image, tmp_path: Path) -> None:
+    common = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2, "do_resize": True, "do_normalize": True}
+    content = {"feature_extractor_type": kind, **common, **said}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
+    processor: Any = getattr(transformers, kind.replace("FeatureExtractor", "ImageProcessor")).from_pretrained(tmp_path)
+    theirs = processor(image, return_tensors="pt")["pixel_values"][0]
+    settings = image_settings(tmp_path, SimpleNamespace())
+    assert settings.size == theirs.shape[1:]
+    assert (_ours(image, tmp_path, settings.size, settings.normalisation) - theirs).abs().max() < 0.12
+
+
+def test_what_is_prepared_otherwise_is_said(tmp_path: Path) -> None:
+    said = {"image_processor_type": "MobileViTImageProcessor", "do_flip_channel_order": True, "size": 64}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    (note,) = image_settings(tmp_path, SimpleNamespace()).notes
+    assert "gives blue before red" in note
 
 
 @pytest.mark.parametrize("name", ["vit_base_patch16_siglip_224", "resnet18", "convnext_tiny"])

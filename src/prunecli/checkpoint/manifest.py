@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -39,6 +39,16 @@ _Channels = Annotated[tuple[float, ...], Field(max_length=_MAX_CHANNELS)]
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+    _rare: ClassVar[tuple[str, ...]] = ()
+    """Fields that few files need: the others leave them out, and keep their bytes."""
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        for name in self._rare:
+            if getattr(self, name) == type(self).model_fields[name].get_default(call_default_factory=True):
+                content.pop(name, None)
+        return content
 
 
 class Architecture(_Strict):
@@ -55,6 +65,7 @@ class Architecture(_Strict):
         class_name: The class of the network.
     """
 
+    _rare = ("config", "integer_inputs")
     ref: str
     kwargs: dict[str, JsonValue] = Field(default_factory=dict)
     config: dict[str, JsonValue] = Field(default_factory=dict)
@@ -78,15 +89,6 @@ class Architecture(_Strict):
             raise ValueError("the configuration is too large, or nested too deeply")
         return config
 
-    @model_serializer(mode="wrap")
-    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Fields that few networks need are left out of the others' files, so that these keep their bytes."""
-        content: dict[str, Any] = handler(self)
-        for name in ("config", "integer_inputs"):
-            if not content.get(name):
-                content.pop(name, None)
-        return content
-
     @field_validator("input_shape")
     @classmethod
     def _check_shape(cls, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -105,9 +107,10 @@ class InputNormalisation(_Strict):
         std: Per channel.
         interpolation: Of resizing.
         crop_pct: Share of the resized image that is used.
-        crop_mode: What happens to other proportions: "center" cuts them off, "squash" changes, "border" fills them up.
+        crop_mode: What happens to other proportions: "center" cuts them off, "squash" changes them, "border" fills up.
     """
 
+    _rare = ("crop_mode",)
     mean: _Channels
     std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(max_length=_MAX_CHANNELS)]
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
@@ -264,19 +267,12 @@ class UsedLabel(_Strict):
 class UsedData(_Strict):
     """The images that a stage used."""
 
+    _rare = ("labels",)
     name: str
     split: str = "train"
     images: int = 0
     fingerprint: str = ""
     labels: list[UsedLabel] = Field(default_factory=list)
-
-    @model_serializer(mode="wrap")
-    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Images without masks have no labels, and their files no field for them."""
-        content: dict[str, Any] = handler(self)
-        if not self.labels:
-            content.pop("labels", None)
-        return content
 
 
 class Step(_Strict):
@@ -300,6 +296,7 @@ class Manifest(_Strict):
     `sha256` is the hash of the file's header with zeros in this field; empty in files of versions that wrote none.
     """
 
+    _rare = ("blocks", "forms", "extra_state", "runtime", "masks", "vocabulary", "tokenizer")
     schema_name: Literal["prunecli.manifest/1"] = Field(MANIFEST_SCHEMA, alias="schema")
     sha256: str = ""
     architecture: Architecture
@@ -318,15 +315,6 @@ class Manifest(_Strict):
     frozen_parameters: list[str] = Field(default_factory=list)
     aliases: dict[str, str] = Field(default_factory=dict)
     tensor_sha256: dict[str, str] = Field(default_factory=dict)
-
-    @model_serializer(mode="wrap")
-    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out what only files with such a change have, so that all others keep their bytes."""
-        content: dict[str, Any] = handler(self)
-        for name in ("blocks", "forms", "extra_state", "runtime", "masks", "vocabulary", "tokenizer"):
-            if not getattr(self, name):
-                content.pop(name, None)
-        return content
 
     def to_json(self) -> str:
         """Compact JSON with a stable key order, so that equal manifests give equal bytes."""

@@ -15,12 +15,12 @@ from PIL import Image
 
 from prunecli.data.folder import IMAGENET_MEAN, IMAGENET_STD
 from prunecli.data.splits import SPLIT_NAMES, DataSet, digest
-from prunecli.errors import DataError
+from prunecli.errors import DataError, described
 from prunecli.inputs import output_tensors
 from prunecli.own_code import called, load_function, parameters_of
 
 _FIELDS = {"train": "train", "val": "validation", "test": "test"}
-_HASHED, _READ_TWICE = 32, 8
+_HASHED, _READ_TWICE, _TIMES = 32, 8, 3
 """Samples whose content is part of the fingerprint (labels all are), and those that are checked to stay the same."""
 _EXPECTED = (
     "return a mapping of train, validation and test to data sets of torch, or one of them, whose items are pairs of an "
@@ -51,9 +51,10 @@ def load(path: str, root: Path, download: bool) -> DataSet:
         if key not in known:
             raise DataError(f"{name}: has a split {key!r}; {_EXPECTED}")
     splits = {known[key]: _split(data, f"{name}, {key}") for key, data in sets.items()}
-    for part in ("validation", "test"):
+    judged = ["test", "validation" if "validation" in splits else "train"]  # validation is else held out of training
+    for part in judged:
         if part in splits:
-            _check_steady(splits[part], f"{name}, {part}")
+            _check_steady(splits[part], f"{name}, {part}", held_out=part == "train")
     if "test" not in splits:
         if "validation" not in splits:
             raise DataError(f"{name}: has no split to test on; {_EXPECTED}")
@@ -130,7 +131,7 @@ class OwnSamples:
         try:
             item = self.data[index]
         except Exception as error:
-            raise DataError(f"{self.where}: item {index} fails: {type(error).__name__}: {error}") from error
+            raise DataError(f"{self.where}: item {index} fails: {described(error)}") from error
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise DataError(f"{self.where}: item {index} is no pair; {_EXPECTED}")
         return item[0], item[1]
@@ -167,18 +168,18 @@ class OwnImages:
         return [self.image(index).tobytes()]
 
 
-def _check_steady(split: OwnSamples | OwnImages, where: str) -> None:
+def _check_steady(split: OwnSamples | OwnImages, where: str, *, held_out: bool) -> None:
     """Refuses samples to judge a network on that are others each time they are read.
 
     Raises:
         DataError: They are.
     """
-    for index in range(min(_READ_TWICE, len(split.labels))):
-        if split.content(index) != split.content(index):
-            raise DataError(
-                f"{where}: sample {index} is another one each time it is read; leave random changes to the training "
-                "split"
-            )
+    count = len(split.labels)
+    for index in np.linspace(0, count - 1, min(_READ_TWICE, count)).round().astype(int):
+        first = split.content(int(index))
+        if any(split.content(int(index)) != first for _ in range(_TIMES)):
+            remedy = "return a validation split without" if held_out else "leave random changes to the training split"
+            raise DataError(f"{where}: sample {index} is another one each time it is read; {remedy}")
 
 
 def _split(data: Any, where: str) -> OwnSamples | OwnImages:

@@ -34,10 +34,10 @@ TaskName: TypeAlias = Literal[
 ]
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
+    "val": ("val", "valid", "validation", "dev"),
 }
-"""What files, folders and entries of a split are called."""
+"""What files, folders and entries of a split are called; of two words, as in test-dev, the first split here counts."""
 SPLIT_SEED = 0
 """Seed of every split made here. It is fixed, so a validation image of one stage is never trained on by another."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -26,6 +26,7 @@ from prunecli.models.source import (
     Takes,
     WritingSource,
 )
+from prunecli.own_code import PREFIX
 
 _BUILT_FROM = "_prunecli_built_from"
 _RANDOM_FILLING = frozenset(
@@ -90,7 +91,7 @@ def build(ref: str, *, pretrained: bool = False, meta: bool = False, **kwargs: A
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with _without_values() if meta else nullcontext():
+            with torch.device("meta") if meta else nullcontext(), _unfilled(source) if meta else nullcontext():
                 model = module.build(name, pretrained and not meta, **kwargs)
             object.__setattr__(model, _BUILT_FROM, (ref, kwargs))
             return model
@@ -98,7 +99,7 @@ def build(ref: str, *, pretrained: bool = False, meta: bool = False, **kwargs: A
         raise  # its message is already complete
     except Exception as error:
         if meta:  # torchvision's RegNet reads tensors while it is built
-            with _Unfilled():
+            with _unfilled(source):
                 return build(ref, **kwargs)
         raise ModelError(f"{ref} cannot be built with {kwargs or 'its defaults'}: {first_line(error)}") from error
 
@@ -111,16 +112,16 @@ class _Unfilled(TorchFunctionMode):
     ) -> Any:
         if func in _RANDOM_FILLING:
             return args[0] if args else (kwargs or {})["tensor"]
-        if func in (Tensor.normal_, Tensor.uniform_):  # not left out: trunc_normal_ draws again until all is in bounds
-            tensor, middle = args[0], "mean" if func is Tensor.normal_ else "from"
-            return tensor.fill_(args[1] if len(args) > 1 else (kwargs or {}).get(middle, 0.0))
+        if func in (Tensor.normal_, Tensor.uniform_) and isinstance(args[0], nn.Parameter):
+            # Not left out: trunc_normal_ draws again, into other tensors, what is out of bounds.
+            middle = "mean" if func is Tensor.normal_ else "from"
+            return args[0].fill_(args[1] if len(args) > 1 else (kwargs or {}).get(middle, 0.0))
         return func(*args, **(kwargs or {}))
 
 
-@contextmanager
-def _without_values() -> Iterator[None]:
-    with torch.device("meta"), _Unfilled():
-        yield
+def _unfilled(source: str) -> AbstractContextManager[Any]:
+    """For networks of packages: a user's own function may compute something of the numbers that it draws."""
+    return nullcontext() if f"{source}:" == PREFIX else _Unfilled()
 
 
 def open_network(ref: str, request: OpenRequest) -> Opened | None:
@@ -216,7 +217,7 @@ def build_dense(architecture: Architecture, *, meta: bool = False, filled: bool 
     arguments: dict[str, Any] = dict(architecture.kwargs)
     if architecture.config:
         arguments["config"] = architecture.config
-    with nullcontext() if filled else _Unfilled():
+    with nullcontext() if filled else _unfilled(architecture.ref.partition(":")[0]):
         return build(architecture.ref, meta=meta, **arguments)
 
 

@@ -21,7 +21,7 @@ CLASSES_ARE_TEXTS = True
 _CONTEXT, _VOCABULARY = 16, 49408
 _ARGUMENTS = ("image_size", "patch_size", "dim", "depth", "num_heads")
 _OWN = {"image_size": 32, "patch_size": 4, "dim": 128, "depth": 6, "num_heads": 4}
-_CROPS: dict[str, Any] = {"shortest": "center", "longest": "border", "squash": "squash"}
+_CROPS: dict[str, Any] = {"shortest": "center", "squash": "squash"}
 _CIFAR = InputNormalisation(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616))
 
 
@@ -78,9 +78,17 @@ def input_spec(name: str, model: nn.Module) -> tuple[tuple[int, int] | None, Inp
         mean=tuple(config.get("mean") or open_clip.constants.OPENAI_DATASET_MEAN),
         std=tuple(config.get("std") or open_clip.constants.OPENAI_DATASET_STD),
         interpolation=config.get("interpolation", "bicubic"),
-        crop_mode=_CROPS[config.get("resize_mode", "shortest")],
+        crop_mode=_crop_mode(name, config.get("resize_mode", "shortest")),
     )
     return (height, width), normalisation
+
+
+def _crop_mode(name: str, mode: str) -> Any:
+    if mode not in _CROPS:  # "longest" fills up with black, which nothing else does
+        raise ModelError(
+            f"open_clip:{name}: prepares images by resize_mode {mode!r}; of {', '.join(_CROPS)} none is it"
+        )
+    return _CROPS[mode]
 
 
 def tokenizer(name: str, model: nn.Module) -> Callable[[list[str]], Tensor]:

@@ -114,7 +114,7 @@ class GivenInputs(OtherInputs):
     def integers(self) -> bool:
         """Whether its one input holds whole numbers."""
         example = self.example()
-        return isinstance(example, torch.Tensor) and not example.is_floating_point()
+        return isinstance(example, torch.Tensor) and example.dtype == torch.int64
 
     def example(self) -> Any:
         """One seeded input, or what the file has."""

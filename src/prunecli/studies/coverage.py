@@ -136,13 +136,13 @@ def _pruned(tried: Candidate, request: PruneRequest) -> PruneResult | Coverage:
     try:
         return prune_model(tried.model, tried.manifest, request)
     except NotComparableError as error:
-        return Coverage(ref, "refused", reason=first_line(error))
+        return Coverage(ref, "refused", reason=first_line(error, 400))
     except VerificationError as error:
-        return Coverage(ref, "wrong", reason=first_line(error))
+        return Coverage(ref, "wrong", reason=first_line(error, 400))
     except (ModelError, MethodError) as error:
-        return Coverage(ref, "refused", reason=first_line(error))
+        return Coverage(ref, "refused", reason=first_line(error, 400))
     except Exception as error:
-        return Coverage(ref, "wrong", reason=f"{described(error)}")
+        return Coverage(ref, "wrong", reason=described(error))
 
 
 def _described(tried: Candidate, result: PruneResult) -> Coverage:

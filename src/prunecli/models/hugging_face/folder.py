@@ -17,6 +17,7 @@ from prunecli.checkpoint.manifest import InputNormalisation, UsedTokenizer
 from prunecli.data.tokenizer import read_tokenizer
 from prunecli.errors import DataError, ModelError, first_line
 from prunecli.models.hugging_face.configuration import read_json
+from prunecli.models.hugging_face.library import transformers
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
@@ -26,6 +27,11 @@ _CONVNEXT_UNCROPPED = 384
 """ConvNeXt's processor crops smaller images, and changes the proportions of the others."""
 _INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """By Pillow's numbers."""
+_OTHERWISE = {
+    "LevitImageProcessor": "resizes the shorter side to 256/224 of the size before it crops",
+    "EfficientNetImageProcessor": "shifts pixels after it has scaled them",
+}
+"""Processors that do what no setting of ours says."""
 _FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _TOKENIZERS = (
@@ -192,10 +198,11 @@ def floating_dtypes(files: Iterable[Path]) -> set[torch.dtype]:
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How a network's images are prepared: size (None: any) and normalisation."""
+    """How a network's images are prepared: size (None: any) and normalisation, and what is not done as it should."""
 
     size: tuple[int, int] | None
     normalisation: InputNormalisation
+    notes: tuple[str, ...] = ()
 
 
 def image_settings(folder: Path | None, config: Any) -> ImageSettings:
@@ -209,6 +216,7 @@ def image_settings(folder: Path | None, config: Any) -> ImageSettings:
         ModelError: What the file says makes no sense.
     """
     path, said = _processor(folder)
+    said = said | _sizes(said)
     size = _pair(said.get("crop_size")) if said.get("do_center_crop") else None
     size = size or _pair(said.get("size")) or size_in(config)
     channels = getattr(config, "num_channels", 3)
@@ -226,7 +234,37 @@ def image_settings(folder: Path | None, config: Any) -> ImageSettings:
         raise ModelError(
             f"{path}: does not say how images are prepared ({first_line(error, 120)}); fetch or save it again"
         ) from error
-    return ImageSettings(size, normalisation)
+    return ImageSettings(size, normalisation, tuple(_differences(path, said)))
+
+
+def _sizes(said: dict[str, Any]) -> dict[str, Any]:
+    """Sizes that are single numbers, as older files have them, as those of today."""
+    sizes: dict[str, Any] = {}
+    if isinstance(size := said.get("size"), int):
+        sizes["size"] = {"height": size, "width": size} if _is_square(_kind_of(said)) else {"shortest_edge": size}
+    if isinstance(size := said.get("crop_size"), int):
+        sizes["crop_size"] = {"height": size, "width": size}
+    return sizes
+
+
+def _kind_of(said: dict[str, Any]) -> str:
+    """The class of an image processor, by the name that it has today."""
+    kind = str(said.get("image_processor_type") or said.get("feature_extractor_type") or "")
+    return kind.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
+
+
+def _is_square(kind: str) -> bool:
+    """Whether a size of one number is that of both sides, or of the shorter one."""
+    found = getattr(transformers(), kind, None) if kind.endswith("ImageProcessor") else None
+    return bool(getattr(found, "default_to_square", True))
+
+
+def _differences(path: Path, said: dict[str, Any]) -> Iterator[str]:
+    kind = _kind_of(said)
+    if said.get("do_flip_channel_order"):
+        yield f"{path}: {kind} gives blue before red, and prune does not: accuracies here are not those of the network"
+    elif kind in _OTHERWISE:
+        yield f"{path}: {kind} {_OTHERWISE[kind]}, and prune does not: accuracies here may differ a little"
 
 
 def _processor(folder: Path | None) -> tuple[Path, dict[str, Any]]:

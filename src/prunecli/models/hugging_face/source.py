@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -95,18 +95,25 @@ def open(name: str, request: OpenRequest) -> Opened:
     folder = find_folder(name)
     raw = read_json(folder / "config.json")
     kind = class_named(class_in(raw, head, str(folder)))
+    count = request.num_classes if request.num_classes is not None else settings.pop("num_labels", None)
     config = checked(raw, str(folder)) | checked(settings, "--model-kwargs")
     changed = False
     own = configured(kind, config, str(folder))
-    count = request.num_classes
     if count is None and _has_new_classifier(kind, raw):
         count = request.data_classes()
     if count is not None and count != getattr(own, "num_labels", None):
         own.num_labels, changed = count, True
-    model, notes = _loaded(kind, own, weights_in(folder), folder, raw, changed)
+    model, notes = _loaded(kind, own, weights_in(folder), folder, raw, _Changes(changed, tuple(settings)))
     check_finite(dict(model.named_parameters()), folder, request.allow_nonfinite)
     tokenizer, note = tokenizer_of(folder) if taken_by(kind) == "tokens" else (None, "")
     return _opened(model, folder, tokenizer, (*notes, *([note] if note else [])))
+
+
+class _Changes(NamedTuple):
+    """What is to be different from a folder's configuration: whether the number of classes, and which settings."""
+
+    classes: bool
+    settings: tuple[str, ...]
 
 
 def _has_new_classifier(kind: Any, raw: Mapping[str, Any]) -> bool:
@@ -146,7 +153,7 @@ def _built(kind: Any, config: Any, where: str) -> nn.Module:
 
 
 def _loaded(
-    kind: Any, config: Any, weights: WeightFiles, folder: Path, raw: Mapping[str, Any], new_classes: bool
+    kind: Any, config: Any, weights: WeightFiles, folder: Path, raw: Mapping[str, Any], changes: _Changes
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """A network with the weights of a folder, in their precision.
 
@@ -175,14 +182,14 @@ def _loaded(
         raise ModelError(f"{folder}: its weights do not fit {kind.__name__}: {first}") from error
     model.config._name_or_path = ""
     object.__setattr__(model, "name_or_path", "")
-    notes = _checked_keys(model, info, folder, raw, new_classes)
+    notes = _checked_keys(model, info, folder, raw, changes)
     if weights.pickled:
         notes.append(f"{folder}: read from files of torch.save, without running anything in them")
     return model, tuple(notes)
 
 
 def _checked_keys(
-    model: Any, info: Mapping[str, Any], folder: Path, raw: Mapping[str, Any], new_classes: bool
+    model: Any, info: Mapping[str, Any], folder: Path, raw: Mapping[str, Any], changes: _Changes
 ) -> list[str]:
     """Notes on tensors that a folder lacks, or has for nothing.
 
@@ -202,11 +209,18 @@ def _checked_keys(
         _check_new(model, missing, folder)
         notes.append(f"{folder}: new weights, to be trained: {_some(missing)}")
     classes = model.config.num_labels
-    other = [name for name, old, new in info["mismatched_keys"] if not (new_classes and _by_classes(old, new, classes))]
+    other = [
+        name for name, old, new in info["mismatched_keys"] if not (changes.classes and _by_classes(old, new, classes))
+    ]
     if other:
+        remedy = (
+            f"leave out of --model-kwargs what its weights do not have: {', '.join(changes.settings)}"
+            if changes.settings
+            else "a pruned network leaves by save_pretrained without its widths: give the checkpoint that prune wrote"
+        )
         raise ModelError(
-            f"{folder}: {len(other)} tensors have other shapes than its configuration says, first {min(other)!r}; a "
-            "pruned network leaves by save_pretrained without its widths: give the checkpoint that prune wrote"
+            f"{folder}: {len(other)} tensors have other shapes than its configuration says, first {min(other)!r}; "
+            f"{remedy}"
         )
     if replaced:
         notes.append(f"{folder}: another number of classes, so new weights, to be trained: {_some(replaced)}")
@@ -255,7 +269,7 @@ def _opened(model: nn.Module, folder: Path | None, tokenizer: UsedTokenizer | No
     size, normalisation = None, None
     if taken_by(kind) != "tokens":
         images = image_settings(folder, model.config)
-        size, normalisation = images.size, images.normalisation
+        size, normalisation, notes = images.size, images.normalisation, (*notes, *images.notes)
     return Opened(
         kind.__name__, recorded(model), model, folder, size=size, normalisation=normalisation, tokenizer=tokenizer,
         notes=notes, new=folder is None,
