@@ -20,6 +20,7 @@ from prunecli.data.catalog import load_data
 from prunecli.data.loader import evaluation_batches, training_batches
 from prunecli.data.preparation import Augmentation
 from prunecli.data.splits import DataSet, hold_out
+from prunecli.data.tagged_tables import read_tagged
 from prunecli.data.tagged_words import TaggedSplit
 from prunecli.data.text_reading import TextReading
 from prunecli.data.text_tables import Columns
@@ -41,7 +42,7 @@ _ROWS: list[dict[str, Any]] = [
 _SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
 _FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
 _VOCABULARY = (*_SPECIAL, "the", "c", "##at", "sat", "Ada", "-")
-_PIECES = Tokenizer.parsed(
+PIECES = Tokenizer.parsed(
     json.dumps(
         {
             "version": "1.0",
@@ -119,7 +120,7 @@ def test_a_folder_has_parts_and_a_rare_tag_may_be_in_any(tmp_path: Path) -> None
     assert held.validation is not None and len(held.validation.labels) == 4 and len(held.train.labels) == 36  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("tokenizer", [TRAINED, _PIECES], ids=["bytes", "pieces"])
+@pytest.mark.parametrize("tokenizer", [TRAINED, PIECES], ids=["bytes", "pieces"])
 def test_the_first_token_of_a_word_carries_its_tag_as_in_the_examples_of_transformers(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
@@ -138,17 +139,17 @@ def test_the_first_token_of_a_word_carries_its_tag_as_in_the_examples_of_transfo
         sample, tags = data.test.pair(index, training=False)
         assert sample["input_ids"].tolist() == encoded["input_ids"] and tags.tolist() == expected
         assert (tags != IGNORED).sum() == len(row["tokens"])
-    if tokenizer is _PIECES:
+    if tokenizer is PIECES:
         assert data.test.pair(1, training=False)[1].tolist() == [IGNORED, 0, 0, IGNORED, 0, IGNORED]
 
 
 def test_words_have_the_tokens_that_they_have_within_a_text() -> None:
-    for tokenizer in (TRAINED, _PIECES):
+    for tokenizer in (TRAINED, PIECES):
         running = tokenizer.passages(["x the cat sat the"], None, 99, "here")[0].tokens
         alone = tokenizer.word_passages([["x", "the", "cat", "sat", "the"]], 99, "here")[0]
         behind = int((alone.words > 0).sum()) + 1  # the first word has no space before it in a text
         assert alone.tokens[-behind:].tolist() == running[-behind:].tolist() and behind > 4
-    blank = _PIECES.word_passages([["the", " ", "", "sat"]], 99, "x")[0]
+    blank = PIECES.word_passages([["the", " ", "", "sat"]], 99, "x")[0]
     assert blank.words.tolist() == [-1, 0, 3, -1] and not blank.cut
 
 
@@ -170,7 +171,7 @@ def test_batches_are_filled_up_and_subsets_have_what_they_are_asked_for(tmp_path
 def test_long_texts_are_cut_and_what_has_no_token_is_counted(tmp_path: Path) -> None:
     rows = [*_ROWS, {"tokens": [], "tags": []}, {"tokens": ["the", " ", "sat"], "tags": ["O", "O", "O"]}]
     write(tmp_path / "test.jsonl", rows)
-    data = _read(tmp_path, tokenizer=_PIECES, class_names=("O", "B-PER"), length=5)
+    data = _read(tmp_path, tokenizer=PIECES, class_names=("O", "B-PER"), length=5)
     long = sum(len(row["tokens"]) + ("cat" in row["tokens"]) > 3 for row in rows)
     assert data.notes == (
         f"{long} of 41 test texts are longer than 5 tokens and were cut",
@@ -194,6 +195,13 @@ def test_numbers_of_tags_are_those_of_the_network_of_the_file_or_as_they_are(tmp
     with pytest.raises(DataError, match="label 'B-PER' is none of the 4 classes"):
         # The numbers would be classes of the network, but they mean others.
         _read(tmp_path / "test.parquet", class_names=("O", "x", "y", "z"))
+
+
+def test_conll_files_have_comments_and_documents(tmp_path: Path) -> None:
+    text = "# id 1\tdomain=en\n# text = a b\nthe _ O\n# _ O\n-DOCSTART- -X- O\nAda _ B-PER\n\n# id 2\nsat _ O\n"
+    (tmp_path / "test.conll").write_text(text)
+    table = read_tagged((tmp_path / "test.conll",), Columns())
+    assert table.words == [["the", "#"], ["Ada"], ["sat"]] and table.tags == ["O", "O", "B-PER", "O"]
 
 
 @pytest.mark.parametrize(
