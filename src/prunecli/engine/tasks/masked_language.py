@@ -12,6 +12,7 @@ from torch import Tensor
 from prunecli.engine.tasks.base import Meter, softened_divergence
 from prunecli.engine.tasks.language import TokenLanguage, WordFigures
 from prunecli.engine.tasks.token_scores import IGNORED, counted
+from prunecli.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class _MaskMeter:
         self._tokens += len(tokens)
 
     def compute(self) -> MaskedFigures:
-        total = torch.stack(self._losses).cpu().double().sum() if self._losses else torch.zeros(())
-        count = max(self._tokens, 1)
-        return MaskedFigures(float(total / count), self._tokens, 100 * self._found / count)
+        if not self._tokens:
+            raise DataError("no token is masked in what was evaluated, so there is none to find: give a longer text")
+        total = torch.stack(self._losses).cpu().double().sum()
+        return MaskedFigures(float(total / self._tokens), self._tokens, 100 * self._found / self._tokens)
