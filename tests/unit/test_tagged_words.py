@@ -181,14 +181,67 @@ def test_long_texts_are_cut_and_what_has_no_token_is_counted(tmp_path: Path) -> 
     assert np.diff(data.test.starts).max() == 5 == data.test.length  # type: ignore[attr-defined]
 
 
+def _recorded(path: Path, rows: list[dict[str, Any]], names: list[str]) -> Path:
+    """A file of the `datasets` library, which says what its numbers mean."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    feature = {"feature": {"names": names, "_type": "ClassLabel"}, "_type": "Sequence"}
+    metadata = {b"huggingface": json.dumps({"info": {"features": {"tags": feature}}}).encode()}
+    parquet.write_table(pyarrow.Table.from_pylist(rows).replace_schema_metadata(metadata), path)
+    return path
+
+
+def test_parts_of_different_kinds_have_the_same_classes(tmp_path: Path) -> None:
+    _conll(tmp_path / "a" / "train.conll", [*_ROWS, {"tokens": ["Rome"], "tags": ["B-LOC"]}])
+    rows = [{"tokens": ["the", "Ada", "Rome"], "tags": [0, 2, 1]}] * 3
+    _recorded(tmp_path / "a" / "test.parquet", rows, ["O", "B-LOC", "B-PER", "never"])
+    data = _read(tmp_path / "a")
+    assert data.class_names == ("B-LOC", "B-PER", "O") and isinstance(data.test, TaggedSplit)
+    tags = data.test.pair(0, training=False)[1]
+    assert tags[tags != IGNORED].tolist() == [2, 1, 0]
+    # Numbers without names mean what they say only where all parts have numbers.
+    write(tmp_path / "a" / "valid.jsonl", rows)
+    with pytest.raises(DataError, match="the tags of some of its tables are numbers and those of others are names"):
+        _read(tmp_path / "a")
+    write(tmp_path / "b" / "train.jsonl", rows)
+    _recorded(tmp_path / "b" / "test.parquet", rows, ["O", "B-LOC", "B-PER"])
+    assert _read(tmp_path / "b").class_names == ("0", "1", "2")
+    _recorded(tmp_path / "b" / "test.parquet", rows, ["O", "B-LOC"])
+    _conll(tmp_path / "b" / "train.conll", _ROWS)
+    (tmp_path / "b" / "train.jsonl").unlink()
+    with pytest.raises(DataError, match="label 2 is none of the 2 classes that its file lists"):
+        _read(tmp_path / "b")
+
+
+def test_classes_that_were_learned_without_names_are_numbers(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"labels are names, and the network has none for the 3 .* \(id2label\)"
+    ) as said:
+        _read(_conll(tmp_path / "x.conll", _ROWS), outputs=3)
+    assert "\n" not in str(said.value)
+    numbered = [{**row, "tags": [int(tag == "B-PER") for tag in row["tags"]]} for row in _ROWS]
+    assert _read(write(tmp_path / "x.jsonl", numbered), outputs=5).class_names == tuple("01234")
+    numbered[0]["tags"][0] = 5
+    with pytest.raises(DataError, match=r"label 5 is none of the 5 classes \(0, 1, 2, 3, 4\)"):
+        _read(write(tmp_path / "x.jsonl", numbered), outputs=5)
+    texts = [{"text": f"the cat {n}", "label": n % 2} for n in range(40)]
+    own = TextReading(tokenizer=TRAINED, columns=Columns(labelled=True), outputs=3)
+    assert load_data(f"text:{write(tmp_path / 't.csv', texts)}", text=own).class_names == ("0", "1", "2")
+    write(tmp_path / "t.csv", [{**row, "label": "ab"[int(row["label"])]} for row in texts])
+    with pytest.raises(DataError, match="its labels are names, and the network has none"):
+        load_data(f"text:{tmp_path / 't.csv'}", text=own)
+
+
+def test_too_few_texts_are_called_texts(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", _ROWS[:1])
+    write(tmp_path / "test.jsonl", _ROWS)
+    with pytest.raises(DataError, match=r"its 1 training texts are too few to hold 0\.1 of them out"):
+        hold_out(_read(tmp_path), 0.1)
+
+
 def test_numbers_of_tags_are_those_of_the_network_of_the_file_or_as_they_are(tmp_path: Path) -> None:
     numbered = [{**row, "tags": [2 * (tag == "B-PER") for tag in row["tags"]]} for row in _ROWS]
     assert _read(write(tmp_path / "x.jsonl", numbered)).class_names == ("0", "1", "2")
-    feature = {"feature": {"names": ["O", "B-LOC", "B-PER"], "_type": "ClassLabel"}, "_type": "Sequence"}
-    metadata = {b"huggingface": json.dumps({"info": {"features": {"tags": feature}}}).encode()}
-    table = pyarrow.Table.from_pylist(numbered)
-    parquet.write_table(table.replace_schema_metadata(metadata), tmp_path / "test.parquet")
-    recorded = _read(tmp_path / "test.parquet")
+    recorded = _read(_recorded(tmp_path / "test.parquet", numbered, ["O", "B-LOC", "B-PER"]))
     assert recorded.class_names == ("O", "B-LOC", "B-PER")
     learned = ("B-PER", "B-LOC", "O")
     assert _read(tmp_path / "test.parquet", class_names=learned).labels[0].share == recorded.labels[2].share > 0

@@ -111,7 +111,7 @@ def load(path: str, found: Path, reading: TextReading) -> DataSet:
     tables = _tables(path, found, reading)
     training = tables.get("train")
     known = training or tables["test"]
-    names = named_classes(reading.class_names or known.class_names, known.labels or (), found)
+    names = named_classes(reading.class_names or known.class_names, known.labels or (), found, reading.outputs)
     labels = {
         part: class_numbers(table.labels or (), table.class_names, names, found) for part, table in tables.items()
     }
