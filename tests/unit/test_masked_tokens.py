@@ -18,10 +18,10 @@ from prunecli.data.masked_tokens import MaskedSplit
 from prunecli.data.preparation import Augmentation
 from prunecli.data.splits import DataSet
 from prunecli.data.text_reading import TextReading
-from prunecli.data.token_batches import IGNORED
 from prunecli.data.tokenizer import Tokenizer
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.tasks.index import task_of
+from prunecli.engine.tasks.token_scores import IGNORED
 from prunecli.errors import DataError
 from tests.unit.test_engine import CPU
 from tests.unit.test_tagged_words import PIECES

@@ -24,12 +24,12 @@ from prunecli.data.tagged_tables import read_tagged
 from prunecli.data.tagged_words import TaggedSplit
 from prunecli.data.text_reading import TextReading
 from prunecli.data.text_tables import Columns
-from prunecli.data.token_batches import IGNORED
 from prunecli.data.tokenizer import Tokenizer
 from prunecli.engine.distillation import Distillation
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.hooks import Batch
 from prunecli.engine.tasks.index import task_of
+from prunecli.engine.tasks.token_scores import IGNORED
 from prunecli.errors import DataError
 from tests.unit.test_engine import CPU
 from tests.unit.test_text_tables import PLAIN, write
@@ -330,6 +330,7 @@ def test_macro_f1_counts_classes_alike() -> None:
     assert meter.compute().macro_f1 == pytest.approx(100 * (0.8 + 2 / 3) / 2, rel=1e-6)
     empty = task.meter(CPU)
     empty.update(scores, torch.full_like(labels, IGNORED))
+    assert np.isnan(empty.compute().loss)
     assert empty.compute().token_accuracy == 0 and float(task.loss(scores, torch.full_like(labels, IGNORED), 0.0)) == 0
 
 

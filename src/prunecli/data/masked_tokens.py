@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prunecli.data.passages import LONGEST, PassageSplit, filling, starts_of
+from prunecli.data.passages import LONGEST, TokenPassages, filling, starts_of
 from prunecli.data.splits import SPLIT_SEED, DataSet
 from prunecli.data.text_files import Part
 from prunecli.data.text_reading import TextReading, missing_part, resolved_tokenizer, unknown_notes
-from prunecli.data.token_batches import IGNORED
 from prunecli.data.tokenizer import Tokenizer
+from prunecli.engine.tasks.token_scores import IGNORED
 from prunecli.errors import DataError, first_line
 
 _SHARE = 0.15
@@ -26,7 +26,7 @@ _SHARE = 0.15
 
 
 @dataclass(frozen=True, eq=False)
-class MaskedSplit(PassageSplit):
+class MaskedSplit(TokenPassages):
     """Blocks of a text, special tokens included; their `labels` are all alike.
 
     Attributes:
@@ -50,10 +50,6 @@ class MaskedSplit(PassageSplit):
             if index == self._unlucky:
                 tokens, labels = self._one(sample["input_ids"], self._seed(index))
         return {**sample, "input_ids": tokens}, labels
-
-    def stacked_labels(self, labels: Sequence[Tensor]) -> Tensor:
-        """Labels filled up with -100, shape (blocks, tokens)."""
-        return torch.nn.utils.rnn.pad_sequence(list(labels), batch_first=True, padding_value=IGNORED)
 
     def subset(self, indices: NDArray[np.int64]) -> Self:
         """The blocks at `indices`."""

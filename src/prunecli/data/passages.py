@@ -18,6 +18,7 @@ from prunecli.data.text_files import Part, files_of, part_ends
 from prunecli.data.text_reading import TextReading, missing_part, resolved_tokenizer
 from prunecli.data.text_tables import Table, is_table, read_table
 from prunecli.data.tokenizer import Tokenizer
+from prunecli.engine.tasks.token_scores import IGNORED
 from prunecli.errors import DataError
 
 LONGEST = 512
@@ -85,6 +86,15 @@ class PassageSplit:
         """Hash of tokens, labels and tokenizer."""
         arrays = [self.tokens, self.starts, self.labels, *([] if self.segments is None else [self.segments])]
         return digest(self.tokenizer.signature(), *(np.ascontiguousarray(array).data for array in arrays))
+
+
+@dataclass(frozen=True, eq=False)
+class TokenPassages(PassageSplit):
+    """Texts whose tokens have labels, of which -100 counts nowhere; their `labels` are all alike."""
+
+    def stacked_labels(self, labels: Sequence[Tensor]) -> Tensor:
+        """Labels filled up with -100, shape (texts, tokens)."""
+        return torch.nn.utils.rnn.pad_sequence(list(labels), batch_first=True, padding_value=IGNORED)
 
 
 def starts_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -12,21 +12,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prunecli.data.passages import LONGEST, PassageSplit, drawn_parts, filling, starts_of
+from prunecli.data.passages import LONGEST, TokenPassages, drawn_parts, filling, starts_of
 from prunecli.data.splits import DataSet, digest
 from prunecli.data.tagged_tables import CONLL, TaggedTable, is_tagged, read_tagged
 from prunecli.data.text_classes import class_numbers, class_shares, named_classes
 from prunecli.data.text_files import Part, files_of
 from prunecli.data.text_reading import TextReading, missing_part, resolved_tokenizer
-from prunecli.data.token_batches import IGNORED
 from prunecli.data.tokenizer import Tokenizer
+from prunecli.engine.tasks.token_scores import IGNORED
 from prunecli.errors import DataError
 
 _GIVE = "give tables with lists of words and tags (.jsonl, .parquet), or CoNLL files (.conll)"
 
 
 @dataclass(frozen=True, eq=False)
-class TaggedSplit(PassageSplit):
+class TaggedSplit(TokenPassages):
     """Texts with a class for every word; their `labels` are all alike.
 
     Attributes:
@@ -39,10 +39,6 @@ class TaggedSplit(PassageSplit):
         """The text at `index` and its tags, shape (tokens,)."""
         tags = self.tags[int(self.starts[index]) : int(self.starts[index + 1])]
         return self.sample(index), torch.from_numpy(tags.copy())
-
-    def stacked_labels(self, labels: Sequence[Tensor]) -> Tensor:
-        """Tags filled up with -100, shape (texts, tokens)."""
-        return torch.nn.utils.rnn.pad_sequence(list(labels), batch_first=True, padding_value=IGNORED)
 
     def subset(self, indices: NDArray[np.int64]) -> Self:
         """The texts at `indices`."""
