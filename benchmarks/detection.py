@@ -45,7 +45,7 @@ SEEDS, STEPS, CALIBRATION, IMAGES, RATIO = 3, 100, 256, 500, 0.5
 MODEL = ModelSection("torchvision:ssdlite320_mobilenet_v3_large", kwargs={"image_size": 128})
 DATA = DataSection("mnist-boxes", batch_size=16)
 TRAINING = TrainStage(epochs=6, lr=2e-3, optimizer="adamw", warmup_epochs=1)
-RECOVERY = FitConfig(epochs=1, lr=1e-3, optimizer="adamw", schedule="constant")
+RECOVERY = FitConfig(epochs=1, lr=2e-4, optimizer="adamw", schedule="constant")
 Prune = Callable[[nn.Module], nn.Module]
 
 

@@ -161,6 +161,26 @@ def test_folders_of_transformers_bring_names_of_tags_or_get_a_new_head(
     assert done.code == 2 and "'ner_tags' is list, no text" in done.err
 
 
+def test_classes_without_names_are_given_as_numbers(prune: Prune, trained: Path, tmp_path: Path) -> None:
+    tokenizer = train_tokenizer([(trained / "corpus.txt").read_text()], 280)
+    settings = {"vocab_size": 280, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    config = transformers.BertConfig(**settings, num_attention_heads=2, max_position_embeddings=40, num_labels=4)
+    transformers.BertForTokenClassification(config).save_pretrained(tmp_path / "tagger")
+    (tmp_path / "tagger" / "tokenizer.json").write_text(tokenizer.definition)
+    said = "labels are names, and the network has none for the 4 classes"
+    done = prune("eval", "hf:tagger", "--data", f"text:{trained / 'tags'}", *QUICK, cwd=tmp_path)
+    assert done.code == 2 and said in done.err and "Traceback" not in done.err, done.err
+    rows = [{"tokens": ["Ada", "sat"], "tags": [1, 0]}] * 20  # class 3 does not occur
+    write(tmp_path / "numbers.jsonl", rows)
+    done = prune("l1", "hf:tagger", "--ratio", "0.3", "--latency-rounds", "2", "-o", "p.safetensors", cwd=tmp_path)
+    assert done.code == 0, done.err
+    for network in ("hf:tagger", "p.safetensors"):
+        done = prune("eval", network, "--data", "text:numbers.jsonl", *QUICK, cwd=tmp_path)
+        assert done.code == 0 and "token accuracy" in done.out, done.err
+    done = prune("eval", "p.safetensors", "--data", f"text:{trained / 'tags'}", *QUICK, cwd=tmp_path)
+    assert done.code == 2 and said in done.err, done.err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -18,12 +18,13 @@ from prunecli.data.masked_tokens import MaskedSplit
 from prunecli.data.preparation import Augmentation
 from prunecli.data.splits import DataSet
 from prunecli.data.text_reading import TextReading
-from prunecli.data.token_batches import IGNORED
 from prunecli.data.tokenizer import Tokenizer
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.tasks.index import task_of
+from prunecli.engine.tasks.token_scores import IGNORED
 from prunecli.errors import DataError
 from tests.unit.test_engine import CPU
+from tests.unit.test_tagged_words import PIECES
 from tests.unit.test_text_tables import PLAIN, write
 from tests.unit.test_tokenizer import TEXT, TRAINED
 
@@ -136,6 +137,45 @@ def test_texts_of_tables_are_divided_by_the_token_behind_a_text(tmp_path: Path) 
     tokens = split.sample(0)["input_ids"]
     assert TRAINED.decode(tokens) == "<s>the cat</s>the mat</s>" and tokens.tolist().count(2) == 2
     assert 2 in split.special
+
+
+def test_every_split_has_a_masked_token_where_one_may_be_masked(tmp_path: Path) -> None:
+    for part in ("train", "valid", "test"):
+        (tmp_path / f"{part}.txt").write_text(TEXT)
+    for text in ("the", "cat", "mat", "log", "dog", "hat"):
+        (tmp_path / "test.txt").write_text(text)
+        data = _read(tmp_path)
+        assert isinstance(data.test, MaskedSplit)
+        (sample, labels), (_, again) = (data.test.pair(0, training=False) for _ in range(2))
+        assert (labels != IGNORED).any() and torch.equal(labels, again)
+        restored = torch.where(labels == IGNORED, sample["input_ids"], labels)
+        assert TRAINED.decode(restored.tolist()) == f"<s>{text}</s>"
+    # Of blocks without a mask, chosen from a text with many, the first gets one.
+    train = _train(data)
+    bare = np.array([n for n in range(len(train.labels)) if not (train.pair(n, training=False)[1] != IGNORED).any()])
+    chosen = train.subset(bare)
+    assert len(bare) > 2
+    assert [int((chosen.pair(n, training=False)[1] != IGNORED).sum()) for n in range(3)] == [1, 0, 0]
+    meter = task_of(data).meter(CPU)
+    with pytest.raises(DataError, match="no token is masked in what was evaluated"):
+        meter.compute()
+
+
+def test_unknown_tokens_are_not_masked_and_nothing_else_is_an_error(tmp_path: Path) -> None:
+    definition = json.loads(PIECES.definition)
+    definition["added_tokens"][0]["content"] = "[MASK]"
+    definition["model"]["vocab"]["[MASK]"] = definition["model"]["vocab"].pop("[PAD]")
+    pieces = Tokenizer.parsed(json.dumps(definition), "here")
+    for part in ("train", "valid", "test"):
+        (tmp_path / f"{part}.txt").write_text("the xyz sat " * 200)
+    split = _train(_read(tmp_path, pieces))
+    _, labels = _all(training_batches(split, PLAIN, Augmentation(False), 8, seed=0))
+    found = torch.cat(labels)
+    assert pieces.unknown in split.special and set(found.tolist()) == {IGNORED, *pieces.encode(["the sat"], "x").tokens}
+    (tmp_path / "test.txt").write_text("xyz xyz")
+    said = r"test: all of its tokens are special ones, or unknown to the tokenizer.*; give a text in its language"
+    with pytest.raises(DataError, match=said):
+        _read(tmp_path, pieces)
 
 
 def _renamed(mask: str) -> Tokenizer:

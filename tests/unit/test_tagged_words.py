@@ -20,15 +20,16 @@ from prunecli.data.catalog import load_data
 from prunecli.data.loader import evaluation_batches, training_batches
 from prunecli.data.preparation import Augmentation
 from prunecli.data.splits import DataSet, hold_out
+from prunecli.data.tagged_tables import read_tagged
 from prunecli.data.tagged_words import TaggedSplit
 from prunecli.data.text_reading import TextReading
 from prunecli.data.text_tables import Columns
-from prunecli.data.token_batches import IGNORED
 from prunecli.data.tokenizer import Tokenizer
 from prunecli.engine.distillation import Distillation
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.hooks import Batch
 from prunecli.engine.tasks.index import task_of
+from prunecli.engine.tasks.token_scores import IGNORED
 from prunecli.errors import DataError
 from tests.unit.test_engine import CPU
 from tests.unit.test_text_tables import PLAIN, write
@@ -41,7 +42,7 @@ _ROWS: list[dict[str, Any]] = [
 _SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
 _FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
 _VOCABULARY = (*_SPECIAL, "the", "c", "##at", "sat", "Ada", "-")
-_PIECES = Tokenizer.parsed(
+PIECES = Tokenizer.parsed(
     json.dumps(
         {
             "version": "1.0",
@@ -119,7 +120,7 @@ def test_a_folder_has_parts_and_a_rare_tag_may_be_in_any(tmp_path: Path) -> None
     assert held.validation is not None and len(held.validation.labels) == 4 and len(held.train.labels) == 36  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("tokenizer", [TRAINED, _PIECES], ids=["bytes", "pieces"])
+@pytest.mark.parametrize("tokenizer", [TRAINED, PIECES], ids=["bytes", "pieces"])
 def test_the_first_token_of_a_word_carries_its_tag_as_in_the_examples_of_transformers(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
@@ -138,17 +139,17 @@ def test_the_first_token_of_a_word_carries_its_tag_as_in_the_examples_of_transfo
         sample, tags = data.test.pair(index, training=False)
         assert sample["input_ids"].tolist() == encoded["input_ids"] and tags.tolist() == expected
         assert (tags != IGNORED).sum() == len(row["tokens"])
-    if tokenizer is _PIECES:
+    if tokenizer is PIECES:
         assert data.test.pair(1, training=False)[1].tolist() == [IGNORED, 0, 0, IGNORED, 0, IGNORED]
 
 
 def test_words_have_the_tokens_that_they_have_within_a_text() -> None:
-    for tokenizer in (TRAINED, _PIECES):
+    for tokenizer in (TRAINED, PIECES):
         running = tokenizer.passages(["x the cat sat the"], None, 99, "here")[0].tokens
         alone = tokenizer.word_passages([["x", "the", "cat", "sat", "the"]], 99, "here")[0]
         behind = int((alone.words > 0).sum()) + 1  # the first word has no space before it in a text
         assert alone.tokens[-behind:].tolist() == running[-behind:].tolist() and behind > 4
-    blank = _PIECES.word_passages([["the", " ", "", "sat"]], 99, "x")[0]
+    blank = PIECES.word_passages([["the", " ", "", "sat"]], 99, "x")[0]
     assert blank.words.tolist() == [-1, 0, 3, -1] and not blank.cut
 
 
@@ -170,7 +171,7 @@ def test_batches_are_filled_up_and_subsets_have_what_they_are_asked_for(tmp_path
 def test_long_texts_are_cut_and_what_has_no_token_is_counted(tmp_path: Path) -> None:
     rows = [*_ROWS, {"tokens": [], "tags": []}, {"tokens": ["the", " ", "sat"], "tags": ["O", "O", "O"]}]
     write(tmp_path / "test.jsonl", rows)
-    data = _read(tmp_path, tokenizer=_PIECES, class_names=("O", "B-PER"), length=5)
+    data = _read(tmp_path, tokenizer=PIECES, class_names=("O", "B-PER"), length=5)
     long = sum(len(row["tokens"]) + ("cat" in row["tokens"]) > 3 for row in rows)
     assert data.notes == (
         f"{long} of 41 test texts are longer than 5 tokens and were cut",
@@ -180,20 +181,80 @@ def test_long_texts_are_cut_and_what_has_no_token_is_counted(tmp_path: Path) -> 
     assert np.diff(data.test.starts).max() == 5 == data.test.length  # type: ignore[attr-defined]
 
 
+def _recorded(path: Path, rows: list[dict[str, Any]], names: list[str]) -> Path:
+    """A file of the `datasets` library, which says what its numbers mean."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    feature = {"feature": {"names": names, "_type": "ClassLabel"}, "_type": "Sequence"}
+    metadata = {b"huggingface": json.dumps({"info": {"features": {"tags": feature}}}).encode()}
+    parquet.write_table(pyarrow.Table.from_pylist(rows).replace_schema_metadata(metadata), path)
+    return path
+
+
+def test_parts_of_different_kinds_have_the_same_classes(tmp_path: Path) -> None:
+    _conll(tmp_path / "a" / "train.conll", [*_ROWS, {"tokens": ["Rome"], "tags": ["B-LOC"]}])
+    rows = [{"tokens": ["the", "Ada", "Rome"], "tags": [0, 2, 1]}] * 3
+    _recorded(tmp_path / "a" / "test.parquet", rows, ["O", "B-LOC", "B-PER", "never"])
+    data = _read(tmp_path / "a")
+    assert data.class_names == ("B-LOC", "B-PER", "O") and isinstance(data.test, TaggedSplit)
+    tags = data.test.pair(0, training=False)[1]
+    assert tags[tags != IGNORED].tolist() == [2, 1, 0]
+    # Numbers without names mean what they say only where all parts have numbers.
+    write(tmp_path / "a" / "valid.jsonl", rows)
+    with pytest.raises(DataError, match="the tags of some of its tables are numbers and those of others are names"):
+        _read(tmp_path / "a")
+    write(tmp_path / "b" / "train.jsonl", rows)
+    _recorded(tmp_path / "b" / "test.parquet", rows, ["O", "B-LOC", "B-PER"])
+    assert _read(tmp_path / "b").class_names == ("0", "1", "2")
+    _recorded(tmp_path / "b" / "test.parquet", rows, ["O", "B-LOC"])
+    _conll(tmp_path / "b" / "train.conll", _ROWS)
+    (tmp_path / "b" / "train.jsonl").unlink()
+    with pytest.raises(DataError, match="label 2 is none of the 2 classes that its file lists"):
+        _read(tmp_path / "b")
+
+
+def test_classes_that_were_learned_without_names_are_numbers(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"labels are names, and the network has none for the 3 .* \(id2label\)"
+    ) as said:
+        _read(_conll(tmp_path / "x.conll", _ROWS), outputs=3)
+    assert "\n" not in str(said.value)
+    numbered = [{**row, "tags": [int(tag == "B-PER") for tag in row["tags"]]} for row in _ROWS]
+    assert _read(write(tmp_path / "x.jsonl", numbered), outputs=5).class_names == tuple("01234")
+    numbered[0]["tags"][0] = 5
+    with pytest.raises(DataError, match=r"label 5 is none of the 5 classes \(0, 1, 2, 3, 4\)"):
+        _read(write(tmp_path / "x.jsonl", numbered), outputs=5)
+    texts = [{"text": f"the cat {n}", "label": n % 2} for n in range(40)]
+    own = TextReading(tokenizer=TRAINED, columns=Columns(labelled=True), outputs=3)
+    assert load_data(f"text:{write(tmp_path / 't.csv', texts)}", text=own).class_names == ("0", "1", "2")
+    write(tmp_path / "t.csv", [{**row, "label": "ab"[int(row["label"])]} for row in texts])
+    with pytest.raises(DataError, match="its labels are names, and the network has none"):
+        load_data(f"text:{tmp_path / 't.csv'}", text=own)
+
+
+def test_too_few_texts_are_called_texts(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", _ROWS[:1])
+    write(tmp_path / "test.jsonl", _ROWS)
+    with pytest.raises(DataError, match=r"its 1 training texts are too few to hold 0\.1 of them out"):
+        hold_out(_read(tmp_path), 0.1)
+
+
 def test_numbers_of_tags_are_those_of_the_network_of_the_file_or_as_they_are(tmp_path: Path) -> None:
     numbered = [{**row, "tags": [2 * (tag == "B-PER") for tag in row["tags"]]} for row in _ROWS]
     assert _read(write(tmp_path / "x.jsonl", numbered)).class_names == ("0", "1", "2")
-    feature = {"feature": {"names": ["O", "B-LOC", "B-PER"], "_type": "ClassLabel"}, "_type": "Sequence"}
-    metadata = {b"huggingface": json.dumps({"info": {"features": {"tags": feature}}}).encode()}
-    table = pyarrow.Table.from_pylist(numbered)
-    parquet.write_table(table.replace_schema_metadata(metadata), tmp_path / "test.parquet")
-    recorded = _read(tmp_path / "test.parquet")
+    recorded = _read(_recorded(tmp_path / "test.parquet", numbered, ["O", "B-LOC", "B-PER"]))
     assert recorded.class_names == ("O", "B-LOC", "B-PER")
     learned = ("B-PER", "B-LOC", "O")
     assert _read(tmp_path / "test.parquet", class_names=learned).labels[0].share == recorded.labels[2].share > 0
     with pytest.raises(DataError, match="label 'B-PER' is none of the 4 classes"):
         # The numbers would be classes of the network, but they mean others.
         _read(tmp_path / "test.parquet", class_names=("O", "x", "y", "z"))
+
+
+def test_conll_files_have_comments_and_documents(tmp_path: Path) -> None:
+    text = "# id 1\tdomain=en\n# text = a b\nthe _ O\n# _ O\n-DOCSTART- -X- O\nAda _ B-PER\n\n# id 2\nsat _ O\n"
+    (tmp_path / "test.conll").write_text(text)
+    table = read_tagged((tmp_path / "test.conll",), Columns())
+    assert table.words == [["the", "#"], ["Ada"], ["sat"]] and table.tags == ["O", "O", "B-PER", "O"]
 
 
 @pytest.mark.parametrize(
@@ -269,6 +330,7 @@ def test_macro_f1_counts_classes_alike() -> None:
     assert meter.compute().macro_f1 == pytest.approx(100 * (0.8 + 2 / 3) / 2, rel=1e-6)
     empty = task.meter(CPU)
     empty.update(scores, torch.full_like(labels, IGNORED))
+    assert np.isnan(empty.compute().loss)
     assert empty.compute().token_accuracy == 0 and float(task.loss(scores, torch.full_like(labels, IGNORED), 0.0)) == 0
 
 

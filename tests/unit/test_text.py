@@ -14,8 +14,9 @@ from prunecli.data.catalog import load_data, samples_of
 from prunecli.data.loader import CalibrationBatches
 from prunecli.data.preparation import Preprocessing
 from prunecli.data.text_reading import TextReading
-from prunecli.data.token_batches import IGNORED, StreamBatches, TextSplit, evaluation_streams
+from prunecli.data.token_batches import StreamBatches, TextSplit, evaluation_streams
 from prunecli.data.vocabulary import END, UNKNOWN, Vocabulary
+from prunecli.engine.tasks.token_scores import IGNORED
 from prunecli.errors import DataError
 
 _TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1, max_size=60)

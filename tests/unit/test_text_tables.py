@@ -21,7 +21,8 @@ from prunecli.data.preparation import Augmentation, Preprocessing
 from prunecli.data.splits import DataSet, hold_out
 from prunecli.data.text_reading import TextReading
 from prunecli.data.text_tables import Columns
-from prunecli.data.token_batches import IGNORED, TextSplit
+from prunecli.data.token_batches import TextSplit
+from prunecli.engine.tasks.token_scores import IGNORED
 from prunecli.errors import DataError
 from tests.unit.test_tokenizer import TRAINED
 

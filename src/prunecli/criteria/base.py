@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunecli.engine.tasks.token_scores import IGNORED
 from prunecli.errors import MethodError
 from prunecli.inputs import (
     Inputs,
@@ -46,7 +47,6 @@ class OwnLoss(Protocol):
 Loss: TypeAlias = Callable[[Any, Tensor | None], Tensor] | OwnLoss
 """From a model's output and the labels (None: there are none) to the sum of the samples' losses, a scalar."""
 _IGNORED_LABEL = 255
-_IGNORED_TOKEN = -100
 _ROUNDING = 1e-3
 
 
@@ -73,7 +73,7 @@ def default_loss(output: Any, labels: Tensor | None) -> Tensor:
     if scores.dim() == 2:
         return F.cross_entropy(scores, labels, reduction="sum")
     if scores.shape[:-1] == labels.shape and scores.shape[2:] != labels.shape[1:]:
-        each = F.cross_entropy(scores.movedim(-1, 1), labels, ignore_index=_IGNORED_TOKEN, reduction="none")
+        each = F.cross_entropy(scores.movedim(-1, 1), labels, ignore_index=IGNORED, reduction="none")
         return each.flatten(1).mean(dim=1).sum()
     if scores.shape[2:] != labels.shape[1:]:
         scores = F.interpolate(scores, size=tuple(labels.shape[1:]), mode="bilinear", align_corners=False)
@@ -95,8 +95,8 @@ def token_loss(output: Any, labels: Tensor | None) -> Tensor:
     scores = logits(output)
     scores = scores if scores.dtype == torch.float64 else scores.float()
     labels = scores.detach().argmax(dim=-1) if labels is None else labels
-    each = F.cross_entropy(scores.movedim(-1, 1), labels, ignore_index=_IGNORED_TOKEN, reduction="none")
-    counted = (labels != _IGNORED_TOKEN).flatten(1).sum(dim=1)
+    each = F.cross_entropy(scores.movedim(-1, 1), labels, ignore_index=IGNORED, reduction="none")
+    counted = (labels != IGNORED).flatten(1).sum(dim=1)
     return (each.flatten(1).sum(dim=1) / counted.clamp(min=1)).sum()
 
 

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prunecli.data.passages import LONGEST, PassageSplit, filling, starts_of
+from prunecli.data.passages import LONGEST, TokenPassages, filling, starts_of
 from prunecli.data.splits import SPLIT_SEED, DataSet
 from prunecli.data.text_files import Part
 from prunecli.data.text_reading import TextReading, missing_part, resolved_tokenizer, unknown_notes
-from prunecli.data.token_batches import IGNORED
 from prunecli.data.tokenizer import Tokenizer
+from prunecli.engine.tasks.token_scores import IGNORED
 from prunecli.errors import DataError, first_line
 
 _SHARE = 0.15
@@ -26,12 +26,12 @@ _SHARE = 0.15
 
 
 @dataclass(frozen=True, eq=False)
-class MaskedSplit(PassageSplit):
+class MaskedSplit(TokenPassages):
     """Blocks of a text, special tokens included; their `labels` are all alike.
 
     Attributes:
         numbers: Which block of the whole text each is, shape (blocks,).
-        special: Tokens that are never masked.
+        special: Tokens that are never masked, such as the one for what the tokenizer does not know.
     """
 
     numbers: NDArray[np.int64]
@@ -42,26 +42,53 @@ class MaskedSplit(PassageSplit):
 
         In training masks are drawn at random, in evaluation every block always has the same.
         """
-        if training:
-            seed = int(torch.randint(2**62, ()))
-        else:
-            sequence = np.random.SeedSequence(SPLIT_SEED, spawn_key=(int(self.numbers[index]),))
-            seed = int(sequence.generate_state(1, np.uint64)[0]) % 2**62
         sample = self.sample(index)
-        tokens = sample["input_ids"][None]
-        never = torch.isin(tokens, torch.tensor(self.special))
-        collator = self._collator
-        collator.generator = torch.Generator().manual_seed(seed)
-        masked, labels = collator.torch_mask_tokens(tokens.clone(), special_tokens_mask=never)
-        return {**sample, "input_ids": masked[0]}, labels[0]
-
-    def stacked_labels(self, labels: Sequence[Tensor]) -> Tensor:
-        """Labels filled up with -100, shape (blocks, tokens)."""
-        return torch.nn.utils.rnn.pad_sequence(list(labels), batch_first=True, padding_value=IGNORED)
+        if training:
+            tokens, labels = self._drawn(sample["input_ids"], int(torch.randint(2**62, ())))
+        else:
+            tokens, labels = self._drawn(sample["input_ids"], self._seed(index))
+            if index == self._unlucky:
+                tokens, labels = self._one(sample["input_ids"], self._seed(index))
+        return {**sample, "input_ids": tokens}, labels
 
     def subset(self, indices: NDArray[np.int64]) -> Self:
         """The blocks at `indices`."""
         return replace(super().subset(indices), numbers=self.numbers[indices])
+
+    def _seed(self, index: int) -> int:
+        """Of the masks that the block at `index` always has in evaluation."""
+        sequence = np.random.SeedSequence(SPLIT_SEED, spawn_key=(int(self.numbers[index]),))
+        return int(sequence.generate_state(1, np.uint64)[0]) % 2**62
+
+    def _drawn(self, tokens: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """A block with masks, and its labels, shape (tokens,)."""
+        collator = self._collator
+        collator.generator = torch.Generator().manual_seed(seed)
+        never = ~self._maskable(tokens)
+        masked, labels = collator.torch_mask_tokens(tokens[None].clone(), special_tokens_mask=never[None])
+        return masked[0], labels[0]
+
+    def _one(self, tokens: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """A block with a single mask, and its labels, shape (tokens,)."""
+        places = self._maskable(tokens).nonzero().flatten()
+        place = places[torch.randint(len(places), (), generator=torch.Generator().manual_seed(seed))]
+        masked, labels = tokens.clone(), torch.full_like(tokens, IGNORED)
+        assert self.tokenizer.mask is not None, "checked before"
+        masked[place], labels[place] = self.tokenizer.mask, tokens[place]
+        return masked, labels
+
+    def _maskable(self, tokens: Tensor) -> Tensor:
+        return ~torch.isin(tokens, torch.tensor(self.special))
+
+    @cached_property
+    def _unlucky(self) -> int | None:
+        """The block in which one token is masked in evaluation where by chance none is in the whole split."""
+        for index in range(len(self.labels)):
+            _, labels = self._drawn(self.sample(index)["input_ids"], self._seed(index))
+            if (labels != IGNORED).any():
+                return None
+        maskable = (index for index in range(len(self.labels)) if self._maskable(self.sample(index)["input_ids"]).any())
+        return next(maskable, None)
 
     @cached_property
     def _collator(self) -> Any:
@@ -142,7 +169,13 @@ def _split(texts: Sequence[str], tokenizer: Tokenizer, length: int, reading: Tex
     if len(tokens) == 0:
         raise DataError(f"{origin}: the tokenizer finds no token in the text; give a text in its language")
     blocks = [np.concatenate([before, piece, behind]) for piece in np.split(tokens, range(own, len(tokens), own))]
-    special = {*before, *behind, end, tokenizer.padding, tokenizer.mask} - {None}
+    special = {*before, *behind, end, tokenizer.padding, tokenizer.mask, tokenizer.unknown} - {None}
+    numbers = tuple(sorted(number for number in special if number is not None))
+    if np.isin(tokens, numbers).all():
+        raise DataError(
+            f"{origin}: all of its tokens are special ones, or unknown to the tokenizer, and none of these is masked; "
+            "give a text in its language"
+        )
     return MaskedSplit(
         np.concatenate(blocks).astype(np.int64),
         None,
@@ -152,5 +185,5 @@ def _split(texts: Sequence[str], tokenizer: Tokenizer, length: int, reading: Tex
         length,
         tokenizer,
         np.arange(len(blocks)),
-        tuple(sorted(number for number in special if number is not None)),
+        numbers,
     )

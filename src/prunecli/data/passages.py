@@ -18,6 +18,7 @@ from prunecli.data.text_files import Part, files_of, part_ends
 from prunecli.data.text_reading import TextReading, missing_part, resolved_tokenizer
 from prunecli.data.text_tables import Table, is_table, read_table
 from prunecli.data.tokenizer import Tokenizer
+from prunecli.engine.tasks.token_scores import IGNORED
 from prunecli.errors import DataError
 
 LONGEST = 512
@@ -87,6 +88,15 @@ class PassageSplit:
         return digest(self.tokenizer.signature(), *(np.ascontiguousarray(array).data for array in arrays))
 
 
+@dataclass(frozen=True, eq=False)
+class TokenPassages(PassageSplit):
+    """Texts whose tokens have labels, of which -100 counts nowhere; their `labels` are all alike."""
+
+    def stacked_labels(self, labels: Sequence[Tensor]) -> Tensor:
+        """Labels filled up with -100, shape (texts, tokens)."""
+        return torch.nn.utils.rnn.pad_sequence(list(labels), batch_first=True, padding_value=IGNORED)
+
+
 def starts_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """Where texts of these lengths begin, and where the last one ends, shape (texts + 1,)."""
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -111,7 +121,7 @@ def load(path: str, found: Path, reading: TextReading) -> DataSet:
     tables = _tables(path, found, reading)
     training = tables.get("train")
     known = training or tables["test"]
-    names = named_classes(reading.class_names or known.class_names, known.labels or (), found)
+    names = named_classes(reading.class_names or known.class_names, known.labels or (), found, reading.outputs)
     labels = {
         part: class_numbers(table.labels or (), table.class_names, names, found) for part, table in tables.items()
     }

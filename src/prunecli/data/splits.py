@@ -316,7 +316,8 @@ def hold_out(data: DataSet, fraction: float) -> DataSet:
     held = by_class[np.linspace(0, len(labels) - 1, count).round().astype(np.int64)]
     kept = np.setdiff1d(np.arange(len(labels)), held)
     if len(kept) == 0:
-        raise DataError(f"{data.name}: its {len(labels)} training images are too few to hold {fraction:g} of them out")
+        noun = "texts" if data.samples == "tokens" else data.samples
+        raise DataError(f"{data.name}: its {len(labels)} training {noun} are too few to hold {fraction:g} of them out")
     return replace(data, train=data.train.subset(kept), validation=data.train.subset(np.sort(held)))
 
 

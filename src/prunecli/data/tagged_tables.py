@@ -25,6 +25,7 @@ SUFFIXES = (".jsonl", ".parquet", CONLL)
 _WORDS = ("tokens", "words")
 _TAGS = ("ner_tags", "tags", "labels")
 _DOCUMENT = "-DOCSTART-"
+_COMMENT = "# "
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ def _columns(file: Path, columns: Columns) -> tuple[str, str]:
 
 def _rows(file: Path, word_column: str, tag_column: str) -> Iterator[_Row]:
     for place, row in table_rows(file, [word_column, tag_column]):
-        words = _listed(row.get(word_column), word_column, file, place, "words", "--text-column")
-        tags = _listed(row.get(tag_column), tag_column, file, place, "tags", "--label-column")
+        words = _entries(row.get(word_column), word_column, file, place, "words", "--text-column")
+        tags = _entries(row.get(tag_column), tag_column, file, place, "tags", "--label-column")
         if words and not tags:
             raise DataError(f"{file}, {place}: has words and no tags in {tag_column!r}; give every word a tag")
         if len(words) != len(tags):
@@ -118,7 +119,7 @@ def _rows(file: Path, word_column: str, tag_column: str) -> Iterator[_Row]:
         yield words, [checked_label(tag, tag_column, file, place) for tag in tags]
 
 
-def _listed(value: Any, name: str, file: Path, place: str, content: str, option: str) -> list[Any]:
+def _entries(value: Any, name: str, file: Path, place: str, content: str, option: str) -> list[Any]:
     if value is None:
         return []
     if isinstance(value, list):
@@ -130,7 +131,10 @@ def _listed(value: Any, name: str, file: Path, place: str, content: str, option:
 
 
 def _conll_rows(file: Path, columns: Columns) -> Iterator[_Row]:
-    """The sentences of a CoNLL file: a word, perhaps other columns, and a tag on each line, and blank lines between."""
+    """The sentences of a CoNLL file: a word, perhaps other columns, and a tag on each line, and blank lines between.
+
+    Comments stand before a sentence; within one, "#" is a word.
+    """
     if columns.texts or columns.label is not None:
         raise DataError(
             f"{file}: columns of a CoNLL file have no names, the word is the first and the tag the last: leave "
@@ -142,11 +146,11 @@ def _conll_rows(file: Path, columns: Columns) -> Iterator[_Row]:
         for number, line in enumerate(stream, start=1):
             # Words may contain spaces where tabs separate the columns.
             cells = [cell.strip() for cell in line.rstrip("\r\n").split("\t")] if "\t" in line else line.split()
-            if not any(cells):
+            if not any(cells) or cells[0] == _DOCUMENT:
                 if words:
                     yield words, tags
                 words, tags = [], []
-            elif cells[0] != _DOCUMENT:
+            elif words or not line.startswith(_COMMENT):
                 if len(cells) < 2 or not cells[0] or not cells[-1]:
                     raise DataError(
                         f"{file}, line {number}: {line.strip()!r:.60} is no word with a tag; write the word first and "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -12,21 +12,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prunecli.data.passages import LONGEST, PassageSplit, drawn_parts, filling, starts_of
+from prunecli.data.passages import LONGEST, TokenPassages, drawn_parts, filling, starts_of
 from prunecli.data.splits import DataSet, digest
 from prunecli.data.tagged_tables import CONLL, TaggedTable, is_tagged, read_tagged
 from prunecli.data.text_classes import class_numbers, class_shares, named_classes
 from prunecli.data.text_files import Part, files_of
 from prunecli.data.text_reading import TextReading, missing_part, resolved_tokenizer
-from prunecli.data.token_batches import IGNORED
 from prunecli.data.tokenizer import Tokenizer
+from prunecli.engine.tasks.token_scores import IGNORED
 from prunecli.errors import DataError
 
 _GIVE = "give tables with lists of words and tags (.jsonl, .parquet), or CoNLL files (.conll)"
 
 
 @dataclass(frozen=True, eq=False)
-class TaggedSplit(PassageSplit):
+class TaggedSplit(TokenPassages):
     """Texts with a class for every word; their `labels` are all alike.
 
     Attributes:
@@ -39,10 +39,6 @@ class TaggedSplit(PassageSplit):
         """The text at `index` and its tags, shape (tokens,)."""
         tags = self.tags[int(self.starts[index]) : int(self.starts[index + 1])]
         return self.sample(index), torch.from_numpy(tags.copy())
-
-    def stacked_labels(self, labels: Sequence[Tensor]) -> Tensor:
-        """Tags filled up with -100, shape (texts, tokens)."""
-        return torch.nn.utils.rnn.pad_sequence(list(labels), batch_first=True, padding_value=IGNORED)
 
     def subset(self, indices: NDArray[np.int64]) -> Self:
         """The texts at `indices`."""
@@ -70,8 +66,11 @@ def load(path: str, found: Path, reading: TextReading) -> DataSet:
             "--tokenizer, a file, a folder, or bpe:2000 to train one"
         )
     tables = _tables(path, found, reading)
-    names = _names(tables, reading, found)
-    classes = {part: _numbers(table, names, found) for part, table in tables.items()}
+    known = reading.class_names or tables.get("train", tables["test"]).class_names
+    tables = _in_words(tables, known, found)
+    # A rare one may be in any of the parts.
+    names = named_classes(known, [tag for table in tables.values() for tag in table.tags], found, reading.outputs)
+    classes = {part: class_numbers(table.tags, (), names, found) for part, table in tables.items()}
     training = tables.get("train")
     tokenizer = resolved_tokenizer(reading, [] if training is None else [" ".join(words) for words in training.words])
     splits, notes = {}, []
@@ -123,27 +122,42 @@ def _divided(table: TaggedTable, file: Path) -> dict[Part, TaggedTable]:
     return {**parts, "train": replace(parts["train"], blank=table.blank)}
 
 
-def _names(tables: Mapping[Part, TaggedTable], reading: TextReading, found: Path) -> tuple[str, ...]:
-    """Names of the classes; a rare one may be in any of the parts."""
-    recorded = tables.get("train", tables["test"]).class_names
-    labels = [tag for table in tables.values() for tag in table.tags]
-    if any(isinstance(tag, str) for tag in labels):
-        labels = list(map(str, labels))
-    return named_classes(reading.class_names or recorded, labels, found)
+def _in_words(tables: Mapping[Part, TaggedTable], known: tuple[str, ...], found: Path) -> dict[Part, TaggedTable]:
+    """Tables whose numbers are replaced by the names that their files have for them, unless only numbers are known.
 
-
-def _numbers(table: TaggedTable, names: tuple[str, ...], found: Path) -> NDArray[np.int64]:
-    """Class indices of a table's tags, shape (words,).
+    Args:
+        tables: Those of each part.
+        known: Names of the classes; empty: not known yet.
+        found: Where they come from, for messages.
 
     Raises:
-        DataError: A tag is none of the classes.
+        DataError: A number has no name, or stands for itself in one table where others have names.
     """
-    labels: Sequence[int | str] = table.tags
-    if table.class_names and not all(name.isdecimal() for name in names):
-        # Equal numbers of other tags are other classes.
-        recorded = dict(enumerate(table.class_names))
-        labels = [recorded.get(tag, str(tag)) if isinstance(tag, int) else tag for tag in labels]
-    return class_numbers(labels, (), names, found)
+    if known and all(name.isdecimal() for name in known):
+        return dict(tables)
+    named = {part: _named(table, found) for part, table in tables.items()}
+    if known or len({_numbered(table) for table in named.values()}) == 1:
+        return named
+    if all(map(_numbered, tables.values())):
+        return dict(tables)
+    raise DataError(f"{found}: the tags of some of its tables are numbers and those of others are names; use one kind")
+
+
+def _numbered(table: TaggedTable) -> bool:
+    return isinstance(table.tags[0], int)
+
+
+def _named(table: TaggedTable, found: Path) -> TaggedTable:
+    """A table with the names of its numbers, where it has some: equal numbers of other tags are other classes."""
+    if not table.class_names or not _numbered(table):
+        return table
+    highest = max(map(int, table.tags))
+    if highest >= len(table.class_names):
+        raise DataError(
+            f"{found}: label {highest} is none of the {len(table.class_names)} classes that its file lists; make the "
+            "file again"
+        )
+    return replace(table, tags=[table.class_names[int(tag)] for tag in table.tags])
 
 
 def _split(

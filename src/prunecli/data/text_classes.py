@@ -16,19 +16,30 @@ _LONGEST_NAME = 200
 _NAMED = 8
 
 
-def named_classes(known: tuple[str, ...], labels: Sequence[int | str], found: Path) -> tuple[str, ...]:
+def named_classes(
+    known: tuple[str, ...], labels: Sequence[int | str], found: Path, outputs: int | None = None
+) -> tuple[str, ...]:
     """Names of the classes in the order of their numbers.
 
     Args:
         known: Those that the network has learned, or the file lists; empty: they are made from the labels.
         labels: Numbers, or names, of which none is left out.
         found: Where they come from, for messages.
+        outputs: How many classes a network has learned without names; None: there is no such network.
 
     Raises:
-        DataError: There are too few or too many.
+        DataError: There are too few or too many, or nothing says which name is which output.
     """
     names = known
-    if not names and all(isinstance(label, int) for label in labels):
+    numbered = all(isinstance(label, int) for label in labels)
+    if not names and outputs is not None:
+        if not numbered:
+            raise DataError(
+                f"{found}: its labels are names, and the network has none for the {outputs:,} classes that it has "
+                "learned: give labels as numbers, or the names in the network's configuration (id2label)"
+            )
+        names = tuple(map(str, range(outputs)))
+    elif not names and numbered:
         highest = max(int(label) for label in labels)
         names = tuple(map(str, range(min(highest, _MOST_CLASSES) + 1)))
     elif not names:

@@ -33,6 +33,7 @@ class TextReading:
         padding: The token that the network takes for padding; None: the tokenizer's.
         tagged: Whether every word has a class.
         masked: Whether tokens are to be found that are masked.
+        outputs: How many classes the network has learned without names; None: it has names, or has learned none.
     """
 
     level: Level | None = None
@@ -46,6 +47,7 @@ class TextReading:
     padding: int | None = None
     tagged: bool = False
     masked: bool = False
+    outputs: int | None = None
 
     @property
     def encodes(self) -> bool:

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from prunecli.data.splits import digest
 from prunecli.data.vocabulary import Encoding
+from prunecli.engine.tasks.token_scores import IGNORED
 
-IGNORED = -100
-"""Target of positions that count nowhere; the default of torch's cross-entropy."""
 _EVALUATION_STREAMS = 16
 _SHORTEST_STREAM = 64
 

@@ -51,6 +51,7 @@ class LoadedModel:
         sha256: Hash of that file.
         notes: Messages for the user about how it was loaded.
         new: Whether its weights are random, as it was built with.
+        new_classes: Whether those of its classifier are, so that it has learned no classes yet.
     """
 
     model: nn.Module
@@ -60,6 +61,7 @@ class LoadedModel:
     sha256: str | None = None
     notes: list[str] = field(default_factory=list)
     new: bool = False
+    new_classes: bool = False
 
     @property
     def size_bytes(self) -> int | None:
@@ -122,6 +124,7 @@ def _opened(source: str, opened: Opened) -> LoadedModel:
         sha256=sha256,
         notes=list(opened.notes),
         new=opened.new,
+        new_classes=opened.new_classes,
     )
     return _with_inputs_of(loaded, opened)
 

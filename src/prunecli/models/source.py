@@ -124,6 +124,7 @@ class Opened:
         tokenizer: Its tokenizer; None: it has none, or takes no texts.
         notes: What the user should know.
         new: Whether its weights are random.
+        new_classes: Whether those of its classifier are, so that it has learned no classes yet.
     """
 
     name: str
@@ -135,6 +136,7 @@ class Opened:
     tokenizer: UsedTokenizer | None = None
     notes: tuple[str, ...] = ()
     new: bool = False
+    new_classes: bool = False
 
 
 @runtime_checkable

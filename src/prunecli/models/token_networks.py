@@ -96,6 +96,12 @@ def learned_classes(network: nn.Module) -> tuple[str, ...]:
     return () if all(_UNNAMED.fullmatch(name) for name in ordered) else ordered
 
 
+def class_count(network: nn.Module) -> int | None:
+    """How many classes its configuration says that it tells apart; None: it does not say, or there are no two."""
+    count = getattr(getattr(network, "config", None), "num_labels", None)
+    return count if isinstance(count, int) and count > 1 else None
+
+
 def looks_ahead(network: nn.Module, tokens: Tensor) -> bool:
     """Whether scores change that lie before a token which changes: then they know the token that they are scores of.
 

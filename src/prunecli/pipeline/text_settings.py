@@ -17,6 +17,7 @@ from prunecli.models.loading import LoadedModel
 from prunecli.models.token_networks import (
     Purpose,
     accepts,
+    class_count,
     learned_classes,
     longest_sequence,
     padding_token,
@@ -67,6 +68,8 @@ def text_reading(
         raise RecipeError(f"--level {section.level}: texts are read by a tokenizer; leave --level or --tokenizer out")
     if vocabulary is None and tokenizer is None and not loaded.new and not remembers(loaded.model):
         raise DataError(f"{loaded.name}: comes without a tokenizer; name its file or folder with --tokenizer")
+    names = classes_of(manifest) or learned_classes(loaded.model)
+    unnamed = purpose in ("classes", "tags") and not (names or loaded.new or loaded.new_classes)
     return TextReading(
         section.level if vocabulary is None else vocabulary.level,
         length,
@@ -74,11 +77,12 @@ def text_reading(
         tokenizer,
         longest,
         columns,
-        classes_of(manifest) or learned_classes(loaded.model),
+        names,
         accepts(loaded.model, _SEGMENTS),
         padding_token(loaded.model),
         tagged,
         masked,
+        class_count(loaded.model) if unnamed else None,
     )
 
 

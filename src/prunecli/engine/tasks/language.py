@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from prunecli.engine.tasks.base import Meter, Task, softened_divergence
-from prunecli.engine.tasks.token_scores import DIMENSIONS, IGNORED, counted_loss
+from prunecli.engine.tasks.token_scores import DIMENSIONS, LossSum, counted_loss
 from prunecli.errors import DataError
 
 
@@ -164,14 +163,10 @@ class TokenLanguage(WordLanguage):
 class _TokenMeter:
     def __init__(self, figures: type[WordFigures]) -> None:
         self._figures = figures
-        self._losses: list[Tensor] = []  # added up on the CPU in float64, which not every accelerator has
-        self._tokens = 0
+        self._loss = LossSum()
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
-        flat = labels.flatten()
-        self._losses.append(F.cross_entropy(scores.flatten(0, 1), flat, ignore_index=IGNORED, reduction="sum"))
-        self._tokens += int((flat != IGNORED).sum())
+        self._loss.update(scores.flatten(0, 1), labels.flatten())
 
     def compute(self) -> WordFigures:
-        total = torch.stack(self._losses).cpu().double().sum() if self._losses else torch.zeros(())
-        return self._figures(float(total / max(self._tokens, 1)), self._tokens)
+        return self._figures(self._loss.mean(), self._loss.tokens)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from prunecli.engine.tasks.base import Meter, softened_divergence
+from prunecli.engine.tasks.base import Meter
+from prunecli.engine.tasks.counted_tokens import CountedTokens
 from prunecli.engine.tasks.language import TokenLanguage, WordFigures
-from prunecli.engine.tasks.token_scores import IGNORED, counted
+from prunecli.engine.tasks.token_scores import IGNORED, LossSum, counted
+from prunecli.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,11 @@ class MaskedFigures(WordFigures):
         }
 
 
-class MaskedLanguage(TokenLanguage):
+class MaskedLanguage(CountedTokens, TokenLanguage):
     """Scores of shape (N, T, vocabulary); labels of shape (N, T): masked tokens, and -100, which counts nowhere."""
 
     name = "masked-language"
     figures = MaskedFigures
-
-    def taught(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """Those of masked tokens, shape (tokens, vocabulary)."""
-        return counted(scores, labels)
-
-    def teacher_loss(self, scores: Tensor, teacher_scores: Tensor, temperature: float) -> Tensor:
-        """Averaged over tokens, shape (tokens, vocabulary)."""
-        return softened_divergence(scores, teacher_scores, temperature) / max(len(scores), 1)
 
     def meter(self, device: torch.device) -> Meter:
         """Adds up losses and hits."""
@@ -65,16 +58,15 @@ class MaskedLanguage(TokenLanguage):
 
 class _MaskMeter:
     def __init__(self) -> None:
-        self._losses: list[Tensor] = []  # added up on the CPU in float64, which not every accelerator has
-        self._tokens = self._found = 0
+        self._loss, self._found = LossSum(), 0
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         own, tokens = counted(scores, labels), labels[labels != IGNORED]
-        self._losses.append(F.cross_entropy(own, tokens, reduction="sum"))
+        self._loss.update(own, tokens)
         self._found += int((own.argmax(dim=1) == tokens).sum())
-        self._tokens += len(tokens)
 
     def compute(self) -> MaskedFigures:
-        total = torch.stack(self._losses).cpu().double().sum() if self._losses else torch.zeros(())
-        count = max(self._tokens, 1)
-        return MaskedFigures(float(total / count), self._tokens, 100 * self._found / count)
+        tokens = self._loss.tokens
+        if not tokens:
+            raise DataError("no token is masked in what was evaluated, so there is none to find: give a longer text")
+        return MaskedFigures(self._loss.mean(), tokens, 100 * self._found / tokens)

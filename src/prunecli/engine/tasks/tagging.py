@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from prunecli.engine.tasks.base import Described, Task, softened_divergence
-from prunecli.engine.tasks.token_scores import DIMENSIONS, IGNORED, counted, counted_loss
+from prunecli.engine.tasks.base import Described
+from prunecli.engine.tasks.counted_tokens import CountedTokens
+from prunecli.engine.tasks.token_scores import DIMENSIONS, IGNORED, LossSum
 from prunecli.errors import DataError, RecipeError
 
 
@@ -48,29 +48,16 @@ class TaggingAccuracy:
         return {"token_accuracy": self.token_accuracy, "macro_f1": self.macro_f1, "loss": self.loss}
 
 
-class Tagging(Task):
-    """Scores of shape (N, T, classes); labels of shape (N, T), in which -100 counts nowhere."""
+class Tagging(CountedTokens):
+    """Scores of shape (N, T, classes); labels of shape (N, T), in which -100 is no class."""
 
     name = "token-classification"
     figures = TaggingAccuracy
-    class_dimension = -1
     refused_evaluations: ClassVar[dict[str, tuple[str, str]]] = {}
 
     def __init__(self, data: Described) -> None:
         super().__init__(data)
         self._num_classes = len(self.class_names)
-
-    def loss(self, scores: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-        """Cross-entropy per token that has a class; 0 for a batch in which none has."""
-        return counted_loss(scores, labels, label_smoothing)
-
-    def taught(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """Those of tokens that have a class, shape (tokens, classes)."""
-        return counted(scores, labels)
-
-    def teacher_loss(self, scores: Tensor, teacher_scores: Tensor, temperature: float) -> Tensor:
-        """Averaged over tokens, shape (tokens, classes)."""
-        return softened_divergence(scores, teacher_scores, temperature) / max(len(scores), 1)
 
     def meter(self, device: torch.device) -> _TagMeter:
         """Counts hits of every class.
@@ -103,22 +90,20 @@ class _TagMeter:
         options: dict[str, Any] = {"ignore_index": IGNORED, "validate_args": False}
         self._accuracy: Any = MulticlassAccuracy(num_classes, average="micro", **options).to(device)
         self._f1: Any = MulticlassF1Score(num_classes, average="macro", **options).to(device)
-        self._losses: list[Tensor] = []  # added up on the CPU in float64, which not every accelerator has
-        self._tokens = 0
+        self._loss = LossSum()
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         own, flat = scores.flatten(0, 1), labels.flatten()
         predicted = own.argmax(dim=1)
         self._accuracy.update(predicted, flat)
         self._f1.update(predicted, flat)
-        self._losses.append(F.cross_entropy(own, flat, ignore_index=IGNORED, reduction="sum"))
-        self._tokens += int((flat != IGNORED).sum())
+        self._loss.update(own, flat)
 
     def compute(self) -> TaggingAccuracy:
-        total = torch.stack(self._losses).cpu().double().sum() if self._losses else torch.zeros(())
+        tokens = self._loss.tokens
         return TaggingAccuracy(
-            100 * float(self._accuracy.compute()) if self._tokens else 0.0,
-            100 * float(self._f1.compute()) if self._tokens else 0.0,
-            float(total / max(self._tokens, 1)),
-            self._tokens,
+            100 * float(self._accuracy.compute()) if tokens else 0.0,
+            100 * float(self._f1.compute()) if tokens else 0.0,
+            self._loss.mean(),
+            tokens,
         )

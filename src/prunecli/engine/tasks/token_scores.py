@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100
-"""Label of tokens that count nowhere."""
+"""Label of tokens that count nowhere; the default of torch's cross-entropy."""
 DIMENSIONS = 3
 """Of scores: samples, tokens and classes."""
 
@@ -33,3 +36,24 @@ def counted_loss(scores: Tensor, labels: Tensor, label_smoothing: float) -> Tens
         scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="sum"
     )
     return total / (labels != IGNORED).sum().clamp(min=1)
+
+
+class LossSum:
+    """Adds up the cross-entropy of tokens that count.
+
+    Attributes:
+        tokens: How many did.
+    """
+
+    def __init__(self) -> None:
+        self._losses: list[Tensor] = []  # added up on the CPU in float64, which not every accelerator has
+        self.tokens = 0
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """Takes scores (tokens, classes) and labels (tokens,)."""
+        self._losses.append(F.cross_entropy(scores, labels, ignore_index=IGNORED, reduction="sum"))
+        self.tokens += int((labels != IGNORED).sum())
+
+    def mean(self) -> float:
+        """In nats; NaN where no token counted."""
+        return float(torch.stack(self._losses).cpu().double().sum() / self.tokens) if self.tokens else math.nan

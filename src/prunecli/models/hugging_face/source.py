@@ -97,16 +97,17 @@ def open(name: str, request: OpenRequest) -> Opened:
     kind = class_named(class_in(raw, head, str(folder)))
     count = request.num_classes if request.num_classes is not None else settings.pop("num_labels", None)
     config = checked(raw, str(folder)) | checked(settings, "--model-kwargs")
-    changed = False
     own = configured(kind, config, str(folder))
-    if count is None and _has_new_classifier(kind, raw):
+    added = _has_new_classifier(kind, raw)
+    if count is None and added:
         count = request.data_classes()
-    if count is not None and count != getattr(own, "num_labels", None):
-        own.num_labels, changed = count, True
+    changed = count is not None and count != getattr(own, "num_labels", None)
+    if changed:
+        own.num_labels = count
     model, notes = _loaded(kind, own, weights_in(folder), folder, raw, _Changes(changed, tuple(settings)))
     check_finite(dict(model.named_parameters()), folder, request.allow_nonfinite)
     tokenizer, note = tokenizer_of(folder) if taken_by(kind) == "tokens" else (None, "")
-    return _opened(model, folder, tokenizer, (*notes, *([note] if note else [])))
+    return _opened(model, folder, tokenizer, (*notes, *([note] if note else [])), new_classes=added or changed)
 
 
 class _Changes(NamedTuple):
@@ -132,7 +133,9 @@ def _new(name: str, settings: dict[str, Any], request: OpenRequest) -> Opened:
         settings = {**said, "bos_token_id": tokens.end, **settings}
     if count is not None and purpose_named(name) not in ("next token", "masked token"):
         settings.setdefault("num_labels", count)
-    return _opened(_built(kind, configured(kind, checked(settings, where), where), where), None, None, ())
+    return _opened(
+        _built(kind, configured(kind, checked(settings, where), where), where), None, None, (), new_classes=True
+    )
 
 
 def _renamed(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,7 +267,9 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
-def _opened(model: nn.Module, folder: Path | None, tokenizer: UsedTokenizer | None, notes: tuple[str, ...]) -> Opened:
+def _opened(
+    model: nn.Module, folder: Path | None, tokenizer: UsedTokenizer | None, notes: tuple[str, ...], *, new_classes: bool
+) -> Opened:
     kind = type(model)
     size, normalisation = None, None
     if taken_by(kind) != "tokens":
@@ -272,5 +277,5 @@ def _opened(model: nn.Module, folder: Path | None, tokenizer: UsedTokenizer | No
         size, normalisation, notes = images.size, images.normalisation, (*notes, *images.notes)
     return Opened(
         kind.__name__, recorded(model), model, folder, size=size, normalisation=normalisation, tokenizer=tokenizer,
-        notes=notes, new=folder is None,
+        notes=notes, new=folder is None, new_classes=new_classes,
     )  # fmt: skip
