@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from prunecli.data.box_layouts import part_named
 from prunecli.data.boxes import BoxPreparation, BoxSplit, FileBoxSplit
 from prunecli.data.catalog import load_data
 from prunecli.data.images import BadImages
@@ -376,3 +377,8 @@ def test_every_digit_fills_its_box(data_root: Path) -> None:
             apart = (others[:, 0] > right) | (others[:, 2] < left) | (others[:, 1] > bottom) | (others[:, 3] < top)
             assert apart.all()
     assert counts == {1, 2, 3, 4}
+
+
+def test_a_name_of_two_splits_is_that_of_the_first() -> None:
+    assert part_named(["instances_test-dev2017"]) == "test"
+    assert part_named(["instances_val2017"]) == "val" and part_named(["boxes"]) is None

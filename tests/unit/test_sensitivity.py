@@ -162,6 +162,7 @@ def test_the_verb_writes_a_recipe_that_prunes(prune: Prune, checkpoint: Path, tm
         (["--val-fraction", "0"], "has no validation images to judge on"),
         (["--method", "tailor"], "unknown method 'tailor': did you mean 'taylor'"),
         (["--keep", "*"], "no layer can shrink"),
+        (["--compensate", "auto"], "repairs all candidates alike: give --compensate ls, reconstruct, bias or none"),
     ],
 )
 def test_what_cannot_be_is_one_line(prune: Prune, checkpoint: Path, words: list[str], message: str) -> None:

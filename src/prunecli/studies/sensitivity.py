@@ -82,9 +82,13 @@ def _with_repairs(stage: PruneStage) -> PruneStage:
     """The stage with explicit repairs: regression, and unchanged statistics of normalisations.
 
     Recalibrating statistics costs some accuracy by itself, more than a lightly pruned layer does, and would hide that.
+
+    Raises:
+        RecipeError: Repairs are to be compared.
     """
-    compensation = "ls" if stage.compensate in (None, "auto") else stage.compensate
-    return dataclasses.replace(stage, compensate=compensation, recalibrate=bool(stage.recalibrate))
+    if stage.compensate == "auto":
+        raise RecipeError("sensitivity repairs all candidates alike: give --compensate ls, reconstruct, bias or none")
+    return dataclasses.replace(stage, compensate=stage.compensate or "ls", recalibrate=bool(stage.recalibrate))
 
 
 def sensitivity_stage(
