@@ -427,3 +427,13 @@ def test_a_convolution_of_spikes_takes_all_steps_at_once() -> None:
     torch.testing.assert_close(
         (rows[0] @ weights_of(layer)[0].float() + layer.bias).detach(), expected, rtol=1e-4, atol=1e-5
     )
+
+
+def test_values_that_are_not_finite_change_nothing() -> None:
+    torch.manual_seed(0)
+    model, batches = _trained_like(Residual()), _batches(3, 12, 12)
+    batches[3][0] = torch.nan
+    cut, groups, keep = _cut(model, batches[0])
+    before = copy.deepcopy(cut.state_dict())
+    assert reconstruct(model, cut, groups, keep, batches, 0).solved == ()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in cut.state_dict().items())

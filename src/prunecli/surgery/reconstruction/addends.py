@@ -27,12 +27,14 @@ class Addend:
 
     Attributes:
         operator: Number of the operator that computes it.
-        layer: Number of operators that have run when the layer begins.
+        begin: Number of operators that have run when the layer begins.
+        end: The same, when it is done.
         scale: By what the layer's output was multiplied on the way, one number for each of its channels; None: by one.
     """
 
     operator: int
-    layer: int
+    begin: int
+    end: int
     scale: Tensor | None
 
 
@@ -42,12 +44,15 @@ class _Branch:
 
     layer: str
     began: int
+    ended: int
     scale: Tensor | None
     raw: bool = True
     """Whether it is the output itself."""
 
     def times(self, scale: Tensor) -> _Branch:
-        return _Branch(self.layer, self.began, scale if self.scale is None else self.scale * scale, raw=False)
+        return _Branch(
+            self.layer, self.began, self.ended, scale if self.scale is None else self.scale * scale, raw=False
+        )
 
 
 @dataclass
@@ -79,7 +84,7 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._seen.order.append(name)
 
     def end(self, name: str, output: Tensor, starts: dict[str, int]) -> None:
-        self._remember(output, self._branches, _Branch(name, starts[name], None))
+        self._remember(output, self._branches, _Branch(name, starts[name], self.count, None))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         number, self.count = self.count, self.count + 1
@@ -117,7 +122,7 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for own, other in ((0, 1), (1, 0)):
                 found, number = branches[own], made[other]
                 if found is not None and number is not None and number < found.began:
-                    self._seen.addends.setdefault(found.layer, Addend(number, found.began, found.scale))
+                    self._seen.addends.setdefault(found.layer, Addend(number, found.began, found.ended, found.scale))
             return None
         if branch is None:
             return None

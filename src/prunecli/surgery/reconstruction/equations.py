@@ -69,6 +69,10 @@ class Sums:
             self.cross + other.cross,
         )
 
+    def is_finite(self) -> bool:
+        """Whether there are rows, and no infinite or undefined values among them."""
+        return self.count > 0 and bool(self.gram.isfinite().all() & self.cross.isfinite().all())
+
     def moments(self, centred: bool) -> _Moments:
         """Means over rows, or covariances."""
         gram, cross, squares = self.gram / self.count, self.cross / self.count, self.squares / self.count
@@ -119,7 +123,7 @@ def solve(halves: tuple[Sums, Sums], former: Tensor, *, shifted: bool) -> Tensor
         Weights of that shape; None if those it has are as good on data that they were not fitted to, or if a half has
         no rows or values that are not finite.
     """
-    if not all(half.count > 0 and bool(half.gram.isfinite().all() & half.cross.isfinite().all()) for half in halves):
+    if not all(half.is_finite() for half in halves):
         return None
     first, second = (half.moments(shifted) for half in halves)
     best, least = None, (first.error(former) + second.error(former)) / 2

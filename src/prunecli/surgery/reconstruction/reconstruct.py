@@ -125,12 +125,12 @@ def reconstruct(
 
 
 def _own_weights(pruned: nn.Module) -> list[str]:
-    """Layers that can be solved and whose weight no other layer shares."""
+    """Layers that can be solved and whose parameters no other layer shares."""
     uses = Counter(id(p) for _, p in pruned.named_parameters(remove_duplicate=False))
     return [
         name
         for name, module in pruned.named_modules()
-        if is_solvable(module) and uses[id(module._parameters["weight"])] == 1
+        if is_solvable(module) and all(uses[id(p)] == 1 for p in module._parameters.values() if p is not None)
     ]
 
 
@@ -216,8 +216,10 @@ class _Target:
                 dim, positions.to(output.device), output.index_select(dim, positions.to(output.device)) * ratio
             )
         output = self._kept(output, dim)
-        if self.lost is None or self.left is None or pruned.operators != self.left.layer:
+        if self.lost is None or self.left is None:
             return output
+        if dense.operators != self.lost.end or pruned.operators != self.left.begin:
+            return output  # not the operators that were counted before: which one is the shortcut is not known
         was, now = first.noted.kept.pop(self.lost.operator, None), second.noted.kept.pop(self.left.operator, None)
         if was is None or now is None:
             return output
@@ -285,16 +287,18 @@ class _Passes:
 
 def _solve(module: nn.Module, halves: tuple[Sums, Sums], mean: Tensor | None) -> bool:
     """Solves one layer; whether its weights changed."""
+    both = halves[0] + halves[1]
+    if not both.is_finite():
+        return False
     bias = module._parameters.get("bias")
     shifted = bias is not None or mean is not None
     weights = solve(halves, weights_of(module), shifted=shifted)
     if weights is not None:
         set_weights(module, weights)
     if shifted:
-        shift = (halves[0] + halves[1]).shift(weights_of(module)).flatten()
-        with torch.no_grad():
-            if bias is not None:
-                bias.copy_(shift)
-            elif mean is not None:
-                mean.sub_(shift.to(mean))
+        shift = both.shift(weights_of(module)).flatten()
+        if bias is not None:
+            bias.copy_(shift)
+        elif mean is not None:
+            mean.sub_(shift.to(mean))
     return weights is not None
