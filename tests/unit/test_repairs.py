@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -159,3 +160,35 @@ def test_the_python_interface_compares_repairs_too() -> None:
     said = list(result.report.to_dict()["repairs"])
     assert [trial["chosen"] for trial in said].count(True) == 1
     assert result.manifest.history[-1].figures["repairs"] == said
+
+
+class Lists(nn.Module):
+    """Returns as many rows as are greater than a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Network()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        scores = self.body(x)
+        return [scores[scores[:, 0] > scores[:, 1]]]
+
+
+def test_outputs_of_any_size_are_not_compared() -> None:
+    model = Lists().eval()
+    model.body = _network()
+    removal, cut = _removal(model.body)
+    wrapped, expected = Lists().eval(), copy.deepcopy(cut)
+    wrapped.body = cut  # type: ignore[assignment]
+    groups = [dataclasses.replace(g, members=tuple(_below("body", m) for m in g.members)) for g in removal.groups]
+    repair = Repair(_batches(6), "auto", None)
+    repair(model, wrapped, groups, removal.keep)
+    plain = Repair(_batches(6), "ls", True)
+    plain(model.body, expected, removal.groups, removal.keep)
+    state = cut.state_dict()
+    assert repair.trials == () and repair.recalibrated == 2
+    assert all(torch.equal(tensor, state[name]) for name, tensor in expected.state_dict().items())
+
+
+def _below(name: str, member: Any) -> Any:
+    return dataclasses.replace(member, module=f"{name}.{member.module}")

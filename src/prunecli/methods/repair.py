@@ -10,7 +10,7 @@ from torch import nn
 
 from prunecli.copying import copied
 from prunecli.inputs import Inputs, sample_count, split_batch
-from prunecli.methods.repair_trials import Removal, RepairTrial, best_repair
+from prunecli.methods.repair_trials import NotComparable, Removal, RepairTrial, best_repair
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.removal.compensate import Compensation
 from prunecli.surgery.removal.recalibrate import recalibrate_batchnorm
@@ -39,7 +39,7 @@ class Repair:
     Args:
         calibration: Batches that can be iterated more than once, inputs or (inputs, labels); None: no repair.
         compensation: How removed channels are folded into those that stay; "auto": whichever is nearest to the dense
-            network on held-out batches.
+            network on held-out batches, or "ls" where outputs have no fixed size.
         recalibrate: Whether batch normalisation statistics are measured again; None: likewise.
         example_inputs: Inputs the network accepts, which tell a batch of several inputs from one with labels.
         seed: Of what is drawn at random.
@@ -81,7 +81,12 @@ class Repair:
             return
         some, all_of_them = _first_samples(self._calibration)
         tried = after if all_of_them else copied(after)
-        found = best_repair(removal, tried, some, self._compensation, self._recalibrate)
+        try:
+            found = best_repair(removal, tried, some, self._compensation, self._recalibrate)
+        except NotComparable:
+            plain: Compensation = "ls" if self._compensation == "auto" else self._compensation
+            self._apply(removal, after, plain, self._recalibrate is not False, clock)
+            return
         self.trials, self.compensated, self.recalibrated = found.trials, found.compensated, found.recalibrated
         clock.lap("try repairs")
         if not all_of_them:

@@ -107,6 +107,9 @@ def best_repair(
         batches: Calibration samples, of which the last quarter is held out.
         compensation: The only one to try, or "auto".
         recalibrate: Whether statistics are measured again; None: both are tried.
+
+    Raises:
+        NotComparable: The network's outputs are of other sizes than those of the dense one; it has not changed.
     """
     fitted, held_out = _divided(batches)
     judge = _Judge(removal.dense, held_out)
@@ -130,6 +133,10 @@ def best_repair(
     return Repaired(tuple(trials), *results[best][1:])
 
 
+class NotComparable(Exception):
+    """The outputs of two networks are of different sizes, such as lists of boxes."""
+
+
 class _Judge:
     """Compares networks with the dense one on held-out batches.
 
@@ -146,10 +153,17 @@ class _Judge:
         self._are_scores = shapes == {2} and len(widths) == 1 and min(widths) > 1
 
     def __call__(self, network: nn.Module) -> tuple[float, float | None]:
-        """Difference and agreement; see `RepairTrial`."""
+        """Difference and agreement; see `RepairTrial`.
+
+        Raises:
+            NotComparable: Outputs of the network have other shapes than those of the dense one.
+        """
         lost = total = same = 0.0
         for batch, expected in zip(self._batches, self._expected, strict=True):
-            for theirs, ours in zip(expected, _outputs(network, batch), strict=True):
+            given = _outputs(network, batch)
+            if [tensor.shape for tensor in given] != [tensor.shape for tensor in expected]:
+                raise NotComparable
+            for theirs, ours in zip(expected, given, strict=True):
                 if self._are_scores:
                     log, other = theirs.log_softmax(-1), ours.log_softmax(-1)
                     lost += float((log.exp() * (log - other)).sum())

@@ -13,6 +13,7 @@ from prunecli.checkpoint.durable import crash_point
 from prunecli.criteria.base import default_loss
 from prunecli.data.loader import Batches
 from prunecli.data.splits import DataSet, Split
+from prunecli.engine.detectors.index import detector_of
 from prunecli.engine.resources import resource_errors
 from prunecli.errors import MethodError, RecipeError
 from prunecli.measure.latency import PairedTiming, time_paired
@@ -104,7 +105,7 @@ def _pruned(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
     refuse_unprunable(space)
     method, data = get_method(stage.method), space.data() if space.data_name() is not None else None
     params: StructuralParams = method.params(**stage.params)
-    compared = params.schedule == "once" and not stage.epochs
+    compared = params.schedule == "once" and not stage.epochs and detector_of(loaded.model) is None
     recalibrate, compensation = repairs(space, stage, compared=compared)
     on_data = [f"--{kind}" for kind in space.activity.targets_on_data if stage.params.get(kind) is not None]
     on_data += ["--retention epsilon"] if stage.params.get("retention") == "epsilon" else []
