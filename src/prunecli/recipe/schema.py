@@ -208,8 +208,8 @@ class PruneStage:
     compensate: Annotated[
         Literal["none", "bias", "ls", "reconstruct", "auto"] | None,
         Doc(
-            "Make up for removed channels: bias by the mean, ls by regression, reconstruct layer by layer; auto (usually "
-            "the default, see docs/repair.md): whichever is best on held-out training images."
+            "Make up for removed channels: bias by the mean, ls by regression, reconstruct layer by layer; auto "
+            "(usually the default, see docs/repair.md): whichever is best on held-out training images."
         ),
     ] = None
     calibration_images: Annotated[
