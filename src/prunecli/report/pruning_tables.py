@@ -170,7 +170,7 @@ def repair_tables(trials: Sequence[_Trial]) -> list[Table]:
         )
         for trial in sorted(trials, key=lambda trial: (not trial.chosen, trial.difference))
     ]
-    return [Table(("repair", "difference to the dense network", "same class", ""), rows)]
+    return [Table(("repair", "difference to dense", "same class", ""), rows)]
 
 
 def scoring_tables(found: Mapping[str, Any]) -> list[Table]:
