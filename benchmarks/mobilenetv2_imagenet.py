@@ -53,6 +53,8 @@ OURS: dict[str, tuple[Compensation, bool]] = {
     "prune, bias": ("bias", False),
     "prune, regression": ("ls", False),
     "prune, regression and recalibration": ("ls", True),
+    "prune, reconstruction": ("reconstruct", False),
+    "prune, reconstruction and recalibration": ("reconstruct", True),
 }
 TORCH_PRUNING = "torch-pruning"
 FINETUNED = ("prune, recalibration alone", "prune, regression and recalibration", TORCH_PRUNING)

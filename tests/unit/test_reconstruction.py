@@ -221,7 +221,7 @@ def test_shortcuts_are_known_where_they_are_computed_before_the_layer() -> None:
     convolutions = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)}
     seen = layers_of(model, convolutions, torch.randn(2, 3, 12, 12))
     assert set(seen.addends) == {"short", "second.1"} and set(seen.statistics) == {"first.0", "first.1"}
-    assert seen.statistics["first.0"].data_ptr() == model.norms[0].running_mean.data_ptr()  # type: ignore[index,union-attr]
+    assert seen.statistics["first.0"][0].data_ptr() == model.norms[0].running_mean.data_ptr()  # type: ignore[index,union-attr]
 
 
 def test_a_shortcut_behind_a_normalisation_is_made_up_for_exactly() -> None:
@@ -325,6 +325,24 @@ def test_a_constant_is_made_up_for_by_the_statistics_of_a_normalisation() -> Non
     assert _error(model, pruned, batches) > 0.01
     reconstruct(model, pruned, groups, keep, batches, 0)
     assert _error(model, pruned, batches) < 1e-6
+
+
+def test_statistics_are_those_of_what_a_layer_gives_now() -> None:
+    torch.manual_seed(0)
+    model, batches = _trained_like(Residual()), _batches(3, 12, 12)
+    cut, groups, keep = _cut(model, batches[0])
+    reconstruct(model, cut, groups, keep, batches, 0, statistics=True)
+    seen: list[Tensor] = []
+    assert isinstance(cut, Residual)
+    hook = cut.first[1].register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.no_grad():
+        for batch in batches:
+            cut(batch)
+    hook.remove()
+    outputs, norm = torch.cat(seen).movedim(1, -1).flatten(0, -2), cut.norms[1]
+    assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
+    torch.testing.assert_close(norm.running_mean, outputs.mean(0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(norm.running_var, outputs.var(0, correction=0), rtol=1e-2, atol=1e-3)
 
 
 class Tied(nn.Module):

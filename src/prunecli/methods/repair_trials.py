@@ -73,7 +73,8 @@ class Removal:
         )
         if kind != "reconstruct":
             return adjusted
-        return max(adjusted, len(reconstruct(self.dense, network, self.groups, self.keep, batches, self.seed).solved))
+        done = reconstruct(self.dense, network, self.groups, self.keep, batches, self.seed, statistics=recalibrated)
+        return max(adjusted, len(done.solved))
 
 
 @dataclass(frozen=True)
@@ -118,11 +119,8 @@ def best_repair(
     trials: list[RepairTrial] = []
     results: list[tuple[nn.Module, int, int]] = []
     for kind, anew in product(kinds, again if _has_statistics(after) else (False,)):
-        if kind == "reconstruct" and anew and trials and trials[-1].compensation == kind:
-            network, compensated = copied(results[-1][0]), results[-1][1]  # the same weights
-        else:
-            network = copied(after)
-            compensated = removal.compensate(network, fitted, kind, anew)
+        network = copied(after)
+        compensated = removal.compensate(network, fitted, kind, anew)
         measured = recalibrate_batchnorm(network, fitted) if anew else 0
         trials.append(RepairTrial(kind, anew, *judge(network)))
         results.append((network, compensated, measured))

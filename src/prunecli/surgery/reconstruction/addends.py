@@ -62,12 +62,12 @@ class Layers:
     Attributes:
         order: Names of layers, as often as they run.
         addends: By layer.
-        statistics: The normalisation's running mean for layers whose output a normalisation reads and nothing else.
+        statistics: Running mean and variance of the normalisation, for layers whose output one reads and nothing else.
     """
 
     order: list[str] = field(default_factory=list)
     addends: dict[str, Addend] = field(default_factory=dict)
-    statistics: dict[str, Tensor] = field(default_factory=dict)
+    statistics: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -131,7 +131,7 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if "batch_norm" in operator and args[3] is not None and not any(flag is True for flag in args[5:]):
             weight, mean, variance, eps = args[1], args[3], args[4], float(args[-1])
             if branch.raw:
-                self._seen.statistics[branch.layer] = mean
+                self._seen.statistics[branch.layer] = mean, variance
             scale = torch.rsqrt(variance + eps) * (weight if weight is not None else 1.0)
             return branch.times(scale)
         if operator == "mul" and len(given) == 2 and given[1].numel() == given[0].shape[-1] == given[1].shape[-1]:

@@ -83,6 +83,11 @@ class Sums:
             gram - x.unsqueeze(2) * x.unsqueeze(1), cross - x.unsqueeze(2) * y.unsqueeze(1), squares - y.square()
         )
 
+    def statistics(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of what a layer with `weights` (G, columns, outputs) gives, without bias; each flat."""
+        mean = (self.inputs.unsqueeze(1) @ weights).squeeze(1) / self.count
+        return mean.flatten(), (weights * (self.moments(True).gram @ weights)).sum(1).flatten()
+
     def shift(self, weights: Tensor) -> Tensor:
         """What a layer with `weights` (G, columns, outputs) lacks on average, shape (G, outputs)."""
         return (self.targets - (self.inputs.unsqueeze(1) @ weights).squeeze(1)) / self.count

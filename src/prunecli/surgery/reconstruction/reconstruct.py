@@ -73,6 +73,8 @@ def reconstruct(
     keep: Keep,
     batches: Iterable[Inputs],
     seed: int,
+    *,
+    statistics: bool = False,
 ) -> Reconstructed:
     """Solves the layers of a pruned network, in place.
 
@@ -83,6 +85,8 @@ def reconstruct(
         keep: Kept units by group name.
         batches: Batches of inputs without labels.
         seed: Of the rows that are drawn where there are more than needed.
+        statistics: Whether normalisations behind layers get the mean and variance of what these give now. What is
+            predicted varies less than what it stands for, layer after layer; else only means are kept as they were.
 
     Raises:
         MethodError: The network does not run on a batch.
@@ -119,7 +123,7 @@ def reconstruct(
             halves = passes.sums(name, generator)
             if halves is None:
                 break
-            if _solve(ours[name], halves, after.statistics.get(name)):
+            if _solve(ours[name], halves, after.statistics.get(name), measured=statistics):
                 solved.append(name)
     return Reconstructed(tuple(solved), tuple(n for n in todo if n not in solved), wide, sum(map(sample_count, used)))
 
@@ -285,13 +289,15 @@ class _Passes:
                 one.close()
 
 
-def _solve(module: nn.Module, halves: tuple[Sums, Sums], mean: Tensor | None) -> bool:
+def _solve(
+    module: nn.Module, halves: tuple[Sums, Sums], statistics: tuple[Tensor, Tensor] | None, *, measured: bool
+) -> bool:
     """Solves one layer; whether its weights changed."""
     both = halves[0] + halves[1]
     if not both.is_finite():
         return False
     bias = module._parameters.get("bias")
-    shifted = bias is not None or mean is not None
+    shifted = bias is not None or statistics is not None
     weights = solve(halves, weights_of(module), shifted=shifted)
     if weights is not None:
         set_weights(module, weights)
@@ -299,6 +305,10 @@ def _solve(module: nn.Module, halves: tuple[Sums, Sums], mean: Tensor | None) ->
         shift = both.shift(weights_of(module)).flatten()
         if bias is not None:
             bias.copy_(shift)
-        elif mean is not None:
-            mean.sub_(shift.to(mean))
+        elif statistics is not None and not measured:
+            statistics[0].sub_(shift.to(statistics[0]))
+    if statistics is not None and measured:
+        mean, variance = both.statistics(weights_of(module))
+        statistics[0].copy_(mean + (bias.to(mean) if bias is not None else 0))
+        statistics[1].copy_(variance)
     return weights is not None
