@@ -1,4 +1,4 @@
-"""Masked tokens: which there are, when they are drawn anew, and what a network that finds them is judged by."""
+"""Masked tokens: which there are, when they are drawn again, and what a network that finds them is judged by."""
 
 from __future__ import annotations
 

@@ -115,20 +115,21 @@ def best_repair(
     fitted, held_out = _divided(batches)
     judge = _Judge(removal.dense, held_out)
     kinds = [kind for kind in get_args(Compensation) if kind != "auto"] if compensation == "auto" else [compensation]
-    again = (False, True) if recalibrate is None else (recalibrate,)
+    choices = (False, True) if recalibrate is None else (recalibrate,)
     trials: list[RepairTrial] = []
-    results: list[tuple[nn.Module, int, int]] = []
-    for kind, anew in product(kinds, again if _has_statistics(after) else (False,)):
+    best: tuple[int, nn.Module, int, int] | None = None  # the others' networks are not kept
+    for kind, recalibrated in product(kinds, choices if _has_statistics(after) else (False,)):
         network = copied(after)
-        compensated = removal.compensate(network, fitted, kind, anew)
-        measured = recalibrate_batchnorm(network, fitted) if anew else 0
-        trials.append(RepairTrial(kind, anew, *judge(network)))
-        results.append((network, compensated, measured))
-    differences = [trial.difference for trial in trials]
-    best = differences.index(min(differences))
-    _put_into(after, results[best][0])
-    trials[best] = replace(trials[best], chosen=True)
-    return Repaired(tuple(trials), *results[best][1:])
+        compensated = removal.compensate(network, fitted, kind, recalibrated)
+        measured = recalibrate_batchnorm(network, fitted) if recalibrated else 0
+        trials.append(RepairTrial(kind, recalibrated, *judge(network)))
+        if best is None or trials[-1].difference < trials[best[0]].difference:
+            best = len(trials) - 1, network, compensated, measured
+    assert best is not None, "at least one repair is tried"
+    number, network, *counts = best
+    _put_into(after, network)
+    trials[number] = replace(trials[number], chosen=True)
+    return Repaired(tuple(trials), *counts)
 
 
 class NotComparable(Exception):
