@@ -22,7 +22,7 @@ from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.reconstruction import reconstruct as module
 from prunecli.surgery.reconstruction.addends import layers_of
 from prunecli.surgery.reconstruction.equations import Sums, solve
-from prunecli.surgery.reconstruction.lockstep import Pass, watching
+from prunecli.surgery.reconstruction.lockstep import Pass
 from prunecli.surgery.reconstruction.reconstruct import Reconstructed, reconstruct
 from prunecli.surgery.reconstruction.rows import by_group, groups_of, pair, set_weights, weights_of
 from prunecli.surgery.removal.compensate import compensate
@@ -386,21 +386,53 @@ def test_a_pass_stops_at_every_layer_and_its_errors_arrive() -> None:
             return x
 
     model, before = Breaks().train(), threading.active_count()
-    layers = {"first": model.first, "second": model.second}
-    with watching(model, layers, before=True):
-        assert not model.training
-        good, bad, left = (
-            Pass(model, x) for x in (torch.zeros(2, 4), torch.full((2, 4), torch.nan), torch.zeros(2, 4))
-        )
-        for one in (good, bad):
-            assert [getattr(one.advance(), "layer", None) for _ in range(2)] == ["first", "second"]
-        assert good.advance() is None
-        with pytest.raises(MethodError, match="not a number"):
-            bad.advance()
-        left.advance()
-        for one in (good, bad, left):
-            one.close()
+    inputs = (torch.zeros(2, 4), torch.full((2, 4), torch.nan), torch.zeros(2, 4))
+    good, bad, left = (Pass(model, x, ("first", "second"), before=True) for x in inputs)
+    for one in (good, bad):
+        assert [getattr(one.advance(), "layer", None) for _ in range(2)] == ["first", "second"]
+    assert good.advance() is None
+    with pytest.raises(MethodError, match="not a number"):
+        bad.advance()
+    left.advance()
+    for one in (good, bad, left):
+        one.close()
     assert model.training and threading.active_count() == before
+
+
+class Remembers(nn.Module):
+    """Adds what it was given before within a pass, as neurons add up potentials."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(4, 4) for _ in range(3))
+        self.potential: Any = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.potential = 0.0
+        for layer in (self.first, self.second, self.third):
+            self.potential = self.potential + layer(x)
+            x = self.potential
+        return x
+
+
+def test_what_modules_remember_is_each_passes_own() -> None:
+    torch.manual_seed(0)
+    model = Remembers().eval()
+    inputs = [torch.randn(3, 4), torch.randn(5, 4)]
+    expected = []
+    for x in inputs:
+        hook = model.third.register_forward_pre_hook(lambda module, args: expected.append(args[0]))
+        model(x)
+        hook.remove()
+    passes = [Pass(model, x, ("first", "second", "third"), before=True) for x in inputs]
+    arrivals = [[one.advance() for one in passes] for _ in range(3)][2]
+    ends = [one.advance() for one in passes]
+    assert ends == [None, None]
+    for arrival, values in zip(arrivals, expected, strict=True):
+        assert arrival is not None and torch.equal(arrival.values, values)
+    assert all(one._network.third.weight is model.third.weight for one in passes)  # type: ignore[union-attr]
+    for one in passes:
+        one.close()
 
 
 def test_one_batch_is_halved_and_one_sample_is_too_few() -> None:

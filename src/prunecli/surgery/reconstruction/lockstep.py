@@ -8,9 +8,10 @@ stored, and a layer that is changed while all passes wait is changed for all of 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from prunecli.copying import copied
 from prunecli.inputs import Inputs, run_batch
 from prunecli.surgery.taps import layer_input
 
@@ -67,17 +69,36 @@ class Noted(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class Pass:
     """One network on one batch, stopping at layers.
 
+    It runs on a copy that shares parameters and statistics, so that what modules remember within a pass, such as
+    membrane potentials, is each pass's own.
+
     Args:
-        network: In evaluation mode; its watched layers have the hooks of `watching`.
+        network: The network.
         batch: Inputs.
+        layers: Names of the layers to stop at.
+        before: Whether it stops before them, to see what they read, or behind, to see what they give.
         wanted: Operators whose results are kept.
     """
 
-    _running: Pass | None = None
-
-    def __init__(self, network: nn.Module, batch: Inputs, wanted: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        batch: Inputs,
+        layers: Iterable[str],
+        *,
+        before: bool,
+        wanted: frozenset[int] = frozenset(),
+    ) -> None:
         self.noted = Noted(wanted)
-        self._network, self._batch = network, batch
+        stored = network.state_dict(keep_vars=True).values()
+        shared: dict[int, Any] = {id(tensor): tensor for tensor in stored if isinstance(tensor, Tensor)}
+        self._network, self._batch = copied(network, shared).eval(), batch
+        for name in layers:
+            layer = self._network.get_submodule(name)
+            if before:
+                layer.register_forward_pre_hook(partial(self._entered, name), with_kwargs=True)
+            else:
+                layer.register_forward_hook(partial(self._left, name))
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
         self._arrival: Arrival | None = None
         self._error: BaseException | None = None
@@ -92,10 +113,8 @@ class Pass:
             MethodError: The network does not run on the batch.
         """
         self._arrival = None
-        Pass._running = self
         self._go.release()
         self._stopped.acquire()
-        Pass._running = None
         if self._error is not None:
             raise self._error
         return self._arrival
@@ -105,6 +124,14 @@ class Pass:
         self._abandoned = True
         self._go.release()
         self._thread.join()
+
+    def _entered(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        values = layer_input(args, kwargs)
+        if values is not None:
+            self._arrive(name, values)
+
+    def _left(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._arrive(name, output)
 
     def _arrive(self, layer: str, values: Tensor) -> None:
         self._arrival = Arrival(layer, values, self.noted.count)
@@ -129,40 +156,13 @@ class Pass:
 
 
 @contextmanager
-def watching(network: nn.Module, layers: Mapping[str, nn.Module], *, before: bool) -> Iterator[None]:
-    """Lets passes of a network stop before, or behind, layers.
-
-    Args:
-        network: The network, in evaluation mode inside the block.
-        layers: Its layers by name.
-        before: Whether passes stop before them.
-    """
-
-    def entering(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            values = layer_input(args, kwargs)
-            if Pass._running is not None and values is not None:
-                Pass._running._arrive(name, values)
-
-        return hook
-
-    def leaving(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if Pass._running is not None:
-                Pass._running._arrive(name, output)
-
-        return hook
-
-    training = {module: module.training for module in network.modules()}
-    network.eval()
-    with ExitStack() as undo:
-        for name, layer in layers.items():
-            if before:
-                undo.callback(layer.register_forward_pre_hook(entering(name), with_kwargs=True).remove)
-            else:
-                undo.callback(layer.register_forward_hook(leaving(name)).remove)
-        try:
-            yield
-        finally:
-            for module, mode in training.items():
-                module.training = mode
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Networks in evaluation mode."""
+    training = {module: module.training for network in networks for module in network.modules()}
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 
@@ -22,7 +21,7 @@ from prunecli.measure.environment import memory_bytes
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.reconstruction.addends import Addend, Layers, layers_of
 from prunecli.surgery.reconstruction.equations import Sums, solve
-from prunecli.surgery.reconstruction.lockstep import Arrival, Pass, watching
+from prunecli.surgery.reconstruction.lockstep import Arrival, Pass, evaluating
 from prunecli.surgery.reconstruction.rows import (
     by_group,
     channel_dim,
@@ -100,7 +99,7 @@ def reconstruct(
         given = [take_samples(given[0], 0, count // 2), take_samples(given[0], count // 2, count)]
     names = _own_weights(pruned)
     theirs, ours = ({name: network.get_submodule(name) for name in names} for network in (dense, pruned))
-    with watching(dense, {}, before=False), watching(pruned, {}, before=True):
+    with evaluating(dense, pruned):
         few = take_samples(given[0], 0, 2)
         before, after = layers_of(dense, theirs, few), layers_of(pruned, ours, few)
         used = [*given, *_affordable(pruned, ours, few, coming, count)]
@@ -115,16 +114,15 @@ def reconstruct(
     passes = _Passes(dense, pruned, targets, used)
     generator = torch.Generator().manual_seed(seed)
     solved: list[str] = []
-    with ExitStack() as undo:
-        undo.enter_context(watching(dense, {name: theirs[name] for name in todo}, before=False))
-        undo.enter_context(watching(pruned, {name: ours[name] for name in todo}, before=True))
-        undo.callback(passes.close)
+    try:
         for name in todo:
             halves = passes.sums(name, generator)
             if halves is None:
                 break
             if _solve(ours[name], halves, after.statistics.get(name), measured=statistics):
                 solved.append(name)
+    finally:
+        passes.close()
     return Reconstructed(tuple(solved), tuple(n for n in todo if n not in solved), wide, sum(map(sample_count, used)))
 
 
@@ -264,7 +262,13 @@ class _Passes:
         self._targets, self._batches = targets, batches
         lost = frozenset(t.lost.operator for t in targets.values() if t.lost is not None)
         left = frozenset(t.left.operator for t in targets.values() if t.left is not None)
-        self._passes = [(Pass(dense, batch, lost), Pass(pruned, batch, left)) for batch in batches]
+        self._passes = [
+            (
+                Pass(dense, batch, targets, before=False, wanted=lost),
+                Pass(pruned, batch, targets, before=True, wanted=left),
+            )
+            for batch in batches
+        ]
         self._layers = {name: pruned.get_submodule(name) for name in targets}
 
     def sums(self, name: str, generator: torch.Generator) -> tuple[Sums, Sums] | None:
