@@ -81,9 +81,8 @@ def table(path: Path) -> None:
         print("| repair | straight after | with new statistics | seconds |\n|---|---:|---:|---:|")
         for kind in dict.fromkeys(row["compensation"] for row in rows):
             own = [row for row in rows if row["compensation"] == kind]
-            cells = [_spread([row["top1"] for row in own if row["recalibrate"] is again]) for again in (False, True)]
-            if kind == "auto":
-                cells = [_spread([row["top1"] for row in own]), ""]
+            shares = [[row["top1"] for row in own if row["recalibrate"] is again] for again in (False, True, None)]
+            cells = [_spread(values) if values else "" for values in (shares[0] or shares[2], shares[1])]
             print(f"| {kind} | {cells[0]} | {cells[1]} | {statistics.median(row['seconds'] for row in own):.0f} |")
         print("chosen:", [row["chosen"] for row in rows if row["chosen"]])
 
