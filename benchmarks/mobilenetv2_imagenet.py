@@ -47,7 +47,7 @@ from prunecli.surgery.removal.compensate import Compensation
 CPU = torch.device("cpu")
 HALF = (0.5, 0.5, 0.5)
 PREPROCESSING = Preprocessing((3, 224, 224), HALF, HALF, "bilinear", 0.875)
-OURS: dict[str, tuple[Compensation, bool]] = {
+OURS: dict[str, tuple[Compensation, bool | None]] = {
     "prune, no repair": ("none", False),
     "prune, recalibration alone": ("none", True),
     "prune, bias": ("bias", False),
@@ -55,6 +55,7 @@ OURS: dict[str, tuple[Compensation, bool]] = {
     "prune, regression and recalibration": ("ls", True),
     "prune, reconstruction": ("reconstruct", False),
     "prune, reconstruction and recalibration": ("reconstruct", True),
+    "prune, whichever is best": ("auto", None),
 }
 TORCH_PRUNING = "torch-pruning"
 FINETUNED = ("prune, recalibration alone", "prune, regression and recalibration", TORCH_PRUNING)
