@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prunecli.data.passages import LONGEST, TokenPassages, filling, starts_of
 from prunecli.data.splits import SPLIT_SEED, DataSet
-from prunecli.data.text_files import Part
+from prunecli.data.text_files import Part, text_data
 from prunecli.data.text_reading import TextReading, missing_part, resolved_tokenizer, unknown_notes
 from prunecli.data.tokenizer import Tokenizer
 from prunecli.engine.tasks.token_scores import IGNORED
@@ -137,19 +137,11 @@ def load(path: str, found: Path, texts: Mapping[Part, Sequence[str]], reading: T
         )
     length = reading.length or min(LONGEST, reading.longest or LONGEST)
     splits = {part: _split(own, tokenizer, length, reading, f"text:{path}, {part}") for part, own in texts.items()}
-    return DataSet(
-        name=f"text:{path}",
+    return text_data(
+        path,
+        splits,
         class_names=tokenizer.tokens,
-        channels=0,
-        image_size=None,
-        mean=(),
-        std=(),
-        flip=False,
-        train=splits.get("train"),
-        validation=splits.get("valid"),
-        test=splits["test"],
         task="masked-language",
-        samples="tokens",
         missing=missing_part(found, splits, ("train", "valid")),
         notes=tuple(note for part, split in splits.items() for note in unknown_notes(part, split.tokens, tokenizer)),
         tokenizer=tokenizer,

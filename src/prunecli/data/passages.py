@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunecli.data.splits import SPLIT_SEED, DataSet, digest
 from prunecli.data.text_classes import class_numbers, class_shares, named_classes
-from prunecli.data.text_files import Part, files_of, part_ends
+from prunecli.data.text_files import Part, files_of, part_ends, text_data
 from prunecli.data.text_reading import TextReading, missing_part, resolved_tokenizer
 from prunecli.data.text_tables import Table, is_table, read_table
 from prunecli.data.tokenizer import Tokenizer
@@ -132,18 +132,10 @@ def load(path: str, found: Path, reading: TextReading) -> DataSet:
     longest = max(int(np.diff(split.starts).max()) for split in splits.values())
     length = reading.length or min(longest, next(iter(splits.values())).length)
     splits = {part: replace(split, length=length) for part, split in splits.items()}
-    return DataSet(
-        name=f"text:{path}",
+    return text_data(
+        path,
+        splits,
         class_names=names,
-        channels=0,
-        image_size=None,
-        mean=(),
-        std=(),
-        flip=False,
-        train=splits.get("train"),
-        validation=splits.get("valid"),
-        test=splits["test"],
-        samples="tokens",
         missing=missing_part(found, splits, ("train",)),
         notes=_notes(tables, cut, length),
         labels=class_shares(names, labels.get("train", labels["test"])),

@@ -16,7 +16,7 @@ from prunecli.data.passages import LONGEST, TokenPassages, drawn_parts, filling,
 from prunecli.data.splits import DataSet, digest
 from prunecli.data.tagged_tables import CONLL, TaggedTable, is_tagged, read_tagged
 from prunecli.data.text_classes import class_numbers, class_shares, named_classes
-from prunecli.data.text_files import Part, files_of
+from prunecli.data.text_files import Part, files_of, text_data
 from prunecli.data.text_reading import TextReading, missing_part, resolved_tokenizer
 from prunecli.data.tokenizer import Tokenizer
 from prunecli.engine.tasks.token_scores import IGNORED
@@ -80,19 +80,11 @@ def load(path: str, found: Path, reading: TextReading) -> DataSet:
     longest = max(int(np.diff(split.starts).max()) for split in splits.values())
     length = reading.length or min(longest, next(iter(splits.values())).length)
     splits = {part: replace(split, length=length) for part, split in splits.items()}
-    return DataSet(
-        name=f"text:{path}",
+    return text_data(
+        path,
+        splits,
         class_names=names,
-        channels=0,
-        image_size=None,
-        mean=(),
-        std=(),
-        flip=False,
-        train=splits.get("train"),
-        validation=splits.get("valid"),
-        test=splits["test"],
         task="token-classification",
-        samples="tokens",
         missing=missing_part(found, splits, ("train",)),
         notes=tuple(notes),
         labels=class_shares(names, classes.get("train", classes["test"])),

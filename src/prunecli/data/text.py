@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prunecli.data import masked_tokens, passages, tagged_words
 from prunecli.data.splits import DataSet
-from prunecli.data.text_files import PARTS, Part, files_of, find_texts, part_ends, read_text
+from prunecli.data.text_files import PARTS, Part, files_of, find_texts, part_ends, read_text, text_data
 from prunecli.data.text_reading import TextReading, missing_part, resolved_tokenizer, unknown_notes
 from prunecli.data.text_tables import Columns, is_table, read_table
 from prunecli.data.token_batches import TextSplit
@@ -97,19 +97,11 @@ def _language(
     vocabulary: Vocabulary | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> DataSet:
-    return DataSet(
-        name=f"text:{path}",
+    return text_data(
+        path,
+        splits,
         class_names=names,
-        channels=0,
-        image_size=None,
-        mean=(),
-        std=(),
-        flip=False,
-        train=splits.get("train"),
-        validation=splits.get("valid"),
-        test=splits["test"],
-        task=task,  # type: ignore[arg-type]
-        samples="tokens",
+        task=task,
         missing=missing_part(found, splits, ("train", "valid")),
         notes=tuple(
             note

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from prunecli.data.splits import SPLIT_NAMES, too_large
+from prunecli.data.splits import SPLIT_NAMES, DataSet, too_large
 from prunecli.data.text_tables import SUFFIXES as TABLES
 from prunecli.errors import DataError
 from prunecli.measure.environment import memory_bytes
@@ -107,3 +108,26 @@ def part_ends(count: int) -> tuple[int, int]:
     """Where the training and the validation part of a single file end: after 90 and 95 % of its characters or rows."""
     first = round(count * _TRAIN_SHARE)
     return first, first + round(count * _VALID_SHARE)
+
+
+def text_data(path: str, splits: Mapping[Part, Any], **more: Any) -> DataSet:
+    """A data set of texts.
+
+    Args:
+        path: What follows "text:".
+        splits: Its parts.
+        **more: The fields of a `DataSet` that depend on the kind of texts.
+    """
+    return DataSet(
+        name=f"text:{path}",
+        channels=0,
+        image_size=None,
+        mean=(),
+        std=(),
+        flip=False,
+        train=splits.get("train"),
+        validation=splits.get("valid"),
+        test=splits["test"],
+        samples="tokens",
+        **more,
+    )
