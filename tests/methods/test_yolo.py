@@ -186,7 +186,7 @@ def test_checkpoints_keep_half_precision(tmp_path: Path, prune: Prune) -> None:
         assert done.code == 0, done.err
     assert done.json["path"] == str(back)
     yolo = package.module("models").YOLO(str(back))
-    pickled = torch.load(back, weights_only=False)["model"]
+    pickled = torch.load(back, weights_only=False)["model"]  # a whole network, written by this test
     assert {p.dtype for p in pickled.parameters()} == {torch.float16} and yolo.task == "classify"
     again, x = prunecli.load(out).float(), torch.rand(1, 3, 32, 32)
     assert all(torch.equal(*pair) for pair in zip(outputs(again, x), outputs(yolo.model, x), strict=True))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from prunecli.copying import copied
 from prunecli.inputs import Inputs, output_tensors, run_batch, sample_count, take_samples
 from prunecli.surgery.groups import ChannelGroup, Keep
+from prunecli.surgery.reconstruction.lockstep import evaluating
 from prunecli.surgery.reconstruction.reconstruct import reconstruct
 from prunecli.surgery.removal.compensate import Compensation, Folding, compensate
 from prunecli.surgery.removal.recalibrate import recalibrate_batchnorm
@@ -178,16 +179,9 @@ class _Judge:
 
 def _outputs(network: nn.Module, batch: Inputs) -> list[Tensor]:
     """What a network gives in evaluation mode, in float64."""
-    training = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        with torch.no_grad():
-            return [
-                tensor.double() for tensor in output_tensors(run_batch(network, batch)) if tensor.is_floating_point()
-            ]
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with torch.no_grad(), evaluating(network):
+        given = output_tensors(run_batch(network, batch))
+    return [tensor.double() for tensor in given if tensor.is_floating_point()]
 
 
 def _has_statistics(network: nn.Module) -> bool:
