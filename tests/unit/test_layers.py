@@ -30,7 +30,7 @@ LAYERS = [
     {"checkpoint"},
     {"measure"},
     {"report"},
-    {"inputs", "copying", "registry", "own_code", "widened"},
+    {"inputs", "copying", "modes", "registry", "own_code", "widened"},
     {"errors"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 import prunecli
 from prunecli.methods.repair import Repair
-from prunecli.methods.repair_trials import Removal, _divided, _Judge, best_repair
+from prunecli.methods.repair_trials import Compensator, Removal, _divided, _Judge, best_repair
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.trace import trace
 
@@ -76,7 +76,8 @@ def test_the_repair_with_the_least_difference_is_kept() -> None:
     # The network has the weights of that repair, made without the samples that were held out.
     fitted, held_out = _divided(batches)
     expected = copy.deepcopy(cut)
-    removal.compensate(expected, fitted, found.best.compensation, found.best.recalibrated)
+    compensator = Compensator(removal, fitted, [found.best.compensation])
+    compensator(expected, found.best.compensation, recalibrated=found.best.recalibrated)
     if not found.best.recalibrated:
         assert all(torch.equal(*pair) for pair in zip(expected.parameters(), after.parameters(), strict=True))
     assert _Judge(model, held_out)(after) == (found.best.difference, found.best.agreement)

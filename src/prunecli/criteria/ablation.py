@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from prunecli import modes
 from prunecli.copying import sharing_parameters
 from prunecli.criteria.base import Calibration, total_loss
 from prunecli.inputs import logits, run_batch, sample_count
@@ -118,11 +119,5 @@ def _outputs(model: nn.Module, calibration: Calibration) -> list[Tensor]:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """A context in which a network is in evaluation mode and computes no gradients."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad(), without_fastpath():
-            yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with torch.no_grad(), modes.evaluating(model), without_fastpath():
+        yield

@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from prunecli.criteria.base import Paired, member_tensor, role_of, sum_by_unit
 from prunecli.inputs import run_batch
+from prunecli.modes import evaluating
 from prunecli.surgery.groups import ChannelGroup, Member
 from prunecli.surgery.taps import attended_positions, channels_last, counted_rows, is_layer, shows, tapped
 from prunecli.surgery.tracing.running import without_fastpath
@@ -88,13 +89,7 @@ def watch_readers(
         see(name, counted_rows(channels, attended))
         return values
 
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad(), without_fastpath(), tapped(model, modules, tap):
-            for inputs, _ in calibration.pairs():
-                attended = attended_positions(inputs)
-                run_batch(model, inputs)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with torch.no_grad(), evaluating(model), without_fastpath(), tapped(model, modules, tap):
+        for inputs, _ in calibration.pairs():
+            attended = attended_positions(inputs)
+            run_batch(model, inputs)

@@ -22,6 +22,7 @@ from prunecli.criteria.readers import exact
 from prunecli.errors import MethodError
 from prunecli.inputs import run_batch
 from prunecli.measure.neurons import package_of, spiking_neurons, unwatched_neurons
+from prunecli.modes import evaluating
 from prunecli.surgery.groups import ChannelGroup
 
 _WITHOUT_SPIKES: dict[str, Criterion] = {"l1": l1, "bn-scale": bn_scale, "random": random}
@@ -122,19 +123,16 @@ def _watching(
     potentials: bool,
 ) -> Iterator[None]:
     """Evaluation mode, with a hook on every neuron; `potentials` makes them keep v of each step for one pass."""
-    training = {module: module.training for module in model.modules()}
     with ExitStack() as undo:
+        undo.enter_context(evaluating(model))
         if potentials:
             _keep_potentials(neurons, undo)
         hooks = [module.register_forward_hook(watcher(name)) for name, module in neurons.items()]
-        model.eval()
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
-            for module, mode in training.items():
-                module.training = mode
 
 
 def _keep_potentials(neurons: Mapping[str, nn.Module], undo: ExitStack) -> None:

@@ -18,6 +18,7 @@ from prunecli.inputs import Inputs, run_batch, sample_count, split_batch, take_s
 from prunecli.measure.neurons import without_memory
 from prunecli.measure.spikes import FiringStatistics, NeuronFigures
 from prunecli.measure.synops import LayerOperations, OperationCounter, counting
+from prunecli.modes import evaluating
 
 _MAC_PJ = 4.6
 _AC_PJ = 0.9
@@ -86,16 +87,11 @@ def profile(
         DataError: There was no image.
     """
     statistics, counter = FiringStatistics(model), OperationCounter(model)
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model):
         for inputs in first_images(batches, images, like):
             with torch.no_grad(), without_memory(model), statistics.watching(), counting(model, counter):
                 run_batch(model, inputs)
             statistics.end_pass(sample_count(inputs))
-    finally:
-        for module, mode in training.items():
-            module.training = mode
     if statistics.images == 0:
         raise DataError("there are no images to measure spikes on: none could be read; check the data files")
     return Profile(

@@ -15,6 +15,9 @@ from prunecli.methods.targets import Target
 from prunecli.surgery.removal.slice import AttributeChange
 from prunecli.surgery.tracing.traced import Trace
 
+_IF_ANY = ("scoring", "repairs", "reconstruction")
+"""Fields that are left out where they are empty."""
+
 
 @dataclass(frozen=True, repr=False)
 class PruneReport:
@@ -35,6 +38,7 @@ class PruneReport:
         compensated: Layers into which removed channels were folded, in the last step that removed any.
         recalibrated: Batch normalisations whose statistics were measured again in that step.
         repairs: The repairs that were compared in that step; empty where there was nothing to choose.
+        reconstruction: What reconstruction did in that step; see `Reconstructed.figures`.
         seconds: Wall time by phase.
         edits: One entry per step and group that lost channels.
         untouched: Every layer that kept its width or was held back, and why.
@@ -65,6 +69,7 @@ class PruneReport:
     free_outputs: tuple[str, ...] = ()
     scoring: dict[str, Any] = field(default_factory=dict)
     repairs: tuple[RepairTrial, ...] = ()
+    reconstruction: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return (
@@ -77,7 +82,7 @@ class PruneReport:
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, edits without their indices."""
         plain = {key: value for key, value in asdict(self).items() if key not in ("edits", "untouched", "attributes")}
-        plain = {key: value for key, value in plain.items() if key not in ("scoring", "repairs") or value}
+        plain = {key: value for key, value in plain.items() if key not in _IF_ANY or value}
         plain["edits"] = [edit.model_dump(exclude={"keep_indices", "kind"}) for edit in self.edits]
         plain["untouched"] = [entry.model_dump() for entry in self.untouched]
         plain["attributes"] = [
@@ -107,6 +112,7 @@ class PruneReport:
             "recalibrated": self.recalibrated,
             **({"scoring": as_json(self.scoring)} if self.scoring else {}),
             **({"repairs": [as_json(asdict(trial)) for trial in self.repairs]} if self.repairs else {}),
+            **({"reconstruction": as_json(self.reconstruction)} if self.reconstruction else {}),
             **({"outputs": list(self.outputs)} if self.outputs else {}),
             "attributes": {change.name: [as_json(change.old), as_json(change.new)] for change in self.attributes},
         }

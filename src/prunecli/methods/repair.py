@@ -10,10 +10,17 @@ from torch import nn
 
 from prunecli.copying import copied
 from prunecli.inputs import Inputs, sample_count, split_batch
-from prunecli.methods.repair_trials import NotComparable, Removal, RepairTrial, best_repair
+from prunecli.methods.repair_trials import (
+    Compensator,
+    NotComparable,
+    Removal,
+    Repaired,
+    RepairTrial,
+    best_repair,
+    repaired,
+)
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.removal.compensate import Compensation
-from prunecli.surgery.removal.recalibrate import recalibrate_batchnorm
 
 _COMPARED = 384
 """Samples on which repairs are compared; with more, the best is then made with all of them."""
@@ -48,6 +55,7 @@ class Repair:
         compensated: Layers that were adjusted in the last repair.
         recalibrated: Batch normalisations that were measured in that repair.
         trials: The repairs that were compared then; empty where there was nothing to choose.
+        reconstruction: What reconstruction did then; empty where there was none.
     """
 
     def __init__(
@@ -62,6 +70,7 @@ class Repair:
         self._compensation, self._recalibrate, self._seed = compensation, recalibrate, seed
         self.compensated = self.recalibrated = 0
         self.trials: tuple[RepairTrial, ...] = ()
+        self.reconstruction: dict[str, Any] = {}
 
     def __call__(
         self,
@@ -87,7 +96,8 @@ class Repair:
             plain: Compensation = "ls" if self._compensation == "auto" else self._compensation
             self._apply(removal, after, plain, self._recalibrate is not False, clock)
             return
-        self.trials, self.compensated, self.recalibrated = found.trials, found.compensated, found.recalibrated
+        self.trials = found.trials
+        self._note(found)
         clock.lap("try repairs")
         if not all_of_them:
             self._apply(removal, after, found.best.compensation, found.best.recalibrated, clock)
@@ -96,10 +106,13 @@ class Repair:
         self, removal: Removal, after: nn.Module, compensation: Compensation, recalibrate: bool, clock: Clock
     ) -> None:
         assert self._calibration is not None, "there is no repair without"
-        self.compensated = removal.compensate(after, self._calibration, compensation, recalibrate)
-        clock.lap("compensate")
-        self.recalibrated = recalibrate_batchnorm(after, self._calibration) if recalibrate else 0
-        clock.lap("recalibrate")
+        compensator = Compensator(removal, self._calibration, [compensation])
+        self._note(repaired(compensator, after, self._calibration, compensation, recalibrated=recalibrate))
+        clock.lap("repair")
+
+    def _note(self, done: Repaired) -> None:
+        self.compensated, self.recalibrated = done.compensated, done.recalibrated
+        self.reconstruction = done.reconstruction.figures() if done.reconstruction is not None else {}
 
 
 def _first_samples(batches: Iterable[Inputs]) -> tuple[list[Inputs], bool]:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from prunecli.copying import copied
 from prunecli.inputs import Inputs, output_tensors, run_batch, sample_count, take_samples
+from prunecli.modes import evaluating
 from prunecli.surgery.groups import ChannelGroup, Keep
-from prunecli.surgery.reconstruction.lockstep import evaluating
-from prunecli.surgery.reconstruction.reconstruct import reconstruct
-from prunecli.surgery.removal.compensate import Compensation, Folding, compensate
+from prunecli.surgery.reconstruction.reconstruct import Reconstructed, reconstruct
+from prunecli.surgery.removal.compensate import Compensation, Folding, Readings
 from prunecli.surgery.removal.recalibrate import recalibrate_batchnorm
 
 _HELD_OUT = 4
@@ -58,39 +58,80 @@ class Removal:
     keep: Keep
     seed: int
 
-    def compensate(self, network: nn.Module, batches: Iterable[Inputs], kind: Compensation, recalibrated: bool) -> int:
-        """Adjusts a network in place and returns how many layers it adjusted."""
+
+class Compensator:
+    """Makes up for a removal, in as many copies of the pruned network and in as many ways as are tried.
+
+    Args:
+        removal: What was removed.
+        batches: Inputs.
+        kinds: The ways that may be asked for; what all of them need of the dense network is measured once.
+    """
+
+    def __init__(self, removal: Removal, batches: Iterable[Inputs], kinds: Sequence[Compensation]) -> None:
+        self._removal, self._batches = removal, batches
+        self._second = any(kind in ("ls", "reconstruct") for kind in kinds)
+        self._readings: Readings | None = None
+
+    def __call__(
+        self, network: nn.Module, kind: Compensation, *, recalibrated: bool
+    ) -> tuple[int, Reconstructed | None]:
+        """Adjusts a network in place; returns how many layers it adjusted, and what reconstruction did.
+
+        Args:
+            network: The network after the removal, not adjusted yet.
+            kind: How.
+            recalibrated: Whether its normalisations are measured again afterwards.
+        """
         assert kind != "auto", "that is decided elsewhere"
-        folding: Folding = "ls" if kind == "reconstruct" else kind
+        if kind == "none":
+            return 0, None
+        removal = self._removal
+        if self._readings is None:
+            self._readings = Readings(removal.dense, removal.groups, removal.keep, self._batches, second=self._second)
         # With new statistics to come, a constant shift before a normalisation does not matter.
-        adjusted = compensate(
-            self.dense,
-            network,
-            self.groups,
-            self.keep,
-            batches,
-            folding,
-            intercept=recalibrated or kind == "reconstruct",
-        )
+        folding: Folding = "ls" if kind == "reconstruct" else kind
+        adjusted = self._readings.fold(network, folding, intercept=recalibrated or kind == "reconstruct")
         if kind != "reconstruct":
-            return adjusted
-        done = reconstruct(self.dense, network, self.groups, self.keep, batches, self.seed, statistics=recalibrated)
-        return max(adjusted, len(done.solved))
+            return adjusted, None
+        done = reconstruct(
+            removal.dense,
+            network,
+            removal.groups,
+            removal.keep,
+            self._batches,
+            removal.seed,
+            statistics=recalibrated,
+        )
+        return max(adjusted, len(done.solved)), done
 
 
 @dataclass(frozen=True)
 class Repaired:
+    """A repaired network.
+
+    Attributes:
+        network: The network.
+        compensated: Layers that were adjusted.
+        recalibrated: Batch normalisations that were measured.
+        reconstruction: What reconstruction did; None where there was none.
+    """
+
+    network: nn.Module
+    compensated: int
+    recalibrated: int
+    reconstruction: Reconstructed | None
+
+
+@dataclass(frozen=True)
+class BestRepair(Repaired):
     """The best of several repairs.
 
     Attributes:
         trials: All of them.
-        compensated: Layers that it adjusted.
-        recalibrated: Batch normalisations that it measured.
     """
 
     trials: tuple[RepairTrial, ...]
-    compensated: int
-    recalibrated: int
 
     @property
     def best(self) -> RepairTrial:
@@ -98,10 +139,29 @@ class Repaired:
         return next(trial for trial in self.trials if trial.chosen)
 
 
+def repaired(
+    compensator: Compensator, network: nn.Module, batches: Iterable[Inputs], kind: Compensation, *, recalibrated: bool
+) -> Repaired:
+    """Repairs a network in place.
+
+    Args:
+        compensator: Made for the removal and the same batches.
+        network: The network after the removal.
+        batches: Inputs.
+        kind: How to compensate.
+        recalibrated: Whether statistics are measured again.
+    """
+    compensated, reconstruction = compensator(network, kind, recalibrated=recalibrated)
+    measured = recalibrate_batchnorm(network, batches) if recalibrated else 0
+    return Repaired(network, compensated, measured, reconstruction)
+
+
 def best_repair(
     removal: Removal, after: nn.Module, batches: list[Inputs], compensation: Compensation, recalibrate: bool | None
-) -> Repaired:
+) -> BestRepair:
     """Tries repairs on copies of a pruned network and gives it the weights of the best.
+
+    What adjusts no layer is not tried beside doing nothing.
 
     Args:
         removal: What was removed.
@@ -117,20 +177,21 @@ def best_repair(
     judge = _Judge(removal.dense, held_out)
     kinds = [kind for kind in get_args(Compensation) if kind != "auto"] if compensation == "auto" else [compensation]
     choices = (False, True) if recalibrate is None else (recalibrate,)
+    compensator = Compensator(removal, fitted, kinds)
     trials: list[RepairTrial] = []
-    best: tuple[int, nn.Module, int, int] | None = None  # the others' networks are not kept
+    best: tuple[int, Repaired] | None = None  # the others' networks are not kept
     for kind, recalibrated in product(kinds, choices if _has_statistics(after) else (False,)):
-        network = copied(after)
-        compensated = removal.compensate(network, fitted, kind, recalibrated)
-        measured = recalibrate_batchnorm(network, fitted) if recalibrated else 0
-        trials.append(RepairTrial(kind, recalibrated, *judge(network)))
+        tried = repaired(compensator, copied(after), fitted, kind, recalibrated=recalibrated)
+        if tried.compensated == 0 and kind != "none" and "none" in kinds:
+            continue
+        trials.append(RepairTrial(kind, recalibrated, *judge(tried.network)))
         if best is None or trials[-1].difference < trials[best[0]].difference:
-            best = len(trials) - 1, network, compensated, measured
+            best = len(trials) - 1, tried
     assert best is not None, "at least one repair is tried"
-    number, network, *counts = best
-    _put_into(after, network)
+    number, kept = best
+    _put_into(after, kept.network)
     trials[number] = replace(trials[number], chosen=True)
-    return Repaired(tuple(trials), *counts)
+    return BestRepair(after, kept.compensated, kept.recalibrated, kept.reconstruction, tuple(trials))
 
 
 class NotComparable(Exception):

@@ -11,6 +11,7 @@ from torch.nn import functional
 from prunecli.engine.hooks import Batch
 from prunecli.errors import MethodError
 from prunecli.inputs import Inputs, logits, run_batch
+from prunecli.modes import evaluating
 
 
 class LossSettings(Protocol):
@@ -87,15 +88,12 @@ def _with_steps(model: nn.Module, example: Inputs) -> nn.Module:
             outputs.append((module, output))
 
     hooks = [module.register_forward_hook(note) for module in model.modules()]
-    training = {module: module.training for module in model.modules()}
     try:
-        with torch.no_grad():
-            scores = logits(run_batch(model.eval(), example))
+        with torch.no_grad(), evaluating(model):
+            scores = logits(run_batch(model, example))
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in training.items():
-            module.training = mode
     for module, output in reversed(outputs):
         mean = output.mean(dim=0)
         if mean.shape == scores.shape and torch.allclose(mean, scores, rtol=1e-4, atol=1e-6):

@@ -223,6 +223,7 @@ class _Run:
             compensated=self._repair.compensated,
             recalibrated=self._repair.recalibrated,
             repairs=self._repair.trials,
+            reconstruction=self._repair.reconstruction,
             seconds=self.clock.laps,
             edits=tuple(self._edits),
             untouched=tuple(self.untouched),
@@ -255,6 +256,7 @@ class _Run:
             "preferred": sorted(known.preferred),
             "repaired": (self._repair.compensated, self._repair.recalibrated),
             "repairs": [asdict(trial) for trial in self._repair.trials],
+            "reconstruction": self._repair.reconstruction,
             "scoring": dict(self._calibration.found),
             "generator": generator,
         }
@@ -288,6 +290,7 @@ class _Run:
         self._traced = replace(self._traced, assumptions=known)
         self._repair.compensated, self._repair.recalibrated = state["repaired"]
         self._repair.trials = tuple(RepairTrial(**trial) for trial in state["repairs"])
+        self._repair.reconstruction = state["reconstruction"]
         self._calibration.found.update(state["scoring"])
 
     def _asked(self) -> str:

@@ -173,6 +173,25 @@ def repair_tables(trials: Sequence[_Trial]) -> list[Table]:
     return [Table(("repair", "difference to dense", "same class", ""), rows)]
 
 
+def reconstruction_tables(figures: Mapping[str, Any]) -> list[Table]:
+    """What reconstruction could not do as well as it might; no table if there is nothing to say."""
+    rows = []
+    if figures.get("wanted_samples"):
+        wanted: Mapping[str, int] = figures["wanted_samples"]
+        widest = max(wanted, key=lambda name: wanted[name])
+        layers = f"{widest} and {len(wanted) - 1} more" if len(wanted) > 1 else widest
+        rows.append(
+            (
+                "more weights than samples determine",
+                f"{layers}; {figures['samples']:,} samples were used, {wanted[widest]:,} would do "
+                "(--calibration-images); until then they are held near what they were",
+            )
+        )
+    if figures.get("too_wide"):
+        rows.append(("too wide to solve, repaired by regression", ", ".join(figures["too_wide"])))
+    return [Table(("reconstruction", ""), rows)] if rows else []
+
+
 def scoring_tables(found: Mapping[str, Any]) -> list[Table]:
     """What a criterion found out besides scores; no table if there is nothing. Long lists are for `--json`."""
     rows: list[tuple[str, ...]] = []

@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from prunecli.inputs import Inputs, call, fitted, take_samples
 from prunecli.measure.neurons import package_of, spiking_neurons
+from prunecli.modes import evaluating
 from prunecli.sparsity.spike_masks import masked_spikes
 
 Masks = Mapping[str, Tensor]
@@ -220,15 +221,12 @@ def _gradients(values: Tensor, of: list[Tensor]) -> tuple[Tensor | None, ...]:
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and parameters that take no gradients."""
-    training = {module: module.training for module in model.modules()}
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    model.eval()
     for parameter in required:
         parameter.requires_grad_(False)
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for parameter, before in required.items():
             parameter.requires_grad_(before)
-        for module, mode in training.items():
-            module.training = mode

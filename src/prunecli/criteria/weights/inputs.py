@@ -15,6 +15,7 @@ from prunecli.criteria.base import Calibration
 from prunecli.criteria.readers import exact
 from prunecli.criteria.weights.base import MaskableWeight
 from prunecli.inputs import run_batch
+from prunecli.modes import evaluating
 from prunecli.surgery.taps import attended_positions, counted_rows, is_layer, layer_input
 from prunecli.surgery.tracing.running import without_fastpath
 
@@ -62,18 +63,14 @@ def watch_inputs(
         model.get_submodule(name).register_forward_pre_hook(watcher(weight), with_kwargs=True)
         for weight, name in watched
     ]
-    training = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad(), without_fastpath():
+        with torch.no_grad(), evaluating(model), without_fastpath():
             for inputs, _ in calibration.pairs():
                 attended = attended_positions(inputs)
                 run_batch(model, inputs)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in training.items():
-            module.training = mode
 
 
 def input_columns(module: nn.Module, values: Tensor, attended: Tensor | None = None) -> Iterator[Tensor]:

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prunecli.criteria.weights.base import MaskableWeight
 from prunecli.inputs import Inputs, call, fitted, output_tensors
 from prunecli.measure.counts import may_multiply
+from prunecli.modes import evaluating
 from prunecli.surgery.taps import experts_begin_with_inputs, is_layer
 from prunecli.surgery.tracing.running import without_fastpath
 
@@ -156,15 +157,11 @@ def _run(model: nn.Module, example: Inputs) -> tuple[set[str], set[int]]:
         module.register_forward_pre_hook(lambda _m, _a, name=name: called.add(name))
         for name, module in model.named_modules()
     ]
-    training = {module: module.training for module in model.modules()}
     reads = _Reads()
-    model.eval()
     try:
-        with torch.no_grad(), without_fastpath(), reads:
+        with torch.no_grad(), evaluating(model), without_fastpath(), reads:
             call(model, fitted(example, model))
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in training.items():
-            module.training = mode
     return called, reads.storages

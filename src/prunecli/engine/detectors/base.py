@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.inputs import Inputs, model_device
+from prunecli.modes import same_modes
 
 Target: TypeAlias = Mapping[str, Tensor]
 """The objects in one image, as a data set gives them.
@@ -88,18 +89,13 @@ class Detector(ABC):
         the state of torch's generator are as they were.
         """
         device = model_device(network)
-        modes = {module: module.training for module in network.modules()}
-        network.eval()
-        if self.loss_needs_training_mode:
-            for module in modes:
-                module.training = not _changes_in_training(module)
-        try:
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                torch.manual_seed(0)
-                yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        with same_modes(network), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            network.eval()
+            if self.loss_needs_training_mode:
+                for module in network.modules():
+                    module.training = not _changes_in_training(module)
+            torch.manual_seed(0)
+            yield
 
 
 def _changes_in_training(module: nn.Module) -> bool:

@@ -32,6 +32,7 @@ from prunecli.recipe.schema import PruneStage
 from prunecli.report.pruning_tables import (
     left_alone_tables,
     pruning_table,
+    reconstruction_tables,
     repair_tables,
     scoring_tables,
     trained_tables,
@@ -83,6 +84,7 @@ class PruneOutcome:
         return [
             table,
             *repair_tables(self.report.repairs),
+            *reconstruction_tables(self.report.reconstruction),
             *scoring_tables(self.report.scoring),
             *trained_tables(self.trained),
             *left_alone_tables({entry.name: entry.reason for entry in self.report.untouched}),

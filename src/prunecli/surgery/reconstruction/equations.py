@@ -12,6 +12,7 @@ there than W0, the layer stays as it is. (He et al., Channel Pruning for Acceler
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -131,11 +132,24 @@ def solve(halves: tuple[Sums, Sums], former: Tensor, *, shifted: bool) -> Tensor
     if not all(half.is_finite() for half in halves):
         return None
     first, second = (half.moments(shifted) for half in halves)
-    best, least = None, (first.error(former) + second.error(former)) / 2
-    for ridge in _RIDGES:
-        error = (second.error(first.solved(former, ridge)) + first.error(second.solved(former, ridge))) / 2
-        if error < least:
-            best, least = ridge, error
-    if best is None:
+
+    def error(ridge: float) -> float:
+        return (second.error(first.solved(former, ridge)) + first.error(second.solved(former, ridge))) / 2
+
+    best, least = _least(error)
+    if not least < (first.error(former) + second.error(former)) / 2:
         return None
     return (halves[0] + halves[1]).moments(shifted).solved(former, best)
+
+
+def _least(error: Callable[[float], float]) -> tuple[float, float]:
+    """The ridge with the least error, and that error; from the middle one on, as long as it falls."""
+    middle = len(_RIDGES) // 2
+    best, least = middle, error(_RIDGES[middle])
+    for step in (-1, 1):
+        place = middle + step
+        while 0 <= place < len(_RIDGES) and (value := error(_RIDGES[place])) < least:
+            best, least, place = place, value, place + step
+        if best != middle:
+            break
+    return _RIDGES[best], least

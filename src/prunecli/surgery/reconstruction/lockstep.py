@@ -8,8 +8,7 @@ stored, and a layer that is changed while all passes wait is changed for all of 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -153,16 +152,3 @@ class Pass:
             self._error = error
         finally:
             self._stopped.release()
-
-
-@contextmanager
-def evaluating(*networks: nn.Module) -> Iterator[None]:
-    """Networks in evaluation mode."""
-    training = {module: module.training for network in networks for module in network.modules()}
-    for network in networks:
-        network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode

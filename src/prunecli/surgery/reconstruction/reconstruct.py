@@ -10,18 +10,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunecli.inputs import Inputs, run_batch, sample_count, take_samples
 from prunecli.measure.environment import memory_bytes
+from prunecli.modes import evaluating
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.reconstruction.addends import Addend, Layers, layers_of
 from prunecli.surgery.reconstruction.equations import Sums, solve
-from prunecli.surgery.reconstruction.lockstep import Arrival, Pass, evaluating
+from prunecli.surgery.reconstruction.lockstep import Arrival, Pass
 from prunecli.surgery.reconstruction.rows import (
     by_group,
     channel_dim,
@@ -56,12 +59,25 @@ class Reconstructed:
         unchanged: Layers whose weights were as good already.
         too_wide: Layers with more than 4,608 weights for each output, which were left alone.
         samples: How many samples were used.
+        wanted: For layers with more weights for each output than half of the samples have positions, how many samples
+            would have as many; with fewer, the ridge keeps such a layer near what it was.
     """
 
     solved: tuple[str, ...] = ()
     unchanged: tuple[str, ...] = ()
     too_wide: tuple[str, ...] = ()
     samples: int = 0
+    wanted: Mapping[str, int] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, Any]:
+        """What a report says about it."""
+        return {
+            "samples": self.samples,
+            "layers": len(self.solved),
+            "unchanged": list(self.unchanged),
+            "too_wide": list(self.too_wide),
+            "wanted_samples": dict(self.wanted),
+        }
 
 
 @torch.no_grad()
@@ -111,19 +127,34 @@ def reconstruct(
     for name, factor in _factors(groups, keep).items():
         if name in targets:
             targets[name].factor = factor
-    passes = _Passes(dense, pruned, targets, used)
-    generator = torch.Generator().manual_seed(seed)
+    samples, generator = sum(map(sample_count, used)), torch.Generator().manual_seed(seed)
+    with closing(_Passes(dense, pruned, targets, used)) as passes:
+        solved, wanted = _solved_in_order(passes, ours, after, generator, samples, measured=statistics)
+    return Reconstructed(tuple(solved), tuple(n for n in todo if n not in solved), wide, samples, wanted)
+
+
+def _solved_in_order(
+    passes: _Passes,
+    layers: Mapping[str, nn.Module],
+    seen: Layers,
+    generator: torch.Generator,
+    samples: int,
+    *,
+    measured: bool,
+) -> tuple[list[str], dict[str, int]]:
+    """Solves layer after layer; the layers that changed, and how many samples others want (see `Reconstructed`)."""
     solved: list[str] = []
-    try:
-        for name in todo:
-            halves = passes.sums(name, generator)
-            if halves is None:
-                break
-            if _solve(ours[name], halves, after.statistics.get(name), measured=statistics):
-                solved.append(name)
-    finally:
-        passes.close()
-    return Reconstructed(tuple(solved), tuple(n for n in todo if n not in solved), wide, sum(map(sample_count, used)))
+    wanted: dict[str, int] = {}
+    for name in passes.names:
+        halves = passes.sums(name, generator)
+        if halves is None:
+            break
+        columns, rows = weights_of(layers[name]).shape[1], max(min(half.count for half in halves), 1)
+        if rows < columns:
+            wanted[name] = -(-samples * columns // rows)
+        if _solve(layers[name], halves, seen.statistics.get(name), measured=measured):
+            solved.append(name)
+    return solved, wanted
 
 
 def _own_weights(pruned: nn.Module) -> list[str]:
@@ -259,7 +290,7 @@ class _Passes:
     def __init__(
         self, dense: nn.Module, pruned: nn.Module, targets: Mapping[str, _Target], batches: Sequence[Inputs]
     ) -> None:
-        self._targets, self._batches = targets, batches
+        self.names, self._targets, self._batches = tuple(targets), targets, batches
         lost = frozenset(t.lost.operator for t in targets.values() if t.lost is not None)
         left = frozenset(t.left.operator for t in targets.values() if t.left is not None)
         self._passes = [

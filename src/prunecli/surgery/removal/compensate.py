@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from prunecli.inputs import Inputs, run_batch
+from prunecli.modes import evaluating
 from prunecli.surgery.groups import ChannelGroup, Keep, Member, Role, dropped_units
 from prunecli.surgery.taps import (
     attended_positions,
@@ -66,6 +67,72 @@ class _Moments:
         return self.products / self.count - (torch.outer(mean, mean) if centred else 0)
 
 
+class Readings:
+    """What the layers that lose inputs read in the dense network, over one pass of it; weights are folded by that.
+
+    Grouped convolutions are not adjusted: the same column reads a different channel in each block. Nor are weights that
+    several layers share, or that are computed from other parameters. In recurrent layers, weights that read the units
+    of the step before are adjusted too, where the layer is one of torch's own.
+
+    Args:
+        dense: The network before removal; not changed.
+        groups: The groups of the trace.
+        keep: Kept unit indices by group name.
+        batches: Batches of inputs without labels, in any form the network accepts.
+        second: Whether second moments are measured too, which "ls" needs.
+    """
+
+    def __init__(
+        self,
+        dense: nn.Module,
+        groups: Sequence[ChannelGroup],
+        keep: Keep,
+        batches: Iterable[Inputs],
+        *,
+        second: bool = True,
+    ) -> None:
+        removed, self._written = _removed(dense, groups, keep, "consumer"), _removed(dense, groups, keep, "producer")
+        self._dense = dense
+        self._removed = {name: mask for name, mask in removed.items() if not _is_shared(dense, name)}
+        self._halves: dict[str, list[_Moments]] = {}
+        self._normalised: set[str] = set()
+        self._folds: dict[tuple[str, bool], Tensor] = {}
+        if self._removed:
+            self._halves, self._normalised = _measure(dense, self._removed, batches, second=second)
+
+    def fold(self, pruned: nn.Module, mode: Folding, *, intercept: bool) -> int:
+        """Adjusts the layers of `pruned` that read removed channels, in place.
+
+        Args:
+            pruned: The network after removal, not adjusted yet.
+            mode: "ls" regression with a ridge chosen by held-out error, "bias" mean shift only, "none" nothing.
+            intercept: Whether batch normalisation statistics are measured again afterwards, which absorbs a constant
+                shift in a layer without a bias that feeds a normalisation directly.
+
+        Returns:
+            Number of adjusted layers.
+        """
+        if mode == "none":
+            return 0
+        adjusted = 0
+        for name, columns in self._removed.items():
+            module, _, tensor = name.rpartition(".")
+            after, flipped = pruned.get_submodule(module), is_flipped_linear(self._dense.get_submodule(module))
+            weight, smaller = self._dense.get_parameter(name).detach(), after.get_parameter(tensor).detach()
+            weight, smaller = (weight.T, smaller.T) if flipped else (weight, smaller)
+            rows = ~self._written.get(name, torch.zeros(len(weight), dtype=torch.bool))
+            reader = _Reader(smaller, getattr(after, tensor.replace("weight", "bias"), None))
+            halves = self._halves[name]
+            fold = None
+            if mode == "ls" and halves[0].products is not None and halves[0].count:
+                centred = reader.bias is not None or (intercept and module in self._normalised)
+                if (name, centred) not in self._folds:
+                    self._folds[name, centred] = _regression(halves, columns, centred=centred)
+                fold = self._folds[name, centred]
+            adjusted += _adjust(weight[rows.to(weight.device)], reader, columns, halves, fold)
+        return adjusted
+
+
 def compensate(
     dense: nn.Module,
     pruned: nn.Module,
@@ -76,43 +143,10 @@ def compensate(
     *,
     intercept: bool,
 ) -> int:
-    """Adjusts the layers of `pruned` that read removed channels, in place, after one pass of `dense` over `batches`.
-
-    Grouped convolutions are not adjusted: the same column reads a different channel in each block. Nor are weights that
-    several layers share, or that are computed from other parameters. In recurrent layers, weights that read the units
-    of the step before are adjusted too, where the layer is one of torch's own.
-
-    Args:
-        dense: The network before removal; not changed.
-        pruned: The network after removal.
-        groups: The groups of the trace.
-        keep: Kept unit indices by group name.
-        batches: Batches of inputs without labels, in any form the network accepts.
-        mode: "ls" regression with a ridge chosen by held-out error, "bias" mean shift only, "none" nothing.
-        intercept: Whether batch normalisation statistics are measured again afterwards, which absorbs a constant shift
-            in a layer without a bias that feeds a normalisation directly.
-
-    Returns:
-        Number of adjusted layers.
-    """
+    """Measures and folds at once; see `Readings`."""
     if mode == "none":
         return 0
-    removed, written = _removed(dense, groups, keep, "consumer"), _removed(dense, groups, keep, "producer")
-    removed = {name: mask for name, mask in removed.items() if not _is_shared(dense, name)}
-    if not removed:
-        return 0
-    halves, normalised = _measure(dense, removed, batches, second=mode == "ls")
-    adjusted = 0
-    for name, columns in removed.items():
-        module, _, tensor = name.rpartition(".")
-        after, flipped = pruned.get_submodule(module), is_flipped_linear(dense.get_submodule(module))
-        weight, smaller = dense.get_parameter(name).detach(), after.get_parameter(tensor).detach()
-        weight, smaller = (weight.T, smaller.T) if flipped else (weight, smaller)
-        rows = ~written.get(name, torch.zeros(len(weight), dtype=torch.bool))
-        reader = _Reader(smaller, getattr(after, tensor.replace("weight", "bias"), None))
-        absorbed = intercept and module in normalised
-        adjusted += _adjust(weight[rows.to(weight.device)], reader, columns, halves[name], absorbed)
-    return adjusted
+    return Readings(dense, groups, keep, batches, second=mode == "ls").fold(pruned, mode, intercept=intercept)
 
 
 @dataclass(frozen=True)
@@ -184,10 +218,8 @@ def _measure(
         for module in dense.modules()
         if isinstance(module, _BatchNorm)
     ]
-    training = {module: module.training for module in dense.modules()}
-    dense.eval()
     try:
-        with torch.no_grad(), tapped(dense, removed, see):
+        with torch.no_grad(), evaluating(dense), tapped(dense, removed, see):
             for index, batch in enumerate(batches):
                 half = index % 2
                 outputs.clear()
@@ -197,8 +229,6 @@ def _measure(
         outputs.clear()
         for hook in hooks:
             hook.remove()
-        for module, mode in training.items():
-            module.training = mode
     return moments, normalised
 
 
@@ -207,29 +237,28 @@ def _no_moments(size: int, *, second: bool) -> _Moments:
     return _Moments(0, torch.zeros(size, dtype=torch.float64), products)
 
 
-def _adjust(weight: Tensor, after: _Reader, removed: Tensor, halves: list[_Moments], intercept: bool) -> bool:
+def _adjust(weight: Tensor, after: _Reader, removed: Tensor, halves: list[_Moments], fold: Tensor | None) -> bool:
     """Adjusts one reader; `weight` has the dense layer's columns and the rows that are kept."""
-    both = halves[0] + halves[1]
+    both, bias = halves[0] + halves[1], after.bias
     if both.count == 0:
         return False
-    bias = after.bias
     kept, gone = (mask.nonzero().flatten() for mask in (~removed, removed))
     lost = weight.cpu().index_select(1, gone).double()
     shift = (both.total / both.count)[gone]
     with torch.no_grad():
-        if both.products is not None:
-            centred = intercept or bias is not None
-            fold = _regression(halves, both, kept, gone, centred=centred)
+        if fold is not None:
             shift = shift - fold @ (both.total / both.count)[kept]
             after.weight.add_(torch.tensordot(lost, fold, dims=([1], [0])).movedim(-1, 1).to(weight))
         if bias is not None:
             # Each tap of a convolution reads the shift once; at zero-padded borders this slightly overcompensates.
             bias.add_((lost.flatten(2).sum(dim=2) if lost.dim() > 2 else lost).matmul(shift).to(bias))
-    return both.products is not None or bias is not None
+    return fold is not None or bias is not None
 
 
-def _regression(halves: list[_Moments], both: _Moments, kept: Tensor, gone: Tensor, *, centred: bool) -> Tensor:
+def _regression(halves: list[_Moments], removed: Tensor, *, centred: bool) -> Tensor:
     """Coefficients A of shape (removed, kept); the ridge is the one that best predicts the other half of the data."""
+    both = halves[0] + halves[1]
+    kept, gone = (mask.nonzero().flatten() for mask in (~removed, removed))
     if min(half.count for half in halves) == 0:
         return _solve(both.second(centred=centred), kept, gone, _RIDGES[2])
     fitted, held_out = (half.second(centred=centred) for half in halves)

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunecli.errors import MethodError
 from prunecli.inputs import Inputs, run_batch, sample_count
+from prunecli.modes import evaluating
 
 _TOO_FEW = "more than 1 value per channel"
 """Part of torch's message when a batch normalisation in training mode gets one value per channel."""
@@ -35,15 +36,13 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Inputs]) -> int:
     if not layers:
         return 0
     momenta = [layer.momentum for layer in layers]
-    training = {module: module.training for module in model.modules()}
     measured: set[nn.Module] = set()
     hooks = [layer.register_forward_pre_hook(lambda module, _: measured.add(module)) for layer in layers]
-    model.eval()
-    for layer in layers:
-        layer.train()
     samples = 0
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
+            for layer in layers:
+                layer.train()
             for batch in batches:
                 count = sample_count(batch)
                 samples += count
@@ -62,8 +61,6 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Inputs]) -> int:
             hook.remove()
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-        for module, mode in training.items():
-            module.training = mode
     if samples == 0:
         raise MethodError("the calibration data contains no batches; provide at least one")
     return len(measured)
