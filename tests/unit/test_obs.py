@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from prunecli.criteria import hessian, obs
+from prunecli.criteria import hessian, obs, surgeon
 from prunecli.criteria.base import Calibration
 from prunecli.surgery.groups import ChannelGroup, Member
 from prunecli.surgery.tracing.trace import trace
@@ -60,6 +61,29 @@ def test_obs_is_the_least_squares_error_without_the_unit() -> None:
         consumer = next(member for member in group.members if member.role == "consumer")
         expected = [_least_squares(rows, weight, consumer.index[unit].tolist(), True) for unit in range(group.units)]
         assert scores[group.name].tolist() == pytest.approx(expected, rel=1e-6)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("taps", [True, False])
+def test_taps_of_convolutions_are_columns_of_their_own(taps: bool) -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 5, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten()
+    ).eval()
+    generator = torch.Generator().manual_seed(0)
+    data = [functional.avg_pool2d(torch.randn(20, 3, 10, 10, generator=generator), 3, 1) for _ in range(2)]
+    group = next(group for group in trace(model, data[0][:1], prune_stem=True).groups if group.name == "0")
+    score = obs.obs(model, [group], Calibration(batches=data, options={"taps": taps}))["0"]
+    hidden = torch.cat([model[1](model[0](batch)).detach() for batch in data]).double()
+    if taps:
+        rows = functional.unfold(hidden, 3, padding=1, stride=2).movedim(1, -1).flatten(0, 1)
+        weight, gone = model[2].weight.detach().double().flatten(1), [list(range(9 * u, 9 * u + 9)) for u in range(6)]
+        expected = [_least_squares(rows, weight, columns, True) for columns in gone]
+        assert score.tolist() == pytest.approx(expected, rel=1e-5)  # type: ignore[union-attr]
+    else:
+        rows = hidden.movedim(1, -1).flatten(0, 2)
+        weight = model[2].weight.detach().double().movedim(1, -1).reshape(-1, 6)
+        expected = [_least_squares(rows, weight, [unit], True) for unit in range(6)]
+        assert score.tolist() == pytest.approx(expected, rel=1e-5)  # type: ignore[union-attr]
 
 
 def test_obs_of_recurrent_units_counts_every_reader() -> None:
@@ -158,7 +182,7 @@ def test_removals_that_are_subtracted_together_are_those_one_by_one(
     model, data = Flattened().eval(), images(2, 40)
     groups = [group for group in trace(model, example()).groups if group.name in ("a", "fc1")]
     wanted = obs.obs_greedy(model, groups, Calibration(batches=data))
-    monkeypatch.setattr(obs, "_TOGETHER", together)
+    monkeypatch.setattr(surgeon, "_TOGETHER", together)
     found = obs.obs_greedy(model, groups, Calibration(batches=data))
     assert all(torch.allclose(found[name], wanted[name], rtol=1e-8) for name in wanted)  # type: ignore[arg-type]
 
@@ -167,7 +191,7 @@ def test_wide_readers_pool_places_and_wider_ones_say_why(monkeypatch: pytest.Mon
     torch.manual_seed(2)
     model, data = Flattened().eval(), images(1, 40)
     group = next(group for group in trace(model, example()).groups if group.name == "a")
-    monkeypatch.setattr(obs, "WIDEST", 100)
+    monkeypatch.setattr(surgeon, "WIDEST", 100)
     score = obs.obs(model, [group], Calibration(batches=data))["a"]
     rows, weight = _read(model, "fc1", data).unflatten(1, (16, 16)), model.fc1.weight.detach().double()
     flat = rows.movedim(1, -1).flatten(0, 1)
@@ -178,13 +202,13 @@ def test_wide_readers_pool_places_and_wider_ones_say_why(monkeypatch: pytest.Mon
     total = sum(float((by_place[..., p] @ second @ by_place[..., p].T).trace()) for p in range(16))
     expected = by_place.square().sum((0, 2)) / inverse.diagonal() / total
     assert score.tolist() == pytest.approx(expected.tolist(), rel=1e-6)  # type: ignore[union-attr]
-    monkeypatch.setattr(obs, "WIDEST", 10)
+    monkeypatch.setattr(surgeon, "WIDEST", 10)
     assert "more than" in obs.obs(model, [group], Calibration(batches=data))["a"]  # type: ignore[operator]
 
 
 def test_a_covariance_of_parts_is_that_of_the_whole() -> None:
     rows = torch.randn(90, 4, dtype=torch.float64) @ torch.randn(4, 4, dtype=torch.float64) + 1e6
-    parts = obs.Covariance()
+    parts = surgeon.Covariance()
     for part in rows.split(37):
         parts.add(part)
     assert torch.allclose(parts.second(centred=True), torch.cov(rows.T, correction=0), rtol=1e-6)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import prunecli
+from prunecli.methods.likeness import Judge, divided
 from prunecli.methods.repair import Repair
-from prunecli.methods.repair_trials import Compensator, Removal, _divided, _Judge, best_repair
+from prunecli.methods.repair_trials import Compensator, Removal, best_repair
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.trace import trace
 
@@ -74,13 +75,13 @@ def test_the_repair_with_the_least_difference_is_kept() -> None:
     assert found.best.difference == min(trial.difference for trial in found.trials)
     assert sum(trial.chosen for trial in found.trials) == 1
     # The network has the weights of that repair, made without the samples that were held out.
-    fitted, held_out = _divided(batches)
+    fitted, held_out = divided(batches)
     expected = copy.deepcopy(cut)
     compensator = Compensator(removal, fitted, [found.best.compensation])
     compensator(expected, found.best.compensation, recalibrated=found.best.recalibrated)
     if not found.best.recalibrated:
         assert all(torch.equal(*pair) for pair in zip(expected.parameters(), after.parameters(), strict=True))
-    assert _Judge(model, held_out)(after) == (found.best.difference, found.best.agreement)
+    assert Judge(model, held_out)(after) == (found.best.difference, found.best.agreement)
 
 
 @pytest.mark.parametrize(
@@ -119,10 +120,10 @@ def test_with_many_samples_the_best_is_made_with_all_of_them() -> None:
 def test_samples_are_held_out_by_their_number() -> None:
     sizes = [64, 64, 64, 64, 64, 64, 16]
     batches = [torch.zeros(size, 2) for size in sizes]
-    fitted, held_out = _divided(batches)
+    fitted, held_out = divided(batches)
     assert [len(batch) for batch in held_out] == [64, 64, 16] and len(fitted) + len(held_out) == len(batches)
-    assert [len(part[0]) for part in _divided([torch.zeros(9, 2)])] == [7, 2]
-    assert [len(part[0]) for part in _divided([torch.zeros(1, 2)])] == [1, 1]
+    assert [len(part[0]) for part in divided([torch.zeros(9, 2)])] == [7, 2]
+    assert [len(part[0]) for part in divided([torch.zeros(1, 2)])] == [1, 1]
 
 
 class Returns(nn.Module):
@@ -138,7 +139,7 @@ class Returns(nn.Module):
 
 def test_differences_are_divergences_of_scores_and_relative_errors_of_anything_else() -> None:
     scores = [torch.randn(6, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
-    difference, agreement = _Judge(Returns(1.0), scores)(Returns(-0.5))
+    difference, agreement = Judge(Returns(1.0), scores)(Returns(-0.5))
     whole = torch.cat(scores).double()
     expected = functional.kl_div(
         (-0.5 * whole).log_softmax(1), whole.log_softmax(1), log_target=True, reduction="batchmean"
@@ -146,10 +147,10 @@ def test_differences_are_divergences_of_scores_and_relative_errors_of_anything_e
     assert difference == pytest.approx(float(expected))
     assert agreement == pytest.approx(float((whole.argmax(1) == whole.argmin(1)).double().mean()))
     maps = [score.reshape(6, 2, 2) for score in scores]
-    difference, agreement = _Judge(Returns(1.0), maps)(Returns(0.9))
+    difference, agreement = Judge(Returns(1.0), maps)(Returns(0.9))
     variance = sum(float((one - one.mean()).square().sum()) for one in maps)
     assert difference == pytest.approx(0.01 * float(whole.square().sum()) / variance) and agreement is None
-    assert _Judge(Returns(1.0), scores)(Returns(float("nan")))[0] == float("inf")
+    assert Judge(Returns(1.0), scores)(Returns(float("nan")))[0] == float("inf")
 
 
 def test_the_python_interface_compares_repairs_too() -> None:

@@ -116,3 +116,4 @@ class ObsOptions(RetentionOptions):
     ridge: Annotated[
         float, Gt(0), Doc("Added to the diagonal of the covariance, relative to its mean; more trusts the data less.")
     ] = 0.01
+    taps: Annotated[bool, Doc("Of convolutions, whether each tap of a channel counts by itself.")] = True

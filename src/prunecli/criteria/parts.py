@@ -12,10 +12,10 @@ from prunecli.criteria.activity import Activity, limit_of
 from prunecli.criteria.base import Calibration, matrices_of, member_values, sum_by_unit
 from prunecli.criteria.gradient import gate_gradients
 from prunecli.criteria.hessian import hap_estimate
-from prunecli.criteria.obs import Covariances, Readers, Surgeon
 from prunecli.criteria.ranks import ranks
 from prunecli.criteria.readers import by_unit, column_norms, tappable, watch_readers
 from prunecli.criteria.samples import SomeSamples, Turns
+from prunecli.criteria.surgeon import Covariances, Readers, Surgeon
 from prunecli.surgery.groups import ChannelGroup
 
 Scores = dict[str, Tensor]
@@ -97,7 +97,7 @@ def observed_parts(
         parts["activation"] = _in_halves(activities, lambda seen: _activation_scores(model, groups, seen))
     if "cooperative" in names:
         parts["cooperative"] = _in_halves(
-            covariances, lambda seen: _cooperation_scores(readers.surgeons(dict(seen), ridge))
+            covariances, lambda seen: _cooperation_scores(dict(readers.surgeons(dict(seen), ridge)))
         )
     return parts
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,12 @@ from prunecli.criteria.base import Paired, member_tensor, role_of, sum_by_unit
 from prunecli.inputs import run_batch
 from prunecli.modes import evaluating
 from prunecli.surgery.groups import ChannelGroup, Member
+from prunecli.surgery.reconstruction.rows import unfolded_inputs
 from prunecli.surgery.taps import attended_positions, channels_last, counted_rows, is_layer, shows, tapped
 from prunecli.surgery.tracing.running import without_fastpath
 
+_POSITIONS = 2048
+"""Of each batch, where taps are columns of their own."""
 UNSEEN = "no layer that reads it can be watched"
 
 
@@ -70,6 +74,7 @@ def watch_readers(
     groups: Sequence[ChannelGroup],
     calibration: Paired,
     see: Callable[[str, Tensor], None],
+    unfolded: Collection[str] = (),
 ) -> None:
     """Runs all calibration batches in evaluation mode and passes to `see` what each reader takes in.
 
@@ -80,11 +85,19 @@ def watch_readers(
         see: Called with the name of the reader's weight (`Member.name`) and its input, shape (positions of all
             samples, input channels), without padding; for what a recurrent layer's weights read of its own units, once
             a step.
+        unfolded: Weights of convolutions for which `see` gets what all of their taps read, shape (positions, input
+            channels * taps), at some positions of each batch.
     """
-    modules = {member.name: model.get_submodule(member.module) for group in groups for member in tappable(model, group)}
+    modules: dict[str, Any] = {
+        member.name: model.get_submodule(member.module) for group in groups for member in tappable(model, group)
+    }
     attended: Tensor | None = None
+    generator = torch.Generator().manual_seed(0)
 
     def tap(name: str, values: Tensor) -> Tensor:
+        if name in unfolded:
+            see(name, unfolded_inputs(modules[name], values.detach(), _POSITIONS, generator))
+            return values
         channels = channels_last(modules[name], values.detach())
         see(name, counted_rows(channels, attended))
         return values

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from prunecli.methods.consequence import Consequences
 from prunecli.methods.params import StructuralParams
 from prunecli.surgery.groups import ChannelGroup
 
@@ -34,11 +35,14 @@ class Demand:
         ratio: Share of the channels, counted against the dense network.
         own: Ratios of individual groups by name, instead of `ratio`; all other groups keep everything.
         dense: Channels of each group before anything was removed; default: as they are now.
+        consequences: What removals were measured to cost; scope "measured" needs them, and with it the ratio is one of
+            the cost that they know.
     """
 
     ratio: float
     own: Mapping[str, float] | None = None
     dense: Mapping[str, int] = field(default_factory=dict)
+    consequences: Consequences | None = None
 
 
 def allocate(
@@ -87,6 +91,11 @@ def allocate(
     return Allocation(keep, held_back, requested, 1 - kept / total if total else 0.0)
 
 
+def fewest_units(groups: Sequence[ChannelGroup], params: StructuralParams, dense: Mapping[str, int]) -> dict[str, int]:
+    """The fewest units that each group may keep; `dense` has the channels of each before anything was removed."""
+    return {group.name: _Limits.of(group, params, dense[group.name]).smallest for group in groups}
+
+
 def comparable(scores: Sequence[Tensor], params: StructuralParams) -> list[Tensor]:
     """Scores of layers as they enter one ranking: divided by their layer's mean, or raw, as the parameters say.
 
@@ -129,6 +138,10 @@ class _Limits:
         rounded = math.floor(units / self.step + 0.5) * self.step
         return max(self.smallest, min(self.units, rounded))
 
+    def allowed(self) -> list[int]:
+        """Numbers of units that may stay, ascending; the last is all that there are."""
+        return sorted({*range(self.smallest, self.units, self.step), self.units})
+
     def reason(self, count: int, params: StructuralParams) -> str | None:
         if self.smallest == self.dense_units:
             return (
@@ -166,6 +179,9 @@ def _counts(
             name: limits[name].nearest(limits[name].dense_units * (1 - ratio)) if ratio else limits[name].units
             for name, ratio in ratios.items()
         }
+    if params.scope == "measured":
+        assert demand.consequences is not None, "they are measured before"
+        return demand.consequences.counts(demand.ratio, {name: limit.allowed() for name, limit in limits.items()})
     competing: dict[Signature, list[ChannelGroup]] = {}
     for group in groups:
         competing.setdefault(signature(group) if params.scope == "isomorphic" else (), []).append(group)

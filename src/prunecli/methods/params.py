@@ -10,7 +10,7 @@ from annotated_doc import Doc
 from annotated_types import Ge, Gt, Le, Lt
 
 Share = Annotated[float, Ge(0), Lt(1)]
-Scope = Literal["auto", "global", "local", "isomorphic"]
+Scope = Literal["auto", "global", "local", "isomorphic", "measured"]
 Schedule = Literal["once", "linear", "cubic", "ramp"]
 TARGETS = ("params", "macs", "latency", "synops", "energy")
 """Figures that a target can be set for, by the name of their parameter."""
@@ -44,7 +44,8 @@ class StructuralParams:
         Scope,
         Doc(
             "global: one ranking over all layers; local: the same ratio in every layer; isomorphic: one ranking for "
-            "each set of alike layers; auto: isomorphic with attention or layer normalisation, else global."
+            "each set of alike layers; measured: what costs least when each layer alone is cut on trial; auto: "
+            "isomorphic with attention or layer normalisation, else global."
         ),
     ] = "auto"
     normalise: Annotated[

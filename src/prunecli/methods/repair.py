@@ -10,9 +10,9 @@ from torch import nn
 
 from prunecli.copying import copied
 from prunecli.inputs import Inputs, sample_count, split_batch
+from prunecli.methods.likeness import NotComparable
 from prunecli.methods.repair_trials import (
     Compensator,
-    NotComparable,
     Removal,
     Repaired,
     RepairTrial,
@@ -52,6 +52,7 @@ class Repair:
         seed: Of what is drawn at random.
 
     Attributes:
+        inputs: The inputs of the calibration batches; None: there are none.
         compensated: Layers that were adjusted in the last repair.
         recalibrated: Batch normalisations that were measured in that repair.
         trials: The repairs that were compared then; empty where there was nothing to choose.
@@ -66,7 +67,7 @@ class Repair:
         example_inputs: Inputs | None = None,
         seed: int = 0,
     ) -> None:
-        self._calibration = _BatchInputs(calibration, example_inputs) if calibration is not None else None
+        self.inputs = _BatchInputs(calibration, example_inputs) if calibration is not None else None
         self._compensation, self._recalibrate, self._seed = compensation, recalibrate, seed
         self.compensated = self.recalibrated = 0
         self.trials: tuple[RepairTrial, ...] = ()
@@ -82,13 +83,13 @@ class Repair:
     ) -> None:
         """Repairs `after` in place: the network `before` with only the units in `keep`."""
         clock = clock or Clock()
-        if self._calibration is None:
+        if self.inputs is None:
             return
         removal = Removal(before, groups, keep, self._seed)
         if self._compensation != "auto" and self._recalibrate is not None:
             self._apply(removal, after, self._compensation, self._recalibrate, clock)
             return
-        some, all_of_them = _first_samples(self._calibration)
+        some, all_of_them = first_samples(self.inputs)
         tried = after if all_of_them else copied(after)
         try:
             found = best_repair(removal, tried, some, self._compensation, self._recalibrate)
@@ -105,9 +106,9 @@ class Repair:
     def _apply(
         self, removal: Removal, after: nn.Module, compensation: Compensation, recalibrate: bool, clock: Clock
     ) -> None:
-        assert self._calibration is not None, "there is no repair without"
-        compensator = Compensator(removal, self._calibration, [compensation])
-        self._note(repaired(compensator, after, self._calibration, compensation, recalibrated=recalibrate))
+        assert self.inputs is not None, "there is no repair without"
+        compensator = Compensator(removal, self.inputs, [compensation])
+        self._note(repaired(compensator, after, self.inputs, compensation, recalibrated=recalibrate))
         clock.lap("repair")
 
     def _note(self, done: Repaired) -> None:
@@ -115,7 +116,7 @@ class Repair:
         self.reconstruction = done.reconstruction.figures() if done.reconstruction is not None else {}
 
 
-def _first_samples(batches: Iterable[Inputs]) -> tuple[list[Inputs], bool]:
+def first_samples(batches: Iterable[Inputs]) -> tuple[list[Inputs], bool]:
     """The first batches, as many as are enough to compare repairs, and whether that is all of them."""
     some: list[Inputs] = []
     count = 0

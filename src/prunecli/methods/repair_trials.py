@@ -11,15 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.copying import copied
-from prunecli.inputs import Inputs, output_tensors, run_batch, sample_count, take_samples
-from prunecli.modes import evaluating
+from prunecli.inputs import Inputs
+from prunecli.methods.likeness import Judge, divided
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.reconstruction.reconstruct import Reconstructed, reconstruct
 from prunecli.surgery.removal.compensate import Compensation, Folding, Readings
 from prunecli.surgery.removal.recalibrate import recalibrate_batchnorm
-
-_HELD_OUT = 4
-"""One of so many samples, at least, is held out to judge repairs on."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +170,8 @@ def best_repair(
     Raises:
         NotComparable: The network's outputs are of other sizes than those of the dense one; it has not changed.
     """
-    fitted, held_out = _divided(batches)
-    judge = _Judge(removal.dense, held_out)
+    fitted, held_out = divided(batches)
+    judge = Judge(removal.dense, held_out)
     kinds = [kind for kind in get_args(Compensation) if kind != "auto"] if compensation == "auto" else [compensation]
     choices = (False, True) if recalibrate is None else (recalibrate,)
     compensator = Compensator(removal, fitted, kinds)
@@ -194,74 +191,8 @@ def best_repair(
     return BestRepair(after, kept.compensated, kept.recalibrated, kept.reconstruction, tuple(trials))
 
 
-class NotComparable(Exception):
-    """The outputs of two networks are of different sizes, such as lists of boxes."""
-
-
-class _Judge:
-    """Compares networks with the dense one on held-out batches.
-
-    Args:
-        dense: The dense network.
-        batches: Inputs.
-    """
-
-    def __init__(self, dense: nn.Module, batches: list[Inputs]) -> None:
-        self._batches = batches
-        self._expected = [_outputs(dense, batch) for batch in batches]
-        shapes = {tensor.dim() for tensors in self._expected for tensor in tensors}
-        widths = {tensor.shape[-1] for tensors in self._expected for tensor in tensors}
-        self._are_scores = shapes == {2} and len(widths) == 1 and min(widths) > 1
-
-    def __call__(self, network: nn.Module) -> tuple[float, float | None]:
-        """Difference and agreement; see `RepairTrial`.
-
-        Raises:
-            NotComparable: Outputs of the network have other shapes than those of the dense one.
-        """
-        lost = total = same = 0.0
-        for batch, expected in zip(self._batches, self._expected, strict=True):
-            given = _outputs(network, batch)
-            if [tensor.shape for tensor in given] != [tensor.shape for tensor in expected]:
-                raise NotComparable
-            for theirs, ours in zip(expected, given, strict=True):
-                if self._are_scores:
-                    log, other = theirs.log_softmax(-1), ours.log_softmax(-1)
-                    lost += float((log.exp() * (log - other)).sum())
-                    same += float((theirs.argmax(-1) == ours.argmax(-1)).sum())
-                    total += len(theirs)
-                else:
-                    lost += float((theirs - ours).square().sum())
-                    total += float((theirs - theirs.mean()).square().sum())
-        total = max(total, torch.finfo(torch.float64).tiny)
-        difference = lost / total
-        return (difference if difference == difference else float("inf")), same / total if self._are_scores else None
-
-
-def _outputs(network: nn.Module, batch: Inputs) -> list[Tensor]:
-    """What a network gives in evaluation mode, in float64."""
-    with torch.no_grad(), evaluating(network):
-        given = output_tensors(run_batch(network, batch))
-    return [tensor.double() for tensor in given if tensor.is_floating_point()]
-
-
 def _has_statistics(network: nn.Module) -> bool:
     return any(isinstance(getattr(module, "running_mean", None), Tensor) for module in network.modules())
-
-
-def _divided(batches: list[Inputs]) -> tuple[list[Inputs], list[Inputs]]:
-    """Batches to repair with and batches to judge on; of a single one, its samples, and of a single sample, itself."""
-    if len(batches) == 1:
-        count = sample_count(batches[0])
-        if count < 2:
-            return batches, batches
-        end = count - max(1, count // _HELD_OUT)
-        return [take_samples(batches[0], 0, end)], [take_samples(batches[0], end, count)]
-    counts = [sample_count(batch) for batch in batches]
-    first = len(batches) - 1
-    while first > 1 and sum(counts[first:]) * _HELD_OUT < sum(counts):
-        first -= 1
-    return batches[:first], batches[first:]
 
 
 def _put_into(network: nn.Module, other: nn.Module) -> None:

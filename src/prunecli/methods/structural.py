@@ -17,12 +17,14 @@ from prunecli.engine.hooks import State
 from prunecli.engine.optimizer import KeptPositions
 from prunecli.errors import MethodError, ModelError, VerificationError
 from prunecli.measure.counts import count_macs, parameter_count
-from prunecli.methods.allocation import Allocation, Demand, allocate
+from prunecli.methods.allocation import Allocation, Demand, allocate, fewest_units
+from prunecli.methods.consequence import Consequences, measure_curves
+from prunecli.methods.layer_costs import LayerCosts
 from prunecli.methods.outcome import Pruned, PruneReport
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.ranking import Ranking, score, select, why_nothing
 from prunecli.methods.registry import get_structural
-from prunecli.methods.repair import Clock, Repair
+from prunecli.methods.repair import Clock, Repair, first_samples
 from prunecli.methods.repair_trials import RepairTrial
 from prunecli.methods.request import PruneRequest, Transition
 from prunecli.methods.retention import LossBound, ratios_by_variation, retention_of
@@ -311,6 +313,7 @@ class _Run:
     def _allocate(self, scores: dict[str, Tensor], amount: float, part: float) -> Allocation:
         own = {name: ratio * part for name, ratio in self._own.items()} or None
         dense = {name: self._dense[name] for name in scores}
+        consequences = self._consequences(scores, dense) if self._params.scope == "measured" and not own else None
         # Groups that can shrink no further count as earlier steps left them; the others make up for it.
         done = {name: width for name, width in self._left.items() if name not in dense}
         total, open_ = sum(self._dense[name] for name in done) + sum(dense.values()), sum(dense.values())
@@ -319,13 +322,25 @@ class _Run:
             if done and open_ and self._params.scope != "local":
                 rest = (1 - ratio) * total - sum(done.values())
                 ratio = min(1.0, max(0.0, 1 - rest / open_))
-            return allocate(self._groups, scores, self._params, Demand(ratio, own, dense))
+            return allocate(self._groups, scores, self._params, Demand(ratio, own, dense, consequences))
 
         if self._retention and self._groups:
             return self._retained(scores, plan, dense)
         if self._ruler is None or not self._groups:
             return plan(amount)
         return self._ruler.reach(1 - amount, self.network, self._groups, plan)
+
+    def _consequences(self, scores: dict[str, Tensor], dense: dict[str, int]) -> Consequences:
+        """What it costs to cut each group of the present network."""
+        batches = self._repair.inputs
+        if batches is None:
+            raise MethodError("--scope measured judges layers on data: choose a data set with --data")
+        groups, inputs = self._groups, self._request.example_inputs
+        fewest = fewest_units(groups, self._params, dense)
+        curves = measure_curves(self.network, groups, scores, fewest, first_samples(batches)[0])
+        self.clock.lap("measure layers")
+        kind = "channels" if self._target is None else "params" if self._target.kind == "params" else "macs"
+        return Consequences(curves, LayerCosts(self.network, groups, kind, inputs))
 
     def _retained(self, scores: dict[str, Tensor], plan: Plan, dense: dict[str, int]) -> Allocation:
         """What stays by the rule in place of a ratio."""

@@ -68,24 +68,45 @@ def pair(
         x, y = counted_rows(inputs, attended), counted_rows(outputs, attended)
         chosen = _drawn(len(x), most, generator).to(x.device)
         return x[chosen].unsqueeze(0), y[chosen]
+    x, sample, row, column = _unfolded(module, inputs, most, generator)
+    outputs = outputs.flatten(0, 1) if outputs.dim() > module.weight.dim() else outputs
+    outputs = outputs.unsqueeze(-2) if isinstance(module, nn.Conv1d) else outputs
+    return x.reshape(len(x), module.groups, -1).transpose(0, 1), outputs[sample, :, row, column]
+
+
+def unfolded_inputs(module: _ConvNd, inputs: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """What a convolution reads at some of its positions, shape (rows, input channels * taps).
+
+    Args:
+        module: A convolution over one or two dimensions.
+        inputs: What it reads.
+        most: So many positions are drawn of more.
+        generator: For drawing.
+    """
+    return _unfolded(module, inputs, most, generator)[0].flatten(1)
+
+
+def _unfolded(
+    module: _ConvNd, inputs: Tensor, most: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Inputs at some positions, (rows, channels, taps), and the sample, row and column of each."""
     if inputs.dim() > module.weight.dim():  # all time steps at once
-        inputs, outputs = inputs.flatten(0, 1), outputs.flatten(0, 1)
-    if isinstance(module, nn.Conv1d):
-        inputs, outputs = inputs.unsqueeze(-2), outputs.unsqueeze(-2)
+        inputs = inputs.flatten(0, 1)
+    inputs = inputs.unsqueeze(-2) if isinstance(module, nn.Conv1d) else inputs
     padding = (*module._reversed_padding_repeated_twice, 0, 0)[:4]
     padded = functional.pad(inputs, padding, _PAD_MODES[module.padding_mode])
     (down, across), (kernel_h, kernel_w) = _two(module.stride), _two(module.kernel_size)
     dilation_h, dilation_w = _two(module.dilation)
-    samples, _, height, width = outputs.shape
-    chosen = _drawn(samples * height * width, most, generator).to(inputs.device)
+    height = (padded.shape[2] - dilation_h * (kernel_h - 1) - 1) // down + 1
+    width = (padded.shape[3] - dilation_w * (kernel_w - 1) - 1) // across + 1
+    chosen = _drawn(len(padded) * height * width, most, generator).to(inputs.device)
     sample, row, column = chosen // (height * width), chosen // width % height, chosen % width
     taps = [
         padded[sample, :, row * down + h * dilation_h, column * across + w * dilation_w]
         for h in range(kernel_h)
         for w in range(kernel_w)
     ]
-    x = torch.stack(taps, -1).reshape(len(chosen), module.groups, -1).transpose(0, 1)
-    return x, outputs[sample, :, row, column]
+    return torch.stack(taps, -1), sample, row, column
 
 
 def by_group(outputs: Tensor, groups: int) -> Tensor:

@@ -9,6 +9,7 @@ Networks, ICCV 2017, in closed form from second moments, so activations are neve
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -91,14 +92,24 @@ class Readings:
         *,
         second: bool = True,
     ) -> None:
-        removed, self._written = _removed(dense, groups, keep, "consumer"), _removed(dense, groups, keep, "producer")
-        self._dense = dense
-        self._removed = {name: mask for name, mask in removed.items() if not _is_shared(dense, name)}
+        self._dense, self._folds = dense, dict[tuple[str, bool], Tensor]()
+        self._removed, self._written = self._masks(groups, keep)
         self._halves: dict[str, list[_Moments]] = {}
         self._normalised: set[str] = set()
-        self._folds: dict[tuple[str, bool], Tensor] = {}
         if self._removed:
             self._halves, self._normalised = _measure(dense, self._removed, batches, second=second)
+
+    def of(self, groups: Sequence[ChannelGroup], keep: Keep) -> Readings:
+        """The same readings for another removal, from groups of which something was removed in the first."""
+        other = copy(self)
+        other._folds = {}
+        other._removed, other._written = self._masks(groups, keep)
+        return other
+
+    def _masks(self, groups: Sequence[ChannelGroup], keep: Keep) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Removed columns and rows by weight."""
+        removed, written = (_removed(self._dense, groups, keep, role) for role in ("consumer", "producer"))
+        return {name: mask for name, mask in removed.items() if not _is_shared(self._dense, name)}, written
 
     def fold(self, pruned: nn.Module, mode: Folding, *, intercept: bool) -> int:
         """Adjusts the layers of `pruned` that read removed channels, in place.
