@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-import typer
-
+from prunecli.cli.declared import Option
 from prunecli.cli.output import Output, use_output
 from prunecli.errors import RecipeError
 from prunecli.own_code import allow
@@ -53,7 +52,7 @@ def option(
     flag = "--" + name.replace("_", "-")
     spellings = flags or ((f"{flag}/--no-{flag[2:]}",) if kind is bool else (flag,))
     shown = doc if default is None or default in ("", (), {}) else f"{doc} [default: {_shown(default)}]"
-    annotation = Annotated[kind | None, typer.Option(*spellings, help=shown, show_default=False)]
+    annotation = Annotated[kind | None, Option(*spellings, help=shown, show_default=False)]
     parameter = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
     return OptionSpec(name, parameter, path)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -66,6 +65,8 @@ class Output:
     def document(self, document: Any) -> None:
         """The one JSON document on stdout, json mode only."""
         if self.mode == "json":
+            import json
+
             print(json.dumps(document, indent=2, allow_nan=False))
 
     def aside(self, table: Table) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prunecli.cli.lazy import make_command
+from prunecli.cli.declared import Command
 from prunecli.cli.options import option, options_of, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import ModelArgument, check_writable, prepare, stage_options
@@ -55,6 +55,6 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
         raise failure
 
 
-def command() -> Any:
-    """The Typer command."""
-    return make_command("eval", with_output(run, OPTIONS), "Measure a network on the test images and write a report.")
+def command() -> Command:
+    """The command."""
+    return Command("eval", with_output(run, OPTIONS), "Measure a network on the test images and write a report.")

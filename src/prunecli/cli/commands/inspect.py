@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from prunecli.cli.lazy import make_command
+from prunecli.cli.declared import Argument, Command
 from prunecli.cli.options import model_kwargs_options, option, options_of, plan_for_stage, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import check_writable
@@ -38,9 +36,7 @@ _OPTIONS = [
     *options_of(ModelSection, ("model",), only=("weights_key", "strip_prefix", "allow_nonfinite")),
 ]
 
-_ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A weights file or a reference such as timm:resnet50.")
-]
+_ModelArgument = Annotated[str, Argument("MODEL", "A weights file or a reference such as timm:resnet50.")]
 
 
 def run(output: Output, model: _ModelArgument, values: dict[str, Any]) -> None:
@@ -116,11 +112,13 @@ def _verify(output: Output, model: str) -> None:
     output.table(verified.table())
     if verified.problem is not None:
         output.complain(verified.problem)
-        raise typer.Exit(ModelError.exit_code)
+        from typer import Exit
+
+        raise Exit(ModelError.exit_code)
     header = "and its header are" if verified.sealed else "are (its header has no hash; an earlier version wrote it)"
     output.note(f"{model}: all {len(verified.tensors)} tensors {header} as they were written")
 
 
-def command() -> Any:
-    """The Typer command."""
-    return make_command("inspect", with_output(run, _OPTIONS), "Show a network's layers, widths, sparsity and history.")
+def command() -> Command:
+    """The command."""
+    return Command("inspect", with_output(run, _OPTIONS), "Show a network's layers, widths, sparsity and history.")
