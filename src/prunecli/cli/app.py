@@ -10,7 +10,11 @@ import traceback
 from collections.abc import Sequence
 from types import FrameType
 
+from typer.exceptions import TyperException
+
+from prunecli.cli.lazy import built, error_text
 from prunecli.cli.output import Output, current_output, use_output
+from prunecli.cli.verbs import root
 from prunecli.errors import GateFailed, PruneError, Stopped, described
 
 _INTERRUPTED = 130
@@ -27,13 +31,6 @@ def run(argv: Sequence[str]) -> int:
     Returns:
         0 ok, 1 failure, 2 usage, recipe or input, 3 a gate, 130 interrupt.
     """
-    if "_PRUNE_COMPLETE" in os.environ:
-        from prunecli.cli.completion import answer
-
-        return answer(os.environ)
-    from prunecli.cli.lazy import TyperException, built, error_text
-    from prunecli.cli.verbs import root
-
     use_output(Output("json" if "--json" in argv else "human", debug="--debug" in argv))
     _stopped_by.clear()
     if threading.current_thread() is threading.main_thread():

@@ -1,6 +1,7 @@
 """What commands are before Typer knows of them: completion reads it, `lazy.py` makes Typer's commands of it.
 
-Importing Typer takes longer than most completions do, so nothing here does.
+Importing Typer takes longer than most completions do, so nothing here does; and making a named tuple takes a fraction
+of what making a dataclass does.
 """
 
 from __future__ import annotations
@@ -8,8 +9,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal, Union, get_args, get_origin
+from typing import Literal, NamedTuple, Union, get_args, get_origin
 
 
 class Argument:
@@ -33,8 +33,7 @@ class Option:
         self.spellings, self.help, self.metavar, self.show_default = spellings, help, metavar, show_default
 
 
-@dataclass(frozen=True)
-class Parameter:
+class Parameter(NamedTuple):
     """An argument or option of a command.
 
     Attributes:
@@ -54,8 +53,7 @@ class Parameter:
     choices: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """A command.
 
     Attributes:
@@ -71,15 +69,14 @@ class Command:
     callback: Callable[..., None]
     summary: str
     epilog: str | None = None
-    aliases: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
+    aliases: Mapping[str, tuple[str, str | None]] = types.MappingProxyType({})
 
     def parameters(self) -> list[Parameter]:
         """Its arguments and options, in the order of its function."""
         return [_read(parameter) for parameter in inspect.signature(self.callback).parameters.values()]
 
 
-@dataclass(frozen=True)
-class Verb:
+class Verb(NamedTuple):
     """A verb of the command line: its help is known without importing what it does."""
 
     summary: str
@@ -87,8 +84,7 @@ class Verb:
     load: Callable[[], Command | Group]
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Several commands under one name.
 
     Attributes:

@@ -13,7 +13,6 @@ from typing import Annotated, Any, get_args
 
 import typer
 from typer.core import TyperCommand, TyperGroup
-from typer.exceptions import TyperException as TyperException
 from typer.main import get_command as typer_get_command
 
 from prunecli.cli.declared import Argument, Command, Group, Verb
@@ -58,13 +57,13 @@ def _renamed(args: list[str], aliases: Mapping[str, tuple[str, str | None]]) -> 
             renamed.append((value or words.pop(0)).lower())
         elif follows == "list":
             entries = [value] if value else []
-            while words and _NUMBERS.fullmatch(words[0]):
+            while words and re.fullmatch(_NUMBERS, words[0]):
                 entries.append(words.pop(0))
             renamed.append(",".join(entries).translate(_BRACKETS).replace(",,", ","))
     return renamed
 
 
-_NUMBERS = re.compile(r"[\[(]?[-+.\deE, ]*[])]?,?")
+_NUMBERS = r"[\[(]?[-+.\deE, ]*[])]?,?"
 _BRACKETS = str.maketrans("", "", "[]() ")
 
 

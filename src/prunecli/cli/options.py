@@ -5,9 +5,8 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from prunecli.cli.declared import Option
 from prunecli.cli.output import Output, use_output
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
 _RecipePath = tuple[str | int, ...]
 
 
-@dataclass(frozen=True)
-class OptionSpec:
+class OptionSpec(NamedTuple):
     """One option: the parameter it becomes, and the recipe value that it sets (None: not a recipe value).
 
     A `mapping` option is given once per entry, as NAME=VALUE; for "numbers" every value must be a number. One of "row"
@@ -62,9 +60,8 @@ def options_of(
 ) -> list[OptionSpec]:
     """One option for each field of a dataclass, setting the recipe values below `path`."""
     return [
-        replace(
-            option(field.name, _option_type(field), field.doc, default=field.default, path=(*path, field.name)),
-            mapping=_mapping(field),
+        option(field.name, _option_type(field), field.doc, default=field.default, path=(*path, field.name))._replace(
+            mapping=_mapping(field)
         )
         for field in fields_of(cls)
         if (not only or field.name in only) and field.name not in skip
@@ -75,7 +72,7 @@ def model_kwargs_options() -> list[OptionSpec]:
     """`--model-kwargs`, as timm's scripts call it."""
     field = next(field for field in fields_of(ModelSection) if field.name == "kwargs")
     named = option("model_kwargs", list[str], field.doc, path=("model", field.name))
-    return [replace(named, mapping=_mapping(field))]
+    return [named._replace(mapping=_mapping(field))]
 
 
 def shared_options() -> list[OptionSpec]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from prunecli.registry import imported
 
@@ -74,8 +74,7 @@ class MethodSpec:
         return imported(self.entry)
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """One kind of methods, and what runs them.
 
     Attributes:
