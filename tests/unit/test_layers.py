@@ -1,9 +1,8 @@
-"""The shape of the code: data flows one way, no cycles, readable sizes, and start-up is light."""
+"""The shape of the code: data flows one way, no cycles, readable sizes."""
 
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
 from functools import cache
@@ -126,74 +125,6 @@ def test_modules_and_functions_stay_readable() -> None:
 
 def test_a_newcomer_has_fewer_names_to_learn() -> None:
     assert measure(PACKAGE).names_per_1000_lines < 27
-
-
-_PROBE = """
-import os, sys
-from prunecli.__main__ import main
-
-def report(code=0):
-    sys.stdout.flush()
-    forbidden = os.environ["FORBIDDEN"].split()
-    os.write(seen, ",".join(name for name in forbidden if name in sys.modules).encode())
-    os.write(2, b"code %d" % code)
-
-seen = os.dup(1)
-os.dup2(2, 1)
-end, os._exit = os._exit, lambda code: (report(code), end(0))
-sys.argv[0] = "prune"
-try:
-    main()
-except SystemExit as end:
-    report(end.code)
-"""
-HEAVY = ("torch", "timm", "pydantic", "rich", "numpy", "sklearn", "torchvision", "yaml", "importlib.metadata")
-UNASKED = ("prunecli.recipe.schema", "prunecli.methods.params", "prunecli.criteria.options", "annotated_types", "json")
-"""What makes the options of a command: the list of commands needs none of it."""
-
-
-def _complete(*words: str) -> dict[str, str]:
-    return {"_PRUNE_COMPLETE": "complete_zsh", "_PRUNE_WORDS": "\n".join(("prune", *words))}
-
-
-@pytest.mark.parametrize(
-    ("words", "environment", "forbidden"),
-    [
-        (["--help"], {}, UNASKED),
-        (["--version"], {}, UNASKED),
-        (["l1", "--help"], {}, ("prunecli.methods.sca_params", "prunecli.methods.sparse_params")),
-        (["train", "--help"], {}, ("prunecli.criteria.options",)),
-        (["eval", "--help"], {}, ("prunecli.methods.params",)),
-        (["compare", "--help"], {}, ()),
-        (["recipe", "--help"], {}, ()),
-        (["recipe", "check", "--help"], {}, ()),
-        ([], _complete(""), (*UNASKED, "typer")),
-        ([], _complete("comp"), (*UNASKED, "typer")),
-        ([], _complete("l1", "--ra"), ("typer", "json", "prunecli.methods.sca_params")),
-        ([], _complete("train", "--data", ""), ("typer", "json", "prunecli.criteria.options")),
-        ([], _complete("prune", "--method", ""), ("typer", "json", "prunecli.criteria.options")),
-        ([], _complete("recipe", "new", "--"), ("typer",)),
-        ([], {"_PRUNE_COMPLETE": "complete_fish", "_PRUNE_WORDS": "prune\neval\n--"}, ("typer",)),
-        (
-            [],
-            {"_PRUNE_COMPLETE": "complete_bash", "COMP_WORDS": "prune\nl1\n--arch\ntimm\n:\nres", "COMP_CWORD": "5"},
-            ("typer", "json"),
-        ),
-    ],
-)
-def test_help_and_completion_import_nothing_heavy(
-    words: list[str], environment: dict[str, str], forbidden: tuple[str, ...]
-) -> None:
-    """Names of modules, where a time would depend on the machine; docs/benchmarks.md has the time."""
-    done = subprocess.run(
-        [sys.executable, "-c", _PROBE, *words],
-        env={**os.environ, "FORBIDDEN": " ".join((*HEAVY, *forbidden)), **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == "", done.stdout
-    assert done.stderr.endswith("code 0") and done.stderr != "code 0", done.stderr
 
 
 def test_importing_the_package_is_free() -> None:

@@ -161,8 +161,8 @@ def _argument_values(command: str, argument: str, current: str) -> list[Candidat
     if argument == "pattern":
         return _references(current)
     if argument == "model":
-        recipes = () if command == "inspect" else _RECIPES
-        return [*_files(current, (*WEIGHT_SUFFIXES, *recipes)), *_references(current)]
+        others = (".json",) if command == "inspect" else _RECIPES
+        return [*_files(current, (*WEIGHT_SUFFIXES, *others)), *_references(current)]
     return _files(current, None)
 
 

@@ -27,7 +27,7 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     from prunecli.checkpoint.durable import write_text_atomically
     from prunecli.pipeline.stages.eval import eval_stage, required, unmet
     from prunecli.report.clip_benchmark import clip_benchmark_json
-    from prunecli.report.tables import energy_table, neuron_table, report_table
+    from prunecli.report.tables import report_tables
 
     stage = space.recipe.stages[0]
     assert isinstance(stage, EvalStage)
@@ -41,9 +41,8 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     report = eval_stage(space, stage, Path(values["out"]) if values["out"] else None)
     for_clip_benchmark = clip_benchmark_json(report) if values["clip_benchmark"] else ""
     output.document(report.model_dump(mode="json", by_alias=True, exclude_none=True))
-    for table in (report_table(report), neuron_table(report), energy_table(report)):
-        if table is not None:
-            output.table(table)
+    for table in report_tables(report):
+        output.table(table)
     if values["out"]:
         output.note(f"wrote {values['out']}")
     if values["clip_benchmark"]:
