@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -25,15 +26,18 @@ def report(code=0):
 
 seen = os.dup(1)
 os.dup2(2, 1)
+# A completion ends its process without raising anything.
 end, os._exit = os._exit, lambda code: (report(code), end(0))
 sys.argv[0] = "prune"
 try:
     main()
-except SystemExit as end:
-    report(end.code)
+except SystemExit as ended:
+    report(ended.code)
 """
-HEAVY = ("torch", "timm", "pydantic", "rich", "numpy", "sklearn", "torchvision", "yaml", "importlib.metadata")
-UNASKED = ("prunecli.recipe.schema", "prunecli.methods.params", "prunecli.criteria.options", "annotated_types", "json")
+HEAVY = "torch timm pydantic rich numpy sklearn torchvision yaml annotated_types".split()
+if not any(entry_points(group=f"prunecli.{kind}") for kind in ("methods", "criteria", "models", "data")):
+    HEAVY.append("importlib.metadata")  # who has installed a plugin pays for finding it
+UNASKED = ("prunecli.recipe.schema", "prunecli.methods.params", "prunecli.criteria.options", "json")
 """What makes the options of a command: the list of commands needs none of it."""
 
 

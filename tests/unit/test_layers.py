@@ -29,7 +29,7 @@ LAYERS = [
     {"checkpoint"},
     {"measure"},
     {"report"},
-    {"inputs", "copying", "registry", "own_code", "widened"},
+    {"inputs", "copying", "registry", "own_code", "widened", "bounds"},
     {"errors"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
