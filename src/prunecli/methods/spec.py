@@ -26,8 +26,8 @@ class MethodSpec:
         entry: "module:attribute" of the algorithm.
         needs_data: Whether it looks at calibration images.
         without_data: Parameters with which it needs no images, for when there are none.
-        command: "module:attribute" of a function from the spec to a command, for methods whose verb does more than
-            those of its family.
+        command: "module:attribute" of a function from the spec to a command (`prunecli.cli.declared.Command`), for
+            methods whose verb does more than those of its family.
         aliases: Options under the names of an older tool, with their names here and the kind of value that follows
             them: None, "value" or "list" (several words); or "module:attribute" of these.
         source: Source of the architectures that it is for, as in "spiking:vgg9"; None: any.

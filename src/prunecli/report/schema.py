@@ -194,11 +194,14 @@ class Report(_Strict):
 
 
 def is_report(path: Path) -> bool:
-    """Whether a file looks like a report, by its first lines."""
-    if not path.is_file():
+    """Whether a file looks like a report, by its first lines; one that cannot be read does not."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return b'"prunecli.report/' in file.read(_HEAD)
+    except OSError:
         return False
-    with path.open("rb") as file:
-        return b'"prunecli.report/' in file.read(_HEAD)
 
 
 def read_report(path: Path) -> Report:
