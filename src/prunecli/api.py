@@ -263,7 +263,7 @@ def _checked_params(spec: MethodSpec, params: Mapping[str, Any]) -> Any:
     Raises:
         MethodError: One is unknown, or has a wrong value.
     """
-    names = [field.name for field in fields_of(spec.params)]
+    names = [field.name for field in fields_of(spec.params_class)]
     for name in params:
         if name not in names:
             raise MethodError(unknown(f"parameter of {spec.name}", name, names))
@@ -271,7 +271,7 @@ def _checked_params(spec: MethodSpec, params: Mapping[str, Any]) -> Any:
         if isinstance(params.get(name), str):
             params = {**params, name: (params[name],)}
     try:
-        return TypeAdapter(spec.params).validate_python(params)
+        return TypeAdapter(spec.params_class).validate_python(params)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

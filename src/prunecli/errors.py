@@ -15,7 +15,6 @@ PruneError (1)
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -102,6 +101,8 @@ class GateFailed(PruneError):
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
     """Returns up to `count` of `choices` that resemble `name`, the best match first."""
+    import difflib
+
     return difflib.get_close_matches(name, list(choices), n=count, cutoff=0.5)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from functools import cache, cached_property
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from prunecli.errors import PruneError, unknown
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 Thing = TypeVar("Thing")
 
@@ -40,7 +44,7 @@ class Registry(Generic[Thing]):
     @cached_property
     def _added(self) -> dict[str, EntryPoint]:
         added: dict[str, EntryPoint] = {}
-        for point in entry_points(group=self._group):
+        for point in _entry_points(self._group):
             if point.name in self._entries or point.name in added:
                 raise self._error(
                     f"{self._kind} {point.name!r} of package {_package(point)} has a name that is taken; "
@@ -108,3 +112,60 @@ def imported(reference: str) -> Any:
 
 def _package(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else point.value
+
+
+def _entry_points(group: str) -> Iterable[EntryPoint]:
+    """The entry points of a group.
+
+    Most often there are none, and then `importlib.metadata` takes longer to find that out than the rest of a start: to
+    be imported, and to parse the file of every installed package. It is asked only if one of them names the group.
+    """
+    here = tuple(path or os.curdir for path in sys.path)
+    if all(_names_no_group(path, _changed(path), group) for path in here) and not _other_finders():
+        return ()
+    from importlib.metadata import entry_points
+
+    return entry_points(group=group)
+
+
+def _changed(folder: str) -> int:
+    """When a package was last put into a folder or taken out of it."""
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _names_no_group(folder: str, changed: int, group: str) -> bool:
+    """Whether no package in a folder of `sys.path` can have entry points of a group, as of a time of change."""
+    texts = _entry_point_texts(folder, changed)
+    return texts is not None and not any(f"[{group}]".encode() in text for text in texts)
+
+
+@cache
+def _entry_point_texts(folder: str, changed: int) -> tuple[bytes, ...] | None:
+    """The `entry_points.txt` of packages in a folder that name ours; None for what is no folder, such as a zip file."""
+    try:
+        names = os.listdir(folder)
+    except NotADirectoryError:
+        return None
+    except OSError:
+        return ()
+    texts = []
+    for name in names:
+        if name.lower().endswith((".dist-info", "egg-info")):
+            try:
+                with open(f"{folder}/{name}/entry_points.txt", "rb") as file:
+                    texts.append(file.read())
+            except OSError:  # most packages have none
+                continue
+    return tuple(text for text in texts if b"[prunecli." in text)
+
+
+def _other_finders() -> bool:
+    """Whether something beside Python itself says what is installed."""
+    standard = "_frozen_importlib_external"
+    return any(
+        hasattr(finder, "find_distributions") and getattr(finder, "__module__", "") != standard
+        for finder in sys.meta_path
+    )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 
+import pytest
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from prunecli.cli.lazy import LazyGroup, PruneCommand, error_text, option_choices, option_names
+from prunecli.cli.declared import Command, Group
+from prunecli.cli.lazy import LazyGroup, PruneCommand, built, error_text
 from prunecli.cli.verbs import VERBS, root, verbs
 from prunecli.methods.index import METHODS
 
@@ -24,7 +27,7 @@ def test_overridden_methods_exist_with_the_same_parameters() -> None:
 
 
 def test_errors_carry_a_message_a_code_and_a_context() -> None:
-    group = root()
+    group = built(root())
     for words in (["nonsense"], ["l1"], ["l1", "x", "--bogus"]):
         try:
             group.main(args=words, prog_name="prune", standalone_mode=False)
@@ -37,34 +40,61 @@ def test_errors_carry_a_message_a_code_and_a_context() -> None:
 
 
 def test_commands_are_imported_on_use_and_kept() -> None:
-    group = root()
+    group = built(root())
     assert group.commands == {}
     first = group.get_command(None, "l1")
     assert group.get_command(None, "l1") is first and list(group.commands) == ["l1"]
     assert group.get_command(None, "nothing") is None
 
 
+def _declared() -> Iterator[Command]:
+    groups = [root()]
+    for group in groups:
+        for verb in group.verbs.values():
+            loaded = verb.load()
+            if isinstance(loaded, Group):
+                groups.append(loaded)
+            else:
+                yield loaded
+
+
+COMMANDS = list(_declared())
+
+
 def test_every_verb_loads_and_says_in_help_what_the_table_says() -> None:
-    group = root()
-    assert set(verbs()) == set(VERBS) | set(METHODS.names)
+    group = built(root())
+    assert isinstance(group, LazyGroup) and set(verbs()) == set(VERBS) | set(METHODS.names)
     for name in verbs():
         command = group.get_command(None, name)
         assert command.name == name and command.help
-        if isinstance(command, PruneCommand):
-            assert {"--json", "--quiet", "-q", "--debug"} <= set(option_names(command)), name
+    for declared in COMMANDS:
+        spelled = {spelling for parameter in declared.parameters() for spelling in parameter.spellings}
+        assert {"--json", "--quiet", "-q", "--debug"} <= spelled, declared.name
+
+
+@pytest.mark.parametrize("declared", COMMANDS, ids=[command.name for command in COMMANDS])
+def test_what_is_declared_is_what_typer_makes_of_it(declared: Command) -> None:
+    """Completion offers what is declared, and never sees what Typer reads."""
+    command = built(declared)
+    assert isinstance(command, PruneCommand) and len(command.params) == len(declared.parameters())
+    for ours, theirs in zip(declared.parameters(), command.params, strict=True):
+        assert ours.name == theirs.name
+        assert ours.choices == tuple(map(str, theirs.type_descriptor.choices or ())), ours
+        if isinstance(theirs, TyperOption):
+            assert ours.spellings == (*theirs.opts, *theirs.secondary_opts) and ours.help == theirs.help
+            assert (ours.is_flag, ours.many) == (theirs.is_flag, theirs.multiple), ours
+        else:
+            assert not ours.spellings and ours.many == (theirs.nargs == -1), ours
 
 
 def test_every_option_has_help_and_none_is_spelled_twice() -> None:
-    group = root()
-    for name in verbs():
-        command = group.get_command(None, name)
-        options = [parameter for parameter in command.params if isinstance(parameter, TyperOption)]
-        spellings = [spelling for option in options for spelling in (*option.opts, *option.secondary_opts)]
-        assert len(spellings) == len(set(spellings)), name
-        assert all(option.help for option in options), name
+    for declared in COMMANDS:
+        spellings = [spelling for parameter in declared.parameters() for spelling in parameter.spellings]
+        assert len(spellings) == len(set(spellings)), declared.name
+        assert all(parameter.help for parameter in declared.parameters()), declared.name
 
 
 def test_choices_are_readable() -> None:
-    options = option_names(root().get_command(None, "l1"))
-    assert option_choices(options["--scope"]) == ["auto", "global", "local", "isomorphic"]
-    assert option_choices(options["--ratio"]) == []
+    l1 = next(command for command in COMMANDS if command.name == "l1")
+    choices = {parameter.name: parameter.choices for parameter in l1.parameters()}
+    assert choices["scope"] == ("auto", "global", "local", "isomorphic") and choices["ratio"] == ()

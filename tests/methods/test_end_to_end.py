@@ -73,7 +73,7 @@ def test_prune_verify_save_restore(
     before = [parameter.clone() for parameter in trained.parameters()]
     calibration = CalibrationBatches(data.training_split(), preprocessing, 64, 32, seed=0)
     image = torch.randn(1, 1, 8, 8)
-    few = {"max_probes": 16} if hasattr(METHODS.load(method).params(), "max_probes") else {}
+    few = {"max_probes": 16} if hasattr(METHODS.load(method).params_class(), "max_probes") else {}
     result = prunecli.prune(
         trained, method, ratio=0.5, scope=scope, example_inputs=image, data=calibration, recalibrate=True, **few
     )

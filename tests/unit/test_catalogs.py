@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from prunecli import registry
 from prunecli.cli.completion import complete
 from prunecli.data import catalog as data_catalog
 from prunecli.data.catalog import described_datasets, load_data, named_datasets, samples_of
@@ -59,6 +60,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}\n")
         (site / f"{module}.py").write_text(source)
         invalidate_caches()
+        registry._entry_point_texts.cache_clear()  # a package's file changes here, and not the folder it is in
 
     yield put
     sys.modules.pop("somebodys", None)
@@ -72,9 +74,9 @@ def _fresh() -> None:
 
 def _forget_packages() -> None:
     """Entry points are looked up once per process."""
-    for registry in (index.SOURCES, data_catalog.DATASETS):
-        registry.__dict__.pop("_added", None)
-        registry.__dict__["_loaded"].pop("theirs", None)
+    for things in (index.SOURCES, data_catalog.DATASETS):
+        things.__dict__.pop("_added", None)
+        things.__dict__["_loaded"].pop("theirs", None)
     model_catalog.source_names.cache_clear()
 
 

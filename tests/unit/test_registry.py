@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from importlib import invalidate_caches
+from importlib.metadata import Distribution, DistributionFinder, MetadataPathFinder
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,37 @@ def test_names_of_packages_are_known_without_importing_them(install: Install) ->
     tool = registry.load("hammer")
     assert tool is sys.modules["acme"].TOOL and registry.load("hammer") is tool
     assert registry.load("saw") is sys.modules["acme"]
+
+
+def test_packages_are_found_wherever_python_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether there may be any is seen at a glance into folders; for all else `importlib.metadata` is asked."""
+    points = f"[{GROUP}]\n{{}} = json\n"
+    info = tmp_path / "eggs" / "older.egg-info"
+    info.mkdir(parents=True)
+    (info / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: older\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(points.format("hammer"))
+    with zipfile.ZipFile(tmp_path / "zipped.zip", "w") as archive:
+        archive.writestr("zipped-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: zipped\nVersion: 1.0\n")
+        archive.writestr("zipped-1.0.dist-info/entry_points.txt", points.format("saw"))
+    for place, added in ((tmp_path / "eggs", "hammer"), (tmp_path / "zipped.zip", "saw")):
+        assert added not in _registry().names
+        monkeypatch.syspath_prepend(place)
+        assert added in _registry().names
+
+    class Finder(MetadataPathFinder):
+        """Somebody else's, for packages that are in no folder of `sys.path`."""
+
+        def find_distributions(self, context: DistributionFinder.Context) -> Iterator[Distribution]:  # type: ignore[override]
+            yield Distribution.at(tmp_path / "apart" / "apart.egg-info")
+
+    apart = tmp_path / "apart" / "apart.egg-info"
+    shutil.copytree(info, apart)
+    (apart / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: apart\nVersion: 1.0\n")
+    (apart / "entry_points.txt").write_text(points.format("plane"))
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if not path.startswith(str(tmp_path))])
+    assert _registry().names == _registry().built_in
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder()])
+    assert "plane" in _registry().names
 
 
 def test_unknown_names_get_the_nearest_a_command_or_the_list(install: Install) -> None:

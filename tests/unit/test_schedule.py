@@ -303,7 +303,7 @@ def test_what_scores_found_is_reported_after_a_resume_too() -> None:
     states: list[tuple[int, Any]] = []
 
     def request(**changes: Any) -> PruneRequest:
-        params: Any = get_structural("hap").params(
+        params: Any = get_structural("hap").params_class(
             ratio=0.5, schedule="linear", steps=2, min_width=1, min_probes=4, max_probes=8
         )
         data = [(x, torch.arange(8) % 3)] * 2

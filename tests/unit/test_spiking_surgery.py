@@ -45,7 +45,7 @@ LIKE_THEM = [
 
 
 def _request(method: str, **params: Any) -> PruneRequest:
-    return PruneRequest(method=method, params=get_method(method).params(**params), example_inputs=images(1))
+    return PruneRequest(method=method, params=get_method(method).params_class(**params), example_inputs=images(1))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""The header of a safetensors file: bounds are checked before it is parsed; our checkpoints seal it with a hash."""
+"""The header of a safetensors file: bounds are checked before it is parsed; our checkpoints seal it with a hash.
+
+It is read without torch.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunecli.checkpoint.kinds import refusal
-from prunecli.checkpoint.manifest import MANIFEST_SCHEMA
+from prunecli.checkpoint.kinds import open_weights, refusal
+from prunecli.checkpoint.manifest import MANIFEST_SCHEMA, Manifest, parse_manifest
 from prunecli.errors import ModelError
 
 MANIFEST_KEY = "prunecli.manifest"
@@ -20,6 +23,7 @@ _MAX_TENSORS = 100_000
 _MAX_DIMENSIONS = 64
 _MAX_NAME = 1024
 _LENGTH = 8
+_AGAIN = "fetch or make the file again"
 _BEFORE_SEAL = f'{{"__metadata__":{{"{MANIFEST_KEY}":"{{\\"schema\\":\\"{MANIFEST_SCHEMA}\\",\\"sha256\\":\\"'.encode()
 _SEAL_AT = _LENGTH + len(_BEFORE_SEAL)
 _AFTER_SEAL = b'\\",'
@@ -92,6 +96,30 @@ def read_header(path: Path) -> Header:
     return Header(raw, metadata, sizes)
 
 
+def read_manifest(path: Path) -> Manifest | None:
+    """Reads only the manifest of a checkpoint; None for plain weights.
+
+    Raises:
+        ModelError: The file is unreadable, or its manifest is damaged or of another schema.
+    """
+    with open_weights(path) as (_, kind):
+        return _manifest_in(read_header(path), path) if kind == "safetensors" else None
+
+
+def manifest_of(path: Path) -> tuple[Manifest, Header]:
+    """Reads the manifest and the header of a checkpoint.
+
+    Raises:
+        ModelError: It holds no manifest, or it is damaged.
+    """
+    with open_weights(path) as (_, kind):
+        header = read_header(path) if kind == "safetensors" else None
+    manifest = _manifest_in(header, path) if header is not None else None
+    if manifest is None or header is None:
+        raise ModelError(f"{path}: holds no pruning manifest, and so no hashes; load plain weights with --arch")
+    return manifest, header
+
+
 def seal(path: Path) -> None:
     """Writes the hash of a checkpoint's header into the field reserved for it."""
     header = read_header(path)
@@ -127,4 +155,12 @@ def _size(name: str, entry: Any, available: int) -> int | None:
 def _damage(raw: bytes) -> Callable[[Path, str], ModelError]:
     ours = any(mark in raw for mark in _MARKS)
     subject = "its header is damaged: it" if ours else "not a readable safetensors file: its header"
-    return lambda path, problem: refusal(path, f"{subject} {problem}", "fetch or make the file again")
+    return lambda path, problem: refusal(path, f"{subject} {problem}", _AGAIN)
+
+
+def _manifest_in(header: Header, path: Path) -> Manifest | None:
+    if not header.is_ours:
+        return None
+    if MANIFEST_KEY not in header.metadata:
+        raise refusal(path, "its header is damaged (the manifest is not where it belongs)", _AGAIN)
+    return parse_manifest(header.metadata[MANIFEST_KEY], path, intact=header.is_intact)

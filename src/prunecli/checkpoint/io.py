@@ -18,9 +18,10 @@ from torch import Tensor
 
 from prunecli.checkpoint.durable import write_atomically
 from prunecli.checkpoint.finite import check_finite
-from prunecli.checkpoint.header import MANIFEST_KEY, UNSEALED, Header, read_header, seal
-from prunecli.checkpoint.kinds import open_weights, refusal
-from prunecli.checkpoint.manifest import Manifest, parse_manifest
+from prunecli.checkpoint.header import MANIFEST_KEY, UNSEALED, manifest_of, read_header, seal
+from prunecli.checkpoint.header import read_manifest as read_manifest
+from prunecli.checkpoint.kinds import refusal
+from prunecli.checkpoint.manifest import Manifest
 from prunecli.checkpoint.records import printable
 from prunecli.errors import ModelError
 
@@ -82,7 +83,7 @@ def read_checkpoint(path: Path, *, allow_nonfinite: bool = False) -> tuple[Manif
     Raises:
         ModelError: The file is not a checkpoint of this tool, or is damaged.
     """
-    manifest, _ = _manifest_of(path)
+    manifest, _ = manifest_of(path)
     tensors: dict[str, Tensor] = {}
     for name, tensor, intact in _checked_tensors(path, manifest):
         if not intact:
@@ -94,16 +95,6 @@ def read_checkpoint(path: Path, *, allow_nonfinite: bool = False) -> tuple[Manif
         tensors[name] = tensors[source]
     check_finite(tensors, path, allow_nonfinite)
     return manifest, tensors
-
-
-def read_manifest(path: Path) -> Manifest | None:
-    """Reads only the manifest of a checkpoint; None for plain weights.
-
-    Raises:
-        ModelError: The file is unreadable, or its manifest is damaged or of another schema.
-    """
-    with open_weights(path) as (_, kind):
-        return _manifest_in(read_header(path), path) if kind == "safetensors" else None
 
 
 @dataclass(frozen=True)
@@ -127,7 +118,7 @@ def verify_checkpoint(path: Path) -> tuple[Manifest, list[TensorState]]:
     Raises:
         ModelError: It has no hashes, or its header itself is damaged.
     """
-    manifest, header = _manifest_of(path)
+    manifest, header = manifest_of(path)
     return manifest, [
         TensorState(name, header.sizes[name], intact) for name, _, intact in _checked_tensors(path, manifest)
     ]
@@ -157,23 +148,6 @@ def file_sha256(path: Path) -> str:
     """Hash of a file's bytes, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _manifest_of(path: Path) -> tuple[Manifest, Header]:
-    with open_weights(path) as (_, kind):
-        header = read_header(path) if kind == "safetensors" else None
-    manifest = _manifest_in(header, path) if header is not None else None
-    if manifest is None or header is None:
-        raise ModelError(f"{path}: holds no pruning manifest, and so no hashes; load plain weights with --arch")
-    return manifest, header
-
-
-def _manifest_in(header: Header, path: Path) -> Manifest | None:
-    if not header.is_ours:
-        return None
-    if MANIFEST_KEY not in header.metadata:
-        raise refusal(path, "its header is damaged (the manifest is not where it belongs)", _AGAIN)
-    return parse_manifest(header.metadata[MANIFEST_KEY], path, intact=header.is_intact)
 
 
 def _checked_tensors(path: Path, manifest: Manifest) -> Iterator[tuple[str, Tensor, bool]]:

@@ -12,7 +12,7 @@ from types import FrameType
 
 from typer.exceptions import TyperException
 
-from prunecli.cli.lazy import error_text
+from prunecli.cli.lazy import built, error_text
 from prunecli.cli.output import Output, current_output, use_output
 from prunecli.cli.verbs import root
 from prunecli.errors import GateFailed, PruneError, Stopped, described
@@ -31,10 +31,6 @@ def run(argv: Sequence[str]) -> int:
     Returns:
         0 ok, 1 failure, 2 usage, recipe or input, 3 a gate, 130 interrupt.
     """
-    if "_PRUNE_COMPLETE" in os.environ:
-        from prunecli.cli.completion import answer
-
-        return answer(os.environ)
     use_output(Output("json" if "--json" in argv else "human", debug="--debug" in argv))
     _stopped_by.clear()
     if threading.current_thread() is threading.main_thread():
@@ -42,7 +38,7 @@ def run(argv: Sequence[str]) -> int:
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
                 signal.signal(number, _stop)
     try:
-        code = root().main(args=list(argv), prog_name="prune", standalone_mode=False)
+        code = built(root()).main(args=list(argv), prog_name="prune", standalone_mode=False)
         sys.stdout.flush()
         if code == _INTERRUPTED:  # Typer has turned Ctrl-C into an exit
             raise KeyboardInterrupt

@@ -1,18 +1,17 @@
 """Tab completion for bash, zsh and fish.
 
 The scripts ask `prune` itself, with `_PRUNE_COMPLETE` set and the words of the line in the environment, one to a line.
-Answering imports nothing heavier than Typer.
+Answering imports nothing heavy, not even Typer.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from prunecli.checkpoint import WEIGHT_SUFFIXES
-from prunecli.recipe.schema import MEASUREMENTS
+from prunecli.cli.declared import Command, Group, Parameter
 
 Candidate = tuple[str, str]
 """A word and what it means (or nothing)."""
@@ -110,30 +109,28 @@ def complete(words: Sequence[str]) -> list[Candidate]:
     from prunecli.cli.verbs import root
 
     *before, current = words[1:] if len(words) > 1 else [""]
-    group: Any = root()
-    while hasattr(group, "verbs"):
+    named: Command | Group = root()
+    while isinstance(named, Group):
         verb = next((i for i, word in enumerate(before) if not word.startswith("-")), None)
         if verb is None:
-            verbs = [(name, entry.summary) for name, entry in group.verbs.items()]
-            return _matching([*verbs, ("--help", "Show help."), *_root_options(group)], current)
-        command = group.get_command(None, before[verb])
-        if command is None:
+            verbs = [(name, entry.summary) for name, entry in named.verbs.items()]
+            return _matching([*verbs, ("--help", "Show help."), *_group_options(named)], current)
+        if before[verb] not in named.verbs:
             return []
-        group, before = command, before[verb + 1 :]
-    return _complete_command(group, before, current)
+        named, before = named.verbs[before[verb]].load(), before[verb + 1 :]
+    return _complete_command(named, before, current)
 
 
-def _root_options(group: Any) -> list[Candidate]:
-    return [("--version", "Print the version.")] if group.name == "prune" else []
+def _group_options(group: Group) -> list[Candidate]:
+    return [("--version", "Print the version.")] if group.version else []
 
 
-def _complete_command(command: Any, before: Sequence[str], current: str) -> list[Candidate]:
-    from prunecli.cli.lazy import option_choices, option_names
-
-    options = option_names(command)
+def _complete_command(command: Command, before: Sequence[str], current: str) -> list[Candidate]:
+    parameters = command.parameters()
+    options = {spelling: parameter for parameter in parameters for spelling in parameter.spellings}
     name, equals, value = current.partition("=")
     if equals and name in options:
-        return [(f"{name}={word}", text) for word, text in _values(options[name], value, option_choices)]
+        return [(f"{name}={word}", text) for word, text in _values(options[name], value)]
     positional = 0
     pending = None
     for word in before:
@@ -144,12 +141,12 @@ def _complete_command(command: Any, before: Sequence[str], current: str) -> list
         elif not word.startswith("-"):
             positional += 1
     if pending is not None:
-        return _values(pending, current, option_choices)
+        return _values(pending, current)
     if current.startswith("-"):
         listed = [(spelling, _first_sentence(option.help)) for spelling, option in options.items()]
         return _matching([*listed, ("--help", "Show help.")], current)
-    arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
-    if not arguments or (positional >= len(arguments) and arguments[-1].nargs != -1):
+    arguments = [parameter for parameter in parameters if not parameter.spellings]
+    if not arguments or (positional >= len(arguments) and not arguments[-1].many):
         return []
     return _argument_values(command.name, arguments[min(positional, len(arguments) - 1)].name, current)
 
@@ -164,15 +161,14 @@ def _argument_values(command: str, argument: str, current: str) -> list[Candidat
     if argument == "pattern":
         return _references(current)
     if argument == "model":
-        recipes = () if command == "inspect" else _RECIPES
-        return [*_files(current, (*WEIGHT_SUFFIXES, *recipes)), *_references(current)]
+        others = (".json",) if command == "inspect" else _RECIPES
+        return [*_files(current, (*WEIGHT_SUFFIXES, *others)), *_references(current)]
     return _files(current, None)
 
 
-def _values(option: Any, current: str, choices: Callable[[Any], list[str]]) -> list[Candidate]:
-    few = choices(option)
-    if few:
-        return _matching([(choice, "") for choice in few], current)
+def _values(option: Parameter, current: str) -> list[Candidate]:
+    if option.choices:
+        return _matching([(choice, "") for choice in option.choices], current)
     name = option.name
     if name in ("arch", "model"):
         return _references(current)
@@ -185,6 +181,8 @@ def _values(option: Any, current: str, choices: Callable[[Any], list[str]]) -> l
     if name == "data":
         return _data_sets(current)
     if name == "measure":
+        from prunecli.recipe.schema import MEASUREMENTS
+
         return _matching([(figure, "") for figure in MEASUREMENTS], current)
     if name == "device":
         return _matching([(device, "") for device in ("auto", "cpu", "cuda", "mps")], current)
@@ -296,5 +294,5 @@ def _matching(candidates: Iterable[Candidate], current: str) -> list[Candidate]:
     return [candidate for candidate in candidates if candidate[0].startswith(current)]
 
 
-def _first_sentence(text: str | None) -> str:
-    return " ".join((text or "").split()).split(". ")[0].rstrip(".")
+def _first_sentence(text: str) -> str:
+    return " ".join(text.split()).split(". ")[0].rstrip(".")

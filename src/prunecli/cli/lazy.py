@@ -1,4 +1,4 @@
-"""Every override of Typer's internals, and nothing else: commands are imported only when they are used.
+"""Every override of Typer's internals, and nothing else: commands become Typer's only when they are used.
 
 Typer has no lazy sub-commands, builds a pydantic adapter to show help, and prints usage errors over several lines.
 `tests/cli/test_typer_contract.py` checks that what is overridden here still exists.
@@ -6,25 +6,17 @@ Typer has no lazy sub-commands, builds a pydantic adapter to show help, and prin
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, get_args
 
 import typer
-from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command as typer_get_command
 
+from prunecli.cli.declared import Argument, Command, Group, Verb
 from prunecli.errors import unknown
-
-
-@dataclass(frozen=True)
-class Verb:
-    """A verb of the command line: its help is known without importing what it does."""
-
-    summary: str
-    section: str
-    load: Callable[[], Any]
 
 
 class _HelpWithoutPydantic:
@@ -41,8 +33,7 @@ class PruneCommand(_HelpWithoutPydantic, TyperCommand):
     """A command of ours.
 
     Attributes:
-        aliases: Options under other names, which help does not show: the name here, and what follows (None, "value", or
-            "list": several words).
+        aliases: See `Command.aliases`.
     """
 
     aliases: Mapping[str, tuple[str, str | None]] = {}
@@ -66,13 +57,13 @@ def _renamed(args: list[str], aliases: Mapping[str, tuple[str, str | None]]) -> 
             renamed.append((value or words.pop(0)).lower())
         elif follows == "list":
             entries = [value] if value else []
-            while words and _NUMBERS.fullmatch(words[0]):
+            while words and re.fullmatch(_NUMBERS, words[0]):
                 entries.append(words.pop(0))
             renamed.append(",".join(entries).translate(_BRACKETS).replace(",,", ","))
     return renamed
 
 
-_NUMBERS = re.compile(r"[\[(]?[-+.\deE, ]*[])]?,?")
+_NUMBERS = r"[\[(]?[-+.\deE, ]*[])]?,?"
 _BRACKETS = str.maketrans("", "", "[]() ")
 
 
@@ -88,7 +79,7 @@ class LazyGroup(_HelpWithoutPydantic, TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Imports and returns the command, or None."""
         if cmd_name not in self.commands and cmd_name in self.verbs:
-            self.commands[cmd_name] = self.verbs[cmd_name].load()
+            self.commands[cmd_name] = built(self.verbs[cmd_name].load())
         return self.commands.get(cmd_name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -108,48 +99,77 @@ class LazyGroup(_HelpWithoutPydantic, TyperGroup):
                 formatter.write_dl(rows)
 
 
-def make_command(
-    name: str,
-    callback: Callable[..., Any],
-    summary: str,
-    epilog: str | None = None,
-    aliases: Mapping[str, tuple[str, str | None]] | None = None,
-) -> PruneCommand:
-    """Makes one command from a function with annotated parameters."""
+def built(declared: Command | Group) -> PruneCommand | LazyGroup:
+    """Typer's command or group for one of ours."""
+    return _built_group(declared) if isinstance(declared, Group) else _built_command(declared)
+
+
+def _built_command(declared: Command) -> PruneCommand:
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command(name, cls=PruneCommand, help=summary, epilog=epilog)(callback)
+    app.command(declared.name, cls=PruneCommand, help=declared.summary, epilog=declared.epilog)(_typed(declared))
     command = typer_get_command(app)
     assert isinstance(command, PruneCommand)
-    command.aliases = aliases or {}
+    command.aliases = declared.aliases
     return command
 
 
-def make_group(name: str, verbs: Mapping[str, Verb], callback: Callable[..., Any], summary: str) -> LazyGroup:
-    """Makes a group of lazily imported commands; `callback` has the group's own options."""
-    kind = type("Group", (LazyGroup,), {"verbs": dict(verbs)})
-    app = typer.Typer(
-        add_completion=False, rich_markup_mode=None, cls=kind, help=summary, invoke_without_command=True, name=name
+def _typed(declared: Command) -> Callable[..., None]:
+    """The function of a command with its parameters declared as Typer does."""
+
+    def callback(**given: Any) -> None:
+        declared.callback(**given)
+
+    signature = inspect.signature(declared.callback)
+    parameters = [_typed_parameter(parameter) for parameter in signature.parameters.values()]
+    callback.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return callback
+
+
+def _typed_parameter(parameter: inspect.Parameter) -> inspect.Parameter:
+    kind, ours = get_args(parameter.annotation)
+    theirs = (
+        typer.Argument(metavar=ours.metavar, help=ours.help)
+        if isinstance(ours, Argument)
+        else typer.Option(*ours.spellings, help=ours.help, metavar=ours.metavar, show_default=ours.show_default)
     )
-    app.callback()(callback)
+    return parameter.replace(annotation=Annotated[kind, theirs])
+
+
+def _built_group(declared: Group) -> LazyGroup:
+    kind = type("Group", (LazyGroup,), {"verbs": declared.verbs})
+    app = typer.Typer(
+        add_completion=False,
+        rich_markup_mode=None,
+        cls=kind,
+        help=declared.summary,
+        invoke_without_command=True,
+        name=declared.name,
+    )
+    app.callback()(_with_version(declared) if declared.version else _help)
     group = typer_get_command(app)
     assert isinstance(group, LazyGroup)
-    group.name = name
+    group.name = declared.name
     return group
 
 
-def option_names(command: Any) -> dict[str, TyperOption]:
-    """Every spelling of every option of a command, with the option."""
-    return {
-        spelling: parameter
-        for parameter in command.params
-        if isinstance(parameter, TyperOption)
-        for spelling in (*parameter.opts, *parameter.secondary_opts)
-    }
+def _help(ctx: typer.Context) -> None:
+    """What a group does without a command."""
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
 
 
-def option_choices(option: Any) -> list[str]:
-    """The values an option may take, where they are few."""
-    return [str(choice) for choice in option.type_descriptor.choices or ()]
+def _with_version(declared: Group) -> Callable[..., None]:
+    def program(
+        ctx: typer.Context,
+        version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    ) -> None:
+        if version:
+            print(f"{declared.name} {declared.version}")
+            raise typer.Exit()
+        _help(ctx)
+
+    return program
 
 
 def error_text(error: BaseException) -> str:

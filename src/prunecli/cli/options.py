@@ -5,12 +5,10 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-import typer
-
+from prunecli.cli.declared import Option
 from prunecli.cli.output import Output, use_output
 from prunecli.errors import RecipeError
 from prunecli.own_code import allow
@@ -23,8 +21,7 @@ if TYPE_CHECKING:
 _RecipePath = tuple[str | int, ...]
 
 
-@dataclass(frozen=True)
-class OptionSpec:
+class OptionSpec(NamedTuple):
     """One option: the parameter it becomes, and the recipe value that it sets (None: not a recipe value).
 
     A `mapping` option is given once per entry, as NAME=VALUE; for "numbers" every value must be a number. One of "row"
@@ -53,7 +50,7 @@ def option(
     flag = "--" + name.replace("_", "-")
     spellings = flags or ((f"{flag}/--no-{flag[2:]}",) if kind is bool else (flag,))
     shown = doc if default is None or default in ("", (), {}) else f"{doc} [default: {_shown(default)}]"
-    annotation = Annotated[kind | None, typer.Option(*spellings, help=shown, show_default=False)]
+    annotation = Annotated[kind | None, Option(*spellings, help=shown, show_default=False)]
     parameter = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
     return OptionSpec(name, parameter, path)
 
@@ -63,9 +60,8 @@ def options_of(
 ) -> list[OptionSpec]:
     """One option for each field of a dataclass, setting the recipe values below `path`."""
     return [
-        replace(
-            option(field.name, _option_type(field), field.doc, default=field.default, path=(*path, field.name)),
-            mapping=_mapping(field),
+        option(field.name, _option_type(field), field.doc, default=field.default, path=(*path, field.name))._replace(
+            mapping=_mapping(field)
         )
         for field in fields_of(cls)
         if (not only or field.name in only) and field.name not in skip
@@ -76,7 +72,7 @@ def model_kwargs_options() -> list[OptionSpec]:
     """`--model-kwargs`, as timm's scripts call it."""
     field = next(field for field in fields_of(ModelSection) if field.name == "kwargs")
     named = option("model_kwargs", list[str], field.doc, path=("model", field.name))
-    return [replace(named, mapping=_mapping(field))]
+    return [named._replace(mapping=_mapping(field))]
 
 
 def shared_options() -> list[OptionSpec]:

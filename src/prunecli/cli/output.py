@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
     from prunecli.pipeline.sink import Advance
     from prunecli.report.table import Table
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = dict.fromkeys((*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0)), "?")
 Mode = Literal["human", "json", "quiet"]
 
 
@@ -66,6 +64,8 @@ class Output:
     def document(self, document: Any) -> None:
         """The one JSON document on stdout, json mode only."""
         if self.mode == "json":
+            import json
+
             print(json.dumps(document, indent=2, allow_nan=False))
 
     def aside(self, table: Table) -> None:
@@ -132,7 +132,7 @@ def _plain(text: str) -> Any:
 
 def _printable(text: str) -> str:
     """The text without control characters, which could come from a stranger's file and move a terminal's cursor."""
-    return _CONTROL.sub("?", text)
+    return text.translate(_CONTROL)
 
 
 def _interactive(stream: IO[str]) -> bool:

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from prunecli.cli.declared import Argument
 from prunecli.cli.options import OptionSpec, option, options_of, plan_for_stage, shared_options
 from prunecli.cli.output import Output
 from prunecli.errors import RecipeError
@@ -20,9 +19,7 @@ if TYPE_CHECKING:
     from prunecli.recipe.resolve import Plan
     from prunecli.report.results import StageOutcome
 
-ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A weights file, a reference such as timm:resnet50, or a recipe.")
-]
+ModelArgument = Annotated[str, Argument("MODEL", "A weights file, a reference such as timm:resnet50, or a recipe.")]
 
 
 RESUME_OPTIONS = [

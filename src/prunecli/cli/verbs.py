@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from prunecli.cli.lazy import LazyGroup, Verb, make_group
+from prunecli import __version__
+from prunecli.cli.declared import Group, Verb
 from prunecli.errors import PruneError
 from prunecli.methods.registry import all_methods
 
@@ -54,19 +53,6 @@ def verbs() -> dict[str, Verb]:
     return table
 
 
-def root() -> LazyGroup:
+def root() -> Group:
     """The `prune` command."""
-
-    def prune(
-        ctx: typer.Context,
-        version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    ) -> None:
-        if version:
-            from prunecli import __version__
-
-            print(f"prune {__version__}")
-            raise typer.Exit()
-        if ctx.invoked_subcommand is None:
-            print(ctx.get_help())
-
-    return make_group("prune", verbs(), prune, _SUMMARY)
+    return Group("prune", verbs(), _SUMMARY, __version__)

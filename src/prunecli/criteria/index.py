@@ -6,16 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prunecli.criteria.options import (
-    ActivationOptions,
-    EnhancedOptions,
-    HessianOptions,
-    LampOptions,
-    NoOptions,
-    ObsOptions,
-    RetentionOptions,
-    SpikeOptions,
-)
 from prunecli.errors import MethodError
 from prunecli.registry import Registry
 
@@ -29,7 +19,8 @@ class CriterionSpec:
         entry: "module:attribute" of the function, see `prunecli.criteria.base.Criterion`.
         summary: One line of help.
         paper: URL of the paper that it follows, or empty.
-        options: A frozen dataclass with annotated fields: options besides those of all structural methods.
+        options: A frozen dataclass with annotated fields: options besides those of all structural methods. Or
+            "module:attribute" of it: making a dataclass takes long, and most commands need one of them.
         needs_data: Whether it needs calibration data.
         without_data: Options with which it works without data, used where there is none.
         source: Source of the architectures that it is for, as in "spiking:vgg9"; None: any.
@@ -41,27 +32,28 @@ class CriterionSpec:
     entry: str
     summary: str
     paper: str = ""
-    options: type[Any] = NoOptions
+    options: type[Any] | str = "prunecli.criteria.options:NoOptions"
     needs_data: bool = False
     without_data: Mapping[str, Any] | None = None
     source: str | None = None
     members: str = ""
 
 
+_OPTIONS = "prunecli.criteria.options:"
 _BUILT_IN = (
     CriterionSpec(
         "l1",
         "prunecli.criteria.magnitude:l1",
         "Remove the channels whose weights have the smallest L1 norm.",
         "https://arxiv.org/abs/1608.08710",
-        options=RetentionOptions,
+        options=_OPTIONS + "RetentionOptions",
     ),
     CriterionSpec(
         "l2",
         "prunecli.criteria.magnitude:l2",
         "Remove the channels whose weights have the smallest L2 norm.",
         "https://arxiv.org/abs/1608.08710",
-        options=RetentionOptions,
+        options=_OPTIONS + "RetentionOptions",
     ),
     CriterionSpec(
         "group-norm",
@@ -74,7 +66,7 @@ _BUILT_IN = (
         "prunecli.criteria.lamp:lamp",
         "Rank L2 norms by scores that compare across layers.",
         "https://arxiv.org/abs/2010.07611",
-        options=LampOptions,
+        options=_OPTIONS + "LampOptions",
     ),
     CriterionSpec(
         "fpgm",
@@ -93,7 +85,7 @@ _BUILT_IN = (
         "prunecli.criteria.gradient:taylor",
         "Remove the channels whose loss changes least to first order.",
         "https://arxiv.org/abs/1611.06440",
-        options=RetentionOptions,
+        options=_OPTIONS + "RetentionOptions",
         needs_data=True,
     ),
     CriterionSpec(
@@ -101,7 +93,7 @@ _BUILT_IN = (
         "prunecli.criteria.gradient:fisher",
         "Remove the channels with the least empirical Fisher information.",
         "https://arxiv.org/abs/1801.05787",
-        options=RetentionOptions,
+        options=_OPTIONS + "RetentionOptions",
         needs_data=True,
     ),
     CriterionSpec(
@@ -109,7 +101,7 @@ _BUILT_IN = (
         "prunecli.criteria.activation:activation",
         "Remove the channels whose activations are small or constant.",
         "https://arxiv.org/abs/1607.03250",
-        options=ActivationOptions,
+        options=_OPTIONS + "ActivationOptions",
         needs_data=True,
     ),
     CriterionSpec(
@@ -124,7 +116,7 @@ _BUILT_IN = (
         "prunecli.criteria.hessian:hap",
         "Remove the channels with the smallest Hessian trace times weights.",
         "https://arxiv.org/abs/2101.08940",
-        options=HessianOptions,
+        options=_OPTIONS + "HessianOptions",
         needs_data=True,
     ),
     CriterionSpec(
@@ -132,7 +124,7 @@ _BUILT_IN = (
         "prunecli.criteria.hessian:obd",
         "Remove the channels whose weights' curvature costs least.",
         "https://papers.nips.cc/paper/250-optimal-brain-damage",
-        options=HessianOptions,
+        options=_OPTIONS + "HessianOptions",
         needs_data=True,
     ),
     CriterionSpec(
@@ -140,7 +132,7 @@ _BUILT_IN = (
         "prunecli.criteria.gate_hessian:gate_obd",
         "Remove the channels whose gates' curvature costs least.",
         "https://papers.nips.cc/paper/250-optimal-brain-damage",
-        options=HessianOptions,
+        options=_OPTIONS + "HessianOptions",
         needs_data=True,
     ),
     CriterionSpec(
@@ -148,7 +140,7 @@ _BUILT_IN = (
         "prunecli.criteria.obs:obs",
         "Remove the channels that the others can best make up for.",
         "https://arxiv.org/abs/2302.04089",
-        options=ObsOptions,
+        options=_OPTIONS + "ObsOptions",
         needs_data=True,
     ),
     CriterionSpec(
@@ -156,14 +148,14 @@ _BUILT_IN = (
         "prunecli.criteria.obs:obs_greedy",
         "As obs, one channel after the other.",
         "https://arxiv.org/abs/2302.04089",
-        options=ObsOptions,
+        options=_OPTIONS + "ObsOptions",
         needs_data=True,
     ),
     CriterionSpec(
         "enhanced",
         "prunecli.criteria.enhanced:enhanced",
         "Remove the channels that rank low by five kinds of scores.",
-        options=EnhancedOptions,
+        options=_OPTIONS + "EnhancedOptions",
         needs_data=True,
         members="prunecli.criteria.enhanced:members",
     ),
@@ -172,7 +164,7 @@ _BUILT_IN = (
         "prunecli.criteria.spike:spike",
         "Remove the channels whose spiking neurons do the least.",
         "https://arxiv.org/abs/2209.15425",
-        options=SpikeOptions,
+        options=_OPTIONS + "SpikeOptions",
         without_data={"criterion": "bn-scale"},
         source="spiking",
     ),

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_doc import Doc
-from annotated_types import Ge, Gt, Le, Lt
+
+from prunecli.bounds import Ge, Gt, Le, Lt
 
 
 @dataclass(frozen=True)

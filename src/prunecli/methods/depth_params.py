@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_doc import Doc
-from annotated_types import Ge, Gt, Lt
+
+from prunecli.bounds import Ge, Gt, Lt
 
 
 @dataclass(frozen=True)

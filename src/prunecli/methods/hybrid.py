@@ -36,7 +36,7 @@ def hybrid(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibr
         raise MethodError(unknown("criterion", name, CRITERIA.names, see="prune methods"))
     spec = get_structural(name)
     criterion: Criterion = spec.load()
-    options = asdict(spec.params()) | {key: value for key, value in calibration.options.items() if key in _SHARED}
+    options = asdict(spec.params_class()) | {key: value for key, value in calibration.options.items() if key in _SHARED}
     return criterion(model, groups, replace(calibration, options=options))
 
 

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import make_dataclass
-
 from prunecli.criteria.index import CRITERIA, CriterionSpec
 from prunecli.errors import MethodError
-from prunecli.methods.depth_params import DepthParams
-from prunecli.methods.experts_params import ExpertsParams
-from prunecli.methods.hybrid_params import HybridParams
-from prunecli.methods.params import StructuralParams, TokenParams
-from prunecli.methods.sca_params import ALIASES as SCA_ALIASES
-from prunecli.methods.sca_params import ScaParams
 from prunecli.methods.sparse_index import SPARSE
 from prunecli.methods.spec import MethodSpec
-from prunecli.methods.unstructured_params import ALIASES, UnstructuredParams
 from prunecli.registry import Registry
 
 
 def method_of(criterion: CriterionSpec) -> MethodSpec:
     """The structural method that ranks by a criterion; it takes the criterion's options beside its own parameters."""
-    title = criterion.name.title().replace("-", "")
     return MethodSpec(
         criterion.name,
         criterion.summary,
         criterion.paper,
         "structural",
-        make_dataclass(f"{title}Params", (), bases=(criterion.options, StructuralParams), frozen=True),
+        (criterion.options, "prunecli.methods.params:StructuralParams"),
         criterion.entry,
         criterion.needs_data,
         criterion.without_data,
@@ -40,7 +30,7 @@ _TOKEN = MethodSpec(
     "Leave out tokens of a vision transformer while it runs.",
     "https://arxiv.org/abs/2202.07800",
     "runtime",
-    TokenParams,
+    "prunecli.methods.params:TokenParams",
     "prunecli.methods.token:TokenMethod",
     command="prunecli.cli.commands.token:method_command",
 )
@@ -49,7 +39,7 @@ _DEPTH = MethodSpec(
     "Remove whole residual blocks.",
     "https://arxiv.org/abs/2403.03853",
     "parts",
-    DepthParams,
+    "prunecli.methods.depth_params:DepthParams",
     "prunecli.methods.depth:prune_depth",
     without_data={"score": "cosine"},
 )
@@ -58,7 +48,7 @@ _EXPERTS = MethodSpec(
     "Remove experts of mixtures with their router's rows.",
     "https://arxiv.org/abs/2404.05089",
     "parts",
-    ExpertsParams,
+    "prunecli.methods.experts_params:ExpertsParams",
     "prunecli.methods.experts:prune_experts",
     without_data={"score": "norm"},
 )
@@ -67,25 +57,25 @@ _UNSTRUCTURED = MethodSpec(
     "Learn masks of single weights and neurons while training.",
     "https://openreview.net/forum?id=eoSeaK4QJo",
     "trained",
-    UnstructuredParams,
+    "prunecli.methods.unstructured_params:UnstructuredParams",
     "prunecli.methods.unstructured:Unstructured",
-    aliases=ALIASES,
+    aliases="prunecli.methods.unstructured_params:ALIASES",
 )
 _SCA = MethodSpec(
     "sca",
     "Prune and regrow channels by spiking activity while training.",
     "https://arxiv.org/abs/2406.01072",
     "trained",
-    ScaParams,
+    "prunecli.methods.sca_params:ScaParams",
     "prunecli.methods.sca:Sca",
-    aliases=SCA_ALIASES,
+    aliases="prunecli.methods.sca_params:ALIASES",
 )
 _HYBRID = MethodSpec(
     "hybrid",
     "Choose how many units of a hybrid network stay, and how many spike.",
     "https://doi.org/10.1038/s41467-024-51641-x",
     "structural",
-    HybridParams,
+    "prunecli.methods.hybrid_params:HybridParams",
     "prunecli.methods.hybrid:hybrid",
     needs_data=True,
     ratios="prunecli.methods.hybrid:composed",

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from annotated_doc import Doc
-from annotated_types import Ge, Gt, Le, Lt
+
+from prunecli.bounds import Ge, Gt, Le, Lt
 
 Share = Annotated[float, Ge(0), Lt(1)]
 Scope = Literal["auto", "global", "local", "isomorphic", "measured"]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from prunecli.methods.sparse_params import SparseParams
 from prunecli.methods.spec import MethodSpec
 
 
 def _method(name: str, summary: str, paper: str, entry: str, *, needs_data: bool = False) -> MethodSpec:
     module = f"prunecli.criteria.weights.{entry}"
-    return MethodSpec(name, summary, paper, "sparse", SparseParams, module, needs_data)
+    return MethodSpec(name, summary, paper, "sparse", "prunecli.methods.sparse_params:SparseParams", module, needs_data)
 
 
 _BUILT_IN = (

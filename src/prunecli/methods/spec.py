@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, make_dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from prunecli.registry import imported
+
+_ClassOrReference = type[Any] | str
 
 
 @dataclass(frozen=True)
@@ -18,14 +21,15 @@ class MethodSpec:
         summary: One line of help.
         paper: URL of the paper that the method follows, or empty.
         family: Name in `FAMILIES`: what runs the method, and what `load` has to return.
-        params: A frozen dataclass with annotated fields.
+        params: A frozen dataclass with annotated fields, "module:attribute" of one, or several that are put together.
+            Whoever wants the dataclass asks for `params_class`.
         entry: "module:attribute" of the algorithm.
         needs_data: Whether it looks at calibration images.
         without_data: Parameters with which it needs no images, for when there are none.
-        command: "module:attribute" of a function from the spec to a command, for methods whose verb does more than
-            those of its family.
+        command: "module:attribute" of a function from the spec to a command (`prunecli.cli.declared.Command`), for
+            methods whose verb does more than those of its family.
         aliases: Options under the names of an older tool, with their names here and the kind of value that follows
-            them: None, "value" or "list" (several words).
+            them: None, "value" or "list" (several words); or "module:attribute" of these.
         source: Source of the architectures that it is for, as in "spiking:vgg9"; None: any.
         ratios: Of a structural method that decides itself how much each group loses: "module:attribute" of a function
             from the groups and the parameters to ratios by group name.
@@ -37,23 +41,40 @@ class MethodSpec:
     summary: str
     paper: str
     family: str
-    params: type[Any]
+    params: _ClassOrReference | tuple[_ClassOrReference, ...]
     entry: str
     needs_data: bool = False
     without_data: Mapping[str, Any] | None = None
     command: str = ""
     source: str | None = None
-    aliases: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
+    aliases: Mapping[str, tuple[str, str | None]] | str = field(default_factory=dict)
     ratios: str = ""
     members: str = ""
+
+    @cached_property
+    def params_class(self) -> type[Any]:
+        """The dataclass of its parameters, imported or made on first use."""
+        given = self.params if isinstance(self.params, tuple) else (self.params,)
+        parts = [imported(part) if isinstance(part, str) else part for part in given]
+        if len(parts) == 1:
+            only: type[Any] = parts[0]
+            return only
+        title = self.name.title().replace("-", "")
+        return make_dataclass(f"{title}Params", (), bases=tuple(parts), frozen=True)
+
+    @cached_property
+    def option_aliases(self) -> Mapping[str, tuple[str, str | None]]:
+        """`aliases`, imported on first use."""
+        aliases: Mapping[str, tuple[str, str | None]]
+        aliases = imported(self.aliases) if isinstance(self.aliases, str) else self.aliases
+        return aliases
 
     def load(self) -> Any:
         """Imports the algorithm, and with it torch."""
         return imported(self.entry)
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """One kind of methods, and what runs them.
 
     Attributes:

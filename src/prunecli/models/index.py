@@ -59,6 +59,11 @@ def known_references() -> list[str]:
     return sorted(line.partition("\t")[0] for line in FINGERPRINTS.read_text(encoding="utf-8").splitlines())
 
 
+def is_reference(path: Path) -> bool:
+    """Whether an argument that may be a file means a network of the catalogue; a file of that name is a file."""
+    return ":" in str(path) and path.suffix != ".json" and not path.exists()
+
+
 PATTERN_HELP = "A reference, a part of one, or a shell pattern of references, where source: may be left out."
 
 

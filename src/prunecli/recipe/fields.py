@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from dataclasses import dataclass
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from annotated_doc import Doc
 
 
-@dataclass(frozen=True)
-class FieldInfo:
+class FieldInfo(NamedTuple):
     """A field: its type without annotations, its default, and its help text."""
 
     name: str
@@ -20,8 +18,17 @@ class FieldInfo:
     doc: str
 
 
+_read: dict[type[Any], tuple[FieldInfo, ...]] = {}
+
+
 def fields_of(cls: type[Any]) -> tuple[FieldInfo, ...]:
     """Returns the fields of the dataclass `cls` in order, inherited ones included."""
+    if cls not in _read:  # evaluating the annotations takes long, and the options of one command ask several times
+        _read[cls] = _fields(cls)
+    return _read[cls]
+
+
+def _fields(cls: type[Any]) -> tuple[FieldInfo, ...]:
     hints = typing.get_type_hints(cls, include_extras=True)
     infos = []
     for field in dataclasses.fields(cls):

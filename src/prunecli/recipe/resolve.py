@@ -261,7 +261,7 @@ class _Checker:
                 method = get_method(stage.method)
             except MethodError as error:
                 raise MethodError(f"{self._where((*path, 'method'))}: {error}") from error
-            params = self._validated(method.params, stage.params, (*path, "params"), extra="forbid")
+            params = self._validated(method.params_class, stage.params, (*path, "params"), extra="forbid")
             stage = dataclasses.replace(stage, params=dataclasses.asdict(params))
         return stage  # type: ignore[no-any-return]
 

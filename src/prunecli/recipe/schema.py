@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from annotated_doc import Doc
-from annotated_types import Ge, Gt, Le, Lt
 
+from prunecli.bounds import Ge, Gt, Le, Lt
 from prunecli.engine.config import FitConfig
 
 Measurement = Literal["accuracy", "params", "macs", "latency", "memory", "size", "spikes", "energy"]

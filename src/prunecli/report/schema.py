@@ -16,6 +16,7 @@ REPORT_SCHEMA: Literal["prunecli.report/1"] = "prunecli.report/1"
 
 
 _MAX_BYTES = 64 << 20
+_HEAD = 256
 
 
 class _Strict(BaseModel):
@@ -190,6 +191,17 @@ class Report(_Strict):
     def to_json(self) -> str:
         """The report as indented JSON; figures that were not measured are left out."""
         return json.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True), indent=2) + "\n"
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file looks like a report, by its first lines; one that cannot be read does not."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return b'"prunecli.report/' in file.read(_HEAD)
+    except OSError:
+        return False
 
 
 def read_report(path: Path) -> Report:

@@ -65,14 +65,21 @@ def report_table(report: Report) -> Table:
     return Table(("figure", "value"), rows + _measured_on(report.environment))
 
 
-def neuron_table(report: Report) -> Table | None:
+def report_tables(report: Report) -> list[Table]:
+    """One report: its figures, then what it has about neurons and energy."""
+    return [
+        table for table in (report_table(report), _neuron_table(report), _energy_table(report)) if table is not None
+    ]
+
+
+def _neuron_table(report: Report) -> Table | None:
     """Firing of each layer of neurons; None for a report without it."""
     if not report.neurons:
         return None
     return Table(NEURON_COLUMNS, neuron_rows(report.neurons), numeric=(1, 2, 3))
 
 
-def energy_table(report: Report) -> Table | None:
+def _energy_table(report: Report) -> Table | None:
     """Operations and energy of each layer for one image; None for a report without them."""
     if not report.layers:
         return None

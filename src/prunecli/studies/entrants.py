@@ -83,7 +83,7 @@ def as_written(plan: Plan) -> PruneStage:
     """
     stage = plan.recipe.stages[0]
     assert isinstance(stage, PruneStage)
-    defaults = dataclasses.asdict(get_structural(stage.method).params())
+    defaults = dataclasses.asdict(get_structural(stage.method).params_class())
     written = plan.written("stages", 0, "params")
     kept = {name: value for name, value in stage.params.items() if name in written or value != defaults[name]}
     return dataclasses.replace(stage, params=kept)
@@ -116,4 +116,4 @@ def _entrant(word: str, shared: Mapping[str, Any]) -> Entrant:
     ]
     (stage,) = resolve(Document({"stages": [{"stage": "prune"}]}, "--methods"), overrides).recipe.stages
     assert isinstance(stage, PruneStage)
-    return Entrant(word, spec, spec.params(**stage.params))
+    return Entrant(word, spec, spec.params_class(**stage.params))

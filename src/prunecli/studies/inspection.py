@@ -240,7 +240,7 @@ def _method(settings: Mapping[str, Any]) -> str:
     if not isinstance(name, str) or not isinstance(params, dict):
         return ""
     spec = all_methods().get(name)
-    defaults = asdict(spec.params()) if spec is not None else {}
+    defaults = asdict(spec.params_class()) if spec is not None else {}
     changed = [f"{key}={value}" for key, value in params.items() if key not in defaults or value != defaults[key]]
     return " ".join([name, *changed])
 

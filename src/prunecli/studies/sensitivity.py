@@ -120,7 +120,7 @@ def sensitivity_stage(
     assert stage.compensate is not None
     request = PruneRequest(
         method=stage.method,
-        params=get_structural(stage.method).params(**stage.params),
+        params=get_structural(stage.method).params_class(**stage.params),
         example_inputs=space.inputs.example(),
         keep=stage.keep,
         seed=space.recipe.seed,
@@ -203,7 +203,7 @@ def write_recipe(space: Workspace, stage: PruneStage, outcome: SensitivityOutcom
         raise MethodError("no layer can lose channels within this drop, so no recipe was written; raise --max-drop")
     recipe = space.recipe
     own = {key: value for key, value in stage.params.items() if key not in ("ratio", "layer_ratio", *TARGETS)}
-    defaults = dataclasses.asdict(get_structural(stage.method).params())
+    defaults = dataclasses.asdict(get_structural(stage.method).params_class())
     params = {key: value for key, value in own.items() if value != defaults[key]}
     params["layer_ratio"] = proposal.ratios
     written: dict[str, Any] = {

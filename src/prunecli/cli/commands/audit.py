@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunecli.cli.lazy import make_command
+from prunecli.cli.declared import Command
 from prunecli.cli.options import option, options_of, plan_for_stage, shared_options, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import RESUME_OPTIONS, ModelArgument, check_writable, opened
@@ -97,7 +97,7 @@ def _show(output: Output, audit: Audit, seconds: dict[str, float]) -> None:
     output.text("\n" + "\n".join(audit.verdict))
 
 
-def command() -> Any:
-    """The Typer command."""
+def command() -> Command:
+    """The command."""
     summary = "Find out which methods rank a network's units as removing them does, and which one to use."
-    return make_command("audit", with_output(run, _OPTIONS), summary)
+    return Command("audit", with_output(run, _OPTIONS), summary)

@@ -6,10 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from prunecli.cli.commands.compare_methods import CONTEST_OPTIONS, compare_methods, refuse_without_methods
-from prunecli.cli.lazy import make_command
+from prunecli.cli.declared import Argument, Command
 from prunecli.cli.options import option, overrides_from, shared_options, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import check_writable, reproducible_command
@@ -32,10 +30,10 @@ OPTIONS = [
 
 _PathsArgument = Annotated[
     list[Path],
-    typer.Argument(
-        metavar="BASELINE OTHER...",
-        help="Reports of `prune eval`, or networks: weights files and references. With --methods: one network, or "
-        "one for each seed.",
+    Argument(
+        "BASELINE OTHER...",
+        "Reports of `prune eval`, or networks: weights files and references. With --methods: one network, or one for "
+        "each seed.",
     ),
 ]
 
@@ -116,10 +114,10 @@ def _compare_networks(output: Output, paths: list[Path], values: dict[str, Any])
         raise failure
 
 
-def command() -> Any:
-    """The Typer command."""
+def command() -> Command:
+    """The command."""
     summary = (
         "Compare reports, or networks, with the first one. Networks are timed in turns, so their ratio is paired. With "
         "--methods, compare how methods prune one network."
     )
-    return make_command("compare", with_output(run, OPTIONS), summary)
+    return Command("compare", with_output(run, OPTIONS), summary)

@@ -122,7 +122,7 @@ def compare_methods(
     out = Path(values["out"] or f"{_stem(paths[0])}-methods.json")
     check_writable(out, force or resume)
     from prunecli.pipeline.resumption import is_unfinished
-    from prunecli.pipeline.stages.compare import recipe_of
+    from prunecli.pipeline.stages.compare_networks import recipe_of
     from prunecli.pipeline.workspace import Workspace
     from prunecli.studies.entrants import as_written
 

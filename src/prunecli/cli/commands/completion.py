@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
-
-import typer
+from typing import Annotated, Literal
 
 from prunecli.cli.completion import install_path, script
-from prunecli.cli.lazy import make_command
+from prunecli.cli.declared import Argument, Command, Option
 from prunecli.cli.options import with_output
 from prunecli.cli.output import Output
 
-_ShellArgument = Annotated[Literal["bash", "zsh", "fish"], typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]
+_ShellArgument = Annotated[Literal["bash", "zsh", "fish"], Argument("SHELL", "bash, zsh or fish.")]
 
 
 def run(
     output: Output,
     shell: _ShellArgument,
-    install: Annotated[bool, typer.Option("--install", help="Write it where the shell looks for completions.")] = False,
+    install: Annotated[bool, Option("--install", help="Write it where the shell looks for completions.")] = False,
 ) -> None:
     """Prints or installs the script."""
     text = script(shell)
@@ -33,6 +31,6 @@ def run(
     output.note(f"wrote {path}; it works in the next shell{hint}")
 
 
-def command() -> Any:
-    """The Typer command."""
-    return make_command("completion", with_output(run), "Print the script that makes Tab complete prune's words.")
+def command() -> Command:
+    """The command."""
+    return Command("completion", with_output(run), "Print the script that makes Tab complete prune's words.")

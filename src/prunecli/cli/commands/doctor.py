@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated
 
-import typer
-
-from prunecli.cli.lazy import make_command
+from prunecli.cli.declared import Command, Option
 from prunecli.cli.options import with_output
 from prunecli.cli.output import Output
 from prunecli.errors import RecipeError, first_line
@@ -18,22 +16,22 @@ def run(
     output: Output,
     coverage: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="PATTERN",
             help="Prune half of every network that matches, and say which are right. " + PATTERN_HELP,
         ),
     ] = None,
     max_params: Annotated[
-        float | None, typer.Option(metavar="MILLIONS", help="With --coverage: skip larger architectures.")
+        float | None, Option(metavar="MILLIONS", help="With --coverage: skip larger architectures.")
     ] = None,
     export: Annotated[
-        bool, typer.Option("--export", help="With --coverage: networks that can be exported have to stay so.")
+        bool, Option("--export", help="With --coverage: networks that can be exported have to stay so.")
     ] = False,
     peer: Annotated[
-        bool, typer.Option("--peer", help="With --coverage: try torch-pruning on each architecture too.")
+        bool, Option("--peer", help="With --coverage: try torch-pruning on each architecture too.")
     ] = False,
     out: Annotated[
-        str | None, typer.Option("-o", "--out", metavar="FILE", help="With --coverage: write the figures as JSON.")
+        str | None, Option("-o", "--out", metavar="FILE", help="With --coverage: write the figures as JSON.")
     ] = None,
 ) -> None:
     """Checks what pruning needs, or tries architectures."""
@@ -63,7 +61,9 @@ def run(
     for problem in problems:
         output.complain(problem)
     if problems:
-        raise typer.Exit(1)
+        from typer import Exit
+
+        raise Exit(1)
 
 
 def _cover(output: Output, pattern: str, max_params: float | None, export: bool, peer: bool, out: str | None) -> None:
@@ -93,7 +93,9 @@ def _cover(output: Output, pattern: str, max_params: float | None, export: bool,
         output.table(peer_table(entries))
     output.note(status_counts(entries))
     if counts["wrong"]:
-        raise typer.Exit(1)
+        from typer import Exit
+
+        raise Exit(1)
 
 
 def _torchaudio_problems() -> list[str]:
@@ -126,6 +128,6 @@ def _data_sets() -> dict[str, str]:
     return facts
 
 
-def command() -> Any:
-    """The Typer command."""
-    return make_command("doctor", with_output(run), "Check this installation: versions, devices, data sets.")
+def command() -> Command:
+    """The command."""
+    return Command("doctor", with_output(run), "Check this installation: versions, devices, data sets.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prunecli.cli.lazy import make_command
+from prunecli.cli.declared import Command
 from prunecli.cli.options import option, options_of, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import ModelArgument, check_writable, prepare, stage_options
@@ -27,7 +27,7 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     from prunecli.checkpoint.durable import write_text_atomically
     from prunecli.pipeline.stages.eval import eval_stage, required, unmet
     from prunecli.report.clip_benchmark import clip_benchmark_json
-    from prunecli.report.tables import energy_table, neuron_table, report_table
+    from prunecli.report.tables import report_tables
 
     stage = space.recipe.stages[0]
     assert isinstance(stage, EvalStage)
@@ -41,9 +41,8 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     report = eval_stage(space, stage, Path(values["out"]) if values["out"] else None)
     for_clip_benchmark = clip_benchmark_json(report) if values["clip_benchmark"] else ""
     output.document(report.model_dump(mode="json", by_alias=True, exclude_none=True))
-    for table in (report_table(report), neuron_table(report), energy_table(report)):
-        if table is not None:
-            output.table(table)
+    for table in report_tables(report):
+        output.table(table)
     if values["out"]:
         output.note(f"wrote {values['out']}")
     if values["clip_benchmark"]:
@@ -55,6 +54,6 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
         raise failure
 
 
-def command() -> Any:
-    """The Typer command."""
-    return make_command("eval", with_output(run, OPTIONS), "Measure a network on the test images and write a report.")
+def command() -> Command:
+    """The command."""
+    return Command("eval", with_output(run, OPTIONS), "Measure a network on the test images and write a report.")

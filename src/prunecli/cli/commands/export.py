@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
-from prunecli.cli.lazy import make_command
+from prunecli.cli.declared import Argument, Command
 from prunecli.cli.options import model_kwargs_options, option, options_of, plan_for_stage, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import check_writable
@@ -24,7 +22,7 @@ _OPTIONS = [
     *options_of(ModelSection, ("model",), only=("weights_key", "strip_prefix", "allow_nonfinite")),
 ]
 
-_ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint, for instance pruned.safetensors.")]
+_ModelArgument = Annotated[str, Argument("MODEL", "A checkpoint, for instance pruned.safetensors.")]
 
 
 def run(output: Output, model: _ModelArgument, values: dict[str, Any]) -> None:
@@ -42,6 +40,6 @@ def run(output: Output, model: _ModelArgument, values: dict[str, Any]) -> None:
     output.note(f"wrote {path}; it has no proof and no history, so keep {loaded.name}")
 
 
-def command() -> Any:
-    """The Typer command."""
-    return make_command("export", with_output(run, _OPTIONS), "Write a network as a file of its own package.")
+def command() -> Command:
+    """The command."""
+    return Command("export", with_output(run, _OPTIONS), "Write a network as a file of its own package.")

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from prunecli.cli.lazy import make_command
+from prunecli.cli.declared import Argument, Command
 from prunecli.cli.options import model_kwargs_options, option, options_of, plan_for_stage, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import check_writable
@@ -16,11 +14,15 @@ from prunecli.recipe.fields import fields_of
 from prunecli.recipe.schema import DataSection, ModelSection
 
 if TYPE_CHECKING:
+    from prunecli.checkpoint.manifest import Manifest
     from prunecli.pipeline.activity import Firing
     from prunecli.pipeline.workspace import Workspace
 
 _DOCS = {field.name: field.doc for cls in (ModelSection, DataSection) for field in fields_of(cls)}
 _IMAGES = 256
+_RECIPES = (".yaml", ".yml")
+_OF_NETWORKS = ("arch", "model_kwargs", "weights_key", "strip_prefix")
+"""Options that change, or are refused for, the network of a checkpoint."""
 _PICTURES = (".png", ".svg", ".pdf")
 _OPTIONS = [
     option("arch", str, _DOCS["ref"] + " For foreign weights; without it they are recognised.", path=("model", "ref")),
@@ -39,7 +41,7 @@ _OPTIONS = [
 ]
 
 _ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A weights file or a reference such as timm:resnet50.")
+    str, Argument("MODEL", "A weights file, a report of `prune eval`, or a reference such as timm:resnet50.")
 ]
 
 
@@ -49,16 +51,23 @@ def run(output: Output, model: _ModelArgument, values: dict[str, Any]) -> None:
         _verify(output, model)
         return
     _check_values(values)
+    from prunecli.report.schema import is_report
+
+    path = Path(model).expanduser()
+    if is_report(path):
+        _show_report(output, path, values)
+        return
+    manifest = _recorded_manifest(path, values) if values["manifest"] else None
+    if manifest is not None:
+        _show_manifest(output, manifest)
+        return
     from prunecli.pipeline.workspace import Workspace
     from prunecli.studies.inspection import inspect_network, tables_of_firing
 
     plan = plan_for_stage(model, {"stage": "eval"}, _OPTIONS, values)
     space = Workspace(plan.recipe, output)
     if values["manifest"]:
-        manifest = space.model().manifest
-        if output.mode == "json":
-            output.document(manifest.model_dump(mode="json", by_alias=True))
-        output.text(manifest.model_dump_json(by_alias=True, indent=2))
+        _show_manifest(output, space.model().manifest)
         return
     inspection = inspect_network(space, values["modules"])
     firing = _firing(space, values)
@@ -77,6 +86,38 @@ def run(output: Output, model: _ModelArgument, values: dict[str, Any]) -> None:
         output.note(space.activity.firing_hint)
     if values["plot"]:
         output.note(f"wrote {values['plot']}")
+
+
+def _show_report(output: Output, path: Path, values: dict[str, Any]) -> None:
+    """What `prune eval` showed when it wrote the report."""
+    from prunecli.report.schema import read_report
+    from prunecli.report.tables import report_tables
+
+    given = [f"--{spec.name.replace('_', '-')}" for spec in _OPTIONS if values[spec.name] not in (None, [])]
+    if given:
+        raise RecipeError(f"{path}: is a report, not a network; leave {', '.join(given)} out")
+    report = read_report(path)
+    output.document(report.model_dump(mode="json", by_alias=True, exclude_none=True))
+    for table in report_tables(report):
+        output.table(table)
+
+
+def _recorded_manifest(path: Path, values: dict[str, Any]) -> Manifest | None:
+    """The manifest in a checkpoint's header, where it is all that there is to know; None: load the network."""
+    if not path.is_file() or path.suffix in _RECIPES or any(values[name] for name in _OF_NETWORKS):
+        return None
+    from prunecli.checkpoint.header import read_manifest
+
+    manifest = read_manifest(path)
+    # Without a shape of inputs the network says how they are normalised.
+    complete = manifest is not None and manifest.architecture.ref and manifest.architecture.input_shape
+    return manifest if complete else None
+
+
+def _show_manifest(output: Output, manifest: Manifest) -> None:
+    if output.mode == "json":
+        output.document(manifest.model_dump(mode="json", by_alias=True))
+    output.text(manifest.model_dump_json(by_alias=True, indent=2))
 
 
 def _firing(space: Workspace, values: dict[str, Any]) -> Firing | None:
@@ -116,11 +157,13 @@ def _verify(output: Output, model: str) -> None:
     output.table(verified.table())
     if verified.problem is not None:
         output.complain(verified.problem)
-        raise typer.Exit(ModelError.exit_code)
+        from typer import Exit
+
+        raise Exit(ModelError.exit_code)
     header = "and its header are" if verified.sealed else "are (its header has no hash; an earlier version wrote it)"
     output.note(f"{model}: all {len(verified.tensors)} tensors {header} as they were written")
 
 
-def command() -> Any:
-    """The Typer command."""
-    return make_command("inspect", with_output(run, _OPTIONS), "Show a network's layers, widths, sparsity and history.")
+def command() -> Command:
+    """The command."""
+    return Command("inspect", with_output(run, _OPTIONS), "Show a network's layers, widths, sparsity and history.")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from prunecli.cli.lazy import make_command
+from prunecli.cli.declared import Command
 from prunecli.cli.options import with_output
 from prunecli.cli.output import Output
 from prunecli.methods.registry import all_methods
@@ -24,7 +22,7 @@ def run(output: Output) -> None:
                 "summary": spec.summary,
                 "paper": spec.paper,
                 "params": {
-                    field.name: {"default": field.default, "doc": field.doc} for field in fields_of(spec.params)
+                    field.name: {"default": field.default, "doc": field.doc} for field in fields_of(spec.params_class)
                 },
             }
             for spec in specs
@@ -34,8 +32,6 @@ def run(output: Output) -> None:
     output.table(Table(("method", "family", "what it does", "paper"), rows))
 
 
-def command() -> Any:
-    """The Typer command."""
-    return make_command(
-        "methods", with_output(run), "List the pruning methods; `prune METHOD --help` has their options."
-    )
+def command() -> Command:
+    """The command."""
+    return Command("methods", with_output(run), "List the pruning methods; `prune METHOD --help` has their options.")

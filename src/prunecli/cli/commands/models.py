@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-import typer
-
-from prunecli.cli.lazy import make_command
+from prunecli.cli.declared import Argument, Command
 from prunecli.cli.options import with_output
 from prunecli.cli.output import Output
 from prunecli.models.index import (
@@ -21,7 +19,7 @@ from prunecli.models.index import (
 
 def run(
     output: Output,
-    pattern: Annotated[str, typer.Argument(metavar="[PATTERN]", help=PATTERN_HELP)] = "*",
+    pattern: Annotated[str, Argument("[PATTERN]", PATTERN_HELP)] = "*",
 ) -> None:
     """Lists references."""
     known = [*known_references(), *listed_references()]
@@ -36,6 +34,6 @@ def run(
         output.note("also " + "; ".join(OPENING.values()))
 
 
-def command() -> Any:
-    """The Typer command."""
-    return make_command("models", with_output(run), "List the architectures that can be built, as source:name.")
+def command() -> Command:
+    """The command."""
+    return Command("models", with_output(run), "List the architectures that can be built, as source:name.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from prunecli.cli.lazy import make_command
+from prunecli.cli.declared import Command
 from prunecli.cli.options import OptionSpec, options_of, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import ModelArgument, checkpoint_path, nothing_left, prepare, show_pruning, stage_options
@@ -16,20 +16,21 @@ from prunecli.recipe.schema import PruneStage
 from prunecli.registry import imported
 
 
-def command() -> Any:
+def command() -> Command:
     """`prune prune MODEL --method NAME`: the parameters are those that structural methods share."""
     options = _options(StructuralParams, FAMILIES["structural"], "method")
-    return make_command("prune", with_output(_runner(None, options), options), "Prune a network with any method.")
+    return Command("prune", with_output(_runner(None, options), options), "Prune a network with any method.")
 
 
-def method_command(name: str) -> Any:
+def method_command(name: str) -> Command:
     """`prune NAME MODEL`."""
     spec = get_method(name)
     if spec.command:
-        return imported(spec.command)(spec)
-    options = _options(spec.params, FAMILIES[spec.family])
+        own: Command = imported(spec.command)(spec)
+        return own
+    options = _options(spec.params_class, FAMILIES[spec.family])
     epilog = f"Paper: {spec.paper}" if spec.paper else None
-    return make_command(name, with_output(_runner(spec, options), options), spec.summary, epilog, spec.aliases)
+    return Command(name, with_output(_runner(spec, options), options), spec.summary, epilog, spec.option_aliases)
 
 
 def _options(params: type[Any], family: Family, *more: str) -> list[OptionSpec]:

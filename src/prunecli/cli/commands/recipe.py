@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
-from prunecli.cli.lazy import Verb, make_command, make_group
+from prunecli.cli.declared import Argument, Command, Group, Option, Verb
 from prunecli.cli.options import option, overrides_from, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import check_writable, show_plan
@@ -33,12 +31,10 @@ stages:
   - {{stage: compare, fail_if: top1_drop > 2.0}}
 """
 
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe.")]
+RecipeArgument = Annotated[Path, Argument("RECIPE", "A YAML recipe.")]
 
 
-def check(
-    output: Output, recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="YAML recipes.")]
-) -> None:
+def check(output: Output, recipes: Annotated[list[Path], Argument("RECIPE...", "YAML recipes.")]) -> None:
     """Reads each recipe and says whether it can be run."""
     from prunecli.pipeline.run import check_plan
     from prunecli.recipe.resolve import load_plan
@@ -62,8 +58,8 @@ def show(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None
 
 def schema(
     output: Output,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write it to.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+    out: Annotated[Path | None, Option("-o", "--out", help="File to write it to.")] = None,
+    force: Annotated[bool, Option("--force", help="Replace a file that exists.")] = False,
 ) -> None:
     """The JSON schema of recipes."""
     import json
@@ -76,13 +72,11 @@ def schema(
 
 def new(
     output: Output,
-    out: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="File to write; default: standard output.")
-    ] = None,
-    model: Annotated[str, typer.Option(help="Architecture as source:name.")] = "cifar:resnet20",
-    data: Annotated[str, typer.Option(help="Data set.")] = "digits",
-    method: Annotated[str, typer.Option(help="Pruning method.")] = "l1",
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+    out: Annotated[Path | None, Argument("[FILE]", "File to write; default: standard output.")] = None,
+    model: Annotated[str, Option(help="Architecture as source:name.")] = "cifar:resnet20",
+    data: Annotated[str, Option(help="Data set.")] = "digits",
+    method: Annotated[str, Option(help="Pruning method.")] = "l1",
+    force: Annotated[bool, Option("--force", help="Replace a file that exists.")] = False,
 ) -> None:
     """Writes a recipe to start from."""
     from prunecli.data.catalog import find_data
@@ -115,31 +109,26 @@ VERBS = {
     "check": Verb(
         "Say whether recipes can be run.",
         "Commands",
-        lambda: make_command("check", with_output(check), "Read recipes and say whether they can be run."),
+        lambda: Command("check", with_output(check), "Read recipes and say whether they can be run."),
     ),
     "show": Verb(
         "Print every value and its origin.",
         "Commands",
-        lambda: make_command("show", with_output(show, _SHOW_OPTIONS), "Print every value of a recipe and its origin."),
+        lambda: Command("show", with_output(show, _SHOW_OPTIONS), "Print every value of a recipe and its origin."),
     ),
     "schema": Verb(
         "Print the JSON schema, for editors.",
         "Commands",
-        lambda: make_command("schema", with_output(schema), "Print the JSON schema of recipes, for editors."),
+        lambda: Command("schema", with_output(schema), "Print the JSON schema of recipes, for editors."),
     ),
     "new": Verb(
         "Write a recipe to start from.",
         "Commands",
-        lambda: make_command("new", with_output(new), "Write a recipe to start from."),
+        lambda: Command("new", with_output(new), "Write a recipe to start from."),
     ),
 }
 
 
-def command() -> Any:
-    """The Typer group."""
-
-    def recipe(ctx: typer.Context) -> None:
-        if ctx.invoked_subcommand is None:
-            print(ctx.get_help())
-
-    return make_group("recipe", VERBS, recipe, "Check, show, describe or start a recipe.")
+def command() -> Group:
+    """The group."""
+    return Group("recipe", VERBS, "Check, show, describe or start a recipe.")

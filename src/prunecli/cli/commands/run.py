@@ -6,9 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
-from prunecli.cli.lazy import make_command
+from prunecli.cli.declared import Argument, Command
 from prunecli.cli.options import option, options_of, overrides_from, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import RESUME_OPTIONS, reproducible_command, resume_command, resume_or_force, show_plan
@@ -27,7 +25,7 @@ OPTIONS = [
     option("set_values", list[str], "Set any recipe value: KEY=VALUE, for instance stages.0.epochs=2.", "--set"),
 ]
 
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe.")]
+RecipeArgument = Annotated[Path, Argument("RECIPE", "A YAML recipe.")]
 
 
 def run(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None:
@@ -85,6 +83,6 @@ def _folder(recipe: Path, given: str | None, force: bool, resume: bool) -> Path:
     return last if resume else folder
 
 
-def command() -> Any:
-    """The Typer command."""
-    return make_command("run", with_output(run, OPTIONS), "Run all stages of a recipe, one after the other.")
+def command() -> Command:
+    """The command."""
+    return Command("run", with_output(run, OPTIONS), "Run all stages of a recipe, one after the other.")

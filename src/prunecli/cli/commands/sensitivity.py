@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunecli.cli.lazy import make_command
+from prunecli.cli.declared import Command
 from prunecli.cli.options import option, options_of, shared_options, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import ModelArgument, check_writable, prepare
@@ -113,10 +113,10 @@ def _show(output: Output, outcome: SensitivityOutcome, out: Path, picture: Path)
         output.table(table)
 
 
-def command() -> Any:
-    """The Typer command."""
+def command() -> Command:
+    """The command."""
     summary = (
         "Prune every layer alone at several ratios, see what it costs, and write a recipe by layer name that keeps "
         "within a drop."
     )
-    return make_command("sensitivity", with_output(run, _OPTIONS), summary)
+    return Command("sensitivity", with_output(run, _OPTIONS), summary)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from prunecli.cli.lazy import make_command
+from prunecli.cli.declared import Command
 from prunecli.cli.options import option, options_of, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import ModelArgument, check_writable, checkpoint_path, prepare, show_pruning, stage_options
@@ -47,8 +47,8 @@ _OPTIONS = [
 ]
 
 
-def method_command(spec: MethodSpec) -> Any:
-    """The Typer command."""
+def method_command(spec: MethodSpec) -> Command:
+    """The command."""
 
     def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
         space = prepare(output, model, {"stage": "prune", "method": spec.name}, _OPTIONS, values)
@@ -56,7 +56,7 @@ def method_command(spec: MethodSpec) -> Any:
             _run(output, space, spec.name, values)
 
     epilog = f"Paper: {spec.paper}" if spec.paper else None
-    return make_command(spec.name, with_output(run, _OPTIONS), spec.summary, epilog)
+    return Command(spec.name, with_output(run, _OPTIONS), spec.summary, epilog)
 
 
 def _run(output: Output, space: Workspace, suffix: str, values: dict[str, Any]) -> None:

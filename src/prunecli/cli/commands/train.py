@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from prunecli.cli.lazy import make_command
+from prunecli.cli.declared import Command
 from prunecli.cli.options import options_of, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import ModelArgument, checkpoint_path, nothing_left, prepare, show_outcome, stage_options
 from prunecli.recipe.schema import FinetuneStage, TrainStage
 
 
-def command() -> Any:
+def command() -> Command:
     """`prune train`."""
     summary = "Train a network, or continue training one. Without --data a new network learns scikit-learn's digits."
     return _training_command("train", "trained", TrainStage, summary)
 
 
-def finetune_command() -> Any:
+def finetune_command() -> Command:
     """`prune finetune`."""
     summary = "Recover accuracy after pruning, optionally learning from the dense parent (--teacher parent)."
     return _training_command("finetune", "finetuned", FinetuneStage, summary)
 
 
-def _training_command(verb: str, suffix: str, kind: type[TrainStage], summary: str) -> Any:
+def _training_command(verb: str, suffix: str, kind: type[TrainStage], summary: str) -> Command:
     options = [*options_of(kind, ("stages", "STAGE"), skip=("stage",)), *stage_options("checkpoint", resumable=True)]
 
     def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
@@ -39,4 +39,4 @@ def _training_command(verb: str, suffix: str, kind: type[TrainStage], summary: s
         assert isinstance(stage, kind)
         show_outcome(output, train_stage(space, stage, out))
 
-    return make_command(verb, with_output(run, options), summary)
+    return Command(verb, with_output(run, options), summary)

@@ -77,7 +77,7 @@ def parts_stage(space: Workspace, stage: PruneStage, out: Path) -> PartsOutcome:
     """
     loaded, method = space.model(), get_method(stage.method)
     refuse_unprunable(space)
-    params = method.params(**stage.params)
+    params = method.params_class(**stage.params)
     split = _images(space, stage)
     if split is None and getattr(params, "chooses", True):
         params = _without_data(space, stage, params)
@@ -130,7 +130,7 @@ def _without_data(space: Workspace, stage: PruneStage, params: Any) -> Any:
         RecipeError: Others were asked for.
     """
     method = get_method(stage.method)
-    default = method.params()
+    default = method.params_class()
     instead = {name: value for name, value in (method.without_data or {}).items() if getattr(params, name) != value}
     for name in instead:
         if getattr(params, name) != getattr(default, name):

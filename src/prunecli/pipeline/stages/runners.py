@@ -13,7 +13,7 @@ from prunecli.checkpoint.durable import write_text_atomically
 from prunecli.errors import RecipeError
 from prunecli.models.loading import load_file
 from prunecli.pipeline.resumption import discard_states
-from prunecli.pipeline.stages.compare import compare_run
+from prunecli.pipeline.stages.compare_networks import compare_run
 from prunecli.pipeline.stages.eval import eval_stage, required, unmet
 from prunecli.pipeline.stages.prune import prune_stage
 from prunecli.pipeline.stages.train import train_stage

@@ -92,7 +92,7 @@ def runtime_stage(space: Workspace, stage: PruneStage, out: Path) -> RuntimeOutc
         MethodError: The network does not allow it, or the parameters make no sense.
     """
     loaded = space.model()
-    params: Any = get_method(stage.method).params(**stage.params)
+    params: Any = get_method(stage.method).params_class(**stage.params)
     method = get_runtime(stage.method)
     if space.untrained():
         space.sink.warn(f"{loaded.name} has random weights, so nothing but its latency means anything")

@@ -106,7 +106,7 @@ def _pruned(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
     loaded = space.model()
     refuse_unprunable(space)
     method, data = get_method(stage.method), space.data() if space.data_name() is not None else None
-    params: StructuralParams = method.params(**stage.params)
+    params: StructuralParams = method.params_class(**stage.params)
     compared = params.schedule == "once" and not stage.epochs and detector_of(loaded.model) is None
     recalibrate, compensation = repairs(space, stage, compared=compared)
     on_data = [f"--{kind}" for kind in space.activity.targets_on_data if stage.params.get(kind) is not None]
@@ -236,7 +236,7 @@ def _without_data(space: Workspace, method: MethodSpec, params: StructuralParams
     Raises:
         RecipeError: Others were asked for.
     """
-    instead, default = method.without_data or {}, method.params()
+    instead, default = method.without_data or {}, method.params_class()
     for name in instead:
         if getattr(params, name) != getattr(default, name):
             raise RecipeError(f"--{name} {getattr(params, name)} needs images: name a data set with --data")

@@ -142,7 +142,7 @@ class _Run:
 
     def __init__(self, space: Workspace, stage: PruneStage, states: StateStore) -> None:
         self._space, self._stage, self._states = space, stage, states
-        self._params: Any = get_method(stage.method).params(**stage.params)
+        self._params: Any = get_method(stage.method).params_class(**stage.params)
         self._split = space.data().training_split()
         self._saved = states.load()
         self.example = space.inputs.example()
