@@ -97,4 +97,4 @@ def test_every_option_has_help_and_none_is_spelled_twice() -> None:
 def test_choices_are_readable() -> None:
     l1 = next(command for command in COMMANDS if command.name == "l1")
     choices = {parameter.name: parameter.choices for parameter in l1.parameters()}
-    assert choices["scope"] == ("auto", "global", "local", "isomorphic") and choices["ratio"] == ()
+    assert choices["scope"] == ("auto", "global", "local", "isomorphic", "measured") and choices["ratio"] == ()
