@@ -112,6 +112,14 @@ _BUILT_IN = (
         needs_data=True,
     ),
     CriterionSpec(
+        "flap",
+        "prunecli.criteria.fluctuation:flap",
+        "Remove the channels that move their readers' outputs least.",
+        "https://arxiv.org/abs/2312.11983",
+        options=_OPTIONS + "RetentionOptions",
+        needs_data=True,
+    ),
+    CriterionSpec(
         "hap",
         "prunecli.criteria.hessian:hap",
         "Remove the channels with the smallest Hessian trace times weights.",

@@ -25,6 +25,15 @@ def method_of(criterion: CriterionSpec) -> MethodSpec:
     )
 
 
+_BEST = MethodSpec(
+    "best",
+    "What gave the best networks after repair: obs-greedy, widths by what layers cost on trial.",
+    "https://arxiv.org/abs/2302.04089",
+    "structural",
+    "prunecli.methods.best_params:BestParams",
+    "prunecli.criteria.obs:obs_greedy",
+    needs_data=True,
+)
 _TOKEN = MethodSpec(
     "token",
     "Leave out tokens of a vision transformer while it runs.",
@@ -83,8 +92,9 @@ _HYBRID = MethodSpec(
 _RANKED = {name: method_of(CRITERIA.load(name)) for name in CRITERIA.built_in}
 _BASELINE = {"random": _RANKED.pop("random")}  # listed last
 
+_FIRST = {_BEST.name: _BEST}
 _OTHERS = {spec.name: spec for spec in (_DEPTH, _EXPERTS, _SCA, _UNSTRUCTURED, _HYBRID, _TOKEN)}
 
 METHODS: Registry[MethodSpec] = Registry(
-    "method", "prunecli.methods", _RANKED | SPARSE | _OTHERS | _BASELINE, MethodError, see="prune methods"
+    "method", "prunecli.methods", _FIRST | _RANKED | SPARSE | _OTHERS | _BASELINE, MethodError, see="prune methods"
 )

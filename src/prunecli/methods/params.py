@@ -12,6 +12,14 @@ from prunecli.bounds import Ge, Gt, Le, Lt
 
 Share = Annotated[float, Ge(0), Lt(1)]
 Scope = Literal["auto", "global", "local", "isomorphic", "measured"]
+ScopeOption = Annotated[
+    Scope,
+    Doc(
+        "global: one ranking over all layers; local: the same ratio in every layer; isomorphic: one ranking for "
+        "each set of alike layers; measured: what costs least when each layer alone is cut on trial; auto: "
+        "isomorphic with attention or layer normalisation, else global."
+    ),
+]
 Schedule = Literal["once", "linear", "cubic", "ramp"]
 TARGETS = ("params", "macs", "latency", "synops", "energy")
 """Figures that a target can be set for, by the name of their parameter."""
@@ -41,14 +49,7 @@ class StructuralParams:
         Mapping[str, Share],
         Doc("Instead of a ratio: PATTERN=RATIO for layers by name, may be given again; layers not named stay."),
     ] = field(default_factory=dict)
-    scope: Annotated[
-        Scope,
-        Doc(
-            "global: one ranking over all layers; local: the same ratio in every layer; isomorphic: one ranking for "
-            "each set of alike layers; measured: what costs least when each layer alone is cut on trial; auto: "
-            "isomorphic with attention or layer normalisation, else global."
-        ),
-    ] = "auto"
+    scope: ScopeOption = "auto"
     normalise: Annotated[
         Literal["mean", "none"], Doc("Before ranking divide each layer's scores by their mean, or take them raw.")
     ] = "mean"

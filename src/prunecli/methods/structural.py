@@ -325,10 +325,15 @@ class _Run:
             return allocate(self._groups, scores, self._params, Demand(ratio, own, dense, consequences))
 
         if self._retention and self._groups:
-            return self._retained(scores, plan, dense)
-        if self._ruler is None or not self._groups:
-            return plan(amount)
-        return self._ruler.reach(1 - amount, self.network, self._groups, plan)
+            allocation = self._retained(scores, plan, dense)
+        elif self._ruler is None or not self._groups:
+            allocation = plan(amount)
+        else:
+            allocation = self._ruler.reach(1 - amount, self.network, self._groups, plan)
+        if consequences is not None:
+            units = {name: len(keep) for name, keep in allocation.keep.items()}
+            self._calibration.found["expected_difference"] = consequences.expected(units)
+        return allocation
 
     def _consequences(self, scores: dict[str, Tensor], dense: dict[str, int]) -> Consequences:
         """What it costs to cut each group of the present network."""

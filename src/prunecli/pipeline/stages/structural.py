@@ -110,6 +110,7 @@ def _pruned(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
     compared = params.schedule == "once" and not stage.epochs and detector_of(loaded.model) is None
     recalibrate, compensation = repairs(space, stage, compared=compared)
     on_data = [f"--{kind}" for kind in space.activity.targets_on_data if stage.params.get(kind) is not None]
+    on_data += ["--scope measured"] if params.scope == "measured" and not params.layer_ratio else []
     on_data += ["--retention epsilon"] if stage.params.get("retention") == "epsilon" else []
     if data is None and (method.needs_data or stage.epochs or on_data):
         what = f"method {stage.method}" if method.needs_data else "--epochs" if stage.epochs else on_data[0]
