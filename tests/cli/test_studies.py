@@ -111,6 +111,7 @@ def test_what_cannot_be_audited_is_one_line(prune: Prune, checkpoint: Path, word
         (["--methods", "l1", "--ratio", "0.5", "--params", "0.5"], "--ratio and --params say how much to remove each"),
         (["--methods", "l1", "--params", "0.001"], "--params 0.001 cannot be reached"),
         (["--methods", "l1", "--fail-if", "top1_drop > 1"], "--fail-if is for several networks"),
+        (["--methods", "l1", "--compile"], "--compile is for several networks"),
         (["--methods", "l1", "--json", "--csv"], "--csv and --json exclude each other"),
         (["--seeds", "3"], "--seeds belongs to --methods"),
         (["--macs", "0.5"], "--macs belongs to --methods"),

@@ -14,7 +14,7 @@ from prunecli.errors import ModelError
 from prunecli.inputs import Inputs
 from prunecli.measure.counts import count_macs, count_on_meta, module_macs, nonzero_count, parameter_count
 from prunecli.measure.energy import profile
-from prunecli.measure.latency import time_paired
+from prunecli.measure.latency import Execution, time_paired
 from prunecli.measure.memory import peak_memory_bytes
 
 IMAGE = torch.zeros(1, 3, 224, 224)
@@ -284,3 +284,38 @@ def test_macs_of_a_network_in_half_precision() -> None:
     assert count_macs(network.half(), torch.randn(1, 3, 8, 8)) == expected
     with pytest.raises(ModelError, match="MACs cannot be counted"):
         count_macs(network, torch.randn(1, 5, 8, 8))
+
+
+def test_layout_changes_no_network_that_is_timed() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    seen: list[bool] = []
+    model[2].register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    before = model[0].weight.stride()
+    inputs = torch.randn(2, 3, 12, 12)
+    time_paired([model, model], [inputs, inputs], rounds=2, execution=Execution(channels_last=True))
+    assert seen and all(seen)
+    seen.clear()
+    time_paired([model], [inputs], rounds=2)
+    assert seen and not any(seen)
+    assert model[0].weight.stride() == before
+
+
+@pytest.mark.slow
+def test_compiled_networks_are_timed_for_their_own_shapes() -> None:
+    networks = [nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 4, 3)).eval() for width in (16, 8)]
+    inputs = torch.randn(2, 3, 12, 12)
+    timing = time_paired(networks, [inputs, inputs], rounds=3, execution=Execution(compiled=True))
+    assert len(timing.timings) == 2 and all(one.median > 0 for one in timing.timings)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_compiled_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/nonexistent")
+    torch._inductor.config.cpp.cxx, before = ("/nonexistent",), torch._inductor.config.cpp.cxx
+    try:
+        with pytest.raises(ModelError, match=r"^the network cannot be compiled[^\n]*leave --compile out$"):
+            time_paired([nn.Conv2d(3, 5, 3)], [torch.randn(1, 3, 9, 7)], rounds=2, execution=Execution(compiled=True))
+    finally:
+        torch._inductor.config.cpp.cxx = before

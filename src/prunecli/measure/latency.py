@@ -9,14 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from prunecli.copying import copied, sharing_parameters
-from prunecli.inputs import Inputs, call, fitted
+from prunecli.errors import ModelError
+from prunecli.inputs import Inputs, call, explained, fitted, map_tensors
 
 _RESAMPLES = 2000
 _UNDISTURBED = 0.1
@@ -56,8 +58,30 @@ class PairedTiming:
     ratio_intervals: tuple[tuple[float, float], ...]
 
 
+@dataclass(frozen=True)
+class Execution:
+    """How networks are run when they are timed.
+
+    Attributes:
+        channels_last: Whether weights and images of convolutions have their channels last in memory.
+        compiled: Whether `torch.compile` compiles the networks first, which is not part of the time.
+    """
+
+    channels_last: bool = False
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        given = (("channels-last", self.channels_last), ("compiled", self.compiled))
+        return " and ".join(name for name, on in given if on) or "as they are"
+
+
 def time_paired(
-    models: Sequence[nn.Module], inputs: Sequence[Inputs], *, rounds: int = 30, device: torch.device | str = "cpu"
+    models: Sequence[nn.Module],
+    inputs: Sequence[Inputs],
+    *,
+    rounds: int = 30,
+    device: torch.device | str = "cpu",
+    execution: Execution | None = None,
 ) -> PairedTiming:
     """Times models in interleaved rounds, so that a busy machine slows all of them equally.
 
@@ -69,26 +93,41 @@ def time_paired(
         inputs: Inputs of any form for each model.
         rounds: How often each model is timed, at least 2.
         device: The device to run on.
+        execution: How they are run; default: as they are.
 
     Returns:
         Medians in milliseconds with 95 % intervals, and ratios of 10 % quantiles with intervals that contain the true
         ratio in at least 95 of 100 cases. All intervals are bootstraps over whole rounds.
+
+    Raises:
+        ModelError: A network cannot be compiled.
     """
-    device = torch.device(device)
+    device, execution = torch.device(device), execution or Execution()
     try:
-        return _paired(models, inputs, rounds, device)
+        return _paired(models, inputs, rounds, device, execution)
     except RuntimeError:
         if device.type != "cpu" or not any(p.dtype in _HALF for model in models for p in model.parameters()):
             raise
         # The CPU lacks some operators in half precision.
-        return _paired([copied(model).float() for model in models], inputs, rounds, device)
+        return _paired([copied(model).float() for model in models], inputs, rounds, device, execution)
 
 
-def _paired(models: Sequence[nn.Module], inputs: Sequence[Inputs], rounds: int, device: torch.device) -> PairedTiming:
+def _paired(
+    models: Sequence[nn.Module],
+    inputs: Sequence[Inputs],
+    rounds: int,
+    device: torch.device,
+    execution: Execution,
+) -> PairedTiming:
     ready = [_ready(model, device) for model in models]
     moved = [fitted(model_inputs, model) for model_inputs, model in zip(inputs, ready, strict=True)]
+    if execution.channels_last:
+        ready = [copied(model).to(memory_format=torch.channels_last) for model in ready]
+        moved = [map_tensors(model_inputs, _with_channels_last) for model_inputs in moved]
     samples = np.empty((rounds, len(ready)))
     with torch.inference_mode():
+        if execution.compiled:
+            ready = [_compiled(model, model_inputs) for model, model_inputs in zip(ready, moved, strict=True)]
         for model, model_inputs in zip(ready, moved, strict=True):
             for _ in range(3):
                 _timed(model, model_inputs, device)
@@ -103,6 +142,23 @@ def _ready(model: nn.Module, device: torch.device) -> nn.Module:
     if all(parameter.device == device for parameter in model.parameters()):
         return sharing_parameters(model).eval()
     return copied(model).to(device).eval()
+
+
+def _with_channels_last(tensor: Tensor) -> Tensor:
+    return tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def _compiled(model: nn.Module, inputs: Inputs) -> nn.Module:
+    """The network compiled for inputs of these shapes.
+
+    Raises:
+        ModelError: That fails, for instance because there is no compiler.
+    """
+    torch.compiler.reset()  # two networks of one class have the same code, and would count as one that changes shape
+    compiled: Any = torch.compile(model, dynamic=False)
+    with explained("the network cannot be compiled", ModelError, "leave --compile out"):
+        call(compiled, inputs)
+    return cast(nn.Module, compiled)
 
 
 def time_model(model: nn.Module, inputs: Inputs, *, rounds: int = 30, device: torch.device | str = "cpu") -> Timing:

@@ -24,6 +24,8 @@ OPTIONS = [
     option("out", str, "File to write the comparison to (JSON).", "-o", "--out"),
     option("force", bool, "Replace a file that exists.", "--force"),
     option("rounds", int, "Paired timings of checkpoints.", default=30),
+    option("channels_last", bool, "Time networks with their channels last in memory.", "--channels-last"),
+    option("compile", bool, "Time networks that torch.compile has compiled.", "--compile"),
     *CONTEST_OPTIONS,
     *shared_options(),
 ]
@@ -95,6 +97,8 @@ def _compare_networks(output: Output, paths: list[Path], values: dict[str, Any])
         output,
         rounds=rounds,
         command=reproducible_command(sys.argv[1:]),
+        channels_last=bool(values["channels_last"]),
+        compiled=bool(values["compile"]),
     )
     failure = judge(comparison, gate)
     document = comparison.model_dump_json(by_alias=True, indent=2) + "\n"

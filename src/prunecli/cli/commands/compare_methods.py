@@ -89,8 +89,8 @@ def compare_methods(
     Raises:
         RecipeError: Options exclude each other, or what is named is no network.
     """
-    for name in ("fail_if", "rounds"):
-        if values[name] is not None:
+    for name in ("fail_if", "rounds", "channels_last", "compile"):
+        if values[name] not in (None, False):
             raise RecipeError(
                 f"--{name.replace('_', '-')} is for several networks, and --methods prunes one: leave it out"
             )

@@ -15,7 +15,14 @@ from prunecli.report.schema import read_report
 
 
 def compare_paths(
-    paths: Sequence[Path], recipe: Recipe, sink: Sink, *, rounds: int = 30, command: str = ""
+    paths: Sequence[Path],
+    recipe: Recipe,
+    sink: Sink,
+    *,
+    rounds: int = 30,
+    command: str = "",
+    channels_last: bool = False,
+    compiled: bool = False,
 ) -> Comparison:
     """Compares every report or network after the first with the first.
 
@@ -29,15 +36,20 @@ def compare_paths(
         sink: Receives notes and progress.
         rounds: Paired timings.
         command: How to run this again.
+        channels_last: Whether networks are timed with their channels last in memory.
+        compiled: Whether they are compiled before they are timed.
 
     Raises:
-        RecipeError: There are fewer than two, or reports and networks are mixed.
+        RecipeError: There are fewer than two, reports and networks are mixed, or reports are to be timed.
     """
     if len(paths) < 2:
         raise RecipeError("compare needs a baseline and at least one more report or network")
     networked = [path for path in paths if path.suffix in WEIGHT_SUFFIXES or is_reference(path)]
     names = _short_names(paths)
     if not networked:
+        asked = [word for word, on in (("--channels-last", channels_last), ("--compile", compiled)) if on]
+        if asked:
+            raise RecipeError(f"{' and '.join(asked)}: reports are not timed again; name networks, or leave it out")
         return compare_reports(names, [read_report(path) for path in paths])
     if len(networked) < len(paths):
         other = next(path for path in paths if path not in networked)
@@ -45,9 +57,11 @@ def compare_paths(
             f"{other} is neither a weights file ({', '.join(WEIGHT_SUFFIXES)}) nor source:name, but {networked[0]} is; "
             "compare reports with reports, or networks with networks"
         )
+    from prunecli.measure.latency import Execution
     from prunecli.pipeline.stages.compare_networks import compare_networks
 
-    return compare_networks(names, paths, recipe, sink, rounds=rounds, command=command)
+    execution = Execution(channels_last, compiled)
+    return compare_networks(names, paths, recipe, sink, rounds=rounds, command=command, execution=execution)
 
 
 def judge(comparison: Comparison, gate: Gate | None) -> GateFailed | None:

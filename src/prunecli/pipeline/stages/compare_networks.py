@@ -14,7 +14,7 @@ from prunecli.checkpoint.header import read_manifest
 from prunecli.checkpoint.manifest import Architecture
 from prunecli.engine.detectors.index import detector_of
 from prunecli.inputs import Inputs
-from prunecli.measure.latency import time_paired
+from prunecli.measure.latency import Execution, time_paired
 from prunecli.models.catalog import example_inputs, takes
 from prunecli.models.index import is_reference
 from prunecli.models.loading import LoadedModel, load_companion
@@ -30,7 +30,14 @@ from prunecli.report.schema import Report, read_report
 
 
 def compare_networks(
-    names: list[str], paths: Sequence[Path], recipe: Recipe, sink: Sink, *, rounds: int, command: str
+    names: list[str],
+    paths: Sequence[Path],
+    recipe: Recipe,
+    sink: Sink,
+    *,
+    rounds: int,
+    command: str,
+    execution: Execution,
 ) -> Comparison:
     """Measures networks and compares every one after the first with the first.
 
@@ -41,16 +48,21 @@ def compare_networks(
         sink: Receives notes and progress.
         rounds: Paired timings.
         command: How to run this again.
+        execution: How they are run when they are timed.
     """
     reports, networks, examples = _measure(paths, recipe, sink, command)
-    timing = time_paired(networks, examples, rounds=rounds, device=Workspace(recipe, sink).device)
+    device = Workspace(recipe, sink).device
+    timing = time_paired(networks, examples, rounds=rounds, device=device, execution=execution)
     reports = [
         report.model_copy(
             update={"metrics": report.metrics.model_copy(update={"latency_ms": latency_figures(timing.timings[index])})}
         )
         for index, report in enumerate(reports)
     ]
-    return compare_reports(names, reports, list(zip(timing.ratios, timing.ratio_intervals, strict=True)))
+    compared = compare_reports(names, reports, list(zip(timing.ratios, timing.ratio_intervals, strict=True)))
+    if execution == Execution():
+        return compared
+    return compared.model_copy(update={"notes": (*compared.notes, f"latencies are those of networks {execution}")})
 
 
 def compare_run(reports: Sequence[Path], device: torch.device, *, rounds: int = 30) -> Comparison:
