@@ -487,3 +487,52 @@ def test_values_that_are_not_finite_change_nothing() -> None:
     before = copy.deepcopy(cut.state_dict())
     assert reconstruct(model, cut, groups, keep, batches, 0).solved == ()
     assert all(torch.equal(tensor, before[name]) for name, tensor in cut.state_dict().items())
+
+
+class PadsItself(nn.Conv2d):
+    """What it reads is shifted against what it gives."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(functional.pad(x, (1, 0, 1, 0)))
+
+
+class Standardised(nn.Conv2d):
+    """Computes with another weight than the one it holds."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return functional.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+def _changed_later() -> nn.Conv2d:
+    layer = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+    layer.padding = (0, 0)  # torch keeps what it was made with elsewhere
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "solved"),
+    [
+        (nn.Conv2d(8, 8, 3, stride=2, padding=1), True),
+        (nn.Conv2d(8, 8, 3, padding="same"), True),
+        (nn.Conv2d(8, 8, 3, padding=(1, 0), padding_mode="reflect"), True),
+        (_changed_later(), True),
+        (PadsItself(8, 8, 3, stride=2), False),
+        (Standardised(8, 8, 3, padding=1), False),
+    ],
+)
+def test_only_layers_that_compute_what_their_class_says_are_solved(layer: nn.Conv2d, solved: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), layer, nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    batches = [torch.randn(16, 3, 12, 12) for _ in range(4)]
+    groups = trace(model, batches[0], prune_stem=True).groups
+    keep = {"0": torch.arange(5)}
+    pruned = copy.deepcopy(model)
+    remove(pruned, groups, keep)
+    cut = copy.deepcopy(pruned)
+    done = reconstruct(model, pruned, groups, keep, batches, 0)
+    assert ("2" in done.solved) is solved and "4" in done.solved
+    fresh = torch.randn(64, 3, 12, 12)
+    wanted, before, after = (network[:3](fresh).detach() for network in (model, cut, pruned))
+    lost, left = (float((given - wanted).square().mean()) for given in (before, after))
+    assert left < lost if solved else left == lost

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -28,6 +29,7 @@ from prunecli.surgery.reconstruction.lockstep import Arrival, Pass
 from prunecli.surgery.reconstruction.rows import (
     by_group,
     channel_dim,
+    computes_products,
     groups_of,
     is_solvable,
     pair,
@@ -113,14 +115,15 @@ def reconstruct(
         return Reconstructed()
     if len(given) == 1:
         given = [take_samples(given[0], 0, count // 2), take_samples(given[0], count // 2, count)]
-    names = _own_weights(pruned)
-    theirs, ours = ({name: network.get_submodule(name) for name in names} for network in (dense, pruned))
     with evaluating(dense, pruned):
         few = take_samples(given[0], 0, 2)
+        names = _own_weights(pruned)
+        theirs, ours = ({name: network.get_submodule(name) for name in names} for network in (dense, pruned))
+        plain = _computing_products(pruned, names, few)
         before, after = layers_of(dense, theirs, few), layers_of(pruned, ours, few)
         used = [*given, *_affordable(pruned, ours, few, coming, count)]
     positions = kept_positions(dense, groups, keep)
-    order = _after_first_loss(_running_once(before, after), ours, positions)
+    order = [name for name in _after_first_loss(_running_once(before, after), ours, positions) if name in plain]
     wide = tuple(name for name in order if weights_of(ours[name]).shape[1] > _MOST_COLUMNS)
     todo = [name for name in order if name not in wide]
     targets = {name: _Target(ours[name], _kept_rows(name, ours[name], positions), before, after, name) for name in todo}
@@ -165,6 +168,26 @@ def _own_weights(pruned: nn.Module) -> list[str]:
         for name, module in pruned.named_modules()
         if is_solvable(module) and all(uses[id(p)] == 1 for p in module._parameters.values() if p is not None)
     ]
+
+
+def _computing_products(network: nn.Module, names: Sequence[str], inputs: Inputs) -> set[str]:
+    """Those of the layers that give products of their weights with what they read, whenever they run."""
+    plain: dict[str, bool] = {}
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, *, name: str) -> None:
+        read = layer_input(args, kwargs)
+        checked = read is not None and isinstance(output, Tensor) and computes_products(module, read, output)
+        plain[name] = plain.get(name, True) and checked
+
+    hooks = [
+        network.get_submodule(name).register_forward_hook(partial(hook, name=name), with_kwargs=True) for name in names
+    ]
+    try:
+        run_batch(network, inputs)
+    finally:
+        for own in hooks:
+            own.remove()
+    return {name for name, checked in plain.items() if checked}
 
 
 def _running_once(before: Layers, after: Layers) -> list[str]:

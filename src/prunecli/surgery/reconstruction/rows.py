@@ -11,6 +11,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from prunecli.surgery.taps import counted_rows, is_flipped_linear
 
+_CHECKED = 64
+"""Positions at which it is checked what a layer computes."""
 _PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
 
@@ -93,8 +95,7 @@ def _unfolded(
     if inputs.dim() > module.weight.dim():  # all time steps at once
         inputs = inputs.flatten(0, 1)
     inputs = inputs.unsqueeze(-2) if isinstance(module, nn.Conv1d) else inputs
-    padding = (*module._reversed_padding_repeated_twice, 0, 0)[:4]
-    padded = functional.pad(inputs, padding, _PAD_MODES[module.padding_mode])
+    padded = functional.pad(inputs, _padding_of(module), _PAD_MODES[module.padding_mode])
     (down, across), (kernel_h, kernel_w) = _two(module.stride), _two(module.kernel_size)
     dilation_h, dilation_w = _two(module.dilation)
     height = (padded.shape[2] - dilation_h * (kernel_h - 1) - 1) // down + 1
@@ -107,6 +108,42 @@ def _unfolded(
         for w in range(kernel_w)
     ]
     return torch.stack(taps, -1), sample, row, column
+
+
+def _padding_of(module: _ConvNd) -> tuple[int, ...]:
+    """Padding as `functional.pad` takes it: (left, right, top, bottom)."""
+    if module.padding_mode == "zeros" and not isinstance(module.padding, str):  # what torch itself reads then
+        given: tuple[int, ...] = module.padding if isinstance(module.padding, tuple) else (module.padding,)
+        sides = [each for one in reversed(given) for each in (one, one)]
+    else:
+        sides = module._reversed_padding_repeated_twice
+    return (*sides, 0, 0)[:4]
+
+
+def computes_products(module: nn.Module, inputs: Tensor, outputs: Tensor) -> bool:
+    """Whether a layer gave the products of its weights with the rows of what it read, and its bias.
+
+    Layers of other packages may pad, scale or normalise by themselves, and inherit from torch's nevertheless.
+
+    Args:
+        module: The layer.
+        inputs: What it read.
+        outputs: What it gave.
+    """
+    if isinstance(module, _ConvNd) and outputs.dim() != inputs.dim():
+        return False
+    try:
+        x, y = pair(module, inputs, outputs, None, _CHECKED, torch.Generator().manual_seed(0))
+    except (IndexError, RuntimeError):
+        return False
+    given = (x.double().cpu() @ weights_of(module)).transpose(0, 1).flatten(1)
+    bias = module._parameters.get("bias")
+    given = given if bias is None else given + bias.detach().double().cpu()
+    y = y.double().cpu()
+    if y.shape != given.shape:
+        return False
+    precision = 1e-2 if outputs.dtype in (torch.float16, torch.bfloat16) else 1e-4
+    return bool((given - y).abs().max() <= precision * y.abs().max() + torch.finfo(torch.float32).tiny)
 
 
 def by_group(outputs: Tensor, groups: int) -> Tensor:
