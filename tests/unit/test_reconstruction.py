@@ -523,6 +523,7 @@ def _changed_later() -> nn.Conv2d:
 )
 def test_only_layers_that_compute_what_their_class_says_are_solved(layer: nn.Conv2d, solved: bool) -> None:
     torch.manual_seed(0)
+    layer.reset_parameters()
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), layer, nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
     batches = [torch.randn(16, 3, 12, 12) for _ in range(4)]
     groups = trace(model, batches[0], prune_stem=True).groups
@@ -531,7 +532,7 @@ def test_only_layers_that_compute_what_their_class_says_are_solved(layer: nn.Con
     remove(pruned, groups, keep)
     cut = copy.deepcopy(pruned)
     done = reconstruct(model, pruned, groups, keep, batches, 0)
-    assert ("2" in done.solved) is solved and "4" in done.solved
+    assert ("2" in done.solved) is solved and "4" in (*done.solved, *done.unchanged)
     fresh = torch.randn(64, 3, 12, 12)
     wanted, before, after = (network[:3](fresh).detach() for network in (model, cut, pruned))
     lost, left = (float((given - wanted).square().mean()) for given in (before, after))
