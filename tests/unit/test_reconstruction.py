@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from prunecli.errors import MethodError
 from prunecli.inputs import call, output_tensors
+from prunecli.report.pruning_tables import reconstruction_tables
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.reconstruction import reconstruct as module
 from prunecli.surgery.reconstruction.addends import layers_of
@@ -537,3 +538,30 @@ def test_only_layers_that_compute_what_their_class_says_are_solved(layer: nn.Con
     wanted, before, after = (network[:3](fresh).detach() for network in (model, cut, pruned))
     lost, left = (float((given - wanted).square().mean()) for given in (before, after))
     assert left < lost if solved else left == lost
+
+
+def test_layers_that_want_more_samples_are_named_and_stay_near_what_they_were() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 4)).eval()
+    groups = trace(model, torch.zeros(1, 8), prune_stem=True).groups
+    keep = {"0": torch.arange(30)}
+    cut = copy.deepcopy(model)
+    remove(cut, groups, keep)
+    few, many = ([torch.randn(size, 8) for _ in range(2)] for size in (6, 400))
+    fresh = torch.randn(2000, 8)
+
+    def lost(batches: list[Tensor]) -> tuple[float, Reconstructed]:
+        pruned = copy.deepcopy(cut)
+        done = reconstruct(model, pruned, groups, keep, batches, 0)
+        return float((pruned(fresh) - model(fresh)).detach().square().mean()), done
+
+    before = float((cut(fresh) - model(fresh)).detach().square().mean())
+    (with_few, scarce), (with_many, enough) = lost(few), lost(many)
+    assert dict(scarce.wanted) == {"2": 60, "4": 80} and not enough.wanted  # 30 and 40 columns from 6 rows of 12
+    assert with_many < 0.5 * before and with_many < with_few < 1.5 * before
+    (table,) = reconstruction_tables(scarce.figures())
+    assert table.rows[0][0] == "more weights than samples determine"
+    assert "4 and 1 more; 12 samples were used, 80 would do" in table.rows[0][1]
+    assert reconstruction_tables(enough.figures()) == [] == reconstruction_tables({})
+    (table,) = reconstruction_tables(Reconstructed(too_wide=("a", "b")).figures())
+    assert table.rows == [("too wide to solve, repaired by regression", "a, b")]
