@@ -41,7 +41,7 @@ from prunecli.models.loading import load_file
 from prunecli.report.table import Table
 
 CPU = torch.device("cpu")
-METHODS = ("prune best", "prune l1", "prune best, distilled", "torch-pruning")
+METHODS = ("prune best", "prune l1", "prune best, distilled", "prune l1, distilled", "torch-pruning")
 _MACS = 0.502
 """Share that is left when every inner width is halved."""
 _WEIGHT, _TEMPERATURE = 0.9, 4.0
@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--lr", type=float, default=0.01, help="peak learning rate")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     arguments = parser.parse_args()
@@ -105,12 +106,12 @@ def main() -> None:
     preprocessing = Preprocessing((3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     test = list(evaluation_batches(data.test, preprocessing, 250))
     example = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    config = FitConfig(epochs=3, lr=0.01)
+    config = FitConfig(epochs=3, lr=arguments.lr)
     document: dict[str, Any] = {
         "environment": describe_environment(),
         "test_images": len(data.test.labels),
         "training_images": len(data.training_split().labels),
-        "finetuning": {"epochs": 3, "lr": 0.01, "schedule": "cosine", "batch_size": 128, "weight_decay": 5e-4},
+        "finetuning": {"epochs": 3, "lr": arguments.lr, "schedule": "cosine", "batch_size": 128, "weight_decay": 5e-4},
         "before": {
             "top1": evaluate(dense, test, CPU).top1,
             "params": parameter_count(dense),
