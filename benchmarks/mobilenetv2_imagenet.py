@@ -19,6 +19,7 @@ import argparse
 import json
 import math
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from prunecli.engine.tasks.index import task_of
 from prunecli.measure.counts import count_macs, parameter_count
 from prunecli.measure.environment import describe_environment
 from prunecli.methods.params import StructuralParams
+from prunecli.methods.registry import get_structural
 from prunecli.methods.request import PruneRequest
 from prunecli.methods.structural import prune_structural
 from prunecli.models.loading import load_file
@@ -57,7 +59,11 @@ OURS: dict[str, tuple[Compensation, bool | None]] = {
     "prune, reconstruction and recalibration": ("reconstruct", True),
     "prune, whichever is best": ("auto", None),
 }
+BEST = "prune best"
+"""Widths by what layers cost on trial, with as many MACs as when all lose the same share."""
 TORCH_PRUNING = "torch-pruning"
+_CHOSEN = "prune, whichever is best"
+METHODS = (*OURS, BEST, TORCH_PRUNING)
 FINETUNED = ("prune, recalibration alone", "prune, regression and recalibration", TORCH_PRUNING)
 
 
@@ -114,10 +120,18 @@ def pruned_network(model: nn.Module, name: str, ratio: float, calibration: Any) 
     if name == TORCH_PRUNING:
         stem = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
         return prune_uniform(model, example, ratio, 1000, keep=(stem,))
-    compensation, recalibrate = OURS[name]
+    compensation, recalibrate = OURS[_CHOSEN if name == BEST else name]
+    uniform: dict[str, Any] = {"ratio": ratio, "scope": "local"}
+    if name == BEST:
+        least = prune_structural(
+            model,
+            PruneRequest(method="l1", params=StructuralParams(**uniform, round_to=1), example_inputs=example),
+        )
+        uniform = {"macs": least.report.macs_after.total / least.report.macs_before.total}
+    method = "best" if name == BEST else "l1"
     request = PruneRequest(
-        method="l1",
-        params=StructuralParams(ratio=ratio, scope="local", round_to=1),
+        method=method,
+        params=get_structural(method).params_class(**uniform, round_to=1),
         example_inputs=example,
         calibration=calibration,
         compensation=compensation,
@@ -126,10 +140,12 @@ def pruned_network(model: nn.Module, name: str, ratio: float, calibration: Any) 
     return prune_structural(model, request).model
 
 
-def halves(split: Split, seed: int) -> tuple[Split, Split]:
+def halves(split: Split, seed: int, fold: int = 0) -> tuple[Split, Split]:
+    """Images that are known and held out; the other way round in fold 1."""
     order = np.random.default_rng(seed).permutation(len(split.labels))
     cut = len(order) // 2
-    return split.subset(np.sort(order[:cut])), split.subset(np.sort(order[cut:]))
+    first, second = (split.subset(np.sort(part)) for part in (order[:cut], order[cut:]))
+    return (second, first) if fold else (first, second)
 
 
 def main() -> None:
@@ -140,6 +156,8 @@ def main() -> None:
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.3, 0.5])
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--folds", type=int, default=1, choices=(1, 2), help="2: judge all images, by cross-fitting")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--finetune-seeds", type=int, nargs="*", default=[0, 1])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -159,8 +177,9 @@ def main() -> None:
         print(json.dumps(row), flush=True)
         arguments.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
-    for seed, finetune in [(s, False) for s in arguments.seeds] + [(s, True) for s in arguments.finetune_seeds]:
-        known, held = halves(images, seed)
+    plan = [(s, fold, False) for s in arguments.seeds for fold in range(arguments.folds)]
+    for seed, fold, finetune in plan + [(s, 0, True) for s in arguments.finetune_seeds]:
+        known, held = halves(images, seed, fold)
         calibration = [batch for batch, _ in evaluation_batches(known, PREPROCESSING, 28)]
         held_out = list(evaluation_batches(held, PREPROCESSING, 28))
         model = dense_network(arguments.weights)
@@ -170,11 +189,13 @@ def main() -> None:
         macs, params = count_macs(model, held_out[0][0][:1]).total, parameter_count(model)
         if not finetune:
             figures = evaluate(model, held_out, CPU)
-            note("before", {"seed": seed, "top1": figures.top1, "images": figures.images, "macs": macs})
+            note("before", {"seed": seed, "fold": fold, "top1": figures.top1, "images": figures.images, "macs": macs})
         for ratio in arguments.ratios:
-            for name in FINETUNED if finetune else (*OURS, TORCH_PRUNING):
+            for name in FINETUNED if finetune else arguments.methods:
+                start = time.process_time()
                 pruned = pruned_network(model, name, ratio, calibration)
                 row = {"ratio": ratio, "method": name, "seed": seed, "when": "finetuned" if finetune else "straight"}
+                row |= {"fold": fold, "seconds": time.process_time() - start}
                 row["macs_ratio"] = count_macs(pruned, held_out[0][0][:1]).total / macs
                 row["params_ratio"] = parameter_count(pruned) / params
                 if finetune:
@@ -190,7 +211,7 @@ def main() -> None:
                 )
     for when in ("straight", "finetuned"):
         for ratio in arguments.ratios:
-            for name in (*OURS, TORCH_PRUNING):
+            for name in METHODS:
                 values = [
                     r["top1"] for r in document["runs"] if (r["when"], r["ratio"], r["method"]) == (when, ratio, name)
                 ]
