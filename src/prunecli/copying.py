@@ -124,19 +124,36 @@ def sharing_parameters(model: _Network, apart: Collection[str] = ()) -> _Network
 
 def _duplicate(value: Any, memo: dict[int, Any]) -> Any:
     """`copy.deepcopy`, but quick for modules that do not say themselves how they are copied."""
-    if type(value) in _ATOMIC:
+    kind = type(value)
+    if kind in _ATOMIC:
         return value
     known = memo.get(id(value))
     if known is not None:
         return known
-    if type(value) in (dict, OrderedDict):
-        fresh = memo[id(value)] = type(value)()
-        fresh.update((_duplicate(key, memo), _duplicate(item, memo)) for key, item in value.items())
+    fresh: Any
+    if kind in (dict, OrderedDict):
+        fresh = memo[id(value)] = kind()
+        for key, item in value.items():
+            fresh[_duplicate(key, memo)] = _duplicate(item, memo)
         return fresh
-    if not isinstance(value, nn.Module) or not _is_copied_by_its_attributes(type(value)):
+    if kind in (tuple, set) and all(type(item) in _ATOMIC for item in value):
+        return value if kind is tuple else memo.setdefault(id(value), set(value))
+    if not isinstance(value, nn.Module) or not _is_copied_by_its_attributes(kind):
         return copy.deepcopy(value, memo)
-    module = memo[id(value)] = type(value).__new__(type(value))
-    module.__dict__.update((name, _duplicate(item, memo)) for name, item in vars(value).items())
+    module: Any = object.__new__(kind)
+    memo[id(value)] = module
+    own = module.__dict__
+    for name, item in value.__dict__.items():
+        of = type(item)
+        if of in _ATOMIC:
+            own[name] = item
+        elif of not in (dict, OrderedDict) or item:
+            own[name] = _duplicate(item, memo)
+        else:  # a module has a dozen empty tables
+            fresh = memo.get(id(item))
+            if fresh is None:
+                fresh = memo[id(item)] = of()
+            own[name] = fresh
     return module
 
 
