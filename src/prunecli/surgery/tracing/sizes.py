@@ -21,6 +21,8 @@ _SIZES_FIRST = frozenset("zeros ones empty full rand randn".split())
 _SPLITS = ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes")
 _ORDERED = frozenset("arange linspace logspace eye one_hot hann_window tril_indices triu_indices".split())
 """Functions whose result depends on positions, so that the size they are given cannot change."""
+_LEAVING = frozenset(("numpy", "tolist", "__array__", "__dlpack__"))
+"""Methods that give values to code which runs no operators."""
 
 
 class SizeWatcher(TorchFunctionMode):
@@ -43,6 +45,10 @@ class SizeWatcher(TorchFunctionMode):
             return self._shape(args[0], out) if dim is None else self._shape(args[0], args[0].shape)[dim]
         if name in ("__len__", "numel", "nelement"):
             return out
+        if name in _LEAVING and not self._labels.values:
+            label = self._labels.of(args[0])
+            if label.from_input and label.learned:
+                self._labels.need_values(f"{name} reads what {self._labels.module or 'the model'} computes")
         sizes = list(_sizes(name, args, kwargs))
         if sizes:
             self._note(name, args, kwargs, out, sizes)
