@@ -19,6 +19,7 @@ from prunecli.errors import ModelError
 from prunecli.inputs import Inputs, call, cast_inputs, explained, fitted, map_tensors
 from prunecli.measure.kernels import without_mkldnn
 from prunecli.measure.shapes import uncomputed
+from prunecli.widened import Widened
 
 _MULTIPLYING = frozenset(
     "addbmm addmm addmv addr attention baddbmm bmm c2c c2r cdist cholesky combination conv convolution det dot eig "
@@ -124,7 +125,13 @@ def module_macs(model: nn.Module, inputs: Inputs) -> dict[str, int]:
 def meta_copy(model: nn.Module) -> nn.Module:
     """Copies a model to the meta device, in evaluation mode."""
     tensors = (*model.parameters(), *model.buffers())
-    return _copy_with(model, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors})
+    return _copy_with(model, {id(tensor): _on_meta(tensor) for tensor in tensors})
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, Widened):  # to ask it for a tensor like itself would widen its values
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return torch.empty_like(tensor, device="meta")
 
 
 def cpu_copy(model: nn.Module) -> nn.Module:
@@ -208,7 +215,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         packet = func.overloadpacket
         formula = _OWN_FOR_CALLS.get(packet) or flop_registry.get(packet)
-        out = uncomputed(func, args, kwargs) if _on_meta(args) else None
+        out = uncomputed(func, args, kwargs) if _runs_on_meta(args) else None
         if out is None and formula is None and func is not torch.ops.prim.device.default:
             with self:
                 out = func.decompose(*args, **kwargs)
@@ -223,7 +230,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-def _on_meta(args: Any) -> bool:
+def _runs_on_meta(args: Any) -> bool:
     first = args[0] if args else None
     first = first[0] if isinstance(first, (list, tuple)) and first else first
     return isinstance(first, Tensor) and first.is_meta

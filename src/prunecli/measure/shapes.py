@@ -8,16 +8,18 @@ about a call, and every call that is wrong, is left to the operator itself.
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _aten = torch.ops.aten
-_NUMPY = {torch.float32: np.float32, torch.float64: np.float64, torch.int64: np.int64}
+_KNOWN = (torch.float32, torch.float64, torch.int64)
+_LARGE = 1 << 18
+"""Bytes for which a mapping of their own is worth it."""
 _Arguments: TypeAlias = tuple[Any, ...]
 
 
@@ -42,15 +44,16 @@ def uncomputed(func: Any, args: _Arguments, kwargs: Mapping[str, Any]) -> Any:
 
 
 def _zeros(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor | None:
-    """A contiguous tensor; numpy's zeros take no memory until something is written to them."""
+    """A contiguous tensor; large ones take no memory until something is written to them."""
     dtype = dtype or like.dtype
     if like.is_meta:
         return torch.empty(shape, dtype=dtype, device="meta")
-    if like.device.type != "cpu" or dtype not in _NUMPY:
+    if like.device.type != "cpu" or dtype not in _KNOWN:
         return None
-    if 0 in shape:
-        return torch.empty(shape, dtype=dtype)
-    return torch.from_numpy(np.zeros(shape, _NUMPY[dtype]))
+    size = math.prod(shape) * dtype.itemsize
+    if size < _LARGE:
+        return torch.zeros(shape, dtype=dtype)
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape)
 
 
 def _alike(x: Tensor) -> Tensor | None:
@@ -166,7 +169,7 @@ def _batch_norm(func: Any, args: _Arguments) -> Any:
 def _layer_norm(func: Any, args: _Arguments) -> Any:
     x, shape, weight, bias = args[:4]
     behind = x.dim() - len(shape)
-    if 0 in x.shape or behind < 0 or list(x.shape[behind:]) != list(shape) or x.dtype not in _NUMPY:
+    if 0 in x.shape or behind < 0 or list(x.shape[behind:]) != list(shape) or x.dtype not in _KNOWN:
         return None
     if any(tensor is not None and (tensor.shape != x.shape[behind:] or tensor.dtype != x.dtype)
            for tensor in (weight, bias)):  # fmt: skip

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from prunecli.errors import DataDependentError, ModelError, described
 from prunecli.inputs import Inputs, call, doubled_batch, output_tensors
@@ -33,7 +32,7 @@ from prunecli.surgery.outputs import check_names, chosen_outputs, default_output
 from prunecli.surgery.tracing.labels import INPUT, OUTPUT, Followed, Label, Labels, Record, ValuesNeededError
 from prunecli.surgery.tracing.operators import Call, apply_rule
 from prunecli.surgery.tracing.paths import PATHS
-from prunecli.surgery.tracing.running import plain_kernels, seeded, stack_names
+from prunecli.surgery.tracing.running import plain_kernels, seeded, stack_names, tensors_in
 from prunecli.surgery.tracing.sizes import SizeWatcher
 from prunecli.surgery.tracing.watched import Uses
 
@@ -221,7 +220,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         known, followed = self._labels, self._labels.followed
         name = func.overloadpacket.__name__
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = tensors_in(args, kwargs)
         labels = tuple(known.of(tensor) for tensor in tensors)
         from_input = any(label.from_input for label in labels)
         learned = any(label.learned for label in labels)
@@ -231,7 +230,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
             out = uncomputed(func, args, kwargs)
         if out is None:
             out = func(*args, **kwargs)
-        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        results = tensors_in(out)
         apply_rule(Call(known, func, name, args, kwargs, tensors, labels, out, results))
         outputs = tuple(known.of(result) for result in results)
         origins = frozenset().union(*(label.origins for label in labels)) if not from_input else frozenset()

@@ -169,10 +169,10 @@ class Labels:
 
     def of(self, tensor: Tensor) -> Label:
         """The label of a tensor; an unknown tensor is a constant that cannot be resized."""
-        if tensor not in self._labels:
+        label: Label | None = self._labels.get(tensor)
+        if label is None:
             self._refuse_foreign(tensor)
-            self._labels[tensor] = Label(tuple(fixed(size, _CONSTANT) for size in tensor.shape))
-        label: Label = self._labels[tensor]
+            label = self._labels[tensor] = Label(tuple(fixed(size, _CONSTANT) for size in tensor.shape))
         return label
 
     def need_values(self, what: str) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from prunecli.surgery.axes import Term, cut, fixed, is_fixed
 from prunecli.surgery.tracing.labels import Labels
@@ -52,9 +51,8 @@ class SizeWatcher(TorchFunctionMode):
         sizes = list(_sizes(name, args, kwargs))
         if sizes:
             self._note(name, args, kwargs, out, sizes)
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, WatchedFloat):
-                self._uses.scalars.setdefault((leaf.origin, float(leaf)), set()).add(self._labels.module)
+        for number in _watched_floats(args, kwargs):
+            self._uses.scalars.setdefault((number.origin, float(number)), set()).add(self._labels.module)
         return out
 
     def _shape(self, tensor: Tensor, shape: torch.Size) -> torch.Size:
@@ -122,6 +120,16 @@ class SizeWatcher(TorchFunctionMode):
                 if isinstance(item, slice) and item.step in (None, 1) and dim < len(terms):
                     yield from _bounds(terms[dim], item)
                 dim += _consumed(item)
+
+
+def _watched_floats(*values: Any) -> Iterator[WatchedFloat]:
+    for value in values:
+        if isinstance(value, WatchedFloat):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _watched_floats(*value)
+        elif isinstance(value, dict) and value:
+            yield from _watched_floats(*value.values())
 
 
 def _consumed(item: Any) -> int:

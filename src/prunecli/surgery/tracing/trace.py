@@ -121,7 +121,7 @@ def _run(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None
         DataDependentError: Values decide what runs; the message names parts that can be followed.
         ModelError: It cannot be copied, or does not run on the inputs.
     """
-    traced = converted(model, torch.float64).eval()
+    traced = converted(model, torch.float64, sparing=not values).eval()
     inputs = cast_inputs(example_inputs, device="cpu", dtype=torch.float64)
     refuse_shared_storage(model, traced, inputs)
     originals = {id(tensor): name for name, tensor in _named_tensors(model)}
