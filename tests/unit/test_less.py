@@ -85,18 +85,54 @@ class Shrinking(Plain):
         return nn.functional.avg_pool2d(x, 8).mean((2, 3))
 
 
-def _ready(kind: type[nn.Module]) -> tuple[nn.Module, Trace]:
+class Text(nn.Module):
+    """Reads tokens, with an embedding for each place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(50, 16), nn.Parameter(torch.randn(1, 100, 16))
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.inner, self.outer, self.head = nn.Linear(16, 24), nn.Linear(24, 16), nn.Linear(16, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tokens(ids) + self.placed(ids.shape[1])
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return self.head((x + self.outer(nn.functional.gelu(self.inner(x)))).mean(1))
+
+    def placed(self, length: int) -> Tensor:
+        return self.positions[:, :length]
+
+
+class FixedText(Text):
+    """Takes texts of one length alone."""
+
+    def placed(self, length: int) -> Tensor:
+        return self.positions[:, :64]
+
+
+def _ready(kind: type[nn.Module], inputs: Tensor = IMAGE) -> tuple[nn.Module, Trace]:
     torch.manual_seed(0)
     model = kind()
-    return model, trace(model, IMAGE, prune_stem=True)
+    return model, trace(model, inputs, prune_stem=True)
 
 
-def _on_less(model: nn.Module, traced: Trace) -> float | None:
+def _on_less(model: nn.Module, traced: Trace, inputs: Tensor = IMAGE) -> float | None:
     keep = half_of(traced.groups)
     pruned = copied(model)
     remove(pruned, traced.groups, keep)
     pair = module._probes(model, pruned, traced, keep)
-    return difference_on_less(*pair, traced, keep, IMAGE.double())
+    return difference_on_less(*pair, traced, keep, inputs.double() if inputs.is_floating_point() else inputs)
+
+
+@pytest.mark.parametrize(("kind", "shorter"), [(Text, True), (FixedText, False)])
+def test_texts_are_shortened_where_the_network_takes_them(kind: type[nn.Module], shorter: bool) -> None:
+    ids = torch.randint(0, 50, (1, 64), generator=torch.Generator().manual_seed(0))
+    model, traced = _ready(kind, ids)
+    assert len(traced.groups) >= 2
+    found = _on_less(model, traced, ids)
+    assert (found is not None) == shorter
+    assert found is None or found < 1e-12
+    assert prunecli.prune(model, ratio=0.5, example_inputs=ids).report.verify_error < 1e-12
 
 
 def test_most_networks_are_compared_on_smaller_images(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,9 +40,16 @@ class Alike:
         )
 
     @staticmethod
-    def grows_alike(tensor: Tensor, label: Label, result: Tensor, output: Label) -> bool:
-        """Whether no dimension gets longer that did not then, as in pooling to a fixed size: positions would repeat."""
+    def grows_alike(tensor: Tensor, label: Label, result: Tensor, output: Label, channels: Container[int]) -> bool:
+        """Whether no dimension gets longer that did not then, as in pooling to a fixed size: positions would repeat.
+
+        What has a single position, such as a batch, may be repeated for more samples than there were, and the result's
+        dimensions that lose channels are as long as they have to be.
+        """
         if tensor.dim() != result.dim():
             return True
         sizes = zip(tensor.shape, label.dims, result.shape, output.dims, strict=True)
-        return all(after <= before or then.size > earlier.size for before, earlier, after, then in sizes)
+        return all(
+            before == 1 or after <= before or then.size > earlier.size or dim in channels
+            for dim, (before, earlier, after, then) in enumerate(sizes)
+        )

@@ -204,7 +204,8 @@ class _MaskedMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if not alike.has_its_size(tensor, label, {dim for dim, _, _ in self._removed(label)}):
                 raise OtherOperatorsError(f"{record.module} works on too little")
         for result, output in zip(results, record.outputs, strict=bool(results)):
-            if inputs and not alike.grows_alike(inputs[0], record.inputs[0], result, output):
+            channels = {dim for dim, _, _ in self._removed(output)}
+            if inputs and not alike.grows_alike(inputs[0], record.inputs[0], result, output, channels):
                 raise OtherOperatorsError(f"{record.module} repeats what it gets")
 
     def _kept_alone(
