@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,15 +74,8 @@ def trace(
         if outputs:
             raise ModelError("--outputs and --only exclude each other: a part keeps all its outputs")
 
-        def alone(module: nn.Module, part_inputs: Inputs) -> Trace:
-            settings: dict[str, Any] = {
-                "heads": heads,
-                "time_limit_s": time_limit_s,
-                "assumptions": assumptions,
-                "values": values,
-            }
-            return trace(module, part_inputs, prune_stem=True, outputs=(), **settings)
-
+        settings: dict[str, Any] = {"time_limit_s": time_limit_s, "assumptions": assumptions, "values": values}
+        alone = partial(trace, prune_stem=True, heads=heads, outputs=(), **settings)
         return trace_part(model, example_inputs, only, alone)
     _refuse_what_cannot_run(model)
     refuse_closures(model)
