@@ -10,7 +10,7 @@ thread. torch-pruning gets the help described in `prunecli.studies.torch_pruning
 time: whole calls in interleaved rounds. Ours traces, tries the removal of every group, removes and verifies in float64;
 its phases are listed separately. Memory is the peak of torch's CPU allocator above the level before the call, from the
 profiler's allocation events of one more call; it repeats exactly, and excludes Python objects and memory that libraries
-allocate without torch.
+allocate without torch. `transformers:bert` is compared with one forward and backward pass at the example input instead.
 
 speed: latency of one image against the dense network in interleaved rounds, 95 % bootstrap intervals.
 
@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from prunecli.inputs import doubled_batch
+from prunecli.inputs import Inputs, doubled_batch
 from prunecli.measure.counts import count_macs, parameter_count
 from prunecli.measure.environment import describe_environment
 from prunecli.measure.latency import summarise, time_paired
@@ -53,6 +53,7 @@ RATIO = 0.5
 TIMED = (
     "timm:resnet50 timm:densenet121 timm:mobilenetv3_large_100 timm:regnety_008 timm:convnext_tiny timm:vgg16_bn"
 ).split()
+BERT = "transformers:bert"
 FASTER = {
     "timm:resnet50": 224,
     "timm:vit_small_patch16_224": 224,
@@ -91,7 +92,7 @@ def ready(ref: str, size: int | None = None) -> tuple[nn.Module, Tensor]:
     return model, torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(0))
 
 
-def ours(model: nn.Module, example: Tensor, **params: Any) -> Pruned:
+def ours(model: nn.Module, example: Inputs, **params: Any) -> Pruned:
     """Pruned by this project."""
     settings = StructuralParams(ratio=RATIO, scope="local", **params)
     return prune_structural(model, PruneRequest(method="l1", params=settings, example_inputs=example))
@@ -111,8 +112,8 @@ def peak_bytes(function: Callable[[], object]) -> int:
 
 def measure_time(arguments: argparse.Namespace) -> dict[str, Any]:
     results: dict[str, Any] = {}
-    for ref in arguments.models or TIMED:
-        results[ref] = time_architecture(ref, arguments.rounds)
+    for ref in arguments.models or [*TIMED, BERT]:
+        results[ref] = time_bert(arguments.rounds) if ref == BERT else time_architecture(ref, arguments.rounds)
         print(ref, json.dumps(results[ref]), flush=True)
         write(arguments, results)
     return results
@@ -157,6 +158,46 @@ def time_architecture(ref: str, rounds: int) -> dict[str, Any]:
         "seconds_by_round": samples.tolist(),
         "peak_bytes": memory,
         "peak_bytes_again": again,
+    }
+
+
+def time_bert(rounds: int) -> dict[str, Any]:
+    """Pruning a BERT of 30 million parameters, in passes forward and backward."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 8192, "hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 2048}
+    model = BertForSequenceClassification(BertConfig(**sizes, num_attention_heads=8)).eval()
+    tokens = torch.randint(0, 8192, (1, 128), generator=torch.Generator().manual_seed(0))
+    example = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    phases: list[dict[str, float]] = []
+
+    def passes() -> None:
+        model.train()
+        model(**example).logits.square().sum().backward()
+        model.zero_grad(set_to_none=True)
+        model.eval()
+
+    def mine() -> None:
+        phases.append(ours(model, example).report.seconds)
+
+    mine(), passes()  # warm
+    phases.clear()
+    samples = np.empty((rounds, 2))
+    for row in range(rounds):
+        for column in (0, 1) if row % 2 == 0 else (1, 0):
+            start = time.perf_counter()
+            (passes, mine)[column]()
+            samples[row, column] = time.perf_counter() - start
+    paired = summarise(samples)
+    return {
+        "params": parameter_count(model),
+        "forward_backward_s": paired.timings[0].median,
+        "ours_s": paired.timings[1].median,
+        "ratio": paired.ratios[1],
+        "ratio_interval": paired.ratio_intervals[1],
+        "ours_by_phase_s": {key: float(np.median([phase[key] for phase in phases])) for key in phases[0]},
+        "seconds_by_round": samples.tolist(),
     }
 
 

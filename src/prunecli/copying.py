@@ -8,7 +8,9 @@ import gc
 import sys
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +21,14 @@ from prunecli.widened import can_be_widened, widened
 
 _Network = TypeVar("_Network", bound=nn.Module)
 _OWN = ("_parameters", "_buffers", "_modules")
-_LARGE = 1 << 24
+_LARGE = 1 << 25
 """Parameters of a network whose copies are worth avoiding."""
 _WORTH_WIDENING = 1 << 14
 """Numbers in a tensor that is not worth copying, in such a network."""
+
+
+_COPIES: WeakSet[nn.Module] = WeakSet()
+"""Copies that something still refers to, or that refer to themselves."""
 
 
 class _DetachedCopies(TorchFunctionMode):
@@ -50,7 +56,7 @@ def copied(model: _Network, memo: dict[int, Any] | None = None) -> _Network:
     """
     with _DetachedCopies():
         try:
-            return cast(_Network, _duplicate(model, {} if memo is None else memo))
+            duplicate = cast(_Network, _duplicate(model, {} if memo is None else memo))
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -59,36 +65,84 @@ def copied(model: _Network, memo: dict[int, Any] | None = None) -> _Network:
             if not where:
                 where, remedy = "an object in it refuses", "make copy.deepcopy(model) work"
             raise ModelError(f"the model cannot be copied: {where} ({described(error)}); {remedy}") from error
+    _COPIES.add(duplicate)
+    return duplicate
 
 
-def converted(model: _Network, dtype: torch.dtype) -> _Network:
+def converted(model: _Network, dtype: torch.dtype, *, sparing: bool = False) -> _Network:
     """A copy on the CPU whose floating parameters and buffers have `dtype`, and whose complex ones are as wide.
 
     Large parameters of large networks are not copied, but widened where an operator reads them, so the model must not
     change as long as the copy is used; what changes the copy leaves the model alone.
+
+    Args:
+        model: The network.
+        dtype: float64 or float32.
+        sparing: Whether that goes for networks of any size: their values will hardly be read.
     """
     memo: dict[int, Any] = {}
-    large = is_large(model)
+    large = sparing or is_large(model)
     for tensor in (*model.parameters(), *model.buffers()):
         in_place = large and tensor.numel() >= _WORTH_WIDENING and isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = (
             widened(tensor, dtype) if in_place and can_be_widened(tensor, dtype) else _converted(tensor, dtype)
         )
-    duplicate = copied(model, memo).cpu()
-    return duplicate.double() if dtype == torch.float64 else duplicate.float()  # what hooks compute is converted here
+    return in_precision(copied(model, memo), dtype)  # what hooks compute is converted here
 
 
-def release_copies(model: nn.Module) -> None:
+def release_copies(model: nn.Module, *used: nn.Module) -> None:
     """Frees copies of a large network that nothing uses any more, but that refer to themselves, as hooked ones do.
 
     Python notices such garbage by the number of objects, not by their size, and glibc keeps what was freed between
     blocks that are still used.
+
+    Args:
+        model: The network.
+        used: Copies that are still needed.
     """
     if is_large(model):
-        gc.collect()
+        if any(all(left is not network for network in (model, *used)) for left in _COPIES):
+            gc.collect()  # takes long, as it looks at every object there is
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
         if trim is not None:
             trim(0)
+
+
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """Puts off the search for objects that refer to each other while a network is taken apart and run a few times.
+
+    A pass makes many small objects and leaves none behind, but makes Python look through all that libraries hold, which
+    takes as long as the pass.
+    """
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+def in_precision(model: _Network, dtype: torch.dtype) -> _Network:
+    """A network, moved to the CPU and converted in place to float64 or float32, with whatever its modules add to that.
+
+    Args:
+        model: Its parameters and buffers may have the precision already.
+        dtype: float64 or float32.
+    """
+    kind = type(model)
+    usual = (kind.cpu, kind.double, kind.float) == (nn.Module.cpu, nn.Module.double, nn.Module.float)
+    if usual and all(type(module)._apply is nn.Module._apply for module in model.modules()):
+        tensors = (*model.parameters(), *model.buffers())
+        if all(tensor.device.type == "cpu" and _fits(tensor, dtype) for tensor in tensors):
+            return model
+    model = model.cpu()
+    return model.double() if dtype == torch.float64 else model.float()
+
+
+def _fits(tensor: Tensor, dtype: torch.dtype) -> bool:
+    return not tensor.is_floating_point() or tensor.dtype == dtype
 
 
 def is_large(model: nn.Module) -> bool:
@@ -124,19 +178,36 @@ def sharing_parameters(model: _Network, apart: Collection[str] = ()) -> _Network
 
 def _duplicate(value: Any, memo: dict[int, Any]) -> Any:
     """`copy.deepcopy`, but quick for modules that do not say themselves how they are copied."""
-    if type(value) in _ATOMIC:
+    kind = type(value)
+    if kind in _ATOMIC:
         return value
     known = memo.get(id(value))
     if known is not None:
         return known
-    if type(value) in (dict, OrderedDict):
-        fresh = memo[id(value)] = type(value)()
-        fresh.update((_duplicate(key, memo), _duplicate(item, memo)) for key, item in value.items())
+    fresh: Any
+    if kind in (dict, OrderedDict):
+        fresh = memo[id(value)] = kind()
+        for key, item in value.items():
+            fresh[_duplicate(key, memo)] = _duplicate(item, memo)
         return fresh
-    if not isinstance(value, nn.Module) or not _is_copied_by_its_attributes(type(value)):
+    if kind in (tuple, set) and all(type(item) in _ATOMIC for item in value):
+        return value if kind is tuple else memo.setdefault(id(value), set(value))
+    if not isinstance(value, nn.Module) or not _is_copied_by_its_attributes(kind):
         return copy.deepcopy(value, memo)
-    module = memo[id(value)] = type(value).__new__(type(value))
-    module.__dict__.update((name, _duplicate(item, memo)) for name, item in vars(value).items())
+    module: Any = object.__new__(kind)
+    memo[id(value)] = module
+    own = module.__dict__
+    for name, item in value.__dict__.items():
+        of = type(item)
+        if of in _ATOMIC:
+            own[name] = item
+        elif of not in (dict, OrderedDict) or item:
+            own[name] = _duplicate(item, memo)
+        else:  # a module has a dozen empty tables
+            fresh = memo.get(id(item))
+            if fresh is None:
+                fresh = memo[id(item)] = of()
+            own[name] = fresh
     return module
 
 

@@ -10,13 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, shape_wrapper
 
 from prunecli.copying import copied
 from prunecli.errors import ModelError
 from prunecli.inputs import Inputs, call, cast_inputs, explained, fitted, map_tensors
 from prunecli.measure.kernels import without_mkldnn
+from prunecli.measure.shapes import uncomputed
+from prunecli.widened import Widened
 
 _MULTIPLYING = frozenset(
     "addbmm addmm addmv addr attention baddbmm bmm c2c c2r cdist cholesky combination conv convolution det dot eig "
@@ -36,6 +39,8 @@ def _grouped_product(first: torch.Size, second: torch.Size, *_: Any, **__: Any) 
 
 _OWN = {torch.ops.aten._grouped_mm: _grouped_product} if hasattr(torch.ops.aten, "_grouped_mm") else {}
 """Formulas that torch's counter lacks."""
+_OWN_FOR_CALLS: dict[Any, Any] = {packet: shape_wrapper(formula) for packet, formula in _OWN.items()}  # type: ignore[no-untyped-call]
+"""The same, for the arguments of a call."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,13 @@ def module_macs(model: nn.Module, inputs: Inputs) -> dict[str, int]:
 def meta_copy(model: nn.Module) -> nn.Module:
     """Copies a model to the meta device, in evaluation mode."""
     tensors = (*model.parameters(), *model.buffers())
-    return _copy_with(model, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors})
+    return _copy_with(model, {id(tensor): _on_meta(tensor) for tensor in tensors})
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, Widened):  # to ask it for a tensor like itself would widen its values
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return torch.empty_like(tensor, device="meta")
 
 
 def cpu_copy(model: nn.Module) -> nn.Module:
@@ -156,12 +167,17 @@ def _copy_with(model: nn.Module, replacements: dict[int, Tensor]) -> nn.Module:
 
 
 def _count(model: nn.Module, inputs: Inputs) -> Macs:
-    counter = FlopCounterMode(display=False, custom_mapping=_OWN)
-    recorder = _OperatorRecorder()
-    # The recorder is entered first, so that it sits below the counter and also sees operators without a decomposition.
-    with _countable_kernels(), torch.no_grad(), recorder, counter:
+    counter = _Counter()
+    with _countable_kernels(), torch.no_grad(), counter:
         call(model, inputs)
-    return Macs(counter.get_total_flops() // 2, tuple(sorted(recorder.uncounted)))
+    if not counter.nested:
+        return Macs(counter.flops // 2, tuple(sorted(counter.uncounted)))
+    inside = FlopCounterMode(display=False, custom_mapping=_OWN)
+    recorder = _Counter()
+    # The recorder is entered first, so that it sits below the counter and also sees operators without a decomposition.
+    with _countable_kernels(), torch.no_grad(), recorder, inside:
+        call(model, inputs)
+    return Macs(inside.get_total_flops() // 2, tuple(sorted(recorder.uncounted)))
 
 
 @contextmanager
@@ -175,18 +191,49 @@ def _countable_kernels() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-class _OperatorRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records every operator that may multiply and has no counting formula."""
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up operations by the formulas of torch's counter, without what that does for every module and operator.
+
+    On the meta device common operators do not run.
+
+    Attributes:
+        flops: Two for every multiply-accumulate.
+        uncounted: Operators that may multiply and have no formula.
+        nested: Whether there was an operator that runs functions, such as the branches of a condition.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
         self.uncounted: set[str] = set()
+        self.nested = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = func.overloadpacket in flop_registry or func.overloadpacket in _OWN
-        if not known and may_multiply(func):
-            self.uncounted.add(func.overloadpacket._qualified_op_name)
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            self.nested = True
+            return func(*args, **kwargs)
+        packet = func.overloadpacket
+        formula = _OWN_FOR_CALLS.get(packet) or flop_registry.get(packet)
+        out = uncomputed(func, args, kwargs) if _runs_on_meta(args) else None
+        if out is None and formula is None and func is not torch.ops.prim.device.default:
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+            if may_multiply(func):
+                self.uncounted.add(packet._qualified_op_name)
+        if out is None or out is NotImplemented:
+            out = func(*args, **kwargs)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
+        return out
+
+
+def _runs_on_meta(args: Any) -> bool:
+    first = args[0] if args else None
+    first = first[0] if isinstance(first, (list, tuple)) and first else first
+    return isinstance(first, Tensor) and first.is_meta
 
 
 def may_multiply(func: Any) -> bool:

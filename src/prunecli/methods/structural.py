@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Edit, Untouched
-from prunecli.copying import copied, release_copies
+from prunecli.copying import copied, release_copies, without_collections
 from prunecli.criteria.base import Criterion
 from prunecli.engine.hooks import State
 from prunecli.engine.optimizer import KeptPositions
@@ -123,14 +123,15 @@ class _Run:
     def _follow(self, assumptions: Assumptions | None) -> None:
         """Traces the present network."""
         self._traced_network = self.network
-        self._selection = select(self.network, self._request, assumptions)
+        with without_collections():
+            self._selection = select(self.network, self._request, assumptions)
         self._traced, self._groups = self._selection.trace, list(self._selection.groups)
         self.untouched = list(self._selection.untouched)
         if not self._edits:
             self._dense = {}  # names may have moved on to other groups since an earlier trace
         for group in self._groups:
             self._dense.setdefault(group.name, group.channels)
-        release_copies(self.network)
+        release_copies(self.network, self._original)
         self.clock.lap("trace")
 
     def step(self, amount: float, part: float) -> KeptPositions:
@@ -154,18 +155,20 @@ class _Run:
         edits = edits_of(groups, keep)
         if not edits:
             return {}
-        kept = kept_positions(self.network, groups, keep)
-        pruned = copied(self.network, without_copies(self.network, groups, kept))
-        changes = remove(pruned, groups, keep)
-        make_contiguous(pruned)
+        with without_collections():
+            kept = kept_positions(self.network, groups, keep)
+            pruned = copied(self.network, without_copies(self.network, groups, kept))
+            changes = remove(pruned, groups, keep, kept)
+            make_contiguous(pruned)
         self.clock.lap("remove")
         inputs = self._request.example_inputs
         try:
-            self._error = max(self._error, verify(self.network, pruned, self._traced, keep, inputs))
+            with without_collections():
+                self._error = max(self._error, verify(self.network, pruned, self._traced, keep, inputs))
         except VerificationError as error:
             self._leave_alone(keep, error)
             return self.step(amount, part)
-        release_copies(self.network)
+        release_copies(self.network, self._original, pruned)
         self.clock.lap("verify")
         self._repair(self.network, pruned, groups, keep, self.clock)
         self.network = pruned

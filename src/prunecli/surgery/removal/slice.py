@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prunecli.surgery.groups import ChannelGroup, Keep, Width, dropped_units
@@ -46,7 +48,12 @@ class AttributeChange:
         return f"{self.module}.{self.attribute}{inner}".lstrip(".")
 
 
-def remove(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep) -> tuple[AttributeChange, ...]:
+def remove(
+    model: nn.Module,
+    groups: Iterable[ChannelGroup],
+    keep: Keep,
+    kept: Mapping[str, dict[int, Tensor]] | None = None,
+) -> tuple[AttributeChange, ...]:
     """Keeps the units in `keep` and removes all others, in place.
 
     Tensors are sliced, module attributes that hold widths are updated, and query rows are rescaled where head
@@ -56,6 +63,7 @@ def remove(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep) -> tupl
         model: The model the groups were traced on, or a copy of it.
         groups: Groups from `trace`; those without an entry in `keep` lose nothing.
         keep: For each group name the unit indices to keep.
+        kept: From `kept_positions`, if they are known.
 
     Returns:
         The attributes that were changed.
@@ -68,7 +76,7 @@ def remove(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep) -> tupl
         _check_units(group, keep[group.name])
     counts = {group.name: len(keep[group.name]) for group in chosen}
     _rescale(model, chosen, counts)
-    kept = kept_positions(model, chosen, keep)
+    kept = kept_positions(model, chosen, keep) if kept is None else kept
     made: _Made = {}
     for name, by_dim in kept.items():
         module_name, _, tensor_name = name.rpartition(".")
@@ -102,18 +110,29 @@ def kept_positions(model: nn.Module, groups: Iterable[ChannelGroup], keep: Keep)
     Returns:
         For each tensor name and dimension that loses positions, the kept ones, sorted, dtype int64.
     """
-    masks: dict[tuple[str, int], Tensor] = {}
+    lost: dict[tuple[str, int], list[NDArray[np.int64]]] = {}
+    sizes: dict[tuple[str, int], int] = {}
+    known: dict[int, NDArray[np.int64]] = {}  # most dimensions have the same positions
     for group in groups:
         if group.name not in keep or len(keep[group.name]) == group.units:
             continue
-        dropped = dropped_units(group, keep[group.name])
+        dropped = dropped_units(group, keep[group.name]).numpy()
         for member in group.members:
-            size = getattr(model.get_submodule(member.module), member.tensor).shape[member.dim]
-            mask = masks.setdefault((member.name, member.dim), torch.ones(size, dtype=torch.bool))
-            mask[member.index[dropped].flatten()] = False
+            if id(member.index) not in known:
+                known[id(member.index)] = member.index.numpy()[dropped].reshape(-1)
+            place = member.name, member.dim
+            lost.setdefault(place, []).append(known[id(member.index)])
+            sizes[place] = getattr(model.get_submodule(member.module), member.tensor).shape[member.dim]
     kept: dict[str, dict[int, Tensor]] = {}
-    for (name, dim), mask in masks.items():
-        kept.setdefault(name, {})[dim] = mask.nonzero().flatten()
+    shared: dict[tuple[int, ...], Tensor] = {}
+    for (name, dim), positions in lost.items():
+        same = (sizes[name, dim], *map(id, positions))
+        if same not in shared:
+            mask = np.ones(sizes[name, dim], dtype=bool)
+            for some in positions:
+                mask[some] = False
+            shared[same] = torch.from_numpy(np.flatnonzero(mask))
+        kept.setdefault(name, {})[dim] = shared[same]
     return kept
 
 
@@ -157,10 +176,9 @@ def _slice_tensor(module: nn.Module, name: str, kept: dict[int, Tensor], made: _
     if id(old) in made:
         new = made[id(old)][1]  # a tensor used in two modules stays tied; a module under two names has it already
     else:
-        sliced = old.detach()
+        sliced = old.detach()  # every dimension in `kept` loses some, so the result is a copy
         for dim, positions in kept.items():
             sliced = sliced.index_select(dim, positions.to(sliced.device))
-        sliced = sliced.clone()
         new = nn.Parameter(sliced, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else sliced
         made[id(old)] = made[id(new)] = (old, new)
     if isinstance(old, nn.Parameter):

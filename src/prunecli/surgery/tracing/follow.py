@@ -5,6 +5,9 @@ The model runs for real under a dispatch mode: every composite function arrives 
 known. The rules in `prunecli.surgery.tracing.operators` say which dimensions of an operator's arguments and results
 are the same channels. A plain run costs a fraction of an export and works on models that cannot be exported.
 
+What a network computes is not needed to know which channels are the same, so the operators that take most of the time
+give zeros, unless something reads values that depend on weights: then everything is computed.
+
 There is a pass in evaluation mode and one in training mode, over the same axes: what training returns, and widths that
 only training reads, count as well. Where a pass reads values that depend on weights, such as `if x.max() > 5`, it is
 followed a second time with the other answer.
@@ -14,21 +17,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from prunecli.errors import DataDependentError, ModelError, described
 from prunecli.inputs import Inputs, call, doubled_batch, output_tensors
+from prunecli.measure.shapes import uncomputed
 from prunecli.surgery.axes import fixed, freeze
 from prunecli.surgery.outputs import check_names, chosen_outputs, default_outputs, free_outputs
-from prunecli.surgery.tracing.labels import INPUT, OUTPUT, Followed, Label, Labels, Record
+from prunecli.surgery.tracing.labels import INPUT, OUTPUT, Followed, Label, Labels, Record, ValuesNeededError
 from prunecli.surgery.tracing.operators import Call, apply_rule
 from prunecli.surgery.tracing.paths import PATHS
-from prunecli.surgery.tracing.running import plain_kernels, seeded, stack_names
+from prunecli.surgery.tracing.running import plain_kernels, seeded, stack_names, tensors_in
 from prunecli.surgery.tracing.sizes import SizeWatcher
 from prunecli.surgery.tracing.watched import Uses
 
@@ -48,6 +52,7 @@ def follow(
     outputs: Sequence[str] | None = None,
     originals: Mapping[int, str] | None = None,
     uses: Uses | None = None,
+    values: bool = True,
 ) -> Followed:
     """Runs `model` and labels every dimension of every tensor.
 
@@ -58,13 +63,15 @@ def follow(
         outputs: Names of the outputs that keep their width; None for those that `default_outputs` chooses.
         originals: Names by id of the tensors of the network that `model` is a copy of.
         uses: Where the attributes of `model` note comparisons, if they are watched.
+        values: Whether to compute. Without, whatever goes wrong may be due to the values that are missing.
 
     Raises:
+        ValuesNeededError: Something reads values that were not computed.
         DataDependentError: What it computes depends on values in a way that cannot be followed.
         NotRunningError: The model does not run on the inputs.
         ModelError: It uses tensors that it does not own, or has no output of these names.
     """
-    labels = Labels(model, originals or {})
+    labels = Labels(model, originals or {}, values=values)
     followed = labels.followed
     followed.uses = uses or followed.uses
     try:
@@ -109,7 +116,10 @@ def _pass(model: nn.Module, labels: Labels, inputs: Inputs) -> Any:
         with stack_names(model, labels.stack, follower), follower, SizeWatcher(labels, labels.followed.uses):
             for tensor in output_tensors(inputs):
                 labels.set(tensor, [fixed(size, INPUT) for size in tensor.shape], from_input=True)
-            return call(model, inputs)
+            output = call(model, inputs)
+    if labels.values_needed:  # code may have caught the error
+        raise ValuesNeededError(labels.values_needed)
+    return output
 
 
 def _try_pass(model: nn.Module, labels: Labels, inputs: Inputs) -> bool:
@@ -122,10 +132,17 @@ def _try_pass(model: nn.Module, labels: Labels, inputs: Inputs) -> bool:
         output = _pass(model, labels, inputs)
     except ModelError:
         raise
-    except Exception:  # a path that does not run reads no widths
+    except Exception as error:  # a path that does not run reads no widths
+        if not labels.values and not _is_about_sizes(error):
+            raise ValuesNeededError(f"a pass without values fails: {described(error)}") from error
         return False
     _hold_outputs(labels, output)
     return True
+
+
+def _is_about_sizes(error: Exception) -> bool:
+    """Whether it is batch normalisation that refuses a single value for each channel."""
+    return isinstance(error, ValueError) and "more than 1 value per channel" in str(error)
 
 
 def _follow_training(model: nn.Module, labels: Labels, inputs: Inputs) -> None:
@@ -203,14 +220,19 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         known, followed = self._labels, self._labels.followed
         name = func.overloadpacket.__name__
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = tensors_in(args, kwargs)
         labels = tuple(known.of(tensor) for tensor in tensors)
-        out = func(*args, **kwargs)
-        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        apply_rule(Call(known, func, name, args, kwargs, tensors, labels, out, results))
-        outputs = tuple(known.of(result) for result in results)
         from_input = any(label.from_input for label in labels)
         learned = any(label.learned for label in labels)
+        out = None
+        if from_input and learned and not known.values:
+            _refuse_to_read(known, func, tensors, labels)
+            out = uncomputed(func, args, kwargs)
+        if out is None:
+            out = func(*args, **kwargs)
+        results = tensors_in(out)
+        apply_rule(Call(known, func, name, args, kwargs, tensors, labels, out, results))
+        outputs = tuple(known.of(result) for result in results)
         origins = frozenset().union(*(label.origins for label in labels)) if not from_input else frozenset()
         if labels and results and name in _PARTS:
             _note_part(name, args, tensors[0], labels[0], results, outputs)
@@ -243,6 +265,27 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         labels = tuple(self._labels.of(tensor) for tensor in output_tensors(output))
         if labels:
             self._labels.followed.outputs.setdefault(name, labels)
+
+
+def _refuse_to_read(known: Labels, func: Any, tensors: Sequence[Tensor], labels: Sequence[Label]) -> None:
+    """Refuses operators whose results are no tensors, or of sizes that depend on values that were not computed."""
+    missing = [tensor for tensor, label in zip(tensors, labels, strict=True) if label.from_input and label.learned]
+    if not missing:
+        return
+    sized = not _SIZED_BY_VALUES.isdisjoint(func.tags)
+    if func.overloadpacket is torch.ops.aten.index:  # only masks decide how much is picked out
+        sized = any(tensor.dtype in (torch.bool, torch.uint8) for tensor in missing)
+    if sized or func.namespace not in ("aten", "prims") or not _gives_tensors(func):
+        known.need_values(f"{func.overloadpacket.__name__} reads what {known.module or 'the model'} computes")
+
+
+_SIZED_BY_VALUES = frozenset((torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape))
+
+
+@cache
+def _gives_tensors(func: Any) -> bool:
+    """Whether an operator returns nothing but tensors."""
+    return all(str(result.type) in ("Tensor", "List[Tensor]") for result in func._schema.returns)
 
 
 _PARTS = frozenset("slice select split split_with_sizes unsafe_split unsafe_split_with_sizes chunk narrow".split())

@@ -79,7 +79,7 @@ def groups_of(
             ]
             continue
         first = min(writers, key=lambda occurrence: (order.get(occurrence.module, len(order)), occurrence.module))
-        members = tuple(_member(axis, occurrence) for occurrence in occurrences)
+        members = _members(axis, occurrences)
         name = first.module or first.tensor
         if first.tensor.startswith("weight_hr") and first.module:
             name += "#projection"
@@ -188,9 +188,13 @@ def _elements(model: nn.Module, occurrence: _Occurrence, axis: Axis) -> int:
     return int((channel_of_position(occurrence.term, axis) >= 0).sum()) * tensor.numel() // tensor.shape[occurrence.dim]
 
 
-def _member(axis: Axis, occurrence: _Occurrence) -> Member:
-    return Member(
-        occurrence.module, occurrence.tensor, occurrence.dim, index_of(axis, occurrence.term), occurrence.role
+def _members(axis: Axis, occurrences: Sequence[_Occurrence]) -> tuple[Member, ...]:
+    """What an axis occupies; where it is a whole dimension, its positions are one tensor."""
+    whole = torch.arange(axis.size).reshape(-1, 1)
+    return tuple(
+        Member(place.module, place.tensor, place.dim, index, place.role)
+        for place in occurrences
+        for index in (whole if resolve(place.term) is axis else index_of(axis, place.term),)
     )
 
 

@@ -23,6 +23,10 @@ PICKED = "single positions of it are picked out"
 _CONSTANT = "tied to a tensor that is neither a parameter nor a buffer"
 
 
+class ValuesNeededError(ModelError):
+    """What the network does depends on what it computes, so it has to compute."""
+
+
 @dataclass(eq=False)
 class Label:
     """Knowledge about one tensor.
@@ -112,6 +116,8 @@ class Labels:
     Args:
         model: The network that is run; its parameters and buffers are labelled.
         originals: Names of the tensors of the network that `model` is a copy of, by id: the copy must not use them.
+        values: Whether what the network computes is right; without, tensors that depend on both weights and input
+            have the right shapes alone.
 
     Attributes:
         followed: What was learned so far.
@@ -119,9 +125,12 @@ class Labels:
         records: The operator calls of the present pass.
         read: Labels of all tensors that an operator has read.
         reads: Where values that depend on weights and input were read.
+        values_needed: What read values that were not computed; empty as long as nothing has.
     """
 
-    def __init__(self, model: nn.Module, originals: Mapping[int, str]) -> None:
+    def __init__(self, model: nn.Module, originals: Mapping[int, str], *, values: bool = True) -> None:
+        self.values = values
+        self.values_needed = ""
         self._labels: Any = WeakTensorKeyDictionary()
         self._originals = originals
         self.records: list[Record] = []
@@ -160,11 +169,20 @@ class Labels:
 
     def of(self, tensor: Tensor) -> Label:
         """The label of a tensor; an unknown tensor is a constant that cannot be resized."""
-        if tensor not in self._labels:
+        label: Label | None = self._labels.get(tensor)
+        if label is None:
             self._refuse_foreign(tensor)
-            self._labels[tensor] = Label(tuple(fixed(size, _CONSTANT) for size in tensor.shape))
-        label: Label = self._labels[tensor]
+            label = self._labels[tensor] = Label(tuple(fixed(size, _CONSTANT) for size in tensor.shape))
         return label
+
+    def need_values(self, what: str) -> None:
+        """Ends a run without values.
+
+        Raises:
+            ValuesNeededError: Always.
+        """
+        self.values_needed = what
+        raise ValuesNeededError(what)
 
     def _refuse_foreign(self, tensor: Tensor) -> None:
         """Refuses tensors that the network does not own and that removal would therefore miss.

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prunecli.measure.kernels import without_mkldnn
@@ -25,6 +25,19 @@ class ModuleListener(Protocol):
     def left(self, name: str, output: Any) -> None:
         """A module returns `output`."""
         ...
+
+
+def tensors_in(*values: Any) -> list[Tensor]:
+    """The tensors among an operator's arguments or results, in order, those in sequences and mappings included."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (tuple, list)):
+            found += tensors_in(*value)
+        elif isinstance(value, dict) and value:
+            found += tensors_in(*value.values())
+    return found
 
 
 @contextmanager

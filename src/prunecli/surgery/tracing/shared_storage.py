@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from prunecli.copying import copied
 from prunecli.errors import ModelError
 from prunecli.inputs import Inputs, call
 from prunecli.widened import Widened
+
+_TABLES = ("_parameters", "_buffers", "_modules")
+"""Attributes of a module in which its own tensors and modules are."""
 
 
 def refuse_shared_storage(model: nn.Module, trial: nn.Module, inputs: Inputs) -> None:
@@ -100,20 +104,22 @@ def _views(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[tuple
     """Attributes that are views of a parameter, and the parameter."""
     storages = {tensor.untyped_storage().data_ptr(): name for name, tensor in parameters.items()}
     for path, module in model.named_modules():
-        for attribute in vars(module):
-            name = f"{path}.{attribute}" if path else attribute
-            for tensor in _kept(model, name):
+        for attribute, value in vars(module).items():
+            if not isinstance(value, (Tensor, dict, list, tuple)) or attribute in _TABLES:
+                continue
+            for tensor in _tensors(value):
                 if tensor.untyped_storage().data_ptr() in storages:
-                    yield name, storages[tensor.untyped_storage().data_ptr()]
+                    yield f"{path}.{attribute}".lstrip("."), storages[tensor.untyped_storage().data_ptr()]
                     break
 
 
 def _kept(model: nn.Module, name: str) -> list[Tensor]:
     """The tensors in an attribute, alone or in a sequence or mapping, that are no parameters themselves."""
     path, _, attribute = name.rpartition(".")
-    value = vars(model.get_submodule(path)).get(attribute)
-    if attribute in ("_parameters", "_buffers", "_modules"):
-        return []
+    return _tensors(vars(model.get_submodule(path)).get(attribute))
+
+
+def _tensors(value: Any) -> list[Tensor]:
     items = list(value.values()) if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
     tensors = [item for item in items if isinstance(item, Tensor) and not isinstance(item, nn.Parameter)]
     return [tensor for tensor in tensors if _is_dense(tensor)]

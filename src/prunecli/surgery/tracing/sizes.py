@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from prunecli.surgery.axes import Term, cut, fixed, is_fixed
 from prunecli.surgery.tracing.labels import Labels
@@ -21,6 +20,8 @@ _SIZES_FIRST = frozenset("zeros ones empty full rand randn".split())
 _SPLITS = ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes")
 _ORDERED = frozenset("arange linspace logspace eye one_hot hann_window tril_indices triu_indices".split())
 """Functions whose result depends on positions, so that the size they are given cannot change."""
+_LEAVING = frozenset(("numpy", "tolist", "__array__", "__dlpack__"))
+"""Methods that give values to code which runs no operators."""
 
 
 class SizeWatcher(TorchFunctionMode):
@@ -43,12 +44,15 @@ class SizeWatcher(TorchFunctionMode):
             return self._shape(args[0], out) if dim is None else self._shape(args[0], args[0].shape)[dim]
         if name in ("__len__", "numel", "nelement"):
             return out
+        if name in _LEAVING and not self._labels.values:
+            label = self._labels.of(args[0])
+            if label.from_input and label.learned:
+                self._labels.need_values(f"{name} reads what {self._labels.module or 'the model'} computes")
         sizes = list(_sizes(name, args, kwargs))
         if sizes:
             self._note(name, args, kwargs, out, sizes)
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, WatchedFloat):
-                self._uses.scalars.setdefault((leaf.origin, float(leaf)), set()).add(self._labels.module)
+        for number in _watched_floats(args, kwargs):
+            self._uses.scalars.setdefault((number.origin, float(number)), set()).add(self._labels.module)
         return out
 
     def _shape(self, tensor: Tensor, shape: torch.Size) -> torch.Size:
@@ -116,6 +120,16 @@ class SizeWatcher(TorchFunctionMode):
                 if isinstance(item, slice) and item.step in (None, 1) and dim < len(terms):
                     yield from _bounds(terms[dim], item)
                 dim += _consumed(item)
+
+
+def _watched_floats(*values: Any) -> Iterator[WatchedFloat]:
+    for value in values:
+        if isinstance(value, WatchedFloat):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _watched_floats(*value)
+        elif isinstance(value, dict) and value:
+            yield from _watched_floats(*value.values())
 
 
 def _consumed(item: Any) -> int:

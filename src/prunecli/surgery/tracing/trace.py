@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ def trace(
     outputs: Sequence[str] | None = None,
     time_limit_s: float = 120.0,
     assumptions: Assumptions | None = None,
+    values: bool = False,
 ) -> Trace:
     """Finds the channel groups of `model`.
 
@@ -61,6 +63,7 @@ def trace(
         outputs: Names of the outputs that keep their widths; None for those that `default_outputs` chooses.
         time_limit_s: Seconds after which groups that make the model fail are frozen without looking for the cause.
         assumptions: What an earlier trace of the same model learned; trials start from there.
+        values: Whether everything is computed from the beginning, and not only where values are read.
 
     Raises:
         ModelError: The model cannot be run on these inputs, or what it computes depends on their values.
@@ -71,14 +74,12 @@ def trace(
         if outputs:
             raise ModelError("--outputs and --only exclude each other: a part keeps all its outputs")
 
-        def alone(module: nn.Module, part_inputs: Inputs) -> Trace:
-            settings: dict[str, Any] = {"heads": heads, "time_limit_s": time_limit_s, "assumptions": assumptions}
-            return trace(module, part_inputs, prune_stem=True, outputs=(), **settings)
-
+        settings: dict[str, Any] = {"time_limit_s": time_limit_s, "assumptions": assumptions, "values": values}
+        alone = partial(trace, prune_stem=True, heads=heads, outputs=(), **settings)
         return trace_part(model, example_inputs, only, alone)
     _refuse_what_cannot_run(model)
     refuse_closures(model)
-    run = _run(model, example_inputs, outputs)
+    run = _run(model, example_inputs, outputs, values=values)
     traced, followed, inputs = run.model, run.followed, run.inputs
 
     def described(assumptions: Assumptions) -> Description:
@@ -107,23 +108,23 @@ class _Run:
     followed: Followed
 
 
-def _run(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None) -> _Run:
+def _run(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None, *, values: bool) -> _Run:
     """Follows a copy in float64, or in float32 if it casts to that inside.
 
     Raises:
         DataDependentError: Values decide what runs; the message names parts that can be followed.
         ModelError: It cannot be copied, or does not run on the inputs.
     """
-    traced = converted(model, torch.float64).eval()
+    traced = converted(model, torch.float64, sparing=not values).eval()
     inputs = cast_inputs(example_inputs, device="cpu", dtype=torch.float64)
     refuse_shared_storage(model, traced, inputs)
     originals = {id(tensor): name for name, tensor in _named_tensors(model)}
     try:
         try:
-            return _Run(traced, inputs, torch.float64, _followed(traced, inputs, outputs, originals))
+            return _Run(traced, inputs, torch.float64, _followed(traced, inputs, outputs, originals, values=values))
         except NotRunningError:
             inputs, single = cast_inputs(inputs, dtype=torch.float32), traced.float()
-            return _Run(single, inputs, torch.float32, _followed(single, inputs, outputs, originals))
+            return _Run(single, inputs, torch.float32, _followed(single, inputs, outputs, originals, values=values))
     except DataDependentError as error:
         parts = [f"--only {name}" for name in parts_that_can_be_followed(traced, inputs)[:3]]
         offer = f"; what can be pruned: {' or '.join(parts)}" if parts else ""
@@ -131,17 +132,28 @@ def _run(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None
 
 
 def _followed(
-    model: nn.Module, inputs: Inputs, outputs: Sequence[str] | None, originals: Mapping[int, str]
+    model: nn.Module, inputs: Inputs, outputs: Sequence[str] | None, originals: Mapping[int, str], *, values: bool
 ) -> Followed:
-    """Follows a copy with watched attributes that shares all tensors with `model`."""
-    tensors = (*model.parameters(), *model.buffers())
-    watched = copied(model, {id(tensor): tensor for tensor in tensors})
-    uses = Uses()
-    watch_attributes(watched, follows_its_tensors, uses.equalities)
-    try:
-        return follow(watched, inputs, training=True, outputs=outputs, originals=originals, uses=uses)
-    except NotRunningError:  # code may insist on plain integers
-        return follow(model, inputs, training=True, outputs=outputs, originals=originals)
+    """Follows a copy with watched attributes that shares all tensors with `model`.
+
+    Shapes suffice for most networks; what is wrong without values is tried again with them.
+    """
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    for computing in (True,) if values else (False, True):
+        watched = copied(model, dict(shared))
+        uses = Uses()
+        watch_attributes(watched, follows_its_tensors, uses.equalities)
+        try:
+            return follow(
+                watched, inputs, training=True, outputs=outputs, originals=originals, uses=uses, values=computing
+            )
+        except NotRunningError:  # code may insist on plain integers
+            if computing:
+                return follow(model, inputs, training=True, outputs=outputs, originals=originals)
+        except ModelError:
+            if computing:
+                raise
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

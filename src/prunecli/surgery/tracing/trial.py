@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from prunecli.copying import copied, sharing_parameters
 from prunecli.errors import described
-from prunecli.inputs import Inputs, call, cast_inputs
+from prunecli.inputs import Inputs, call, cast_inputs, output_tensors
 from prunecli.measure.counts import meta_copy
+from prunecli.measure.shapes import OnlyShapes
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.running import seeded, stack_names
@@ -104,8 +106,13 @@ class Trial:
 
     @staticmethod
     def _run(model: nn.Module, inputs: Inputs, stack: list[str]) -> None:
-        with torch.no_grad(), seeded(), stack_names(model, stack):
+        with torch.no_grad(), seeded(), stack_names(model, stack), _light(inputs):
             call(model, inputs)
+
+
+def _light(inputs: Inputs) -> AbstractContextManager[Any]:
+    """What makes running cheap on the meta device."""
+    return OnlyShapes() if any(tensor.is_meta for tensor in output_tensors(inputs)) else nullcontext()
 
 
 def _where(stack: Sequence[str]) -> str:
