@@ -87,10 +87,14 @@ def _binary(func: Any, args: _Arguments) -> Any:
     full = first if _fits(second.shape, first.shape) else second if _fits(first.shape, second.shape) else None
     if func._schema.is_mutable:
         return first if full is first else None
-    # Strides are those of the first operand that has any along a dimension.
-    if full is None or full.dim() == 0 or (full is not first and not full.is_contiguous()):
+    # Strides are those of the first operand that has any along a dimension; of both, where they are alike.
+    if full is None or full.dim() == 0:
         return None
-    return _alike(full)
+    other = second if full is first else first
+    if full.is_contiguous() and other.is_contiguous():
+        return _alike(full)
+    alike = other.numel() == 1 or (other.shape == full.shape and other.stride() == full.stride())
+    return _alike(full) if full is first and alike else None
 
 
 def _fits(shape: Sequence[int], into: Sequence[int]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunecli.copying import copied, in_precision
+from prunecli.copying import copied
 from prunecli.errors import VerificationError
 from prunecli.surgery.removal.rebuild import state_tensors
 from prunecli.widened import as_stored
@@ -38,18 +38,14 @@ def randomise(model: nn.Module) -> set[str]:
             continue
         if not tensor.is_floating_point() or tensor.numel() == 0:
             continue
-        if not _is_constant(as_stored(tensor)):
+        values = as_stored(tensor)
+        if not bool((values == values.flatten()[0]).all()):
             continue
         if tensor.numel() > 1 or (name in gates and not tensor.any()):
             tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
             changed.add(name)
             drawn.add(tensor.data_ptr())
     return changed
-
-
-def _is_constant(values: Tensor) -> bool:
-    flat = values.flatten()
-    return bool(flat[0] == flat[-1]) and bool((flat == flat[0]).all())
 
 
 def consisting_of(pruned: nn.Module, expected: Mapping[str, Tensor], random: Container[str]) -> nn.Module:
@@ -77,9 +73,9 @@ def consisting_of(pruned: nn.Module, expected: Mapping[str, Tensor], random: Con
         if isinstance(tensor, nn.Parameter) and not isinstance(wanted, nn.Parameter):
             stand_in = nn.Parameter(wanted, requires_grad=tensor.requires_grad)
         stand_ins.setdefault(id(tensor), stand_in)
+    result = copied(pruned, stand_ins).cpu().eval()
     dtypes = {tensor.dtype for tensor in expected.values() if tensor.is_floating_point()}
-    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-    return in_precision(copied(pruned, stand_ins), dtype).eval()  # what hooks compute, too
+    return result.double() if torch.float64 in dtypes else result.float()  # what hooks compute, too
 
 
 def _equal(tensor: Tensor, expected: Tensor) -> bool:

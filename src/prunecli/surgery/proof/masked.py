@@ -16,18 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from prunecli.errors import VerificationError
 from prunecli.inputs import Inputs, call
-from prunecli.surgery.axes import Axis, ChannelMasks, Term, kept_mask, resolve
+from prunecli.surgery.axes import ChannelMasks, kept_mask
 from prunecli.surgery.groups import ChannelGroup, Keep
-from prunecli.surgery.proof.alike import Alike
-from prunecli.surgery.proof.depthwise import applied
-from prunecli.surgery.proof.randomness import Draws, given_to, is_random, noting
+from prunecli.surgery.proof.randomness import Draws, given_to, noting
 from prunecli.surgery.tracing.labels import Followed, Label, Record
 from prunecli.surgery.tracing.operators.statistics import NEEDS_KEPT_ALONE
-from prunecli.surgery.tracing.running import plain_kernels, seeded, tensors_in
+from prunecli.surgery.tracing.running import plain_kernels, seeded
 from prunecli.widened import memory_of
 
 OTHER_OPERATORS = (
@@ -47,9 +45,6 @@ def run_masked(
     keep: Keep,
     inputs: Inputs,
     draws: Draws | None = None,
-    least: int | None = None,
-    *,
-    zeroed: bool = False,
 ) -> Any:
     """The output of `model` without the removed channels; its dimensions keep their sizes, removed positions are zero.
 
@@ -60,9 +55,6 @@ def run_masked(
         keep: Kept unit indices by group name.
         inputs: Inputs of the model's dtype.
         draws: Receives what random operators draw, without removed positions.
-        least: For inputs of other sizes than when it was followed: how long dimensions have to be at least, unless they
-            were shorter then. Sizes that are tied to channels, and parameters, have to be the same.
-        zeroed: Whether the model's tensors are zero already at removed positions.
 
     Raises:
         OtherOperatorsError: The model does not call the same operators as when it was followed.
@@ -70,44 +62,26 @@ def run_masked(
     kept = channel_masks(groups, keep)
     draws = draws if draws is not None else []
     try:
-        return _run(model, followed, kept, inputs, draws, least, zeroed=zeroed)
+        return _run(model, followed, kept, inputs, draws)
     except OtherOperatorsError:  # a network may compute something once and cache it
-        if least is not None:
-            raise
         with torch.no_grad(), plain_kernels(), seeded():
             call(model, inputs)
     draws.clear()
-    return _run(model, followed, kept, inputs, draws, None)
+    return _run(model, followed, kept, inputs, draws)
 
 
-def _run(
-    model: nn.Module,
-    followed: Followed,
-    kept: ChannelMasks,
-    inputs: Inputs,
-    draws: Draws,
-    least: int | None,
-    *,
-    zeroed: bool = False,
-) -> Any:
+def _run(model: nn.Module, followed: Followed, kept: ChannelMasks, inputs: Inputs, draws: Draws) -> Any:
     records = followed.records if not model.training else followed.training or []
-    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     mode = _MaskedMode(records, kept, draws)
-    if least is not None:
-        mode.alike = Alike({id(tensor): followed.parameters[name] for name, tensor in tensors.items()}, least)
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     with torch.no_grad(), plain_kernels(), seeded():
-        for name, tensor in () if zeroed else tensors.items():
+        for name, tensor in tensors.items():
             mode.silence(tensor.detach(), followed.parameters[name])
         with mode:
             output = call(model, inputs)
     if mode.position != len(records):
         raise OtherOperatorsError(OTHER_OPERATORS)
     return output
-
-
-def _is_view(result: Tensor, tensors: Sequence[Tensor]) -> bool:
-    memory = memory_of(result)
-    return any(memory == memory_of(tensor) for tensor in tensors)
 
 
 def channel_masks(groups: Sequence[ChannelGroup], keep: Keep) -> ChannelMasks:
@@ -128,9 +102,7 @@ class _MaskedMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.kept = kept
         self.position = 0
         self._draws = draws
-        self.alike: Alike | None = None
         self._masks: dict[Label, list[tuple[int, Tensor, Tensor]]] = {}
-        self._positions: dict[Term, tuple[Tensor, Tensor] | None] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -138,24 +110,19 @@ class _MaskedMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if record is None or record.operator != func.overloadpacket.__name__:
             raise OtherOperatorsError(OTHER_OPERATORS)
         self.position += 1
-        inputs = tensors_in(args, kwargs)
-        if self.alike is not None and not self.alike.reads_the_same(inputs, record.inputs):
-            raise OtherOperatorsError(OTHER_OPERATORS)
-        if record.operator in NEEDS_KEPT_ALONE and any(self._removed(label) for label in record.inputs):
-            return self._kept_alone(record, func, args, kwargs, inputs)
-        random = is_random(func)
-        if random:
-            labels = {id(tensor): label for tensor, label in zip(inputs, record.inputs, strict=True)}
-            given = given_to(func, args, lambda tensor: self._kept(tensor, labels[id(tensor)]))
-        out = applied(func, args, kwargs)
-        results = tensors_in(out)
-        if self.alike is not None:
-            self._refuse_other_sizes(self.alike, record, inputs, results)
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        concerned = [self._removed(label) for label in record.inputs]
+        if record.operator in NEEDS_KEPT_ALONE and any(concerned):
+            return self._kept_alone(record.operator, func, args, kwargs, inputs, record.inputs, record.outputs)
+        labels = {id(tensor): label for tensor, label in zip(inputs, record.inputs, strict=True)}
+        given = given_to(func, args, lambda tensor: self._kept(tensor, labels[id(tensor)]))
+        out = func(*args, **kwargs)
+        memories = {memory_of(tensor) for tensor in inputs}
+        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         for result, label in zip(results, record.outputs, strict=True):
-            if self._removed(label) and (any(result is tensor for tensor in inputs) or not _is_view(result, inputs)):
+            if any(result is tensor for tensor in inputs) or memory_of(result) not in memories:
                 self.silence(result, label)  # a view of a zeroed tensor is zeroed already
-        if random:
-            noting(self._draws, func, given, results, lambda index, result: self._kept(result, record.outputs[index]))
+        noting(self._draws, func, given, results, lambda index, result: self._kept(result, record.outputs[index]))
         return out
 
     def _kept(self, tensor: Tensor, label: Label) -> Tensor:
@@ -169,21 +136,13 @@ class _MaskedMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """(dimension, removed positions, kept positions) of each dimension that loses some."""
         removed_dims = self._masks.get(label)
         if removed_dims is None:
-            found = ((dim, self._positions_of(term)) for dim, term in enumerate(label.dims))
-            removed_dims = [(dim, *positions) for dim, positions in found if positions is not None]
+            removed_dims = []
+            for dim, term in enumerate(label.dims):
+                mask = torch.from_numpy(kept_mask(term, self.kept))
+                if not bool(mask.all()):
+                    removed_dims.append((dim, (~mask).nonzero().flatten(), mask.nonzero().flatten()))
             self._masks[label] = removed_dims
         return removed_dims
-
-    def _positions_of(self, term: Term) -> tuple[Tensor, Tensor] | None:
-        """Removed and kept positions of a dimension; None where it loses none."""
-        resolved = resolve(term)
-        if isinstance(resolved, Axis) and resolved not in self.kept:
-            return None
-        if resolved not in self._positions:
-            mask = kept_mask(resolved, self.kept)
-            removed, left = (torch.from_numpy(np.flatnonzero(positions)) for positions in (~mask, mask))
-            self._positions[resolved] = (removed, left) if removed.numel() else None
-        return self._positions[resolved]
 
     def silence(self, tensor: Tensor, label: Label) -> None:
         """Sets removed positions to zero, in place."""
@@ -191,27 +150,17 @@ class _MaskedMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if tensor.shape[dim] == label.dims[dim].size and 0 not in tensor.stride():
                 tensor.index_fill_(dim, removed, 0)
 
-    def _refuse_other_sizes(
-        self, alike: Alike, record: Record, inputs: Sequence[Tensor], results: Sequence[Tensor]
-    ) -> None:
-        """Refuses tensors that are smaller than when the network was followed in a way that counts.
-
-        Raises:
-            OtherOperatorsError: With the module.
-        """
-        labelled = [*zip(inputs, record.inputs, strict=True), *zip(results, record.outputs, strict=bool(results))]
-        for tensor, label in labelled:
-            if not alike.has_its_size(tensor, label, {dim for dim, _, _ in self._removed(label)}):
-                raise OtherOperatorsError(f"{record.module} works on too little")
-        for result, output in zip(results, record.outputs, strict=bool(results)):
-            channels = {dim for dim, _, _ in self._removed(output)}
-            if inputs and not alike.grows_alike(inputs[0], record.inputs[0], result, output, channels):
-                raise OtherOperatorsError(f"{record.module} repeats what it gets")
-
     def _kept_alone(
-        self, record: Record, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]
+        self,
+        name: str,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tensors: Sequence[Tensor],
+        labels: Sequence[Label],
+        outputs: Sequence[Label],
     ) -> Any:
-        by_id = {id(tensor): label for tensor, label in zip(tensors, record.inputs, strict=True)}
+        by_id = {id(tensor): label for tensor, label in zip(tensors, labels, strict=True)}
 
         def compressed(value: Any) -> Any:
             if not isinstance(value, Tensor):
@@ -220,14 +169,12 @@ class _MaskedMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 value = value.index_select(dim, kept)
             return value
 
-        if self.alike is not None:
-            self._refuse_other_sizes(self.alike, record, tensors, ())
         small_args, small_kwargs = tree_map(compressed, args), tree_map(compressed, kwargs)
-        small_args = _with_sizes(record.operator, list(small_args), args, self._removed(record.inputs[0]))
-        small = tensors_in(func(*small_args, **small_kwargs))
+        small_args = _with_sizes(name, list(small_args), args, self._removed(labels[0]))
+        small = [leaf for leaf in tree_leaves(func(*small_args, **small_kwargs)) if isinstance(leaf, Tensor)]
         out = func(*args, **kwargs)  # for its memory layout, on which later reshapes depend
-        results = tensors_in(out)
-        for result, right, label in zip(results, small, record.outputs, strict=True):
+        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        for result, right, label in zip(results, small, outputs, strict=True):
             result.copy_(self._expanded(right, label))
         return out
 

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from prunecli.surgery.proof.depthwise import applied
-from prunecli.surgery.tracing.running import tensors_in
+from torch.utils._pytree import tree_leaves
 
 
 @dataclass
@@ -39,7 +36,6 @@ _DEPENDENT = ("bernoulli", "normal", "poisson", "multinomial", "binomial", "rrel
 _TOLERANCE = 1e-6
 
 
-@cache
 def is_random(func: Any) -> bool:
     """Whether an operator draws from torch's generator."""
     return torch.Tag.nondeterministic_seeded in func.tags
@@ -72,11 +68,11 @@ class Replayed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.aligned = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if not is_random(func):
-            return applied(func, args, kwargs or {})
-        given = [tensor.clone() for tensor in _given(func, args)]
+        given = [tensor.clone() for tensor in _given(func, args)] if is_random(func) else []
         out = func(*args, **(kwargs or {}))
-        results = tensors_in(out)
+        if not is_random(func):
+            return out
+        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         noted = self._draws[self._next] if self._next < len(self._draws) else Draw([], [])
         self._next += 1
         if not _alike(given, noted.given) or [t.shape for t in results] != [t.shape for t in noted.results]:

@@ -36,9 +36,9 @@ def drawn_like(inputs: Inputs, least: int) -> list[Inputs]:
     return [map_tensors(inputs, lambda tensor: _drawn(tensor, generator)) for _ in range(count)]
 
 
-def drawn_samples(inputs: Inputs, count: int, seed: int = 1) -> Any:
+def drawn_samples(inputs: Inputs, count: int) -> Any:
     """A batch drawn like the inputs; with a `count` of 2 behind the inputs themselves: training compares samples."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(1)
     if isinstance(inputs, list):
         drawn: Any = [map_tensors(item, lambda tensor: _drawn(tensor, generator)) for item in inputs]
         return drawn if count == 1 else [*inputs, *drawn]

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from prunecli.copying import converted, copied, in_precision, sharing_parameters
-from prunecli.errors import VerificationError
+from prunecli.copying import converted, copied, sharing_parameters
+from prunecli.errors import VerificationError, described
 from prunecli.inputs import Inputs, call, cast_inputs, output_tensors
 from prunecli.surgery.axes import ChannelMasks, kept_mask
 from prunecli.surgery.groups import ChannelGroup, Keep, Member, dropped_units
 from prunecli.surgery.outputs import chosen_outputs
 from prunecli.surgery.proof.active_neurons import with_active_neurons
-from prunecli.surgery.proof.both import OtherBranchesError, both, difference_between
 from prunecli.surgery.proof.comparing import (
     SINGLE_TOLERANCE,
     TOLERANCE,
@@ -25,8 +24,8 @@ from prunecli.surgery.proof.comparing import (
     randomise,
     relative_difference,
 )
-from prunecli.surgery.proof.less import difference_on_less
-from prunecli.surgery.proof.masked import OTHER_OPERATORS, channel_masks, run_masked
+from prunecli.surgery.proof.masked import OTHER_OPERATORS, OtherOperatorsError, channel_masks, run_masked
+from prunecli.surgery.proof.randomness import Draws, Replayed
 from prunecli.surgery.proof.trial_inputs import drawn_like, drawn_samples
 from prunecli.surgery.removal.rebuild import state_tensors
 from prunecli.surgery.removal.slice import remove
@@ -35,6 +34,7 @@ from prunecli.surgery.tracing.labels import Label
 from prunecli.surgery.tracing.running import plain_kernels, seeded
 from prunecli.surgery.tracing.trace import trace
 from prunecli.surgery.tracing.traced import Trace
+from prunecli.surgery.tracing.trial import RUNTIME_ERRORS
 from prunecli.widened import as_stored, plain
 
 
@@ -67,9 +67,6 @@ def verify(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep, in
         return verify(original.get_submodule(name), pruned.get_submodule(name), inner, own, traced.part.inputs)
     probe, sliced = _probes(original, pruned, traced, keep)
     exact = cast_inputs(inputs, device="cpu", dtype=traced.dtype)
-    difference = difference_on_less(probe, sliced, traced, keep, exact)
-    if difference is not None and difference <= _tolerance(traced):
-        return difference
     try:
         difference = _difference(probe, sliced, traced, keep, exact)
     except OtherBranchesError:
@@ -211,7 +208,8 @@ def _probes(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep) -
         id(tensor): _like(tensor, slices[name])
         for name, tensor in (*pruned.named_parameters(), *pruned.named_buffers())
     }
-    return probe, in_precision(copied(pruned, stand_ins), traced.dtype).eval()  # what hooks compute, too
+    result = copied(pruned, stand_ins).cpu().eval()
+    return probe, result.double() if traced.dtype == torch.float64 else result.float()  # what hooks compute, too
 
 
 def _agree(tensor: Tensor, expected: Tensor, *, computed: bool) -> bool:
@@ -220,8 +218,6 @@ def _agree(tensor: Tensor, expected: Tensor, *, computed: bool) -> bool:
     if stored.dtype == tensor.dtype and torch.equal(tensor.cpu(), stored):
         return True
     values, expected = tensor.to(device="cpu", dtype=expected.dtype), plain(expected)
-    if torch.equal(values, expected):
-        return True
     digits = torch.finfo(tensor.dtype).eps if computed and tensor.is_floating_point() else 0.0
     return torch.allclose(values, expected, rtol=max(1e-5, digits), atol=1e-7, equal_nan=True)
 
@@ -251,9 +247,11 @@ def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, 
     differences: list[float] = []
     for first, second, trial in trials:
         try:
-            difference = difference_between(*both(first, second, traced, keep, trial))
-            if difference is not None:
-                differences.append(difference)
+            references, outputs = _both(first, second, traced, keep, trial)
+            if any(bool(reference.any()) for reference in references):
+                differences.append(max(relative_difference(a, b) for a, b in zip(references, outputs, strict=True)))
+            elif any(bool(output.any()) for output in outputs):
+                return float("inf")
         except NotComparableError:
             if trial is inputs:
                 raise
@@ -263,6 +261,10 @@ def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, 
             "which it is not, or prune a part with --only"
         )
     return max(differences)
+
+
+class OtherBranchesError(NotComparableError):
+    """With removed channels masked, the original calls other operators: a detector finds other boxes, for instance."""
 
 
 def _traced_again(probe: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> Trace:
@@ -283,6 +285,40 @@ def _traced_again(probe: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -
 
 def _shape(group: ChannelGroup) -> tuple[int, set[tuple[str, int]]]:
     return group.units, {(member.name, member.dim) for member in group.members}
+
+
+def _both(
+    probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, inputs: Inputs
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs of the masked original and of the pruned network, both in the mode of `probe`."""
+    assert traced.followed is not None
+    draws: Draws = []
+    try:
+        reference = run_masked(sharing_parameters(probe), traced.followed, traced.groups, keep, inputs, draws)
+    except OtherOperatorsError as error:
+        raise OtherBranchesError(str(error)) from error
+    except RUNTIME_ERRORS as error:
+        raise NotComparableError(str(error)) from error
+    replayed = Replayed(draws)
+    pruned = sharing_parameters(sliced).train(probe.training)
+    try:
+        with torch.no_grad(), plain_kernels(), seeded(), replayed:
+            output = call(pruned, inputs)
+    except RUNTIME_ERRORS as error:
+        raise VerificationError(f"the pruned network does not run: {described(error)}; nothing was saved") from error
+    names = traced.followed.kept_outputs
+    references, outputs = chosen_outputs(reference, names), chosen_outputs(output, names)
+    if not replayed.aligned:
+        raise VerificationError(
+            "a random operator of the pruned network gets or draws other numbers; nothing was saved"
+        )
+    if not references or [tuple(t.shape) for t in references] != [tuple(t.shape) for t in outputs]:
+        mode = "in training mode " if probe.training else ""
+        before, after = ([tuple(t.shape) for t in tensors] for tensors in (references, outputs))
+        raise VerificationError(
+            f"the pruned network's output {mode}has another shape ({after}, not {before}); nothing was saved"
+        )
+    return references, outputs
 
 
 def _first_difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> str:

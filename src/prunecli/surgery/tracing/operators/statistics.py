@@ -155,16 +155,6 @@ _POSITIONS = ("max", "min", "median", "nanmedian", "mode", "argmax", "argmin")
 _LOSSES = ("mse_loss", "smooth_l1_loss", "huber_loss", "soft_margin_loss", "binary_cross_entropy",
            "binary_cross_entropy_with_logits", "dist")  # fmt: skip
 
-_BY_CHANNEL = (
-    "native_batch_norm",
-    "_native_batch_norm_legit",
-    "_native_batch_norm_legit_no_training",
-    "cudnn_batch_norm",
-    "_batch_norm_with_update",
-    "batch_norm",
-)
-"""Normalisations in which no channel sees another one."""
-
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_REDUCTIONS, _reduction),
     **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "renorm"), _softmax),
@@ -172,11 +162,21 @@ RULES: dict[str, Rule] = {
     "kthvalue": _ranked,
     **dict.fromkeys(_LOSSES, _loss),
     **dict.fromkeys(("nll_loss_forward", "nll_loss2d_forward"), _class_loss),
-    **dict.fromkeys(_BY_CHANNEL, _batch_norm),
+    **dict.fromkeys(
+        (
+            "native_batch_norm",
+            "_native_batch_norm_legit",
+            "_native_batch_norm_legit_no_training",
+            "cudnn_batch_norm",
+            "_batch_norm_with_update",
+            "batch_norm",
+        ),
+        _batch_norm,
+    ),
     **dict.fromkeys(("native_layer_norm", "_fused_rms_norm", "layer_norm"), _layer_norm),
     **dict.fromkeys(("native_group_norm", "group_norm"), _group_norm),
     "_weight_norm_interface": _weight_norm,
 }
 
-NEEDS_KEPT_ALONE = frozenset((*RULES, *MATRIX_FUNCTIONS, "masked_scatter")).difference(_BY_CHANNEL)
+NEEDS_KEPT_ALONE = frozenset((*RULES, *MATRIX_FUNCTIONS, "masked_scatter"))
 """Operators that mix channels: zeros in place of removed channels would count, so they need the kept ones alone."""
