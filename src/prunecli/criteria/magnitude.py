@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.criteria.base import Calibration, matrices_of, member_tensor, member_values, sum_by_unit
-from prunecli.surgery.groups import ChannelGroup
+from prunecli.surgery.groups import ChannelGroup, Member
 
 NO_WEIGHTS = "no weights to rank it by"
 
@@ -45,7 +45,19 @@ def group_norm(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Ca
 
 def _sum_of_norms(model: nn.Module, group: ChannelGroup, power: int) -> Tensor | str:
     norms = [
-        sum_by_unit(member_values(model, member).abs().pow(power).sum(dim=1), member).pow(1 / power)
+        sum_by_unit(_powers(model, member, power), member).pow(1 / power)
         for member in matrices_of(model, group, "producer", "consumer")
     ]
     return torch.stack(norms).sum(dim=0) if norms else NO_WEIGHTS
+
+
+def _powers(model: nn.Module, member: Member, power: int) -> Tensor:
+    """Sums of |w| ** power along a member's dimension, in float64 without a copy of the weights in it."""
+    tensor = member_tensor(model, member).detach()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    others = [dim for dim in range(tensor.dim()) if dim != member.dim]
+    if power == 1:
+        return tensor.abs().sum(dim=others, dtype=torch.float64).cpu()
+    norms: Tensor = torch.linalg.vector_norm(tensor, power, dim=others, dtype=torch.float64)
+    return norms.pow(power).cpu()
