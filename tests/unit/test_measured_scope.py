@@ -140,6 +140,12 @@ def test_targets_are_reached(target: str) -> None:
     assert done.report.target.achieved == pytest.approx(0.6, abs=0.03)
 
 
+def test_ratios_of_later_steps_count_against_the_dense_network() -> None:
+    once, stepwise = _pruned("measured", ratio=0.5), _pruned("measured", ratio=0.5, schedule="linear", steps=3)
+    assert once.report.achieved == pytest.approx(0.5, abs=0.07)
+    assert stepwise.report.achieved == pytest.approx(0.5, abs=0.07) and len(stepwise.report.edits) > 2
+
+
 def test_curves_fall_and_are_zero_where_all_stays() -> None:
     model = Copies().eval()
     groups = trace(model, torch.zeros(1, 12), prune_stem=True).groups

@@ -58,10 +58,13 @@ class Consequences:
     Args:
         curves: By group name.
         costs: What units cost.
+        dense: The cost that ratios count against; default: that of the present network.
     """
 
-    def __init__(self, curves: Mapping[str, Curve], costs: LayerCosts) -> None:
+    def __init__(self, curves: Mapping[str, Curve], costs: LayerCosts, dense: float | None = None) -> None:
         self._curves, self._costs = curves, costs
+        self._whole = {name: curve.units[-1] for name, curve in curves.items()}
+        self._dense = costs.total(self._whole) if dense is None else dense
 
     def counts(self, ratio: float, allowed: Mapping[str, Sequence[int]]) -> dict[str, int]:
         """Units that each group keeps when a share of the cost goes.
@@ -74,8 +77,7 @@ class Consequences:
             name: Choices(units := np.asarray(numbers, dtype=np.int64), self._curves[name].at(units))
             for name, numbers in allowed.items()
         }
-        whole = {name: curve.units[-1] for name, curve in self._curves.items()}
-        budget = (1 - ratio) * self._costs.total(whole)
+        whole, budget = self._whole, (1 - ratio) * self._dense
         present: dict[str, float] = {name: (1 - ratio) * count for name, count in whole.items()}
         found: dict[str, int] = {}
         for _ in range(_ROUNDS):

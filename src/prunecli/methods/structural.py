@@ -348,7 +348,9 @@ class _Run:
         curves = measure_curves(self.network, groups, scores, fewest, first_samples(batches)[0])
         self.clock.lap("measure layers")
         kind = "channels" if self._target is None else "params" if self._target.kind == "params" else "macs"
-        return Consequences(curves, LayerCosts(self.network, groups, kind, inputs))
+        # A target is measured against the original; a ratio counts its channels.
+        whole = float(sum(dense.values())) if kind == "channels" else None
+        return Consequences(curves, LayerCosts(self.network, groups, kind, inputs), whole)
 
     def _retained(self, scores: dict[str, Tensor], plan: Plan, dense: dict[str, int]) -> Allocation:
         """What stays by the rule in place of a ratio."""
