@@ -257,7 +257,7 @@ def test_lists(prune: Prune) -> None:
     assert "cifar:resnet56" in prune("models", "cifar").out.splitlines()
     assert prune("models", "timm:resnet1*", "--json").json[:1] == ["timm:resnet101"]
     assert prune("models", "nothinglikeit").code == 2
-    assert prune("methods").out.splitlines()[1].split("\t")[:2] == ["l1", "structural"]
+    assert prune("methods").out.splitlines()[1].split("\t")[:2] == ["best", "structural"]
     assert prune("methods", "--json").json[0]["params"]["ratio"]["default"] == 0.5
     done = prune("doctor", "--json")
     assert done.code == 0 and done.json["problems"] == [] and "torch" in done.json["facts"]

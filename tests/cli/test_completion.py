@@ -42,7 +42,7 @@ def test_verbs_and_methods(folder: Path) -> None:
 def test_options_and_their_values(folder: Path) -> None:
     assert _offered("l1", "--rat") == ["--ratio"]
     assert {"--no-recalibrate", "--data", "-o"} <= set(_offered("l1", "-"))
-    assert _offered("l1", "--scope", "") == ["auto", "global", "local", "isomorphic"]
+    assert _offered("l1", "--scope", "") == ["auto", "global", "local", "isomorphic", "measured"]
     assert _offered("l1", "--scope=g") == ["--scope=global"]
     assert _offered("l1", "--ratio", "") == []
     assert _offered("eval", "--measure", "l") == ["latency"]
@@ -99,7 +99,7 @@ def _shell(*command: str) -> list[str]:
 LINES = [
     ("prune comp", {"compare", "completion"}),
     ("prune l1 --sco", {"--scope"}),
-    ("prune l1 --scope ", {"auto", "global", "local", "isomorphic"}),
+    ("prune l1 --scope ", {"auto", "global", "local", "isomorphic", "measured"}),
     ("prune run ", {"a.yaml", "sub dir/"}),
     ("prune inspect pru", {"pruned.safetensors"}),
 ]

@@ -27,7 +27,7 @@ def method_of(criterion: CriterionSpec) -> MethodSpec:
 
 _BEST = MethodSpec(
     "best",
-    "What gave the best networks after repair: obs-greedy, widths by what layers cost on trial.",
+    "Widths by what layers cost on trial, channels by obs-greedy.",
     "https://arxiv.org/abs/2302.04089",
     "structural",
     "prunecli.methods.best_params:BestParams",
