@@ -140,6 +140,12 @@ def test_targets_are_reached(target: str) -> None:
     assert done.report.target.achieved == pytest.approx(0.6, abs=0.03)
 
 
+def test_layers_that_cost_too_much_say_so() -> None:
+    done = _pruned("measured", ratio=0.3)
+    kept = {entry.name: entry.reason for entry in done.report.untouched}
+    assert "it costs more on trial than others do" in kept["first"]
+
+
 def test_ratios_of_later_steps_count_against_the_dense_network() -> None:
     once, stepwise = _pruned("measured", ratio=0.5), _pruned("measured", ratio=0.5, schedule="linear", steps=3)
     assert once.report.achieved == pytest.approx(0.5, abs=0.07)

@@ -148,11 +148,11 @@ class _Limits:
                 f"its {self.dense_units} units cannot shrink (rounding to {self.rounding}, minimum {params.min_width})"
             )
         if count == self.dense_units:
-            return (
-                f"rounding to multiples of {self.rounding} keeps its full width"
-                if params.scope == "local" or params.layer_ratio
-                else f"all its channels rank above the threshold (or rounding to {self.rounding} keeps them)"
-            )
+            if params.scope == "local" or params.layer_ratio:
+                return f"rounding to multiples of {self.rounding} keeps its full width"
+            if params.scope == "measured":
+                return f"it costs more on trial than others do (or rounding to {self.rounding} keeps it)"
+            return f"all its channels rank above the threshold (or rounding to {self.rounding} keeps them)"
         if count == self.smallest:
             return f"held at its smallest width (max ratio {params.max_ratio:g}, minimum {params.min_width})"
         return None
