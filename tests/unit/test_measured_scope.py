@@ -186,6 +186,22 @@ def test_neighbours_share_a_budget_by_what_they_really_cost() -> None:
         assert consequences.expected(units) <= best + 3 / 36  # as if three channels more had gone
 
 
+class Chosen(Copies):
+    """Returns as many rows as are greater than a number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = super().forward(x)
+        return scores[scores[:, 0] > scores[:, 1]]
+
+
+def test_outputs_of_any_size_are_refused_in_one_line() -> None:
+    model, inner = Chosen().eval(), Copies().eval()
+    groups = trace(inner, torch.zeros(1, 12), prune_stem=True).groups
+    scores = {group.name: torch.arange(group.units, dtype=torch.float64) for group in groups}
+    with pytest.raises(MethodError, match=r"^--scope measured compares outputs[^\n]*choose --scope global$"):
+        measure_curves(model, groups, scores, {group.name: 2 for group in groups}, _inputs())
+
+
 def test_without_data_it_says_so() -> None:
     with pytest.raises(MethodError, match="--scope measured judges layers on data: choose a data set with --data"):
         prunecli.prune(Copies(), "l1", example_inputs=torch.zeros(1, 12), scope="measured", prune_stem=True)

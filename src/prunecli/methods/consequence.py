@@ -21,7 +21,7 @@ from prunecli.errors import MethodError
 from prunecli.inputs import Inputs, sample_count, take_samples
 from prunecli.methods.knapsack import Choices, cheapest
 from prunecli.methods.layer_costs import LayerCosts
-from prunecli.methods.likeness import Judge, divided
+from prunecli.methods.likeness import Judge, NotComparable, divided
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.removal.compensate import Readings
 from prunecli.surgery.removal.slice import kept_positions, remove, without_copies
@@ -135,7 +135,12 @@ def measure_curves(
             trial = copied(model, without_copies(model, groups, kept))
             remove(trial, groups, keep)
             readings.of(groups, keep).fold(trial, "ls", intercept=False)
-            losses.append(judge(trial)[0])
+            try:
+                losses.append(judge(trial)[0])
+            except NotComparable as error:  # lists of boxes, for instance
+                raise MethodError(
+                    "--scope measured compares outputs, and those of this network differ in size; choose --scope global"
+                ) from error
         # More channels cannot cost more; where samples say so, it is noise.
         falling = np.maximum.accumulate(np.asarray([*losses, 0.0])[::-1])[::-1]
         curves[group.name] = Curve((*widths, group.units), tuple(float(loss) for loss in falling))
