@@ -28,15 +28,15 @@ from tests.unit.networks import Grouped, Plain, Residual, example
 @given(st.data())
 def test_the_knapsack_is_the_best_of_all_combinations(data: st.DataObject) -> None:
     choices: dict[str, Choices] = {}
-    slopes: dict[str, float] = {}
+    prices: dict[str, Any] = {}
     for name in "abc"[: data.draw(st.integers(1, 3))]:
         units = sorted(data.draw(st.sets(st.integers(1, 30), min_size=1, max_size=5)))
         losses = data.draw(st.lists(st.floats(0, 10), min_size=len(units), max_size=len(units)))
         choices[name] = Choices(np.asarray(units), np.asarray(losses))
-        slopes[name] = data.draw(st.floats(0.1, 50))
+        prices[name] = np.asarray(sorted(data.draw(st.floats(0.1, 50)) * count for count in units))
 
     def cost(units: Any) -> float:
-        return sum(slopes[name] * count for name, count in units.items())
+        return float(sum(prices[name][list(choices[name].units).index(count)] for name, count in units.items()))
 
     every = [
         dict(zip(choices, units, strict=True)) for units in itertools.product(*(c.units for c in choices.values()))
@@ -46,7 +46,7 @@ def test_the_knapsack_is_the_best_of_all_combinations(data: st.DataObject) -> No
         return float(sum(c.losses[list(c.units).index(units[name])] for name, c in choices.items()))
 
     budget = data.draw(st.floats(0, 1)) * max(map(cost, every))
-    found = cheapest(choices, slopes, budget, lambda units: cost(units) <= budget)
+    found = cheapest(choices, prices, budget, lambda units: cost(units) <= budget)
     fewest = {name: int(c.units[0]) for name, c in choices.items()}
     if cost(fewest) > budget:
         assert found == fewest
@@ -81,10 +81,10 @@ def test_costs_are_those_of_networks_that_were_really_pruned(network: type[nn.Mo
         }
         units = {group.name: units[group.name] // group.multiple * group.multiple for group in groups}
         assert first - costs.total(units) == pytest.approx(dense - measured(units), rel=1e-9)
-    slopes = costs.slopes(whole)
     for group in groups:
-        fewer = {**whole, group.name: whole[group.name] - 0.001}
-        assert slopes[group.name] == pytest.approx((first - costs.total(fewer)) / 0.001, rel=1e-2)
+        numbers = np.array([group.multiple, group.units])
+        fewer, all_ = costs.prices(group.name, numbers, whole)
+        assert all_ - fewer == pytest.approx(first - costs.total({**whole, group.name: group.multiple}), rel=1e-9)
 
 
 class Copies(nn.Module):

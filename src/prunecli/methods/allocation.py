@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -37,12 +37,14 @@ class Demand:
         dense: Channels of each group before anything was removed; default: as they are now.
         consequences: What removals were measured to cost; scope "measured" needs them, and with it the ratio is one of
             the cost that they know.
+        widths: Numbers of units, ascending, that single groups may keep; default: those that the parameters allow.
     """
 
     ratio: float
     own: Mapping[str, float] | None = None
     dense: Mapping[str, int] = field(default_factory=dict)
     consequences: Consequences | None = None
+    widths: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 def allocate(
@@ -70,6 +72,7 @@ def allocate(
         return Allocation({}, {}, demand.ratio, 0.0)
     dense = {group.name: demand.dense.get(group.name, group.channels) for group in groups}
     limits = {group.name: _Limits.of(group, params, dense[group.name]) for group in groups}
+    limits |= {name: limits[name].among(widths) for name, widths in demand.widths.items()}
     counts = _counts(groups, scores, params, demand, limits)
     keep: dict[str, Tensor] = {}
     held_back: dict[str, str] = {}
@@ -91,9 +94,17 @@ def allocate(
     return Allocation(keep, held_back, requested, 1 - kept / total if total else 0.0)
 
 
-def fewest_units(groups: Sequence[ChannelGroup], params: StructuralParams, dense: Mapping[str, int]) -> dict[str, int]:
-    """The fewest units that each group may keep; `dense` has the channels of each before anything was removed."""
-    return {group.name: _Limits.of(group, params, dense[group.name]).smallest for group in groups}
+def allowed_units(
+    groups: Sequence[ChannelGroup], params: StructuralParams, dense: Mapping[str, int]
+) -> dict[str, list[int]]:
+    """Numbers of units that each group may keep, ascending.
+
+    Args:
+        groups: The groups.
+        params: Rounding and bounds.
+        dense: The channels of each before anything was removed.
+    """
+    return {group.name: _Limits.of(group, params, dense[group.name]).allowed() for group in groups}
 
 
 def comparable(scores: Sequence[Tensor], params: StructuralParams) -> list[Tensor]:
@@ -124,6 +135,7 @@ class _Limits:
     smallest: int
     step: int
     rounding: int
+    widths: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, group: ChannelGroup, params: StructuralParams, dense: int) -> _Limits:
@@ -134,12 +146,20 @@ class _Limits:
         smallest = math.ceil(math.ceil(fewest / each) / step) * step
         return cls(group.units, dense // each, min(group.units, smallest), step, rounding)
 
+    def among(self, widths: Sequence[int]) -> _Limits:
+        """With these widths alone, ascending."""
+        return replace(self, widths=tuple(widths), smallest=widths[0])
+
     def nearest(self, units: float) -> int:
+        if self.widths:
+            return min(self.widths, key=lambda width: (abs(width - units), -width))
         rounded = math.floor(units / self.step + 0.5) * self.step
         return max(self.smallest, min(self.units, rounded))
 
     def allowed(self) -> list[int]:
         """Numbers of units that may stay, ascending; the last is all that there are."""
+        if self.widths:
+            return list(self.widths)
         return sorted({*range(self.smallest, self.units, self.step), self.units})
 
     def reason(self, count: int, params: StructuralParams) -> str | None:

@@ -81,12 +81,14 @@ class Consequences:
         present: dict[str, float] = {name: (1 - ratio) * count for name, count in whole.items()}
         found: dict[str, int] = {}
         for _ in range(_ROUNDS):
-            slopes = self._costs.slopes({**whole, **present})
-            # The cost near the present widths is linear in each of them.
-            linear = sum(slopes[name] * present[name] for name in choices)
-            most = budget - self._costs.total({**whole, **present}) + linear
+            # What each group costs while the others are as they are now; of that, changes are taken to add up.
+            prices = {name: self._costs.prices(name, choice.units, present) for name, choice in choices.items()}
+            at_present = sum(
+                float(np.interp(present[name], choice.units, prices[name])) for name, choice in choices.items()
+            )
+            most = budget - self._costs.total(present) + at_present
             before = found
-            found = cheapest(choices, slopes, most * 1.1, lambda units: self._costs.total({**whole, **units}) <= budget)
+            found = cheapest(choices, prices, most * 1.1, lambda units: self._costs.total(units) <= budget)
             if found == before:
                 break
             present = {name: (present[name] + count) / 2 for name, count in found.items()}

@@ -27,7 +27,7 @@ class Choices:
 
 def cheapest(
     choices: Mapping[str, Choices],
-    slopes: Mapping[str, float],
+    prices: Mapping[str, npt.NDArray[np.float64]],
     most: float,
     allowed: Callable[[Mapping[str, int]], bool],
 ) -> dict[str, int]:
@@ -38,22 +38,19 @@ def cheapest(
 
     Args:
         choices: What each group may keep.
-        slopes: Cost of a unit of each group.
+        prices: What each choice of each group costs.
         most: The budget to begin with.
-        allowed: Whether a solution is within the real budget, of which the slopes are only the direction.
+        allowed: Whether a solution is within the real budget, of which prices are only the direction.
 
     Returns:
         Units by group; the fewest of all groups where nothing is allowed.
     """
     names = list(choices)
-    everything = sum(float(choices[name].units[-1]) * slopes[name] for name in names)
+    everything = sum(float(prices[name].max()) for name in names)
     step = max(everything, 1e-300) / _BINS
     # What has to be kept anyway is not part of the budget, so it is not rounded.
-    spent = [
-        np.ceil((choices[name].units - choices[name].units[0]) * slopes[name] / step - 1e-9).astype(np.int64)
-        for name in names
-    ]
-    least = sum(float(choices[name].units[0]) * slopes[name] for name in names)
+    spent = [np.ceil((prices[name] - prices[name].min()) / step - 1e-9).astype(np.int64) for name in names]
+    least = sum(float(prices[name].min()) for name in names)
     bins = max(0, min(_BINS + len(names), int((most - least) / step + 1e-9)))
     taken = _table([choices[name].losses for name in names], spent, bins)
     for budget in range(bins, -1, -1):

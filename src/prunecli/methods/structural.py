@@ -17,9 +17,9 @@ from prunecli.engine.hooks import State
 from prunecli.engine.optimizer import KeptPositions
 from prunecli.errors import MethodError, ModelError, VerificationError
 from prunecli.measure.counts import count_macs, parameter_count
-from prunecli.methods.allocation import Allocation, Demand, allocate, fewest_units
+from prunecli.methods.allocation import Allocation, Demand, allocate, allowed_units
 from prunecli.methods.consequence import Consequences, measure_curves
-from prunecli.methods.layer_costs import LayerCosts
+from prunecli.methods.layer_costs import LayerCosts, thinned
 from prunecli.methods.outcome import Pruned, PruneReport
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.ranking import Ranking, score, select, why_nothing
@@ -316,7 +316,9 @@ class _Run:
     def _allocate(self, scores: dict[str, Tensor], amount: float, part: float) -> Allocation:
         own = {name: ratio * part for name, ratio in self._own.items()} or None
         dense = {name: self._dense[name] for name in scores}
-        consequences = self._consequences(scores, dense) if self._params.scope == "measured" and not own else None
+        costs, allowed = self._costs(dense, measured := self._params.scope == "measured" and not own)
+        consequences = self._consequences(scores, dense, costs, allowed) if measured and costs is not None else None
+        widths = allowed if self._times_widths() else {}
         # Groups that can shrink no further count as earlier steps left them; the others make up for it.
         done = {name: width for name, width in self._left.items() if name not in dense}
         total, open_ = sum(self._dense[name] for name in done) + sum(dense.values()), sum(dense.values())
@@ -325,7 +327,7 @@ class _Run:
             if done and open_ and self._params.scope != "local":
                 rest = (1 - ratio) * total - sum(done.values())
                 ratio = min(1.0, max(0.0, 1 - rest / open_))
-            return allocate(self._groups, scores, self._params, Demand(ratio, own, dense, consequences))
+            return allocate(self._groups, scores, self._params, Demand(ratio, own, dense, consequences, widths))
 
         if self._retention and self._groups:
             allocation = self._retained(scores, plan, dense)
@@ -338,19 +340,42 @@ class _Run:
             self._calibration.found["expected_difference"] = consequences.expected(units)
         return allocation
 
-    def _consequences(self, scores: dict[str, Tensor], dense: dict[str, int]) -> Consequences:
-        """What it costs to cut each group of the present network."""
+    def _times_widths(self) -> bool:
+        """Whether widths are those that this machine runs fast, rather than multiples of a number."""
+        return self._target is not None and self._target.kind == "latency" and not self._params.round_to
+
+    def _costs(self, dense: dict[str, int], measured: bool) -> tuple[LayerCosts | None, dict[str, list[int]]]:
+        """What channels of the present network cost, where that is needed, and how many each group may keep."""
+        allowed = allowed_units(self._groups, self._params, dense)
+        if not measured and not self._times_widths():
+            return None, allowed
+        kind = self._target.kind if self._target is not None else "channels"
+        if kind == "latency":
+            allowed = {name: thinned(numbers) for name, numbers in allowed.items()}
+        costs = LayerCosts(
+            self.network,
+            self._groups,
+            kind if kind in ("channels", "params", "latency") else "macs",
+            self._request.example_inputs,
+            allowed,
+        )
+        if self._times_widths():
+            allowed = {name: costs.worthwhile(name, numbers) for name, numbers in allowed.items()}
+            self.clock.lap("time layers")
+        return costs, allowed
+
+    def _consequences(
+        self, scores: dict[str, Tensor], dense: dict[str, int], costs: LayerCosts, allowed: dict[str, list[int]]
+    ) -> Consequences:
+        """What it does to the present network to cut each group."""
         batches = self._repair.inputs
         if batches is None:
             raise MethodError("--scope measured judges layers on data: choose a data set with --data")
-        groups, inputs = self._groups, self._request.example_inputs
-        fewest = fewest_units(groups, self._params, dense)
-        curves = measure_curves(self.network, groups, scores, fewest, first_samples(batches)[0])
+        fewest = {name: numbers[0] for name, numbers in allowed.items()}
+        curves = measure_curves(self.network, self._groups, scores, fewest, first_samples(batches)[0])
         self.clock.lap("measure layers")
-        kind = "channels" if self._target is None else "params" if self._target.kind == "params" else "macs"
         # A target is measured against the original; a ratio counts its channels.
-        whole = float(sum(dense.values())) if kind == "channels" else None
-        return Consequences(curves, LayerCosts(self.network, groups, kind, inputs), whole)
+        return Consequences(curves, costs, float(sum(dense.values())) if self._target is None else None)
 
     def _retained(self, scores: dict[str, Tensor], plan: Plan, dense: dict[str, int]) -> Allocation:
         """What stays by the rule in place of a ratio."""

@@ -1,11 +1,12 @@
-"""From a target (half the parameters, half the time) to a channel ratio: bisection on copies that are really pruned."""
+"""From a target (half the parameters, half the time) to a channel ratio: trials on copies that are really pruned."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 from torch import nn
 
 from prunecli.copying import copied
@@ -13,7 +14,7 @@ from prunecli.errors import MethodError, ModelError, TargetError, VerificationEr
 from prunecli.inputs import Inputs, explained, model_device
 from prunecli.measure.counts import count_macs, count_on_meta, meta_copy, parameter_count
 from prunecli.measure.energy import first_images, profile
-from prunecli.measure.latency import time_paired
+from prunecli.measure.latency import time_model, time_paired
 from prunecli.measure.neurons import spiking_neurons
 from prunecli.methods.allocation import Allocation
 from prunecli.methods.params import TARGETS, StructuralParams
@@ -33,8 +34,12 @@ _NAMES = {
     "synops": "synaptic operations",
     "energy": "energy",
 }
-_TRIALS = {"params": 24, "macs": 24, "latency": 8, "synops": 10, "energy": 10}
-_ROUNDS = 15
+_TRIALS = {"params": 24, "macs": 24, "latency": 10, "synops": 10, "energy": 10}
+_ROUNDS, _MOST_ROUNDS = 30, 200
+_SECONDS = 2.0
+"""Of the dense network's passes in one measurement, if it is fast enough for more rounds."""
+_NEAR = 0.01
+"""Shares of latency nearer than this cannot be told apart in so many rounds."""
 _SLACK = {"params": 0.01, "macs": 0.01, "latency": 0.05, "synops": 0.05, "energy": 0.05}
 SPIKE_TARGETS = ("synops", "energy")
 """Figures that depend on what the network is shown."""
@@ -114,6 +119,10 @@ class Ruler:
         self._repair = Repair(self._images or None, compensation, recalibrate, inputs)
         # Widths decide parameters and MACs; for time and spikes, and where values are read, tensors have to be there.
         self._on_meta = kind == "params" or (kind == "macs" and count_on_meta(dense, inputs) is not None)
+        self._rounds = _ROUNDS
+        if kind == "latency":
+            each = time_model(dense, inputs, rounds=5, device=model_device(dense)).median / 1e3
+            self._rounds = max(_ROUNDS, min(_MOST_ROUNDS, int(_SECONDS / max(each, 1e-9))))
         self.tried: Keep = {}
         self._base = self._count(dense) if kind != "latency" else 0.0
         if self._base == 0 and kind in SPIKE_TARGETS:
@@ -140,7 +149,7 @@ class Ruler:
         """A network's figure relative to the dense network's."""
         if self.kind == "latency":
             pair, inputs = [self._dense, model], [self._inputs, self._inputs]
-            return time_paired(pair, inputs, rounds=_ROUNDS, device=model_device(self._dense)).ratios[1]
+            return time_paired(pair, inputs, rounds=self._rounds, device=model_device(self._dense)).ratios[1]
         return self._count(model) / max(self._base, 1)
 
     def _count(self, model: nn.Module) -> float:
@@ -167,6 +176,8 @@ class Ruler:
                 f"--{self.kind} {share:g} cannot be reached: {least_share:.3f} of the {_NAMES[self.kind]} is the least "
                 "that --max-ratio, --min-width and the protected layers leave; ask for that or loosen them"
             )
+        if self.kind == "latency":
+            return self._approached(share, model, groups, plan, (most, least_share))
         best, best_share = most, least_share
         low, high = 0.0, 1.0
         known: dict[tuple[int, ...], float] = {}
@@ -175,13 +186,68 @@ class Ruler:
             allocation = plan(middle)
             # The scores stay, so as many channels are the same channels, and widths are rounded.
             widths = tuple(len(allocation.keep[group.name]) for group in groups)
-            if widths not in known or self.kind == "latency":
+            if widths not in known:
                 known[widths] = self.share(model, groups, allocation)
             reached = known[widths]
             if abs(reached - share) < abs(best_share - share):
                 best, best_share = allocation, reached
             low, high = (middle, high) if reached > share else (low, middle)
         return best
+
+    def _approached(
+        self, share: float, model: nn.Module, groups: list[ChannelGroup], plan: Plan, most: tuple[Allocation, float]
+    ) -> Allocation:
+        """The same for a figure with noise: each trial is where a falling line through the means so far meets `share`.
+
+        Bisection would never return from one wrong turn. Widths that come out again are measured again, and are taken
+        once the mean of two measurements is near. Where many layers change their width at one ratio, some do and some
+        do not.
+        """
+        tried = {0.0: _Trial(plan(0.0), [1.0]), 1.0: _Trial(most[0], [most[1]])}
+        for _ in range(_TRIALS[self.kind]):
+            ratios = np.array(sorted(tried))
+            falling = np.minimum.accumulate([tried[ratio].mean for ratio in ratios])
+            ratio = float(np.interp(-share, -falling, ratios))
+            allocation = plan(ratio)
+            trial = next((known for known in tried.values() if known.same(allocation)), None)
+            if trial is not None and len(trial.shares) > 1:
+                above = max(place for place, known in tried.items() if known.mean >= share)
+                below = min((place for place, known in tried.items() if place > above), default=above)
+                allocation = _mixed(tried[above].allocation, tried[below].allocation, ratio, above, below)
+                trial = next((known for known in tried.values() if known.same(allocation)), None)
+            if trial is None:
+                trial = tried[ratio] = _Trial(allocation, [])
+            trial.shares.append(self.share(model, groups, allocation))
+            if len(trial.shares) > 1 and abs(trial.mean - share) < _NEAR * share:
+                break
+        return min(tried.values(), key=lambda trial: abs(trial.mean - share)).allocation
+
+
+def _mixed(wide: Allocation, narrow: Allocation, ratio: float, above: float, below: float) -> Allocation:
+    """Between two allocations: as many layers as that ratio is far from the wide one, from the last, are narrow."""
+    names = list(wide.keep)
+    first = round(len(names) * (1 - (ratio - above) / max(below - above, 1e-12)))
+    source = {name: wide if place < first else narrow for place, name in enumerate(names)}
+    held_back = {name: reason for name in names if (reason := source[name].held_back.get(name)) is not None}
+    return replace(wide, keep={name: source[name].keep[name] for name in names}, held_back=held_back)
+
+
+@dataclass
+class _Trial:
+    """What stays where, and what it was measured to take."""
+
+    allocation: Allocation
+    shares: list[float]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.shares) / len(self.shares)
+
+    def same(self, other: Allocation) -> bool:
+        """Whether as many units stay; of equal numbers these are the same units."""
+        return {name: len(keep) for name, keep in self.allocation.keep.items()} == {
+            name: len(keep) for name, keep in other.keep.items()
+        }
 
 
 def _images_for(kind: str, model: nn.Module, batches: Iterable[Any] | None, like: Inputs) -> list[Inputs]:
