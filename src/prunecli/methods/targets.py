@@ -199,9 +199,8 @@ class Ruler:
     ) -> Allocation:
         """The same for a figure with noise: each trial is where a falling line through the means so far meets `share`.
 
-        Bisection would never return from one wrong turn. Widths that come out again are measured again, and are taken
-        once the mean of two measurements is near. Where many layers change their width at one ratio, some do and some
-        do not.
+        Bisection would never return from one wrong turn. Widths that come out again are measured again, and count with
+        the mean. Where many layers change their width at one ratio, some do and some do not.
         """
         tried = {0.0: _Trial(plan(0.0), [1.0]), 1.0: _Trial(most[0], [most[1]])}
         for _ in range(_TRIALS[self.kind]):
@@ -218,7 +217,7 @@ class Ruler:
             if trial is None:
                 trial = tried[ratio] = _Trial(allocation, [])
             trial.shares.append(self.share(model, groups, allocation))
-            if len(trial.shares) > 1 and abs(trial.mean - share) < _NEAR * share:
+            if abs(trial.mean - share) < _NEAR * share:
                 break
         return min(tried.values(), key=lambda trial: abs(trial.mean - share)).allocation
 
