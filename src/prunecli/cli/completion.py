@@ -187,7 +187,12 @@ def _values(option: Parameter, current: str) -> list[Candidate]:
     if name == "device":
         return _matching([(device, "") for device in ("auto", "cpu", "cuda", "mps")], current)
     if name == "teacher":
-        return [*_matching([("parent", "The network that was pruned.")], current), *_files(current, WEIGHT_SUFFIXES)]
+        known = [
+            ("auto", "The network that was pruned, if it is there."),
+            ("parent", "The network that was pruned."),
+            ("none", "Labels alone."),
+        ]
+        return [*_matching(known, current), *_files(current, WEIGHT_SUFFIXES)]
     if name in ("data_root", "plots"):
         return _files(current, ())
     return (

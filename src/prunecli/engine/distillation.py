@@ -17,13 +17,14 @@ class Distillation(Hook):
         teacher: The network to learn from; not changed.
         task: What scores are for.
         weight: w.
-        temperature: T.
+        temperature: T; default: the task's.
     """
 
     name = "distillation"
 
-    def __init__(self, teacher: nn.Module, task: Task, weight: float = 0.5, temperature: float = 4.0) -> None:
-        self._teacher, self._task, self._weight, self._temperature = teacher, task, weight, temperature
+    def __init__(self, teacher: nn.Module, task: Task, weight: float = 0.5, temperature: float | None = None) -> None:
+        self._teacher, self._task, self._weight = teacher, task, weight
+        self._temperature = temperature or task.temperature
         self._carrier = Carrier(None)
 
     def begin(self, training: Training) -> None:

@@ -176,7 +176,7 @@ class TrainStage(FitConfig, _TrainingStage):
 
 @dataclass(frozen=True)
 class FinetuneStage(TrainStage):
-    """Recover accuracy after pruning: a tenth of the usual learning rate, optionally learning from the dense parent."""
+    """Recover accuracy after pruning: a tenth of the usual learning rate, learning from the dense parent too."""
 
     stage: Literal["finetune"] = "finetune"  # type: ignore[assignment]
     epochs: Annotated[int, Ge(1), Doc("Passes over the training images.")] = 5
@@ -186,10 +186,18 @@ class FinetuneStage(TrainStage):
         Doc("Peak learning rate; default: a tenth of the one it was trained with by this optimizer, else 0.01."),
     ] = None  # type: ignore[assignment]
     teacher: Annotated[
-        str | None, Doc("Learn from this network too: a weights file, or `parent` for the one that was pruned.")
-    ] = None
+        str | None,
+        Doc(
+            "Learn from this network too: a weights file; `parent`: the one that was pruned; `auto`: that one if samples "
+            "have one class each and it is there; `none`: labels alone."
+        ),
+    ] = "auto"
     distill_weight: Annotated[float, Ge(0), Le(1), Doc("Weight of the teacher's part of the loss.")] = 0.5
-    distill_temperature: Annotated[float, Gt(0), Doc("Temperature of the softened scores.")] = 4.0
+    distill_temperature: Annotated[
+        float | None,
+        Gt(0),
+        Doc("Temperature of the softened scores; default: 10 where samples have one class, else 4."),
+    ] = None
 
 
 @dataclass(frozen=True)

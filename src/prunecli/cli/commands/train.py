@@ -19,7 +19,7 @@ def command() -> Command:
 
 def finetune_command() -> Command:
     """`prune finetune`."""
-    summary = "Recover accuracy after pruning, optionally learning from the dense parent (--teacher parent)."
+    summary = "Recover accuracy after pruning, learning from labels and from the dense parent."
     return _training_command("finetune", "finetuned", FinetuneStage, summary)
 
 

@@ -105,6 +105,9 @@ class Task(ABC):
         refused_settings: Training settings that would change an image but not its labels, or have no meaning.
         own_augmentation: What is done to training images instead, for the message.
         distillable: Whether there is a teacher's loss.
+        learns_from_parent: Whether finetuning learns from the network that was pruned unless told otherwise: where that
+            was measured to be better than more epochs in the same time (docs/benchmarks.md).
+        temperature: By which scores are softened for the teacher's loss unless told otherwise.
         refused_evaluations: Values of `--task` that do not fit the data set, with what it has and what to ask for.
     """
 
@@ -120,6 +123,8 @@ class Task(ABC):
     refused_settings: ClassVar[tuple[str, ...]] = ()
     own_augmentation: ClassVar[str] = ""
     distillable: ClassVar[bool] = True
+    learns_from_parent: ClassVar[bool] = False
+    temperature: ClassVar[float] = 4.0
     refused_evaluations: ClassVar[Mapping[str, tuple[str, str]]] = {"retrieval": ("no captions", "zeroshot")}
 
     def __init__(self, data: Described) -> None:
@@ -236,7 +241,7 @@ class Task(ABC):
                     f"--{name.replace('_', '-')} is for images with one class each; {self.data_name} has "
                     f"{self.own_augmentation}"
                 )
-        if not self.distillable and getattr(settings, "teacher", None):
+        if not self.distillable and getattr(settings, "teacher", None) not in (None, "auto", "none"):
             raise RecipeError(f"--teacher is for scores of classes; {self.data_name} has boxes: leave it out")
 
     def _without_classes(self) -> str:

@@ -52,6 +52,8 @@ class Classification(Task):
 
     name = "classification"
     figures = Accuracy
+    learns_from_parent = True
+    temperature = 10.0
 
     def loss(self, scores: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
         """Cross-entropy."""

@@ -96,11 +96,8 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
     task = space.judging.training_task()
     stage = dataclasses.replace(stage, lr=learning_rate(stage, loaded.manifest))
     _check_augmentation(space, stage, data, task)
-    teacher = space.lineage.teacher(stage.teacher) if isinstance(stage, FinetuneStage) and stage.teacher else None
-    learned_from = {}
-    if teacher is not None:
-        _check_teacher(space, teacher, task)
-        learned_from = {"teacher's sha256": teacher.sha256}
+    teacher = _teacher(space, stage, task)
+    learned_from = {"teacher's sha256": teacher.sha256} if teacher is not None else {}
     if data.labels:
         rows = [(label.value, label.name, label.share) for label in data.labels]
         space.sink.aside(label_table(rows, _CLASSIFIED.get(data.task, "texts")))
@@ -147,6 +144,33 @@ def _hooks(space: Workspace, stage: TrainStage, task: Task, teacher: LoadedModel
         network = space.judging.classifier(teacher.model)
         hooks.append(Distillation(network, task, stage.distill_weight, stage.distill_temperature))
     return hooks
+
+
+def _teacher(space: Workspace, stage: TrainStage, task: Task) -> LoadedModel | None:
+    """The network to learn from, if any.
+
+    Raises:
+        ModelError: The one that was named cannot be used.
+    """
+    if not isinstance(stage, FinetuneStage) or stage.teacher in (None, "none"):
+        return None
+    if stage.teacher != "auto":
+        return _checked_teacher(space, stage.teacher, task)
+    if not task.learns_from_parent or space.model().manifest.last("prune") is None:
+        return None
+    try:
+        teacher = _checked_teacher(space, "parent", task)
+    except ModelError as error:
+        space.sink.note(f"learns from labels alone: {error}")
+        return None
+    space.sink.note(f"learns from {teacher.name} too, which was pruned; --teacher none for labels alone")
+    return teacher
+
+
+def _checked_teacher(space: Workspace, name: str, task: Task) -> LoadedModel:
+    teacher = space.lineage.teacher(name)
+    _check_teacher(space, teacher, task)
+    return teacher
 
 
 def _check_teacher(space: Workspace, teacher: LoadedModel, task: Task) -> None:
