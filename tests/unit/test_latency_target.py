@@ -1,4 +1,4 @@
-"""`--latency`: what layers cost in time, widths that are fast, and a target that is reached although times are noisy."""
+"""`--latency`: what layers cost in time, widths that are fast, and a target that is reached by noisy times."""
 
 from __future__ import annotations
 

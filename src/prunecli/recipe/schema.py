@@ -188,8 +188,8 @@ class FinetuneStage(TrainStage):
     teacher: Annotated[
         str | None,
         Doc(
-            "Learn from this network too: a weights file; `parent`: the one that was pruned; `auto`: that one if samples "
-            "have one class each and it is there; `none`: labels alone."
+            "Learn from this network too: a weights file; `parent`: the one that was pruned; `auto`: that one where "
+            "samples have one class each, if it is there; `none`: labels alone."
         ),
     ] = "auto"
     distill_weight: Annotated[float, Ge(0), Le(1), Doc("Weight of the teacher's part of the loss.")] = 0.5
