@@ -97,7 +97,12 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
     stage = dataclasses.replace(stage, lr=learning_rate(stage, loaded.manifest))
     _check_augmentation(space, stage, data, task)
     teacher = _teacher(space, stage, task)
-    learned_from = {"teacher's sha256": teacher.sha256} if teacher is not None else {}
+    learned_from = {}
+    if isinstance(stage, FinetuneStage):  # what "auto" came to is part of the history
+        named = "parent" if stage.teacher == "auto" else stage.teacher
+        stage = dataclasses.replace(stage, teacher=named if teacher is not None else None)
+    if teacher is not None:
+        learned_from = {"teacher's sha256": teacher.sha256}
     if data.labels:
         rows = [(label.value, label.name, label.share) for label in data.labels]
         space.sink.aside(label_table(rows, _CLASSIFIED.get(data.task, "texts")))
@@ -163,7 +168,7 @@ def _teacher(space: Workspace, stage: TrainStage, task: Task) -> LoadedModel | N
     except ModelError as error:
         space.sink.note(f"learns from labels alone: {error}")
         return None
-    space.sink.note(f"learns from {teacher.name} too, which was pruned; --teacher none for labels alone")
+    space.sink.note(f"learns from its parent {teacher.name} too (--teacher none: from labels alone)")
     return teacher
 
 
