@@ -56,7 +56,7 @@ def targets(dense: nn.Module, example: torch.Tensor, rounds: int, runs: int) -> 
 
 
 def widths(dense: nn.Module, example: torch.Tensor, rounds: int) -> list[dict[str, Any]]:
-    """Removes equal shares of all widths, rounded to multiples of 8 or to widths that are fast, and times them in turns."""
+    """Removes equal shares of all widths, rounded to multiples of 8 or to widths that are fast; times all in turns."""
     params = StructuralParams(scope="local")
     ranking = rank(dense, PruneRequest(method="l1", params=params, example_inputs=example))
     groups = list(ranking.groups)
