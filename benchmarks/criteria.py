@@ -75,6 +75,18 @@ SETTINGS = {
         80,
         images=2000,
     ),
+    "vit": Setting(
+        "timm:vit_tiny_r_s16_p8_224",
+        DataSection(name="cluttered-mnist", batch_size=32),
+        TrainStage(epochs=2, optimizer="adamw", lr=2e-3, weight_decay=0.05, warmup_epochs=1, clip_grad=1.0),
+        FinetuneStage(lr=5e-4, optimizer="adamw", weight_decay=0.05, clip_grad=1.0, schedule="constant"),
+        "l1,taylor,obs-greedy,best",
+        (0.5,),
+        2,
+        80,
+        {"img_size": 48, "patch_size": 2, "embed_dim": 64, "depth": 4, "num_heads": 4},
+        images=2000,
+    ),
     "digits": Setting(
         "cifar:resnet20",
         DataSection(name="digits"),
@@ -139,7 +151,7 @@ def main() -> None:
     parser.add_argument("--ratios", type=float, nargs="+")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--methods")
-    parser.add_argument("--compensations", nargs="+", choices=(*COMPENSATIONS, "bias"), default=COMPENSATIONS)
+    parser.add_argument("--compensations", nargs="+", choices=(*COMPENSATIONS, "bias", "auto"), default=COMPENSATIONS)
     parser.add_argument("--tables", type=Path, nargs="+")
     arguments = parser.parse_args()
     if arguments.tables:
