@@ -20,12 +20,12 @@ from prunecli.copying import copied
 from prunecli.measure.counts import count_macs
 from prunecli.measure.environment import describe_environment
 from prunecli.measure.latency import Execution, time_paired
-from prunecli.methods.allocation import Demand, allocate, allowed_units
-from prunecli.methods.layer_costs import LayerCosts, thinned
+from prunecli.methods.allocation import Demand, allocate
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.ranking import rank
 from prunecli.methods.request import PruneRequest
 from prunecli.methods.structural import prune_structural
+from prunecli.methods.widths import widths_of
 from prunecli.models.catalog import build
 from prunecli.surgery.removal.slice import remove
 
@@ -60,10 +60,8 @@ def widths(dense: nn.Module, example: torch.Tensor, rounds: int) -> list[dict[st
     params = StructuralParams(scope="local")
     ranking = rank(dense, PruneRequest(method="l1", params=params, example_inputs=example))
     groups = list(ranking.groups)
-    allowed = allowed_units(groups, params, {group.name: group.channels for group in groups})
-    allowed = {name: thinned(numbers) for name, numbers in allowed.items()}
-    costs = LayerCosts(dense, groups, "latency", example, allowed)
-    fast = {name: costs.worthwhile(name, numbers) for name, numbers in allowed.items()}
+    channels = {group.name: group.channels for group in groups}
+    fast = widths_of(dense, groups, params, "latency", example, channels).fast
     whole = count_macs(dense, example).total
     rows = []
     for ratio in RATIOS:
@@ -77,8 +75,8 @@ def widths(dense: nn.Module, example: torch.Tensor, rounds: int) -> list[dict[st
         timing = time_paired(networks, [example] * 3, rounds=rounds)
         row: dict[str, Any] = {"ratio": ratio}
         for place, name in enumerate(("by_8", "fast"), start=1):
-            channels, macs = figures[place - 1]
-            row[name] = {"channels": channels, "macs": macs, "latency": timing.ratios[place]}
+            kept, macs = figures[place - 1]
+            row[name] = {"channels": kept, "macs": macs, "latency": timing.ratios[place]}
             row[name]["interval"] = timing.ratio_intervals[place]
         rows.append(row)
         print(json.dumps(row), flush=True)

@@ -17,9 +17,9 @@ from prunecli.engine.hooks import State
 from prunecli.engine.optimizer import KeptPositions
 from prunecli.errors import MethodError, ModelError, VerificationError
 from prunecli.measure.counts import count_macs, parameter_count
-from prunecli.methods.allocation import Allocation, Demand, allocate, allowed_units
+from prunecli.methods.allocation import Allocation, Demand, allocate
 from prunecli.methods.consequence import Consequences, measure_curves
-from prunecli.methods.layer_costs import LayerCosts, thinned
+from prunecli.methods.layer_costs import LayerCosts
 from prunecli.methods.outcome import Pruned, PruneReport
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.ranking import Ranking, score, select, why_nothing
@@ -31,6 +31,7 @@ from prunecli.methods.retention import LossBound, ratios_by_variation, retention
 from prunecli.methods.schedule import amounts
 from prunecli.methods.selection import ratios_by_group, with_scope
 from prunecli.methods.targets import Plan, Ruler, target_of
+from prunecli.methods.widths import widths_of
 from prunecli.registry import imported
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.proof.verify import faulty_groups, verify
@@ -316,9 +317,14 @@ class _Run:
     def _allocate(self, scores: dict[str, Tensor], amount: float, part: float) -> Allocation:
         own = {name: ratio * part for name, ratio in self._own.items()} or None
         dense = {name: self._dense[name] for name in scores}
-        costs, allowed = self._costs(dense, measured := self._params.scope == "measured" and not own)
-        consequences = self._consequences(scores, dense, costs, allowed) if measured and costs is not None else None
-        widths = allowed if self._times_widths() else {}
+        kind = self._target.kind if self._target is not None else None
+        inputs = self._request.example_inputs
+        widths = widths_of(self.network, self._groups, self._params, kind, inputs, dense)
+        if widths.fast:
+            self.clock.lap("time layers")
+        consequences = None
+        if widths.costs is not None and self._params.scope == "measured" and not own:
+            consequences = self._consequences(scores, dense, widths.allowed, widths.costs)
         # Groups that can shrink no further count as earlier steps left them; the others make up for it.
         done = {name: width for name, width in self._left.items() if name not in dense}
         total, open_ = sum(self._dense[name] for name in done) + sum(dense.values()), sum(dense.values())
@@ -327,7 +333,7 @@ class _Run:
             if done and open_ and self._params.scope != "local":
                 rest = (1 - ratio) * total - sum(done.values())
                 ratio = min(1.0, max(0.0, 1 - rest / open_))
-            return allocate(self._groups, scores, self._params, Demand(ratio, own, dense, consequences, widths))
+            return allocate(self._groups, scores, self._params, Demand(ratio, own, dense, consequences, widths.fast))
 
         if self._retention and self._groups:
             allocation = self._retained(scores, plan, dense)
@@ -340,32 +346,12 @@ class _Run:
             self._calibration.found["expected_difference"] = consequences.expected(units)
         return allocation
 
-    def _times_widths(self) -> bool:
-        """Whether widths are those that this machine runs fast, rather than multiples of a number."""
-        return self._target is not None and self._target.kind == "latency" and not self._params.round_to
-
-    def _costs(self, dense: dict[str, int], measured: bool) -> tuple[LayerCosts | None, dict[str, list[int]]]:
-        """What channels of the present network cost, where that is needed, and how many each group may keep."""
-        allowed = allowed_units(self._groups, self._params, dense)
-        if not measured and not self._times_widths():
-            return None, allowed
-        kind = self._target.kind if self._target is not None else "channels"
-        if kind == "latency":
-            allowed = {name: thinned(numbers) for name, numbers in allowed.items()}
-        costs = LayerCosts(
-            self.network,
-            self._groups,
-            kind if kind in ("channels", "params", "latency") else "macs",
-            self._request.example_inputs,
-            allowed,
-        )
-        if self._times_widths():
-            allowed = {name: costs.worthwhile(name, numbers) for name, numbers in allowed.items()}
-            self.clock.lap("time layers")
-        return costs, allowed
-
     def _consequences(
-        self, scores: dict[str, Tensor], dense: dict[str, int], costs: LayerCosts, allowed: dict[str, list[int]]
+        self,
+        scores: dict[str, Tensor],
+        dense: dict[str, int],
+        allowed: Mapping[str, Sequence[int]],
+        costs: LayerCosts,
     ) -> Consequences:
         """What it does to the present network to cut each group."""
         batches = self._repair.inputs
