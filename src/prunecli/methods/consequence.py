@@ -24,6 +24,7 @@ from prunecli.methods.layer_costs import LayerCosts
 from prunecli.methods.likeness import Judge, NotComparable, divided
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.removal.compensate import Readings
+from prunecli.surgery.removal.head_basis import concentrated
 from prunecli.surgery.removal.slice import kept_positions, remove, without_copies
 
 _SHARES = (0.25, 0.5, 0.7, 0.85)
@@ -123,16 +124,17 @@ def measure_curves(
         raise MethodError("--scope measured judges layers on data: choose a data set with --data")
     fitted, held_out = divided(given)
     judge = Judge(model, _at_most(held_out, _JUDGED))
+    ranked = {name: torch.sort(values, descending=True, stable=True).indices for name, values in scores.items()}
+    model, _ = concentrated(model, groups, ranked, fitted)
     shrinking = [group for group in groups if group.units > 1]
     readings = Readings(model, groups, {group.name: torch.arange(group.units - 1) for group in shrinking}, fitted)
     curves: dict[str, Curve] = {}
     for group in groups:
-        ranked = torch.sort(scores[group.name], descending=True, stable=True).indices
         least = fewest[group.name]
         widths = sorted({least, *(max(least, round(group.units * (1 - share))) for share in _SHARES)} - {group.units})
         losses: list[float] = []
         for count in widths:
-            keep = {group.name: ranked[:count].sort().values}
+            keep = {group.name: ranked[group.name][:count].sort().values}
             kept = kept_positions(model, groups, keep)
             trial = copied(model, without_copies(model, groups, kept))
             remove(trial, groups, keep)

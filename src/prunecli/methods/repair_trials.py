@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import get_args
@@ -16,7 +16,9 @@ from prunecli.methods.likeness import Judge, divided
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.reconstruction.reconstruct import Reconstructed, reconstruct
 from prunecli.surgery.removal.compensate import Compensation, Folding, Readings
+from prunecli.surgery.removal.head_basis import concentrated, kept_first
 from prunecli.surgery.removal.recalibrate import recalibrate_batchnorm
+from prunecli.surgery.removal.slice import remove
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Compensator:
         self._removal, self._batches = removal, batches
         self._second = any(kind in ("ls", "reconstruct") for kind in kinds)
         self._readings: Readings | None = None
+        self._mixed: dict[str, Tensor] = {}
 
     def __call__(
         self, network: nn.Module, kind: Compensation, *, recalibrated: bool
@@ -83,12 +86,15 @@ class Compensator:
         assert kind != "auto", "that is decided elsewhere"
         if kind == "none":
             return 0, None
-        removal = self._removal
         if self._readings is None:
-            self._readings = Readings(removal.dense, removal.groups, removal.keep, self._batches, second=self._second)
+            self._prepare()
+            assert self._readings is not None
+        removal = self._removal
+        _assign(network, self._mixed)
         # With new statistics to come, a constant shift before a normalisation does not matter.
         folding: Folding = "ls" if kind == "reconstruct" else kind
         adjusted = self._readings.fold(network, folding, intercept=recalibrated or kind == "reconstruct")
+        adjusted = max(adjusted, len({name.rpartition(".")[0] for name in self._mixed}))
         if kind != "reconstruct":
             return adjusted, None
         done = reconstruct(
@@ -101,6 +107,25 @@ class Compensator:
             statistics=recalibrated,
         )
         return max(adjusted, len(done.solved)), done
+
+    def _prepare(self) -> None:
+        """Mixes dimensions of heads so that those that were removed matter least, and measures the dense network."""
+        removal = self._removal
+        dense, names = concentrated(
+            removal.dense, removal.groups, kept_first(removal.groups, removal.keep), self._batches
+        )
+        if names:
+            cut = copied(dense)
+            remove(cut, removal.groups, removal.keep)
+            self._mixed = {name: cut.get_parameter(name).detach() for name in names}
+            self._removal = removal = replace(removal, dense=dense)
+        self._readings = Readings(removal.dense, removal.groups, removal.keep, self._batches, second=self._second)
+
+
+def _assign(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            network.get_parameter(name).copy_(tensor)
 
 
 @dataclass(frozen=True)
