@@ -61,7 +61,7 @@ def widths(dense: nn.Module, example: torch.Tensor, rounds: int) -> list[dict[st
     ranking = rank(dense, PruneRequest(method="l1", params=params, example_inputs=example))
     groups = list(ranking.groups)
     channels = {group.name: group.channels for group in groups}
-    fast = widths_of(dense, groups, params, "latency", example, channels).fast
+    fast = widths_of(dense, groups, params, "latency", example, channels).chosen
     whole = count_macs(dense, example).total
     rows = []
     for ratio in RATIOS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,11 +21,13 @@ Finetuned = Callable[..., tuple[bytes, str]]
 
 @pytest.fixture
 def finetuned(prune: Prune, tmp_path: Path) -> Finetuned:
-    """Prunes a network and finetunes it with some more options; returns the first weight and what was said."""
-    torch.manual_seed(0)
-    loaded = load_reference("cifar:resnet20", num_classes=10, in_chans=1)
-    loaded.manifest.architecture.input_shape = (1, 8, 8)
-    save(tmp_path / "dense.safetensors", loaded.model, loaded.manifest)
+    """Trains and prunes a network and finetunes it with more options; returns the first weight and what was said."""
+    words = ["train", "cifar:resnet20", "--epochs", "4", "--lr", "0.05", "--data", f"npz:{FEW_DIGITS}"]
+    assert prune(*words, "--batch-size", "64", "-o", "dense.safetensors").code == 0
+    return _finetuned(prune, tmp_path)
+
+
+def _finetuned(prune: Prune, folder: Path) -> Finetuned:
     words = ["l1", "dense.safetensors", "--data", f"npz:{FEW_DIGITS}", "--latency-rounds", "2", "-o", "p.safetensors"]
     done = prune(*words)
     assert done.code == 0, done.err
@@ -32,7 +35,7 @@ def finetuned(prune: Prune, tmp_path: Path) -> Finetuned:
     def run(*options: str, model: str = "p.safetensors") -> tuple[bytes, str]:
         done = prune("finetune", model, *TRAINED, *options, "--force", "-o", "f.safetensors")
         assert done.code == 0, done.err
-        return load_file(tmp_path / "f.safetensors")["conv1.weight"].numpy().tobytes(), done.err
+        return load_file(folder / "f.safetensors")["conv1.weight"].numpy().tobytes(), done.err
 
     return run
 
@@ -49,6 +52,7 @@ def test_the_parent_teaches_where_it_is_there(finetuned: Finetuned, tmp_path: Pa
     assert named == weights and "learns from" not in said
     alone, said = finetuned("--teacher", "none")
     assert alone != weights and "learns from" not in said and _recorded(tmp_path) is None
+    assert manifest_of(tmp_path / "f.safetensors")[0].history[-1].settings["distill_temperature"] == 10
     softer, _ = finetuned("--distill-temperature", "2")
     assert softer not in (weights, alone)
     (tmp_path / "dense.safetensors").unlink()
@@ -60,3 +64,23 @@ def test_the_parent_teaches_where_it_is_there(finetuned: Finetuned, tmp_path: Pa
 def test_a_network_that_was_not_pruned_has_no_teacher(finetuned: Finetuned, tmp_path: Path) -> None:
     _, said = finetuned(model="dense.safetensors")
     assert "learns from" not in said and _recorded(tmp_path) is None
+
+
+def test_a_parent_that_knows_nothing_does_not_teach(prune: Prune, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    loaded = load_reference("cifar:resnet20", num_classes=10, in_chans=1)
+    loaded.manifest.architecture.input_shape = (1, 8, 8)
+    save(tmp_path / "dense.safetensors", loaded.model, loaded.manifest)
+    finetuned = _finetuned(prune, tmp_path)
+    weights, said = finetuned()
+    assert "learns from labels alone: its parent dense.safetensors does not know these classes" in said
+    assert _recorded(tmp_path) is None and weights == finetuned("--teacher", "none")[0]
+    assert weights != finetuned("--teacher", "parent")[0]
+
+
+def test_a_parent_that_knows_other_classes_does_not_teach(finetuned: Finetuned, tmp_path: Path) -> None:
+    arrays = dict(np.load(FEW_DIGITS))
+    arrays |= {name: 9 - arrays[name] for name in ("y_train", "y_test")}
+    np.savez(tmp_path / "other.npz", **arrays)
+    _, said = finetuned("--data", "npz:other.npz")
+    assert "its parent dense.safetensors does not know these classes" in said

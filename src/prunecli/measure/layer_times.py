@@ -55,6 +55,7 @@ def time_layers(model: nn.Module, inputs: Inputs) -> LayerTimes:
             call(network, fitted(inputs, network))
             for name, seconds in watch.seconds.items():
                 best[name] = min(seconds, best.get(name, seconds))
+    watch.start()  # lets what was written go
     return LayerTimes(best, watch.inputs, watch.follows)
 
 
@@ -68,28 +69,38 @@ def width_curve(layer: nn.Module, example: Tensor, dim: int, widths: Sequence[in
         widths: Numbers of channels, not more than there are.
 
     Returns:
-        Shape (widths,); None for layers other than plain and depthwise convolutions and linear ones.
+        Shape (widths,); None for layers other than plain and depthwise convolutions and linear ones of torch itself.
     """
-    if not isinstance(layer, (*_CONVOLUTIONS, nn.Linear)) or dim > 1:
+    if not _is_plain(layer) or dim > 1:
         return None
+    assert isinstance(layer, (*_CONVOLUTIONS, nn.Linear))
     depthwise = isinstance(layer, _CONVOLUTIONS) and 1 < layer.groups == layer.in_channels == layer.out_channels
     if isinstance(layer, _CONVOLUTIONS) and layer.groups > 1 and not depthwise:
         return None
     device = model_device(layer)
     along = -1 if isinstance(layer, nn.Linear) else example.dim() - layer.weight.dim() + 1
-    narrower = [_narrowed(layer, dim, width, depthwise=depthwise) for width in widths]
-    given = [
-        example.narrow(along, 0, width).contiguous() if dim == 1 or depthwise else example.contiguous()
-        for width in widths
-    ]
     best = np.full(len(widths), np.inf)
     with torch.inference_mode():
-        for _ in range(_PASSES // 2):  # in turns, so that a busy moment does not fall on one width alone
-            for place, (module, tensor) in enumerate(zip(narrower, given, strict=True)):
+        for place, width in enumerate(widths):  # one by one, since all would take much memory
+            narrow = _narrowed(layer, dim, width, depthwise=depthwise)
+            read = example.narrow(along, 0, width) if dim == 1 or depthwise else example
+            read = read.contiguous()
+            for _ in range(_PASSES // 2):
                 start = _now(device)
-                module(tensor)
+                narrow(read)
                 best[place] = min(best[place], _now(device) - start)
     return best
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer computes what torch's own class does, from a weight and a bias that are its parameters."""
+    return (
+        type(layer).forward in {kind.forward for kind in (*_CONVOLUTIONS, nn.Linear)}
+        and set(layer._parameters) == {"weight", "bias"}
+        and layer._parameters["weight"] is not None
+        and not layer._forward_pre_hooks
+        and not layer._forward_hooks
+    )
 
 
 def _narrowed(layer: Any, dim: int, width: int, *, depthwise: bool) -> nn.Module:
@@ -123,7 +134,7 @@ class _Stopwatch:
     def start(self) -> None:
         """Begins a new pass."""
         self.seconds: dict[str, float] = {}
-        self._writers: dict[int, str] = {}  # by address of what was written
+        self._writers: dict[int, tuple[str, Tensor]] = {}  # by address of what was written, which has to stay taken
         self._open: list[tuple[str, float]] = []
         self._inside = [0.0]
 
@@ -135,7 +146,7 @@ class _Stopwatch:
             if not list(module.parameters(recurse=False)):
                 source = next((w for t in tensors if (w := self._writers.get(t.data_ptr())) is not None), None)
                 if source is not None:
-                    self.follows[name] = source
+                    self.follows[name] = source[0]
             self._inside.append(0.0)
             self._open.append((name, _now(self._device)))
 
@@ -149,7 +160,7 @@ class _Stopwatch:
             self._inside[-1] += end - start
             writer = name if list(module.parameters(recurse=False)) else self.follows.get(name)
             if writer is not None:
-                self._writers |= {tensor.data_ptr(): writer for tensor in output_tensors(output)}
+                self._writers |= {tensor.data_ptr(): (writer, tensor) for tensor in output_tensors(output)}
 
         return hook
 

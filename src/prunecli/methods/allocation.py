@@ -168,6 +168,8 @@ class _Limits:
                 f"its {self.dense_units} units cannot shrink (rounding to {self.rounding}, minimum {params.min_width})"
             )
         if count == self.dense_units:
+            if self.widths:
+                return "no narrower width that was timed is nearer to its share, or costs less on trial"
             if params.scope == "local" or params.layer_ratio:
                 return f"rounding to multiples of {self.rounding} keeps its full width"
             if params.scope == "measured":

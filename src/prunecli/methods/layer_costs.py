@@ -26,7 +26,7 @@ from prunecli.surgery.groups import ChannelGroup
 Units = Mapping[str, "float | NDArray[Any]"]
 """Units of each group; of one of them there may be several numbers at once."""
 _POINTS = 16
-"""Widths of a layer that are timed, at most."""
+"""Widths of a layer that are timed, at most, beside the first and the last."""
 _ALIKE = 1.02
 """Times closer than this are the same."""
 
@@ -39,11 +39,13 @@ class _Dimension:
         fixed: Entries of no group.
         per_unit: Entries for each unit, by group.
         curve: Sizes, and what the cost is multiplied by with each; None: the size itself.
+        written: Whether these are channels that the layer writes or passes on, rather than reads.
     """
 
     fixed: int
     per_unit: dict[str, int] = field(default_factory=dict)
     curve: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    written: bool = False
 
     def size(self, units: Units) -> NDArray[np.float64]:
         return np.asarray(
@@ -109,14 +111,20 @@ class LayerCosts:
         return np.add.reduce(costs) if costs else np.zeros(len(numbers))
 
     def worthwhile(self, name: str, numbers: Sequence[int]) -> list[int]:
-        """Those numbers of units than which no greater one costs about as little, the other groups whole."""
+        """Those numbers of units than which no greater one costs about as little, the other groups whole.
+
+        The least is always among them, and so are all where nothing is known about their costs.
+        """
         costs = self.prices(name, np.asarray(numbers), {})
+        if not costs.any():
+            return list(numbers)
         least_above = np.append(np.minimum.accumulate(costs[::-1])[::-1][1:], np.inf)
-        return [number for number, less in zip(numbers, costs * _ALIKE < least_above, strict=True) if less]
+        less = costs * _ALIKE < least_above
+        return [number for place, number in enumerate(numbers) if less[place] or place == 0]
 
 
 def _terms(model: nn.Module, groups: Sequence[ChannelGroup], macs: Mapping[str, int] | None) -> list[_Term]:
-    by_tensor = _shapes(model, groups)
+    by_tensor = _shapes(model, groups, tied=True)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if macs is not None:
         for name, term in by_tensor.items():
@@ -124,8 +132,8 @@ def _terms(model: nn.Module, groups: Sequence[ChannelGroup], macs: Mapping[str, 
     return [term for term in by_tensor.values() if term.weight]
 
 
-def _shapes(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, _Term]:
-    """Tensors in which groups lie, by the first name of each."""
+def _shapes(model: nn.Module, groups: Sequence[ChannelGroup], *, tied: bool) -> dict[str, _Term]:
+    """Tensors in which groups lie, by name; those that are `tied` once, by their first name."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     first: dict[int, str] = {}
     terms: dict[str, _Term] = {}
@@ -134,10 +142,11 @@ def _shapes(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, _Term
             tensor = parameters.get(member.name)
             if tensor is None:
                 continue
-            name = first.setdefault(id(tensor), member.name)
+            name = first.setdefault(id(tensor), member.name) if tied else member.name
             if name not in terms:
                 terms[name] = _Term(1.0, [_Dimension(size) for size in tensor.shape])
             dimension, each = terms[name].dimensions[member.dim], member.index.shape[1]
+            dimension.written |= member.role != "consumer"
             if group.name not in dimension.per_unit:
                 dimension.per_unit[group.name] = each
                 dimension.fixed -= each * group.units
@@ -155,7 +164,7 @@ def _timed(
     """One term for each module that takes time: that of its largest tensor, and of modules without any that follow."""
     times = time_layers(model, inputs)
     largest: dict[str, _Term] = {}
-    for name, term in _shapes(model, groups).items():
+    for name, term in _shapes(model, groups, tied=False).items():
         module = name.rpartition(".")[0]
         if module not in largest or _entries(term, groups) > _entries(largest[module], groups):
             largest[module] = term
@@ -167,12 +176,13 @@ def _timed(
             continue
         dimensions = []
         for dim, dimension in enumerate(largest[source].dimensions):
-            if not dimension.per_unit or (source != module and dim != 0):
+            if not dimension.per_unit or (source != module and not dimension.written):
                 continue
             whole = float(dimension.size({group.name: group.units for group in groups}))
             curve = (np.array([0.0, whole]), np.array([0.0, 1.0]))
-            if source == module:
-                layer, example = model.get_submodule(module), times.inputs[module]
+            example = times.inputs.get(module)
+            if source == module and example is not None:
+                layer = model.get_submodule(module)
                 sizes = _measured_sizes(dimension, groups, allowed)
                 key = (repr(layer), tuple(example.shape), dim, tuple(sizes))
                 if key not in known and (measured := width_curve(layer, example, dim, sizes)) is not None:
@@ -201,9 +211,9 @@ def _measured_sizes(
 
 
 def thinned(numbers: Sequence[int]) -> list[int]:
-    """Not more of some numbers than are timed: multiples of as large a power of two as it takes, and the last."""
+    """As many of some numbers as are timed: multiples of a large enough power of two, the first and the last."""
     step, taken = 1, list(numbers)
-    while len(taken) > _POINTS + 1:
+    while len(taken) > _POINTS + 2:
         step *= 2
-        taken = [number for number in numbers if number % step == 0 or number == numbers[-1]]
+        taken = [number for number in numbers if number % step == 0 or number in (numbers[0], numbers[-1])]
     return taken

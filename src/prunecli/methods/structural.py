@@ -320,7 +320,7 @@ class _Run:
         kind = self._target.kind if self._target is not None else None
         inputs = self._request.example_inputs
         widths = widths_of(self.network, self._groups, self._params, kind, inputs, dense)
-        if widths.fast:
+        if widths.chosen:
             self.clock.lap("time layers")
         consequences = None
         if widths.costs is not None and self._params.scope == "measured" and not own:
@@ -333,7 +333,7 @@ class _Run:
             if done and open_ and self._params.scope != "local":
                 rest = (1 - ratio) * total - sum(done.values())
                 ratio = min(1.0, max(0.0, 1 - rest / open_))
-            return allocate(self._groups, scores, self._params, Demand(ratio, own, dense, consequences, widths.fast))
+            return allocate(self._groups, scores, self._params, Demand(ratio, own, dense, consequences, widths.chosen))
 
         if self._retention and self._groups:
             allocation = self._retained(scores, plan, dense)

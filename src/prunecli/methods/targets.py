@@ -166,7 +166,7 @@ class Ruler:
         """
         most = plan(1.0)
         least_share = self.share(model, groups, most)
-        if least_share > 1:
+        if least_share > 1 and self.kind in SPIKE_TARGETS:
             raise TargetError(
                 f"--{self.kind} {share:g} cannot be reached: the network hardly does anything, and a repaired "
                 f"smaller one {least_share:.1f} times its {_NAMES[self.kind]}; train it first"
@@ -202,7 +202,9 @@ class Ruler:
         Bisection would never return from one wrong turn. Widths that come out again are measured again, and count with
         the mean. Where many layers change their width at one ratio, some do and some do not.
         """
-        tried = {0.0: _Trial(plan(0.0), [1.0]), 1.0: _Trial(most[0], [most[1]])}
+        # In later steps of a schedule, the present network takes less than the dense one.
+        present = 1.0 if parameter_count(model) == parameter_count(self._dense) else self.measure(model)
+        tried = {0.0: _Trial(plan(0.0), [present]), 1.0: _Trial(most[0], [most[1]])}
         for _ in range(_TRIALS[self.kind]):
             ratios = np.array(sorted(tried))
             falling = np.minimum.accumulate([tried[ratio].mean for ratio in ratios])
@@ -210,7 +212,7 @@ class Ruler:
             allocation = plan(ratio)
             trial = next((known for known in tried.values() if known.same(allocation)), None)
             if trial is not None and len(trial.shares) > 1:
-                above = max(place for place, known in tried.items() if known.mean >= share)
+                above = max((place for place, known in tried.items() if known.mean >= share), default=0.0)
                 below = min((place for place, known in tried.items() if place > above), default=above)
                 allocation = _mixed(tried[above].allocation, tried[below].allocation, ratio, above, below)
                 trial = next((known for known in tried.values() if known.same(allocation)), None)

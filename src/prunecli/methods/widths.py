@@ -20,12 +20,13 @@ class Widths:
 
     Attributes:
         allowed: Numbers of units that each group may keep, ascending.
-        fast: Those of them that this machine runs fast, where the target is time; else empty.
+        chosen: The same where the target is time, and these are fewer than rounding and bounds allow: those that were
+            timed and, unless rounding was asked for, that this machine runs fast; else empty.
         costs: What they cost; None where nobody asks.
     """
 
     allowed: Mapping[str, Sequence[int]]
-    fast: Mapping[str, Sequence[int]]
+    chosen: Mapping[str, Sequence[int]]
     costs: LayerCosts | None
 
 
@@ -48,13 +49,13 @@ def widths_of(
         dense: Channels of each group before anything was removed.
     """
     allowed = allowed_units(groups, params, dense)
-    by_time = target == "latency" and not params.round_to
-    if not by_time and params.scope != "measured":
+    timed = target == "latency"
+    if params.scope != "measured" and not (timed and not params.round_to):
         return Widths(allowed, {}, None)
-    if target == "latency":
+    if timed:
         allowed = {name: thinned(numbers) for name, numbers in allowed.items()}
     kind = {None: "channels", "params": "params", "latency": "latency"}.get(target, "macs")
     costs = LayerCosts(network, groups, kind, inputs, allowed)
-    if by_time:
+    if timed and not params.round_to:
         allowed = {name: costs.worthwhile(name, numbers) for name, numbers in allowed.items()}
-    return Widths(allowed, allowed if by_time else {}, costs)
+    return Widths(allowed, allowed if timed else {}, costs)

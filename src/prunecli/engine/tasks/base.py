@@ -106,7 +106,7 @@ class Task(ABC):
         own_augmentation: What is done to training images instead, for the message.
         distillable: Whether there is a teacher's loss.
         learns_from_parent: Whether finetuning learns from the network that was pruned unless told otherwise: where that
-            was measured to be better than more epochs in the same time (docs/benchmarks.md).
+            was measured to be better than more epochs in the same time (docs/finetuning.md).
         temperature: By which scores are softened for the teacher's loss unless told otherwise.
         refused_evaluations: Values of `--task` that do not fit the data set, with what it has and what to ask for.
     """

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from prunecli.checkpoint.durable import crash_point
 from prunecli.checkpoint.manifest import Manifest
 from prunecli.data.splits import DataSet
@@ -20,11 +18,11 @@ from prunecli.engine.holding import holding
 from prunecli.engine.hooks import Hook
 from prunecli.engine.tasks.base import Task
 from prunecli.engine.tracking import MetricsLog
-from prunecli.errors import ModelError, RecipeError
-from prunecli.inputs import call, logits
+from prunecli.errors import RecipeError
 from prunecli.models.loading import LoadedModel
 from prunecli.pipeline.fit_progress import FitProgress
 from prunecli.pipeline.resumption import identity_of, room_for, saved_states
+from prunecli.pipeline.stages.teacher import teacher_of
 from prunecli.pipeline.state import DEFAULT_DATA
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import FinetuneStage, TrainStage
@@ -96,13 +94,9 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
     task = space.judging.training_task()
     stage = dataclasses.replace(stage, lr=learning_rate(stage, loaded.manifest))
     _check_augmentation(space, stage, data, task)
-    teacher = _teacher(space, stage, task)
-    learned_from = {}
-    if isinstance(stage, FinetuneStage):  # what "auto" came to is part of the history
-        named = "parent" if stage.teacher == "auto" else stage.teacher
-        stage = dataclasses.replace(stage, teacher=named if teacher is not None else None)
-    if teacher is not None:
-        learned_from = {"teacher's sha256": teacher.sha256}
+    teacher = teacher_of(space, stage, task)
+    stage = _as_resolved(stage, teacher, task)
+    learned_from = {"teacher's sha256": teacher.sha256} if teacher is not None else {}
     if data.labels:
         rows = [(label.value, label.name, label.share) for label in data.labels]
         space.sink.aside(label_table(rows, _CLASSIFIED.get(data.task, "texts")))
@@ -151,54 +145,13 @@ def _hooks(space: Workspace, stage: TrainStage, task: Task, teacher: LoadedModel
     return hooks
 
 
-def _teacher(space: Workspace, stage: TrainStage, task: Task) -> LoadedModel | None:
-    """The network to learn from, if any.
-
-    Raises:
-        ModelError: The one that was named cannot be used.
-    """
-    if not isinstance(stage, FinetuneStage) or stage.teacher in (None, "none"):
-        return None
-    if stage.teacher != "auto":
-        return _checked_teacher(space, stage.teacher, task)
-    if not task.learns_from_parent or space.model().manifest.last("prune") is None:
-        return None
-    try:
-        teacher = _checked_teacher(space, "parent", task)
-    except ModelError as error:
-        space.sink.note(f"learns from labels alone: {error}")
-        return None
-    space.sink.note(f"learns from its parent {teacher.name} too (--teacher none: from labels alone)")
-    return teacher
-
-
-def _checked_teacher(space: Workspace, name: str, task: Task) -> LoadedModel:
-    teacher = space.lineage.teacher(name)
-    _check_teacher(space, teacher, task)
-    return teacher
-
-
-def _check_teacher(space: Workspace, teacher: LoadedModel, task: Task) -> None:
-    shape, network = "x".join(map(str, space.inputs.shape())), space.judging.classifier(teacher.model)
-    expected = space.data().num_classes
-    try:
-        with torch.no_grad():
-            outputs = logits(call(network.cpu().eval(), space.inputs.example())).shape[task.class_dimension]
-            if task.rounded_up:
-                own = space.judging.classifier().cpu().eval()
-                expected = logits(call(own, space.inputs.example())).shape[task.class_dimension]
-    except (RuntimeError, ValueError, IndexError) as error:
-        noun = space.inputs.noun
-        raise ModelError(f"--teacher does not run on {shape} {noun}; give a network for the same data") from error
-    theirs, ours = teacher.manifest.vocabulary, space.vocabulary()
-    if theirs is not None and theirs != ours:
-        raise ModelError(f"--teacher has learned another vocabulary than {space.model().name}; give one with the same")
-    spoken, read = teacher.manifest.tokenizer, space.tokenizer()
-    if spoken is not None and (read is None or spoken.definition != read.definition):
-        name = space.model().name
-        raise ModelError(f"--teacher has learned with another tokenizer than {name}; give one with the same")
-    if outputs != expected:
-        raise ModelError(f"--teacher has {outputs} outputs, not {expected}; give one for the same data")
+def _as_resolved(stage: TrainStage, teacher: LoadedModel | None, task: Task) -> TrainStage:
+    """The stage as the history tells it: what "auto" came to, and the temperature."""
+    if not isinstance(stage, FinetuneStage):
+        return stage
+    named = None if teacher is None else "parent" if stage.teacher == "auto" else stage.teacher
+    temperature = stage.distill_temperature or task.temperature
+    return dataclasses.replace(stage, teacher=named, distill_temperature=temperature)
 
 
 def learning_rate(stage: TrainStage, manifest: Manifest) -> float:

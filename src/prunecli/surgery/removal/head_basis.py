@@ -10,28 +10,32 @@ not what a dimension happens to hold, but the least of all that can be taken awa
   to all keys moves all scores of a query alike, which softmax does not see.
 - With covariances O'O of what the projection W reads, and O W = U S V', values are multiplied by O^-1 U.
 
-What of this holds in a network is not guessed from its layers' names: it is done, and undone where outputs change.
+What of this holds in a network is not guessed from its layers' names: it is done, and undone where the output of a
+projection behind it changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunecli.copying import copied
-from prunecli.inputs import Inputs, output_tensors, run_batch, take_samples
+from prunecli.inputs import Inputs, run_batch, sample_count, take_samples
 from prunecli.modes import evaluating
 from prunecli.surgery.groups import ChannelGroup, Keep, Member, dropped_units
 from prunecli.surgery.taps import attended_positions, channels_last, counted_rows, is_layer, layer_input
 
 _RIDGE = 1e-6
 """The least variance of a head in any direction, relative to the mean."""
-_CLOSE = 1e-3
-"""How far outputs may move, relative to the largest, by rounding."""
+_CLOSE, _CLOSE_IN_HALF = 1e-3, 5e-2
+"""How far rounding may move what a projection gives, relative to its deviation; a wrong reading moves it more."""
+_IDLE = 1e-8
+"""A head whose second moments are less than this share of the largest is left as it is: there is nothing to order."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,19 @@ class _Side:
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two layers whose heads meet: queries and keys, or values and the projection that reads them."""
+    """Two layers whose heads meet: queries and keys, or values and the projection that reads them.
+
+    Attributes:
+        first: Queries or values.
+        second: Keys or the projection.
+        order: Dimensions of a head, in the order in which they are to matter.
+        reader: The projection behind both.
+    """
 
     first: _Side
     second: _Side
     order: Tensor
+    reader: str
 
     @property
     def names(self) -> frozenset[str]:
@@ -81,25 +93,29 @@ def concentrated(
     Returns:
         The copy and the names of the tensors that changed; the network itself where none did.
     """
-    pairs = [
-        pair
+    readings = [
+        _readings(model, group, order[group.name].cpu())
         for group in groups
         if group.kind == "head_dim" and group.name in order
-        for pair in _pairs(model, group, order[group.name].cpu())
     ]
+    pairs = [pair for ways in readings for way in ways for pair in way]
     if not pairs:
         return model, frozenset()
     with torch.no_grad(), evaluating(model):
         moments, few = _moments(model, pairs, batches)
         if few is None:
             return model, frozenset()
-        result, wanted = copied(model), _outputs(model, few)
-        bases = [(pair, basis) for pair in pairs if (basis := _basis(model, pair, moments)) is not None]
-        for pair, basis in bases:
-            _mix(result, pair, basis)
-        if not _gives(result, few, wanted):
-            bases = _harmless(model, result, bases, few, wanted)
-    return (result, frozenset().union(*(pair.names for pair, _ in bases))) if bases else (model, frozenset())
+        result, readers = copied(model), sorted({pair.reader for pair in pairs})
+        wanted = _given(model, few, readers)
+        bases = {id(pair): _basis(model, pair, moments) for pair in pairs}
+        changed: set[str] = set()
+        for ways in readings:
+            for way in ways:
+                done = [pair for pair in way if _mixed(result, pair, bases[id(pair)], few, wanted)]
+                changed.update(name for pair in done for name in pair.names)
+                if done:
+                    break
+    return (result, frozenset(changed)) if changed else (model, frozenset())
 
 
 def kept_first(groups: Sequence[ChannelGroup], keep: Keep) -> dict[str, Tensor]:
@@ -111,18 +127,19 @@ def kept_first(groups: Sequence[ChannelGroup], keep: Keep) -> dict[str, Tensor]:
     }
 
 
-def _pairs(model: nn.Module, group: ChannelGroup, order: Tensor) -> list[_Pair]:
-    """What may meet in a group of head dimensions; only trying shows whether it does."""
+def _readings(model: nn.Module, group: ChannelGroup, order: Tensor) -> list[list[_Pair]]:
+    """Ways to read a group's layers as queries, keys and values; only trying shows which is right, if any."""
     writers, readers = _sides(model, group, reads=False), _sides(model, group, reads=True)
-    if writers is None or readers is None or len(readers) > 1:
+    if not writers or not readers or len(readers) > 1:
         return []
-    heads = readers[0].positions.shape[1] if readers else None
-    parts = _parts(writers, group, heads)
-    if parts is None:
-        return []
-    queries_keys = [_Pair(parts[0], parts[1], order)] if len(parts) > 1 else []
-    values = [_Pair(parts[-1], readers[0], order)] if readers and len(parts) != 2 else []
-    return [*queries_keys, *values]
+    reader = readers[0]
+    ways = []
+    for parts in _parts(writers, group, reader.positions.shape[1]):
+        pairs = [_Pair(parts[-1], reader, order, reader.module)]
+        if len(parts) == 3:
+            pairs.insert(0, _Pair(parts[0], parts[1], order, reader.module))
+        ways.append(pairs)
+    return ways
 
 
 def _sides(model: nn.Module, group: ChannelGroup, *, reads: bool) -> list[_Side] | None:
@@ -143,30 +160,34 @@ def _sides(model: nn.Module, group: ChannelGroup, *, reads: bool) -> list[_Side]
     return sides
 
 
-def _parts(writers: Sequence[_Side], group: ChannelGroup, heads: int | None) -> list[_Side] | None:
-    """Queries, keys and values; queries and keys; or values alone; None if there are other numbers of them."""
-    if len(writers) > 1:
-        same = {side.positions.shape[1] for side in writers} == {heads or writers[0].positions.shape[1]}
-        return list(writers) if same and len(writers) == (3 if heads else 2) else None
-    if not writers:
-        return None
-    whole = writers[0]
-    count = whole.positions.shape[1]
-    several = count // heads if heads and count % heads == 0 else 2 if not heads and count % 2 == 0 else 0
-    if several not in (1, 2, 3) or (several == 2 and heads):
-        return None
-    each = count // several
-    own = (scale for scale in group.scales if f"{scale.module}.{scale.tensor}" == whole.tensors[0][0])
-    queries = {int(place) for scale in own for place in scale.positions.flatten()}
-    first = [int(whole.positions[0, column]) in queries for column in range(count)]
-    if any(first) and first != [True] * each + [False] * (count - each):  # head by head: query, key, value, query, ...
-        columns = [list(range(part, count, several)) for part in range(several)]
-    else:
-        columns = [list(range(part * each, (part + 1) * each)) for part in range(several)]
-    return [_Side(whole.module, whole.tensors, whole.positions[:, chosen]) for chosen in columns]
+def _parts(writers: Sequence[_Side], group: ChannelGroup, heads: int) -> list[list[_Side]]:
+    """Queries, keys and values, or values alone, in every order that they may have; none for other numbers of them."""
+    if len(writers) == 1:
+        whole = writers[0]
+        count = whole.positions.shape[1]
+        if count == heads:
+            return [[whole]]
+        if count != 3 * heads:
+            return []
+        # Part by part, or head by head: query, key, value, query, ...
+        columns = (
+            [range(part * heads, (part + 1) * heads) for part in range(3)],
+            [range(p, count, 3) for p in range(3)],
+        )
+        return [
+            [_Side(whole.module, whole.tensors, whole.positions[:, list(chosen)]) for chosen in three]
+            for three in columns
+        ]
+    if len(writers) != 3 or any(side.positions.shape[1] != heads for side in writers):
+        return []
+    queries = {scale.module for scale in group.scales}
+    ordered = sorted(writers, key=lambda side: side.module not in queries)
+    ways = [
+        [ordered[first], ordered[second], ordered[last]] for first, second, last in ((0, 1, 2), (0, 2, 1), (1, 2, 0))
+    ]
+    return ways[:2] if len(queries) == 1 else ways
 
 
-_Mixing = tuple[_Pair, tuple[Tensor, Tensor]]
 _Key = tuple[str, bool]
 """A layer, and whether what it reads is meant rather than what it writes."""
 
@@ -227,7 +248,7 @@ def _moments(
     few: Inputs | None = None
     try:
         for batch in batches:
-            few = take_samples(batch, 0, 2) if few is None else few
+            few = take_samples(batch, 0, 2) if few is None and sample_count(batch) else few
             attended[0] = attended_positions(batch)
             run_batch(model, batch)
     finally:
@@ -239,12 +260,13 @@ def _moments(
 def _basis(model: nn.Module, pair: _Pair, moments: Mapping[_Key, _Sums]) -> tuple[Tensor, Tensor] | None:
     """What each head's dimensions are multiplied by on the two sides, both of shape (heads, dimensions, dimensions)."""
     first, second = pair.first, pair.second
-    known = moments.get((second.module, True)) if second.reads else moments.get((first.module, False))
-    others = known if second.reads else moments.get((second.module, False))
-    if known is None or others is None or known.count == 0:
+    sums = [moments.get(key) for key in ((first.module, False), (second.module, second.reads))]
+    known = [one for one in sums if one is not None and one.count and bool(one.products.isfinite().all())]
+    if len(known) < 2:
         return None
     if second.reads:
-        root, inverse = _root(known.second(second.positions, centred=True))
+        covariances = known[1].second(second.positions, centred=True)
+        root, inverse = _root(covariances)
         (name, dim), *_ = second.tensors
         weight = model.get_parameter(name).detach().cpu().double().movedim(dim, 0)
         read = weight[second.positions.T].flatten(2)  # (heads, dimensions, outputs)
@@ -252,12 +274,20 @@ def _basis(model: nn.Module, pair: _Pair, moments: Mapping[_Key, _Sums]) -> tupl
         if left.shape[1] != left.shape[2]:
             return None  # a projection with fewer outputs than a head has dimensions
         size = root.square().sum((1, 2), keepdim=True).div(root.shape[1]).sqrt()
-        return inverse @ left * size, left.mT @ root / size
-    query, query_inverse = _root(known.second(first.positions, centred=False))
-    key, key_inverse = _root(others.second(second.positions, centred=True))
+        return _where_active([covariances], inverse @ left * size, left.mT @ root / size)
+    queries, keys = known[0].second(first.positions, centred=False), known[1].second(second.positions, centred=True)
+    (query, query_inverse), (key, key_inverse) = _root(queries), _root(keys)
     left, values, right = torch.linalg.svd(query @ key.mT)
     half = values.clamp_min(1e-12 * values.amax(1, keepdim=True)).sqrt().unsqueeze(1)
-    return query_inverse @ (left * half), (key_inverse @ (right.mT * half)).mT
+    return _where_active([queries, keys], query_inverse @ (left * half), (key_inverse @ (right.mT * half)).mT)
+
+
+def _where_active(moments: Sequence[Tensor], first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Bases of heads that do something; the identity for others."""
+    traces = [own.diagonal(dim1=1, dim2=2).sum(1) for own in moments]
+    active = torch.stack([trace > _IDLE * trace.max() for trace in traces]).all(0).reshape(-1, 1, 1)
+    same = torch.eye(first.shape[1], dtype=first.dtype)
+    return torch.where(active, first, same), torch.where(active, second, same)
 
 
 def _root(moments: Tensor) -> tuple[Tensor, Tensor]:
@@ -268,25 +298,24 @@ def _root(moments: Tensor) -> tuple[Tensor, Tensor]:
     return half.unsqueeze(2) * vectors.mT, vectors / half.unsqueeze(1)
 
 
-def _harmless(
-    model: nn.Module, result: nn.Module, bases: Sequence[_Mixing], inputs: Inputs, wanted: Sequence[Tensor]
-) -> list[_Mixing]:
-    """Leaves in `result` what changes no output, one after the other."""
-    _put(result, {name: model.get_parameter(name) for pair, _ in bases for name in pair.names})
-    harmless = []
-    for pair, basis in bases:
-        before = {name: result.get_parameter(name).clone() for name in pair.names}
-        _mix(result, pair, basis)
-        if _gives(result, inputs, wanted):
-            harmless.append((pair, basis))
-        else:
-            _put(result, before)
-    return harmless
-
-
-def _put(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
+def _mixed(
+    network: nn.Module,
+    pair: _Pair,
+    basis: tuple[Tensor, Tensor] | None,
+    inputs: Inputs,
+    wanted: Mapping[str, Sequence[Tensor]],
+) -> bool:
+    """Mixes heads in place, and puts them back if what is read from them changes."""
+    if basis is None:
+        return False
+    before = {name: network.get_parameter(name).clone() for name in pair.names}
+    _mix(network, pair, basis)
+    given = _given(network, inputs, [pair.reader])[pair.reader]
+    if given and len(given) == len(wanted[pair.reader]) and all(map(_alike, wanted[pair.reader], given)):
+        return True
+    for name, tensor in before.items():
         network.get_parameter(name).copy_(tensor)
+    return False
 
 
 def _mix(network: nn.Module, pair: _Pair, basis: tuple[Tensor, Tensor]) -> None:
@@ -301,16 +330,30 @@ def _mix(network: nn.Module, pair: _Pair, basis: tuple[Tensor, Tensor]) -> None:
             parameter.copy_(entries.movedim(0, dim))
 
 
-def _gives(network: nn.Module, inputs: Inputs, wanted: Sequence[Tensor]) -> bool:
-    """Whether a network gives these outputs, up to rounding."""
-    with evaluating(network):
-        return all(
-            first.shape == second.shape
-            and bool((first - second).abs().max() <= _CLOSE * first.abs().max() + torch.finfo(torch.float32).tiny)
-            for first, second in zip(wanted, _outputs(network, inputs), strict=True)
-            if first.numel()
-        )
+def _alike(wanted: Tensor, given: Tensor) -> bool:
+    """Whether a layer gives the same, up to rounding; what hardly varies cannot tell."""
+    close = _CLOSE_IN_HALF if wanted.dtype in (torch.float16, torch.bfloat16) else _CLOSE
+    if wanted.shape != given.shape:
+        return False
+    wanted, given = wanted.double().flatten(0, -2), given.double().flatten(0, -2)
+    deviation = (wanted - wanted.mean(0)).square().mean().sqrt()  # a constant of each channel tells nothing
+    off = (wanted - given).square().mean().sqrt()
+    return bool((deviation > 0) & (off <= close * deviation))
 
 
-def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    return [tensor.float() for tensor in output_tensors(run_batch(model, inputs))]
+def _given(network: nn.Module, inputs: Inputs, names: Sequence[str]) -> dict[str, list[Tensor]]:
+    """What layers give for these inputs, each time they run, channels last."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def hook(module: nn.Module, _: object, output: object, *, name: str) -> None:
+        if isinstance(output, Tensor):
+            seen[name].append(channels_last(module, output))
+
+    hooks = [network.get_submodule(name).register_forward_hook(partial(hook, name=name)) for name in names]
+    try:
+        with evaluating(network):
+            run_batch(network, inputs)
+    finally:
+        for own in hooks:
+            own.remove()
+    return seen
