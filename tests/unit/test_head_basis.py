@@ -9,7 +9,7 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
+from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
 
 from prunecli.inputs import logits, output_tensors
 from prunecli.models.catalog import build
@@ -203,3 +203,81 @@ def test_without_samples_nothing_changes() -> None:
     groups, keep = _heads(model, _images(1))
     assert concentrated(model, groups, kept_first(groups, keep), []) == (model, frozenset())
     assert logits(model(_images(2))).shape == (2, 5)
+
+
+def _queries_and_keys(network: nn.Module) -> list[Tensor]:
+    return [network.state_dict()[f"blocks.{block}.attn.qkv.weight"][:64] for block in (0, 1)]
+
+
+@pytest.mark.parametrize("case", ["silent head", "small layer scales", "one large constant output"])
+def test_whether_heads_meet_is_seen_where_they_are_read(case: str) -> None:
+    """The network's own outputs may hardly depend on what a block gives, or be compared with something large."""
+    model = _vit(qk_norm=True, init_values=1e-5 if case == "small layer scales" else None)
+    with torch.no_grad():
+        head: Any = model.head
+        if case == "silent head":
+            head.weight.zero_()
+        if case == "one large constant output":
+            head.bias[0] = 3000
+            model.blocks[0].attn.proj.bias[0] = 3000  # type: ignore[index,union-attr]
+        if case == "small layer scales":
+            for block in model.blocks:  # type: ignore[union-attr]
+                block.ls1.gamma.fill_(1e-5)  # type: ignore[union-attr]
+    groups, keep = _heads(model, _images(1))
+    mixed, names = concentrated(model, groups, kept_first(groups, keep), [_images()])
+    assert names and all(map(torch.equal, _queries_and_keys(model), _queries_and_keys(mixed)))
+
+
+def test_a_first_batch_without_samples_tells_nothing() -> None:
+    model, inputs = _vit(qk_norm=True), _images()
+    groups, keep = _heads(model, inputs[:1])
+    mixed, _ = concentrated(model, groups, kept_first(groups, keep), [inputs[:0], inputs])
+    assert all(map(torch.equal, _queries_and_keys(model), _queries_and_keys(mixed)))
+
+
+def test_layers_may_be_declared_in_any_order() -> None:
+    """CLIP's keys and values come before its queries."""
+    config = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=4
+    )
+    model, inputs = _randomised(CLIPVisionModel(config)), _images()
+    groups, keep = _heads(model, inputs[:1])
+    mixed, names = concentrated(model, groups, kept_first(groups, keep), [inputs])
+    layers = {".".join(name.split(".")[-2:]) for name in names}
+    assert {f"{name}.weight" for name in ("q_proj", "k_proj", "v_proj", "out_proj")} <= layers
+    wanted = _first(model, inputs)
+    assert float((_first(mixed, inputs) - wanted).abs().max()) < 1e-4 * float(wanted.abs().max())
+
+
+def test_a_head_that_does_nothing_keeps_its_weights() -> None:
+    model, inputs = _vit(depth=1), _images()
+    qkv: Any = model.blocks[0].attn.qkv  # type: ignore[index,union-attr]
+    with torch.no_grad():
+        qkv.weight[:8], qkv.bias[:8] = 0, 0  # the queries of the first head
+    groups, keep = _heads(model, inputs[:1])
+    mixed, names = concentrated(model, groups, kept_first(groups, keep), [inputs])
+    weight = mixed.state_dict()["blocks.0.attn.qkv.weight"]
+    assert names and float(weight[32:40].norm()) == pytest.approx(float(qkv.weight[32:40].norm()))
+    assert not torch.equal(weight[40:48], qkv.weight[40:48])
+
+
+def test_images_that_are_not_finite_change_nothing() -> None:
+    model, inputs = _vit(), _images()
+    groups, keep = _heads(model, inputs[:1])
+    inputs[3, 0, 0, 0] = float("nan")
+    assert concentrated(model, groups, kept_first(groups, keep), [inputs]) == (model, frozenset())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    model, inputs = _vit(), _images(32)
+    groups, keep = _heads(model, inputs[:1])
+    wide = concentrated(model, groups, kept_first(groups, keep), [inputs])[1]
+    model = model.to(dtype)
+    mixed, names = concentrated(model, groups, kept_first(groups, keep), [inputs.to(dtype)])
+    assert names == wide
+    wanted = _first(model, inputs.to(dtype)).float()
+    assert float((_first(mixed, inputs.to(dtype)).float() - wanted).abs().max()) < 0.1 * float(wanted.abs().max())
+    normed = _vit(qk_norm=True).to(dtype)
+    mixed, _ = concentrated(normed, groups, kept_first(groups, keep), [inputs.to(dtype)])
+    assert all(map(torch.equal, _queries_and_keys(normed), _queries_and_keys(mixed)))
