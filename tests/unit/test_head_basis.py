@@ -231,7 +231,8 @@ def test_whether_heads_meet_is_seen_where_they_are_read(case: str) -> None:
 def test_a_first_batch_without_samples_tells_nothing() -> None:
     model, inputs = _vit(qk_norm=True), _images()
     groups, keep = _heads(model, inputs[:1])
-    mixed, _ = concentrated(model, groups, kept_first(groups, keep), [inputs[:0], inputs])
+    mixed, names = concentrated(model, groups, kept_first(groups, keep), [inputs[:0], inputs])
+    assert names
     assert all(map(torch.equal, _queries_and_keys(model), _queries_and_keys(mixed)))
 
 

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from timm.layers import ScaledStdConv2d
 from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from prunecli.measure import layer_times
 from prunecli.measure.layer_times import LayerTimes, time_layers, width_curve
@@ -16,6 +18,7 @@ from prunecli.methods.allocation import Allocation, Demand, allocate
 from prunecli.methods.layer_costs import LayerCosts, thinned
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.targets import Ruler
+from prunecli.methods.widths import widths_of
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.tracing.trace import trace
 from tests.unit.networks import Plain, example
@@ -183,3 +186,91 @@ def test_a_target_is_reached_by_noisy_measurements(step: int) -> None:
         off.append(abs(_share(ruler.reach(wanted, nn.Identity(), [], plan)) / wanted - 1))
         assert ruler.measured <= 11
     assert np.mean(off) < 0.02 and np.mean(np.array(off) < 0.03) > 0.8
+
+
+def test_later_steps_begin_at_what_the_present_network_takes() -> None:
+    class Later(Noisy):
+        def measure(self, model: nn.Module) -> float:
+            return 0.625
+
+        def share(self, model: nn.Module, groups: list[ChannelGroup], allocation: Allocation) -> float:
+            return 0.625 * super().share(model, groups, allocation)
+
+    def plan(ratio: float) -> Allocation:
+        left = max(4, round(64 * (1 - ratio)))
+        return Allocation({f"layer{i}": torch.arange(left) for i in range(40)}, {}, ratio, 1 - left / 64)
+
+    off = [abs(0.625 * _share(Later(s).reach(0.5, nn.Linear(2, 2), [], plan)) / 0.5 - 1) for s in range(30)]
+    assert np.mean(off) < 0.02
+
+
+def _gpt2() -> tuple[nn.Module, Tensor]:
+    config = GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=50, n_positions=16)
+    return GPT2LMHeadModel(config).eval(), torch.arange(8).reshape(1, 8)
+
+
+def _costs_of(monkeypatch: pytest.MonkeyPatch, module: str, follows: dict[str, str]) -> tuple[LayerCosts, list[Any]]:
+    model, inputs = _gpt2()
+    times = LayerTimes({module: 1.0}, {}, follows)
+    monkeypatch.setattr(layer_costs, "time_layers", lambda *_: times)
+    groups = list(trace(model, inputs).groups)
+    return LayerCosts(model, groups, "latency", inputs), groups
+
+
+def test_activations_take_as_long_as_the_channels_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPT-2's weights have inputs first."""
+    mlp = "transformer.h.0.mlp"
+    costs, groups = _costs_of(monkeypatch, f"{mlp}.act", {f"{mlp}.act": f"{mlp}.c_fc"})
+    halves = {group.name: costs.total({group.name: group.units // 2}) for group in groups}
+    assert halves[f"{mlp}.c_fc"] == pytest.approx(0.5)
+    assert sorted(halves.values())[1:] == pytest.approx([1.0] * (len(halves) - 1))
+
+
+def test_a_layer_with_the_weight_of_another_takes_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs, groups = _costs_of(monkeypatch, "lm_head", {})
+    assert costs.total({}) == pytest.approx(1.0)
+    assert min(costs.total({group.name: group.units // 2}) for group in groups) == pytest.approx(0.5)
+
+
+class Offset(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.ones(1))
+
+    def forward(self) -> Tensor:
+        return self.value
+
+
+class Odd(nn.Module):
+    """Layers that are not torch's own, or not only, and one that is never called."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        width = 64
+        middle: nn.Module = nn.Conv2d(width, width, 3, padding=1)
+        if kind == "weight norm":
+            middle = torch.nn.utils.weight_norm(middle)
+        if kind == "parametrization":
+            middle = torch.nn.utils.parametrizations.weight_norm(middle)
+        if kind == "standardised":
+            middle = ScaledStdConv2d(width, width, 3, padding=1)
+        self.kind, self.offset = kind, Offset()
+        self.first, self.middle, self.last = nn.Conv2d(3, width, 3), middle, nn.Conv2d(width, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x)) * self.offset()
+        middle: Any = self.middle
+        x = nn.functional.conv2d(x, middle.weight) if self.kind == "never called" else middle(x)
+        return self.last(torch.relu(x)).mean((2, 3))
+
+
+@pytest.mark.parametrize("kind", ["weight norm", "parametrization", "standardised", "never called"])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_layers_of_any_kind_can_be_timed(kind: str) -> None:
+    model, inputs = Odd(kind).eval(), torch.randn(1, 3, 12, 12)
+    groups = list(trace(model, inputs, prune_stem=True).groups)
+    assert groups
+    widths = widths_of(model, groups, StructuralParams(), "latency", inputs, {g.name: g.channels for g in groups})
+    for group in groups:
+        numbers = widths.chosen[group.name]
+        assert numbers[-1] == group.units and numbers[0] < group.units // 4
