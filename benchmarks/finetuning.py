@@ -40,16 +40,16 @@ CPU = torch.device("cpu")
 _TEACHER = {"weight": 0.5, "temperature": 10.0}
 WAYS: dict[str, tuple[str, dict[str, Any], dict[str, float] | None]] = {
     "labels alone": ("best", {}, None),
-    "labels alone, 2 epochs": ("best", {"epochs": 2}, None),
-    "teacher, T = 2": ("best", {}, {**_TEACHER, "temperature": 2.0}),
-    "teacher, T = 4": ("best", {}, {**_TEACHER, "temperature": 4.0}),
     "teacher, T = 10": ("best", {}, _TEACHER),
+    "labels alone, 2 epochs": ("best", {"epochs": 2}, None),
+    "torch-pruning, labels alone": ("torch-pruning", {}, None),
+    "torch-pruning, teacher": ("torch-pruning", {}, _TEACHER),
+    "teacher, T = 4": ("best", {}, {**_TEACHER, "temperature": 4.0}),
+    "teacher, T = 2": ("best", {}, {**_TEACHER, "temperature": 2.0}),
     "teacher, T = 20": ("best", {}, {**_TEACHER, "temperature": 20.0}),
     "teacher alone (weight 1)": ("best", {}, {**_TEACHER, "weight": 1.0}),
     "teacher, rate 0.003": ("best", {"lr": 0.003}, _TEACHER),
     "teacher, rate 0.03": ("best", {"lr": 0.03}, _TEACHER),
-    "torch-pruning, labels alone": ("torch-pruning", {}, None),
-    "torch-pruning, teacher": ("torch-pruning", {}, _TEACHER),
 }
 
 
