@@ -61,6 +61,7 @@ def _loss(model: nn.Module, batches: _Batches) -> float:
 
 @pytest.mark.parametrize("network", [Plain, Residual, Concatenated])
 def test_an_ablation_is_what_masking_by_hand_costs(network: type[nn.Module]) -> None:
+    torch.manual_seed(0)
     model, batches = _warm(network()), _batches()
     groups = trace(model, example()).groups
     ablation, before = _ablation(model, groups, batches), _loss(model, batches)
