@@ -104,10 +104,13 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def _narrowed(layer: Any, dim: int, width: int, *, depthwise: bool) -> nn.Module:
-    narrow: Any = copied(layer)
-    narrow.weight = nn.Parameter(layer.weight.detach().narrow(dim, 0, width).clone(), requires_grad=False)
+    # What stands for the parameters in the copy, so that the whole ones are not copied for each width.
+    shorter: dict[int, Any] = {
+        id(layer.weight): nn.Parameter(layer.weight.detach().narrow(dim, 0, width).clone(), requires_grad=False)
+    }
     if dim == 0 and layer.bias is not None:
-        narrow.bias = nn.Parameter(layer.bias.detach()[:width].clone(), requires_grad=False)
+        shorter[id(layer.bias)] = nn.Parameter(layer.bias.detach()[:width].clone(), requires_grad=False)
+    narrow: Any = copied(layer, shorter)
     sides = (0, 1) if depthwise else (dim,)
     for side in sides:
         pair = ("out_features", "in_features") if isinstance(layer, nn.Linear) else ("out_channels", "in_channels")
