@@ -40,19 +40,19 @@ def _finetuned(prune: Prune, folder: Path) -> Finetuned:
     return run
 
 
-def _recorded(folder: Path) -> object:
-    return manifest_of(folder / "f.safetensors")[0].history[-1].settings["teacher"]
+def _recorded(folder: Path, setting: str = "teacher") -> object:
+    return manifest_of(folder / "f.safetensors")[0].history[-1].settings[setting]
 
 
 def test_the_parent_teaches_where_it_is_there(finetuned: Finetuned, tmp_path: Path) -> None:
     weights, said = finetuned()
     assert "learns from its parent dense.safetensors too (--teacher none: from labels alone)" in said
-    assert _recorded(tmp_path) == "parent"
+    assert _recorded(tmp_path) == "parent" and _recorded(tmp_path, "distill_temperature") == 10
     named, said = finetuned("--teacher", "parent")
     assert named == weights and "learns from" not in said
     alone, said = finetuned("--teacher", "none")
     assert alone != weights and "learns from" not in said and _recorded(tmp_path) is None
-    assert manifest_of(tmp_path / "f.safetensors")[0].history[-1].settings["distill_temperature"] == 10
+    assert _recorded(tmp_path, "distill_temperature") is None
     softer, _ = finetuned("--distill-temperature", "2")
     assert softer not in (weights, alone)
     (tmp_path / "dense.safetensors").unlink()

@@ -54,7 +54,12 @@ class StructuralParams:
         Literal["mean", "none"], Doc("Before ranking divide each layer's scores by their mean, or take them raw.")
     ] = "mean"
     round_to: Annotated[
-        int, Ge(0), Doc("Widths become multiples of this; 0: 8, and less in layers under 64 channels.")
+        int,
+        Ge(0),
+        Doc(
+            "Widths become multiples of this; 0: 8, and less in layers under 64 channels; with --latency those that this "
+            "machine runs fast."
+        ),
     ] = 0
     max_ratio: Annotated[float, Gt(0), Le(1), Doc("The most that one layer may lose.")] = 0.9
     min_width: Annotated[int, Ge(1), Doc("The fewest channels that a layer keeps.")] = 4

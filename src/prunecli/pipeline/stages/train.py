@@ -146,10 +146,12 @@ def _hooks(space: Workspace, stage: TrainStage, task: Task, teacher: LoadedModel
 
 
 def _as_resolved(stage: TrainStage, teacher: LoadedModel | None, task: Task) -> TrainStage:
-    """The stage as the history tells it: what "auto" came to, and the temperature."""
+    """The stage as the history tells it: what "auto" came to, and the temperature where there is a teacher."""
     if not isinstance(stage, FinetuneStage):
         return stage
-    named = None if teacher is None else "parent" if stage.teacher == "auto" else stage.teacher
+    if teacher is None:
+        return dataclasses.replace(stage, teacher=None)
+    named = "parent" if stage.teacher == "auto" else stage.teacher
     temperature = stage.distill_temperature or task.temperature
     return dataclasses.replace(stage, teacher=named, distill_temperature=temperature)
 
