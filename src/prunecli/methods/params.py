@@ -57,8 +57,8 @@ class StructuralParams:
         int,
         Ge(0),
         Doc(
-            "Widths become multiples of this; 0: 8, and less in layers under 64 channels; with --latency those that this "
-            "machine runs fast."
+            "Widths become multiples of this; 0: 8, and less in layers under 64 channels; with --latency those that "
+            "this machine runs fast."
         ),
     ] = 0
     max_ratio: Annotated[float, Gt(0), Le(1), Doc("The most that one layer may lose.")] = 0.9
