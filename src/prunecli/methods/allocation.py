@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from prunecli.methods.consequence import Consequences
 from prunecli.methods.params import StructuralParams
 from prunecli.surgery.groups import ChannelGroup
 
+_BINS = 20
+"""Of the histogram of scores."""
 Signature = tuple[tuple[str, str, int, str], ...]
 
 
@@ -25,6 +28,37 @@ class Allocation:
     held_back: dict[str, str]
     requested: float
     achieved: float
+
+    def score_histogram(self, scores: Mapping[str, Tensor]) -> dict[str, Any]:
+        """How the scores of kept and of removed units are distributed, each divided by the mean size in its group.
+
+        Args:
+            scores: By group name, shape (units,).
+
+        Returns:
+            "edges" of the bins, the last of which holds everything above it too, and by group the numbers of "kept" and
+            of "removed" units in them.
+        """
+        sizes = {
+            name: (scores[name].double() / scores[name].double().abs().mean().clamp_min(1e-300)).cpu()
+            for name in self.keep
+            if name in scores and bool(scores[name].isfinite().all())
+        }
+        if not sizes:
+            return {}
+        pooled = torch.cat(list(sizes.values()))
+        low, high = float(pooled.min()), float(pooled.sort().values[int(0.995 * (len(pooled) - 1))])
+        edges = torch.linspace(low, max(high, low + 1e-12), _BINS + 1, dtype=torch.float64)
+        groups = {}
+        for name, size in sizes.items():
+            kept = torch.zeros(len(size), dtype=torch.bool)
+            kept[self.keep[name].cpu()] = True
+            bins = torch.bucketize(size.clamp(low, float(edges[-1])), edges[1:-1])
+            groups[name] = {
+                "kept": torch.bincount(bins[kept], minlength=_BINS).tolist(),
+                "removed": torch.bincount(bins[~kept], minlength=_BINS).tolist(),
+            }
+        return {"edges": [round(edge, 6) for edge in edges.tolist()], "groups": groups}
 
 
 @dataclass(frozen=True)

@@ -146,11 +146,11 @@ class _Run:
             self._follow(known.after_removal() if known is not None else None)
         ranking = self._ranked()
         try:
-            allocation = self._allocate(ranking.scores, amount, part)
+            self._allocation = allocation = self._allocate(ranking.scores, amount, part)
         except VerificationError as error:  # a candidate does not even run
             self._leave_alone(self._ruler.tried if self._ruler is not None else {}, error)
             return self.step(amount, part)
-        self._allocation = allocation
+        self._calibration.found["score_histogram"] = allocation.score_histogram(ranking.scores)
         self.clock.lap("score")
         groups, keep = self._groups, allocation.keep
         edits = edits_of(groups, keep)

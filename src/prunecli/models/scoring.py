@@ -34,8 +34,10 @@ class Scoring(ABC):
     Attributes:
         refused_evaluations: Values of `--task` that do not apply, with the reason, to follow the network's name.
         task_names: Names of evaluations in reports, where they differ from the data set's task.
+        reads_texts: Whether classes are texts that the network compares inputs with.
     """
 
+    reads_texts: ClassVar[bool] = False
     refused_evaluations: ClassVar[Mapping[str, str]] = {}
     task_names: ClassVar[Mapping[str, str]] = {}
 
@@ -114,6 +116,7 @@ class _OutputScoring(Scoring):
 class _TextScoring(Scoring):
     """Classes are texts, and an image belongs to the nearest one."""
 
+    reads_texts: ClassVar[bool] = True
     refused_evaluations: ClassVar[Mapping[str, str]] = {
         "classification": "has a text tower and no classifier; use --task zeroshot"
     }

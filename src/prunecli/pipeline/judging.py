@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from prunecli.criteria.base import Loss
 from prunecli.data.prompts import class_texts, templates
+from prunecli.data.splits import digest
 from prunecli.engine.tasks.base import Task
 from prunecli.engine.tasks.index import task_of
 from prunecli.errors import RecipeError
@@ -115,6 +118,19 @@ class Judging:
         if section.class_names or section.templates:
             scoring.refuse_wordings()
         return scoring.classifier(loaded.manifest.architecture.ref, network, self._wordings, remember=remember)
+
+    def wording(self) -> dict[str, Any]:
+        """What classes are called, for a report: how many there are, a hash of their names, and the prompts."""
+        data = self._state.data()
+        wordings = self._wordings() if self.scoring.reads_texts else None
+        names = wordings.texts if wordings is not None else data.class_names
+        if not names or data.task.endswith("language"):  # whose names are a vocabulary
+            return {}
+        return {
+            "classes": len(names),
+            "class_list": digest("\n".join(names).encode()),
+            "templates": tuple(wordings.templates) if wordings is not None else None,
+        }
 
     def loss(self) -> Loss:
         """The loss whose gradients criteria take."""

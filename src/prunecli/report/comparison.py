@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from prunecli.errors import RecipeError
 from prunecli.report.conditions import Condition
-from prunecli.report.schema import Metrics, Report
+from prunecli.report.schema import DataInfo, Metrics, Report
 from prunecli.report.scores import SCORES, Score
 
 _COMPARISON_SCHEMA: Literal["prunecli.comparison/1"] = "prunecli.comparison/1"
@@ -51,14 +53,35 @@ class Candidate(_Drops):
 
 
 class Comparison(_Strict):
-    """A baseline and its candidates."""
+    """A baseline and its candidates.
+
+    Attributes:
+        judged_alike: Networks whose scores can be compared: those judged on the same samples as the baseline.
+        front: For each cost, the networks that none beats in both score and cost, the cheapest first.
+        best: The one that was asked for.
+    """
 
     schema_name: Literal["prunecli.comparison/1"] = Field(_COMPARISON_SCHEMA, alias="schema")
     baseline: str
     baseline_metrics: Metrics
     candidates: tuple[Candidate, ...]
     paired_latency: bool = False
+    judged_alike: tuple[str, ...] | None = None
+    front: dict[str, tuple[str, ...]] | None = None
+    best: str | None = None
     notes: tuple[str, ...] = ()
+
+
+def read_comparison(path: Path) -> Comparison:
+    """Reads a comparison that `prune compare -o` or a run wrote.
+
+    Raises:
+        RecipeError: It is none, or damaged.
+    """
+    try:
+        return Comparison.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise RecipeError(f"{path}: is no comparison, or damaged; write it again with `prune compare -o`") from error
 
 
 _NOT_GATES = ("name", "metrics", "latency_ratio_interval")
@@ -93,6 +116,7 @@ def compare_reports(
         baseline_metrics=base.metrics,
         candidates=tuple(candidates),
         paired_latency=paired is not None,
+        judged_alike=tuple(name for name, report in zip(names, reports, strict=True) if _alike(base, report)),
         notes=tuple(_notes(names, reports, paired is not None)),
     )
 
@@ -154,6 +178,15 @@ def _different_tasks(base: Report, other: Report) -> bool:
     return None not in tasks and tasks[0] != tasks[1]
 
 
+def _alike(base: Report, other: Report) -> bool:
+    """Whether scores are those of the same samples, classes and task."""
+    if base.data is None or other.data is None:
+        return base.data is other.data
+    first, second = base.data, other.data
+    lists = None in (first.class_list, second.class_list) or first.class_list == second.class_list
+    return first.fingerprint == second.fingerprint and lists and not _different_tasks(base, other)
+
+
 def _notes(names: list[str], reports: list[Report], paired: bool) -> list[str]:
     notes = [note for name, report in zip(names, reports, strict=True) for note in _shortcomings(name, report)]
     base = reports[0]
@@ -163,6 +196,8 @@ def _notes(names: list[str], reports: list[Report], paired: bool) -> list[str]:
             other = "on another text, or with another vocabulary," if tokens else "on other images"
             what = "figures were" if tokens else "accuracy was"
             notes.append(f"{name}: its {what} measured {other} than the baseline's")
+        if base.data and report.data:
+            notes += _other_wording(name, base.data, report.data)
         if base.data and report.data and _different_tasks(base, report):
             notes.append(f"{name}: its accuracy is that of {report.data.task}, the baseline's of {base.data.task}")
         if not paired and report.environment.get("device") != base.environment.get("device"):
@@ -182,6 +217,20 @@ def _notes(names: list[str], reports: list[Report], paired: bool) -> list[str]:
         )
     if paired:
         notes.append("latencies are medians; their ratio is that of the least disturbed runs, taken in turns")
+    return notes
+
+
+def _other_wording(name: str, base: DataInfo, other: DataInfo) -> list[str]:
+    """Notes on classes and prompts that are not the baseline's."""
+    notes = []
+    if None not in (base.classes, other.classes) and base.classes != other.classes:
+        notes.append(f"{name}: chose among {other.classes} classes, the baseline among {base.classes}")
+    elif None not in (base.class_list, other.class_list) and base.class_list != other.class_list:
+        notes.append(f"{name}: its {other.classes} classes have other names, or another order, than the baseline's")
+    if base.templates is not None and other.templates is not None and base.templates != other.templates:
+        first = next((text for text in other.templates if text not in base.templates), None)
+        one = f", for instance {first!r}" if first is not None else ""
+        notes.append(f"{name}: was given {len(other.templates)} other prompts, the baseline {len(base.templates)}{one}")
     return notes
 
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from prunecli.report.energy_tables import NEURON_COLUMNS, energy_rows, neuron_rows
 from prunecli.report.numbers import count, macs, size
+from prunecli.report.pruning_tables import scoring_tables
 from prunecli.report.schema import Metrics, NeuronRates
 from prunecli.report.table import Table
 
@@ -128,7 +129,9 @@ def history_tables(steps: Sequence[_Step], methods: Sequence[str]) -> list[Table
         data = f"{step.data.images} images of {step.data.name}" if step.data else "no data"
         rows = [("made with", step.command), ("seed", str(step.seed)), ("data", data)]
         rows += [("parent", step.parent)] if step.parent else []
-        rows += [(key.replace("_", " "), _figure(value)) for key, value in step.figures.items()]
+        rows += [(key.replace("_", " "), _figure(value)) for key, value in step.figures.items() if key != "scoring"]
+        scoring = scoring_tables(step.figures.get("scoring") or {})
+        rows += [(name, value) for table in scoring for name, value in table.rows]
         tables.append(Table((f"{number}. {step.stage}", method), rows))
     return tables
 

@@ -196,6 +196,8 @@ def scoring_tables(found: Mapping[str, Any]) -> list[Table]:
     """What a criterion found out besides scores; no table if there is nothing. Long lists are for `--json`."""
     rows: list[tuple[str, ...]] = []
     for name, value in found.items():
+        if name == "score_histogram":  # for pictures
+            continue
         entries = value.items() if isinstance(value, Mapping) else [("", value)] if not isinstance(value, list) else []
         rows += [(f"{name.replace('_', ' ')} {key}".strip(), _plain(entry)) for key, entry in entries]
     return [Table(("ranking", "value"), rows, numeric=(1,))] if rows else []

@@ -134,6 +134,9 @@ class DataInfo(_Strict):
     The fingerprint is that of the whole split; `task` is classification, zeroshot, linear-probe, retrieval,
     segmentation, detection, word-language, character-language, token-language, masked-language or
     token-classification. Of a text, `images` are sequences, and the metrics have its tokens: those that were scored.
+
+    `classes` are as many as the list of their names has, in its order, of which `class_list` is a hash; where images
+    are compared with prompts these are the words in them, and `templates` the prompts.
     """
 
     name: str
@@ -142,6 +145,9 @@ class DataInfo(_Strict):
     fingerprint: str
     skipped: int = 0
     task: str | None = None
+    classes: int | None = None
+    class_list: str | None = None
+    templates: tuple[str, ...] | None = None
 
 
 class LayerEnergy(_Strict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from prunecli.checkpoint.io import TensorState, verify_checkpoint
+from prunecli.checkpoint.manifest import Step, as_json
 from prunecli.checkpoint.records import printable
 from prunecli.errors import ModelError
 from prunecli.inputs import Inputs
@@ -117,7 +117,7 @@ class Inspection:
         tables = [
             network_table(ref, self.input_shape, self.layers, self.macs, self.time_steps, sha256, nonzero, tokenizer)
         ]
-        methods = [_method(step.settings if step.stage == "prune" else {}) for step in manifest.history]
+        methods = [method_of(step) for step in manifest.history]
         tables += history_tables(manifest.history, methods)
         tables += layer_tables(self.layers, everything=everything)
         if self.modules is not None:
@@ -234,13 +234,18 @@ def _main_shape(module: nn.Module) -> tuple[int, ...]:
     return tuple(tensor.shape)
 
 
-def _method(settings: Mapping[str, Any]) -> str:
-    """A method with the parameters that differ from its defaults (all of them, if it is not installed)."""
+def method_of(step: Step) -> str:
+    """The method of a step with the parameters that are not its defaults (all of them, if it is not installed).
+
+    Args:
+        step: A step of a manifest; of those that prune nothing the text is empty.
+    """
+    settings = step.settings if step.stage == "prune" else {}
     name, params = settings.get("method"), settings.get("params")
     if not isinstance(name, str) or not isinstance(params, dict):
         return ""
     spec = all_methods().get(name)
-    defaults = asdict(spec.params_class()) if spec is not None else {}
+    defaults: Any = as_json(asdict(spec.params_class())) if spec is not None else {}
     changed = [f"{key}={value}" for key, value in params.items() if key not in defaults or value != defaults[key]]
     return " ".join([name, *changed])
 

@@ -15,10 +15,19 @@ from prunecli.errors import RecipeError
 from prunecli.own_code import PREFIX, allow
 
 if TYPE_CHECKING:
+    from prunecli.report.comparison import Comparison
     from prunecli.report.contest import Contest
+    from prunecli.report.pareto import Choice
 
 OPTIONS = [
     option("fail_if", str, "Exit with 3 if this holds, e.g. 'top1_drop > 1.0 or macs_ratio > 0.6'.", "--fail-if"),
+    option(
+        "best",
+        str,
+        "Name the best network, e.g. 'min latency where top1_drop < 1'; exit with 3 if none meets the condition.",
+        "--best",
+    ),
+    option("plot", str, "Draw score against cost, with the Pareto front (.png, .svg, .pdf).", "--plot"),
     option("markdown", bool, "Print a Markdown table.", "--markdown"),
     option("csv", bool, "Print one line of plain numbers for each network.", "--csv"),
     option("out", str, "File to write the comparison to (JSON).", "-o", "--out"),
@@ -80,17 +89,22 @@ def _compare_networks(output: Output, paths: list[Path], values: dict[str, Any])
         if str(path).startswith(PREFIX):
             allow(str(path))
     plan = resolve(Document({}, COMMAND_LINE), overrides_from(OPTIONS, values, 0))
-    if values["out"] is not None:
-        check_writable(Path(values["out"]), bool(values["force"]))
-    from prunecli.checkpoint.durable import write_text_atomically
+    for name in ("out", "plot"):
+        if values[name] is not None:
+            check_writable(Path(values[name]), bool(values["force"]))
+    from prunecli.checkpoint.durable import write_atomically, write_text_atomically
     from prunecli.pipeline.stages.compare import compare_paths, judge
     from prunecli.report.comparison import Gate
-    from prunecli.report.tables import comparison_table, plain_table
+    from prunecli.report.pareto import Choice
+    from prunecli.report.pareto_tables import check_plot, pareto_plot
 
     rounds = 30 if values["rounds"] is None else values["rounds"]
     if rounds < 2:
         raise RecipeError(f"--rounds has to be at least 2 (got {rounds})")
     gate = Gate(values["fail_if"]) if values["fail_if"] is not None else None
+    choice = Choice(values["best"]) if values["best"] is not None else None
+    if values["plot"] is not None:
+        check_plot(Path(values["plot"]))
     comparison = compare_paths(
         paths,
         plan.recipe,
@@ -100,22 +114,44 @@ def _compare_networks(output: Output, paths: list[Path], values: dict[str, Any])
         channels_last=bool(values["channels_last"]),
         compiled=bool(values["compile"]),
     )
-    failure = judge(comparison, gate)
+    failures = [judge(comparison, gate)]
+    if choice is not None:
+        comparison, failure = choice.of(comparison)
+        failures.append(failure)
+    if values["plot"] is not None:
+        picture = pareto_plot(comparison, Path(values["plot"]).suffix.removeprefix("."))
+        write_atomically(
+            Path(values["plot"]), lambda temporary: temporary.write_bytes(picture), replace=bool(values["force"])
+        )
     document = comparison.model_dump_json(by_alias=True, indent=2) + "\n"
     if values["out"] is not None:
         write_text_atomically(Path(values["out"]), document, replace=bool(values["force"]))
     output.document(comparison.model_dump(mode="json", by_alias=True))
+    _show_comparison(output, comparison, choice, values)
+    for failure in failures:
+        if failure is not None:
+            raise failure
+
+
+def _show_comparison(output: Output, comparison: Comparison, choice: Choice | None, values: dict[str, Any]) -> None:
+    from prunecli.report.pareto_tables import pareto_tables
+    from prunecli.report.tables import comparison_table, plain_table
+
+    tables = [comparison_table(comparison), *pareto_tables(comparison)]
     if values["csv"]:
         output.text(plain_table(comparison).to_csv())
     elif values["markdown"]:
-        output.text(comparison_table(comparison).to_markdown())
+        output.text("\n".join(table.to_markdown() for table in tables))
         output.text("".join(f"\n{note}\n" for note in comparison.notes) or "\n")
     else:
-        output.table(comparison_table(comparison))
+        for table in tables:
+            output.table(table)
+    if choice is not None and comparison.best is not None and not values["csv"]:
+        output.text(f"best: {comparison.best} ({choice.figure} {choice.value(comparison):.4g}; {choice.text})")
     for note in comparison.notes:
         output.note(f"note: {note}")
-    if failure is not None:
-        raise failure
+    if values["plot"]:
+        output.note(f"wrote {values['plot']}")
 
 
 def command() -> Command:

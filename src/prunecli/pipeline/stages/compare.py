@@ -11,6 +11,7 @@ from prunecli.models.index import is_reference
 from prunecli.pipeline.sink import Sink
 from prunecli.recipe.schema import Recipe
 from prunecli.report.comparison import Comparison, Gate, compare_reports
+from prunecli.report.pareto import with_fronts
 from prunecli.report.schema import read_report
 
 
@@ -50,7 +51,7 @@ def compare_paths(
         asked = [word for word, on in (("--channels-last", channels_last), ("--compile", compiled)) if on]
         if asked:
             raise RecipeError(f"{' and '.join(asked)}: reports are not timed again; name networks, or leave it out")
-        return compare_reports(names, [read_report(path) for path in paths])
+        return with_fronts(compare_reports(names, [read_report(path) for path in paths]))
     if len(networked) < len(paths):
         other = next(path for path in paths if path not in networked)
         raise RecipeError(
@@ -61,7 +62,9 @@ def compare_paths(
     from prunecli.pipeline.stages.compare_networks import compare_networks
 
     execution = Execution(channels_last, compiled)
-    return compare_networks(names, paths, recipe, sink, rounds=rounds, command=command, execution=execution)
+    return with_fronts(
+        compare_networks(names, paths, recipe, sink, rounds=rounds, command=command, execution=execution)
+    )
 
 
 def judge(comparison: Comparison, gate: Gate | None) -> GateFailed | None:

@@ -133,5 +133,6 @@ def _accuracy(space: Workspace, stage: EvalStage) -> tuple[dict[str, Any], DataI
         fingerprint=split.fingerprint(),
         skipped=len(split.labels) - images,
         task=stage.task if stage.task == _PROBE else space.judging.task_name(),
+        **(space.judging.wording() if stage.task != _PROBE else {}),
     )
     return named, info

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from prunecli.checkpoint.durable import write_text_atomically
 from prunecli.errors import RecipeError
 from prunecli.models.loading import load_file
@@ -19,7 +17,8 @@ from prunecli.pipeline.stages.prune import prune_stage
 from prunecli.pipeline.stages.train import train_stage
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import CompareStage, EvalStage, PruneStage, Stage
-from prunecli.report.comparison import Comparison, Gate
+from prunecli.report.comparison import Comparison, Gate, read_comparison
+from prunecli.report.pareto import with_fronts
 from prunecli.report.results import StageOutcome
 
 
@@ -108,16 +107,13 @@ def _plan_compare(stage: CompareStage, key: str, before: Planned) -> str:
 
 
 def _run_compare(space: Workspace, stage: CompareStage, path: Path) -> StageResult:
-    comparison = compare_run(space.reports, space.device)
+    comparison = with_fronts(compare_run(space.reports, space.device))
     write_text_atomically(path, comparison.model_dump_json(by_alias=True, indent=2) + "\n")
     return StageResult(comparison=comparison)
 
 
 def _skip_compare(space: Workspace, stage: CompareStage, path: Path) -> Comparison:
-    try:
-        return Comparison.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise RecipeError(f"{path}: is damaged; start the run again with --force") from error
+    return read_comparison(path)
 
 
 RUNNERS: dict[str, Runner] = {
