@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prunecli.checkpoint.kinds import open_weights, refusal
 from prunecli.checkpoint.manifest import MANIFEST_SCHEMA, Manifest, parse_manifest
@@ -22,6 +22,7 @@ _MAX_HEADER = 64 << 20
 _MAX_TENSORS = 100_000
 _MAX_DIMENSIONS = 64
 _MAX_NAME = 1024
+_MAX_TYPE = 16
 _LENGTH = 8
 _AGAIN = "fetch or make the file again"
 _BEFORE_SEAL = f'{{"__metadata__":{{"{MANIFEST_KEY}":"{{\\"schema\\":\\"{MANIFEST_SCHEMA}\\",\\"sha256\\":\\"'.encode()
@@ -31,6 +32,20 @@ _MARKS = (MANIFEST_KEY.encode(), b'\\"tensor_sha256\\":', MANIFEST_SCHEMA.encode
 """Texts in the header of our checkpoints; one damaged byte leaves two, so it is not taken for plain weights."""
 
 
+class TensorHeader(NamedTuple):
+    """What a header says of one tensor: the format's name for its type, its shape, and which bytes it is."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes."""
+        return self.end - self.begin
+
+
 @dataclass(frozen=True)
 class Header:
     """A safetensors header.
@@ -38,12 +53,12 @@ class Header:
     Attributes:
         raw: Length (8 bytes, little-endian), JSON and padding.
         metadata: Its metadata strings.
-        sizes: Size of each tensor in bytes.
+        tensors: Every tensor by name.
     """
 
     raw: bytes
     metadata: dict[str, str]
-    sizes: dict[str, int]
+    tensors: dict[str, TensorHeader]
 
     @property
     def is_ours(self) -> bool:
@@ -87,13 +102,13 @@ def read_header(path: Path) -> Header:
         raise refusal(
             path, f"claims {len(content):,} tensors, over {_MAX_TENSORS:,}", "save the network's weights alone"
         )
-    sizes: dict[str, int] = {}
+    tensors: dict[str, TensorHeader] = {}
     for name, entry in content.items():
-        tensor_size = _size(name, entry, size - len(raw))
-        if tensor_size is None:
+        tensor = _tensor(name, entry, size - len(raw))
+        if tensor is None:
             raise damaged(path, f"claims a tensor {name[:120]!r} that the file does not hold")
-        sizes[name] = tensor_size
-    return Header(raw, metadata, sizes)
+        tensors[name] = tensor
+    return Header(raw, metadata, tensors)
 
 
 def read_manifest(path: Path) -> Manifest | None:
@@ -139,8 +154,8 @@ def _sealed(raw: bytes) -> bytes:
     return raw[:_SEAL_AT] + digest.encode() + raw[end:]
 
 
-def _size(name: str, entry: Any, available: int) -> int | None:
-    """Size of a tensor in bytes; None if its entry is wrong. The library checks the rest."""
+def _tensor(name: str, entry: Any, available: int) -> TensorHeader | None:
+    """What an entry says; None if it is wrong. The library checks the rest."""
     if not isinstance(entry, dict) or len(name) > _MAX_NAME:
         return None
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
@@ -149,7 +164,10 @@ def _size(name: str, entry: Any, available: int) -> int | None:
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(offset) is int for offset in offsets):
         return None
     begin, end = offsets
-    return end - begin if 0 <= begin <= end <= available else None
+    sizes = tuple(length for length in shape if type(length) is int and length >= 0)
+    if not 0 <= begin <= end <= available or len(sizes) < len(shape):
+        return None
+    return TensorHeader(str(entry.get("dtype"))[:_MAX_TYPE], sizes, begin, end)
 
 
 def _damage(raw: bytes) -> Callable[[Path, str], ModelError]:

@@ -120,7 +120,7 @@ def verify_checkpoint(path: Path) -> tuple[Manifest, list[TensorState]]:
     """
     manifest, header = manifest_of(path)
     return manifest, [
-        TensorState(name, header.sizes[name], intact) for name, _, intact in _checked_tensors(path, manifest)
+        TensorState(name, header.tensors[name].size, intact) for name, _, intact in _checked_tensors(path, manifest)
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from prunecli.cli.commands.inspect_contents import CONTENTS_OPTIONS, show_difference, show_tree
 from prunecli.cli.declared import Argument, Command
 from prunecli.cli.options import model_kwargs_options, option, options_of, plan_for_stage, with_output
 from prunecli.cli.output import Output
@@ -35,6 +36,7 @@ _OPTIONS = [
     option("force", bool, "Replace a picture that exists.", "--force"),
     option("layers", bool, "List every layer and silent channel, not only those that changed.", "--layers"),
     option("modules", int, "List MACs by module down to this depth, next to fvcore's count.", "--modules"),
+    *CONTENTS_OPTIONS,
     option("manifest", bool, "Print the manifest as JSON and nothing else.", "--manifest"),
     option("verify", bool, "Only compare every tensor of a checkpoint with its recorded hash.", "--verify"),
     *options_of(ModelSection, ("model",), only=("weights_key", "strip_prefix", "allow_nonfinite")),
@@ -51,9 +53,15 @@ def run(output: Output, model: _ModelArgument, values: dict[str, Any]) -> None:
         _verify(output, model)
         return
     _check_values(values)
+    path = Path(model).expanduser()
+    if values["diff"] is not None:
+        show_difference(output, Path(values["diff"]).expanduser(), path, values)
+        return
+    if values["tree"] or values["zeros"] or values["depth"] is not None:
+        show_tree(output, path, values)
+        return
     from prunecli.report.schema import is_report
 
-    path = Path(model).expanduser()
     if is_report(path):
         _show_report(output, path, values)
         return
@@ -66,8 +74,16 @@ def run(output: Output, model: _ModelArgument, values: dict[str, Any]) -> None:
 
     plan = plan_for_stage(model, {"stage": "eval"}, _OPTIONS, values)
     space = Workspace(plan.recipe, output)
+    try:
+        loaded = space.model()
+    except ModelError as error:
+        if path.suffix in _RECIPES or not path.is_file() or any(values[name] for name in (*_OF_NETWORKS, "manifest")):
+            raise
+        show_tree(output, path, values)  # raises what is wrong with a damaged file
+        output.note(f"only what the file holds is shown: {error}")
+        return
     if values["manifest"]:
-        _show_manifest(output, space.model().manifest)
+        _show_manifest(output, loaded.manifest)
         return
     inspection = inspect_network(space, values["modules"])
     firing = _firing(space, values)
