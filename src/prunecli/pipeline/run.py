@@ -17,6 +17,7 @@ from prunecli.data.catalog import find_data
 from prunecli.errors import GateFailed, RecipeError
 from prunecli.models.catalog import split_reference
 from prunecli.pipeline.resumption import discard_states
+from prunecli.pipeline.run_folder import PLAN_NAME, RUN_NAME
 from prunecli.pipeline.stages.compare import judge
 from prunecli.pipeline.stages.runners import RUNNERS, Planned
 from prunecli.pipeline.workspace import Workspace
@@ -24,7 +25,6 @@ from prunecli.recipe.resolve import Plan
 from prunecli.recipe.schema import CompareStage
 from prunecli.report.comparison import Comparison, Gate
 
-PLAN_NAME, RUN_NAME = "plan.yaml", "run.json"
 _RUN_SCHEMA = "prunecli.run/1"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,11 @@ import torch
 from torch import nn
 
 from prunecli.checkpoint.io import TensorState, verify_checkpoint
-from prunecli.checkpoint.manifest import Step, as_json
 from prunecli.checkpoint.records import printable
 from prunecli.errors import ModelError
 from prunecli.inputs import Inputs
 from prunecli.measure.counts import Macs, count_macs, module_macs, nonzero_count, parameter_count
 from prunecli.measure.energy import FORMULA
-from prunecli.methods.registry import all_methods
 from prunecli.models.catalog import rebuild_dense
 from prunecli.models.loading import LoadedModel
 from prunecli.pipeline.activity import Firing
@@ -31,6 +29,7 @@ from prunecli.report.inspection_tables import (
     verification_table,
 )
 from prunecli.report.table import Table
+from prunecli.studies.methods_used import method_of
 from prunecli.studies.module_macs import TOLERANCE, ModuleMacs, disagreements, macs_by_module
 from prunecli.surgery.blocks.taking_out import take_out
 from prunecli.surgery.recurrent.forms import forms_of, put_in_form
@@ -232,22 +231,6 @@ def _main_shape(module: nn.Module) -> tuple[int, ...]:
     weight = getattr(module, "weight", None)
     tensor = weight if isinstance(weight, torch.Tensor) else next(module.parameters(recurse=False))
     return tuple(tensor.shape)
-
-
-def method_of(step: Step) -> str:
-    """The method of a step with the parameters that are not its defaults (all of them, if it is not installed).
-
-    Args:
-        step: A step of a manifest; of those that prune nothing the text is empty.
-    """
-    settings = step.settings if step.stage == "prune" else {}
-    name, params = settings.get("method"), settings.get("params")
-    if not isinstance(name, str) or not isinstance(params, dict):
-        return ""
-    spec = all_methods().get(name)
-    defaults: Any = as_json(asdict(spec.params_class())) if spec is not None else {}
-    changed = [f"{key}={value}" for key, value in params.items() if key not in defaults or value != defaults[key]]
-    return " ".join([name, *changed])
 
 
 def _firing_document(firing: Firing | None) -> dict[str, Any] | None:

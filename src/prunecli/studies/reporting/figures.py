@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from prunecli.errors import RecipeError
 from prunecli.report.audit_plots import audit_plots
@@ -20,7 +21,9 @@ from prunecli.report.scores import SCORES, Score
 from prunecli.report.table import Table
 from prunecli.report.tables import comparison_table, report_tables, score_text
 from prunecli.studies.reporting.material import Material
-from prunecli.studies.reporting.parts import Parts
+
+if TYPE_CHECKING:
+    from prunecli.studies.reporting.parts import Parts
 
 
 def compared(material: Material) -> Comparison | None:

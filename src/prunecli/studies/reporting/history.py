@@ -13,7 +13,7 @@ from prunecli.report.page import Block, Picture, Rows, Section, Text
 from prunecli.report.page_plots import Width, pooled, scores_plot, widths_plot
 from prunecli.report.pruning_tables import left_alone_tables, reconstruction_tables, repair_tables, scoring_tables
 from prunecli.report.table import Table
-from prunecli.studies.inspection import method_of
+from prunecli.studies.methods_used import method_of
 
 _DRAWN = 80
 """Groups whose widths are drawn; more are in the table alone."""

@@ -11,7 +11,7 @@ from typing import Any
 from prunecli.checkpoint.header import read_manifest
 from prunecli.checkpoint.manifest import Manifest
 from prunecli.errors import RecipeError
-from prunecli.pipeline.run import PLAN_NAME, RUN_NAME
+from prunecli.pipeline.run_folder import PLAN_NAME, RUN_NAME
 from prunecli.report.audit import Audit, read_audit
 from prunecli.report.comparison import Comparison, read_comparison
 from prunecli.report.contest import Contest, read_contest

@@ -1,0 +1,3 @@
+"""What the files of a run are called."""
+
+PLAN_NAME, RUN_NAME = "plan.yaml", "run.json"
