@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = (".png", ".svg", ".pdf")
+_MANY = 3
+"""Candidates from which on there is a table."""
 _NAMED = 6
 """Points up to which each has its name beside it; of more, those on the front."""
 _COLUMNS = 3
@@ -33,9 +35,9 @@ def check_plot(path: Path) -> None:
 
 
 def pareto_tables(comparison: Comparison) -> list[Table]:
-    """Networks with their score and costs, and which front they are on; no table without fronts."""
+    """Networks with their score and costs, and which front they are on; no table of few, which compare themselves."""
     score, fronts = score_of(comparison), comparison.front
-    if score is None or not fronts:
+    if score is None or not fronts or len(comparison.candidates) < _MANY:
         return []
     costs, beaten = [cost for cost in COSTS if cost.name in fronts], beaten_by(comparison, score)
     rows = []

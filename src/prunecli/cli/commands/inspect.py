@@ -69,6 +69,7 @@ def run(output: Output, model: _ModelArgument, values: dict[str, Any]) -> None:
     if manifest is not None:
         _show_manifest(output, manifest)
         return
+    from prunecli.models.recognition import UnfittingWeights
     from prunecli.pipeline.workspace import Workspace
     from prunecli.studies.inspection import inspect_network, tables_of_firing
 
@@ -76,10 +77,10 @@ def run(output: Output, model: _ModelArgument, values: dict[str, Any]) -> None:
     space = Workspace(plan.recipe, output)
     try:
         loaded = space.model()
-    except ModelError as error:
-        if path.suffix in _RECIPES or not path.is_file() or any(values[name] for name in (*_OF_NETWORKS, "manifest")):
+    except UnfittingWeights as error:
+        if path.suffix in _RECIPES or any(values[name] for name in (*_OF_NETWORKS, "manifest")):
             raise
-        show_tree(output, path, values)  # raises what is wrong with a damaged file
+        show_tree(output, path, values)
         output.note(f"only what the file holds is shown: {error}")
         return
     if values["manifest"]:

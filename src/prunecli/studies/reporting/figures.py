@@ -81,7 +81,7 @@ def figure_sections(comparison: Comparison | None, material: Material) -> list[S
     sections = [Section("figures", "Figures before and after", blocks)]
     score = score_of(comparison)
     if comparison.front and score is not None:
-        table = pareto_tables(comparison)[0]
+        table = next(iter(pareto_tables(comparison)), None)
         said = "; ".join(f"{cost}: {', '.join(names)}" for cost, names in comparison.front.items())
         picture = rendered(pareto_figure(comparison, columns=2), "svg")
         caption = f"{score.label} against cost; filled: no network beats it"
