@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prunecli.cli.verbs import verbs
 from prunecli.measure.environment import describe_environment
 from prunecli.measure.latency import summarise
 from prunecli.models.loading import load_reference, save
@@ -51,6 +52,8 @@ def commands(folder: Path) -> dict[str, Command]:
         "prune inspect REPORT": ([PRUNE, "inspect", report], {}),
         "prune compare REPORT REPORT": ([PRUNE, "compare", report, report], {}),
         "prune inspect --manifest CHECKPOINT": ([PRUNE, "inspect", "--manifest", checkpoint], {}),
+        "prune inspect --tree CHECKPOINT": ([PRUNE, "inspect", "--tree", checkpoint], {}),
+        **{f"prune {verb} --help": ([PRUNE, verb, "--help"], {}) for verb in verbs()},
         "python -c 'import torch'": ([sys.executable, "-c", "import torch"], {}),
     }
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import random
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import prunecli
 from prunecli.errors import MethodError
 from prunecli.measure.counts import count_macs, parameter_count
-from prunecli.methods.allocation import Demand, allocate, signature
+from prunecli.methods.allocation import Allocation, Demand, allocate, signature
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.request import PruneRequest
 from prunecli.methods.selection import with_scope
@@ -176,3 +180,31 @@ def test_equal_scores_are_dealt_out_evenly() -> None:
     scores = {"a": torch.zeros(64).double(), "c": torch.zeros(64).double(), "e": torch.rand(64).double() + 1}
     allocation = allocate(groups, scores, StructuralParams(ratio=1 / 3))
     assert [len(allocation.keep[name]) for name in "ace"] == [32, 32, 64]
+
+
+@given(
+    st.dictionaries(st.sampled_from("abc"), st.lists(st.floats(-5, 1e6), min_size=1, max_size=30), min_size=1),
+    st.randoms(),
+)
+def test_a_histogram_counts_every_unit_once_on_its_side(values: dict[str, list[float]], chance: random.Random) -> None:
+    scores = {name: torch.tensor(row, dtype=torch.float64) for name, row in values.items()}
+    keep = {
+        name: torch.tensor(sorted(chance.sample(range(len(row)), chance.randint(0, len(row)))), dtype=torch.int64)
+        for name, row in values.items()
+    }
+    histogram = Allocation(keep, {}, 0.5, 0.5).score_histogram(scores)
+    edges = histogram["edges"]
+    assert edges == sorted(edges) and len(edges) == 21
+    for name, row in scores.items():
+        counts = histogram["groups"][name]
+        assert sum(counts["kept"]) == len(keep[name]) and sum(counts["removed"]) == len(row) - len(keep[name])
+
+
+def test_a_histogram_puts_low_scores_low_whatever_the_size_of_a_groups_scores() -> None:
+    scores = {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([1e6, 2e6, 3e6])}
+    keep = {name: torch.tensor([2]) for name in scores}
+    histogram = Allocation(keep, {}, 0.5, 0.5).score_histogram(scores)
+    assert histogram["groups"]["a"] == histogram["groups"]["b"]
+    assert histogram["groups"]["a"]["removed"][0] == 1 and histogram["groups"]["a"]["kept"][-1] == 1
+    assert histogram["edges"][0] == 0.5
+    assert Allocation(keep, {}, 0.5, 0.5).score_histogram({"a": torch.tensor([math.nan] * 3)}) == {}
