@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 from prunecli.report.energy_tables import NEURON_COLUMNS, energy_rows, neuron_rows
 from prunecli.report.numbers import count, macs, size
-from prunecli.report.pruning_tables import scoring_tables
+from prunecli.report.pruning_tables import reconstruction_tables, repair_tables, scoring_tables
 from prunecli.report.schema import Metrics, NeuronRates
 from prunecli.report.table import Table
 
@@ -129,9 +130,7 @@ def history_tables(steps: Sequence[_Step], methods: Sequence[str]) -> list[Table
         data = f"{step.data.images} images of {step.data.name}" if step.data else "no data"
         rows = [("made with", step.command), ("seed", str(step.seed)), ("data", data)]
         rows += [("parent", step.parent)] if step.parent else []
-        rows += [(key.replace("_", " "), _figure(value)) for key, value in step.figures.items() if key != "scoring"]
-        scoring = scoring_tables(step.figures.get("scoring") or {})
-        rows += [(name, value) for table in scoring for name, value in table.rows]
+        rows += [row for key, value in step.figures.items() for row in _figure_rows(key, value)]
         tables.append(Table((f"{number}. {step.stage}", method), rows))
     return tables
 
@@ -217,5 +216,24 @@ def _of_all(nonzero: int, params: int) -> str:
     return f"{count(nonzero)} ({100 * nonzero / max(params, 1):.2f} %), masked ones are held at zero"
 
 
+def _figure_rows(key: str, value: Any) -> list[tuple[str, str]]:
+    """Rows for one figure of a step; long lists are for `--json`."""
+    name = key.replace("_", " ")
+    if value in ({}, []):
+        return []
+    if key == "scoring":
+        return [(row[0], row[1]) for table in scoring_tables(value) for row in table.rows]
+    if key == "repairs":
+        trials = repair_tables([SimpleNamespace(**trial) for trial in value])[0].rows
+        return [("repair", f"{trials[0][0]}; {len(trials)} were compared")]
+    if key == "reconstruction":
+        return [(row[0], row[1]) for table in reconstruction_tables(value) for row in table.rows]
+    if isinstance(value, list) and isinstance(value[0], dict):
+        return [(name, f"{len(value)} entries, the last one {_figure(value[-1])}")]
+    return [(name, _figure(value))]
+
+
 def _figure(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_figure(entry)}" for key, entry in value.items())
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -55,7 +55,11 @@ def page_of(material: Material, sink: Sink, *, measure: bool, command: str, titl
         if measure and _changes_layers(manifest):
             sections += _measured(path, manifest, sink)
         sections += scores_sections(manifest)
-    sections += [*firing_sections(material), *_picture_sections(material), *training_sections(material.training)]
+    sections += [
+        *firing_sections(material),
+        *_picture_sections(material),
+        *training_sections(material.training, manifest),
+    ]
     sections += study_sections(material)
     if manifest is not None and path is not None:
         sections += [*untouched_sections(manifest), history_section(manifest, path)]

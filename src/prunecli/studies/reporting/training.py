@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prunecli.checkpoint.manifest import Manifest, Step
 from prunecli.report.page import Picture, Rows, Section
 from prunecli.report.page_plots import Curve, figures_in, training_plot
 from prunecli.report.table import Table
@@ -13,10 +14,11 @@ from prunecli.report.table import Table
 _NOT_DRAWN = ("epoch", "seconds", "tables")
 
 
-def training_sections(logs: Mapping[Path, list[dict[str, Any]]]) -> list[Section]:
-    """Curves of every log; no section without logs."""
+def training_sections(logs: Mapping[Path, list[dict[str, Any]]], manifest: Manifest | None) -> list[Section]:
+    """Curves of every log, and of what a method that prunes while it trains has noted; no section without either."""
     curves = [_curve(path.name.removesuffix(".metrics.jsonl"), rows) for path, rows in logs.items()]
     hooks = [curve for path, rows in logs.items() for curve in _curves_of_hooks(path, rows)]
+    hooks += [curve for step in (manifest.history if manifest is not None else ()) for curve in _curves_of_step(step)]
     blocks: list[Picture | Rows] = []
     for drawn, caption in ((curves, "Training, by epoch"), (hooks, "What the method did, by epoch")):
         if any(curve.figures for curve in drawn):
@@ -27,6 +29,15 @@ def training_sections(logs: Mapping[Path, list[dict[str, Any]]]) -> list[Section
             if (last := _as_table(table)) is not None:
                 blocks.append(Rows(last, f"{path.name}: {last.title or 'table'} after epoch {rows[-1]['epoch']}", True))
     return [Section("training", "Training", blocks)] if blocks else []
+
+
+def _curves_of_step(step: Step) -> list[Curve]:
+    """Figures of a step that it has for several epochs, such as how many channels were pruned and regrown."""
+    curves = []
+    for name, rows in step.figures.items():
+        if isinstance(rows, list) and rows and all(isinstance(row, dict) and "epoch" in row for row in rows):
+            curves.append(_curve(f"{step.stage}: {name.replace('_', ' ')}", rows))  # type: ignore[arg-type]
+    return curves
 
 
 def _curve(name: str, rows: list[dict[str, Any]]) -> Curve:
