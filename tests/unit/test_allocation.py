@@ -208,3 +208,10 @@ def test_a_histogram_puts_low_scores_low_whatever_the_size_of_a_groups_scores() 
     assert histogram["groups"]["a"]["removed"][0] == 1 and histogram["groups"]["a"]["kept"][-1] == 1
     assert histogram["edges"][0] == 0.5
     assert Allocation(keep, {}, 0.5, 0.5).score_histogram({"a": torch.tensor([math.nan] * 3)}) == {}
+
+
+def test_evenly_spread_scores_fill_all_bins_alike() -> None:
+    scores = torch.arange(1, 2001, dtype=torch.float64)
+    counts = Allocation({"a": torch.arange(1000)}, {}, 0.5, 0.5).score_histogram({"a": scores})["groups"]["a"]
+    assert counts["kept"][:9] == [pytest.approx(100, abs=2)] * 9 and sum(counts["kept"][11:]) == 0
+    assert all(95 <= kept + removed <= 115 for kept, removed in zip(counts["kept"], counts["removed"], strict=True))

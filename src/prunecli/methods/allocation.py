@@ -53,7 +53,7 @@ class Allocation:
         for name, size in sizes.items():
             kept = torch.zeros(len(size), dtype=torch.bool)
             kept[self.keep[name].cpu()] = True
-            bins = torch.bucketize(size.clamp(low, float(edges[-1])), edges[1:-1])
+            bins = torch.bucketize(size.clamp(low, float(edges[-1])), edges[1:-1], right=True)
             groups[name] = {
                 "kept": torch.bincount(bins[kept], minlength=_BINS).tolist(),
                 "removed": torch.bincount(bins[~kept], minlength=_BINS).tolist(),
