@@ -38,11 +38,12 @@ class Curve(NamedTuple):
     figures: Mapping[str, Sequence[float | None]]
 
 
-def widths_plot(widths: Sequence[Width]) -> bytes:
-    """Draws a bar for each group, the first one on top: its channels before, and after inside.
+def widths_plot(widths: Sequence[Width], label: str = "channels") -> bytes:
+    """Draws a bar for each group, the first one on top: what it had before, and what is left inside.
 
     Args:
         widths: In the order of the network.
+        label: What is counted.
     """
     figure = figure_of(8.5, 1.0 + 0.22 * len(widths))
     axes = figure.add_subplot()
@@ -51,7 +52,7 @@ def widths_plot(widths: Sequence[Width]) -> bytes:
     axes.barh(rows, [width.after for width in widths], height=0.4, color=SERIES[0], label="after")
     axes.set_yticks(rows, [width.name for width in widths], fontsize=7)
     axes.set_ylim(len(widths) - 0.4, -0.6)
-    axes.set_xlabel("channels")
+    axes.set_xlabel(label)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)

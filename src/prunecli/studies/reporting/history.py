@@ -7,7 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from prunecli.checkpoint.manifest import Manifest, Step
+from prunecli.checkpoint.contents import contents_of
+from prunecli.checkpoint.manifest import Manifest, Masks, Step
 from prunecli.report.inspection_tables import history_tables
 from prunecli.report.page import Block, Picture, Rows, Section, Text
 from prunecli.report.page_plots import Width, pooled, scores_plot, widths_plot
@@ -24,7 +25,8 @@ def summary(manifest: Manifest) -> str:
     steps = []
     for step in manifest.history:
         achieved, epochs = step.figures.get("achieved"), step.figures.get("epochs")
-        removed = f"{100 * achieved:.1f} % of channels removed" if isinstance(achieved, float) else ""
+        parts = next((part for part in ("blocks", "experts") if part in step.figures), "channels")
+        removed = f"{100 * achieved:.1f} % of {parts} removed" if isinstance(achieved, float) else ""
         details = [method_of(step), removed, f"{epochs} epochs" if epochs else ""]
         told = ", ".join(detail for detail in details if detail)
         steps.append(f"{step.stage} ({told})" if told else step.stage)
@@ -55,8 +57,13 @@ def history_section(manifest: Manifest, path: Path) -> Section:
     return Section("history", "History", blocks)
 
 
-def widths_sections(manifest: Manifest) -> list[Section]:
-    """Channels of each group before and after; no section where no channel was removed."""
+def widths_sections(manifest: Manifest, path: Path) -> list[Section]:
+    """Channels of each group before and after, masks and tokens; no section where nothing was removed.
+
+    Args:
+        manifest: The manifest of a checkpoint.
+        path: The checkpoint, where zeros are counted if it has masks.
+    """
     widths = widths_of(manifest)
     parts = [
         f"{block.name} ({'passes on its input' if block.left == 'identity' else 'taken out'})"
@@ -82,9 +89,7 @@ def widths_sections(manifest: Manifest) -> list[Section]:
     if parts:
         blocks.append(Text(f"Parts that were removed whole: {', '.join(parts)}."))
     if manifest.masks is not None:
-        names = [*manifest.masks.weights, *manifest.masks.spikes]
-        rows = Rows(Table(("masked",), [(name,) for name in names]), "Tensors with masks", long=True)
-        blocks += [Text(f"{len(names)} tensors have entries that are held at zero."), rows]
+        blocks += _masked(manifest.masks, path)
     if manifest.tokens is not None:
         stages = [(str(s.block), str(s.kept), str(s.anchors)) for s in manifest.tokens.stages]
         blocks += [
@@ -92,6 +97,29 @@ def widths_sections(manifest: Manifest) -> list[Section]:
             Rows(Table(("block", "patches kept", "anchors among them"), stages, numeric=(0, 1, 2))),
         ]
     return [Section("widths", "What was removed", blocks)] if blocks else []
+
+
+def _masked(masks: Masks, path: Path) -> list[Block]:
+    """How many weights of each masked tensor are not zero."""
+    blocks: list[Block] = []
+    if masks.weights:
+        stored = contents_of(path, zeros=True).tensors
+        known = {name: stored[name] for name in masks.weights if name in stored}
+        left = [Width(name, tensor.numbers, tensor.numbers - (tensor.zeros or 0)) for name, tensor in known.items()]
+        rows = [(w.name, f"{w.before:,}", f"{w.after:,}", f"{100 * w.after / max(w.before, 1):.1f} %") for w in left]
+        table = Table(("tensor", "weights", "not zero", "share"), rows, numeric=(1, 2, 3))
+        numbers, others = sum(width.before for width in left), sum(width.after for width in left)
+        said = (
+            f"{others:,} of {numbers:,} weights in masked tensors are not zero ({100 * others / max(numbers, 1):.1f} %)"
+        )
+        if len(left) <= _DRAWN:
+            drawn = widths_plot(left, "weights")
+            blocks.append(Picture(drawn, "svg", "Weights by tensor, all and those that are not zero", said, table))
+        else:
+            blocks += [Text(said), Rows(table, "Weights by tensor", long=True)]
+    if masks.spikes:
+        blocks.append(Text(f"Spikes are masked in {', '.join(masks.spikes)}."))
+    return blocks
 
 
 def widths_of(manifest: Manifest) -> dict[Width, str]:

@@ -19,6 +19,8 @@ from prunecli.recipe.schema import Recipe
 from prunecli.report.page_plots import Part
 
 _MOST_PARTS = 20
+_ITSELF = "(network itself)"
+"""What belongs to the network and to no module in it: of a network with parameters of its own."""
 _ROUNDS = 3
 """Turns in which both networks are timed; of each layer the fastest pass counts."""
 
@@ -30,7 +32,8 @@ class Parts:
     Attributes:
         params: Parameters.
         macs: Multiply-accumulates of one sample.
-        seconds: Time of one sample, by parts that are timed alone: what happens between them is missing.
+        seconds: Time of one sample, by layers that are timed alone. What happens between them is that of the network
+            itself if it has parameters of its own, and missing otherwise.
         device: Where it was timed.
     """
 
@@ -90,7 +93,7 @@ def _by_part(names: Sequence[str], before: Mapping[str, float], after: Mapping[s
     """Sums by part, the rest last."""
     sums = [_sums(names, figures) for figures in (before, after)]
     order = [*names, "everything else"] if names != ("",) else ["everything else"]
-    parts = [Part(name, sums[0].get(name, 0.0), sums[1].get(name, 0.0)) for name in order]
+    parts = [Part(name or _ITSELF, sums[0].get(name, 0.0), sums[1].get(name, 0.0)) for name in order]
     return tuple(part for part in parts if part.before or part.after)
 
 

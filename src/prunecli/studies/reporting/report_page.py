@@ -51,7 +51,7 @@ def page_of(material: Material, sink: Sink, *, measure: bool, command: str, titl
     sections = [Section("cautions", "Cautions", [Text(text, caution=True) for text in material.cautions])]
     sections += figure_sections(comparison, material)
     if manifest is not None and path is not None:
-        sections += widths_sections(manifest)
+        sections += widths_sections(manifest, path)
         if measure and _changes_layers(manifest):
             sections += _measured(path, manifest, sink)
         sections += scores_sections(manifest)
@@ -68,11 +68,19 @@ def page_of(material: Material, sink: Sink, *, measure: bool, command: str, titl
     sections.append(_again_section(material, manifest, command))
     return Page(
         title=title or material.title,
-        subtitle=summary(manifest) if manifest is not None else f"{len(material.reports) or 'no'} reports",
+        subtitle=summary(manifest) if manifest is not None else _networks(material),
         tiles=tiles_of(comparison, list(material.reports.values())),
         sections=[section for section in sections if section.blocks],
         made_by=f"prune {__version__}",
     )
+
+
+def _networks(material: Material) -> str:
+    """The networks that reports and studies are about."""
+    models = [report.model for report in material.reports.values()]
+    models += [audit.model for audit in material.audits.values()]
+    models += [model for contest in material.contests.values() for model in contest.models]
+    return ", ".join(dict.fromkeys(model.ref or model.path or "a network" for model in models))
 
 
 def _changes_layers(manifest: Manifest) -> bool:
