@@ -128,8 +128,8 @@ def parts_section(parts: Parts) -> Section:
     blocks.append(
         Text(
             "The dense network was built again, with random weights, for these figures. Times are those of single "
-            f"layers on {parts.device}, the fastest of several passes in turns. What happens between layers is missing, or "
-            "that of the network itself."
+            f"layers on {parts.device}, the fastest of several passes in turns. What happens between layers is "
+            "missing, or that of the network itself."
         )
     )
     return Section("parts", "Where parameters, MACs and time went", blocks)
