@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -234,28 +235,30 @@ window.onload = () => {
     unreachable: wide.filter(e => e.tabIndex !== 0).length, scrolling: wide.length,
     reachable: document.querySelectorAll("a, summary, [tabindex='0']").length,
   };
-  document.body.textContent = JSON.stringify(result);
+  parent.document.body.textContent = JSON.stringify(result);
 };
 </script>"""
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-@pytest.mark.parametrize("width", [500, 1280])  # the narrowest that Chromium opens, and a desktop
+@pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_browser(prune: Prune, finished: Path, tmp_path: Path, width: int, scheme: str) -> None:
     """Nothing is wider than the screen, everything that scrolls can be reached by keyboard, text can be read."""
     assert CHROMIUM is not None
     assert prune("report", finished, "-o", "r.html", "--no-measure", cwd=tmp_path).code == 0
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", (tmp_path / "r.html").read_text())
-    (tmp_path / "measured.html").write_text(text.replace("</head>", _MEASURING + "</head>"))
+    framed = html.escape(text.replace("</head>", _MEASURING + "</head>"))  # no window is as narrow as a phone
+    frame = f'<iframe style="width:{width}px;height:800px;border:0" srcdoc="{framed}"></iframe>'
+    (tmp_path / "measured.html").write_text(f"<!doctype html><body>{frame}</body>")
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    flags += [f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}", f"--window-size={width},900"]
+    flags += [f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}", "--window-size=1400,900"]
     flags += ["--virtual-time-budget=5000", "--dump-dom", (tmp_path / "measured.html").as_uri()]
     dumped = subprocess.run([CHROMIUM, *flags], capture_output=True, text=True, timeout=120, check=True).stdout
     body = re.search(r"<body[^>]*>(.*)</body>", dumped, re.DOTALL)
     assert body is not None
-    result = json.loads(body.group(1).replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
-    assert result["fits"], result
+    result = json.loads(html.unescape(body.group(1)))
+    assert result["fits"] and width - 20 <= result["width"] <= width, result
     assert result["contrast"][0] >= 4.5, result
     assert result["unreachable"] == 0 and result["reachable"] > 20 and result["scrolling"] > 0, result
     assert (result["paper"] == "rgb(255, 255, 255)") == (scheme == "light")
