@@ -37,3 +37,21 @@ def test_sensitivity_is_judged_by_prompts(prune: Prune, tiny_clip: Path) -> None
     done = prune("sensitivity", tiny_clip, "--ratios", "0.5", "--images", 1000, "--method", "l1", *how)
     assert done.code == 0, done.err
     assert f"as it is: {expected:.2f} %" in done.err and expected > 0
+
+
+def test_other_prompts_and_class_names_are_said_when_reports_are_compared(
+    prune: Prune, tiny_clip: Path, tmp_path: Path
+) -> None:
+    names = [str(number) for number in range(10)]
+    (tmp_path / "prompts.txt").write_text("the number {}\n")
+    (tmp_path / "names.txt").write_text("\n".join(names[::-1]) + "\n")
+    how = ("eval", tiny_clip, "--data", "digits", "--measure", "accuracy")
+    others = {"base": (), "prompts": ("--templates", "prompts.txt"), "names": ("--class-names", "names.txt")}
+    for name, words in others.items():
+        done = prune(*how, *words, "-o", f"{name}.json", cwd=tmp_path)
+        assert done.code == 0, done.err
+    done = prune("compare", "base.json", "prompts.json", "names.json", cwd=tmp_path)
+    assert done.code == 0
+    assert "prompts.json: was given 1 other prompts, the baseline" in done.err and "'the number {}'" in done.err
+    assert "names.json: its 10 classes have other names, or another order" in done.err
+    assert "base.json:" not in done.err
