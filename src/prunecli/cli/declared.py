@@ -63,6 +63,7 @@ class Command(NamedTuple):
         epilog: Last line of its help.
         aliases: Options under other names, which help does not show: the name here, and what follows (None, "value", or
             "list": several words).
+        optional: Options whose value may be left out, at the end or before another option, and what it is then.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Command(NamedTuple):
     summary: str
     epilog: str | None = None
     aliases: Mapping[str, tuple[str, str | None]] = types.MappingProxyType({})
+    optional: Mapping[str, str] = types.MappingProxyType({})
 
     def parameters(self) -> list[Parameter]:
         """Its arguments and options, in the order of its function."""

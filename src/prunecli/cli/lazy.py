@@ -34,14 +34,26 @@ class PruneCommand(_HelpWithoutPydantic, TyperCommand):
 
     Attributes:
         aliases: See `Command.aliases`.
+        optional: See `Command.optional`.
     """
 
     aliases: Mapping[str, tuple[str, str | None]] = {}
+    optional: Mapping[str, str] = {}
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Puts today's names in the place of aliases."""
-        parsed: list[str] = super().parse_args(ctx, _renamed(args, self.aliases) if self.aliases else args)
+        """Puts today's names in the place of aliases, and values where they were left out."""
+        words = _renamed(args, self.aliases) if self.aliases else args
+        parsed: list[str] = super().parse_args(ctx, _completed(words, self.optional) if self.optional else words)
         return parsed
+
+
+def _completed(args: list[str], optional: Mapping[str, str]) -> list[str]:
+    words: list[str] = []
+    for word, following in zip(args, [*args[1:], "-"], strict=True):
+        words.append(word)
+        if word in optional and following.startswith("-"):
+            words.append(optional[word])
+    return words
 
 
 def _renamed(args: list[str], aliases: Mapping[str, tuple[str, str | None]]) -> list[str]:
@@ -109,7 +121,7 @@ def _built_command(declared: Command) -> PruneCommand:
     app.command(declared.name, cls=PruneCommand, help=declared.summary, epilog=declared.epilog)(_typed(declared))
     command = typer_get_command(app)
     assert isinstance(command, PruneCommand)
-    command.aliases = declared.aliases
+    command.aliases, command.optional = declared.aliases, declared.optional
     return command
 
 

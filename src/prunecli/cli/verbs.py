@@ -29,6 +29,7 @@ VERBS: dict[str, Verb] = {
     "export": Verb("Write a network as a file of its own package.", _WORK, _command("export")),
     "compare": Verb("Compare reports, networks or methods; gate on the result.", _LOOK, _command("compare")),
     "report": Verb("Write a page, Markdown or a model card about a run.", _LOOK, _command("report")),
+    "predict": Verb("Show what a network says about your own images.", _LOOK, _command("predict")),
     "sensitivity": Verb("Measure what each layer costs; write ratios by layer.", _LOOK, _command("sensitivity")),
     "audit": Verb("Find out which method ranks channels best.", _LOOK, _command("audit")),
     "inspect": Verb("Show a network's layers, manifest and history.", _LOOK, _command("inspect")),

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from prunecli.errors import DataError, ResourceError, first_line
@@ -85,7 +86,22 @@ def decode(source: Path | BinaryIO, mode: str | None = None) -> Image.Image:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(source, formats=_FORMATS) as opened:
             opened.load()
-            return opened.convert(mode) if mode is not None else opened
+            return opened if mode is None else converted(opened, mode)
+
+
+def converted(image: Image.Image, mode: str) -> Image.Image:
+    """An image in another of Pillow's modes, in which a pixel has eight bits.
+
+    Pillow cuts wider pixels off at 255, so that nearly everything of an image with 16 bits would be white.
+
+    Raises:
+        ValueError: The pixels have 32 bits, and so no known range.
+    """
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels have 32 bits and no known range; save it with 8 or 16")
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image if image.mode == mode else image.convert(mode)
 
 
 def irregularity(path: Path) -> str | None:

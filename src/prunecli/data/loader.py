@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from prunecli.data.epochs import BatchPlan, InOrder, Shuffled, seeded
 from prunecli.data.images import BadImages, UnreadableImage
+from prunecli.data.pictures import PictureDataset
 from prunecli.data.preparation import Augmentation, PreparedSamples, Preprocessing, Sample, prepared
 from prunecli.data.splits import Split
 from prunecli.engine.resources import as_loader_error
@@ -40,7 +41,7 @@ _Loaded = tuple[list[Sample], _Unreadable]
 class _PlannedDataset(Dataset[Any]):
     """Loads one planned batch: the samples that can be read, and the files that cannot, with the reasons."""
 
-    def __init__(self, samples: PreparedSamples) -> None:
+    def __init__(self, samples: PreparedSamples | PictureDataset) -> None:
         self._samples = samples
 
     def __len__(self) -> int:
@@ -123,7 +124,7 @@ class Batches:
 
     def __init__(
         self,
-        dataset: PreparedSamples,
+        dataset: PreparedSamples | PictureDataset,
         order: InOrder | Shuffled,
         workers: int,
         bad: BadImages | None,
@@ -231,6 +232,11 @@ def evaluation_batches(
     `preprocessing.frames` says.
     """
     dataset = prepared(split, preprocessing, None)
+    return Batches(dataset, InOrder(len(dataset), batch_size), workers, bad)
+
+
+def picture_batches(dataset: PictureDataset, batch_size: int, workers: int, bad: BadImages) -> Batches:
+    """All pictures in order: a tuple with the inputs of each network, and a label for each picture."""
     return Batches(dataset, InOrder(len(dataset), batch_size), workers, bad)
 
 

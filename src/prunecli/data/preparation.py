@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
+from torchvision import tv_tensors
 
-from prunecli.data.boxes import BoxDataset, BoxPreparation, BoxSplit, BoxTransform, random_changes
+from prunecli.data.boxes import BoxDataset, BoxPreparation, BoxSplit, BoxTransform, Objects, random_changes
 from prunecli.data.events import Binning
 from prunecli.data.masks import MaskDataset, MaskSplit, evaluation_transform, training_transform
 from prunecli.data.recordings import EventDataset, EventSplit
-from prunecli.data.splits import ImageSplit, SampleSplit, Split, TokenSplit, UnevenSplit
+from prunecli.data.splits import ImageSplit, SampleSplit, Split, TaskName, TokenSplit, UnevenSplit
 from prunecli.errors import DataError
 
 _SMALL = 64
@@ -63,7 +67,7 @@ class Augmentation:
 class _ImageDataset(Dataset[Sample]):
     def __init__(self, split: ImageSplit, transform: Any, channels: int) -> None:
         self._split, self._transform = split, transform
-        self._mode = "L" if channels == 1 else "RGB"
+        self._mode = _mode(channels)
 
     def __len__(self) -> int:
         return len(self._split.labels)
@@ -126,9 +130,9 @@ def prepared(split: Split, preprocessing: Preprocessing, augmentation: Augmentat
             )
         return EventDataset(split, preprocessing.frames, size, shift=augmentation is not None, flip=flip)
     if isinstance(split, MaskSplit):
-        common = (size, preprocessing.mean, preprocessing.std, preprocessing.interpolation)
         if augmentation is None:
-            return MaskDataset(split, evaluation_transform(*common), channels)
+            return MaskDataset(split, _mask_transform(preprocessing), channels)
+        common = (size, preprocessing.mean, preprocessing.std, preprocessing.interpolation)
         jitter = augmentation.color_jitter
         return MaskDataset(split, training_transform(*common, flip=augmentation.flip, color_jitter=jitter), channels)
     if isinstance(split, BoxSplit):
@@ -146,20 +150,71 @@ def prepared(split: Split, preprocessing: Preprocessing, augmentation: Augmentat
     return _ImageDataset(split, _transform(preprocessing, augmentation), channels)
 
 
+def picture_transform(
+    preprocessing: Preprocessing, task: TaskName
+) -> Callable[[Image.Image], tuple[Any, tuple[int, int]]]:
+    """What `prepared` does to the images of an evaluation, for one that has no label.
+
+    Args:
+        preprocessing: How the model wants images.
+        task: What the model finds: "classification", "segmentation" or "detection".
+
+    Returns:
+        A function from an image to a network's inputs, without a batch dimension, and to height and width of what is
+        the image in them: a detector's are filled up on the right or below.
+    """
+    mode = _mode(preprocessing.size[0])
+    if task == "detection":
+        return _box_picture(preprocessing, mode)
+    transform = _mask_transform(preprocessing) if task == "segmentation" else _transform(preprocessing, None)
+
+    def changed(image: Image.Image) -> tuple[Any, tuple[int, int]]:
+        converted: Any = image if image.mode == mode else image.convert(mode)
+        if task == "segmentation":
+            converted = tv_tensors.Image(converted)
+        return transform(converted).as_subclass(torch.Tensor), preprocessing.size[1:]
+
+    return changed
+
+
+def _box_picture(preprocessing: Preprocessing, mode: str) -> Callable[[Image.Image], tuple[Any, tuple[int, int]]]:
+    transform, listed = _box_transform(preprocessing, None), (preprocessing.boxes or BoxPreparation()).listed
+    nothing = Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_))
+
+    def changed(image: Image.Image) -> tuple[Any, tuple[int, int]]:
+        pixels, target = transform(image if image.mode == mode else image.convert(mode), nothing)
+        height, width = target["size"].tolist()
+        return [pixels] if listed else pixels, (height, width)
+
+    return changed
+
+
+def _mode(channels: int) -> str:
+    return "L" if channels == 1 else "RGB"
+
+
+def _mask_transform(preprocessing: Preprocessing) -> Any:
+    own = preprocessing
+    return evaluation_transform((own.size[1], own.size[2]), own.mean, own.std, own.interpolation)
+
+
 def _boxed(split: BoxSplit, preprocessing: Preprocessing, augmentation: Augmentation | None) -> BoxDataset:
-    channels, height, width = preprocessing.size
     random = None
     if augmentation is not None:
         random = random_changes(flip=augmentation.flip, color_jitter=augmentation.color_jitter)
-    own = preprocessing.boxes or BoxPreparation()
-    transform = BoxTransform(
-        None if own.own_sizes else (height, width),
+    listed = (preprocessing.boxes or BoxPreparation()).listed
+    return BoxDataset(split, _box_transform(preprocessing, random), preprocessing.size[0], listed=listed)
+
+
+def _box_transform(preprocessing: Preprocessing, random: Any) -> BoxTransform:
+    own_sizes = (preprocessing.boxes or BoxPreparation()).own_sizes
+    return BoxTransform(
+        None if own_sizes else preprocessing.size[1:],
         preprocessing.mean,
         preprocessing.std,
         preprocessing.interpolation,
         random,
     )
-    return BoxDataset(split, transform, channels, listed=own.listed)
 
 
 def _transform(preprocessing: Preprocessing, augmentation: Augmentation | None) -> Any:

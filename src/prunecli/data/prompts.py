@@ -41,7 +41,7 @@ def class_texts(data: DataSet, file: str | None = None) -> tuple[str, ...]:
             raise DataError(f"{data.name}: has captions in place of classes; leave out --class-names")
         return data.class_names
     if file is not None:
-        names = _read(Path(file).expanduser(), "class names")
+        names = read_names(Path(file).expanduser(), "class names")
         if data.task != "unlabelled" and len(names) != data.num_classes:
             raise DataError(f"{file}: has {len(names)} class names and {data.name} has {data.num_classes} classes")
         return names
@@ -72,11 +72,7 @@ def templates(data: DataSet, file: str | None = None) -> tuple[str, ...]:
         own = templates_file(data.test.root)
         file = None if own is None else str(own)
     if file is not None:
-        lines = _read(Path(file).expanduser(), "templates")
-        for template in lines:
-            if not any(placeholder in template for placeholder in _PLACEHOLDERS):
-                raise DataError(f"{file}: template {template!r:.80} has no {{c}} or {{}} for the class")
-        return tuple(template.replace("{c}", "{}") for template in lines)
+        return read_templates(file)
     if data.class_names[:1] == (_FIRST_OF_IMAGENET,):
         from open_clip import OPENAI_IMAGENET_TEMPLATES
 
@@ -86,13 +82,36 @@ def templates(data: DataSet, file: str | None = None) -> tuple[str, ...]:
     return _OF_SMALL_PHOTOS if data.name in ("cifar10", "cifar100") else _DEFAULT
 
 
+def read_templates(file: str | None) -> tuple[str, ...]:
+    """The prompts in a file, as `templates` has them; without a file, those for any classes.
+
+    Raises:
+        DataError: The file cannot be read, or a template has no placeholder for the class.
+    """
+    if file is None:
+        return _DEFAULT
+    lines = read_names(Path(file).expanduser(), "templates")
+    for template in lines:
+        if not any(placeholder in template for placeholder in _PLACEHOLDERS):
+            raise DataError(f"{file}: template {template!r:.80} has no {{c}} or {{}} for the class")
+    return tuple(template.replace("{c}", "{}") for template in lines)
+
+
 def prompts(texts: Sequence[str], template: str) -> list[str]:
     """The template, filled in for every text."""
     return [template.replace("{}", text) for text in texts]
 
 
-def _read(path: Path, what: str) -> tuple[str, ...]:
-    """A list of strings from a text or JSON file; JSON may wrap it in a mapping with one entry."""
+def read_names(path: Path, what: str) -> tuple[str, ...]:
+    """A list of strings from a text file, one on each line, or a JSON file, which may wrap it in a mapping.
+
+    Args:
+        path: The file.
+        what: What they are, for messages.
+
+    Raises:
+        DataError: It holds no such list.
+    """
     if path.suffix != ".json":
         entries: Any = read_lines(path)
     else:

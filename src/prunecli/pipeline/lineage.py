@@ -136,9 +136,22 @@ class Lineage:
             return load_companion(Path(name).expanduser(), ref)
         if self._state.parent is not None:
             return widen(self._state.parent)
-        step = loaded.manifest.last("prune")
+        path = self.parent_file(loaded.manifest.last("prune"), "--teacher")
+        return load_companion(path, ref)
+
+    def parent_file(self, step: Step | None, option: str) -> Path:
+        """The file that a step of the current network's history started from, if it is still the same.
+
+        Args:
+            step: The step, None if there is none.
+            option: What names another file, for messages.
+
+        Raises:
+            ModelError: There is no such file.
+        """
+        loaded = self._state.model()
         if step is None or step.parent is None:
-            raise ModelError(f"{loaded.name}: names no parent it was pruned from; give --teacher a weights file")
+            raise ModelError(f"{loaded.name}: names no parent it was pruned from; give {option} a weights file")
         # The path is that of the machine that pruned; the file may also be next to the checkpoint.
         checkpoint = loaded.path or Path()
         recorded = Path(step.parent)
@@ -150,10 +163,10 @@ class Lineage:
         path = next((p for p in candidates if p.is_file() and file_sha256(p) == step.parent_sha256), None)
         if path is None:
             raise ModelError(
-                f"{step.parent}: the parent is not in this folder or the checkpoint's, or has changed; give --teacher "
+                f"{step.parent}: the parent is not in this folder or the checkpoint's, or has changed; give {option} "
                 "the file it was pruned from"
             )
-        return load_companion(path, ref)
+        return path
 
 
 def _outputs(network: nn.Module, example: Any) -> list[Tensor]:
