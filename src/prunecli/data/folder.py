@@ -40,12 +40,13 @@ def load(path: str, root: Path, download: bool) -> DataSet:
     return _image_data(path, names, train, evaluation[0], validation)
 
 
-def image_files(folder: Path, pattern: str) -> list[Path]:
-    """Files with the suffix of an image in `folder` that match `pattern`, relative to it, sorted."""
+def image_files(folder: Path, pattern: str, *more: str) -> list[Path]:
+    """Files with the suffix of an image, or one of `more`, in `folder` that match `pattern`, relative to it, sorted."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
+    suffixes = (*IMG_EXTENSIONS, *more)
     paths = sorted(folder.glob(pattern))
-    return [path.relative_to(folder) for path in paths if path.suffix.lower() in IMG_EXTENSIONS and not path.is_dir()]
+    return [path.relative_to(folder) for path in paths if path.suffix.lower() in suffixes and not path.is_dir()]
 
 
 def _scan(folder: Path, class_names: tuple[str, ...] | None) -> tuple[FileSplit, tuple[str, ...]]:

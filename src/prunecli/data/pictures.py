@@ -17,6 +17,8 @@ from prunecli.data.images import UnreadableImage, converted, decoding_error, rea
 from prunecli.errors import DataError
 
 _WHITE, _OPAQUE = (255, 255, 255, 255), 255
+_MORE = (".gif", ".jfif", ".heic", ".heif", ".avif", ".jxl")
+"""Suffixes of images in people's folders that data sets do not have; those that are not read are named, not overlooked."""
 _TURNED = range(2, 9)
 """Orientations in EXIF data of images that are stored on their side, upside down or mirrored."""
 
@@ -62,7 +64,7 @@ def _pictures_at(path: Path) -> Iterator[Picture]:
     if not path.is_dir():
         yield Picture(path, Path(path.name))
         return
-    for name in image_files(path, "**/*"):
+    for name in image_files(path, "**/*", *_MORE):
         if not any(part.startswith(".") for part in name.parts):
             yield Picture(path / name, name)
 

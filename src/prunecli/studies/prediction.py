@@ -18,7 +18,7 @@ from prunecli.data.preparation import Preprocessing, picture_transform
 from prunecli.engine.detectors.index import detector_of
 from prunecli.engine.device import channels_last, move_batch
 from prunecli.engine.resources import resource_errors
-from prunecli.errors import DataError, ModelError
+from prunecli.errors import DataError, ModelError, RecipeError
 from prunecli.inputs import call, logits
 from prunecli.models.index import is_reference
 from prunecli.models.loading import load_companion
@@ -33,6 +33,7 @@ from prunecli.studies.prediction_pictures import picture_paths, write_picture
 
 PARENT = "parent"
 """Stands for the network that a checkpoint was pruned from."""
+TOP, SCORE = 5, 0.5
 _OWN_SIZES_AT_ONCE = 4
 """Images in a batch of those that keep their own sizes, which may be large."""
 _IMAGE_CHANNELS = (1, 3)
@@ -46,16 +47,16 @@ class PredictionRequest:
 
     Attributes:
         images: Files and folders.
-        top: How many of the likeliest classes to show.
-        score: Least score of a box.
+        top: How many of the likeliest classes to show; None: `TOP`.
+        score: Least score of a box; None: `SCORE`.
         classes: File with the names of classes; None: what is known.
         out: Folder for pictures; None: none are drawn.
         beside: Another network: a file, a reference or `PARENT`; None: none.
     """
 
     images: Sequence[Path]
-    top: int = 5
-    score: float = 0.5
+    top: int | None = None
+    score: float | None = None
     classes: str | None = None
     out: Path | None = None
     beside: str | None = None
@@ -130,7 +131,6 @@ class PredictionOutcome:
 
     def document(self) -> dict[str, Any]:
         """Plain data."""
-        own = self.preprocessing
         alike = [row.likeness for row in self.rows if row.likeness is not None]
         shares = [likeness.share for likeness in alike if likeness.share is not None]
         both: dict[str, Any] = (
@@ -142,18 +142,17 @@ class PredictionOutcome:
             "model": self.names[0],
             "task": self.kind.task,
             "class_names": self.class_names.origin or None,
-            "preprocessing": {
-                "size": list(own.size),
-                "mean": list(own.mean),
-                "std": list(own.std),
-                "interpolation": own.interpolation,
-                "crop_pct": own.crop_pct,
-                "crop_mode": own.crop_mode,
-            },
+            "preprocessing": self._preprocessing(),
             **({"beside": both} if both else {}),
             "images": [row.document for row in self.rows],
             "skipped": [{"image": path, "reason": reason} for path, reason in self.skipped.items()],
         }
+
+    def _preprocessing(self) -> dict[str, Any]:
+        own = self.preprocessing
+        size = None if own.boxes is not None and own.boxes.own_sizes else list(own.size[1:])
+        cut = {"crop_pct": own.crop_pct, "crop_mode": own.crop_mode} if self.kind.task == "classification" else {}
+        return {"size": size, "mean": list(own.mean), "std": list(own.std), "interpolation": own.interpolation, **cut}
 
 
 def predict(space: Workspace, request: PredictionRequest) -> PredictionOutcome:
@@ -189,7 +188,7 @@ def predict(space: Workspace, request: PredictionRequest) -> PredictionOutcome:
     outcome.skipped = bad.left_out
     if not outcome.rows:
         file, reason = next(iter(bad.left_out.items()))
-        raise DataError(f"none of {len(pictures)} images can be read: {file} ({reason})")
+        raise DataError(f"no image can be read: {file} ({reason}){f' and {len(bad) - 1} more' if len(bad) > 1 else ''}")
     outcome.notes = _notes(first.names, turned, transparent)
     return outcome
 
@@ -268,11 +267,26 @@ def _predictor(space: Workspace, request: PredictionRequest) -> _Predictor:
         texts, names = wordings(space, request.classes)
         ref = loaded.manifest.architecture.ref
         network = space.judging.scoring.classifier(ref, loaded.model, lambda: texts, remember=True)
-        return _Predictor(loaded.name, network, Classes(len(names.names), request.top), names, preprocessing)
+        chosen = Classes(len(names.names), TOP if request.top is None else request.top)
+        _check_asked(loaded.name, chosen, request)
+        return _Predictor(loaded.name, network, chosen, names, preprocessing)
     if space.recipe.data.templates is not None:
         space.judging.scoring.refuse_wordings()
     kind = _kind(space, request)
+    _check_asked(loaded.name, kind, request)
     return _Predictor(loaded.name, loaded.model, kind, class_names(space, kind.classes, request.classes), preprocessing)
+
+
+def _check_asked(name: str, kind: Kind, request: PredictionRequest) -> None:
+    """Refuses options that are for answers of another kind.
+
+    Raises:
+        RecipeError: One was given.
+    """
+    if request.top is not None and not isinstance(kind, Classes):
+        raise RecipeError(f"--top is for networks that find a class for each image, and {name} does {kind.task}")
+    if request.score is not None and not isinstance(kind, Objects):
+        raise RecipeError(f"--score is for boxes, and {name} does {kind.task}")
 
 
 def _kind(space: Workspace, request: PredictionRequest) -> Kind:
@@ -280,7 +294,7 @@ def _kind(space: Workspace, request: PredictionRequest) -> Kind:
     loaded = space.model()
     detector = detector_of(loaded.model)
     if detector is not None:
-        return Objects(detector.num_classes(loaded.model), detector, request.score)
+        return Objects(detector.num_classes(loaded.model), detector, SCORE if request.score is None else request.score)
     with space.inputs.running(), torch.no_grad():
         scores = logits(call(loaded.model.cpu().eval(), space.inputs.example()))
     if getattr(loaded.model, "num_classes", None) == 0:
@@ -288,7 +302,7 @@ def _kind(space: Workspace, request: PredictionRequest) -> Kind:
     if scores.dim() == _MASKS and scores.shape[1] > 1:
         return Masks(scores.shape[1])
     if scores.dim() == _CLASSES and scores.shape[1] > 1:
-        return Classes(scores.shape[1], request.top)
+        return Classes(scores.shape[1], TOP if request.top is None else request.top)
     shape = "x".join(map(str, scores.shape))
     raise ModelError(
         f"{loaded.name} gives {shape} numbers for an image, which are neither classes of the image, nor of its pixels, "

@@ -78,7 +78,7 @@ def write_picture(
     panels = []
     for answer, title in zip(answers, titles, strict=True):
         picture, lines = _drawn(enlarged, answer, names, factor)
-        heading: list[_Line] = [(title, None)] if len(answers) > 1 else []
+        heading: list[_Line] = [(Path(title).name, None)] if len(answers) > 1 else []
         panels.append((picture, [*heading, *lines]))
     write_atomically(path, partial(_side_by_side(panels).save, format="PNG"), replace=True)
 

@@ -55,11 +55,10 @@ _ImagesArgument = Annotated[
 
 def run(output: Output, model: ModelArgument, images: _ImagesArgument, values: dict[str, Any]) -> None:
     """Shows what a network says about images."""
-    top = _TOP if values["top"] is None else values["top"]
-    score = _SCORE if values["score"] is None else values["score"]
-    if top < 1:
+    top, score = values["top"], values["score"]
+    if top is not None and top < 1:
         raise RecipeError(f"--top has to be at least 1 (got {top})")
-    if not 0 <= score <= 1:
+    if score is not None and not 0 <= score <= 1:
         raise RecipeError(f"--score has to be between 0 and 1 (got {score:g})")
     from prunecli.pipeline.workspace import Workspace
     from prunecli.studies.prediction import PredictionRequest, predict
