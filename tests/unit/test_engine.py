@@ -189,11 +189,10 @@ def test_evaluation_counts_and_restores_the_mode() -> None:
     assert accuracy.top5 == pytest.approx(100 * 4 / 6)
 
 
-def test_metrics_go_to_a_file_and_to_tensorboard(tmp_path: Path) -> None:
-    with MetricsLog(tmp_path / "run" / "m.jsonl", tensorboard=True) as log:
+def test_metrics_go_to_a_file(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path / "run" / "m.jsonl") as log:
         log.write({"epoch": 1, "train_loss": 0.5, "validation_top1": None})
     assert (tmp_path / "run" / "m.jsonl").read_text() == '{"epoch": 1, "train_loss": 0.5}\n'
-    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
 
 
 def test_progress_receives_every_step_and_epoch() -> None:

@@ -18,6 +18,9 @@ from prunecli.recipe.schema import DataSection, ModelSection, Recipe
 if TYPE_CHECKING:
     from prunecli.recipe.resolve import Override, Plan
 
+TRACKER = "trackio"
+"""What `--track` alone means."""
+
 _RecipePath = tuple[str | int, ...]
 
 
@@ -25,13 +28,13 @@ class OptionSpec(NamedTuple):
     """One option: the parameter it becomes, and the recipe value that it sets (None: not a recipe value).
 
     A `mapping` option is given once per entry, as NAME=VALUE; for "numbers" every value must be a number. One of "row"
-    is numbers with commas.
+    is numbers with commas, one of "names" is words with commas.
     """
 
     name: str
     parameter: inspect.Parameter
     path: _RecipePath | None = None
-    mapping: Literal["", "numbers", "values", "row"] = ""
+    mapping: Literal["", "numbers", "values", "row", "names"] = ""
 
 
 def option(
@@ -73,6 +76,11 @@ def model_kwargs_options() -> list[OptionSpec]:
     field = next(field for field in fields_of(ModelSection) if field.name == "kwargs")
     named = option("model_kwargs", list[str], field.doc, path=("model", field.name))
     return [named._replace(mapping=_mapping(field))]
+
+
+def track_options() -> list[OptionSpec]:
+    """`--track`, whose names may be joined by commas; without one it means `TRACKER`."""
+    return [spec._replace(mapping="names") for spec in options_of(Recipe, (), only=("track",))]
 
 
 def shared_options() -> list[OptionSpec]:
@@ -162,10 +170,12 @@ def overrides_from(specs: Sequence[OptionSpec], values: dict[str, Any], stage_in
     return overrides
 
 
-def _entries(texts: Sequence[str], flag: str, kind: str) -> dict[str, Any] | list[float]:
-    """Reads NAME=VALUE entries, or numbers with commas; the plan checks bounds of numbers."""
+def _entries(texts: Sequence[str], flag: str, kind: str) -> dict[str, Any] | list[float] | list[str]:
+    """Reads NAME=VALUE entries, or numbers or words with commas; the plan checks bounds of numbers."""
     from prunecli.recipe.loader import parse_value
 
+    if kind == "names":
+        return [word.strip() for text in texts for word in text.split(",") if word.strip()]
     if kind == "row":
         try:
             return [float(number) for text in texts for number in text.split(",") if number.strip()]

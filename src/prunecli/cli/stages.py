@@ -134,19 +134,31 @@ def resume_command(argv: Sequence[str]) -> str:
 
 
 _LEFT_OUT = ("--force", "--resume", "--json", "-q", "--quiet")
-_LEFT_OUT_WITH_VALUE = ("-o", "--out", "--output", "--save-every", "--keep-states", "--extract-attention", "--overlay")
+_LEFT_OUT_WITH_VALUE = (
+    "-o",
+    "--out",
+    "--output",
+    "--save-every",
+    "--keep-states",
+    "--track",
+    "--extract-attention",
+    "--overlay",
+)
+_OPTIONAL = ("--track",)
+"""Those of them whose value may be left out before another option."""
 
 
 def reproducible_command(argv: Sequence[str]) -> str:
     """The command line without the options that only say where output goes and how the run is kept safe."""
     kept: list[str] = []
-    skip = False
+    awaiting = ""
     for word in argv:
-        if skip:
-            skip = False
-        elif word in _LEFT_OUT_WITH_VALUE:
-            skip = True
-        elif word not in _LEFT_OUT and not word.startswith(("-o", *(f"{flag}=" for flag in _LEFT_OUT_WITH_VALUE[1:]))):
+        if awaiting and not (awaiting in _OPTIONAL and word.startswith("-")):
+            awaiting = ""
+            continue
+        awaiting = word if word in _LEFT_OUT_WITH_VALUE else ""
+        beginnings = ("-o", *(f"{flag}=" for flag in _LEFT_OUT_WITH_VALUE[1:]))
+        if not awaiting and word not in _LEFT_OUT and not word.startswith(beginnings):
             kept.append(word)
     return shlex.join(["prune", *kept])
 

@@ -18,7 +18,7 @@ from prunecli.errors import DataError
 
 _WHITE, _OPAQUE = (255, 255, 255, 255), 255
 _MORE = (".gif", ".jfif", ".heic", ".heif", ".avif", ".jxl")
-"""Suffixes of images in people's folders that data sets do not have; those that are not read are named, not overlooked."""
+"""Suffixes of images in people's folders that data sets lack; those that cannot be read are named, not overlooked."""
 _TURNED = range(2, 9)
 """Orientations in EXIF data of images that are stored on their side, upside down or mirrored."""
 

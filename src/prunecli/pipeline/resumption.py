@@ -32,6 +32,11 @@ def _state_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.state")
 
 
+def known_runs(out: Path) -> Path:
+    """The file with what trackers know the run of that stage by, while it is unfinished."""
+    return _state_folder(out) / "trackers.json"
+
+
 def is_unfinished(out: Path) -> bool:
     """Whether an unfinished stage left states for `out` behind."""
     return any(_state_folder(out).glob("*state-*"))
@@ -72,14 +77,19 @@ def saved_states(space: RunState, out: Path, identity: Mapping[str, JsonValue]) 
                     "again"
                 )
             store.discard()
+            known_runs(out).unlink(missing_ok=True)
         elif space.resume and not store.exists():
             space.sink.note(f"{folder}: no saved state; starting from the beginning")
         try:
             yield store
         except KeyboardInterrupt as error:
             raise store.aborted(getattr(error, "signal", signal.SIGINT)) from error
+        finally:
+            if not store.exists():  # nothing will be continued
+                known_runs(out).unlink(missing_ok=True)
         crash_point("stage:saved")
         if not space.in_run:
+            known_runs(out).unlink(missing_ok=True)
             store.discard()
 
 

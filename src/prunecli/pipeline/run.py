@@ -14,6 +14,7 @@ import yaml
 from prunecli.checkpoint.durable import crash_point, remove_leftovers, write_text_atomically
 from prunecli.checkpoint.locking import HOLDER_NAME, LOCK_NAME, locked
 from prunecli.data.catalog import find_data
+from prunecli.engine.trackers.index import TRACKERS
 from prunecli.errors import GateFailed, RecipeError
 from prunecli.models.catalog import split_reference
 from prunecli.pipeline.resumption import discard_states
@@ -51,7 +52,8 @@ def check_plan(plan: Plan) -> list[Path]:
     """The files each stage will write, relative to the run's folder.
 
     Raises:
-        RecipeError: There are no stages, a report's name is not a plain one, or a comparison has too little to compare.
+        RecipeError: There are no stages, a tracker does not exist, a report's name is not a plain one, or a comparison
+            has too little to compare.
         ModelError: The architecture does not exist.
         DataError: The data set does not exist.
     """
@@ -59,6 +61,8 @@ def check_plan(plan: Plan) -> list[Path]:
         split_reference(plan.recipe.model.ref)
     if plan.recipe.data.name is not None:
         find_data(plan.recipe.data.name)
+    for tracker in plan.recipe.track:
+        TRACKERS.require(tracker)
     if not plan.recipe.stages:
         raise RecipeError("the recipe has no stages; add for instance `stages: [{stage: train}]`")
     files: list[Path] = []

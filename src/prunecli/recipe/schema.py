@@ -171,7 +171,6 @@ class TrainStage(FitConfig, _TrainingStage):
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     stage: Literal["train"] = "train"
-    tensorboard: Annotated[bool, Doc("Write TensorBoard files beside the metrics.")] = False
 
 
 @dataclass(frozen=True)
@@ -300,4 +299,8 @@ class Recipe:
         Doc("Seconds between saved states, more for large ones; 0 saves after every step."),
     ] = 60.0
     keep_states: Annotated[int, Ge(1), Doc("Saved states of a run to keep, the newest ones.")] = 2
+    track: Annotated[
+        tuple[str, ...],
+        Doc("Keep the curves of training in these, too: trackio, tensorboard, mlflow, wandb; see docs/tracking.md."),
+    ] = ()
     stages: tuple[Stage, ...] = ()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from prunecli.cli.declared import Argument, Command
-from prunecli.cli.options import option, options_of, overrides_from, with_output
+from prunecli.cli.options import TRACKER, option, options_of, overrides_from, track_options, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import RESUME_OPTIONS, reproducible_command, resume_command, resume_or_force, show_plan
 from prunecli.errors import RecipeError
@@ -22,6 +22,7 @@ OPTIONS = [
     option("dry_run", bool, "Print the plan and where each value comes from; do nothing.", "--dry-run"),
     option("data_root", str, "Folder that holds named data sets.", path=("data", "root")),
     *options_of(Recipe, (), only=("seed", "device", "threads")),
+    *track_options(),
     option("set_values", list[str], "Set any recipe value: KEY=VALUE, for instance stages.0.epochs=2.", "--set"),
 ]
 
@@ -85,4 +86,5 @@ def _folder(recipe: Path, given: str | None, force: bool, resume: bool) -> Path:
 
 def command() -> Command:
     """The command."""
-    return Command("run", with_output(run, OPTIONS), "Run all stages of a recipe, one after the other.")
+    summary = "Run all stages of a recipe, one after the other."
+    return Command("run", with_output(run, OPTIONS), summary, optional={"--track": TRACKER})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prunecli.cli.declared import Command
-from prunecli.cli.options import options_of, with_output
+from prunecli.cli.options import TRACKER, options_of, track_options, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import ModelArgument, checkpoint_path, nothing_left, prepare, show_outcome, stage_options
 from prunecli.recipe.schema import FinetuneStage, TrainStage
@@ -24,7 +24,11 @@ def finetune_command() -> Command:
 
 
 def _training_command(verb: str, suffix: str, kind: type[TrainStage], summary: str) -> Command:
-    options = [*options_of(kind, ("stages", "STAGE"), skip=("stage",)), *stage_options("checkpoint", resumable=True)]
+    options = [
+        *options_of(kind, ("stages", "STAGE"), skip=("stage",)),
+        *track_options(),
+        *stage_options("checkpoint", resumable=True),
+    ]
 
     def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
         space = prepare(output, model, {"stage": verb}, options, values)
@@ -39,4 +43,4 @@ def _training_command(verb: str, suffix: str, kind: type[TrainStage], summary: s
         assert isinstance(stage, kind)
         show_outcome(output, train_stage(space, stage, out))
 
-    return Command(verb, with_output(run, options), summary)
+    return Command(verb, with_output(run, options), summary, optional={"--track": TRACKER})

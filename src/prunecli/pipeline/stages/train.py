@@ -24,6 +24,7 @@ from prunecli.pipeline.fit_progress import FitProgress
 from prunecli.pipeline.resumption import identity_of, room_for, saved_states
 from prunecli.pipeline.stages.teacher import teacher_of
 from prunecli.pipeline.state import DEFAULT_DATA
+from prunecli.pipeline.tracked import tracking_of
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import FinetuneStage, TrainStage
 from prunecli.report.mask_tables import label_table
@@ -109,7 +110,9 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
     room_for(space, out, states=True)
     with (
         saved_states(space, out, identity_of(space, stage, **learned_from)) as states,
-        MetricsLog(log_path, tensorboard=stage.tensorboard, continued=states.exists(), warn=space.sink.warn) as log,
+        MetricsLog(
+            log_path, tracking=tracking_of(space, stage, out), continued=states.exists(), warn=space.sink.warn
+        ) as log,
         space.sink.progress(stage.stage, stage.epochs * len(train)) as advance,
     ):
         amount = f"{len(split.labels)} {space.samples().noun}"
@@ -174,7 +177,7 @@ def _check_augmentation(space: Workspace, stage: TrainStage, data: DataSet, task
 
 
 def _settings(stage: TrainStage) -> dict[str, Any]:
-    return {key: value for key, value in dataclasses.asdict(stage).items() if key not in ("stage", "tensorboard")}
+    return {key: value for key, value in dataclasses.asdict(stage).items() if key != "stage"}
 
 
 def _fit_figures(result: FitResult) -> dict[str, Any]:

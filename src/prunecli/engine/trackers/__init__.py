@@ -1,0 +1,1 @@
+"""Programs that keep the curves of training runs, behind one interface."""

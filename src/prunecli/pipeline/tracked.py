@@ -1,0 +1,53 @@
+"""The trackers of a training stage, and what they are told about it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+
+from prunecli.checkpoint.manifest import as_json
+from prunecli.engine.trackers.base import TrackedRun
+from prunecli.engine.trackers.index import make_trackers
+from prunecli.engine.tracking import Tracking
+from prunecli.pipeline.resumption import known_runs
+from prunecli.pipeline.workspace import Workspace
+
+_NOT_SETTINGS = ("stages", "track", "description", "version", "save_every", "keep_states")
+
+
+def tracking_of(space: Workspace, stage: Any, out: Path) -> Tracking | None:
+    """The trackers that a run asks for, not started yet.
+
+    Args:
+        space: The workspace.
+        stage: The stage, as it will run.
+        out: The checkpoint that it will write.
+
+    Raises:
+        RecipeError: There is no such tracker, or its library is missing.
+    """
+    trackers = make_trackers(space.recipe.track)
+    if not trackers:
+        return None
+    run = TrackedRun(out.stem, out.parent, _settings(space, stage))
+    return Tracking(trackers, run, known_runs(out), space.sink.warn)
+
+
+def _settings(space: Workspace, stage: Any) -> dict[str, JsonValue]:
+    """Everything that decides about the run and is not left open, by dotted names."""
+    recipe = {key: value for key, value in dataclasses.asdict(space.recipe).items() if key not in _NOT_SETTINGS}
+    recipe |= {"network": space.model().name, "command": space.command, stage.stage: dataclasses.asdict(stage)}
+    named = {name: as_json(value) for name, value in _leaves(recipe)}
+    return {name: value for name, value in named.items() if value not in (None, "", [], {})}
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
