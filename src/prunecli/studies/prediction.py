@@ -261,6 +261,7 @@ def _predictor(space: Workspace, request: PredictionRequest) -> _Predictor:
         raise ModelError(
             f"{loaded.name} reads images of {preprocessing.size[0]} channels or recordings of events, not pictures"
         )
+    _note_guesses(space, preprocessing)
     if loaded.new or loaded.new_classes:
         space.sink.warn(f"{loaded.name} has random weights, so what it says means nothing; give a weights file")
     if has_text_tower(loaded.model):
@@ -275,6 +276,23 @@ def _predictor(space: Workspace, request: PredictionRequest) -> _Predictor:
     kind = _kind(space, request)
     _check_asked(loaded.name, kind, request)
     return _Predictor(loaded.name, loaded.model, kind, class_names(space, kind.classes, request.classes), preprocessing)
+
+
+def _note_guesses(space: Workspace, preprocessing: Preprocessing) -> None:
+    """Says so where nothing says what images the network takes."""
+    loaded, (_, height, width) = space.model(), preprocessing.size
+    if space.data_name() is not None:
+        return  # it has images of the right kind
+    if loaded.fixed_size is None and space.recipe.data.image_size is None and preprocessing.boxes is None:
+        space.sink.note(
+            f"images are resized to {height}x{width}, because {loaded.name} takes any size and nothing says which it has "
+            "learned; see --image-size"
+        )
+    if loaded.manifest.normalisation is None:
+        space.sink.note(
+            f"pixels are scaled to -1..1, because nothing says how {loaded.name} wants them; give the data set that it "
+            "has learned with --data"
+        )
 
 
 def _check_asked(name: str, kind: Kind, request: PredictionRequest) -> None:

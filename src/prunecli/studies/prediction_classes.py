@@ -50,7 +50,9 @@ def class_names(space: Workspace, count: int, file: str | None) -> ClassNames:
     if asked is not None:
         names = _of_data(space)
         return ClassNames(_checked(names, count, name, asked, "the data set it was trained on with --data"), asked)
-    for find in (_recorded, _used, _configured, _published):
+    # Where a network has learned a data set, nothing else says what its classes are.
+    learned = any(step.data is not None for step in space.model().manifest.history)
+    for find in (_recorded, _used) if learned else (_configured, _published):
         found = find(space)
         if found is not None and len(found.names) == count:
             return ClassNames(_distinct(found.names), found.origin)
@@ -118,8 +120,6 @@ def _recorded(space: Workspace) -> ClassNames | None:
 def _used(space: Workspace) -> ClassNames | None:
     """Names of the classes of the data set that the checkpoint was last used with, if it is here."""
     try:
-        if space.data_name() is None:
-            return None
         return ClassNames(_of_data(space), f"{space.data().name}, which the checkpoint was last used with")
     except (DataError, OSError) as error:
         space.sink.note(f"class names unknown: {error}")
