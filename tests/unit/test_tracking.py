@@ -54,6 +54,15 @@ def test_a_run_in_two_parts_is_one_run_to_the_library(name: str, tmp_path: Path)
     assert [row["epoch"] for row in rows] == [1, 2, 3] and rows[0]["tables"] == [{"title": "a table"}]
 
 
+def test_a_run_that_starts_again_replaces_its_curves(tmp_path: Path) -> None:
+    for epochs in (4, 2):
+        tracking = Tracking(make_trackers(["tensorboard"]), TrackedRun("dense", tmp_path, SETTINGS), None, pytest.fail)
+        with MetricsLog(tmp_path / "dense.metrics.jsonl", tracking=tracking) as log:
+            for epoch in range(1, epochs + 1):
+                log.write({"epoch": epoch, "train_loss": float(epochs)})
+    assert READERS["tensorboard"](tmp_path)["points"] == [(1, 2.0), (2, 2.0)]
+
+
 class _Recorder(Tracker):
     """Keeps what it is told, and fails at one step."""
 

@@ -285,8 +285,8 @@ def _note_guesses(space: Workspace, preprocessing: Preprocessing) -> None:
         return  # it has images of the right kind
     if loaded.fixed_size is None and space.recipe.data.image_size is None and preprocessing.boxes is None:
         space.sink.note(
-            f"images are resized to {height}x{width}, because {loaded.name} takes any size and nothing says which it has "
-            "learned; see --image-size"
+            f"images are resized to {height}x{width}, because {loaded.name} takes any size and nothing says which it "
+            "has learned; see --image-size"
         )
     if loaded.manifest.normalisation is None:
         space.sink.note(
