@@ -14,6 +14,7 @@ import torch
 import torchvision
 import torchvision.transforms.v2
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 from tests.processes import Processes
@@ -222,6 +223,21 @@ def test_the_dense_parent_is_shown_beside(processes: Processes, pruned: Path) ->
     assert lines[0] == ["image", "class", "%", "class (beside)", "% (beside)", "same"]
     assert [line[-1] == "yes" for line in lines[1:]] == same
     assert table.err == ""
+
+
+def test_a_network_of_any_size_beside_gets_the_images_of_the_first(
+    processes: Processes, pruned: Path, tmp_path: Path
+) -> None:
+    weights = load_file(str(pruned / "dense.safetensors"))
+    torch.save(weights, tmp_path / "plain.pt")
+    ended = _run(processes, pruned, "--beside", str(tmp_path / "plain.pt"), "--json")
+    assert ended.code == 0, ended.err
+    plain = [row["beside"]["classes"] for row in json.loads(ended.out)["images"]]
+    ended = _run(processes, pruned, "--beside", "--json")
+    known = [row["beside"]["classes"] for row in json.loads(ended.out)["images"]]
+    for first, second in zip(plain, known, strict=True):
+        assert [entry["number"] for entry in first] == [entry["number"] for entry in second]
+        assert [entry["probability"] for entry in first] == pytest.approx([entry["probability"] for entry in second])
 
 
 def test_a_parent_that_is_gone_is_named(processes: Processes, pruned: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from prunecli.engine.resources import resource_errors
 from prunecli.errors import DataError, ModelError, RecipeError
 from prunecli.inputs import call, logits
 from prunecli.models.index import is_reference
-from prunecli.models.loading import load_companion
+from prunecli.models.loading import LoadedModel, load_companion
 from prunecli.models.prompt_classifier import has_text_tower
 from prunecli.pipeline.other_inputs import OtherInputs
 from prunecli.pipeline.token_inputs import TokenInputs
@@ -288,7 +288,7 @@ def _note_guesses(space: Workspace, preprocessing: Preprocessing) -> None:
             f"images are resized to {height}x{width}, because {loaded.name} takes any size and nothing says which it "
             "has learned; see --image-size"
         )
-    if loaded.manifest.normalisation is None:
+    if loaded.manifest.normalisation is None or len(loaded.manifest.normalisation.mean) != preprocessing.size[0]:
         space.sink.note(
             f"pixels are scaled to -1..1, because nothing says how {loaded.name} wants them; give the data set that it "
             "has learned with --data"
@@ -333,8 +333,7 @@ def _companion(space: Workspace, name: str) -> Workspace:
     loaded, section = space.model(), space.recipe.model
     if is_reference(Path(name)):
         other = Workspace(replace(space.recipe, model=replace(section, ref=name, weights=None)), space.sink)
-        other.model()
-        return other
+        return _prepared_alike(other, loaded)
     if name == PARENT:
         first = next((step for step in loaded.manifest.history if step.stage == "prune"), None)
         path = space.lineage.parent_file(first, "--beside")
@@ -343,6 +342,20 @@ def _companion(space: Workspace, name: str) -> Workspace:
     ref = loaded.manifest.architecture.ref
     other = Workspace(replace(space.recipe, model=replace(section, weights=str(path), ref=None)), space.sink)
     other.loaded = load_companion(path, ref, allow_nonfinite=section.allow_nonfinite)
+    return _prepared_alike(other, loaded)
+
+
+def _prepared_alike(other: Workspace, first: LoadedModel) -> Workspace:
+    """Takes the size of images and their scale from the first network where nothing says them of the other one.
+
+    Weights of another program say neither, and what their architecture is usually given need not be what they have
+    learned; a network that was pruned from them does.
+    """
+    loaded = other.model()
+    alike = not loaded.manifest.history and loaded.manifest.architecture.ref == first.manifest.architecture.ref
+    own_size, own = loaded.fixed_size, loaded.manifest.normalisation
+    loaded.fixed_size = (first.fixed_size or own_size) if alike else (own_size or first.fixed_size)
+    loaded.manifest.normalisation = (first.manifest.normalisation or own) if alike else own
     return other
 
 
