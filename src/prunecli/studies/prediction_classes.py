@@ -16,7 +16,7 @@ from prunecli.models.scoring import Wordings
 from prunecli.pipeline.workspace import Workspace
 
 _UNNAMED = "LABEL_"
-"""How transformers calls classes that nobody has named."""
+"""How transformers calls classes that nobody has named; ultralytics calls them by their numbers."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,8 @@ def _configured(space: Workspace) -> ClassNames | None:
     if not isinstance(named, Mapping) or sorted(named) != list(range(len(named))):
         return None
     names = tuple(str(named[number]) for number in range(len(named)))
-    return None if all(name.startswith(_UNNAMED) for name in names) else ClassNames(names, "the network itself")
+    unnamed = all(name in (str(number), f"{_UNNAMED}{number}") for number, name in enumerate(names))
+    return None if unnamed else ClassNames(names, "the network itself")
 
 
 def _published(space: Workspace) -> ClassNames | None:
