@@ -153,7 +153,9 @@ def _complete_command(command: Command, before: Sequence[str], current: str) -> 
 
 def _argument_values(command: str, argument: str, current: str) -> list[Candidate]:
     if argument in ("recipe", "recipes"):
-        return _files(current, _RECIPES)
+        return [*_files(current, _RECIPES), *_shipped(current)]
+    if argument == "name":
+        return _shipped(current)
     if argument == "paths":
         return [*_files(current, (*WEIGHT_SUFFIXES, ".json")), *(_references(current) if current else ())]
     if argument == "shell":
@@ -200,6 +202,13 @@ def _values(option: Parameter, current: str) -> list[Candidate]:
         if name in ("out", "plot", "overlay", "extract_attention", "class_names", "templates", "tokenizer")
         else []
     )
+
+
+def _shipped(current: str) -> list[Candidate]:
+    """Names of the recipes that come with prune."""
+    from prunecli.recipe.shipped import shipped_names
+
+    return _matching([(name, "") for name in shipped_names()], current)
 
 
 def _ranking_methods(current: str) -> list[Candidate]:

@@ -94,12 +94,16 @@ class Group(NamedTuple):
         verbs: What it consists of.
         summary: First lines of its help.
         version: What --version prints; without it there is no such option.
+        opening: What it prints without a command; without it, its help.
+        answer: Says what to do with a first word that is no command, if it is something else that is known.
     """
 
     name: str
     verbs: Mapping[str, Verb]
     summary: str
     version: str = ""
+    opening: str = ""
+    answer: Callable[[str], str | None] = lambda word: None
 
 
 def _read(parameter: inspect.Parameter) -> Parameter:

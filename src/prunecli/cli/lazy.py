@@ -16,7 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command as typer_get_command
 
 from prunecli.cli.declared import Argument, Command, Group, Verb
-from prunecli.errors import unknown
+from prunecli.errors import RecipeError, unknown
 
 
 class _HelpWithoutPydantic:
@@ -83,6 +83,7 @@ class LazyGroup(_HelpWithoutPydantic, TyperGroup):
     """A group whose commands are imported on use and listed from static help."""
 
     verbs: Mapping[str, Verb] = {}
+    answer: Callable[[str], str | None] = staticmethod(lambda word: None)
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names in the order of the verb table."""
@@ -98,6 +99,8 @@ class LazyGroup(_HelpWithoutPydantic, TyperGroup):
         """Suggests among all verbs, not only those already imported."""
         name = args[0]
         if name not in self.verbs and not name.startswith("-"):
+            if answer := self.answer(name):
+                raise RecipeError(answer)
             ctx.fail(unknown("command", name, self.verbs, see=f"{ctx.command_path} --help").rstrip("?"))
         return super().resolve_command(ctx, args)
 
@@ -149,7 +152,7 @@ def _typed_parameter(parameter: inspect.Parameter) -> inspect.Parameter:
 
 
 def _built_group(declared: Group) -> LazyGroup:
-    kind = type("Group", (LazyGroup,), {"verbs": declared.verbs})
+    kind = type("Group", (LazyGroup,), {"verbs": declared.verbs, "answer": staticmethod(declared.answer)})
     app = typer.Typer(
         add_completion=False,
         rich_markup_mode=None,
@@ -158,20 +161,26 @@ def _built_group(declared: Group) -> LazyGroup:
         invoke_without_command=True,
         name=declared.name,
     )
-    app.callback()(_with_version(declared) if declared.version else _help)
+    app.callback()(_with_version(declared) if declared.version else _shows(declared))
     group = typer_get_command(app)
     assert isinstance(group, LazyGroup)
     group.name = declared.name
     return group
 
 
-def _help(ctx: typer.Context) -> None:
+def _shows(declared: Group) -> Callable[..., None]:
     """What a group does without a command."""
-    if ctx.invoked_subcommand is None:
-        print(ctx.get_help())
+
+    def program(ctx: typer.Context) -> None:
+        if ctx.invoked_subcommand is None:
+            print(declared.opening.rstrip() or ctx.get_help())
+
+    return program
 
 
 def _with_version(declared: Group) -> Callable[..., None]:
+    shows = _shows(declared)
+
     def program(
         ctx: typer.Context,
         version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -179,7 +188,7 @@ def _with_version(declared: Group) -> Callable[..., None]:
         if version:
             print(f"{declared.name} {declared.version}")
             raise typer.Exit()
-        _help(ctx)
+        shows(ctx)
 
     return program
 
@@ -188,4 +197,9 @@ def error_text(error: BaseException) -> str:
     """What Typer's own error says, on one line."""
     message = " ".join(str(getattr(error, "format_message", lambda: str(error))()).split())
     context = getattr(error, "ctx", None)
-    return f"{message.rstrip('.')}; see `{context.command_path} --help`" if context is not None else message
+    if context is None:
+        return message
+    if context.parent is None and (option := getattr(error, "option_name", None)):
+        return f"{option}: a command comes before its options, for instance prune l1 MODEL --ratio 0.5; see `prune --help`"
+    see = f"`{context.command_path} --help`"
+    return message.rstrip(".") if see in message else f"{message.rstrip('.')}; see {see}"

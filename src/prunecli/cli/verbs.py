@@ -8,6 +8,7 @@ from typing import Any
 
 from prunecli import __version__
 from prunecli.cli.declared import Group, Verb
+from prunecli.cli.opening import OPENING, answer_to
 from prunecli.errors import PruneError
 from prunecli.methods.registry import all_methods
 
@@ -35,7 +36,7 @@ VERBS: dict[str, Verb] = {
     "inspect": Verb("Show a network's layers, manifest and history.", _LOOK, _command("inspect")),
     "models": Verb("List architectures.", _LOOK, _command("models")),
     "methods": Verb("List pruning methods.", _LOOK, _command("methods")),
-    "recipe": Verb("Check, show, describe or start a recipe.", _LOOK, _command("recipe")),
+    "recipe": Verb("List, copy, check, show or start recipes.", _LOOK, _command("recipe")),
     "doctor": Verb("Check this installation.", _LOOK, _command("doctor")),
     "completion": Verb("Tab completion for bash, zsh and fish.", _LOOK, _command("completion")),
 }
@@ -57,4 +58,4 @@ def verbs() -> dict[str, Verb]:
 
 def root() -> Group:
     """The `prune` command."""
-    return Group("prune", verbs(), _SUMMARY, __version__)
+    return Group("prune", verbs(), _SUMMARY, __version__, OPENING, answer_to)

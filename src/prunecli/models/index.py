@@ -12,7 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunecli.errors import ModelError, unknown
+from prunecli.checkpoint import WEIGHT_SUFFIXES
+from prunecli.errors import ModelError, nearest, unknown
 from prunecli.registry import Registry
 
 if TYPE_CHECKING:
@@ -86,6 +87,18 @@ def matching_references(pattern: str, known: Sequence[str]) -> list[str]:
     if not matches:
         raise ModelError(unknown("architecture", pattern, known, see="prune models"))
     return matches
+
+
+def what_was_meant(path: Path) -> str:
+    """What to give in place of a weights file that does not exist, for the end of a message."""
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent} either; give a weights file or a reference such as timm:resnet50"
+    same = [ref for ref in known_references() if ref.partition(":")[2] == path.name]
+    if same and path.parent == Path():
+        return f"for a network of the catalogue write {' or '.join(same[:3])} (--pretrained: with its published weights)"
+    if close := nearest(path.name, [file.name for file in path.parent.iterdir() if file.suffix in WEIGHT_SUFFIXES], 2):
+        return "did you mean " + " or ".join(str(path.parent / name) for name in close) + "?"
+    return "give a weights file or a reference such as timm:resnet50"
 
 
 def added_sources() -> list[str]:

@@ -24,6 +24,7 @@ from prunecli.methods.runtime import apply_recorded
 from prunecli.models.catalog import build, input_spec, open_network, rebuild_dense, split_reference, takes
 from prunecli.models.dialects.dialect import ForeignRequest
 from prunecli.models.foreign import rebuild_foreign
+from prunecli.models.index import what_was_meant
 from prunecli.models.precision import in_memory, in_precision, note_precision
 from prunecli.models.recognition import recorded
 from prunecli.models.source import DataTokens, Opened, OpenRequest
@@ -193,7 +194,7 @@ def _check_is_file(path: Path) -> None:
         hint = f"write hf:{path} for a network of transformers" if there else "give a weights file"
         raise ModelError(f"{path}: is a directory; {hint}" + ("" if there else f" ({', '.join(WEIGHT_SUFFIXES)})"))
     if not path.is_file():
-        raise ModelError(f"{path}: no such file; give a weights file or a reference such as timm:resnet50")
+        raise ModelError(f"{path}: no such file; {what_was_meant(path)}")
 
 
 def load_companion(path: Path, ref: str | None, *, allow_nonfinite: bool = False) -> LoadedModel:

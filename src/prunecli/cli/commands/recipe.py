@@ -1,4 +1,4 @@
-"""`prune recipe check|show|schema|new`."""
+"""`prune recipe ls|copy|check|show|schema|new`."""
 
 from __future__ import annotations
 
@@ -31,17 +31,46 @@ stages:
   - {{stage: compare, fail_if: top1_drop > 2.0}}
 """
 
-RecipeArgument = Annotated[Path, Argument("RECIPE", "A YAML recipe.")]
+RecipeArgument = Annotated[Path, Argument("RECIPE", "A YAML recipe, or the name of a shipped one.")]
+_RecipesArgument = Annotated[list[Path], Argument("RECIPE...", "YAML recipes, or names of shipped ones.")]
+_NameArgument = Annotated[str, Argument("NAME", "A shipped recipe; `prune recipe ls` lists them.")]
 
 
-def check(output: Output, recipes: Annotated[list[Path], Argument("RECIPE...", "YAML recipes.")]) -> None:
+def ls(output: Output) -> None:
+    """What each shipped recipe does, and which of them need nothing but time."""
+    from prunecli.recipe.shipped import shipped_folder, shipped_recipes
+    from prunecli.report.table import Table
+
+    listed = shipped_recipes()
+    output.document([{**recipe._asdict(), "path": str(shipped_folder() / f"{recipe.name}.yaml")} for recipe in listed])
+    rows = [(recipe.name, recipe.description, recipe.model, recipe.data) for recipe in listed]
+    output.table(Table(("name", "what it does", "model", "data"), rows))
+
+
+def copy(
+    output: Output,
+    name: _NameArgument,
+    out: Annotated[Path | None, Argument("[FILE]", "File to write; default: NAME.yaml in this folder.")] = None,
+    force: Annotated[bool, Option("--force", help="Replace a file that exists.")] = False,
+) -> None:
+    """Writes a shipped recipe to change; what it extends is written into it."""
+    from prunecli.recipe.loader import parse_yaml
+    from prunecli.recipe.shipped import shipped_path, standalone
+
+    path = shipped_path(name.removesuffix(".yaml"))
+    text = standalone(path)
+    _deliver(output, text, parse_yaml(text, name).data, out or Path(path.name), force=force)
+
+
+def check(output: Output, recipes: _RecipesArgument) -> None:
     """Reads each recipe and says whether it can be run."""
     from prunecli.pipeline.run import check_plan
     from prunecli.recipe.resolve import load_plan
+    from prunecli.recipe.shipped import located
 
     for path in recipes:
         try:
-            check_plan(load_plan(path))
+            check_plan(load_plan(located(path, output.note)))
         except PruneError as error:
             named = str(error) if str(path) in str(error) else f"{path}: {error}"
             raise type(error)(named) from error
@@ -52,8 +81,9 @@ def check(output: Output, recipes: Annotated[list[Path], Argument("RECIPE...", "
 def show(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None:
     """Every value and where it comes from."""
     from prunecli.recipe.resolve import load_plan
+    from prunecli.recipe.shipped import located
 
-    show_plan(output, load_plan(recipe, overrides_from(_SHOW_OPTIONS, values, 0)))
+    show_plan(output, load_plan(located(recipe, output.note), overrides_from(_SHOW_OPTIONS, values, 0)))
 
 
 def schema(
@@ -106,6 +136,16 @@ def _deliver(output: Output, text: str, document: Any, out: Path | None, *, forc
 
 
 VERBS = {
+    "ls": Verb(
+        "List the recipes that come with prune.",
+        "Commands",
+        lambda: Command("ls", with_output(ls), "List the recipes that come with prune; `prune run NAME` runs one."),
+    ),
+    "copy": Verb(
+        "Copy one of them, to change it.",
+        "Commands",
+        lambda: Command("copy", with_output(copy), "Copy a recipe that comes with prune, to change it."),
+    ),
     "check": Verb(
         "Say whether recipes can be run.",
         "Commands",
@@ -131,4 +171,4 @@ VERBS = {
 
 def command() -> Group:
     """The group."""
-    return Group("recipe", VERBS, "Check, show, describe or start a recipe.")
+    return Group("recipe", VERBS, "List, copy, check, show, describe or start recipes.")

@@ -26,14 +26,15 @@ OPTIONS = [
     option("set_values", list[str], "Set any recipe value: KEY=VALUE, for instance stages.0.epochs=2.", "--set"),
 ]
 
-RecipeArgument = Annotated[Path, Argument("RECIPE", "A YAML recipe.")]
+RecipeArgument = Annotated[Path, Argument("RECIPE", "A YAML recipe, or the name of a shipped one: quickstart.")]
 
 
 def run(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None:
     """Runs a recipe."""
     from prunecli.recipe.resolve import load_plan
+    from prunecli.recipe.shipped import located
 
-    plan = load_plan(recipe, overrides_from(OPTIONS, values, 0))
+    plan = load_plan(located(recipe, output.note), overrides_from(OPTIONS, values, 0))
     if values["dry_run"]:
         show_plan(output, plan)
         return
