@@ -6,7 +6,8 @@ Help and completion read annotations for what they say of options, and check not
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 
@@ -36,3 +37,23 @@ class Le(_Bound):
 
 class Lt(_Bound):
     """Less than."""
+
+
+def is_share(annotations: Iterable[Any]) -> bool:
+    """Whether the bounds among `annotations` are those of a share: at most 1."""
+    return any(isinstance(bound, (Le, Lt)) and bound.bound == 1 for bound in annotations)
+
+
+def percentage_meant(value: object) -> str:
+    """What to write instead of a percentage where a share is asked for, as the end of a message; else nothing.
+
+    Args:
+        value: What was given: 30, "30", "30 %" or "30%".
+    """
+    match = re.fullmatch(r"\s*(\d+(?:[.,]\d+)?)\s*(%?)\s*", str(value))
+    if match is None:
+        return ""
+    percentage = float(match[1].replace(",", "."))
+    if percentage > 100 or (percentage < 2 and not match[2]):
+        return ""
+    return f"; write {percentage / 100:g} for {percentage:g} %"

@@ -27,10 +27,14 @@ class Option:
         help: What it does.
         metavar: What its value is called.
         show_default: Whether help says what the default is.
+        share: Whether its value is a share, at most 1, which a percentage may be given for by mistake.
     """
 
-    def __init__(self, *spellings: str, help: str, metavar: str | None = None, show_default: bool = True) -> None:
+    def __init__(
+        self, *spellings: str, help: str, metavar: str | None = None, show_default: bool = True, share: bool = False
+    ) -> None:
         self.spellings, self.help, self.metavar, self.show_default = spellings, help, metavar, show_default
+        self.share = share
 
 
 class Parameter(NamedTuple):

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command as typer_get_command
 
+from prunecli.bounds import percentage_meant
 from prunecli.cli.declared import Argument, Command, Group, Verb
 from prunecli.errors import RecipeError, unknown
 
@@ -146,9 +147,43 @@ def _typed_parameter(parameter: inspect.Parameter) -> inspect.Parameter:
     theirs = (
         typer.Argument(metavar=ours.metavar, help=ours.help)
         if isinstance(ours, Argument)
-        else typer.Option(*ours.spellings, help=ours.help, metavar=ours.metavar, show_default=ours.show_default)
+        else typer.Option(
+            *ours.spellings,
+            help=ours.help,
+            metavar=ours.metavar or _metavar(kind),
+            show_default=ours.show_default,
+            parser=_reader(kind, ours.share),
+        )
     )
     return parameter.replace(annotation=Annotated[kind, theirs])
+
+
+_NUMBER_KINDS: dict[Any, tuple[type[int] | type[float], str]] = {
+    kind: (number, text) for number, text in ((int, "<int>"), (float, "<float>")) for kind in (number, number | None)
+}
+
+
+def _metavar(kind: Any) -> str | None:
+    return _NUMBER_KINDS[kind][1] if kind in _NUMBER_KINDS else None
+
+
+def _reader(kind: Any, share: bool) -> Callable[[str], Any] | None:
+    """Reads a number, because Typer's message does not say what was given; None for anything else."""
+    if kind not in _NUMBER_KINDS:
+        return None
+    number = _NUMBER_KINDS[kind][0]
+
+    def read(text: str) -> float:
+        try:
+            return number(text)
+        except ValueError:
+            pass
+        hint = percentage_meant(text) if share else ""
+        if not hint and number is float and text.count(",") == 1:
+            hint = f"; write {text.replace(',', '.')}"
+        raise typer.BadParameter(f"{text!r} is not a {'whole ' if number is int else ''}number{hint}")
+
+    return read
 
 
 def _built_group(declared: Group) -> LazyGroup:
@@ -200,6 +235,6 @@ def error_text(error: BaseException) -> str:
     if context is None:
         return message
     if context.parent is None and (option := getattr(error, "option_name", None)):
-        return f"{option}: a command comes before its options, for instance prune l1 MODEL --ratio 0.5; see `prune --help`"
+        return f"{option}: a command comes before its options: prune l1 MODEL --ratio 0.5; see `prune --help`"
     see = f"`{context.command_path} --help`"
     return message.rstrip(".") if see in message else f"{message.rstrip('.')}; see {see}"

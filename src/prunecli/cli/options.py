@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
+from prunecli.bounds import percentage_meant
 from prunecli.cli.declared import Option
 from prunecli.cli.output import Output, use_output
 from prunecli.errors import RecipeError
@@ -38,7 +39,13 @@ class OptionSpec(NamedTuple):
 
 
 def option(
-    name: str, kind: Any, doc: str, *flags: str, default: Any = None, path: _RecipePath | None = None
+    name: str,
+    kind: Any,
+    doc: str,
+    *flags: str,
+    default: Any = None,
+    path: _RecipePath | None = None,
+    share: bool = False,
 ) -> OptionSpec:
     """An option that is None unless it is given.
 
@@ -49,11 +56,12 @@ def option(
         *flags: Spellings.
         default: The default to show in help.
         path: Recipe value that it sets.
+        share: Whether it is a share, at most 1.
     """
     flag = "--" + name.replace("_", "-")
     spellings = flags or ((f"{flag}/--no-{flag[2:]}",) if kind is bool else (flag,))
     shown = doc if default is None or default in ("", (), {}) else f"{doc} [default: {_shown(default)}]"
-    annotation = Annotated[kind | None, Option(*spellings, help=shown, show_default=False)]
+    annotation = Annotated[kind | None, Option(*spellings, help=shown, show_default=False, share=share)]
     parameter = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
     return OptionSpec(name, parameter, path)
 
@@ -63,9 +71,14 @@ def options_of(
 ) -> list[OptionSpec]:
     """One option for each field of a dataclass, setting the recipe values below `path`."""
     return [
-        option(field.name, _option_type(field), field.doc, default=field.default, path=(*path, field.name))._replace(
-            mapping=_mapping(field)
-        )
+        option(
+            field.name,
+            _option_type(field),
+            field.doc,
+            default=field.default,
+            path=(*path, field.name),
+            share=field.share,
+        )._replace(mapping=_mapping(field))
         for field in fields_of(cls)
         if (not only or field.name in only) and field.name not in skip
     ]
@@ -194,7 +207,8 @@ def _entries(texts: Sequence[str], flag: str, kind: str) -> dict[str, Any] | lis
             except ValueError:
                 equals = ""
             if not equals or not name:
-                raise RecipeError(f"{flag} {text}: write it as PATTERN=RATIO, for instance {flag} 'layer1.*=0.3'")
+                hint = percentage_meant(written) or f", for instance {flag} 'layer1.*=0.3'"
+                raise RecipeError(f"{flag} {text}: write it as PATTERN=RATIO{hint}")
         if name in entries:
             raise RecipeError(f"{flag} {text}: {name} is given twice")
         entries[name] = value

@@ -95,7 +95,7 @@ def what_was_meant(path: Path) -> str:
         return f"there is no folder {path.parent} either; give a weights file or a reference such as timm:resnet50"
     same = [ref for ref in known_references() if ref.partition(":")[2] == path.name]
     if same and path.parent == Path():
-        return f"for a network of the catalogue write {' or '.join(same[:3])} (--pretrained: with its published weights)"
+        return f"for a network of the catalogue write {' or '.join(same[:3])}, --pretrained for its published weights"
     if close := nearest(path.name, [file.name for file in path.parent.iterdir() if file.suffix in WEIGHT_SUFFIXES], 2):
         return "did you mean " + " or ".join(str(path.parent / name) for name in close) + "?"
     return "give a weights file or a reference such as timm:resnet50"

@@ -8,14 +8,17 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from annotated_doc import Doc
 
+from prunecli.bounds import is_share
+
 
 class FieldInfo(NamedTuple):
-    """A field: its type without annotations, its default, and its help text."""
+    """A field: its type without annotations, its default, its help text, and whether it is a share, at most 1."""
 
     name: str
     type: Any
     default: Any
     doc: str
+    share: bool = False
 
 
 _read: dict[type[Any], tuple[FieldInfo, ...]] = {}
@@ -32,10 +35,11 @@ def _fields(cls: type[Any]) -> tuple[FieldInfo, ...]:
     hints = typing.get_type_hints(cls, include_extras=True)
     infos = []
     for field in dataclasses.fields(cls):
-        hint, doc = hints[field.name], ""
+        hint, doc, share = hints[field.name], "", False
         if get_origin(hint) is Annotated:
             hint, *extras = get_args(hint)
             doc = next((extra.documentation for extra in extras if isinstance(extra, Doc)), "")
+            share = is_share(extras)
         default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-        infos.append(FieldInfo(field.name, hint, default, doc))
+        infos.append(FieldInfo(field.name, hint, default, doc, share))
     return tuple(infos)

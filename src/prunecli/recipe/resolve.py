@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from prunecli.bounds import percentage_meant
 from prunecli.checkpoint.confinement import stays_inside
 from prunecli.errors import MethodError, RecipeError, nearest, unknown
 from prunecli.methods.registry import get_method
@@ -281,7 +282,8 @@ class _Checker:
             where = self._where(here)
             name = ".".join(str(part) for part in here) or cls.__name__
             text = f"{where} {message}" if where.startswith("--") else f"{where}: {name} {message}"
-            raise RecipeError(f"{text}{given}") from error
+            meant = percentage_meant(first["input"]) if _wants_share(cls, first) else ""
+            raise RecipeError(f"{text}{given}{meant}") from error
 
     def _known(self, cls: type[Any], key: str, path: KeyPath) -> None:
         raw_owner: Any = cls
@@ -303,6 +305,14 @@ class _Checker:
         while path and path not in self._origins:
             path = path[:-1]
         return self._origins.get(path, "recipe")
+
+
+def _wants_share(cls: type[Any], error: Mapping[str, Any]) -> bool:
+    """Whether pydantic has refused a value that has to be at most 1."""
+    if {error.get("ctx", {}).get(bound) for bound in ("lt", "le")} & {1}:
+        return True
+    owner = {"model": ModelSection, "data": DataSection}.get(str(error["loc"][0]), cls) if error["loc"] else cls
+    return any(field.share for field in fields_of(owner) if field.name in error["loc"])
 
 
 def _leaves(value: Any, path: KeyPath) -> list[tuple[KeyPath, Any]]:

@@ -96,9 +96,7 @@ def shipped_recipes() -> list[ShippedRecipe]:
     for name in shipped_names():
         recipe = load_plan(shipped_folder() / f"{name}.yaml").recipe
         stages = tuple(stage.stage for stage in recipe.stages)
-        listed.append(
-            ShippedRecipe(name, recipe.description, recipe.model.ref or "-", recipe.data.name or "-", stages)
-        )
+        listed.append(ShippedRecipe(name, recipe.description, recipe.model.ref or "-", recipe.data.name or "-", stages))
     return listed
 
 

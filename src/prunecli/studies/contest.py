@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prunecli.bounds import percentage_meant
 from prunecli.checkpoint.durable import write_text_atomically
 from prunecli.checkpoint.manifest import as_json
 from prunecli.checkpoint.runstate import StateStore
@@ -63,7 +64,7 @@ class ContestSettings:
             raise RecipeError(f"{names} say how much to remove each in its own way; give one of them")
         for name, value in given.items():
             if not 0 < value < 1:
-                raise RecipeError(f"--{name} has to be between 0 and 1 (got {value:g})")
+                raise RecipeError(f"--{name} has to be between 0 and 1 (got {value:g}){percentage_meant(value)}")
         if self.seeds < _FEWEST_SEEDS:
             raise RecipeError(
                 f"--seeds {self.seeds}: differences are tested against how much they vary between seeds, so at least "

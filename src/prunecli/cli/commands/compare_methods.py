@@ -40,9 +40,12 @@ CONTEST_OPTIONS = [
         float,
         "With --methods: leave as many parameters as removing this share of every layer's channels does.",
         default=_RATIO,
+        share=True,
     ),
-    option("params", float, "With --methods, instead of a ratio: share of the parameters that is left."),
-    option("macs", float, "With --methods, instead of both: share of the multiply-accumulates that is left."),
+    option("params", float, "With --methods, instead of a ratio: share of the parameters that is left.", share=True),
+    option(
+        "macs", float, "With --methods, instead of both: share of the multiply-accumulates that is left.", share=True
+    ),
     option("seeds", int, "With --methods: how many seeds; they draw samples and training order.", default=_SEEDS),
     option("recover", int, "With --methods: training steps after pruning, with the same batches for all methods."),
     option("split", _Split, "With --methods: samples to judge on.", default="validation"),
