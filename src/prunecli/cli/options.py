@@ -17,6 +17,7 @@ from prunecli.recipe.fields import FieldInfo, fields_of
 from prunecli.recipe.schema import DataSection, ModelSection, Recipe
 
 if TYPE_CHECKING:
+    from prunecli.recipe.loader import KeyPath
     from prunecli.recipe.resolve import Override, Plan
 
 TRACKER = "trackio"
@@ -179,19 +180,23 @@ def overrides_from(specs: Sequence[OptionSpec], values: dict[str, Any], stage_in
             continue
         path = tuple(stage_index if part == "STAGE" else part for part in spec.path)
         flag = "--" + spec.name.replace("_", "-")
-        overrides.append(Override(path, _entries(value, flag, spec.mapping) if spec.mapping else value, flag))
+        read, templates = _entries(value, flag, spec.mapping) if spec.mapping else (value, {})
+        overrides.append(Override(path, read, flag, templates))
     return overrides
 
 
-def _entries(texts: Sequence[str], flag: str, kind: str) -> dict[str, Any] | list[float] | list[str]:
+def _entries(
+    texts: Sequence[str], flag: str, kind: str
+) -> tuple[dict[str, Any] | list[float] | list[str], dict[KeyPath, str]]:
     """Reads NAME=VALUE entries, or numbers or words with commas; the plan checks bounds of numbers."""
-    from prunecli.recipe.loader import parse_value
+    from prunecli.recipe.loader import parse_value_and_templates
 
+    templates: dict[KeyPath, str] = {}
     if kind == "names":
-        return [word.strip() for text in texts for word in text.split(",") if word.strip()]
+        return [word.strip() for text in texts for word in text.split(",") if word.strip()], templates
     if kind == "row":
         try:
-            return [float(number) for text in texts for number in text.split(",") if number.strip()]
+            return [float(number) for text in texts for number in text.split(",") if number.strip()], templates
         except ValueError:
             raise RecipeError(f"{flag} {','.join(texts)}: give numbers with commas, for instance 5,1000") from None
     entries: dict[str, Any] = {}
@@ -200,7 +205,8 @@ def _entries(texts: Sequence[str], flag: str, kind: str) -> dict[str, Any] | lis
         if kind == "values":
             if not equals or not name:
                 raise RecipeError(f"{flag} {text}: write it as KEY=VALUE, for instance {flag} T=4")
-            value = parse_value(written, f"{flag} {name}")
+            value, inner = parse_value_and_templates(written, f"{flag} {name}")
+            templates |= {(name, *path): text for path, text in inner.items()}
         else:
             try:
                 value = float(written)
@@ -212,7 +218,7 @@ def _entries(texts: Sequence[str], flag: str, kind: str) -> dict[str, Any] | lis
         if name in entries:
             raise RecipeError(f"{flag} {text}: {name} is given twice")
         entries[name] = value
-    return entries
+    return entries, templates
 
 
 def plan_for_stage(model: str, stage: dict[str, Any], specs: Sequence[OptionSpec], values: dict[str, Any]) -> Plan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +26,7 @@ RESUME_OPTIONS = [
     option("resume", bool, "Continue where an earlier run was stopped; start if there is none.", "--resume"),
     *options_of(Recipe, (), only=("save_every", "keep_states")),
 ]
+SAVE_RECIPE = option("save_recipe", str, "Write what is typed here as a recipe, too: a .yaml file for prune run.")
 
 
 def stage_options(result: str, *, resumable: bool = False) -> list[OptionSpec]:
@@ -33,6 +34,7 @@ def stage_options(result: str, *, resumable: bool = False) -> list[OptionSpec]:
     return [
         option("out", str, f"File to write the {result} to.", "-o", "--out"),
         option("force", bool, "Replace a file that exists.", "--force"),
+        SAVE_RECIPE,
         *(RESUME_OPTIONS if resumable else []),
         option("dry_run", bool, "Print the plan and where each value comes from; do nothing.", "--dry-run"),
         *shared_options(),
@@ -48,16 +50,45 @@ def prepare(
 
 def opened(output: Output, plan: Plan, values: Mapping[str, Any]) -> Workspace | None:
     """Opens a workspace for a plan; None when it was a dry run."""
+    resume, force = resume_or_force(values)
+    save = recipe_saver(output, plan, values)
     if values.get("dry_run"):
         show_plan(output, plan)
+        save()
         return None
-    resume, force = resume_or_force(values)
     if values.get("out") is not None:
         check_writable(Path(values["out"]), force or resume)
     from prunecli.pipeline.workspace import Workspace
 
     command = reproducible_command(sys.argv[1:])
-    return Workspace(plan.recipe, output, command, resume_command(sys.argv[1:]), resume, force)
+    space = Workspace(plan.recipe, output, command, resume_command(sys.argv[1:]), resume, force)
+    save()
+    return space
+
+
+def recipe_saver(output: Output, plan: Plan, values: Mapping[str, Any]) -> Callable[[], None]:
+    """What writes --save-recipe, once everything that is checked before any work has been.
+
+    Raises:
+        RecipeError: The file exists with other content, or the plan cannot be a recipe.
+    """
+    if values.get("save_recipe") is None:
+        return lambda: None
+    from prunecli.checkpoint.durable import write_text_atomically
+    from prunecli.recipe.writing import written_recipe
+
+    path = Path(values["save_recipe"])
+    if path.suffix not in (".yaml", ".yml"):
+        raise RecipeError(f"--save-recipe {path}: recipes are YAML; name it {path.with_suffix('.yaml')}")
+    text = written_recipe(plan, path, reproducible_command(sys.argv[1:]))
+    if not (path.is_file() and path.read_text(encoding="utf-8", errors="replace") == text):
+        check_writable(path, bool(values.get("force")))
+
+    def save() -> None:
+        write_text_atomically(path, text)
+        output.note(f"wrote {path}")
+
+    return save
 
 
 def show_plan(output: Output, plan: Plan) -> None:
@@ -133,7 +164,7 @@ def resume_command(argv: Sequence[str]) -> str:
     return shlex.join(["prune", *words, "--resume"])
 
 
-_LEFT_OUT = ("--force", "--resume", "--json", "-q", "--quiet")
+_LEFT_OUT = ("--force", "--resume", "--json", "-q", "--quiet", "--dry-run")
 _LEFT_OUT_WITH_VALUE = (
     "-o",
     "--out",
@@ -143,6 +174,7 @@ _LEFT_OUT_WITH_VALUE = (
     "--track",
     "--extract-attention",
     "--overlay",
+    "--save-recipe",
 )
 _OPTIONAL = ("--track",)
 """Those of them whose value may be left out before another option."""

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from prunecli.checkpoint.durable import crash_point, remove_leftovers, write_text_atomically
 from prunecli.checkpoint.locking import HOLDER_NAME, LOCK_NAME, locked
 from prunecli.data.catalog import find_data
@@ -24,6 +22,7 @@ from prunecli.pipeline.stages.runners import RUNNERS, Planned
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.resolve import Plan
 from prunecli.recipe.schema import CompareStage
+from prunecli.recipe.writing import recipe_text
 from prunecli.report.comparison import Comparison, Gate
 
 _RUN_SCHEMA = "prunecli.run/1"
@@ -161,4 +160,4 @@ def _progress(plan: Plan, folder: Path, space: Workspace) -> _Progress:
 
 
 def _plan_text(plan: Plan) -> str:
-    return yaml.safe_dump(plan.to_dict(), sort_keys=False)
+    return recipe_text(plan.to_dict())

@@ -28,6 +28,8 @@ _ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 ENVIRONMENT = "<environment>"
 """Appended to a value's path: this path has a position if the value comes from an environment variable."""
+TEMPLATE = "<template>"
+"""Appended to a value's path: this path has the value as it was written, with variables of the environment in it."""
 
 
 @dataclass
@@ -37,7 +39,7 @@ class Document:
     Attributes:
         data: Its values.
         source: Name of the file.
-        positions: Position of every value as "file:line:column".
+        positions: Position of every value as "file:line:column", and what is marked by `ENVIRONMENT` and `TEMPLATE`.
     """
 
     data: dict[str, Any]
@@ -82,8 +84,17 @@ def parse_yaml(text: str, source: str) -> Document:
 
 def parse_value(text: str, source: str) -> Any:
     """Parses the right-hand side of --set: a scalar or a [list] or a {mapping}."""
+    return parse_value_and_templates(text, source)[0]
+
+
+def parse_value_and_templates(text: str, source: str) -> tuple[Any, dict[KeyPath, str]]:
+    """The same, and what was written for values in it that name variables of the environment; see `TEMPLATE`."""
     node = _compose(text, source)
-    return _construct(node, (), Document({}, source)) if node is not None else None
+    if node is None:
+        return None, {}
+    document = Document({}, source)
+    value = _construct(node, (), document)
+    return value, {path: written for path, written in document.positions.items() if path[-1:] == (TEMPLATE,)}
 
 
 def _compose(text: str, source: str) -> yaml.Node | None:
@@ -129,6 +140,8 @@ def _construct(node: yaml.Node, path: KeyPath, document: Document) -> Any:
         return [_construct(item, (*path, index), document) for index, item in enumerate(node.value)]
     if _from_environment(node.value):
         document.positions[(*path, ENVIRONMENT)] = document.positions[path]
+    if _ENV.search(node.value):
+        document.positions[(*path, TEMPLATE)] = node.value
     return _scalar(node, document.source)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from prunecli.errors import MethodError, RecipeError, nearest, unknown
 from prunecli.methods.registry import get_method
 from prunecli.own_code import PREFIX, allow
 from prunecli.recipe.fields import fields_of
-from prunecli.recipe.loader import ENVIRONMENT, Document, KeyPath, load_yaml, parse_value
+from prunecli.recipe.loader import ENVIRONMENT, Document, KeyPath, load_yaml, parse_value_and_templates
 from prunecli.recipe.schema import STAGES, DataSection, ModelSection, Recipe, Stage
 
 _MAX_EXTENDS = 8
@@ -26,11 +26,12 @@ COMMAND_LINE = "command line"
 
 @dataclass(frozen=True)
 class Override:
-    """One value set from outside the recipe: where it goes, what it is, and who said so."""
+    """One value set from outside the recipe: where it goes, what it is, who said so, and what was written for it."""
 
     path: KeyPath
     value: Any
     origin: str
+    templates: Mapping[KeyPath, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ def parse_set(text: str) -> Override:
     if not equals or not key.strip():
         raise RecipeError(f"--set {text}: write it as KEY=VALUE, for instance --set data.name=cifar10")
     path = tuple(int(part) if part.isascii() and part.isdigit() else part for part in key.strip().split("."))
-    return Override(path, parse_value(value, f"--set {key.strip()}"), f"--set {key.strip()}")
+    origin = f"--set {key.strip()}"
+    parsed, templates = parse_value_and_templates(value, origin)
+    return Override(path, parsed, origin, templates)
 
 
 def resolve(document: Document | None, overrides: Iterable[Override] = (), *, confined: bool = True) -> Plan:
@@ -153,6 +156,16 @@ def _confine(data: Mapping[str, Any], origins: Mapping[KeyPath, str], folder: Pa
 
     Flags and --set are the user's own words, too.
     """
+    for path, value in outside(data, origins, folder):
+        name = ".".join(map(str, path))
+        raise RecipeError(
+            f"{origins[path]}: {name} {value} leads out of the recipe's folder and this one; if you trust it, give "
+            f"--set {name}={value}"
+        )
+
+
+def outside(data: Mapping[str, Any], origins: Mapping[KeyPath, str], folder: Path) -> Iterator[tuple[KeyPath, str]]:
+    """The network files that a recipe in `folder` may not name by itself, because they lie elsewhere."""
     networks: list[tuple[KeyPath, Any]] = []
     if isinstance(data.get("model"), dict):
         networks += [(("model", key), data["model"].get(key)) for key in ("weights", "ref", "example")]
@@ -170,11 +183,7 @@ def _confine(data: Mapping[str, Any], origins: Mapping[KeyPath, str], folder: Pa
             continue
         source, _, opened = value.partition(":")
         if not stays_inside(opened if path[-1] == "ref" and source != PREFIX[:-1] else value, folder, Path()):
-            name = ".".join(map(str, path))
-            raise RecipeError(
-                f"{origins[path]}: {name} {value} leads out of the recipe's folder and this one; if you trust it, give "
-                f"--set {name}={value}"
-            )
+            yield path, value
 
 
 def _allow_named_code(data: Mapping[str, Any], origins: Mapping[KeyPath, str], *, typed: bool) -> None:
@@ -219,6 +228,7 @@ def _assign(data: dict[str, Any], origins: dict[KeyPath, str], override: Overrid
     origins[override.path] = override.origin
     for path, _ in _leaves(override.value, override.path):
         origins[path] = override.origin
+    origins.update({(*override.path, *path): text for path, text in override.templates.items()})
 
 
 def _step(target: Any, part: str | int, override: Override, depth: int) -> Any:

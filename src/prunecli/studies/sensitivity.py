@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from torch import nn
 
 from prunecli.checkpoint.durable import write_atomically, write_text_atomically
@@ -25,6 +24,7 @@ from prunecli.methods.repair import Repair
 from prunecli.methods.request import PruneRequest
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import DataSection, ModelSection, PruneStage
+from prunecli.recipe.writing import recipe_text
 from prunecli.report.numbers import fixed
 from prunecli.report.plots import sensitivity_plot
 from prunecli.report.scores import Score, score_named
@@ -221,8 +221,7 @@ def write_recipe(space: Workspace, stage: PruneStage, outcome: SensitivityOutcom
         ],
     }
     head = "# Written by `prune sensitivity`; use it with `prune run` or `prune prune`.\n"
-    text = head + yaml.safe_dump(written, sort_keys=False, width=110)
-    write_text_atomically(path, text, replace=space.force)
+    write_text_atomically(path, recipe_text(written, head), replace=space.force)
 
 
 def write_plot(outcome: SensitivityOutcome, max_drop: float, title: str, path: Path, *, replace: bool) -> None:

@@ -9,7 +9,15 @@ from typing import Annotated, Any
 from prunecli.cli.declared import Argument, Command
 from prunecli.cli.options import TRACKER, option, options_of, overrides_from, track_options, with_output
 from prunecli.cli.output import Output
-from prunecli.cli.stages import RESUME_OPTIONS, reproducible_command, resume_command, resume_or_force, show_plan
+from prunecli.cli.stages import (
+    RESUME_OPTIONS,
+    SAVE_RECIPE,
+    recipe_saver,
+    reproducible_command,
+    resume_command,
+    resume_or_force,
+    show_plan,
+)
 from prunecli.errors import RecipeError
 from prunecli.recipe.schema import Recipe
 
@@ -18,6 +26,7 @@ OPTIONS = [
         "out", str, "Folder for everything the run writes; default: the next free runs/NAME.", "-o", "--out", "--output"
     ),
     option("force", bool, "Write into a folder that exists.", "--force"),
+    SAVE_RECIPE,
     *RESUME_OPTIONS,
     option("dry_run", bool, "Print the plan and where each value comes from; do nothing.", "--dry-run"),
     option("data_root", str, "Folder that holds named data sets.", path=("data", "root")),
@@ -35,10 +44,12 @@ def run(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None:
     from prunecli.recipe.shipped import located
 
     plan = load_plan(located(recipe, output.note), overrides_from(OPTIONS, values, 0))
+    resume, force = resume_or_force(values)
+    save = recipe_saver(output, plan, values)
     if values["dry_run"]:
         show_plan(output, plan)
+        save()
         return
-    resume, force = resume_or_force(values)
     folder = _folder(recipe, values["out"], force, resume)
     from prunecli.pipeline.run import run_recipe
     from prunecli.pipeline.workspace import Workspace
@@ -49,6 +60,7 @@ def run(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None:
     space = Workspace(
         plan.recipe, output, reproducible_command(sys.argv[1:]), resume_command(words), resume=resume, force=force
     )
+    save()
     outcome = run_recipe(plan, folder, space)
     output.document(
         {

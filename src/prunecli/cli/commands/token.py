@@ -51,6 +51,7 @@ def method_command(spec: MethodSpec) -> Command:
     """The command."""
 
     def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
+        _check_together(values)
         space = prepare(output, model, {"stage": "prune", "method": spec.name}, _OPTIONS, values)
         if space is not None:
             _run(output, space, spec.name, values)
@@ -63,7 +64,6 @@ def _run(output: Output, space: Workspace, suffix: str, values: dict[str, Any]) 
     """Leaves tokens out, compares, and shows what stays on request."""
     stage = space.recipe.stages[0]
     assert isinstance(stage, PruneStage)
-    _check_together(values)
     if values["frontier"] is not None:
         _draw_frontier(output, space, stage, values)
         return
@@ -96,7 +96,9 @@ def _check_together(values: dict[str, Any]) -> None:
     """
     drawn = values["frontier"] is not None
     of_one = ("keep", "tokens", "speedup", "k_anchors", "top_m", "stages", "merge", "selector", "block", "batch")
-    unread = (*of_one, "latency_rounds", "extract_attention", "overlay", "out") if drawn else _OF_FRONTIER
+    unread = (
+        (*of_one, "latency_rounds", "extract_attention", "overlay", "out", "save_recipe") if drawn else _OF_FRONTIER
+    )
     given = [name for name in unread if values.get(name) not in (None, (), [])]
     flags = ", ".join("-o" if name == "out" else f"--{name.replace('_', '-')}" for name in given)
     if given and drawn:
