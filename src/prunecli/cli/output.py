@@ -30,7 +30,7 @@ class Output:
     def __init__(self, mode: Mode = "human", *, debug: bool = False) -> None:
         self.mode, self.debug = mode, debug
         self._bar: LiveBar | None = None
-        self._tables = 0
+        self._tables = self._documents = 0
 
     def note(self, text: str) -> None:
         """One line on stderr, except in quiet mode."""
@@ -66,6 +66,7 @@ class Output:
         if self.mode == "json":
             import json
 
+            self._documents += 1
             print(json.dumps(document, indent=2, allow_nan=False))
 
     def aside(self, table: Table) -> None:
@@ -79,8 +80,8 @@ class Output:
             self._bar.show(_drawn(table))
 
     def error(self, message: str, code: int, kind: str) -> None:
-        """One line on stderr, or the JSON document of a failed command."""
-        if self.mode == "json":
+        """One line on stderr, or the JSON document of a failed command that has printed none."""
+        if self.mode == "json" and not self._documents:
             self.document({"error": {"type": kind, "message": message, "exit_code": code}})
         else:
             self.complain(message)

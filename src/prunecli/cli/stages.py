@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from prunecli.cli.declared import Argument
 from prunecli.cli.options import OptionSpec, option, options_of, plan_for_stage, shared_options
 from prunecli.cli.output import Output
-from prunecli.errors import RecipeError
+from prunecli.errors import ModelError, RecipeError
 from prunecli.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -71,15 +71,20 @@ def recipe_saver(output: Output, plan: Plan, values: Mapping[str, Any]) -> Calla
 
     Raises:
         RecipeError: The file exists with other content, or the plan cannot be a recipe.
+        ModelError: The network's file does not exist.
     """
     if values.get("save_recipe") is None:
         return lambda: None
     from prunecli.checkpoint.durable import write_text_atomically
+    from prunecli.models.whereabouts import whereabouts
     from prunecli.recipe.writing import written_recipe
 
     path = Path(values["save_recipe"])
     if path.suffix not in (".yaml", ".yml"):
         raise RecipeError(f"--save-recipe {path}: recipes are YAML; name it {path.with_suffix('.yaml')}")
+    found = whereabouts(plan.recipe.model)
+    if found is not None and found.missing and not values.get("dry_run"):
+        raise ModelError(found.missing)
     text = written_recipe(plan, path, reproducible_command(sys.argv[1:]))
     if not (path.is_file() and path.read_text(encoding="utf-8", errors="replace") == text):
         check_writable(path, bool(values.get("force")))
@@ -91,13 +96,24 @@ def recipe_saver(output: Output, plan: Plan, values: Mapping[str, Any]) -> Calla
     return save
 
 
-def show_plan(output: Output, plan: Plan) -> None:
-    """Every value and its origin."""
+def show_plan(output: Output, plan: Plan, *, network: bool = True) -> None:
+    """Every value and its origin, and if `network`, where the network would come from.
+
+    Raises:
+        ModelError: It would come from a file that does not exist; the plan is shown all the same.
+    """
+    from prunecli.models.whereabouts import whereabouts
     from prunecli.report.table import Table
 
-    rows = plan.rows()
+    rows, section = plan.rows(), plan.recipe.model
+    found = whereabouts(section) if network else None
+    if found is not None:
+        named = ("model", "weights") if section.weights is not None else ("model", "ref")
+        rows.insert(0, ("MODEL", found.text, plan.origins.get(named, "command line")))
     output.document([{"key": key, "value": value, "origin": origin} for key, value, origin in rows])
     output.table(Table(("key", "value", "from"), [(key, _shown(value), origin) for key, value, origin in rows]))
+    if found is not None and found.missing:
+        raise ModelError(found.missing)
 
 
 def check_writable(path: Path, force: bool) -> None:

@@ -83,7 +83,7 @@ def show(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None
     from prunecli.recipe.resolve import load_plan
     from prunecli.recipe.shipped import located
 
-    show_plan(output, load_plan(located(recipe, output.note), overrides_from(_SHOW_OPTIONS, values, 0)))
+    show_plan(output, load_plan(located(recipe, output.note), overrides_from(_SHOW_OPTIONS, values, 0)), network=False)
 
 
 def schema(
