@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from prunecli.cli.completion import _words, complete, script
+from prunecli.recipe.shipped import shipped_names
 from tests.conftest import REPOSITORY
 
 SCRIPTS = {"bash": "prune.bash", "zsh": "_prune", "fish": "prune.fish"}
@@ -34,7 +35,7 @@ def test_verbs_and_methods(folder: Path) -> None:
     assert {"run", "train", "prune", "compare", "l1", "bn-scale"} <= set(_offered(""))
     assert _offered("comp") == ["compare", "completion"]
     assert _offered("--v") == ["--version"]
-    assert _offered("recipe", "") == ["check", "show", "schema", "new", "--help"]
+    assert _offered("recipe", "") == ["ls", "copy", "check", "show", "schema", "new", "--help"]
     assert _offered("prune", "x.pt", "--method", "l") == ["l1", "l2", "lamp"]
     assert _offered("nonsense", "") == []
 
@@ -63,7 +64,12 @@ def test_models_are_files_and_references(folder: Path) -> None:
 
 
 def test_recipes_and_reports(folder: Path) -> None:
-    assert _offered("run", "") == ["a.yaml", "sub dir/"]
+    assert _offered("run", "") == ["a.yaml", "sub dir/", *shipped_names()]
+    assert _offered("run", "quick") == _offered("recipe", "copy", "quick") == ["quickstart"]
+    assert _offered("recipe", "check", "a.yaml", "spikformer-d") == [
+        "spikformer-digits",
+        "spikformer-digits-progressive",
+    ]
     assert _offered("compare", "baseline.json", "") == ["baseline.json", "pruned.safetensors", "resnet.pt", "sub dir/"]
 
 
@@ -100,7 +106,7 @@ LINES = [
     ("prune comp", {"compare", "completion"}),
     ("prune l1 --sco", {"--scope"}),
     ("prune l1 --scope ", {"auto", "global", "local", "isomorphic", "measured"}),
-    ("prune run ", {"a.yaml", "sub dir/"}),
+    ("prune run s", {"sub dir/", *(name for name in shipped_names() if name.startswith("s"))}),
     ("prune inspect pru", {"pruned.safetensors"}),
 ]
 

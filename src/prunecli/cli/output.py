@@ -42,6 +42,11 @@ class Output:
         if self.mode != "quiet":
             self._err(f"warning: {text}")
 
+    def hint(self, command: str) -> None:
+        """A command that may follow, on stderr, in human mode alone."""
+        if self.mode == "human":
+            self._err(f"next: {command}")
+
     def table(self, table: Table) -> None:
         """A table on stdout: drawn on a terminal, tab-separated elsewhere; nothing is cut off."""
         if self.mode == "json":

@@ -82,7 +82,7 @@ def recipe_saver(output: Output, plan: Plan, values: Mapping[str, Any]) -> Calla
     path = Path(values["save_recipe"])
     if path.suffix not in (".yaml", ".yml"):
         raise RecipeError(f"--save-recipe {path}: recipes are YAML; name it {path.with_suffix('.yaml')}")
-    found = whereabouts(plan.recipe.model)
+    found = whereabouts(plan.recipe.model.weights, plan.recipe.model.ref)
     if found is not None and found.missing and not values.get("dry_run"):
         raise ModelError(found.missing)
     text = written_recipe(plan, path, reproducible_command(sys.argv[1:]))
@@ -106,7 +106,7 @@ def show_plan(output: Output, plan: Plan, *, network: bool = True) -> None:
     from prunecli.report.table import Table
 
     rows, section = plan.rows(), plan.recipe.model
-    found = whereabouts(section) if network else None
+    found = whereabouts(section.weights, section.ref, pretrained=section.pretrained) if network else None
     if found is not None:
         named = ("model", "weights") if section.weights is not None else ("model", "ref")
         rows.insert(0, ("MODEL", found.text, plan.origins.get(named, "command line")))

@@ -9,7 +9,6 @@ from prunecli.checkpoint.header import read_header
 from prunecli.checkpoint.kinds import open_weights
 from prunecli.errors import ModelError
 from prunecli.models.index import SOURCES, what_was_meant
-from prunecli.recipe.schema import ModelSection
 from prunecli.report.numbers import size
 
 _WRITTEN_BY = {"torch": "written by torch.save", "legacy": "written by an old torch.save"}
@@ -28,13 +27,19 @@ class Whereabouts(NamedTuple):
     missing: str = ""
 
 
-def whereabouts(section: ModelSection) -> Whereabouts | None:
-    """Where the network of a recipe's `model:` would come from; None if it names none."""
-    if section.weights is not None:
-        return _file(Path(section.weights), section.ref)
-    if section.ref is None:
+def whereabouts(weights: str | None, ref: str | None, *, pretrained: bool = False) -> Whereabouts | None:
+    """Where a network would come from; None if none is named.
+
+    Args:
+        weights: Its file.
+        ref: Its architecture.
+        pretrained: Whether published weights are asked for.
+    """
+    if weights is not None:
+        return _file(Path(weights), ref)
+    if ref is None:
         return None
-    source, _, name = section.ref.partition(":")
+    source, _, name = ref.partition(":")
     path = Path(name).expanduser()
     if source == "hf":
         return _of_transformers(name, path)
@@ -45,7 +50,7 @@ def whereabouts(section: ModelSection) -> Whereabouts | None:
     if source not in SOURCES.names:
         return Whereabouts(f"unknown: no source of networks is called {source!r}")
     origin = f"catalogue of {SOURCES.package(source) or source}"
-    if section.pretrained or "@" in name:
+    if pretrained or "@" in name:
         return Whereabouts(f"{origin}, with its published weights: from the cache, or fetched")
     return Whereabouts(f"{origin}, a new network with random weights")
 

@@ -29,6 +29,12 @@ def recipe_text(data: Mapping[str, Any], head: str = "") -> str:
     return head + body
 
 
+def value_text(value: Any) -> str:
+    """A value on one line as `parse_value` reads it, for the right-hand side of --set KEY=VALUE."""
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10_000, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 def written_recipe(plan: Plan, path: Path, command: str) -> str:
     """A plan as the text of a recipe that gives the same plan: what was typed or differs from defaults.
 

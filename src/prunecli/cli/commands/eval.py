@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.cli.declared import Command
+from prunecli.cli.next_steps import after_measuring
 from prunecli.cli.options import option, options_of, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import ModelArgument, check_writable, prepare, stage_options
@@ -49,6 +50,7 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
         path = Path(values["clip_benchmark"])
         write_text_atomically(path, for_clip_benchmark, replace=space.force)
         output.note(f"wrote {path}")
+    after_measuring(output, space, model)
     failure = unmet(stage, report)
     if failure is not None:
         raise failure

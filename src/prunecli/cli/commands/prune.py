@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 from prunecli.cli.declared import Command
+from prunecli.cli.next_steps import after_pruning
 from prunecli.cli.options import OptionSpec, options_of, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import ModelArgument, checkpoint_path, nothing_left, prepare, show_pruning, stage_options
@@ -54,6 +55,8 @@ def _runner(spec: MethodSpec | None, options: list[OptionSpec]) -> Any:
         assert isinstance(chosen, PruneStage)
         out = checkpoint_path(space, values, chosen.method)
         if not (family_of(chosen.method).resumable and nothing_left(output, space, out)):
-            show_pruning(output, prune_stage(space, chosen, out))
+            outcome = prune_stage(space, chosen, out)
+            show_pruning(output, outcome)
+            after_pruning(output, space, outcome.path, finetunes=family_of(chosen.method).name != "runtime")
 
     return run

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from prunecli.cli.declared import Argument, Command, Group, Option, Verb
+from prunecli.cli.next_steps import after_recipe
 from prunecli.cli.options import option, overrides_from, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import check_writable, show_plan
@@ -59,7 +60,9 @@ def copy(
 
     path = shipped_path(name.removesuffix(".yaml"))
     text = standalone(path)
-    _deliver(output, text, parse_yaml(text, name).data, out or Path(path.name), force=force)
+    out = out or Path(path.name)
+    _deliver(output, text, parse_yaml(text, name).data, out, force=force)
+    after_recipe(output, out)
 
 
 def check(output: Output, recipes: _RecipesArgument) -> None:
@@ -120,6 +123,8 @@ def new(
     document = parse_yaml(text, "new recipe")
     resolve(document)
     _deliver(output, text, document.data, out, force=force)
+    if out is not None:
+        after_recipe(output, out)
 
 
 def _deliver(output: Output, text: str, document: Any, out: Path | None, *, force: bool) -> None:

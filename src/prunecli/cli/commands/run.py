@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from prunecli.cli.declared import Argument, Command
+from prunecli.cli.next_steps import after_run
 from prunecli.cli.options import TRACKER, option, options_of, overrides_from, track_options, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import (
@@ -74,6 +75,7 @@ def run(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None:
         for note in outcome.comparison.notes:
             output.note(f"note: {note}")
     output.table(Table(("stage", "wrote"), [(record.stage, str(record.path)) for record in outcome.stages]))
+    after_run(output, outcome)
     if outcome.failure is not None:
         raise outcome.failure
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from prunecli.cli.declared import Command
+from prunecli.cli.next_steps import after_pruning
 from prunecli.cli.options import option, options_of, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import ModelArgument, check_writable, checkpoint_path, prepare, show_pruning, stage_options
@@ -72,7 +73,9 @@ def _run(output: Output, space: Workspace, suffix: str, values: dict[str, Any]) 
 
     path, views = checkpoint_path(space, values, suffix), _views(values)
     if views is None:
-        show_pruning(output, prune_stage(space, stage, path))
+        changed = prune_stage(space, stage, path)
+        show_pruning(output, changed)
+        after_pruning(output, space, changed.path, finetunes=False)
         return
     from prunecli.studies.token_pictures import check_request, write_attention, write_overlays
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prunecli.cli.declared import Command
+from prunecli.cli.next_steps import after_finetuning, after_training
 from prunecli.cli.options import TRACKER, options_of, track_options, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import ModelArgument, checkpoint_path, nothing_left, prepare, show_outcome, stage_options
@@ -41,6 +42,8 @@ def _training_command(verb: str, suffix: str, kind: type[TrainStage], summary: s
             return
         stage = space.recipe.stages[0]
         assert isinstance(stage, kind)
-        show_outcome(output, train_stage(space, stage, out))
+        outcome = train_stage(space, stage, out)
+        show_outcome(output, outcome)
+        (after_training if verb == "train" else after_finetuning)(output, space, outcome.path)
 
     return Command(verb, with_output(run, options), summary, optional={"--track": TRACKER})
