@@ -66,8 +66,8 @@ def test_run_takes_the_option_of_the_other_commands(prune: Prune, tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("./here", "data set './here' is a folder: say how to read it, as folder:./here (one folder per class)"),
-        ("here", "data set 'here' is a folder: say how to read it, as folder:here"),
+        ("./here", "--data ./here: is an empty folder"),
+        ("notes", "--data notes: nothing in this folder looks like data; what is read is named by folder: (one folder"),
         ("./there", "data set './there': no such folder"),
         ("cifar11", "unknown data set 'cifar11': did you mean 'cifar10'"),
     ],
@@ -76,6 +76,8 @@ def test_a_folder_alone_is_answered_with_what_it_can_be(
     prune: Prune, colours: Path, tmp_path: Path, name: str, message: str
 ) -> None:
     (tmp_path / "here").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "readme.md").touch()
     done = prune("eval", colours, "--data", name)
     assert done.code == 2 and message in done.err and len(done.err.splitlines()) == 1
 

@@ -195,6 +195,11 @@ def find_data(name: str) -> tuple[str, str]:
     raise _no_such(name)
 
 
+def is_named(name: str) -> bool:
+    """Whether the name says which data set it is, by itself or before its colon; nothing is read or imported."""
+    return name.partition(":")[0] in DATASETS.names or name.endswith(".npz")
+
+
 def _no_such(name: str) -> DataError:
     folder = Path(name).expanduser()
     if ":" not in name and folder.is_dir():

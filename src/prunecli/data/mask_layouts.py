@@ -48,6 +48,18 @@ def find_layout(folder: Path) -> Layout:
     return layout
 
 
+def mask_folders(folder: Path) -> list[Path]:
+    """The folders in which a layout has its masks, going by their names; no file is looked at."""
+    found = [folder / f"{part}annot" for part in SPLIT_NAMES if (folder / part).is_dir()]
+    if (folder / "JPEGImages").is_dir():
+        found.append(folder / "SegmentationClass")
+    for part in ("", *(spelling for spellings in SPLIT_NAMES.values() for spelling in spellings)):
+        pair = _image_and_mask_folder(folder, part) or _image_and_mask_folder(folder / part, "")
+        if pair is not None:
+            found.append(pair[1])
+    return [masks for masks in found if masks.is_dir()]
+
+
 def _camvid(folder: Path) -> Layout | None:
     parts = {
         part: _pairs(folder / part, folder / f"{part}annot")

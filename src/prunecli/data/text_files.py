@@ -20,7 +20,7 @@ _WORDS: dict[Part, tuple[str, ...]] = {
     "test": SPLIT_NAMES["test"],
 }
 _TRAIN_SHARE, _VALID_SHARE = 0.9, 0.05
-_PLAIN = ("", ".txt", ".tokens", ".raw")
+PLAIN = ("", ".txt", ".tokens", ".raw")
 _SHARD = re.compile(r"-\d+-of-\d+$")
 _EXPANSION = 24
 """Bytes of memory for each byte of a text, about."""
@@ -51,7 +51,7 @@ def files_of(folder: Path, needed: tuple[Part, ...], others: tuple[str, ...] = (
         DataError: One is missing, or there are several.
     """
     texts = sorted(
-        file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in (*_PLAIN, *TABLES, *others)
+        file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in (*PLAIN, *TABLES, *others)
     )
     files: dict[Part, tuple[Path, ...]] = {}
     for part, words in _WORDS.items():

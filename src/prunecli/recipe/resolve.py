@@ -12,7 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from prunecli.bounds import percentage_meant
 from prunecli.checkpoint.confinement import stays_inside
-from prunecli.errors import MethodError, RecipeError, nearest, unknown
+from prunecli.data.catalog import is_named
+from prunecli.errors import DataError, MethodError, RecipeError, nearest, unknown
 from prunecli.methods.registry import get_method
 from prunecli.own_code import PREFIX, allow
 from prunecli.recipe.fields import fields_of
@@ -102,7 +103,21 @@ def resolve(document: Document | None, overrides: Iterable[Override] = (), *, co
     if document is not None and confined:
         _confine(data, origins, Path(document.source).parent)
     _allow_named_code(data, origins, typed=document is None or document.source == COMMAND_LINE)
-    return Plan(_Checker(origins).recipe(data), origins)
+    recipe = _Checker(origins).recipe(data)
+    return Plan(dataclasses.replace(recipe, data=_with_name(recipe.data, origins)), origins)
+
+
+def _with_name(data: DataSection, origins: Mapping[KeyPath, str]) -> DataSection:
+    """The same with the name of the data set that lies at a path."""
+    if data.name is None or is_named(data.name):
+        return data
+    from prunecli.data.naming import named_data  # reading what lies there takes more imports than most plans need
+
+    try:
+        return dataclasses.replace(data, name=named_data(data.name))
+    except DataError as error:
+        where = origins.get(("data", "name"), "data.name")
+        raise DataError(f"{where}{'' if where.startswith('--') else ':'} {error}") from error
 
 
 def load_plan(path: Path, overrides: Iterable[Override] = ()) -> Plan:
