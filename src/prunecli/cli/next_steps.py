@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 _EPOCHS, _RATIO = 5, 0.5
 
 
-def after_recipe(output: Output, path: Path) -> None:
-    """A recipe was written."""
-    output.hint(f"{_line('recipe', 'check', path)} && {_line('run', path)}")
+def after_recipe(output: Output, path: Path, model: str = "") -> None:
+    """A recipe for a network was written."""
+    code = ("--allow-code", model.removeprefix(PREFIX).partition(":")[0]) if model.startswith(PREFIX) else ()
+    output.hint(f"{_line('recipe', 'check', path)} && {_line('run', path, *code)}")
 
 
 def after_run(output: Output, outcome: RunOutcome) -> None:

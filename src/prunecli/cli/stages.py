@@ -109,6 +109,11 @@ def show_plan(output: Output, plan: Plan, *, network: bool = True) -> None:
     found = whereabouts(section.weights, section.ref, pretrained=section.pretrained) if network else None
     if found is not None:
         named = ("model", "weights") if section.weights is not None else ("model", "ref")
+        typed = {("model", "weights"), ("model", "ref"), ("stages", 0, "stage"), ("stages", 0, "method")} - {
+            *plan.origins
+        }
+        keys = {".".join(map(str, path)) for path in typed}  # what the verb and its argument say
+        rows = [(key, value, "command line" if key in keys and value else origin) for key, value, origin in rows]
         rows.insert(0, ("MODEL", found.text, plan.origins.get(named, "command line")))
     output.document([{"key": key, "value": value, "origin": origin} for key, value, origin in rows])
     output.table(Table(("key", "value", "from"), [(key, _shown(value), origin) for key, value, origin in rows]))

@@ -5,32 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+from prunecli.cli.commands.recipe_new import deliver, new
 from prunecli.cli.declared import Argument, Command, Group, Option, Verb
 from prunecli.cli.next_steps import after_recipe
 from prunecli.cli.options import option, overrides_from, with_output
 from prunecli.cli.output import Output
-from prunecli.cli.stages import check_writable, show_plan
+from prunecli.cli.stages import show_plan
 from prunecli.errors import PruneError
 
 _SHOW_OPTIONS = [option("set_values", list[str], "Set a value first: KEY=VALUE.", "--set")]
-
-_TEMPLATE = """\
-# yaml-language-server: $schema={schema}
-# Check it with `prune recipe check`, see every value with `prune recipe show`, run it with `prune run`.
-version: 1
-model:
-  ref: {ref}
-data:
-  name: {data}
-seed: 0
-stages:
-  - {{stage: train, epochs: 10, lr: 0.05}}
-  - {{stage: eval}}
-  - {{stage: prune, method: {method}, params: {{ratio: 0.5}}}}
-  - {{stage: finetune, epochs: 5}}
-  - {{stage: eval}}
-  - {{stage: compare, fail_if: top1_drop > 2.0}}
-"""
 
 RecipeArgument = Annotated[Path, Argument("RECIPE", "A YAML recipe, or the name of a shipped one.")]
 _RecipesArgument = Annotated[list[Path], Argument("RECIPE...", "YAML recipes, or names of shipped ones.")]
@@ -61,7 +44,7 @@ def copy(
     path = shipped_path(name.removesuffix(".yaml"))
     text = standalone(path)
     out = out or Path(path.name)
-    _deliver(output, text, parse_yaml(text, name).data, out, force=force)
+    deliver(output, text, parse_yaml(text, name).data, out, force=force)
     after_recipe(output, out)
 
 
@@ -100,44 +83,7 @@ def schema(
     from prunecli.recipe.resolve import recipe_json_schema
 
     document = recipe_json_schema()
-    _deliver(output, json.dumps(document, indent=2) + "\n", document, out, force=force)
-
-
-def new(
-    output: Output,
-    out: Annotated[Path | None, Argument("[FILE]", "File to write; default: standard output.")] = None,
-    model: Annotated[str, Option(help="Architecture as source:name.")] = "cifar:resnet20",
-    data: Annotated[str, Option(help="Data set.")] = "digits",
-    method: Annotated[str, Option(help="Pruning method.")] = "l1",
-    force: Annotated[bool, Option("--force", help="Replace a file that exists.")] = False,
-) -> None:
-    """Writes a recipe to start from."""
-    from prunecli.data.catalog import find_data
-    from prunecli.models.catalog import split_reference
-    from prunecli.recipe.loader import parse_yaml
-    from prunecli.recipe.resolve import resolve
-
-    split_reference(model)
-    find_data(data)
-    text = _TEMPLATE.format(schema="prune.schema.json", ref=model, data=data, method=method)
-    document = parse_yaml(text, "new recipe")
-    resolve(document)
-    _deliver(output, text, document.data, out, force=force)
-    if out is not None:
-        after_recipe(output, out)
-
-
-def _deliver(output: Output, text: str, document: Any, out: Path | None, *, force: bool) -> None:
-    if out is None:
-        output.document(document)
-        output.text(text)
-        return
-    check_writable(out, force)
-    from prunecli.checkpoint.durable import write_text_atomically
-
-    write_text_atomically(out, text, replace=force)
-    output.document({"wrote": str(out)})
-    output.note(f"wrote {out}")
+    deliver(output, json.dumps(document, indent=2) + "\n", document, out, force=force)
 
 
 VERBS = {
@@ -169,7 +115,9 @@ VERBS = {
     "new": Verb(
         "Write a recipe to start from.",
         "Commands",
-        lambda: Command("new", with_output(new), "Write a recipe to start from."),
+        lambda: Command(
+            "new", with_output(new), "Write a recipe to start from; on a terminal, without options, by asking."
+        ),
     ),
 }
 
