@@ -32,6 +32,11 @@ def allow(module: str) -> None:
     _allowed.update((reference, reference.partition(":")[0]))
 
 
+def is_reference(reference: str) -> bool:
+    """Whether this is written as "package.file:function"."""
+    return _REFERENCE.fullmatch(reference) is not None
+
+
 def load_function(reference: str, error: type[PruneError], option: str) -> Callable[..., Any]:
     """Imports a function of the user's; modules in the current folder are found first, as with `python -m`.
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import Prune
 
@@ -218,3 +221,36 @@ def test_samples_to_judge_on_have_to_stay_the_same(prune: Prune, code: Path) -> 
     assert refused.code == 2 and "another one each time it is read; leave random changes to the" in refused.err
     refused = prune("train", *network, "--data", "module:mine:shaken_alone", "--force")
     assert refused.code == 2 and "another one each time it is read; return a validation split" in refused.err
+
+
+def test_a_whole_pickled_network_is_pruned_as_its_message_says(
+    prune: Prune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step follows the message before it."""
+    (tmp_path / "own_net.py").write_text(CODE.replace("class Words", "class Wide").replace("width=16", "width=24"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = importlib.import_module("own_net")
+    torch.save(own.Two(), tmp_path / "two.pt")
+    torch.save(own.Wide(), tmp_path / "wide.pt")
+    done = prune("l1", "wide.pt", "--ratio", "0.5")
+    assert done.code == 2 and "if it is of your own_net.py here" in done.err
+    named = re.search(r"--arch (\S+),", done.err)
+    assert named is not None and named[1] == "module:own_net:Wide"
+    done = prune("l1", "wide.pt", "--ratio", "0.5", "--arch", named[1])
+    assert done.code == 2 and "Give --example-shape" in done.err
+    done = prune("l1", "wide.pt", "--ratio", "0.5", "--arch", named[1], "--example-shape", "1x12:int64")
+    assert done.code == 0, done.err
+    hint = re.search(r"^next: prune (.*)$", done.err, re.MULTILINE)
+    assert hint is not None and prune(*hint[1].split()).code == 0
+    assert "for a class or function in own_net.py write module:own_net:Two" in prune(
+        "l1", "two.pt", "--arch", "own_net:Two"
+    ).err  # fmt: skip
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = prune("l1", "../wide.pt", cwd=elsewhere)  # what a file says is no reason to name code that is not here
+    assert "run where the code that defines it can be found" in done.err and "module:own_net" not in done.err
+    code = (tmp_path / "own_net.py").read_text() + "\nclass Sized(Wide):\n    def __init__(self, size=9):\n"
+    (tmp_path / "sized.py").write_text(code + "        super().__init__()\n        self.out = nn.Linear(24, size)\n")
+    torch.save(importlib.import_module("sized").Sized(5), tmp_path / "sized.pt")
+    words = ("inspect", "sized.pt", "--arch", "module:sized:Sized")
+    assert "other arguments (size), give them: --model-kwargs size=VALUE" in prune(*words).err

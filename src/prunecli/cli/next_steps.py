@@ -25,11 +25,11 @@ def after_recipe(output: Output, path: Path, model: str = "") -> None:
     output.hint(f"{_line('recipe', 'check', path)} && {_line('run', path, *code)}")
 
 
-def after_run(output: Output, outcome: RunOutcome) -> None:
+def after_run(output: Output, space: Workspace, outcome: RunOutcome) -> None:
     """A recipe was run."""
     checkpoints = [record.path for record in outcome.stages if record.path.suffix == ".safetensors"]
-    if checkpoints:
-        output.hint(_line("inspect", checkpoints[-1]))
+    if checkpoints and output.mode == "human":
+        output.hint(_line("inspect", checkpoints[-1], *_code(space)))
 
 
 def after_training(output: Output, space: Workspace, path: Path) -> None:
@@ -53,7 +53,7 @@ def after_pruning(output: Output, space: Workspace, path: Path, *, finetunes: bo
     elif (compared := _compared_with_the_original(space, path)) is not None:
         output.hint(compared)
     else:
-        output.hint(_line("inspect", path))
+        output.hint(_line("inspect", path, *_code(space)))
 
 
 def after_measuring(output: Output, space: Workspace, model: str) -> None:
@@ -80,9 +80,7 @@ def _compared_with_the_original(space: Workspace, path: Path) -> str | None:
 
 def _settings(space: Workspace, *, of_model: bool = False) -> Iterator[object]:
     """The options with which the next command reads the same data in the same way; `of_model`: and the same network."""
-    ref = space.model().manifest.architecture.ref
-    if ref.startswith(PREFIX):  # a checkpoint may not run code by itself
-        yield from ("--allow-code", ref.removeprefix(PREFIX).partition(":")[0])
+    yield from _code(space)
     defaults = Recipe()
     for spec in shared_options():
         if spec.path is None or (spec.path[0] == "model" and not of_model) or spec.path == ("seed",):
@@ -91,6 +89,13 @@ def _settings(space: Workspace, *, of_model: bool = False) -> Iterator[object]:
         if value == default or (spec.path == ("model", "ref") and space.recipe.model.weights is None):
             continue
         yield from _words("--" + spec.name.replace("_", "-"), value)
+
+
+def _code(space: Workspace) -> Iterator[str]:
+    """What allows the code of a network of the user's own, which a checkpoint may not run by itself."""
+    ref = space.model().manifest.architecture.ref
+    if ref.startswith(PREFIX):
+        yield from ("--allow-code", ref.removeprefix(PREFIX).partition(":")[0])
 
 
 def _at(recipe: Recipe, path: Iterable[str | int]) -> Any:

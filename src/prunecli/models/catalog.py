@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,6 +64,10 @@ def split_reference(ref: str) -> tuple[str, str]:
         ModelError: The source or the name does not exist; the message names the nearest.
     """
     source, colon, name = ref.partition(":")
+    module = source.removesuffix(".py")
+    if source not in SOURCES.names and Path(f"{module}.py").is_file():
+        own = f"{PREFIX}{module}:{name or 'NAME'}"
+        raise ModelError(f"unknown architecture {ref!r}: for a class or function in {module}.py write {own}")
     if not colon:
         known = [f"{s}:{ref}" for s in SOURCES.built_in if _has(s, ref)]
         hint = f"did you mean {' or '.join(known)}?" if known else "write it as source:name, for instance timm:resnet50"

@@ -19,6 +19,7 @@ from prunecli.models.catalog import build_dense, open_network, opens, reading_so
 from prunecli.models.dialects.dialect import ForeignRequest, Translation
 from prunecli.models.dialects.index import translate
 from prunecli.models.fingerprints import nearest_references
+from prunecli.models.own_networks import arguments_of
 from prunecli.models.recognition import UnfittingWeights, architecture_for, identify, source_of
 from prunecli.models.source import Opened, OpenRequest
 from prunecli.models.stored_settings import (
@@ -28,6 +29,7 @@ from prunecli.models.stored_settings import (
     language_arguments,
     spiking_arguments,
 )
+from prunecli.own_code import PREFIX
 
 _LANGUAGE, _SPIKING = "lm:", "spiking:"
 _HEAD = re.compile(r"(fc|head|classifier|heads)\.(\d+)\.(weight|bias)")
@@ -189,7 +191,8 @@ def _into_opened(weights: ForeignWeights, request: ForeignRequest, kwargs: Mappi
         found = opened.model.load_state_dict(weights.tensors, strict=False)
     except RuntimeError as error:
         first = " ".join(str(error).split())[:200]
-        raise UnfittingWeights(f"{request.path}: the weights do not fit {request.arch}: {first}") from error
+        hint = arguments_of(request.arch.removeprefix(PREFIX)) if request.arch.startswith(PREFIX) else ""
+        raise UnfittingWeights(f"{request.path}: the weights do not fit {request.arch}: {first}{hint}") from error
     read = {id(named[name]) for name in weights.tensors if name in named}
     missing = [
         name for name in found.missing_keys if id(named[name]) not in read

@@ -23,8 +23,11 @@ from prunecli.models.alternatives import choose
 from prunecli.models.catalog import build, built_from, reading_source, rebuild_dense, settled_arguments
 from prunecli.models.dialects.segformer import reference_of
 from prunecli.models.fingerprints import may_have, nearest_references
+from prunecli.models.own_networks import named_by
 
 _CANDIDATES = 16
+_NEAR = 0.3
+"""Likeness of architectures that are worth naming where none fits."""
 _PREFERENCE = {
     source: rank
     for rank, source in enumerate(("cifar", "torchvision", "segformer", "timm", "open_clip", "spiking", "lm"))
@@ -93,11 +96,12 @@ def identify(
     )
     class_path = weights.class_path if weights is not None else None
     if not fitting:
-        near = ", ".join(f"{ref} ({similarity:.0%} alike)" for ref, similarity in candidates[:3])
+        near = [f"{ref} ({similarity:.0%} alike)" for ref, similarity in candidates[:3] if similarity >= _NEAR]
+        nearest = f"; nearest: {', '.join(near)}" if near else ""
         whole = f"; the file pickles a {printable(class_path)}" if class_path else ""
         raise UnfittingWeights(
-            f"{path}: no known architecture has these weights{whole}; nearest: {near}; name one with "
-            "--arch source:name, or a function of yours that builds it with --arch module:package.file:function"
+            f"{path}: no known architecture has these weights{nearest}{whole}; name one with --arch source:name; or "
+            f"{named_by(class_path)}"
         )
     own = source_of(class_path)
     fitting.sort(key=lambda a: (_source(a) != own, _PREFERENCE[_source(a)], len(a.ref), a.ref))
