@@ -230,7 +230,7 @@ def _with_version(declared: Group) -> Callable[..., None]:
 
 def error_text(error: BaseException) -> str:
     """What Typer's own error says, on one line."""
-    message = " ".join(str(getattr(error, "format_message", lambda: str(error))()).split())
+    message = " ".join(str(getattr(error, "format_message", lambda: str(error))()).split()).replace("Value error, ", "")
     context = getattr(error, "ctx", None)
     if context is None:
         return message

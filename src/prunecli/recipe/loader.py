@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from prunecli.checkpoint import WEIGHT_SUFFIXES
 from prunecli.errors import RecipeError
 
 KeyPath = tuple[str | int, ...]
@@ -54,7 +55,9 @@ def load_yaml(path: Path) -> Document:
         RecipeError: The file is missing, or is not YAML without aliases, tags and duplicate keys.
     """
     if path.is_dir():
-        raise RecipeError(f"{path}: is a directory; give a recipe file such as recipes/quickstart.yaml")
+        raise RecipeError(f"{path}: is a directory; give a recipe file, or a name that `prune recipe ls` lists")
+    if path.suffix in WEIGHT_SUFFIXES and path.is_file():
+        raise RecipeError(f"{path}: is a network, and a recipe is a .yaml file; `prune recipe new` writes one")
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise RecipeError(f"{path}: over {_MAX_BYTES:,} bytes, which is too large for a recipe")

@@ -14,6 +14,7 @@ from prunecli.bounds import percentage_meant
 from prunecli.checkpoint.confinement import stays_inside
 from prunecli.data.catalog import is_named
 from prunecli.errors import DataError, MethodError, RecipeError, nearest, unknown
+from prunecli.methods.params import TARGETS
 from prunecli.methods.registry import get_method
 from prunecli.own_code import PREFIX, allow
 from prunecli.recipe.fields import fields_of
@@ -288,8 +289,18 @@ class _Checker:
             except MethodError as error:
                 raise MethodError(f"{self._where((*path, 'method'))}: {error}") from error
             params = self._validated(method.params_class, stage.params, (*path, "params"), extra="forbid")
+            self._exclude((*path, "params"))
             stage = dataclasses.replace(stage, params=dataclasses.asdict(params))
         return stage  # type: ignore[no-any-return]
+
+    def _exclude(self, path: KeyPath) -> None:
+        """Refuses two ways of saying how much to remove on one command line; of a recipe's, a flag's takes the place."""
+        origins = [self._origins.get((*path, name), "") for name in ("ratio", "layer_ratio", *TARGETS)]
+        typed = [origin for origin in origins if origin.startswith("--")]
+        if len(typed) > 1 and typed[0] == origins[0]:
+            raise RecipeError(
+                f"{typed[0]} and {typed[1]} say how much to remove, each in its own way; give one of them"
+            )
 
     def _validated(self, cls: type[Any], raw: Any, path: KeyPath, extra: str | None = None) -> Any:
         if extra == "forbid" and isinstance(raw, dict):  # a method's own dataclass says nothing about extra keys
@@ -319,7 +330,8 @@ class _Checker:
             names.append("extends")
         if key in names:
             return
-        close = nearest(key, names, count=1)
+        deeper = _deeper(key) if raw_owner is Recipe else ""
+        close = [deeper] if deeper else nearest(key, names, count=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(names)}"
         raise RecipeError(f"{self._where((*path, '<key>'))}: unknown key {key!r}; {hint}")
 
@@ -330,6 +342,16 @@ class _Checker:
         while path and path not in self._origins:
             path = path[:-1]
         return self._origins.get(path, "recipe")
+
+
+def _deeper(key: str) -> str:
+    """Where a key belongs that was written at the top of a recipe, for instance `stages.0.params.ratio`."""
+    places = {"model": [ModelSection], "data": [DataSection], "stages.0": [*STAGES.values()]}
+    for place, owners in places.items():
+        if any(key == field.name for owner in owners for field in fields_of(owner)):
+            return f"{place}.{key}"
+    methods = [get_method(name).params_class for name in ("l1", "magnitude", "token")]
+    return f"stages.0.params.{key}" if any(key == field.name for cls in methods for field in fields_of(cls)) else ""
 
 
 def _wants_share(cls: type[Any], error: Mapping[str, Any]) -> bool:
