@@ -294,7 +294,7 @@ class _Checker:
         return stage  # type: ignore[no-any-return]
 
     def _exclude(self, path: KeyPath) -> None:
-        """Refuses two ways of saying how much to remove on one command line; of a recipe's, a flag's takes the place."""
+        """Refuses two ways of saying how much to remove on one command line; a flag takes the place of a recipe's."""
         origins = [self._origins.get((*path, name), "") for name in ("ratio", "layer_ratio", *TARGETS)]
         typed = [origin for origin in origins if origin.startswith("--")]
         if len(typed) > 1 and typed[0] == origins[0]:
@@ -346,7 +346,11 @@ class _Checker:
 
 def _deeper(key: str) -> str:
     """Where a key belongs that was written at the top of a recipe, for instance `stages.0.params.ratio`."""
-    places = {"model": [ModelSection], "data": [DataSection], "stages.0": [*STAGES.values()]}
+    places: dict[str, Sequence[type[Any]]] = {
+        "model": [ModelSection],
+        "data": [DataSection],
+        "stages.0": [*STAGES.values()],
+    }
     for place, owners in places.items():
         if any(key == field.name for owner in owners for field in fields_of(owner)):
             return f"{place}.{key}"
