@@ -199,7 +199,8 @@ def _values(option: Parameter, current: str) -> list[Candidate]:
         return _files(current, ())
     return (
         _files(current, None)
-        if name in ("out", "plot", "overlay", "extract_attention", "class_names", "templates", "tokenizer")
+        if name
+        in ("out", "save_recipe", "plot", "overlay", "extract_attention", "class_names", "templates", "tokenizer")
         else []
     )
 

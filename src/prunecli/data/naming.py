@@ -67,7 +67,7 @@ def named_data(name: str) -> str:
 
 def _named_file(name: str, path: Path) -> str:
     suffix, parent = path.suffix.lower(), path.parent
-    if suffix in PLAIN[1:] or is_table(path):
+    if suffix in (*PLAIN[1:], ".conll") or is_table(path):
         return f"text:{name}"
     if suffix in _PACKED:
         raise DataError(f"{name}: is packed; unpack it and give the folder")

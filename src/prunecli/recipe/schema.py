@@ -77,7 +77,7 @@ class DataSection:
         Doc(
             "digits, cifar10, cifar100, mnist, fashion-mnist, cluttered-mnist, mnist-boxes, folder:PATH, npz:FILE, "
             "segmentation:PATH, detection:PATH, wds:PATH, images:PATH (without classes); of events: n-mnist, "
-            "cifar10-dvs, dvs-gesture, n-caltech101, events:PATH; of texts: text:PATH."
+            "cifar10-dvs, dvs-gesture, n-caltech101, events:PATH; of texts: text:PATH; or a path alone, as ./images."
         ),
     ] = None
     root: Annotated[
