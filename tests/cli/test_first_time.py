@@ -139,8 +139,11 @@ def test_every_hint_can_be_pasted(prune: Prune, tmp_path: Path) -> None:
     (tmp_path / "short.yaml").write_text(
         "model: {ref: cifar:resnet20}\ndata: {name: digits}\nstages: [{stage: train, epochs: 1}]\n"
     )
-    assert _hint(prune("run", "short.yaml", "-o", "a run")) == "prune inspect 'a run/trained.safetensors'"
-    _paste(prune, "prune inspect 'a run/trained.safetensors'")
+    hint = _hint(prune("run", "short.yaml", "-o", "a run"))
+    assert hint == "prune report 'a run' -o 'a run/report.html'"
+    _paste(prune, hint)
+    again = prune("run", "short.yaml", "-o", "a run", "--force")
+    assert _hint(again) == "prune report 'a run' -o 'a run/report-2.html'"
     copied = prune("recipe", "copy", "quickstart", "my recipe.yaml")
     assert _hint(copied) == "prune recipe check 'my recipe.yaml' && prune run 'my recipe.yaml'"
 

@@ -25,11 +25,9 @@ def after_recipe(output: Output, path: Path, model: str = "") -> None:
     output.hint(f"{_line('recipe', 'check', path)} && {_line('run', path, *code)}")
 
 
-def after_run(output: Output, space: Workspace, outcome: RunOutcome) -> None:
+def after_run(output: Output, outcome: RunOutcome) -> None:
     """A recipe was run."""
-    checkpoints = [record.path for record in outcome.stages if record.path.suffix == ".safetensors"]
-    if checkpoints and output.mode == "human":
-        output.hint(_line("inspect", checkpoints[-1], *_code(space)))
+    output.hint(_line("report", outcome.folder, "-o", _free(outcome.folder / "report.html")))
 
 
 def after_training(output: Output, space: Workspace, path: Path) -> None:

@@ -75,7 +75,7 @@ def run(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None:
         for note in outcome.comparison.notes:
             output.note(f"note: {note}")
     output.table(Table(("stage", "wrote"), [(record.stage, str(record.path)) for record in outcome.stages]))
-    after_run(output, space, outcome)
+    after_run(output, outcome)
     if outcome.failure is not None:
         raise outcome.failure
 
