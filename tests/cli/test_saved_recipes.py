@@ -61,6 +61,8 @@ def test_a_stage_of_a_recipe_with_flags_on_top(prune: Prune, tmp_path: Path) -> 
 
 def test_variables_stay_variables(prune: Prune, tmp_path: Path) -> None:
     """So the file works elsewhere, and what is secret does not get into it."""
+    for name in ("a.pt", "other.pt"):
+        (tmp_path / name).touch()
     (tmp_path / "own.yaml").write_text(
         "model: {weights: '${env:NET}', kwargs: {a: ['${env:NET}']}}\n"
         "data: {name: 'text:${env:PLACE:-here}'}\nstages: [{stage: eval}]\n"
