@@ -208,7 +208,7 @@ def test_the_class_chooses_between_sources_that_fit(tmp_path: Path) -> None:
 
 def test_a_class_that_nothing_fits_is_named(tmp_path: Path, prune: Prune) -> None:
     torch.save(_spiking(), tmp_path / "x.pt")
-    done = prune("inspect", "x.pt")
+    done = prune("l1", "x.pt")
     assert done.code == 2 and done.err.count("\n") == 1
     assert "pickles a 'torch.nn.modules.container.Sequential'" in done.err and "--arch source:name" in done.err
     with pytest.raises(ModelError, match=r"pickles a 'a\.B'"):
