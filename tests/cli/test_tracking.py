@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from prunecli.checkpoint.header import read_manifest
+from tests.conftest import Prune
+from tests.faults.processes import FEW_DIGITS
 from tests.processes import Processes, Sent
 from tests.unit.test_tracking import available
 
@@ -99,3 +101,30 @@ def test_unknown_trackers_are_refused_before_training(processes: Processes, tmp_
     (tmp_path / "recipe.yaml").write_text("model: {ref: 'cifar:resnet20'}\ntrack: [x]\nstages: [{stage: train}]\n")
     ended = processes.run(["run", "recipe.yaml"], cwd=tmp_path)
     assert ended.code == 2 and "unknown tracker 'x'" in ended.err and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "epochs"),
+    [
+        (("l1", "--ratio", "0.4", "--schedule", "linear", "--steps", "2", "--epochs", "1", "--latency-rounds", "2"), 2),
+        (("magnitude", "--sparsity", "0.5", "--schedule", "linear", "--steps", "2", "--epochs", "1"), 2),
+        (("sca", "--connectivity", "0.7", "--epochs", "2", "--finetune-epochs", "1", "--latency-rounds", "2"), 3),
+    ],
+    ids=["in steps", "weights in steps", "while training"],
+)
+def test_training_that_belongs_to_pruning_has_a_log_too(
+    prune: Prune, tmp_path: Path, words: tuple[str, ...], epochs: int
+) -> None:
+    """Its epochs count through all steps, and finetuning in the same stage."""
+    method, *settings = words
+    done = prune(method, "cifar:resnet20", "--data", FEW_DIGITS, *settings, "-o", "p.safetensors", cwd=tmp_path)
+    assert done.code == 0, done.err
+    rows = [json.loads(line) for line in (tmp_path / "p.metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, epochs + 1))
+    assert all(row["train_loss"] > 0 and row["seconds"] > 0 for row in rows)
+    assert ("tables" in rows[0]) == (method == "sca")
+
+
+def test_pruning_without_training_leaves_no_log(prune: Prune, tmp_path: Path) -> None:
+    done = prune("l1", "cifar:resnet20", "--ratio", "0.4", "-o", "p.safetensors", "--latency-rounds", "2", cwd=tmp_path)
+    assert done.code == 0 and not (tmp_path / "p.metrics.jsonl").exists()

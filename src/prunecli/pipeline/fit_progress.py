@@ -21,11 +21,20 @@ class FitProgress:
         title: Prefix of the lines, or empty.
         epochs: Number of epochs.
         log: Gets a row for each epoch.
+        before: Epochs that the log has of earlier trainings of the same stage.
     """
 
-    def __init__(self, sink: Sink, advance: Advance, title: str, epochs: int, log: MetricsLog | None = None) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        advance: Advance,
+        title: str,
+        epochs: int,
+        log: MetricsLog | None = None,
+        before: int = 0,
+    ) -> None:
         self._sink, self._advance, self._log = sink, advance, log
-        self._title, self._epochs = title, epochs
+        self._title, self._epochs, self._before = title, epochs, before
 
     def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
         """Moves the bar."""
@@ -38,7 +47,7 @@ class FitProgress:
             logged = validation.logged if validation is not None else {}
             self._log.write(
                 {
-                    "epoch": epoch.epoch,
+                    "epoch": self._before + epoch.epoch,
                     "lr": epoch.lr,
                     "train_loss": epoch.loss,
                     **{f"validation_{name}": value for name, value in logged.items()},

@@ -15,6 +15,7 @@ from prunecli.engine.fit import fit
 from prunecli.engine.holding import holding
 from prunecli.engine.hooks import State
 from prunecli.engine.optimizer import carry_over, make_optimizer
+from prunecli.engine.tracking import MetricsLog
 from prunecli.errors import Interrupted, ModelError
 from prunecli.methods.request import Transition
 from prunecli.pipeline.fit_progress import FitProgress
@@ -29,6 +30,7 @@ class StepTraining:
         space: Data, device, seed and sink.
         stage: Epochs, learning rate and optimizer.
         states: Keeps the state of pruning and training together.
+        log: Gets a row for each epoch of all steps.
 
     Attributes:
         masks: What is held at zero while it trains.
@@ -39,8 +41,8 @@ class StepTraining:
         ModelError: The saved state belongs to another kind of stage.
     """
 
-    def __init__(self, space: Workspace, stage: PruneStage, states: StateStore) -> None:
-        self._space, self._states = space, states
+    def __init__(self, space: Workspace, stage: PruneStage, states: StateStore, log: MetricsLog) -> None:
+        self._space, self._states, self._log = space, states, log
         self._config = FitConfig(epochs=stage.epochs, lr=stage.lr, optimizer=stage.optimizer, schedule="constant")
         self.masks = space.model().manifest.masks
         space.judging.check()
@@ -80,7 +82,7 @@ class StepTraining:
                 task=self._task,
                 seed=self._space.recipe.seed + transition.step,
                 hooks=holding(transition.after, self.masks),
-                progress=FitProgress(self._space.sink, advance, title, config.epochs),
+                progress=FitProgress(self._space.sink, advance, title, config.epochs, self._log, epochs_before),
                 optimizer=self._optimizer,
                 keeper=keeper,
                 tell=self._space.sink.note,

@@ -34,6 +34,7 @@ from prunecli.methods.sparse_params import SparseParams
 from prunecli.models.loading import LoadedModel, load_companion
 from prunecli.pipeline.progressive import StepTraining
 from prunecli.pipeline.resumption import identity_of, room_for, saved_states
+from prunecli.pipeline.tracked import training_log
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import PruneStage
 from prunecli.report.pruning_tables import left_alone_tables
@@ -118,6 +119,7 @@ def sparse_stage(space: Workspace, stage: PruneStage, out: Path) -> SparseOutcom
     with (
         resource_errors(space.recipe.data.batch_size),
         saved_states(space, out, identity_of(space, stage, **files)) as states,
+        training_log(space, stage, out, continued=states.exists()) as log,
     ):
         network = copied(loaded.model)
         request = SparseRequest(
@@ -131,7 +133,7 @@ def sparse_stage(space: Workspace, stage: PruneStage, out: Path) -> SparseOutcom
         )
         with space.inputs.running():
             pruning = WeightPruning(network, request, loaded.manifest.masks)
-        trainer = StepTraining(space, stage, states) if stage.epochs else None
+        trainer = StepTraining(space, stage, states, log) if stage.epochs else None
         _mask_in_steps(network.to(space.device), pruning, trainer, rewinding)
         if recalibrate and calibration is not None:
             recalibrate_batchnorm(network, _Inputs(calibration))

@@ -27,6 +27,7 @@ from prunecli.models.loading import LoadedModel
 from prunecli.pipeline.progressive import StepTraining
 from prunecli.pipeline.pruning import prune_model
 from prunecli.pipeline.resumption import identity_of, room_for, saved_states
+from prunecli.pipeline.tracked import training_log
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import PruneStage
 from prunecli.report.pruning_tables import (
@@ -128,8 +129,9 @@ def _pruned(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
     with (
         resource_errors(space.recipe.data.batch_size),
         saved_states(space, out, identity_of(space, stage)) as states,
+        training_log(space, stage, out, continued=states.exists()) as log,
     ):
-        recover = StepTraining(space, stage, states) if stage.epochs else None
+        recover = StepTraining(space, stage, states, log) if stage.epochs else None
         request = PruneRequest(
             method=stage.method,
             params=params,

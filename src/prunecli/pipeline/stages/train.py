@@ -17,14 +17,13 @@ from prunecli.engine.freezing import FreezeBackbone
 from prunecli.engine.holding import holding
 from prunecli.engine.hooks import Hook
 from prunecli.engine.tasks.base import Task
-from prunecli.engine.tracking import MetricsLog
 from prunecli.errors import RecipeError
 from prunecli.models.loading import LoadedModel
 from prunecli.pipeline.fit_progress import FitProgress
 from prunecli.pipeline.resumption import identity_of, room_for, saved_states
 from prunecli.pipeline.stages.teacher import teacher_of
 from prunecli.pipeline.state import DEFAULT_DATA
-from prunecli.pipeline.tracked import tracking_of
+from prunecli.pipeline.tracked import log_path, training_log
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import FinetuneStage, TrainStage
 from prunecli.report.mask_tables import label_table
@@ -106,13 +105,10 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
     validation = space.inputs.batches(data.validation) if data.validation is not None else None
     if stage.patience is not None and validation is None:
         raise RecipeError("--patience needs validation images; use a --val-fraction over 0")
-    log_path = out.with_suffix(".metrics.jsonl")
     room_for(space, out, states=True)
     with (
         saved_states(space, out, identity_of(space, stage, **learned_from)) as states,
-        MetricsLog(
-            log_path, tracking=tracking_of(space, stage, out), continued=states.exists(), warn=space.sink.warn
-        ) as log,
+        training_log(space, stage, out, continued=states.exists()) as log,
         space.sink.progress(stage.stage, stage.epochs * len(train)) as advance,
     ):
         amount = f"{len(split.labels)} {space.samples().noun}"
@@ -134,7 +130,7 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
         crash_point("stage:trained")
         loaded.manifest.history.append(step.model_copy(update={"figures": _fit_figures(result)}))
         path = space.lineage.finish(loaded, out)
-    return TrainOutcome(path, log_path, result)
+    return TrainOutcome(path, log_path(out), result)
 
 
 def _hooks(space: Workspace, stage: TrainStage, task: Task, teacher: LoadedModel | None) -> list[Hook]:

@@ -20,6 +20,7 @@ from prunecli.engine.fit import check_schedule, fit
 from prunecli.engine.holding import holding
 from prunecli.engine.hooks import Hook, State
 from prunecli.engine.resources import resource_errors
+from prunecli.engine.tracking import MetricsLog
 from prunecli.errors import Interrupted, MethodError, ModelError, RecipeError
 from prunecli.inputs import Inputs
 from prunecli.measure.counts import count_macs, nonzero_count
@@ -35,6 +36,7 @@ from prunecli.pipeline.fit_progress import FitProgress
 from prunecli.pipeline.pruning import continued_manifest
 from prunecli.pipeline.resumption import identity_of, room_for, saved_states
 from prunecli.pipeline.stages.structural import PruneOutcome, calibration_of, finished, refuse_unprunable, repairs
+from prunecli.pipeline.tracked import training_log
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import PruneStage
 from prunecli.report.sparse_tables import DENSE_KERNELS
@@ -68,8 +70,9 @@ def trained_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcom
     with (
         resource_errors(space.recipe.data.batch_size),
         saved_states(space, out, identity_of(space, stage)) as states,
+        training_log(space, stage, out, continued=states.exists()) as log,
     ):
-        run = _Run(space, stage, states)
+        run = _Run(space, stage, states, log)
         searched = run.search()
         crash_point("stage:trained")
         if searched.masks is not None:
@@ -140,8 +143,8 @@ def _without_zeros(network: nn.Module, example: Inputs) -> dict[str, int]:
 class _Run:
     """Training with the method's hook, and finetuning afterwards; either is resumed."""
 
-    def __init__(self, space: Workspace, stage: PruneStage, states: StateStore) -> None:
-        self._space, self._stage, self._states = space, stage, states
+    def __init__(self, space: Workspace, stage: PruneStage, states: StateStore, log: MetricsLog) -> None:
+        self._space, self._stage, self._states, self._log = space, stage, states, log
         self._params: Any = get_method(stage.method).params_class(**stage.params)
         self._split = space.data().training_split()
         self._saved = states.load()
@@ -184,7 +187,7 @@ class _Run:
         training = self._saved["training"] if self._saved is not None and "searched" in self._saved else None
         keeper = _FinetuneKeeper(self._states, searched.state(), training)
         held, title = holding(network, searched.masks), f"{self._stage.method}, finetuning"
-        self._fit(network, self._finetuning, held, title, keeper, self._params.finetuned)
+        self._fit(network, self._finetuning, held, title, keeper, self._params.finetuned, self._stage.epochs)
 
     def _fit(
         self,
@@ -194,6 +197,7 @@ class _Run:
         title: str,
         keeper: Any,
         chosen: str = "best",
+        before: int = 0,
     ) -> None:
         space = self._space
         batches, validation = space.inputs.training(self._split), space.data().validation
@@ -208,7 +212,7 @@ class _Run:
                 task=space.judging.training_task(),
                 seed=space.recipe.seed,
                 hooks=hooks,
-                progress=FitProgress(space.sink, advance, title, config.epochs),
+                progress=FitProgress(space.sink, advance, title, config.epochs, self._log, before),
                 keeper=keeper,
                 tell=space.sink.note,
             )
