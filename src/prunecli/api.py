@@ -13,12 +13,14 @@ from typing import Any, Literal, TypeVar, get_args, overload
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from prunecli.checkpoint.header import read_manifest
 from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.copying import copied
 from prunecli.criteria.base import Loss, default_loss
 from prunecli.criteria.detection import DetectorLoss
 from prunecli.engine.detectors.index import detector_of
 from prunecli.errors import MethodError, ModelError, unknown
+from prunecli.exporting.staging import WEIGHTS
 from prunecli.inputs import Inputs, output_tensors
 from prunecli.measure.neurons import leave_to_caller, reset, reset_itself, spiking_neurons
 from prunecli.methods.outcome import PruneReport
@@ -26,7 +28,7 @@ from prunecli.methods.parts import PartReport, PartRequest
 from prunecli.methods.registry import all_methods, get_method, get_structural
 from prunecli.methods.request import PruneRequest, Recover, Transition
 from prunecli.methods.spec import MethodSpec
-from prunecli.models.loading import restore
+from prunecli.models.loading import load_reference, restore
 from prunecli.models.recognition import recognise
 from prunecli.pipeline.pruning import PartResult, PruneResult, prune_model, remove_parts
 from prunecli.recipe.fields import fields_of
@@ -284,7 +286,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, allow_nonfinite: b
     """Restores the network of a checkpoint bit by bit, in evaluation mode.
 
     Args:
-        path: A file written by `PruneResult.save` or `prune ... -o`.
+        path: A file written by `PruneResult.save` or `prune ... -o`, or a folder that `prune export --to hf` wrote.
         model: For a network of your own, not in the catalogue: a freshly built dense one. It is not changed.
         allow_nonfinite: Whether weights may be NaN or infinite.
 
@@ -300,6 +302,10 @@ def load(path: str | Path, model: nn.Module | None = None, *, allow_nonfinite: b
         return copied(model)
 
     file = Path(path)
+    if file.is_dir():
+        folder, file = file, file / WEIGHTS
+        if not file.is_file() or read_manifest(file) is None:  # transformers has saved it
+            return load_reference(f"hf:{folder}", allow_nonfinite=allow_nonfinite).model
     if not file.is_file():
         raise ModelError(f"{path}: no such file")
     build = dense if model is not None else _catalogued_or(dense)

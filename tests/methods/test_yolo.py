@@ -22,9 +22,10 @@ import prunecli
 from prunecli.checkpoint.io import read_manifest, read_tensors
 from prunecli.checkpoint.manifest import Architecture, TokenSelection, TokenStage
 from prunecli.errors import ModelError
+from prunecli.exporting import package as own_package
 from prunecli.inputs import logits, output_tensors
 from prunecli.measure.counts import parameter_count
-from prunecli.models import exporting, loading
+from prunecli.models import loading
 from prunecli.models.catalog import split_reference
 from prunecli.models.yolo import building, export, names, package, source
 from prunecli.models.yolo.config import checked
@@ -200,11 +201,11 @@ def test_checkpoints_keep_half_precision(tmp_path: Path, prune: Prune) -> None:
 def test_networks_whose_package_has_no_such_file_are_not_exported(tmp_path: Path) -> None:
     loaded = loading.load_reference("cifar:resnet20")
     with pytest.raises(ModelError, match="cifar has no file of its own for networks of other widths; checkpoints are"):
-        exporting.export(loaded, tmp_path / "x.pt")
+        own_package.export(loaded, tmp_path / "x.pt")
     own = loading.load_reference("ultralytics:yolov8n-cls")
     own.manifest.tokens = TokenSelection(selector="cls", tokens=9, stages=(TokenStage(block=1, kept=4),))
     with pytest.raises(ModelError, match="leaves out tokens while it runs, which ultralytics does not; export the"):
-        exporting.export(own, tmp_path / "x.pt")
+        own_package.export(own, tmp_path / "x.pt")
     assert list(tmp_path.iterdir()) == []
 
 

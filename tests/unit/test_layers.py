@@ -21,6 +21,7 @@ LAYERS = [
     {"studies"},
     {"pipeline"},
     {"recipe"},
+    {"exporting"},
     {"models", "data"},
     {"methods"},
     {"criteria"},

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prunecli.copying import copied
 from prunecli.errors import ModelError
+from prunecli.exporting.base import ExportRequest
 from prunecli.models.catalog import split_reference, writing_source
 from prunecli.models.loading import LoadedModel
 from prunecli.models.precision import in_precision
@@ -29,7 +30,7 @@ def export(loaded: LoadedModel, path: Path) -> None:
     if writer is None:
         raise ModelError(
             f"{loaded.name}: {source or 'a network of your own'} has no file of its own for networks of other widths; "
-            "checkpoints are what prunecli.load opens"
+            "checkpoints are what prunecli.load opens, and --to names formats of other programs"
         )
     if manifest.tokens is not None or manifest.runtime is not None:
         raise ModelError(
@@ -38,3 +39,25 @@ def export(loaded: LoadedModel, path: Path) -> None:
     network = copied(loaded.model)
     assign_tensors(network, in_precision(loaded.model))
     writer.write(network, architecture.config, loaded.fixed_size, path)
+
+
+class Package:
+    """The file of a network's own package; see `prunecli.exporting.base.Format`."""
+
+    suffix = ".pt"
+    label = ""
+    also = ()
+    described = False
+
+    def require(self) -> None:
+        """What is needed is there, or the network could not have been loaded."""
+
+    def write(self, request: ExportRequest, path: Path) -> None:
+        """Writes it."""
+        export(request.loaded, path)
+
+    def opened(self, path: Path) -> None:
+        """Its package runs it in ways of its own."""
+
+
+FORMAT = Package()

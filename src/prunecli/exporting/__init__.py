@@ -1,0 +1,1 @@
+"""Networks as files that other programs run: one module for each format."""

@@ -1,0 +1,255 @@
+"""From the network of a run to files of another program: written, compared, timed, and only then in their place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.checkpoint.io import file_sha256
+from prunecli.errors import DataError, ModelError, RecipeError
+from prunecli.exporting.agreement import TOLERANCE, Agreement, agreement
+from prunecli.exporting.base import ExportOptions, ExportRequest, Format, RuntimeNetwork
+from prunecli.exporting.index import FORMATS
+from prunecli.exporting.safetensors_plain import widths_of
+from prunecli.exporting.staging import RECORD, publish, record_path, staged
+from prunecli.inputs import Inputs, call, map_tensors, output_tensors
+from prunecli.measure.counts import parameter_count
+from prunecli.measure.environment import describe_environment, library_versions
+from prunecli.measure.latency import time_paired
+from prunecli.measure.neurons import spiking_neurons
+from prunecli.models.precision import is_narrow
+from prunecli.models.token_networks import remembers
+from prunecli.pipeline.export_inputs import batch_of, preparation, samples_for, tensor_infos
+from prunecli.pipeline.export_int8 import quantised
+from prunecli.pipeline.stages.eval import latency_figures
+from prunecli.pipeline.workspace import Workspace
+from prunecli.report.export import (
+    EXPORT_SCHEMA,
+    Checked,
+    ExportRecord,
+    Origin,
+    RuntimeLatency,
+    WrittenFile,
+)
+
+_LIBRARIES = ("onnx", "onnxruntime", "onnxscript", "openvino", "transformers", "safetensors")
+_CHECKED = (1, 3)
+"""Batches that an export is compared on, beside the one that it was traced with."""
+
+
+def export_network(space: Workspace, options: ExportOptions) -> tuple[ExportRecord, list[Path]]:
+    """Writes the network of a run as another program reads it.
+
+    Args:
+        space: The run.
+        options: How.
+
+    Returns:
+        What was written and measured, and the files, or the folder.
+
+    Raises:
+        ModelError: The format cannot express the network.
+        VerificationError: What was written computes something else; no file is left.
+    """
+    kind = FORMATS.load(options.format)
+    loaded = space.model()
+    network = loaded.model.cpu().eval()
+    _tell(space, network)
+    runs = bool(kind.label)
+    samples = samples_for(space) if kind.described else []
+    request = ExportRequest(
+        loaded,
+        batch_of(samples, options.batch or 2) if samples else (),
+        options.batch,
+        options.dynamic_size,
+        _metadata(space, options) if runs else {},
+        space.sink.note,
+    )
+    with staged(options.path) as folder:
+        written = folder / options.path.name
+        kind.write(request, written)
+        record = _record(space, options, request)
+        if runs:
+            record = _measured(space, options, kind, written, samples, record)
+        record = record.model_copy(update={"files": _files(written, folder)})
+        if kind.described:
+            described = written / RECORD if written.is_dir() else record_path(written)
+            described.write_text(record.to_json(), encoding="utf-8")
+        return record, publish(folder, options.path, options.force)
+
+
+def _tell(space: Workspace, network: nn.Module) -> None:
+    """What a user might not expect."""
+    if is_narrow(network):
+        space.sink.note(f"{space.model().name}: is in half precision; graphs are written in single precision")
+    if remembers(network):
+        space.sink.note(f"{space.model().name}: remembers what it has read; exported, every call begins without memory")
+    if space.untrained():
+        space.sink.warn(f"{space.model().name} has random weights")
+
+
+def _measured(
+    space: Workspace, options: ExportOptions, kind: Format, written: Path, samples: list[Any], record: ExportRecord
+) -> ExportRecord:
+    """The record with how right it is, and how fast."""
+    network = space.model().model
+    runtimes = _runtimes(options.format, kind, written)
+    sizes = (options.batch, options.batch) if options.batch else _CHECKED
+    batches = [batch_of(samples[::-1], sizes[0]), batch_of(samples, sizes[1])]
+    name, decides = space.model().name, decides_by_numbers(space)
+    checks = [agreement(network, run, batches, decides=decides, name=f"{name} in {label}") for label, run in runtimes]
+    if options.dynamic_size:
+        checks.append(_other_size(space, runtimes[0][1], samples, options))
+    check = max(checks, key=lambda found: found.relative)
+    if not check.telling:
+        space.sink.warn(
+            f"{name}: its outputs do not depend on the inputs that were tried, so comparing them says little; name "
+            "images with --data"
+        )
+    own = runtimes[0][1]
+    assert isinstance(own, RuntimeNetwork)
+    with torch.no_grad():
+        outputs = output_tensors(call(network, batches[0]))
+    update: dict[str, Any] = {
+        "check": _checked(check),
+        "inputs": tensor_infos(own.inputs, output_tensors(batches[0]), batches[0], options),
+        "outputs": tensor_infos(own.outputs, outputs, batches[0], replace(options, dynamic_size=False)),
+    }
+    if options.int8:
+        entry, run = quantised(space, options, written, batches, own)
+        update["int8"] = entry
+        runtimes.append(("ONNX Runtime, int8", run))
+    if options.rounds:
+        update["latency"] = _latencies(network, runtimes, batches[0], options.rounds)
+    return record.model_copy(update=update)
+
+
+def _other_size(space: Workspace, run: nn.Module, samples: list[Any], options: ExportOptions) -> Agreement:
+    """Compares on inputs of another size: images larger by 64 pixels one way, texts of half the length."""
+
+    def resized(tensor: Tensor) -> Tensor:
+        if tensor.dim() == 4:
+            return torch.nn.functional.pad(
+                tensor, (0, 64, 0, 32), mode="circular" if min(tensor.shape[2:]) >= 64 else "replicate"
+            )
+        return tensor[:, : max(1, tensor.shape[1] // 2)] if tensor.dim() == 2 else tensor
+
+    batch = map_tensors(batch_of(samples, options.batch or 2), resized)
+    name = f"{space.model().name} on inputs of another size"
+    return agreement(space.model().model, run, [batch], decides=decides_by_numbers(space), name=name)
+
+
+def decides_by_numbers(space: Workspace) -> bool:
+    """Whether the current network spikes, or chooses tokens: rounding may then change a sample as a whole."""
+    loaded = space.model()
+    chooses = loaded.manifest.tokens is not None or loaded.manifest.runtime is not None
+    return chooses or bool(spiking_neurons(loaded.model))
+
+
+def _runtimes(name: str, kind: Format, written: Path) -> list[tuple[str, nn.Module]]:
+    """What runs the file: its own runtime first, then installed others."""
+    found = []
+    for each in (name, *kind.also):
+        other = FORMATS.load(each)
+        try:
+            other.require()
+            run = other.opened(written)
+        except ModelError:
+            if each == name:
+                raise
+            continue  # not installed, which matters only to who asks for it
+        assert run is not None, "a format with a label has something that runs it"
+        found.append((other.label, run))
+    return found
+
+
+def _latencies(
+    network: nn.Module, runtimes: Sequence[tuple[str, nn.Module]], inputs: Inputs, rounds: int
+) -> tuple[RuntimeLatency, ...]:
+    """PyTorch first; all of them on one sample, in turns."""
+    timed = [network, *(run for _, run in runtimes)]
+    timing = time_paired(timed, [inputs] * len(timed), rounds=rounds)
+    labels = ["PyTorch", *(label for label, _ in runtimes)]
+    return tuple(
+        RuntimeLatency(runtime=label, latency_ms=latency_figures(one), ratio=ratio, ratio_interval=interval)
+        for label, one, ratio, interval in zip(
+            labels, timing.timings, timing.ratios, timing.ratio_intervals, strict=True
+        )
+    )
+
+
+def _checked(found: Agreement) -> Checked:
+    return Checked(
+        batches=found.batches,
+        largest=found.largest,
+        relative=found.relative,
+        tolerance=TOLERANCE,
+        moved=found.moved,
+        telling=found.telling,
+    )
+
+
+def _record(space: Workspace, options: ExportOptions, request: ExportRequest) -> ExportRecord:
+    loaded = space.model()
+    architecture = loaded.manifest.architecture
+    learned = loaded.manifest.vocabulary
+    return ExportRecord(
+        schema=EXPORT_SCHEMA,
+        format=options.format,
+        files=(),
+        network=Origin(
+            name=loaded.path.name if loaded.path else loaded.name,
+            ref=architecture.ref,
+            sha256=loaded.sha256,
+            arguments=architecture.kwargs,
+            params=parameter_count(loaded.model),
+        ),
+        preprocessing=preparation(space) if options.format != "package" else None,
+        class_names=class_names(space) if options.format != "package" else None,
+        vocabulary=learned.model_dump(mode="json") if learned is not None else None,
+        widths=(widths_of(loaded.manifest) or None) if options.format in ("safetensors-plain", "hf") else None,
+        environment={**describe_environment(), **library_versions(_LIBRARIES)},
+        seed=space.recipe.seed,
+        command=space.command,
+    )
+
+
+def class_names(space: Workspace) -> tuple[str, ...] | None:
+    """Names of the classes in the order of the network's outputs: the data set's, else its configuration's."""
+    loaded = space.model()
+    config = loaded.manifest.architecture.config
+    own = config.get("names") or (config.get("config") or {}).get("id2label")  # type: ignore[union-attr]
+    if isinstance(own, dict):
+        own = [own[key] for key in sorted(own, key=int)]
+    try:
+        data = space.data() if space.data_name() is not None else None
+    except (DataError, RecipeError) as error:
+        space.sink.note(f"no class names: {error}")
+        data = None
+    if data is not None and data.task in ("classification", "segmentation", "detection", "token-classification"):
+        return tuple(space.inputs.labels().class_names)
+    return tuple(map(str, own)) if isinstance(own, list) else None
+
+
+def _metadata(space: Workspace, options: ExportOptions) -> dict[str, str]:
+    """What the file itself says, so that it is not lost with the JSON beside it."""
+    loaded, prepared, names = space.model(), preparation(space), class_names(space)
+    said = {
+        "architecture": loaded.manifest.architecture.ref,
+        "checkpoint_sha256": loaded.sha256 or "",
+        "command": space.command,
+        "preprocessing": prepared.model_dump_json() if prepared is not None else "",
+        "class_names": json.dumps(names) if names is not None else "",
+    }
+    return {key: value for key, value in said.items() if value}
+
+
+def _files(written: Path, folder: Path) -> tuple[WrittenFile, ...]:
+    files = sorted(path for path in (written if written.is_dir() else folder).iterdir() if path.is_file())
+    return tuple(WrittenFile(name=path.name, bytes=path.stat().st_size, sha256=file_sha256(path)) for path in files)
