@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +38,7 @@ class FlatNetwork(nn.Module):
     def __init__(self, network: nn.Module, example: Inputs) -> None:
         super().__init__()
         self.network = network
-        self._fixed = {} if not isinstance(example, Mapping) else {k: v for k, v in example.items() if _no_tensor(v)}
+        self._fixed = {k: v for k, v in example.items() if _no_tensor(v)} if isinstance(example, Mapping) else {}
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         """Runs it."""
@@ -46,6 +46,19 @@ class FlatNetwork(nn.Module):
         outputs = self.network(*args, **{**self._fixed, **kwargs})
         reset(self.network)
         return tuple(tensor for _, tensor in named_tensors(outputs))
+
+
+def flat(network: nn.Module, example: Inputs, names: Sequence[str]) -> nn.Module:
+    """A `FlatNetwork` whose arguments have names: the checks that torch.export records have no others."""
+
+    def forward(self: FlatNetwork, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        return FlatNetwork.forward(self, *args, **kwargs)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind) for name in ("self", *names)]
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    named: type[FlatNetwork] = type("NamedFlatNetwork", (FlatNetwork,), {"forward": forward})
+    return named(network, example)
 
 
 @dataclass(frozen=True)
@@ -79,11 +92,12 @@ def graph_of(request: ExportRequest) -> Graph:
     inputs = input_names(network, example)
     args, kwargs = _arguments(example)
     axes = _Axes(request, sample_count(example)).of
-    named: Any = {key: axes(value) for key, value in kwargs.items()} or {"args": tuple(map(axes, args))}
+    names = list(kwargs) or [f"input_{index}" for index in range(len(args))]
+    named = dict(zip(names, map(axes, kwargs.values() or args), strict=True))
     with without_words(), _watched(network) as running:
         try:
             program = torch.export.export(
-                FlatNetwork(network, example), args, kwargs, dynamic_shapes=_dimensions(named), strict=False
+                flat(network, example, names), args, kwargs, dynamic_shapes=_dimensions(named), strict=False
             )
         except (MemoryError, torch.OutOfMemoryError):
             raise
@@ -128,7 +142,14 @@ def operator_and_module(error: BaseException, graph: Graph, network: nn.Module) 
             stack = list((node.meta.get("nn_module_stack") or {}).values())
             where = str(stack[-1][0]).removeprefix("network").lstrip(".") if stack else ""
             return f"{operator} in {_named(network, where)}"
-    return operator or first_line(error, 120)
+    return operator or f"the whole: {first_line(_root(error), 120)}"
+
+
+def _root(error: BaseException) -> BaseException:
+    """The first cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _whole_text(error: BaseException | None) -> str:
@@ -190,8 +211,6 @@ def _dimensions(named: Any) -> Any:
     """The same for `torch.export`: the batch is one dimension of all inputs, sizes are what the code allows."""
     if isinstance(named, str):
         return torch.export.Dim(BATCH) if named == BATCH else torch.export.Dim.AUTO
-    if isinstance(named, tuple):
-        return tuple(map(_dimensions, named))
     return {key: _dimensions(value) for key, value in named.items()} if isinstance(named, dict) else None
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.io import file_sha256
+from prunecli.engine.detectors.index import detector_of
 from prunecli.errors import DataError, ModelError, RecipeError
 from prunecli.exporting.agreement import TOLERANCE, Agreement, agreement
 from prunecli.exporting.base import ExportOptions, ExportRequest, Format, RuntimeNetwork
@@ -22,10 +23,15 @@ from prunecli.inputs import Inputs, call, map_tensors, output_tensors
 from prunecli.measure.counts import parameter_count
 from prunecli.measure.environment import describe_environment, library_versions
 from prunecli.measure.latency import time_paired
-from prunecli.measure.neurons import spiking_neurons
 from prunecli.models.precision import is_narrow
 from prunecli.models.token_networks import remembers
-from prunecli.pipeline.export_inputs import batch_of, preparation, samples_for, tensor_infos
+from prunecli.pipeline.export_inputs import (
+    batch_of,
+    decides_by_numbers,
+    preparation,
+    samples_for,
+    tensor_infos,
+)
 from prunecli.pipeline.export_int8 import quantised
 from prunecli.pipeline.stages.eval import latency_figures
 from prunecli.pipeline.workspace import Workspace
@@ -145,13 +151,6 @@ def _other_size(space: Workspace, run: nn.Module, samples: list[Any], options: E
     return agreement(space.model().model, run, [batch], decides=decides_by_numbers(space), name=name)
 
 
-def decides_by_numbers(space: Workspace) -> bool:
-    """Whether the current network spikes, or chooses tokens: rounding may then change a sample as a whole."""
-    loaded = space.model()
-    chooses = loaded.manifest.tokens is not None or loaded.manifest.runtime is not None
-    return chooses or bool(spiking_neurons(loaded.model))
-
-
 def _runtimes(name: str, kind: Format, written: Path) -> list[tuple[str, nn.Module]]:
     """What runs the file: its own runtime first, then installed others."""
     found = []
@@ -220,6 +219,14 @@ def _record(space: Workspace, options: ExportOptions, request: ExportRequest) ->
     )
 
 
+def _fitting(names: tuple[str, ...] | None, space: Workspace) -> tuple[str, ...] | None:
+    """Names of classes, if an output has as many."""
+    with torch.no_grad():
+        shapes = [tensor.shape for tensor in output_tensors(call(space.model().model, space.inputs.example()))]
+    fits = names is not None and any(len(names) in shape[1:] for shape in shapes)
+    return names if fits or detector_of(space.model().model) is not None else None
+
+
 def class_names(space: Workspace) -> tuple[str, ...] | None:
     """Names of the classes in the order of the network's outputs: the data set's, else its configuration's."""
     loaded = space.model()
@@ -233,8 +240,8 @@ def class_names(space: Workspace) -> tuple[str, ...] | None:
         space.sink.note(f"no class names: {error}")
         data = None
     if data is not None and data.task in ("classification", "segmentation", "detection", "token-classification"):
-        return tuple(space.inputs.labels().class_names)
-    return tuple(map(str, own)) if isinstance(own, list) else None
+        return _fitting(tuple(space.inputs.labels().class_names), space)
+    return _fitting(tuple(map(str, own)), space) if isinstance(own, list) else None
 
 
 def _metadata(space: Workspace, options: ExportOptions) -> dict[str, str]:

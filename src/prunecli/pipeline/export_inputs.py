@@ -14,6 +14,7 @@ from prunecli.errors import DataError, RecipeError
 from prunecli.exporting.base import ExportOptions
 from prunecli.exporting.graph import BATCH
 from prunecli.inputs import Inputs, map_tensors, output_tensors, repeat_sample, sample_count, take_samples
+from prunecli.measure.neurons import spiking_neurons
 from prunecli.pipeline.workspace import Workspace
 from prunecli.report.export import Preparation, TensorInfo
 from prunecli.surgery.proof.trial_inputs import drawn_samples, reversed_tokens
@@ -83,6 +84,13 @@ def preparation(space: Workspace) -> Preparation | None:
         std=prepared.std,
         frames=asdict(prepared.frames) if prepared.frames is not None else None,
     )
+
+
+def decides_by_numbers(space: Workspace) -> bool:
+    """Whether the current network spikes, or chooses tokens: rounding may then change a sample as a whole."""
+    loaded = space.model()
+    chooses = loaded.manifest.tokens is not None or loaded.manifest.runtime is not None
+    return chooses or bool(spiking_neurons(loaded.model))
 
 
 def _real(space: Workspace) -> list[Any]:

@@ -35,6 +35,7 @@ OPTIONS = [
     option("rounds", int, "Paired timings of checkpoints.", default=30),
     option("channels_last", bool, "Time networks with their channels last in memory.", "--channels-last"),
     option("compile", bool, "Time networks that torch.compile has compiled.", "--compile"),
+    option("runtime", str, "Time networks in this program instead of PyTorch: onnx or openvino."),
     *CONTEST_OPTIONS,
     *shared_options(),
 ]
@@ -113,6 +114,7 @@ def _compare_networks(output: Output, paths: list[Path], values: dict[str, Any])
         command=reproducible_command(sys.argv[1:]),
         channels_last=bool(values["channels_last"]),
         compiled=bool(values["compile"]),
+        runtime=values["runtime"],
     )
     failures = [judge(comparison, gate)]
     if choice is not None:

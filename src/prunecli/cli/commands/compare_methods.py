@@ -92,7 +92,7 @@ def compare_methods(
     Raises:
         RecipeError: Options exclude each other, or what is named is no network.
     """
-    for name in ("fail_if", "rounds", "channels_last", "compile"):
+    for name in ("fail_if", "rounds", "channels_last", "compile", "runtime"):
         if values[name] not in (None, False):
             raise RecipeError(
                 f"--{name.replace('_', '-')} is for several networks, and --methods prunes one: leave it out"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prunecli.checkpoint import WEIGHT_SUFFIXES
-from prunecli.errors import GateFailed, RecipeError
+from prunecli.errors import GateFailed, RecipeError, unknown
 from prunecli.models.index import is_reference
 from prunecli.pipeline.sink import Sink
 from prunecli.recipe.schema import Recipe
@@ -24,6 +24,7 @@ def compare_paths(
     command: str = "",
     channels_last: bool = False,
     compiled: bool = False,
+    runtime: str | None = None,
 ) -> Comparison:
     """Compares every report or network after the first with the first.
 
@@ -39,16 +40,19 @@ def compare_paths(
         command: How to run this again.
         channels_last: Whether networks are timed with their channels last in memory.
         compiled: Whether they are compiled before they are timed.
+        runtime: What runs them when they are timed: a name of `prunecli.exporting.index.RUNTIMES`; None: PyTorch.
 
     Raises:
         RecipeError: There are fewer than two, reports and networks are mixed, or reports are to be timed.
+        ModelError: A runtime is not installed, or cannot run a network.
     """
     if len(paths) < 2:
         raise RecipeError("compare needs a baseline and at least one more report or network")
     networked = [path for path in paths if path.suffix in WEIGHT_SUFFIXES or is_reference(path)]
     names = _short_names(paths)
     if not networked:
-        asked = [word for word, on in (("--channels-last", channels_last), ("--compile", compiled)) if on]
+        options = (("--channels-last", channels_last), ("--compile", compiled), ("--runtime", runtime))
+        asked = [word for word, on in options if on]
         if asked:
             raise RecipeError(f"{' and '.join(asked)}: reports are not timed again; name networks, or leave it out")
         return with_fronts(compare_reports(names, [read_report(path) for path in paths]))
@@ -61,10 +65,31 @@ def compare_paths(
     from prunecli.measure.latency import Execution
     from prunecli.pipeline.stages.compare_networks import compare_networks
 
+    if runtime is not None:
+        _check_runtime(runtime, recipe, channels_last or compiled)
     execution = Execution(channels_last, compiled)
-    return with_fronts(
-        compare_networks(names, paths, recipe, sink, rounds=rounds, command=command, execution=execution)
+    compared = compare_networks(
+        names, paths, recipe, sink, rounds=rounds, command=command, execution=execution, runtime=runtime
     )
+    return with_fronts(compared)
+
+
+def _check_runtime(runtime: str, recipe: Recipe, changed: bool) -> None:
+    """Checks that networks can be timed in a runtime as asked.
+
+    Raises:
+        RecipeError: There is none of that name, or it is told what to do with memory, compilers or accelerators.
+        ModelError: It is not installed.
+    """
+    from prunecli.exporting.index import FORMATS, RUNTIMES
+
+    if runtime not in RUNTIMES:
+        raise RecipeError(unknown("runtime", runtime, RUNTIMES))
+    if changed:
+        raise RecipeError("--channels-last and --compile are for PyTorch: leave them out, or --runtime")
+    if recipe.device not in ("auto", "cpu"):
+        raise RecipeError(f"--runtime {runtime} runs networks on the CPU: leave --device {recipe.device} out")
+    FORMATS.load(runtime).require()
 
 
 def judge(comparison: Comparison, gate: Gate | None) -> GateFailed | None:

@@ -20,6 +20,7 @@ from prunecli.models.index import is_reference
 from prunecli.models.loading import LoadedModel, load_companion
 from prunecli.own_code import PREFIX
 from prunecli.pipeline.other_inputs import drawn
+from prunecli.pipeline.runtimes import in_runtime, version_of
 from prunecli.pipeline.sink import Sink
 from prunecli.pipeline.stages.eval import eval_stage, latency_figures
 from prunecli.pipeline.token_inputs import random_tokens
@@ -38,6 +39,7 @@ def compare_networks(
     rounds: int,
     command: str,
     execution: Execution,
+    runtime: str | None = None,
 ) -> Comparison:
     """Measures networks and compares every one after the first with the first.
 
@@ -49,8 +51,9 @@ def compare_networks(
         rounds: Paired timings.
         command: How to run this again.
         execution: How they are run when they are timed.
+        runtime: What runs them then: a name of `prunecli.exporting.index.RUNTIMES`; None: PyTorch.
     """
-    reports, networks, examples = _measure(paths, recipe, sink, command)
+    reports, networks, examples = _measure(paths, recipe, sink, command, runtime)
     device = Workspace(recipe, sink).device
     timing = time_paired(networks, examples, rounds=rounds, device=device, execution=execution)
     reports = [
@@ -60,6 +63,9 @@ def compare_networks(
         for index, report in enumerate(reports)
     ]
     compared = compare_reports(names, reports, list(zip(timing.ratios, timing.ratio_intervals, strict=True)))
+    if runtime is not None:
+        note = f"latencies are those of {version_of(runtime)}"
+        return compared.model_copy(update={"notes": (*compared.notes, note)})
     if execution == Execution():
         return compared
     return compared.model_copy(update={"notes": (*compared.notes, f"latencies are those of networks {execution}")})
@@ -111,7 +117,7 @@ def recipe_of(path: Path, recipe: Recipe) -> Recipe:
 
 
 def _measure(
-    paths: Sequence[Path], recipe: Recipe, sink: Sink, command: str
+    paths: Sequence[Path], recipe: Recipe, sink: Sink, command: str, runtime: str | None
 ) -> tuple[list[Report], list[nn.Module], list[Inputs]]:
     reports, networks, examples = [], [], []
     built = _built_arguments(paths)
@@ -122,7 +128,7 @@ def _measure(
             sink.warn(f"{path} has random weights, so its accuracy means nothing; give a weights file, or --pretrained")
         measure = _measurements(space, recipe.data.name is not None)
         reports.append(eval_stage(space, EvalStage(measure=measure), None))
-        networks.append(space.model().model)
+        networks.append(space.model().model if runtime is None else in_runtime(space, runtime))
         examples.append(space.inputs.example())
     return reports, networks, examples
 
