@@ -115,8 +115,16 @@ def test_a_network_without_a_graph_is_refused_with_the_module() -> None:
         graph_of(request(network, [torch.randn(3, 3)]))
 
 
+class OfOneSize(nn.Module):
+    """Looks at the size of images, as embeddings of patches do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[2:] == (8, 8)
+        return x.mean((2, 3))
+
+
 def test_sizes_that_are_fixed_are_no_dynamic_ones() -> None:
-    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    network = nn.Sequential(OfOneSize(), nn.Linear(3, 2))
     with pytest.raises(ModelError, match=r"fixes the size of its inputs \(8x8\)"):
         graph_of(request(network, torch.randn(2, 3, 8, 8), dynamic_size=True))
 

@@ -226,7 +226,7 @@ def _check_dynamic(program: torch.export.ExportedProgram, request: ExportRequest
     for node in program.graph.nodes:
         if node.name in inputs and isinstance(node.meta.get("val"), Tensor):
             shape = node.meta["val"].shape
-            fixed = [shape[dim] for dim in _SIZES.get(len(shape), {}) if isinstance(shape[dim], int)]
+            fixed = [shape[dim] for dim in _SIZES.get(len(shape), {}) if str(shape[dim]).isdigit()]
             if fixed:
                 raise ModelError(
                     f"{name}: its code fixes the size of its inputs ({'x'.join(map(str, fixed))}); leave out "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from prunecli.checkpoint.io import file_sha256
 from prunecli.engine.detectors.index import detector_of
-from prunecli.errors import DataError, ModelError, RecipeError
+from prunecli.errors import DataError, ModelError, RecipeError, VerificationError
 from prunecli.exporting.agreement import TOLERANCE, Agreement, agreement
 from prunecli.exporting.base import ExportOptions, ExportRequest, Format, RuntimeNetwork
 from prunecli.exporting.index import FORMATS
 from prunecli.exporting.safetensors_plain import widths_of
 from prunecli.exporting.staging import RECORD, publish, record_path, staged
-from prunecli.inputs import Inputs, call, map_tensors, output_tensors
+from prunecli.inputs import Inputs, call, explained, map_tensors, output_tensors
 from prunecli.measure.counts import parameter_count
 from prunecli.measure.environment import describe_environment, library_versions
 from prunecli.measure.latency import time_paired
@@ -47,6 +47,10 @@ from prunecli.report.export import (
 _LIBRARIES = ("onnx", "onnxruntime", "onnxscript", "openvino", "transformers", "safetensors")
 _CHECKED = (1, 3)
 """Batches that an export is compared on, beside the one that it was traced with."""
+_IMAGES, _TEXTS = 4, 2
+"""Dimensions of inputs."""
+_LARGER = 32
+"""Pixels by which images are higher, and half of those by which they are wider, to try another size."""
 
 
 def export_network(space: Workspace, options: ExportOptions) -> tuple[ExportRecord, list[Path]]:
@@ -104,22 +108,19 @@ def _measured(
     space: Workspace, options: ExportOptions, kind: Format, written: Path, samples: list[Any], record: ExportRecord
 ) -> ExportRecord:
     """The record with how right it is, and how fast."""
-    network = space.model().model
-    runtimes = _runtimes(options.format, kind, written)
+    network, name = space.model().model, space.model().name
     sizes = (options.batch, options.batch) if options.batch else _CHECKED
     batches = [batch_of(samples[::-1], sizes[0]), batch_of(samples, sizes[1])]
-    name, decides = space.model().name, decides_by_numbers(space)
-    checks = [agreement(network, run, batches, decides=decides, name=f"{name} in {label}") for label, run in runtimes]
+    own = _opened(kind, written, name)
+    check = _compared(space, own, kind.label, batches)
     if options.dynamic_size:
-        checks.append(_other_size(space, runtimes[0][1], samples, options))
-    check = max(checks, key=lambda found: found.relative)
+        other = _other_size(space, own, samples)
+        check = max((check, other), key=lambda found: found.relative)
     if not check.telling:
         space.sink.warn(
             f"{name}: its outputs do not depend on the inputs that were tried, so comparing them says little; name "
             "images with --data"
         )
-    own = runtimes[0][1]
-    assert isinstance(own, RuntimeNetwork)
     with torch.no_grad():
         outputs = output_tensors(call(network, batches[0]))
     update: dict[str, Any] = {
@@ -127,6 +128,7 @@ def _measured(
         "inputs": tensor_infos(own.inputs, output_tensors(batches[0]), batches[0], options),
         "outputs": tensor_infos(own.outputs, outputs, batches[0], replace(options, dynamic_size=False)),
     }
+    runtimes: list[tuple[str, nn.Module]] = [(kind.label, own), *_others(space, kind, written, batches)]
     if options.int8:
         entry, run = quantised(space, options, written, batches, own)
         update["int8"] = entry
@@ -136,36 +138,50 @@ def _measured(
     return record.model_copy(update=update)
 
 
-def _other_size(space: Workspace, run: nn.Module, samples: list[Any], options: ExportOptions) -> Agreement:
-    """Compares on inputs of another size: images larger by 64 pixels one way, texts of half the length."""
-
-    def resized(tensor: Tensor) -> Tensor:
-        if tensor.dim() == 4:
-            return torch.nn.functional.pad(
-                tensor, (0, 64, 0, 32), mode="circular" if min(tensor.shape[2:]) >= 64 else "replicate"
-            )
-        return tensor[:, : max(1, tensor.shape[1] // 2)] if tensor.dim() == 2 else tensor
-
-    batch = map_tensors(batch_of(samples, options.batch or 2), resized)
-    name = f"{space.model().name} on inputs of another size"
-    return agreement(space.model().model, run, [batch], decides=decides_by_numbers(space), name=name)
+def _opened(kind: Format, written: Path, name: str) -> RuntimeNetwork:
+    with explained(f"{name}: {kind.label} does not open what was written", ModelError, "choose another format"):
+        run = kind.opened(written)
+    assert isinstance(run, RuntimeNetwork), "a format with a label has something that runs it"
+    return run
 
 
-def _runtimes(name: str, kind: Format, written: Path) -> list[tuple[str, nn.Module]]:
-    """What runs the file: its own runtime first, then installed others."""
-    found = []
-    for each in (name, *kind.also):
+def _compared(space: Workspace, run: nn.Module, label: str, batches: Sequence[Any]) -> Agreement:
+    name = f"{space.model().name} in {label}"
+    with explained(f"{name} does not run", ModelError, "choose another format, or fix the batch with --batch 1"):
+        return agreement(space.model().model, run, batches, decides=decides_by_numbers(space), name=name)
+
+
+def _others(space: Workspace, kind: Format, written: Path, batches: Sequence[Any]) -> Iterator[tuple[str, nn.Module]]:
+    """Installed runtimes of other formats that open the file, too; one that cannot run it is left out with a word."""
+    for each in kind.also:
         other = FORMATS.load(each)
         try:
             other.require()
-            run = other.opened(written)
-        except ModelError:
-            if each == name:
-                raise
-            continue  # not installed, which matters only to who asks for it
-        assert run is not None, "a format with a label has something that runs it"
-        found.append((other.label, run))
-    return found
+        except ModelError:  # not installed, which matters only to who asks for it
+            continue
+        try:
+            run = _opened(other, written, space.model().name)
+            _compared(space, run, other.label, batches)
+        except (ModelError, VerificationError) as error:
+            space.sink.warn(f"{error}; {kind.label} runs it")
+            continue
+        yield other.label, run
+
+
+def _other_size(space: Workspace, run: nn.Module, samples: list[Any]) -> Agreement:
+    """Compares on inputs of another size: larger images of other proportions, texts of half the length."""
+
+    def resized(tensor: Tensor) -> Tensor:
+        if tensor.dim() == _IMAGES:
+            height, width = tensor.shape[2:]
+            return torch.nn.functional.interpolate(tensor, (height + _LARGER, width + 2 * _LARGER))
+        return tensor[:, : max(1, tensor.shape[1] // 2)] if tensor.dim() == _TEXTS else tensor
+
+    batch = map_tensors(batch_of(samples, 2), resized)
+    shapes = " and ".join("x".join(map(str, tensor.shape)) for tensor in output_tensors(batch))
+    name = f"{space.model().name} on inputs of {shapes}"
+    with explained(f"{name} does not run", ModelError, "leave out --dynamic-size"):
+        return agreement(space.model().model, run, [batch], decides=decides_by_numbers(space), name=name)
 
 
 def _latencies(
