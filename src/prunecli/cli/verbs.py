@@ -27,7 +27,7 @@ VERBS: dict[str, Verb] = {
     "prune": Verb("Prune a network with any method.", _WORK, _command("prune")),
     "finetune": Verb("Recover accuracy after pruning.", _WORK, _command("train", "finetune_command")),
     "eval": Verb("Measure accuracy, size and speed; write a report.", _WORK, _command("eval")),
-    "export": Verb("Write a network as ONNX, OpenVINO, transformers and others read it.", _WORK, _command("export")),
+    "export": Verb("Write a network as ONNX, OpenVINO and others read it.", _WORK, _command("export")),
     "compare": Verb("Compare reports, networks or methods; gate on the result.", _LOOK, _command("compare")),
     "report": Verb("Write a page, Markdown or a model card about a run.", _LOOK, _command("report")),
     "predict": Verb("Show what a network says about your own images.", _LOOK, _command("predict")),
