@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.errors import ModelError, RecipeError, ResourceError, VerificationError
-from prunecli.exporting import hub, staging
+from prunecli.exporting import hub, int8, staging
 from prunecli.exporting.agreement import agreement
 from prunecli.exporting.base import ExportRequest, RuntimeNetwork
 from prunecli.exporting.configured_widths import as_configured
@@ -251,3 +251,21 @@ def test_a_configuration_with_the_widths_is_found() -> None:
     uneven.bert.encoder.layer[0].intermediate.dense = nn.Linear(16, 9)
     uneven.bert.encoder.layer[0].output.dense = nn.Linear(9, 16)
     assert as_configured(uneven, x) is None and as_configured(nn.Linear(1, 1), torch.ones(1, 1)) is None
+
+
+@pytest.mark.parametrize("kind", ["static", "dynamic"])
+def test_integers_are_near_the_network_on_any_processor(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 16)).eval()
+    path, small = tmp_path / "net.onnx", tmp_path / "net.int8.onnx"
+    FORMATS.load("onnx").write(request(network, torch.rand(2, 64)), path)
+    if kind == "static":
+        int8.quantise_statically(path, small, (torch.rand(32, 64) for _ in range(4)), ["input"])
+    else:
+        int8.quantise_weights(path, small)
+    run, x = FORMATS.load("onnx").opened(small), torch.rand(64, 64)
+    assert run is not None
+    wanted = network(x)
+    error = float((run(x) - wanted).norm() / wanted.norm())
+    assert 1e-4 < error < 0.03, "sums that overflow are further off"

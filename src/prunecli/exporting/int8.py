@@ -1,4 +1,8 @@
-"""Eight-bit integers after pruning, by the quantizer of ONNX Runtime."""
+"""Eight-bit integers after pruning, by the quantizer of ONNX Runtime.
+
+Weights use seven of the bits: on processors without VNNI, sums of two products of eight bits do not fit into sixteen,
+and are cut off without a word. A small Llama came out wrong by a fifth so, and by a hundredth with seven bits.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +64,8 @@ def quantise_statically(path: Path, quantised: Path, batches: Iterable[Any], nam
             Reader(),
             quant_format=library.QuantFormat.QDQ,
             per_channel=True,
-            activation_type=library.QuantType.QInt8,
+            reduce_range=True,
+            activation_type=library.QuantType.QUInt8,  # kernels for signed ones are ten times slower without VNNI
             weight_type=library.QuantType.QInt8,
         )
 
@@ -78,12 +83,12 @@ def quantise_weights(path: Path, quantised: Path) -> None:
         ModelError: The quantizer fails.
     """
     library = installed(_PACKAGE, "onnx --int8")
-    _quantised(
-        path,
-        lambda prepared: library.quantize_dynamic(
-            prepared, quantised, per_channel=True, weight_type=library.QuantType.QInt8
-        ),
-    )
+
+    def quantise(prepared: Path) -> None:
+        kind = library.QuantType.QInt8
+        library.quantize_dynamic(prepared, quantised, per_channel=True, reduce_range=True, weight_type=kind)
+
+    _quantised(path, quantise)
 
 
 def _quantised(path: Path, quantise: Any) -> None:

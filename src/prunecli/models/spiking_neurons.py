@@ -153,7 +153,7 @@ class SpikingNetwork(nn.Module, base.StepModule):  # type: ignore[misc]
             raise ValueError(f"expected images (N, C, H, W) or frames (N, T, C, H, W), not {tuple(x.shape)}")
         if self.coding == "direct":
             return x.unsqueeze(0).repeat(self.T, 1, 1, 1, 1)
-        shape = (self.T, len(x), *x.shape[1:])
+        shape = (self.T, *x.shape)
         if self.training:
             return (torch.rand(shape, device=x.device) < x).to(x)
         thresholds = torch.rand((self.T, 1, *x.shape[1:]), generator=torch.Generator().manual_seed(0))
