@@ -1,10 +1,11 @@
 """What exports of networks at ratio 0.5 differ from PyTorch by, and how fast each runtime is beside it, in turns.
 
-    python benchmarks/export.py -o benchmarks/results/export.json [--rounds 15]
+    python benchmarks/export.py -o benchmarks/results/export.json [--rounds 15] [--networks ViT-S ResNet-50]
     python benchmarks/export.py --table benchmarks/results/export.json
 
 The weights are random, because times do not depend on them. Dense and pruned network run in PyTorch, ONNX Runtime and
-OpenVINO, all six in turns, on one sample and one thread. Errors are those of batches of one and three samples.
+OpenVINO, all six in turns, on one sample and one thread. Errors are those of batches of one and three samples. Rows of
+other networks in a file that exists are kept.
 """
 
 from __future__ import annotations
@@ -32,20 +33,25 @@ from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import DataSection, ModelSection, Recipe
 
 NETWORKS = {
-    "ResNet-50": ("timm:resnet50", {}),
-    "ViT-S": ("timm:vit_small_patch16_224", {}),
-    "SegFormer-B0": ("segformer:b0", {}),
-    "spiking VGG-9": ("spiking:vgg9", {"T": 4, "v_threshold": 0.1}),
+    "ResNet-50": ("timm:resnet50", {}, None),
+    "ViT-S": ("timm:vit_small_patch16_224", {}, None),
+    "SegFormer-B0": ("segformer:b0", {}, "256"),
+    "spiking VGG-9": ("spiking:vgg9", {"T": 4, "v_threshold": 0.1}, None),
 }
+"""Reference, arguments and size of images; None: the network's own."""
 _LIBRARIES = ("onnx", "onnxruntime", "onnxscript", "openvino")
 
 
-def measure(out: Path, rounds: int) -> None:
-    """Every network, dense and pruned, in every runtime."""
+def measure(out: Path, rounds: int, names: list[str]) -> None:
+    """Networks, dense and pruned, in every runtime."""
     environment = {**describe_environment(), **library_versions(_LIBRARIES)}
     document: dict[str, Any] = {"environment": environment, "ratio": 0.5, "rounds": rounds, "rows": []}
-    for label, (ref, kwargs) in NETWORKS.items():
-        recipe = Recipe(model=ModelSection(ref=ref, kwargs=kwargs), data=DataSection())
+    if out.exists():
+        rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+        document["rows"] = [row for row in rows if row["network"] not in names]
+    for label in names:
+        ref, kwargs, size = NETWORKS[label]
+        recipe = Recipe(model=ModelSection(ref=ref, kwargs=kwargs), data=DataSection(image_size=size))
         space = Workspace(recipe, Output("quiet"))
         samples = samples_for(space)
         dense = space.model().model.eval()
@@ -88,7 +94,7 @@ def table(path: Path) -> None:
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     by_key = {(row["network"], row["which"], row["runtime"]): row for row in rows}
     print(
-        "| network | runtime | largest error, of the largest output | dense | pruned | pruned of dense | of PyTorch |"
+        "| network | runtime | largest error, of the largest output | dense | pruned | pruned to dense | pruned, to PyTorch |"
     )
     print("|---|---|---:|---:|---:|---:|---:|")
     for network in dict.fromkeys(row["network"] for row in rows):
@@ -105,6 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--out", type=Path)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--table", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -112,7 +119,7 @@ def main() -> None:
     if arguments.table:
         table(arguments.table)
     else:
-        measure(arguments.out, arguments.rounds)
+        measure(arguments.out, arguments.rounds, arguments.networks)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from prunecli.exporting.base import ExportRequest, RuntimeNetwork, installed, th
 from prunecli.exporting.onnx import FORMAT as ONNX
 from prunecli.exporting.quiet import without_words
 
+_REPORTS = "openvino_telemetry"
+
 
 class OpenVino:
     """See `prunecli.exporting.base.Format`. Weights are in a second file, NAME.bin."""
@@ -26,18 +29,18 @@ class OpenVino:
 
     def require(self) -> None:
         """Checks that openvino is installed, and what writes ONNX."""
-        installed("openvino", "openvino")
+        _library()
         ONNX.require()
 
     def write(self, request: ExportRequest, path: Path) -> None:
         """Writes the graph; weights keep their precision, which OpenVINO would halve by itself."""
-        library = installed("openvino", "openvino")
+        library = _library()
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             between = Path(folder) / "network.onnx"
             ONNX.write(request, between)
             with without_words():
                 try:
-                    converted = library.convert_model(str(between))
+                    converted = library.Core().read_model(str(between))
                 except Exception as error:  # of types of its own
                     raise ModelError(
                         f"{request.loaded.name}: OpenVINO does not convert it: {first_line(error)}; --to onnx writes it"
@@ -48,7 +51,7 @@ class OpenVino:
 
     def opened(self, path: Path) -> nn.Module:
         """The network in OpenVINO, on the CPU and in single precision, which it would lower where that is faster."""
-        library = installed("openvino", "openvino")
+        library = _library()
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads(),
@@ -64,6 +67,21 @@ class OpenVino:
             return [torch.from_numpy(results[port].copy()) for port in compiled.outputs]
 
         return RuntimeNetwork(inputs, outputs, run)
+
+
+def _library() -> Any:
+    """OpenVINO, imported without the module by which it reports to Intel that it was imported.
+
+    Raises:
+        ModelError: It is not installed.
+    """
+    if "openvino" in sys.modules or _REPORTS in sys.modules:  # the user's program has imported it
+        return installed("openvino", "openvino")
+    sys.modules[_REPORTS] = None  # type: ignore[assignment]
+    try:
+        return installed("openvino", "openvino")
+    finally:
+        del sys.modules[_REPORTS]
 
 
 FORMAT = OpenVino()
