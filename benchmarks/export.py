@@ -93,9 +93,8 @@ def table(path: Path) -> None:
     """Prints the table of docs/export.md."""
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     by_key = {(row["network"], row["which"], row["runtime"]): row for row in rows}
-    print(
-        "| network | runtime | largest error, of the largest output | dense | pruned | pruned to dense | pruned, to PyTorch |"
-    )
+    columns = ("network", "runtime", "largest error, of the largest output", "dense", "pruned", "pruned to dense")
+    print(f"| {' | '.join(columns)} | pruned, to PyTorch |")
     print("|---|---|---:|---:|---:|---:|---:|")
     for network in dict.fromkeys(row["network"] for row in rows):
         for runtime in ("PyTorch", *RUNTIMES.values()):

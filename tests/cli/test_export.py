@@ -224,6 +224,7 @@ BAD = [
     (("-o", "folder", "--batch", "1"), 2, "are for graphs, and hf has none"),
     (("-o", "net.onnx", "--push-to-hub", "name"), 2, "write it as USER/NAME"),
     (("-o", "net.pt"), 2, "cifar has no file of its own for networks of other widths"),
+    (("-o", "net.onnx", "--int8", "--data", "nonsense"), 2, "unknown data set 'nonsense'"),
     ((), 2, "name the file or folder to write with -o"),
 ]
 

@@ -141,6 +141,7 @@ def operator_and_module(error: BaseException, graph: Graph, network: nn.Module) 
         if operator and node.op == "call_function" and operator.partition(".")[2] in str(node.target):
             stack = list((node.meta.get("nn_module_stack") or {}).values())
             where = str(stack[-1][0]).removeprefix("network").lstrip(".") if stack else ""
+            where = "" if where.startswith("_empty") else where  # torch's own word for none
             return f"{operator} in {_named(network, where)}"
     return operator or f"the whole: {first_line(_root(error), 120)}"
 

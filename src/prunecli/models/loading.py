@@ -190,9 +190,12 @@ def load_file(
 
 def _check_is_file(path: Path) -> None:
     if path.is_dir():
-        there = (path / "config.json").is_file()
-        hint = f"write hf:{path} for a network of transformers" if there else "give a weights file"
-        raise ModelError(f"{path}: is a directory; {hint}" + ("" if there else f" ({', '.join(WEIGHT_SUFFIXES)})"))
+        hint, own = f"give a weights file ({', '.join(WEIGHT_SUFFIXES)})", path / "model.safetensors"
+        if own.is_file() and read_manifest(own) is not None:
+            hint = f"give the checkpoint in it, {own}"
+        elif (path / "config.json").is_file():
+            hint = f"write hf:{path} for a network of transformers"
+        raise ModelError(f"{path}: is a directory; {hint}")
     if not path.is_file():
         raise ModelError(f"{path}: no such file; {what_was_meant(path)}")
 

@@ -19,7 +19,7 @@ from prunecli.exporting.base import ExportOptions, ExportRequest, Format, Runtim
 from prunecli.exporting.index import FORMATS
 from prunecli.exporting.safetensors_plain import widths_of
 from prunecli.exporting.staging import RECORD, publish, record_path, staged
-from prunecli.inputs import Inputs, call, explained, map_tensors, output_tensors
+from prunecli.inputs import Inputs, call, explained, map_tensors, output_tensors, sample_count
 from prunecli.measure.counts import parameter_count
 from prunecli.measure.environment import describe_environment, library_versions
 from prunecli.measure.latency import time_paired
@@ -32,7 +32,7 @@ from prunecli.pipeline.export_inputs import (
     samples_for,
     tensor_infos,
 )
-from prunecli.pipeline.export_int8 import quantised
+from prunecli.pipeline.export_int8 import quantised, require_data
 from prunecli.pipeline.stages.eval import latency_figures
 from prunecli.pipeline.workspace import Workspace
 from prunecli.report.export import (
@@ -70,6 +70,8 @@ def export_network(space: Workspace, options: ExportOptions) -> tuple[ExportReco
     kind = FORMATS.load(options.format)
     loaded = space.model()
     network = loaded.model.cpu().eval()
+    if options.int8:
+        require_data(space)
     _tell(space, network)
     runs = bool(kind.label)
     samples = samples_for(space) if kind.described else []
@@ -187,12 +189,15 @@ def _other_size(space: Workspace, run: nn.Module, samples: list[Any]) -> Agreeme
 def _latencies(
     network: nn.Module, runtimes: Sequence[tuple[str, nn.Module]], inputs: Inputs, rounds: int
 ) -> tuple[RuntimeLatency, ...]:
-    """PyTorch first; all of them on one sample, in turns."""
+    """PyTorch first; all of them on one batch, in turns."""
     timed = [network, *(run for _, run in runtimes)]
     timing = time_paired(timed, [inputs] * len(timed), rounds=rounds)
     labels = ["PyTorch", *(label for label, _ in runtimes)]
+    size = {"batch_size": sample_count(inputs)}
     return tuple(
-        RuntimeLatency(runtime=label, latency_ms=latency_figures(one), ratio=ratio, ratio_interval=interval)
+        RuntimeLatency(
+            runtime=label, latency_ms=latency_figures(one).model_copy(update=size), ratio=ratio, ratio_interval=interval
+        )
         for label, one, ratio, interval in zip(
             labels, timing.timings, timing.ratios, timing.ratio_intervals, strict=True
         )

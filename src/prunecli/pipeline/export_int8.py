@@ -23,6 +23,9 @@ from prunecli.pipeline.sink import Advance
 from prunecli.pipeline.workspace import Workspace
 from prunecli.report.export import Quantised
 
+_TRIED = 32
+"""Test images on which integers are compared with single precision."""
+
 
 def quantised(
     space: Workspace, options: ExportOptions, written: Path, batches: Sequence[Any], single: RuntimeNetwork
@@ -33,14 +36,13 @@ def quantised(
         space: The run.
         options: How.
         written: The network.
-        batches: Inputs to compare on.
+        batches: Texts to compare on.
         single: What runs the network.
 
     Returns:
         What it costs, and what runs the integers.
 
     Raises:
-        RecipeError: There are no images to measure scales on.
         ModelError: The quantizer fails.
     """
     path = int8_path(written)
@@ -49,14 +51,15 @@ def quantised(
     if reads:
         quantise_weights(written, path)
     else:
-        require_data(space)
         split = space.data().training_split()
         calibration = space.inputs.calibration(split, options.calibration_images, options.batch)
         count = min(options.calibration_images, len(split.labels))
+        count -= count % (options.batch or 1)
         inputs = (batch for batch in calibration if options.batch is None or sample_count(batch) == options.batch)
         quantise_statically(written, path, inputs, single.inputs)
     run = ONNX.opened(path)
-    largest, relative = _difference(single, run, batches)
+    tried = batches if reads else list(space.inputs.calibration(space.data().test, _TRIED, options.batch or _TRIED))
+    largest, relative = _difference(single, run, tried)
     scores = _scores(space, options, single, run)
     return Quantised(
         file=int8_path(options.path).name,
@@ -69,12 +72,12 @@ def quantised(
 
 
 def require_data(space: Workspace) -> None:
-    """Checks that there are images.
+    """Checks that there are images for networks that take some.
 
     Raises:
         RecipeError: There are none.
     """
-    if space.data_name() is None:
+    if space.data_name() is None and space.inputs.noun != "sequences":
         raise RecipeError("--int8 measures what layers give on training images: name a data set with --data")
 
 

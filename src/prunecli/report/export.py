@@ -78,7 +78,7 @@ class Checked(_Strict):
 
 
 class RuntimeLatency(_Strict):
-    """Time of one sample in a runtime, and its ratio to PyTorch's, taken in turns."""
+    """Time of one sample, or of a fixed batch, in a runtime, and its ratio to PyTorch's, taken in turns."""
 
     runtime: str
     latency_ms: Latency
@@ -89,8 +89,9 @@ class RuntimeLatency(_Strict):
 class Quantised(_Strict):
     """Eight-bit integers: how they were found, and what it costs.
 
-    `largest` and `relative` are the differences from the network in single precision on the inputs of the check. Scores
-    are those of the files, run by ONNX Runtime on the test images; None: there are none, and `reason` says why.
+    `largest` and `relative` are the differences from the network in single precision on test images, or on the texts of
+    the check; images with other pixels than any that ranges were measured on are further off. Scores are those of the
+    files, run by ONNX Runtime on the test images; None: there are none, and `reason` says why.
     """
 
     file: str
@@ -153,7 +154,9 @@ def export_tables(record: ExportRecord) -> list[Table]:
             )
             for entry in record.latency
         ]
-        tables.append(Table(("runtime", "one sample", "of PyTorch's"), cells, numeric=(1, 2)))
+        samples = record.latency[0].latency_ms.batch_size
+        timed = "one sample" if samples == 1 else f"{samples} samples"
+        tables.append(Table(("runtime", timed, "of PyTorch's"), cells, numeric=(1, 2)))
     return tables
 
 

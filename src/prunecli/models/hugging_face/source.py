@@ -30,7 +30,7 @@ from prunecli.models.source import Opened, OpenRequest, Takes
 from prunecli.models.token_networks import purpose_named
 
 __all__ = ["build", "example_inputs", "input_spec", "names", "open", "takes"]
-_HEAD = "head"
+_HEAD, _WEIGHTS = "head", "model.safetensors"
 _SHOWN = 3
 _LAYER = re.compile(r"\.\d+\.")
 
@@ -94,6 +94,10 @@ def open(name: str, request: OpenRequest) -> Opened:
         return _new(name, settings, request)
     folder = find_folder(name)
     raw = read_json(folder / "config.json")
+    if raw.get("library_name") == "prunecli":
+        raise ModelError(
+            f"{folder}: its widths are in no configuration; give the checkpoint in it, {folder / _WEIGHTS}"
+        )
     kind = class_named(class_in(raw, head, str(folder)))
     count = request.num_classes if request.num_classes is not None else settings.pop("num_labels", None)
     config = checked(raw, str(folder)) | checked(settings, "--model-kwargs")
