@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from prunecli.exporting.base import ExportRequest, RuntimeNetwork
 from prunecli.exporting.configured_widths import as_configured
 from prunecli.exporting.graph import graph_of, input_names, output_names
 from prunecli.exporting.index import FORMATS, format_for
+from prunecli.measure.neurons import without_memory
 from prunecli.models.loading import LoadedModel
 from prunecli.pipeline.export_inputs import batch_of
 
@@ -64,6 +66,23 @@ def test_networks_leave_in_evaluation_mode(tmp_path: Path) -> None:
     assert found.largest == 0 and found.telling and found.batches == (1, 5)
 
 
+def test_neurons_of_ones_own_begin_without_memory(tmp_path: Path) -> None:
+    from spikingjelly.activation_based import neuron
+
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 8), neuron.LIFNode(v_threshold=0.3), nn.Linear(8, 3)).eval()
+    x = torch.rand(4, 6)
+    with torch.no_grad(), without_memory(network):
+        first = network(x)
+        assert not torch.equal(network(x), first), "it does not reset itself"
+    network(x)  # what was left by an earlier call is not in the graph
+    FORMATS.load("torch-export").write(request(network, x[:2]), tmp_path / "net.pt2")
+    run = FORMATS.load("torch-export").opened(tmp_path / "net.pt2")
+    assert run is not None
+    assert torch.equal(run(x), first) and torch.equal(run(x), first)
+    assert agreement(network, run, [x[:1], x[1:]], decides=True).moved == 0
+
+
 def test_inputs_and_outputs_have_their_names_and_flags_stay() -> None:
     example = {"values": torch.randn(2, 3, 4), "mask": torch.ones(2, 3), "doubled": True}
     network = Several()
@@ -73,6 +92,15 @@ def test_inputs_and_outputs_have_their_names_and_flags_stay() -> None:
     scores, _ = graph.program.module()(values=x, mask=mask)
     assert torch.allclose(scores, network(x, mask, doubled=True)["scores"])
     assert input_names(network, (x, mask)) == ("values", "mask") and output_names(torch.ones(1)) == ("output",)
+
+
+def test_inputs_by_name_come_in_any_order() -> None:
+    run = RuntimeNetwork(("values", "mask"), ("output",), lambda tensors: [tensors[0] - tensors[1]])
+    one, other = torch.tensor([3.0]), torch.tensor([1.0])
+    assert run(mask=other, values=one).item() == run(one, other).item() == 2
+    for given in ({"values": one}, {"values": one, "other": other}):
+        with pytest.raises(ModelError, match="it takes values, mask"):
+            run(**given)
 
 
 @torch.library.custom_op("prunecli_test::odd", mutates_args=())
@@ -196,6 +224,19 @@ def test_a_folder_of_other_files_is_not_replaced(tmp_path: Path) -> None:
         assert staging.publish(folder, old, True) == [old]
     assert [path.name for path in old.iterdir()] == [staging.RECORD], "nothing of the old one is left"
     assert [path.name for path in tmp_path.iterdir()].count("export") == 1 and len(list(tmp_path.iterdir())) == 2
+
+
+def test_files_of_an_earlier_export_go_with_it(tmp_path: Path) -> None:
+    target = tmp_path / "net.onnx"
+    for name in ("net.onnx", "net.int8.onnx", "notes.onnx"):
+        (tmp_path / name).write_text("old")
+    old = ["net.onnx", "net.int8.onnx", "notes.onnx", "../elsewhere"]
+    (tmp_path / "net.onnx.json").write_text(json.dumps({"files": [{"name": name} for name in old]}))
+    with staging.staged(target) as folder:
+        (folder / "net.onnx").write_text("new")
+        staging.publish(folder, target, True)
+    assert target.read_text() == "new" and not (tmp_path / "net.int8.onnx").exists()
+    assert (tmp_path / "notes.onnx").read_text() == "old", "no export writes that beside it"
 
 
 @pytest.mark.parametrize(("name", "module"), [("onnx", "onnxscript"), ("openvino", "openvino")])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunecli.errors import VerificationError
 from prunecli.inputs import Inputs, call, output_tensors, sample_count
+from prunecli.measure.neurons import without_memory
 
 TOLERANCE = 1e-4
 """Largest difference of an output relative to its largest number; sums in another order differ by a hundredth of it."""
@@ -58,7 +59,7 @@ def agreement(
     seen: list[Tensor] = []
     sizes = tuple(sample_count(inputs) for inputs in batches)
     for inputs, count in zip(batches, sizes, strict=True):
-        with torch.no_grad():
+        with torch.no_grad(), without_memory(network):
             expected, found = (output_tensors(call(model, inputs)) for model in (network, exported))
         shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (expected, found)]
         if shapes[0] != shapes[1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.errors import ModelError, first_line
-from prunecli.inputs import Inputs, named_tensors
+from prunecli.inputs import Inputs, output_tensors
 from prunecli.models.loading import LoadedModel
 
 
@@ -121,9 +122,7 @@ class RuntimeNetwork(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs it."""
-        given = [tensor for _, tensor in named_tensors((args, kwargs))]
-        if len(given) != len(self.inputs):
-            raise ModelError(f"it takes {', '.join(self.inputs)}, and {len(given)} tensors were given")
+        given = in_order(kwargs or args, self.inputs)
         results = self._run([tensor.detach().cpu().contiguous() for tensor in given])
         if len(results) == 1:
             return results[0]
@@ -131,6 +130,31 @@ class RuntimeNetwork(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RuntimeNetwork:
         return self
+
+
+def safe_name(name: str) -> str:
+    """A name that every format takes."""
+    return re.sub(r"\W", "_", name)
+
+
+def in_order(inputs: Any, names: Sequence[str]) -> list[Tensor]:
+    """The tensors of inputs in the order of a graph's inputs: those of a mapping may come in any.
+
+    Args:
+        inputs: Inputs of any form.
+        names: Names of the graph's inputs.
+
+    Raises:
+        ModelError: They are others.
+    """
+    if not isinstance(inputs, Mapping):
+        tensors = output_tensors(inputs)
+    else:
+        by_name = {safe_name(key): value for key, value in inputs.items() if isinstance(value, Tensor)}
+        tensors = [by_name[name] for name in names if name in by_name] if len(by_name) == len(names) else []
+    if len(tensors) != len(names):
+        raise ModelError(f"it takes {', '.join(names)}, and was given something else")
+    return tensors
 
 
 def installed(module: str, needed_for: str) -> Any:

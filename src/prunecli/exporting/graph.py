@@ -15,10 +15,10 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from prunecli.copying import copied
 from prunecli.errors import ModelError, first_line
-from prunecli.exporting.base import ExportRequest
+from prunecli.exporting.base import ExportRequest, safe_name
 from prunecli.exporting.quiet import without_words
 from prunecli.inputs import Inputs, call, named_tensors, output_tensors, sample_count
-from prunecli.measure.neurons import reset
+from prunecli.measure.neurons import without_memory
 
 BATCH = "batch"
 _SIZES = {2: {1: "length"}, 4: {2: "height", 3: "width"}}
@@ -42,9 +42,8 @@ class FlatNetwork(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         """Runs it."""
-        reset(self.network)
-        outputs = self.network(*args, **{**self._fixed, **kwargs})
-        reset(self.network)
+        with without_memory(self.network):
+            outputs = self.network(*args, **{**self._fixed, **kwargs})
         return tuple(tensor for _, tensor in named_tensors(outputs))
 
 
@@ -87,7 +86,7 @@ def graph_of(request: ExportRequest) -> Graph:
     example, name = request.example, request.loaded.name
     _check_form(example, name)
     network = copied(request.loaded.model).cpu().eval().requires_grad_(False)
-    with torch.no_grad():
+    with torch.no_grad(), without_memory(network):
         outputs = output_names(call(network, example))
     inputs = input_names(network, example)
     args, kwargs = _arguments(example)
@@ -112,18 +111,18 @@ def input_names(network: nn.Module, example: Inputs) -> tuple[str, ...]:
     if isinstance(example, Tensor):
         return ("input",)
     if isinstance(example, Mapping):
-        return tuple(_safe(key) for key, value in example.items() if isinstance(value, Tensor))
+        return tuple(safe_name(key) for key, value in example.items() if isinstance(value, Tensor))
     parameters = [p.name for p in inspect.signature(network.forward).parameters.values()]
     named = [*parameters, *(f"input_{index}" for index in range(len(parameters), len(example)))]
-    return tuple(_safe(name) for name, value in zip(named, example, strict=False) if isinstance(value, Tensor))
+    return tuple(safe_name(name) for name, value in zip(named, example, strict=False) if isinstance(value, Tensor))
 
 
 def output_names(outputs: Any) -> tuple[str, ...]:
     """Names of a network's outputs: "output", or what they are called where there are several."""
     named = named_tensors(outputs)
     if len(named) == 1:
-        return (_safe(named[0][0]) or "output",)
-    return tuple(f"output_{name}" if name[:1].isdigit() else _safe(name) for name, _ in named)
+        return (safe_name(named[0][0]) or "output",)
+    return tuple(f"output_{name}" if name[:1].isdigit() else safe_name(name) for name, _ in named)
 
 
 def operator_and_module(error: BaseException, graph: Graph, network: nn.Module) -> str:
@@ -188,10 +187,6 @@ def _arguments(example: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example, Mapping):
         return (), {key: value for key, value in example.items() if isinstance(value, Tensor)}
     return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
-
-
-def _safe(name: str) -> str:
-    return re.sub(r"\W", "_", name)
 
 
 class _Axes:

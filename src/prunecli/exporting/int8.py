@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.errors import ModelError, first_line
-from prunecli.exporting.base import installed
+from prunecli.exporting.base import in_order, installed
 from prunecli.exporting.quiet import without_words
-from prunecli.inputs import output_tensors
 
 _PACKAGE = "onnxruntime.quantization"
 
@@ -54,7 +53,7 @@ def quantise_statically(path: Path, quantised: Path, batches: Iterable[Any], nam
             inputs = next(self._left, None)
             if inputs is None:
                 return None
-            arrays = [tensor.detach().cpu().contiguous().numpy() for tensor in output_tensors(inputs)]
+            arrays = [tensor.detach().cpu().contiguous().numpy() for tensor in in_order(inputs, names)]
             return dict(zip(names, arrays, strict=True))
 
     def quantise(prepared: Path) -> None:

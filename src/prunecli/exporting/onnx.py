@@ -47,7 +47,7 @@ class Onnx:
             except torch.onnx.errors.OnnxExporterError as error:
                 what = operator_and_module(error, graph, request.loaded.model)
                 raise ModelError(
-                    f"{request.loaded.name}: ONNX has no translation of {what}; --to torch-export has all operators of torch"
+                    f"{request.loaded.name}: ONNX has no translation of {what}; --to torch-export has all operators"
                 ) from error
         made.model.metadata_props.update(request.metadata)
         made.save(str(path))

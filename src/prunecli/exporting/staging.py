@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -83,14 +84,14 @@ def publish(folder: Path, target: Path, force: bool) -> list[Path]:
         force: Whether to replace what is there.
 
     Returns:
-        The files, or the folder.
+        The files, or the folder. Files that the export which they replace has written beside them are gone.
 
     Raises:
         RecipeError: Something has been written there in the meantime.
         ResourceError: It cannot be moved.
     """
-    moved = []
-    mask = current_umask()
+    moved: list[Path] = []
+    before, mask = _recorded(target), current_umask()
     try:
         for item in sorted(folder.iterdir()):
             item.chmod((0o777 if item.is_dir() else 0o666) & ~mask)
@@ -103,7 +104,20 @@ def publish(folder: Path, target: Path, force: bool) -> list[Path]:
                 goal.rename(folder / f"{item.name}.before")
             item.replace(goal)
             moved.append(goal)
+        for stale in before - set(moved):  # integers of another network, for instance
+            stale.unlink(missing_ok=True)
         sync_folder(target.parent)
     except OSError as error:
         raise unwritable(target, error) from error
     return moved
+
+
+def _recorded(target: Path) -> set[Path]:
+    """The files of an earlier export of that name."""
+    try:
+        files = json.loads(record_path(target).read_text(encoding="utf-8"))["files"]
+        names = {str(file["name"]) for file in files}
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or something else of that name
+        return set()
+    own = {path.name for path in outputs(target, target.suffix, int8=True, described=False)}
+    return {target.parent / name for name in names & own}

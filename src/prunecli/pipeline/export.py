@@ -130,7 +130,9 @@ def _measured(
         "inputs": tensor_infos(own.inputs, output_tensors(batches[0]), batches[0], options),
         "outputs": tensor_infos(own.outputs, outputs, batches[0], replace(options, dynamic_size=False)),
     }
-    runtimes: list[tuple[str, nn.Module]] = [(kind.label, own), *_others(space, kind, written, batches)]
+    runtimes: list[tuple[str, nn.Module]] = [(kind.label, own)]
+    if options.rounds:
+        runtimes += _others(space, kind, written, batches)
     if options.int8:
         entry, run = quantised(space, options, written, batches, own)
         update["int8"] = entry
