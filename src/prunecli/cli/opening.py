@@ -43,6 +43,7 @@ def answer_to(word: str) -> str | None:
         kind = "is a network" if ":" in word or path.exists() else "would be a network (there is no such file here)"
         return (
             f"{word} {kind}, and a command comes first: prune inspect {shown}, prune eval {shown} --data DATA, "
+            f"prune predict {shown} IMAGES, "
             f"prune l1 {shown} --ratio 0.5 (or any method), prune finetune {shown} --data DATA"
         )
     if path.is_dir():
