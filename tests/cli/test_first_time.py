@@ -67,6 +67,7 @@ def test_the_first_screen_and_its_commands(prune: Prune, tmp_path: Path) -> None
         (["model.pt"], "model.pt is a network, and a command comes first: prune inspect model.pt, prune eval model.pt"),
         (["./no file.safetensors"], "(there is no such file here), and a command comes first: prune inspect './no f"),
         (["timm:resnet50", "--ratio", "0.5"], "timm:resnet50 is a network, and a command comes first: prune inspect"),
+        (["done"], "done is the folder of a run, and a command comes first: prune report done"),
         (["r.yaml"], "r.yaml is a recipe, and a command comes first: prune run r.yaml"),
         (["quickstart"], "quickstart is the name of a recipe, and a command comes first: prune run quickstart"),
         (["report.json"], "for a report write prune inspect report.json"),
@@ -99,7 +100,9 @@ def test_wrong_words_are_answered_with_right_ones(
 ) -> None:
     for name in ("model.pt", "notes"):
         (tmp_path / name).write_text("x")
-    (tmp_path / "images").mkdir()
+    for name in ("images", "done"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "done" / "run.json").write_text("{}")
     (tmp_path / "half.yaml").write_text("stages: [{stage: prune, method: magnitude, params: {sparsity: 90}}]\n")
     done = prune(*words)
     assert done.code == 2 and done.out == "" and done.err.count("\n") == 1

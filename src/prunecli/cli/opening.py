@@ -47,6 +47,8 @@ def answer_to(word: str) -> str | None:
             f"prune l1 {shown} --ratio 0.5 (or any method), prune finetune {shown} --data DATA"
         )
     if path.is_dir():
+        if (path / "run.json").is_file():
+            return f"{word} is the folder of a run, and a command comes first: prune report {shown}"
         if (path / "config.json").is_file():
             return f"{word} is a folder of a network, and a command comes first: prune l1 hf:{shown} --ratio 0.5"
         return f"{word} is a folder, and a command comes first; if it holds data: prune eval MODEL --data {shown}"
