@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -92,6 +93,8 @@ def test_a_page_about_a_run_says_everything_and_needs_nothing_else(
     reports = [json.loads((finished / f"{name}.json").read_text()) for name in ("trained", "pruned", "finetuned")]
     for report in reports:
         assert f"{report['metrics']['top1']:.2f} %" in said and report["command"] in said
+        low, high = report["metrics"]["top1_interval"]
+        assert f"[{math.floor(10 * low) / 10:.1f}, {math.ceil(10 * high) / 10:.1f}]" in said
     assert step["parent_sha256"][:16] in said and "version: 1" in said and manifest["sha256"] in said
     histogram = step["figures"]["scoring"]["score_histogram"]["groups"]
     kept = sum(sum(group["kept"]) for group in histogram.values())

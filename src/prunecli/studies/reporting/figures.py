@@ -77,7 +77,8 @@ def figure_sections(comparison: Comparison | None, material: Material) -> list[S
         for report in material.reports.values():
             blocks += [Rows(table) for table in report_tables(report)[:1]]
         return [Section("figures", "Figures", blocks)] if blocks else []
-    blocks = [Rows(comparison_table(comparison)), *(Text(note, caution=True) for note in comparison.notes)]
+    blocks = [Rows(comparison_table(comparison)), *_intervals(comparison)]
+    blocks += [Text(note, caution=True) for note in comparison.notes]
     sections = [Section("figures", "Figures before and after", blocks)]
     score = score_of(comparison)
     if comparison.front and score is not None:
@@ -87,6 +88,20 @@ def figure_sections(comparison: Comparison | None, material: Material) -> list[S
         caption = f"{score.label} against cost; filled: no network beats it"
         sections.append(Section("fronts", "Pareto fronts", [Picture(picture, "svg", caption, said, table)]))
     return sections
+
+
+def _intervals(comparison: Comparison) -> list[Rows]:
+    """Scores of all networks with their 95 % intervals; nothing where no score has one."""
+    networks = [(comparison.baseline, comparison.baseline_metrics)]
+    networks += [(candidate.name, candidate.metrics) for candidate in comparison.candidates]
+    scores = [
+        score
+        for score in SCORES
+        if score.has_interval and any(getattr(metrics, f"{score.name}_interval") for _, metrics in networks)
+    ]
+    rows = [(name, *(score_text(metrics, score) for score in scores)) for name, metrics in networks]
+    columns = ("95 % intervals", *(score.label for score in scores))
+    return [Rows(Table(columns, rows, numeric=tuple(range(1, len(columns)))))] if scores else []
 
 
 def firing_sections(material: Material) -> list[Section]:
