@@ -293,7 +293,17 @@ class Step(_Strict):
 class Manifest(_Strict):
     """Everything in a checkpoint other than its tensors.
 
-    `sha256` is the hash of the file's header with zeros in this field; empty in files of versions that wrote none.
+    Attributes:
+        sha256: Hash of the file's header with zeros in this field; empty in files of versions that wrote none.
+        blocks: Modules that were taken out, in order.
+        forms: Recurrent layers by name, and the other form that they have.
+        attributes: By module, attributes that differ from those of a fresh build.
+        extra_state: What modules keep besides tensors.
+        edits: Groups of channels that were sliced, in order.
+        history: What was done to it, in order.
+        frozen_parameters: Parameters that training leaves alone.
+        aliases: Names of tensors that are another one, and that one's.
+        tensor_sha256: Hash of each tensor.
     """
 
     _rare = ("blocks", "forms", "extra_state", "runtime", "masks", "vocabulary", "tokenizer")

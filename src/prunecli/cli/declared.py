@@ -79,7 +79,7 @@ class Command(NamedTuple):
 
     def parameters(self) -> list[Parameter]:
         """Its arguments and options, in the order of its function."""
-        return [_read(parameter) for parameter in inspect.signature(self.callback).parameters.values()]
+        return [read_parameter(parameter) for parameter in inspect.signature(self.callback).parameters.values()]
 
 
 class Verb(NamedTuple):
@@ -110,7 +110,8 @@ class Group(NamedTuple):
     answer: Callable[[str], str | None] = lambda word: None
 
 
-def _read(parameter: inspect.Parameter) -> Parameter:
+def read_parameter(parameter: inspect.Parameter) -> Parameter:
+    """An argument or option from its annotation."""
     annotated, declared = get_args(parameter.annotation)
     kind = annotated
     if get_origin(kind) in (Union, types.UnionType):

@@ -125,7 +125,7 @@ def shared_options() -> list[OptionSpec]:
     ]
 
 
-_OUTPUT_OPTIONS = [
+OUTPUT_OPTIONS = [
     option("json", bool, "Print one JSON document.", "--json"),
     option("quiet", bool, "Print results only.", "--quiet", "-q"),
     option("debug", bool, "Show the traceback of an error.", "--debug"),
@@ -147,7 +147,7 @@ def with_output(function: Callable[..., None], specs: Sequence[OptionSpec] = ())
     """
     signature = inspect.signature(function, eval_str=True)
     own = [p for p in signature.parameters.values() if p.name not in ("output", "values")]
-    parameters = [*own, *(spec.parameter for spec in specs), *(spec.parameter for spec in _OUTPUT_OPTIONS)]
+    parameters = [*own, *(spec.parameter for spec in specs), *(spec.parameter for spec in OUTPUT_OPTIONS)]
     generated = {spec.name for spec in specs}
 
     def command(**given: Any) -> None:

@@ -85,7 +85,7 @@ def read_comparison(path: Path) -> Comparison:
 
 
 _NOT_GATES = ("name", "metrics", "latency_ratio_interval")
-_GATE_NAMES = tuple(name for name in Candidate.model_fields if name not in _NOT_GATES)
+GATE_NAMES = tuple(name for name in Candidate.model_fields if name not in _NOT_GATES)
 
 
 def compare_reports(
@@ -258,7 +258,7 @@ class Gate(Condition):
     """
 
     def __init__(self, text: str) -> None:
-        super().__init__(text, _GATE_NAMES, "--fail-if", "top1_drop > 1.0")
+        super().__init__(text, GATE_NAMES, "--fail-if", "top1_drop > 1.0")
 
     def holds(self, candidate: Candidate) -> bool:
         """Whether the condition is true for `candidate`.

@@ -179,8 +179,13 @@ class NeuronRates(_Strict):
 class Report(_Strict):
     """One evaluation: the figures, what they belong to, and how to make them again.
 
-    `environment` says on what they were measured: see `measure.environment.describe_environment`. `layers` and
-    `neurons` are those of a spiking network.
+    Attributes:
+        energy_formula: What energy is made of.
+        layers: Operations of each layer, of a spiking network.
+        neurons: How its layers of neurons fire.
+        environment: On what it was measured: processor, threads, versions.
+        seed: From which seed.
+        command: The command line.
     """
 
     schema_name: Literal["prunecli.report/1"] = Field(REPORT_SCHEMA, alias="schema")
