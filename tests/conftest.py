@@ -106,8 +106,11 @@ def prune(processes: Processes, tmp_path: Path, tmp_path_factory: pytest.TempPat
 
     streams = tmp_path_factory.mktemp("streams")  # not in the folder whose files tests count
 
-    def run(*words: object, env: dict[str, str] | None = None, cwd: Path | None = None) -> Finished:
-        done = processes.run(words, cwd or tmp_path, env={"COLUMNS": "80", **(env or {})}, streams=streams)
+    def run(
+        *words: object, env: dict[str, str] | None = None, cwd: Path | None = None, patience: float = 240.0
+    ) -> Finished:
+        given = {"COLUMNS": "80", **(env or {})}
+        done = processes.run(words, cwd or tmp_path, env=given, streams=streams, patience=patience)
         return Finished(done.code, done.out, done.err)
 
     return run

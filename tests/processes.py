@@ -92,7 +92,7 @@ for line in sys.stdin:
         child(job)
     waiting = list(job["signals"])
     while True:
-        if time.monotonic() - start > 240:
+        if time.monotonic() - start > job["patience"]:
             os.killpg(pid, signal.SIGKILL)
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
@@ -171,6 +171,7 @@ class Processes:
         terminal: bool = False,
         packages: Path | None = None,
         code: str = "",
+        patience: float = 240.0,
     ) -> Ended:
         """Runs `prune WORDS`.
 
@@ -190,6 +191,7 @@ class Processes:
             terminal: Whether its streams are a pseudo-terminal; everything written to it is returned as `out`.
             packages: A folder of more packages, before those of the environment.
             code: Python to run instead, with `words` as its arguments.
+            patience: Seconds after which it is killed.
         """
         out, err = (streams or cwd) / ".out", (streams or cwd) / ".err"
         for stream in (out, err):
@@ -211,6 +213,7 @@ class Processes:
             "terminal": "",
             "packages": str(packages or ""),
             "code": code,
+            "patience": patience,
         }
         if terminal:
             return self._run_in_terminal(job)

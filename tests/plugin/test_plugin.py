@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.pages import blocks
 from tests.processes import Ended, Processes, Sent
 
 Run = Callable[..., Ended]
@@ -38,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(installed: Path, folder: Path) -> Iterator[Run]:
     """`prune` with the package."""
     server = Processes(installed)
-    yield lambda *words, **options: server.run(words, folder, **options)
+    yield lambda *words, cwd=folder, **options: server.run(words, cwd, **options)
     server.close()
 
 
@@ -95,6 +96,15 @@ def test_methods_are_listed_by_family(run: Run) -> None:
     methods = {method["name"]: method for method in json.loads(listed.out)}
     families = {name: methods[name]["family"] for name in ("spread", "slimming", "early-exit")}
     assert families == {"spread": "structural", "slimming": "trained", "early-exit": "runtime"}
+
+
+@pytest.mark.parametrize("page", ["docs/plugins.md", "examples/plugin/README.md"])
+def test_commands_on_pages_can_be_run(run: Run, tmp_path: Path, page: str) -> None:
+    found = [words for block in blocks() if block.page == page for words in block.commands() if words[0] == "prune"]
+    assert len(found) == 4
+    for words in found:
+        done = run(*words[1:], cwd=tmp_path)
+        assert done.code == 0, f"{' '.join(words)}: {done.err}"
 
 
 def test_a_model_source_and_a_data_set(run: Run, tiny: str) -> None:
