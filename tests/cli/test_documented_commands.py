@@ -33,6 +33,7 @@ PARSED_ONLY = {
     "docs/language.md": "a text of the reader's; tutorials/language.md runs it",
     "docs/migration.md": "weights and data of the reader's, and hundreds of epochs",
     "docs/networks.md": "folders and code of the reader's; tests/cli/test_own_code.py runs such",
+    "docs/reports.md": "reports and networks of the reader's; tests/cli/test_report.py runs such",
     "docs/sca.md": "hundreds of epochs on CIFAR-10; tutorials/training.md runs it",
     "docs/sparse.md": "networks of the reader's; tutorials/weights.md runs it",
     "docs/spiking.md": "MNIST; tests/real runs the recipe that it stands for",
