@@ -56,6 +56,19 @@ def test_every_method_has_one_card() -> None:
         )
 
 
+def test_figures_on_cards_stand_on_the_pages_that_they_link_to() -> None:
+    figures = 0
+    for page, text in pages().items():
+        for paragraph in re.findall(r"^\*\*Measured\.\*\* .*", text, re.MULTILINE):
+            linked = [
+                relative(page, link.partition("#")[0]).read_text() for link in re.findall(r"\]\(([^)]+)\)", paragraph)
+            ]
+            for figure in re.findall(r"\d+\.\d+(?: ± \d+\.\d+)?", re.sub(r"`[^`]*`|\]\([^)]*\)", "", paragraph)):
+                assert any(figure in target for target in linked), f"{page}: {figure}: {paragraph[:60]}"
+                figures += 1
+    assert figures > 80
+
+
 def test_names_of_older_tools_are_on_the_page_for_those_who_come_from_them() -> None:
     text = pages()["docs/migration.md"]
     for method in ("sca", "unstructured"):
