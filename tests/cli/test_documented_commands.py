@@ -36,7 +36,6 @@ PARSED_ONLY = {
     "docs/reports.md": "reports and networks of the reader's; tests/cli/test_report.py runs such",
     "docs/sca.md": "hundreds of epochs on CIFAR-10; tutorials/training.md runs it",
     "docs/sparse.md": "networks of the reader's; tutorials/weights.md runs it",
-    "docs/spiking.md": "MNIST; tests/real runs the recipe that it stands for",
     "docs/start.md": "installs the package, which has happened",
     "docs/text.md": "texts and folders of the reader's; tests/cli/test_text.py runs small ones",
     "docs/tokens.md": "weights to download; tutorials/tokens.md runs it",
