@@ -154,7 +154,7 @@ def test_the_rule_of_variation_decides_in_the_flow() -> None:
     )
     for edit in done.report.edits:
         assert edit.width_after == _by_loop(scores[edit.group].tolist())  # type: ignore[union-attr]
-    assert done.report.scoring == {"retention": "cv-legacy"} and done.report.requested == done.report.achieved
+    assert done.report.scoring["retention"] == "cv-legacy" and done.report.requested == done.report.achieved
 
 
 @pytest.mark.parametrize(
