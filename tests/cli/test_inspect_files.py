@@ -45,6 +45,7 @@ def test_files_that_hold_no_weights_are_refused(prune: Prune, tmp_path: Path) ->
     for words, message in {
         ("x.txt", "--tree"): "is a text file",
         ("gone.pt", "--tree"): "no such file",
+        (".", "--tree"): ".: is a folder; --tree and --diff look into weights files",
         ("x.txt", "--diff", "gone.pt"): "gone.pt: no such file",
         ("x.txt", "--depth", "0"): "--depth has to be at least 1",
     }.items():

@@ -59,4 +59,5 @@ def show_difference(output: Output, first: Path, second: Path, values: dict[str,
 
 def _check(path: Path) -> None:
     if not path.is_file():
-        raise RecipeError(f"{path}: no such file; --tree and --diff look into weights files")
+        problem = "is a folder" if path.is_dir() else "no such file"
+        raise RecipeError(f"{path}: {problem}; --tree and --diff look into weights files")
