@@ -114,7 +114,8 @@ class Output:
         if self._bar is not None:  # a bar is drawn: print above it
             self._bar.console.print(_plain(text), soft_wrap=True)
         else:
-            print(_printable(text), file=sys.stderr)
+            sys.stderr.write(f"{_printable(text)}\n")  # at once, so that no signal comes between a line and its end
+            sys.stderr.flush()
 
 
 def _drawn(table: Table) -> Any:

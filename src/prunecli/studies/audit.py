@@ -130,17 +130,17 @@ class _Work:
         """By how much the loss rises without each sampled unit, on either half of the data."""
         units, sink = self._bench.units, self._bench.space.sink
         ablation = self._bench.ablation()
-        sink.note(f"ablating {len(units)} units; the loss of a sample is {ablation.baseline:.4f} as it is")
-        with sink.progress("ablation", len(units)) as advance:
-            for number in range(len(self._rises), len(units)):
-                try:
+        try:
+            sink.note(f"ablating {len(units)} units; the loss of a sample is {ablation.baseline:.4f} as it is")
+            with sink.progress("ablation", len(units)) as advance:
+                for number in range(len(self._rises), len(units)):
                     self._rises.append(list(ablation.rises(units[number])))
-                except KeyboardInterrupt:
-                    self._save()
-                    raise
-                if self._states.due():
-                    self._save()
-                advance(number + 1, units[number].group)
+                    if self._states.due():
+                        self._save()
+                    advance(number + 1, units[number].group)
+        except KeyboardInterrupt:
+            self._save()
+            raise
         self._baseline = ablation.baseline
         self._save()
         return [(first, second) for first, second in self._rises]
