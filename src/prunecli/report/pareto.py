@@ -167,11 +167,12 @@ class Choice:
         needed = (self.figure, *(self._condition.named if self._condition is not None else ()))
         known, notes = [], []
         judged = any(name in _OF_SCORES for name in needed)
+        alike = {row["name"] for row in _comparable(comparison)}
         for row in figures_of(comparison):
             missing = next((name for name in needed if row[name] is None), None)
             if missing is not None:
                 notes.append(f"--best leaves out {row['name']}: it has no {missing}")
-            elif judged and row not in _comparable(comparison):
+            elif judged and row["name"] not in alike:
                 notes.append(f"--best leaves out {row['name']}: it was not judged on what the baseline was")
             else:
                 known.append(row)
