@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
 
 from prunecli.checkpoint.manifest import as_json
+from prunecli.checkpoint.plain_data import leaves
 from prunecli.engine.trackers.base import TrackedRun
 from prunecli.engine.trackers.index import make_trackers
 from prunecli.engine.tracking import MetricsLog, Tracking
@@ -62,13 +62,5 @@ def _settings(space: Workspace, stage: Any) -> dict[str, JsonValue]:
     """Everything that decides about the run and is not left open, by dotted names."""
     recipe = {key: value for key, value in dataclasses.asdict(space.recipe).items() if key not in _NOT_SETTINGS}
     recipe |= {"network": space.model().name, "command": space.command, stage.stage: dataclasses.asdict(stage)}
-    named = {name: as_json(value) for name, value in _leaves(recipe)}
+    named = {name: as_json(value) for name, value in leaves(recipe)}
     return {name: value for name, value in named.items() if value not in (None, "", [], {})}
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
 
 from prunecli.checkpoint.manifest import as_json
+from prunecli.checkpoint.plain_data import leaves
 from prunecli.errors import RecipeError
 from prunecli.pipeline.resumption import NOT_IDENTITY
 from prunecli.pipeline.workspace import Workspace
@@ -51,21 +52,13 @@ def refuse_other(out: Path, stored: Mapping[str, Any], asked: Mapping[str, Any])
     Raises:
         RecipeError: They differ; the message names the first difference.
     """
-    old, new = dict(_leaves(stored)), dict(_leaves(asked))
+    old, new = dict(leaves(stored)), dict(leaves(asked))
     for name in [*new, *(name for name in old if name not in new)]:
         if old.get(name) != new.get(name):
             raise RecipeError(
                 f"{out}: was finished with {name} {_shown(old.get(name))} and {_shown(new.get(name))} is asked for; "
                 "add --force to start again, or choose another name"
             )
-
-
-def _leaves(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{before}{name}.")
-        else:
-            yield f"{before}{name}", value
 
 
 def _shown(value: Any) -> str:
