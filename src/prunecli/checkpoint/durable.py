@@ -19,6 +19,19 @@ FAULT_VARIABLE = "PRUNE_FAULT"
 _passes: dict[str, int] = {}
 
 
+def check_place(path: Path) -> None:
+    """Checks that a file could have this name: no part of its path is another file.
+
+    Raises:
+        RecipeError: One is.
+    """
+    parent = path.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise RecipeError(f"{path}: {parent} is not a directory; choose another name with -o")
+
+
 def crash_point(name: str) -> None:
     """Marks a position where a crash matters. Does nothing, unless a test names the point in `PRUNE_FAULT`.
 

@@ -131,11 +131,9 @@ def check_writable(path: Path, force: bool) -> None:
         raise RecipeError(f"{path}: is a directory; -o takes the name of a file")
     if path.exists() and not force:
         raise RecipeError(f"{path}: exists; add --force to replace it, or choose another name")
-    parent = path.parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise RecipeError(f"{path}: {parent} is not a directory; choose another name with -o")
+    from prunecli.checkpoint.durable import check_place
+
+    check_place(path)
 
 
 def checkpoint_path(space: Workspace, values: dict[str, Any], suffix: str) -> Path:

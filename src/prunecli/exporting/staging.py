@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from prunecli.checkpoint.durable import current_umask, sync, sync_folder, unwritable
+from prunecli.checkpoint.durable import check_place, current_umask, sync, sync_folder, unwritable
 from prunecli.errors import RecipeError
 
 WEIGHTS = "model.safetensors"
@@ -50,11 +50,7 @@ def check_free(paths: Sequence[Path], force: bool) -> None:
             raise RecipeError(f"{path}: is a folder of other files; choose another name with -o")
         if path.exists() and not force and not (path.is_dir() and not any(path.iterdir())):
             raise RecipeError(f"{path}: exists; add --force to replace it, or choose another name")
-        parent = path.parent
-        while not parent.exists():
-            parent = parent.parent
-        if not parent.is_dir():
-            raise RecipeError(f"{path}: {parent} is not a directory; choose another name with -o")
+        check_place(path)
 
 
 @contextmanager
