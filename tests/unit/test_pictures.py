@@ -79,7 +79,7 @@ class _BrightPart(Detector):
         return 2
 
     def losses(self, network: nn.Module, inputs: Any, targets: Sequence[Target]) -> dict[str, Tensor]:
-        raise NotImplementedError
+        raise NotImplementedError  # nothing is trained here
 
     def found(self, network: nn.Module, inputs: Any) -> list[Found]:
         entries = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prunecli.errors import RecipeError
@@ -130,14 +130,17 @@ def parts_section(parts: Parts) -> Section:
         if not total:
             continue
         scale, unit = next(((s, u) for s, u in units if total >= 2 * s), units[-1])
-        number: Callable[[float], str] = lambda value, scale=scale: f"{value / scale:.3g}"  # type: ignore[misc]  # noqa: E731
-        rows = [
-            (p.name, number(p.before), number(p.after), f"x{p.after / p.before:.3f}" if p.before else "-") for p in row
-        ]
         left = sum(part.after for part in row)
-        rows.append(("all", number(total), number(left), f"x{left / total:.3f}"))
+        rows = [
+            (
+                p.name,
+                *(f"{n / scale:.3g}" for n in (p.before, p.after)),
+                f"x{p.after / p.before:.3f}" if p.before else "-",
+            )
+            for p in (*row, Part("all", total, left))
+        ]
         table = Table(("part", f"before ({unit})" if unit else "before", "after", "ratio"), rows, numeric=(1, 2, 3))
-        said = f"from {number(total)} to {number(left)} {unit}".rstrip()
+        said = f"from {total / scale:.3g} to {left / scale:.3g} {unit}".rstrip()
         caption = f"Where {label} went"
         blocks.append(Picture(waterfall_plot(row, label, unit, scale), "svg", caption, said, table))
     blocks.append(
@@ -169,7 +172,7 @@ def study_sections(material: Material) -> list[Section]:
     return sections
 
 
-def check_alike(material: Material) -> None:
+def check_not_empty(material: Material) -> None:
     """Checks that there is something to report.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,8 +67,8 @@ def measure_parts(path: Path, manifest: Manifest, sink: Sink) -> Parts:
                 for name, taken in time_layers(network, example).seconds.items():
                     times[name] = min(taken, times.get(name, taken))
     params = [_own_parameters(network) for network in networks]
-    split: Callable[[Sequence[Mapping[str, float]]], tuple[Part, ...]] = lambda pair: _by_part(names, *pair)  # noqa: E731
-    return Parts(split(params), split(macs), split(seconds), str(space.device))
+    by_part = [_by_part(names, before, after) for before, after in (params, macs, seconds)]
+    return Parts(by_part[0], by_part[1], by_part[2], str(space.device))
 
 
 def part_names(network: nn.Module, removed: Sequence[str] = ()) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from prunecli.pipeline.sink import Sink
 from prunecli.report.page import Block, Code, Page, Picture, Rows, Section, Text
 from prunecli.report.table import Table
 from prunecli.studies.reporting.figures import (
-    check_alike,
+    check_not_empty,
     compared,
     figure_sections,
     firing_sections,
@@ -45,7 +45,7 @@ def page_of(material: Material, sink: Sink, *, measure: bool, command: str, titl
     Raises:
         RecipeError: There is nothing to report.
     """
-    check_alike(material)
+    check_not_empty(material)
     path, manifest = next(reversed(material.manifests.items()), (None, None))
     comparison = compared(material)
     sections = [Section("cautions", "Cautions", [Text(text, caution=True) for text in material.cautions])]

@@ -36,7 +36,8 @@ def _curves_of_step(step: Step) -> list[Curve]:
     curves = []
     for name, rows in step.figures.items():
         if isinstance(rows, list) and rows and all(isinstance(row, dict) and "epoch" in row for row in rows):
-            curves.append(_curve(f"{step.stage}: {name.replace('_', ' ')}", rows))  # type: ignore[arg-type]
+            known = [row for row in rows if isinstance(row, dict)]
+            curves.append(_curve(f"{step.stage}: {name.replace('_', ' ')}", known))
     return curves
 
 
