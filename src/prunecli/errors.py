@@ -9,6 +9,7 @@ PruneError (1)
 |-- DataError (2)          a data set is missing or wrong
 |-- VerificationError (1)  the pruned network differs from the masked one
 |-- ResourceError (1)      the disk, memory or a worker process failed
+|-- RanksDiffer (1)        processes that work together do not have the same
 |-- Interrupted (130, 143) Ctrl-C or SIGTERM
 `-- GateFailed (3)         a --fail-if condition holds
 """
@@ -66,6 +67,10 @@ class VerificationError(PruneError):
 
 class ResourceError(PruneError):
     """The disk is full, memory ran out, or a data-loading process died."""
+
+
+class RanksDiffer(PruneError):
+    """Processes that work on one run together do not have the same plan, weights or versions."""
 
 
 class Interrupted(PruneError):
