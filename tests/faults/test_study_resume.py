@@ -45,7 +45,7 @@ def _expected(name: str, processes: Processes, undisturbed: Undisturbed, folder:
     [
         ("audit", "state:renamed@4"),  # in the middle of the ablations
         pytest.param("audit", "state:tensors@12", marks=pytest.mark.slow),  # of the scores
-        ("contest", "state:renamed@2"),
+        pytest.param("contest", "state:renamed@2", marks=pytest.mark.slow),
         *(
             pytest.param(name, fault, marks=pytest.mark.slow)
             for name in ("audit", "contest")

@@ -154,12 +154,14 @@ def test_generating_from_a_cache_is_generating_without(make: Callable[[], Built]
         assert torch.allclose(generated(network, True), generated(network, False), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_first_block_of_t5_holds_what_the_others_need() -> None:
     model, inputs = built(t5)
     with pytest.raises(MethodError, match=r"decoder.block.0 cannot be removed: .*differs from the original"):
         prunecli.prune(model, "depth", example_inputs=inputs, drop="decoder.block.0")
 
 
+@pytest.mark.slow
 def test_what_no_configuration_describes_is_left_to_the_checkpoint() -> None:
     for make, drop in (
         (t5, "encoder.block.2"),  # transformers sizes the cache of the decoder by the layers of the encoder

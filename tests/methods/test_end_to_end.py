@@ -56,12 +56,14 @@ _OTHER_NETWORKS = ("spike", "hybrid")
 
 _BY_LAYER = ("l1", "taylor", "obd")
 """Weights, gradients, curvature: what a layer of its own width is chosen by for every method."""
+_LONG = ("hap", "obs-greedy")
+"""Methods that take longest; others that share their scores stay."""
 
 
 def _methods_and_scopes() -> Iterator[Any]:
     for name in METHODS.built_in:
         if METHODS.load(name).family == "structural" and name not in _OTHER_NETWORKS:
-            yield name, "global"
+            yield pytest.param(name, "global", marks=pytest.mark.slow if name in _LONG else ())
             yield pytest.param(name, "local", marks=() if name in _BY_LAYER else pytest.mark.slow)
 
 

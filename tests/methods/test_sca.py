@@ -347,7 +347,9 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 }
 
 
-@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("vgg9", "resnet19") else ()) for name in NETWORKS]
+)
 def test_the_gated_network_is_the_pruned_network(name: str) -> None:
     torch.manual_seed(0)
     model, x = NETWORKS[name]()

@@ -128,7 +128,9 @@ stages:
     assert _share(final) == pytest.approx(0.5, abs=1e-3)
 
 
-@pytest.mark.parametrize("method", list(SPARSE))
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=pytest.mark.slow if name == "synflow" else ()) for name in SPARSE]
+)
 def test_every_method_reaches_what_was_asked_and_is_the_same_again(method: str, trained: Path, tmp_path: Path) -> None:
     outcomes = [
         _prune(trained, tmp_path / f"{name}.safetensors", method, params={"sparsity": 0.7}, seed=seed)
@@ -144,6 +146,7 @@ def test_every_method_reaches_what_was_asked_and_is_the_same_again(method: str, 
     assert {entry.reason for entry in manifest.history[-1].untouched} == {"a normalisation"}
 
 
+@pytest.mark.slow
 def test_methods_that_look_at_data_beat_chance(trained: Path, tmp_path: Path) -> None:
     """On a trained network: not grasp, which is for new ones."""
 
@@ -183,7 +186,7 @@ def test_no_optimizer_revives_a_masked_weight(optimizer: str) -> None:
         assert torch.equal(old == 0, new == 0) and not torch.equal(old, new)
 
 
-@pytest.mark.parametrize("method", ["magnitude", "snip"])
+@pytest.mark.parametrize("method", ["magnitude", pytest.param("snip", marks=pytest.mark.slow)])
 def test_training_between_steps_holds_zeros(method: str, trained: Path, tmp_path: Path) -> None:
     params = {"sparsity": 0.8, "schedule": "cubic", "steps": 2}
     outcome = _prune(trained, tmp_path / "a.safetensors", method, params=params, epochs=1, lr=0.02)
@@ -482,7 +485,10 @@ def test_equal_weights_are_masked_in_order() -> None:
     assert model[0].weight.flatten().tolist() == [0.0] * 14 + [1.0] * 22
 
 
-@pytest.mark.parametrize("method", ["magnitude", "wanda-weights", "snip", "synflow", "sparsegpt"])
+@pytest.mark.parametrize(
+    "method",
+    ["magnitude", "wanda-weights", "snip", pytest.param("synflow", marks=pytest.mark.slow), "sparsegpt"],
+)
 def test_a_spiking_network(method: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     arguments = {"num_classes": 10, "in_chans": 1, "T": 2, "width": 0.125}

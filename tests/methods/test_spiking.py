@@ -122,6 +122,7 @@ def test_channels_that_never_fire_go_first_and_cost_nothing(
         assert not torch.equal(pruned()(image).argmax(1), silenced(image).argmax(1))
 
 
+@pytest.mark.slow
 def test_progressive_pruning_while_training_carries_the_optimizer_on(
     trained: nn.Module, digits: tuple[DataSet, Preprocessing], calibration: CalibrationBatches
 ) -> None:

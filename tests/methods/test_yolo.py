@@ -146,8 +146,8 @@ print(utils.USER_CONFIG_DIR, file=sys.stderr)
     assert list(tmp_path.iterdir()) == []
 
 
-QUICK = ("boxes", "masks 26", "areas", "classes")
-"""Boxes alone, boxes by one assignment with more beside them, maps, and scores of whole images."""
+QUICK = ("boxes", "masks 26")
+"""Boxes alone, and boxes by one assignment with more beside them."""
 
 
 @pytest.mark.parametrize("head", [pytest.param(h, marks=() if h in QUICK else pytest.mark.slow) for h in HEADS])

@@ -32,6 +32,7 @@ def test_camvid_as_distributed(camvid: Path) -> None:
     assert shares[3] == pytest.approx(0.294, abs=0.01) and shares[1] == pytest.approx(0.264, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("transformers_ready")
 def test_the_recipes_training_learns_more_than_the_commonest_class(camvid: Path, prune: Prune, tmp_path: Path) -> None:
     recipe = REPOSITORY / "recipes" / "segformer-camvid.yaml"

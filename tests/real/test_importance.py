@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +44,7 @@ def _trained(tokens: Tensor, following: Tensor, words: int) -> nn.Module:
     return model.eval()
 
 
+@pytest.mark.slow
 def test_scores_agree_with_ablation_of_a_trained_network(data_root: Path) -> None:
     tokens, following, words = _windows(data_root)
     model = _trained(tokens, following, words)

@@ -17,6 +17,7 @@ def _weights(data_root: Path, name: str) -> Path:
     return next((data_root / "weights").glob(f"{name}*"))
 
 
+@pytest.mark.slow
 def test_published_resnet20_evaluates_prunes_and_compares(prune: Prune, data_root: Path) -> None:
     weights = _weights(data_root, "resnet20")
     common = ("--data", "cifar10", "--data-root", data_root, "--batch-size", "250")

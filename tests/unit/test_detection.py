@@ -244,7 +244,14 @@ def test_objects_to_be_ignored_count_in_no_loss(name: str) -> None:
     assert float(first) == float(second)
 
 
-@pytest.mark.parametrize(("name", "steps", "lr"), [("ssdlite", 30, 3e-3), ("yolos", 220, 5e-3), ("yolo", 24, 2e-3)])
+@pytest.mark.parametrize(
+    ("name", "steps", "lr"),
+    [
+        pytest.param("ssdlite", 30, 3e-3, marks=pytest.mark.slow),
+        pytest.param("yolos", 220, 5e-3, marks=pytest.mark.slow),
+        ("yolo", 24, 2e-3),
+    ],
+)
 def test_a_network_learns_to_find_the_boxes_it_is_shown(name: str, steps: int, lr: float) -> None:
     """Wrong coordinates or classes, in losses or in boxes, would be found here."""
     torch.manual_seed(0)

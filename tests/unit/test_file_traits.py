@@ -168,7 +168,7 @@ def test_options_for_other_files(state: State, tmp_path: Path) -> None:
 TWINS = {"efficientnet_b0": "timm:efficientnet_b0", "tf_efficientnet_b0": "timm:tf_efficientnet_b0"}
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", ["efficientnet_b0", pytest.param("tf_efficientnet_b0", marks=pytest.mark.slow)])
 def test_equal_keys_and_other_arithmetic_are_asked_for(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name).eval()
@@ -324,6 +324,7 @@ _MMPRETRAIN_VIT = (
 )
 
 
+@pytest.mark.slow
 def test_names_of_mmpretrain(tmp_path: Path) -> None:
     plain = dict(timm.create_model("vit_tiny_patch16_224").state_dict())
     renamed = {}

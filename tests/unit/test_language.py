@@ -255,7 +255,9 @@ def test_a_teacher_carries_on_too() -> None:
     assert max(losses) < 1e-6
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("lstm", "spiking") else ()) for name in NAMES]
+)
 def test_stopped_after_any_step_it_resumes_the_same(tmp_path: Path, name: str) -> None:
     def train(keeper: Any) -> str:
         network, teacher = _network(name, dropout=0.3), _network(name, layers=1)

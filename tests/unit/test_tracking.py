@@ -29,7 +29,9 @@ def available(name: str) -> None:
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("name", sorted(READERS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "mlflow" else ()) for name in sorted(READERS)]
+)
 def test_a_run_in_two_parts_is_one_run_to_the_library(name: str, tmp_path: Path) -> None:
     available(name)
     env = {key: value for key, value in os.environ.items() if not key.startswith(_STRANGE)}
