@@ -8,14 +8,15 @@ same order; alone, each of them does nothing and costs nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from prunecli.errors import RanksDiffer
+from prunecli.errors import FailedElsewhere, PruneError, RankLost, RanksDiffer, first_line
 
 T = TypeVar("T")
 
@@ -48,7 +49,8 @@ def own_share(items: Sequence[T]) -> list[T]:
 def wait_for_all() -> None:
     """Returns once every process has come here."""
     if together():
-        dist.barrier()
+        with _contact():
+            dist.barrier()
 
 
 def summed(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -83,9 +85,40 @@ def from_first(value: T) -> T:
     """What rank 0 has, for every process; anything that can be pickled."""
     if not together():
         return value
-    boxed = [value]
-    dist.broadcast_object_list(boxed, src=0, device=_where())
-    return boxed[0]
+    return _from(0, value)
+
+
+def from_rank(number: int, value: T) -> T:
+    """What another rank has, for every process."""
+    return _from(number, value) if together() else value
+
+
+def by_first(action: Callable[[], T]) -> T:
+    """What `action` returns on rank 0, which alone does it, for every process: how files are written.
+
+    Args:
+        action: Must not need the other processes, which wait. What it returns can be pickled.
+
+    Raises:
+        FailedElsewhere: On all other ranks, if it fails on rank 0.
+    """
+    if not together():
+        return action()
+    error: BaseException | None = None
+    outcome: tuple[Any, str | None, int] = (None, None, 0)
+    if writes():
+        try:
+            outcome = (action(), None, 0)
+        except BaseException as raised:  # an interrupt too: nobody may wait for it in vain
+            error = raised
+            outcome = (None, str(raised), getattr(raised, "exit_code", 1 if isinstance(raised, Exception) else 130))
+    value, message, code = _from(0, outcome)
+    if error is not None:
+        raise error
+    if message is not None:
+        raise FailedElsewhere(f"rank 0: {message}", code)
+    result: T = value
+    return result
 
 
 def gathered(value: T) -> list[T]:
@@ -93,8 +126,55 @@ def gathered(value: T) -> list[T]:
     if not together():
         return [value]
     values: list[T] = [value] * world_size()
-    dist.all_gather_object(values, value)
+    with _contact():
+        dist.all_gather_object(values, value)
     return values
+
+
+def averaged(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The means over all processes, in float64 on the CPU; see `summed`."""
+    return [total / world_size() for total in summed(tensors)]
+
+
+class Running:
+    """A sum over all processes that runs while this one goes on.
+
+    Args:
+        tensor: Changed in place; where the backend takes tensors from.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._work: Any = None
+        if together():
+            with _contact():
+                self._work = dist.all_reduce(tensor, async_op=True)
+
+    def wait(self) -> None:
+        """Returns once the tensor holds the sum."""
+        if self._work is not None:
+            with _contact():
+                self._work.wait()
+
+
+def require_equal(facts: Mapping[str, Any]) -> None:
+    """Checks that every process has the same of each of several facts.
+
+    Args:
+        facts: Such as versions, by what they are called.
+
+    Raises:
+        RanksDiffer: Two processes differ; the message names both values. All of them raise it.
+    """
+    everywhere = gathered(dict(facts))
+    first = everywhere[0]
+    for number, facts in enumerate(everywhere):
+        for name in sorted(first.keys() | facts.keys()):
+            here, there = first.get(name), facts.get(name)
+            if here != there:
+                raise RanksDiffer(
+                    f"{name} is {_short(here)} on rank 0 and {_short(there)} on rank {number}; every process needs the "
+                    "same"
+                )
 
 
 def require_same(what: str, value: str | Mapping[str, Tensor]) -> None:
@@ -134,9 +214,37 @@ def _reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
     """Reduces a CPU tensor in place, by way of the accelerator where only that has a backend."""
     where = _where()
     there = tensor.to(where)
-    dist.all_reduce(there, op=operation)
+    with _contact():
+        dist.all_reduce(there, op=operation)
     if there is not tensor:
         tensor.copy_(there)
+
+
+def _from(number: int, value: T) -> T:
+    boxed = [value]
+    with _contact():
+        dist.broadcast_object_list(boxed, src=number, device=_where())
+    return boxed[0]
+
+
+@contextmanager
+def _contact() -> Iterator[None]:
+    """Says what it means when a collective fails: another process is gone.
+
+    Raises:
+        RankLost: It is.
+    """
+    try:
+        yield
+    except PruneError:
+        raise
+    except RuntimeError as error:
+        raise RankLost(f"lost contact with another process ({first_line(error)})") from error
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _where() -> torch.device:
