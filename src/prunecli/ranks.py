@@ -64,7 +64,7 @@ def summed(tensors: Iterable[Tensor]) -> list[Tensor]:
         return doubles
     joined = torch.cat([tensor.reshape(-1) for tensor in doubles])
     _reduce(joined, dist.ReduceOp.SUM)
-    parts = joined.split([tensor.numel() for tensor in doubles])
+    parts: Iterable[Tensor] = torch.split(joined, [tensor.numel() for tensor in doubles])
     return [part.reshape(tensor.shape) for part, tensor in zip(parts, doubles, strict=True)]
 
 
@@ -206,7 +206,7 @@ def digest(value: str | Mapping[str, Tensor]) -> str:
     for name in sorted(value):
         tensor = value[name].detach().cpu().contiguous()
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

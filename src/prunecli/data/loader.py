@@ -224,8 +224,8 @@ class TrainingBatches(Batches):
 
     Attributes:
         position: Index, within its epoch, of the batch after the last one that was yielded.
-        counts: Whether what was yielded last is a share of its batch; else it stands in for one of no sample, and has to
-            be computed with as if it were one, and to count as nothing.
+        counts: Whether what was yielded last is a share of its batch; else it stands in for one of no sample: it has to
+            be computed with like any other, and to count as nothing.
     """
 
     def __init__(self, dataset: PreparedSamples, order: Shuffled, workers: int, bad: BadImages | None) -> None:

@@ -14,7 +14,6 @@ from prunecli.engine.detectors.index import detector_of
 from prunecli.engine.tasks.base import Meter, Task
 from prunecli.errors import DataError, RecipeError
 
-
 _Entries: TypeAlias = list[dict[str, Tensor]]
 """Boxes of each image, as torchmetrics takes them."""
 
