@@ -58,9 +58,8 @@ def place() -> Place | None:
         local = int(env.get("LOCAL_RANK", rank)), int(env.get("LOCAL_WORLD_SIZE", size))
         restarts = int(env.get("TORCHELASTIC_RESTART_COUNT", 0))
     except ValueError as error:
-        raise RecipeError(
-            f"RANK, WORLD_SIZE and LOCAL_RANK have to be numbers ({error}); start it with torchrun"
-        ) from (error)
+        message = f"RANK, WORLD_SIZE and LOCAL_RANK have to be numbers ({error}); start it with torchrun"
+        raise RecipeError(message) from error
     return Place(rank, size, *local, restarts) if size > 1 else None
 
 
@@ -81,8 +80,8 @@ def refuse_launcher(verb: str) -> None:
     here = place()
     if here is not None:
         raise RecipeError(
-            f"prune {verb} works in one process, and a launcher has started {here.size} (WORLD_SIZE); use prune run, or "
-            "start it without torchrun"
+            f"prune {verb} works in one process, and a launcher has started {here.size} (WORLD_SIZE); use prune run, "
+            "or start it without torchrun"
         )
 
 
@@ -143,6 +142,8 @@ def joined(asked: int | None, device: str, plan: Callable[[], str], threads: int
         raise RecipeError(f"--nproc {asked} asks for {asked} processes, and the launcher has started {here.size}")
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     from prunecli import ranks
 
@@ -150,8 +151,8 @@ def joined(asked: int | None, device: str, plan: Callable[[], str], threads: int
     if threads is None and os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun sets it to 1
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // here.local_size))
     try:
-        store, _, _ = next(dist.rendezvous("env://", here.rank, here.size, timeout=_TIMEOUT))
-        _notes[:] = [_Notes(dist.PrefixStore("prune", store), here)]
+        store, _, _ = next(rendezvous("env://", here.rank, here.size, timeout=_TIMEOUT))
+        _notes[:] = [_Notes(PrefixStore("prune", store), here)]
         dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise RankLost(f"the {here.size} processes did not come together ({str(error).splitlines()[0]})") from error

@@ -157,7 +157,7 @@ class Statistics:
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network
-        self._before: dict[str, tuple[Tensor, int]] = {}
+        self._before: dict[str, Tensor] = {}
         self._names: list[str] | None = None
         self._samples = 0
         self.look_again()
@@ -165,7 +165,7 @@ class Statistics:
     def look_again(self) -> None:
         """Finds out anew which buffers change: call when layers may have been frozen or released."""
         self._names = None
-        self._before = {name: (buffer, buffer._version) for name, buffer in self._network.named_buffers()}
+        self._before = {name: buffer.clone() for name, buffer in self._network.named_buffers()}
 
     def see(self, samples: int) -> None:
         """Notes that a batch has been computed; 0 samples: it counts as nothing."""
@@ -179,7 +179,9 @@ class Statistics:
         """
         buffers = dict(self._network.named_buffers())
         if self._names is None:
-            own = {name for name, buffer in buffers.items() if self._changed(name, buffer)}
+            # By their values: batch normalisation does not count up the version of what it changes.
+            before, self._before = self._before, {}
+            own = {name for name, buffer in buffers.items() if not _equal(before.get(name), buffer)}
             self._names = sorted(set().union(*ranks.gathered(own)))
         chosen = [buffers[name] for name in self._names if buffers[name].is_floating_point()]
         samples, self._samples = self._samples, 0
@@ -190,9 +192,9 @@ class Statistics:
         for buffer, total in zip(chosen, sums, strict=True):
             buffer.copy_(total / count.clamp(min=1))
 
-    def _changed(self, name: str, buffer: Tensor) -> bool:
-        before = self._before.get(name)
-        return before is None or before[0] is not buffer or before[1] != buffer._version
+
+def _equal(before: Tensor | None, buffer: Tensor) -> bool:
+    return before is not None and before.shape == buffer.shape and torch.equal(before, buffer)
 
 
 class Replicas:
