@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,9 @@ from torch import Tensor
 from prunecli.errors import FailedElsewhere, PruneError, RankLost, RanksDiffer, first_line
 
 T = TypeVar("T")
+_ALONE = ContextVar("_ALONE", default=False)
+_AT_ONCE = 1 << 22
+"""Numbers that are added up together, at most, unless a single tensor has more."""
 
 
 def rank() -> int:
@@ -32,13 +36,27 @@ def world_size() -> int:
 
 
 def together() -> bool:
-    """Whether there is more than one process."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    """Whether there is more than one process, and this is not done by one `alone`."""
+    return _started() and not _ALONE.get() and dist.get_world_size() > 1
 
 
 def writes() -> bool:
     """Whether this is the process that writes files and talks to the user."""
-    return rank() == 0
+    return not _started() or dist.get_rank() == 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """What runs in this block shares nothing, so that not every process has to run it: there is one rank, 0."""
+    before = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(before)
+
+
+def _started() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def own_share(items: Sequence[T]) -> list[T]:
@@ -62,10 +80,24 @@ def summed(tensors: Iterable[Tensor]) -> list[Tensor]:
     doubles = [tensor.detach().cpu().double() for tensor in tensors]
     if not together() or not doubles:
         return doubles
-    joined = torch.cat([tensor.reshape(-1) for tensor in doubles])
-    _reduce(joined, dist.ReduceOp.SUM)
-    parts: Iterable[Tensor] = torch.split(joined, [tensor.numel() for tensor in doubles])
-    return [part.reshape(tensor.shape) for part, tensor in zip(parts, doubles, strict=True)]
+    sums: list[Tensor] = []
+    while len(sums) < len(doubles):
+        some = _first_few(doubles[len(sums) :])
+        joined = torch.cat([tensor.reshape(-1) for tensor in some])
+        _reduce(joined, dist.ReduceOp.SUM)
+        parts: Iterable[Tensor] = torch.split(joined, [tensor.numel() for tensor in some])
+        sums += [part.reshape(tensor.shape) for part, tensor in zip(parts, some, strict=True)]
+    return sums
+
+
+def _first_few(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The first of some tensors, as many as are added up at once."""
+    numbers = 0
+    for count, tensor in enumerate(tensors):
+        numbers += tensor.numel()
+        if count and numbers > _AT_ONCE:
+            return tensors[:count]
+    return tensors
 
 
 def summed_by_name(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -108,7 +140,8 @@ def by_first(action: Callable[[], T]) -> T:
     outcome: tuple[Any, str | None, int] = (None, None, 0)
     if writes():
         try:
-            outcome = (action(), None, 0)
+            with alone():
+                outcome = (action(), None, 0)
         except BaseException as raised:  # an interrupt too: nobody may wait for it in vain
             error = raised
             outcome = (None, str(raised), getattr(raised, "exit_code", 1 if isinstance(raised, Exception) else 130))
