@@ -69,7 +69,7 @@ def each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     return results
 
 
-def by_first(function: Callable[[], T]) -> T:
+def first_decides(function: Callable[[], T]) -> T:
     """What the first process computes while all others wait: measured times, and what has to be done only once.
 
     Args:
@@ -98,7 +98,7 @@ def agreed(what: str, values: Mapping[str, T]) -> dict[str, T]:
 
     Args:
         what: What it is, in the plural, for the message, such as "the scores".
-        values: Texts or tensors by name of a layer.
+        values: Texts, numbers or tensors by name of a layer.
 
     Raises:
         RanksDiffer: They differ by more; all processes raise it.
@@ -140,10 +140,12 @@ def require_agreed_weights(network: nn.Module) -> None:
 
 
 def _content(value: object) -> str | dict[str, Tensor]:
-    return {"": value} if isinstance(value, Tensor) else str(value)
+    return {"": value} if isinstance(value, Tensor) else repr(value)
 
 
 def _alike(own: object, other: object) -> bool:
+    if isinstance(own, float) and isinstance(other, float):
+        own, other = torch.tensor(own, dtype=torch.float64), torch.tensor(other, dtype=torch.float64)
     if not isinstance(own, Tensor) or not isinstance(other, Tensor):
         return type(own) is type(other) and own == other
     if own.shape != other.shape or own.dtype != other.dtype:
