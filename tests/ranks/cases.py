@@ -140,14 +140,27 @@ def scores(criterion: str, kind: str, batches: int) -> dict[str, Tensor | str]:
     return {**result, "generator": state}
 
 
-def spike_scores(criterion: str, batches: int) -> dict[str, Tensor | str]:
-    """The same for spiking neurons."""
-    from tests.unit.test_spiking_models import firing
+def spiking() -> nn.Module:
+    """Two layers of spiking neurons."""
+    from tests.methods.test_sca import Spiking
 
     torch.manual_seed(2)
-    model = firing("vgg9")
-    data = list(torch.randn(batches * 2, 3, 32, 32, generator=torch.Generator().manual_seed(7)).split(2))
-    groups = list(trace(model, torch.randn(1, 3, 32, 32)).groups)
+    return Spiking().eval()
+
+
+def frames(batches: int) -> list[tuple[Tensor, Tensor]]:
+    """Recordings (samples, steps, channels, height, width) with labels."""
+    generator = torch.Generator().manual_seed(7)
+    return [
+        (2 * torch.rand(3, 4, 2, 8, 8, generator=generator), torch.randint(0, 10, (3,), generator=generator))
+        for _ in range(batches)
+    ]
+
+
+def spike_scores(criterion: str, batches: int) -> dict[str, Tensor | str]:
+    """The same for spiking neurons."""
+    model, data = spiking(), [inputs for inputs, _ in frames(batches)]
+    groups = list(trace(model, data[0]).groups)
     return spike(model, groups, Calibration(batches=data, options={"criterion": criterion}))
 
 
@@ -177,5 +190,28 @@ def pruned(kind: str, compensation: str = "ls", method: str = "fisher", batches:
     return prune_structural(network(kind), request)
 
 
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+def scores_of_all(kind: str, batches: int) -> dict[str, dict[str, Tensor | str]]:
+    """Of all criteria."""
+    return {criterion: scores(criterion, kind, batches) for criterion in CRITERIA}
+
+
+def spikes_of_all(batches: int) -> dict[str, dict[str, Tensor | str]]:
+    return {criterion: spike_scores(criterion, batches) for criterion in SPIKES}
+
+
+def masked_by_all(kind: str, batches: int) -> dict[str, dict[str, Tensor]]:
+    return {method: masked(method, kind, batches) for method in WEIGHTS}
+
+
+Summary = tuple[dict[str, Tensor], list[tuple[str, list[int] | None]], dict[str, Any]]
+
+
+def outcome(kind: str, compensation: str = "ls", **settings: Any) -> Summary:
+    """Weights, kept units and figures of a pruned network."""
+    result = pruned(kind, compensation, **settings)
+    edits = [(edit.group, edit.keep_indices) for edit in result.report.edits]
+    return dict(result.model.state_dict()), edits, result.report.figures()
+
+
+def outcomes(jobs: list[tuple[str, str, dict[str, Any]]]) -> list[Summary]:
+    return [outcome(kind, compensation, **settings) for kind, compensation, settings in jobs]
