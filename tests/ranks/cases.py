@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -190,17 +190,17 @@ def pruned(kind: str, compensation: str = "ls", method: str = "fisher", batches:
     return prune_structural(network(kind), request)
 
 
-def scores_of_all(kind: str, batches: int) -> dict[str, dict[str, Tensor | str]]:
-    """Of all criteria."""
-    return {criterion: scores(criterion, kind, batches) for criterion in CRITERIA}
+def scores_of_all(kind: str, batches: int, criteria: Sequence[str]) -> dict[str, dict[str, Tensor | str]]:
+    """Of several criteria."""
+    return {criterion: scores(criterion, kind, batches) for criterion in criteria}
 
 
 def spikes_of_all(batches: int) -> dict[str, dict[str, Tensor | str]]:
     return {criterion: spike_scores(criterion, batches) for criterion in SPIKES}
 
 
-def masked_by_all(kind: str, batches: int) -> dict[str, dict[str, Tensor]]:
-    return {method: masked(method, kind, batches) for method in WEIGHTS}
+def masked_by_all(kind: str, batches: int, methods: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    return {method: masked(method, kind, batches) for method in methods}
 
 
 Summary = tuple[dict[str, Tensor], list[tuple[str, list[int] | None]], dict[str, Any]]

@@ -1,4 +1,4 @@
-"""Two and three processes that work together."""
+"""Two processes that work together, started once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.ranks.processes import Ranks
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     folder: Path = tmp_path_factory.mktemp("pair")
     ranks = Ranks(2, folder)

@@ -53,7 +53,8 @@ def rank_dependent(model: nn.Module, groups: Sequence[ChannelGroup], calibration
 
 def unaware(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration) -> Any:
     """One that knows nothing of processes: it draws numbers, and sums over all batches."""
-    total = sum(float(model(inputs).square().sum()) for inputs, _ in calibration.pairs())
+    with torch.no_grad():
+        total = sum(float(model(inputs).square().sum()) for inputs, _ in calibration.pairs())
     return {group.name: total + torch.rand(group.units, generator=calibration.generator) for group in groups}
 
 
@@ -195,9 +196,8 @@ def masks_that_differ() -> Any:
 
 def trained(method: str) -> Any:
     """Trains with a method that prunes meanwhile, each process on its share; what stays, and what it says of that."""
-    network, data = (
-        (cases.network("conv"), cases.images(8, 6)) if method == "sca" else (cases.spiking(), cases.frames(8))
-    )
+    spiking = method == "unstructured"
+    network, data = (cases.spiking(), cases.frames(8)) if spiking else (cases.network("conv"), cases.images(8))
     hook, selection, inputs = _hook(method, network, data[0][0])
     share = data[ranks.rank() :: ranks.world_size()]
     fit(network, share, None, FitConfig(epochs=2, lr=0.05), CPU, hooks=[hook], task=TASK)

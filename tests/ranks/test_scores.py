@@ -34,12 +34,29 @@ def _check(two: list[dict[str, Any]], one: dict[str, Any], most: float, what: ob
         assert _off(first, wanted) <= most, (what, name, _off(first, wanted))
 
 
-@pytest.mark.parametrize("batches", [1, 3])
-@pytest.mark.parametrize("kind", ["conv", "vit", "lstm"])
-def test_every_criterion_gives_the_scores_of_one_process(pair: Ranks, kind: str, batches: int) -> None:
+ALL = tuple(cases.CRITERIA)
+FEW = ("taylor", "flap", "obs", "hap", "gate-obd", "enhanced")
+
+
+@pytest.mark.parametrize(
+    ("kind", "batches", "criteria"),
+    [
+        ("conv", 1, ALL),
+        ("conv", 3, ALL),
+        ("lstm", 3, ALL),
+        ("vit", 3, FEW),
+        *(
+            pytest.param(kind, batches, ALL, marks=pytest.mark.slow)
+            for kind, batches in (("vit", 1), ("vit", 4), ("lstm", 1), ("conv", 5))
+        ),
+    ],
+)
+def test_criteria_give_the_scores_of_one_process(
+    pair: Ranks, kind: str, batches: int, criteria: tuple[str, ...]
+) -> None:
     """Of three batches rank 1 looks at one, and of one it looks at none."""
-    one, two = cases.scores_of_all(kind, batches), pair(cases.scores_of_all, kind, batches)
-    for criterion in cases.CRITERIA:
+    one, two = cases.scores_of_all(kind, batches, criteria), pair(cases.scores_of_all, kind, batches, criteria)
+    for criterion in criteria:
         _check([found[criterion] for found in two], one[criterion], _SAME, (criterion, kind, batches))
         state = one[criterion].pop("generator")
         assert isinstance(state, Tensor)
@@ -52,32 +69,48 @@ def test_spikes_are_counted_over_processes(pair: Ranks) -> None:
         _check([found[criterion] for found in two], one[criterion], _SAME, criterion)
 
 
-@pytest.mark.parametrize("kind", ["conv", "vit", "lstm"])
-def test_the_same_single_weights_are_masked(pair: Ranks, kind: str) -> None:
-    one, two = cases.masked_by_all(kind, 3), pair(cases.masked_by_all, kind, 3)
-    for method in cases.WEIGHTS:
+@pytest.mark.parametrize(
+    ("kind", "methods"),
+    [
+        ("conv", ("wanda-weights", "snip", "grasp", "sparsegpt", "magnitude", "random-weights")),
+        ("lstm", ("wanda-weights", "snip", "grasp", "sparsegpt")),
+        pytest.param("vit", cases.WEIGHTS, marks=pytest.mark.slow),
+        pytest.param("conv", ("synflow",), marks=pytest.mark.slow),
+    ],
+)
+def test_the_same_single_weights_are_masked(pair: Ranks, kind: str, methods: tuple[str, ...]) -> None:
+    one, two = cases.masked_by_all(kind, 3, methods), pair(cases.masked_by_all, kind, 3, methods)
+    for method in methods:
         _check([found[method] for found in two], one[method], _REPAIRED, method)
         for name, wanted in one[method].items():
             assert torch.equal(two[0][method][name] == 0, wanted == 0), (method, name)
 
 
-JOBS: list[tuple[str, str, dict[str, Any]]] = [
-    *((kind, repair, {"batches": 3}) for kind in ("conv", "vit", "lstm") for repair in ("bias", "ls", "reconstruct")),
-    *((kind, "auto", {"batches": 5}) for kind in ("conv", "vit", "lstm")),
+Jobs = list[tuple[str, str, dict[str, Any]]]
+JOBS: Jobs = [
     ("conv", "reconstruct", {"batches": 1}),
+    ("conv", "reconstruct", {"batches": 3}),
+    ("vit", "reconstruct", {"batches": 3}),
+    ("lstm", "reconstruct", {"batches": 3}),
+    ("conv", "auto", {"batches": 5}),
+    ("conv", "ls", {"scope": "measured", "batches": 5}),
+    ("conv", "ls", {"retention": "epsilon", "epsilon": 0.1, "ratio": 0.5}),
+]
+SLOW: Jobs = [
+    *((kind, repair, {"batches": 3}) for kind in ("conv", "vit", "lstm") for repair in ("bias", "ls")),
+    *((kind, "auto", {"batches": 5}) for kind in ("vit", "lstm")),
     ("vit", "reconstruct", {"batches": 1}),
     ("conv", "ls", {"method": "obs", "batches": 3}),
     ("vit", "ls", {"method": "hap", "batches": 2}),
-    ("conv", "ls", {"scope": "measured", "batches": 5}),
     ("vit", "ls", {"params": 0.6, "ratio": 0.5}),
-    ("conv", "ls", {"retention": "epsilon", "epsilon": 0.1, "ratio": 0.5}),
     ("vit", "ls", {"schedule": "linear", "steps": 2}),
 ]
 
 
-def test_the_same_channels_are_removed_and_the_rest_repaired_alike(pair: Ranks) -> None:
-    two = pair(cases.outcomes, JOBS)
-    for number, (job, one) in enumerate(zip(JOBS, cases.outcomes(JOBS), strict=True)):
+@pytest.mark.parametrize("jobs", [JOBS, pytest.param(SLOW, marks=pytest.mark.slow)])
+def test_the_same_channels_are_removed_and_the_rest_repaired_alike(pair: Ranks, jobs: Jobs) -> None:
+    two = pair(cases.outcomes, jobs)
+    for number, (job, one) in enumerate(zip(jobs, cases.outcomes(jobs), strict=True)):
         first, second = two[0][number], two[1][number]
         assert first[1] == second[1] == one[1], job
         assert any(edit[1] for edit in one[1]), job
