@@ -84,3 +84,8 @@ def test_methods_that_train_choose_the_same(pair: Ranks, method: str) -> None:
     assert opened == opened_too and figures == figures_too
     assert repr(state) == repr(state_too)
     assert all(torch.equal(weights[name], weights_too[name]) for name in weights)
+
+
+def test_a_batch_that_stands_in_for_none_is_not_watched(pair: Ranks) -> None:
+    assert pair(planted.stood_in_for, 1) == [[[("layer", [2.0, 3.0], 2)], [("layer", [4.0, 3.0], 2)]]] * 2
+    assert pair(planted.stood_in_for, 2) == [[[("layer", [4.0, 33.0], 4)], [("layer", [8.0, 33.0], 4)]]] * 2

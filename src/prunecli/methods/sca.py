@@ -184,6 +184,7 @@ class Sca(PruningHook):
         self._regrown, self._sums = dict(state["regrown"]), dict(state["activity"])
         self._calls, self._pull = dict(state["calls"]), dict(state["pull"])
         self._steps, self._ended = state["steps"], state["ended"]
+        self._own = _OwnStep()
         self._history = [dict(entry) for entry in state["history"]]
 
     def _see(self, watched: str, mean: Tensor) -> None:
