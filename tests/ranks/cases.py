@@ -16,6 +16,8 @@ from prunecli.criteria.gate_hessian import gate_obd
 from prunecli.criteria.gradient import fisher, taylor
 from prunecli.criteria.hessian import hap, obd
 from prunecli.criteria.obs import obs, obs_greedy
+from prunecli.criteria.parts import observed_parts
+from prunecli.criteria.samples import SomeSamples
 from prunecli.criteria.spike import spike
 from prunecli.criteria.wanda import wanda
 from prunecli.methods.registry import get_structural
@@ -121,7 +123,10 @@ def images(batches: int, size: int = 6, last: int | None = None) -> list[tuple[T
 
 def data_of(kind: str, batches: int) -> list[tuple[Tensor, Tensor]]:
     """Calibration data: one batch is larger, the last of several smaller."""
-    return tokens(batches) if kind == "lstm" else images(batches, last=4 if batches > 1 else 8)
+    if kind == "lstm":
+        return tokens(batches)
+    # With four batches or more, there are more positions in each than `obs` looks at, so it draws some.
+    return images(batches, 10 if batches > 3 else 6, last=4 if batches > 1 else 8)
 
 
 def groups_of(kind: str, model: nn.Module) -> list[ChannelGroup]:
@@ -193,6 +198,19 @@ def pruned(kind: str, compensation: str = "ls", method: str = "fisher", batches:
 def scores_of_all(kind: str, batches: int, criteria: Sequence[str]) -> dict[str, dict[str, Tensor | str]]:
     """Of several criteria."""
     return {criterion: scores(criterion, kind, batches) for criterion in criteria}
+
+
+def observed(rising: float) -> dict[str, Tensor]:
+    """Statistics of activations, which rise from batch to batch, by the histograms that the first one gives limits."""
+    model, data = (
+        network("conv"),
+        [(inputs * rising**number, labels) for number, (inputs, labels) in enumerate(images(4))],
+    )
+    some = SomeSamples.of(Calibration(batches=data), 0, "enhanced")
+    part = observed_parts(model, groups_of("conv", model), some, ["activation"], 0.01)["activation"]
+    assert part.halves is not None
+    named = {"whole": part.scores, "first": part.halves[0], "second": part.halves[1]}
+    return {f"{half} {name}": values for half, scores in named.items() for name, values in scores.items()}
 
 
 def spikes_of_all(batches: int) -> dict[str, dict[str, Tensor | str]]:
