@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from prunecli.errors import FailedElsewhere, RankLost, RecipeError
+from prunecli.errors import FailedElsewhere, GateFailed, Interrupted, RankLost, RanksDiffer, RecipeError
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What launchers tell a process."""
 _TIMEOUT = timedelta(minutes=30)
 """How long a process waits for another in one operation. Dead ones are noticed at once; this is for those that hang."""
+_COMMON = (Interrupted, GateFailed, RanksDiffer)
+"""Errors that all processes raise together."""
 _PATIENCE = 5.0
 """Seconds within which another process is expected to say what it failed of."""
 
@@ -109,6 +111,14 @@ class _Notes:
         found = (self.read(rank) for rank in range(self.here.size) if rank != self.here.rank)
         return [note for note in found if note is not None]
 
+    def leave(self) -> None:
+        """Lets a rank 0 that keeps the notes itself wait until the others have read them; torchrun keeps them longer."""
+        with suppress(Exception):
+            self._store.set(f"left-{self.here.rank}", "")
+            if self.here.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+                keys = [f"left-{rank}" for rank in range(1, self.here.size)]
+                _awaited(lambda: self._store.check(keys))
+
     def first_to(self, what: str) -> bool:
         """Whether this is the first process that asks for it."""
         with suppress(Exception):
@@ -140,6 +150,7 @@ def joined(asked: int | None, device: str, plan: Callable[[], str], threads: int
         return
     if asked is not None and asked != here.size:
         raise RecipeError(f"--nproc {asked} asks for {asked} processes, and the launcher has started {here.size}")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings about those that have left say nothing new
     import torch
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
@@ -232,10 +243,19 @@ def verdict(error: BaseException, message: str, code: int) -> Verdict:
     here = place()
     if here is None:
         return Verdict(message, code)
-    prefix = f"rank {here.rank}: "
     if not _notes:  # nobody has met yet, so all of them say the same
         return Verdict(message if here.rank == 0 else None, code)
-    notes = _notes[0]
+    if isinstance(error, _COMMON):
+        return Verdict(message if here.rank == 0 else None, code)
+    ruling = _among(_notes[0], error, message, code)
+    _notes[0].leave()
+    return ruling
+
+
+def _among(notes: _Notes, error: BaseException, message: str, code: int) -> Verdict:
+    """The same where one process may have failed and the others not."""
+    here = notes.here
+    prefix = f"rank {here.rank}: "
     if isinstance(error, (RankLost, KeyboardInterrupt)):  # most likely because another one has failed
         found = _awaited(notes.others)
         if found:
@@ -252,9 +272,9 @@ def verdict(error: BaseException, message: str, code: int) -> Verdict:
     return Verdict(prefix + message, code)
 
 
-def _awaited(look: Any) -> list[tuple[int, str]]:
-    """What is noted within `_PATIENCE` seconds."""
+def _awaited(look: Callable[[], Any]) -> Any:
+    """What is there to be seen within `_PATIENCE` seconds."""
     end = time.monotonic() + _PATIENCE
     while not (found := look()) and time.monotonic() < end:
         time.sleep(0.05)
-    return list(found)
+    return found

@@ -60,7 +60,7 @@ def run(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None:
         save()
         return
     here, processes = place(), values["nproc"]
-    if here is None and (processes or 1) != 1:
+    if here is None and processes is not None and processes != 1:
         from prunecli.pipeline.run import check_plan
 
         check_plan(plan)
