@@ -1,4 +1,4 @@
-"""Several processes that work together, as a launcher would start them, forked from one that has imported everything."""
+"""Several processes that work together, as a launcher starts them, forked from one that has imported everything."""
 
 from __future__ import annotations
 

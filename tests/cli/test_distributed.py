@@ -87,7 +87,7 @@ def test_a_killed_process_ends_all_and_another_number_goes_on(processes: Process
     killed = _run(processes, recipe, env={1: {FAULT_VARIABLE: "fit:step@3"}})
     assert killed.codes[1] == -signal.SIGKILL and killed.codes[0] == 1 and killed.seconds < 60
     assert killed.err[0].count("error:") == 1 and "rank 0: lost contact with another process" in killed.err[0]
-    resumed = _run(processes, recipe, "--resume", size=1)
+    resumed = _run(processes, recipe, "--resume", "--save-every", 60, size=1)
     assert resumed.codes == [0], resumed.err
     assert "batch 2" in resumed.err[0] and "was saved with processes 2, now 1" in resumed.err[0]
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -377,9 +378,8 @@ Found = dict[int, list[dict[str, Any]]]
 def _near(first: Any, second: Any, tolerance: float) -> None:
     assert first.keys() == second.keys()
     for name, tensor in first.items():
-        torch.testing.assert_close(
-            tensor, second[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        told = partial("{}: {}".format, name)
+        torch.testing.assert_close(tensor, second[name], rtol=tolerance, atol=tolerance, msg=told)
 
 
 @pytest.mark.parametrize("name", TRAININGS)

@@ -112,7 +112,7 @@ class _Notes:
         return [note for note in found if note is not None]
 
     def leave(self) -> None:
-        """Lets a rank 0 that keeps the notes itself wait until the others have read them; torchrun keeps them longer."""
+        """Lets a rank 0 that keeps the notes itself wait until the others have read them; torchrun outlives it."""
         with suppress(Exception):
             self._store.set(f"left-{self.here.rank}", "")
             if self.here.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
