@@ -9,6 +9,7 @@ import hashlib
 import os
 import platform
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -162,8 +163,9 @@ def joined(asked: int | None, device: str, plan: Callable[[], str], threads: int
     if threads is None and os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun sets it to 1
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // here.local_size))
     try:
-        store, _, _ = next(rendezvous("env://", here.rank, here.size, timeout=_TIMEOUT))
-        _notes[:] = [_Notes(PrefixStore("prune", store), here)]
+        known, _, _ = next(rendezvous("env://", here.rank, here.size, timeout=_TIMEOUT))
+        store = PrefixStore(_met(known, here), known)
+        _notes[:] = [_Notes(PrefixStore("notes", store), here)]
         dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise RankLost(f"the {here.size} processes did not come together ({str(error).splitlines()[0]})") from error
@@ -173,6 +175,34 @@ def joined(asked: int | None, device: str, plan: Callable[[], str], threads: int
     ranks.wait_for_all()
     dist.destroy_process_group()
     _notes.clear()
+
+
+def _met(store: Any, here: Place) -> str:
+    """A name for this meeting of the processes, which all of them agree on.
+
+    torchrun keeps one store for all its restarts, with the addresses of processes that are gone. How often it has
+    restarted them is no name: on several machines it counts differently.
+
+    Raises:
+        RuntimeError: Not all of them have come.
+    """
+    own, end = uuid.uuid4().hex, time.monotonic() + _TIMEOUT.total_seconds()
+    others = range(1, here.size)
+    if here.rank:
+        store.set(f"hello-{here.rank}", own)
+    while time.monotonic() < end:
+        if here.rank == 0:
+            come = [store.get(f"hello-{rank}").decode() for rank in others if store.check([f"hello-{rank}"])]
+            store.set("welcome", " ".join([own, *come]))
+            if store.check([f"{own}-{rank}" for rank in others]):
+                return own
+        elif store.check(["welcome"]):
+            name, *come = store.get("welcome").decode().split()
+            if own in come:
+                store.set(f"{name}-{here.rank}", "")
+                return str(name)
+        time.sleep(0.02)
+    raise RuntimeError(f"waited {_TIMEOUT} for each other")
 
 
 def versions() -> dict[str, str]:
