@@ -2,7 +2,7 @@
 
     python benchmarks/distributed.py -o benchmarks/results/distributed.json [--rounds 8] [--processes 2]
 
-A ResNet-20 with random weights, on which times do not depend, is trained for one epoch on 40 batches of 128 random
+A ResNet-20 with random weights, on which times do not depend, is trained for one epoch on 8 batches of 64 random
 images of 32 x 32 pixels; every process has one thread. In every round, and in another order each time, the first
 process trains alone while the others wait, all of them share the batches in `fit`, and all of them do in a plain loop
 around DistributedDataParallel with the same optimizer, also alone. Efficiency is the time of one process over
@@ -36,7 +36,7 @@ from prunecli.measure.environment import describe_environment
 from prunecli.models.catalog import build
 from prunecli.ranks import alone, digest, gathered, own_share, rank, wait_for_all, world_size
 
-BATCHES, SAMPLES = 40, 128
+BATCHES, SAMPLES = 8, 64
 CONFIG = FitConfig(epochs=1, lr=0.05, schedule="constant")
 CPU = torch.device("cpu")
 

@@ -34,8 +34,6 @@ def launch(words: Sequence[str], processes: int, restarts: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # What has failed says so itself.
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -49,6 +47,7 @@ def launch(words: Sequence[str], processes: int, restarts: int) -> None:
     )
     # What torchrun does, lest every process takes all cores for itself.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    logging.disable(logging.CRITICAL)  # what has failed says so itself
     try:
         elastic_launch(config, sys.executable)("-m", "prunecli", *words)
     except SignalException as error:
@@ -63,3 +62,5 @@ def launch(words: Sequence[str], processes: int, restarts: int) -> None:
                 "memory ran out: use smaller batches (--set data.batch_size=N). --resume continues the run"
             ) from error
         raise FailedElsewhere("a process has failed", max(failures[0][1].exitcode, 1)) from error
+    finally:
+        logging.disable(logging.NOTSET)
