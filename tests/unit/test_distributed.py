@@ -33,7 +33,7 @@ from prunecli.engine.freezing import FreezeBackbone
 from prunecli.engine.hooks import Batch, Hook
 from prunecli.engine.tasks.base import Labels, Task
 from prunecli.engine.tasks.index import task_of
-from prunecli.errors import DataError, PruneError
+from prunecli.errors import PruneError
 from tests.processes import Processes
 from tests.several import run_together
 
@@ -135,9 +135,11 @@ def _losses(result: FitResult) -> list[float]:
 class _Masks:
     """Images with masks, most of one process's pixels void; a share of the samples of each batch like the loader's."""
 
-    def __init__(self) -> None:
+    def __init__(self, broken: int | None = None) -> None:
         generator = torch.Generator().manual_seed(0)
         self._inputs = torch.randn(7, 3, 8, 8, generator=generator)
+        if broken is not None:
+            self._inputs[broken] = torch.nan
         self._labels = torch.randint(3, (7, 8, 8), generator=generator)
         self._labels[::2, 1:] = 255
         self.position, self.counts = 0, True
@@ -327,7 +329,10 @@ def work(folder: Path) -> None:
         _texts_with_keeper(folder / f"text-stopped-{size}", 5)
         found["text resumed"] = _texts_with_keeper(folder / f"text-stopped-{size}", None)
         found["random"] = torch.rand(3)  # afterwards all processes draw the same again
-        found["too many unreadable"] = _unreadable()
+        found["too many unreadable"] = _message(
+            lambda: _trained(_plain(), _batches(5, _Damaged(*vars(_images()).values()), 1), _labels("classification"))
+        )
+        found["not a number"] = _message(lambda: _trained(_dense(), _Masks(broken=3), _labels("segmentation", 3)))
         torch.save(found, folder / f"{size}-{ranks.rank()}.pt")
 
 
@@ -346,11 +351,11 @@ def _normalised() -> dict[str, Any]:
     return _trained(model, _batches(), _labels("classification"))
 
 
-def _unreadable() -> str:
+def _message(action: Callable[[], object]) -> str:
     try:
-        _trained(_plain(), _batches(5, _Damaged(*vars(_images()).values()), 1), _labels("classification"))
+        action()
     except PruneError as error:
-        return f"{isinstance(error, DataError)} {error}"
+        return str(error)
     return ""
 
 
@@ -441,6 +446,11 @@ def test_unreadable_images_count_over_all_processes(found: Found) -> None:
     """One of two is allowed, and each process meets one at most."""
     messages = {one["too many unreadable"] for one in (*found[1], *found[2])}
     assert len(messages) == 1 and "not a readable image (is cut off), the 2nd of them" in messages.pop()
+
+
+def test_a_loss_that_is_no_number_in_one_process_is_an_error_in_all(found: Found) -> None:
+    for one in (*found[1], *found[2]):
+        assert one["not a number"] == "the loss is nan at epoch 1, batch 1; lower the learning rate (--lr)"
 
 
 @pytest.mark.parametrize("processes_", [1, 2, 3, 4])
