@@ -35,6 +35,7 @@ from prunecli.engine.resuming import (
     figures_from_state,
     figures_to_state,
     random_state,
+    require_finite,
     seed_apart,
     set_random_state,
     stop_requests,
@@ -131,26 +132,14 @@ def fit(
     """
     seed_everything(seed)
     model.to(device)
-    hooks = (ExplosionWatch(tell), *hooks)
-    run = _Run(model, train, config, device, optimizer, task, hooks, seed)
+    run = _Run(model, train, config, device, optimizer, task, (ExplosionWatch(tell), *hooks), seed)
     seed_apart(seed, ranks.rank())
     listening = stop_requests(tell) if keeper is not None else nullcontext(StopRequest())
     with channels_last(model), listening as stop:
         checkpoint = Checkpoint(run, keeper, stop)
         checkpoint.restore()
         while not run.finished():
-            with resource_errors(getattr(train, "batch_size", None)):
-                loss = run.epoch(train, progress, checkpoint)
-            figures = None
-            if validation is not None:
-                figures = evaluate(model, validation, device, on_step=lambda done: checkpoint.stop(), task=task)
-            entry = run.close_epoch(loss, figures)
-            ranks.require_same(f"the network after epoch {entry.epoch}", _tensors(model))
-            crash_point("fit:epoch")
-            if progress is not None:
-                progress.on_epoch(entry, [table for hook in hooks for table in hook.tables()])
-            checkpoint.agree()
-            checkpoint()
+            run.next_epoch(train, validation, progress, checkpoint)
         checkpoint.stop()
     if ranks.together():
         set_random_state(ranks.from_first(random_state(device)), device)
@@ -203,7 +192,24 @@ class _Run:
             hook.begin(training)
         self._replicas = Replicas(model)
 
-    def epoch(self, batches: SizedBatches, progress: Progress | None, checkpoint: Checkpoint) -> float:
+    def next_epoch(
+        self, train: SizedBatches, validation: SizedBatches | None, progress: Progress | None, checkpoint: Checkpoint
+    ) -> None:
+        """Trains for an epoch, or the rest of one, and validates."""
+        with resource_errors(getattr(train, "batch_size", None)):
+            loss = self._epoch(train, progress, checkpoint)
+        figures = None
+        if validation is not None:
+            figures = evaluate(self.model, validation, self.device, lambda done: checkpoint.stop(), task=self.task)
+        entry = self._close_epoch(loss, figures)
+        ranks.require_same(f"the network after epoch {entry.epoch}", _tensors(self.model))
+        crash_point("fit:epoch")
+        if progress is not None:
+            progress.on_epoch(entry, [table for hook in self._hooks for table in hook.tables()])
+        checkpoint.agree()
+        checkpoint()
+
+    def _epoch(self, batches: SizedBatches, progress: Progress | None, checkpoint: Checkpoint) -> float:
         """Runs the remaining batches of the epoch and returns the mean loss."""
         self.model.train()
         here = self.position
@@ -254,7 +260,7 @@ class _Run:
             hook.epoch_end(here.epoch)
         return here.loss / max(here.images, 1)
 
-    def close_epoch(self, loss: float, figures: Figures | None) -> Epoch:
+    def _close_epoch(self, loss: float, figures: Figures | None) -> Epoch:
         """Records the epoch and moves on to the next."""
         here = self.position
         score = figures.score if figures is not None else None
@@ -286,12 +292,7 @@ class _Run:
 
     def require_finite(self) -> None:
         """Raises an error before NaN or infinite weights are saved or evaluated."""
-        for name, tensor in self.model.state_dict(keep_vars=True).items():
-            if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor.detach()).all()):
-                raise PruneError(
-                    f"{name} holds NaN or infinity at {self.position}; lower the learning rate (--lr), or limit the "
-                    "gradients (--clip-grad)"
-                )
+        require_finite(self.model, self.position)
 
     def state(self) -> State:
         """Returns everything that determines how training continues; see `prunecli.engine.resuming`."""
