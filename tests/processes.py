@@ -149,6 +149,7 @@ class Processes:
                 **os.environ,
                 "OMP_NUM_THREADS": "1",
                 "MKL_NUM_THREADS": "1",
+                "TORCH_CPP_LOG_LEVEL": "ERROR",
                 "PYTHONPATH": os.pathsep.join(filter(None, folders)),
             },
         )

@@ -10,6 +10,8 @@ PruneError (1)
 |-- VerificationError (1)  the pruned network differs from the masked one
 |-- ResourceError (1)      the disk, memory or a worker process failed
 |-- RanksDiffer (1)        processes that work together do not have the same
+|-- RankLost (1)           one of them is gone
+|-- FailedElsewhere        one of them has failed and has said so
 |-- Interrupted (130, 143) Ctrl-C or SIGTERM
 `-- GateFailed (3)         a --fail-if condition holds
 """
@@ -71,6 +73,23 @@ class ResourceError(PruneError):
 
 class RanksDiffer(PruneError):
     """Processes that work on one run together do not have the same plan, weights or versions."""
+
+
+class RankLost(PruneError):
+    """Another process that works on the same run is gone, or could not be reached."""
+
+
+class FailedElsewhere(PruneError):
+    """Another process that works on the same run has failed; that one shows its error.
+
+    Args:
+        message: What it says.
+        exit_code: Its exit code, which becomes this one's.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Interrupted(PruneError):

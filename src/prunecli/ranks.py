@@ -8,16 +8,21 @@ same order; alone, each of them does nothing and costs nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from prunecli.errors import RanksDiffer
+from prunecli.errors import FailedElsewhere, PruneError, RankLost, RanksDiffer, first_line
 
 T = TypeVar("T")
+_ALONE = ContextVar("_ALONE", default=False)
+_AT_ONCE = 1 << 22
+"""Numbers that are added up together, at most, unless a single tensor has more."""
 
 
 def rank() -> int:
@@ -31,13 +36,27 @@ def world_size() -> int:
 
 
 def together() -> bool:
-    """Whether there is more than one process."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    """Whether there is more than one process, and this is not done by one `alone`."""
+    return _started() and not _ALONE.get() and dist.get_world_size() > 1
 
 
 def writes() -> bool:
     """Whether this is the process that writes files and talks to the user."""
-    return rank() == 0
+    return not _started() or dist.get_rank() == 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """What runs in this block shares nothing, so that not every process has to run it: there is one rank, 0."""
+    before = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(before)
+
+
+def _started() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def own_share(items: Sequence[T]) -> list[T]:
@@ -48,7 +67,8 @@ def own_share(items: Sequence[T]) -> list[T]:
 def wait_for_all() -> None:
     """Returns once every process has come here."""
     if together():
-        dist.barrier()
+        with _contact():
+            dist.barrier()
 
 
 def summed(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -60,10 +80,24 @@ def summed(tensors: Iterable[Tensor]) -> list[Tensor]:
     doubles = [tensor.detach().cpu().double() for tensor in tensors]
     if not together() or not doubles:
         return doubles
-    joined = torch.cat([tensor.reshape(-1) for tensor in doubles])
-    _reduce(joined, dist.ReduceOp.SUM)
-    parts = joined.split([tensor.numel() for tensor in doubles])
-    return [part.reshape(tensor.shape) for part, tensor in zip(parts, doubles, strict=True)]
+    sums: list[Tensor] = []
+    while len(sums) < len(doubles):
+        some = _first_few(doubles[len(sums) :])
+        joined = torch.cat([tensor.reshape(-1) for tensor in some])
+        _reduce(joined, dist.ReduceOp.SUM)
+        parts: Iterable[Tensor] = torch.split(joined, [tensor.numel() for tensor in some])
+        sums += [part.reshape(tensor.shape) for part, tensor in zip(parts, some, strict=True)]
+    return sums
+
+
+def _first_few(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The first of some tensors, as many as are added up at once."""
+    numbers = 0
+    for count, tensor in enumerate(tensors):
+        numbers += tensor.numel()
+        if count and numbers > _AT_ONCE:
+            return tensors[:count]
+    return tensors
 
 
 def summed_by_name(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -83,9 +117,41 @@ def from_first(value: T) -> T:
     """What rank 0 has, for every process; anything that can be pickled."""
     if not together():
         return value
-    boxed = [value]
-    dist.broadcast_object_list(boxed, src=0, device=_where())
-    return boxed[0]
+    return _from(0, value)
+
+
+def from_rank(number: int, value: T) -> T:
+    """What another rank has, for every process."""
+    return _from(number, value) if together() else value
+
+
+def by_first(action: Callable[[], T]) -> T:
+    """What `action` returns on rank 0, which alone does it, for every process: how files are written.
+
+    Args:
+        action: Must not need the other processes, which wait. What it returns can be pickled.
+
+    Raises:
+        FailedElsewhere: On all other ranks, if it fails on rank 0.
+    """
+    if not together():
+        return action()
+    error: BaseException | None = None
+    outcome: tuple[Any, str | None, int] = (None, None, 0)
+    if writes():
+        try:
+            with alone():
+                outcome = (action(), None, 0)
+        except BaseException as raised:  # an interrupt too: nobody may wait for it in vain
+            error = raised
+            outcome = (None, str(raised), getattr(raised, "exit_code", 1 if isinstance(raised, Exception) else 130))
+    value, message, code = _from(0, outcome)
+    if error is not None:
+        raise error
+    if message is not None:
+        raise FailedElsewhere(f"rank 0: {message}", code)
+    result: T = value
+    return result
 
 
 def gathered(value: T) -> list[T]:
@@ -93,8 +159,55 @@ def gathered(value: T) -> list[T]:
     if not together():
         return [value]
     values: list[T] = [value] * world_size()
-    dist.all_gather_object(values, value)
+    with _contact():
+        dist.all_gather_object(values, value)
     return values
+
+
+def averaged(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The means over all processes, in float64 on the CPU; see `summed`."""
+    return [total / world_size() for total in summed(tensors)]
+
+
+class Running:
+    """A sum over all processes that runs while this one goes on.
+
+    Args:
+        tensor: Changed in place; where the backend takes tensors from.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._work: Any = None
+        if together():
+            with _contact():
+                self._work = dist.all_reduce(tensor, async_op=True)
+
+    def wait(self) -> None:
+        """Returns once the tensor holds the sum."""
+        if self._work is not None:
+            with _contact():
+                self._work.wait()
+
+
+def require_equal(facts: Mapping[str, Any]) -> None:
+    """Checks that every process has the same of each of several facts.
+
+    Args:
+        facts: Such as versions, by what they are called.
+
+    Raises:
+        RanksDiffer: Two processes differ; the message names both values. All of them raise it.
+    """
+    everywhere = gathered(dict(facts))
+    first = everywhere[0]
+    for number, facts in enumerate(everywhere):
+        for name in sorted(first.keys() | facts.keys()):
+            here, there = first.get(name), facts.get(name)
+            if here != there:
+                raise RanksDiffer(
+                    f"{name} is {_short(here)} on rank 0 and {_short(there)} on rank {number}; every process needs the "
+                    "same"
+                )
 
 
 def require_same(what: str, value: str | Mapping[str, Tensor]) -> None:
@@ -126,7 +239,7 @@ def digest(value: str | Mapping[str, Tensor]) -> str:
     for name in sorted(value):
         tensor = value[name].detach().cpu().contiguous()
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
@@ -134,9 +247,37 @@ def _reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
     """Reduces a CPU tensor in place, by way of the accelerator where only that has a backend."""
     where = _where()
     there = tensor.to(where)
-    dist.all_reduce(there, op=operation)
+    with _contact():
+        dist.all_reduce(there, op=operation)
     if there is not tensor:
         tensor.copy_(there)
+
+
+def _from(number: int, value: T) -> T:
+    boxed = [value]
+    with _contact():
+        dist.broadcast_object_list(boxed, src=number, device=_where())
+    return boxed[0]
+
+
+@contextmanager
+def _contact() -> Iterator[None]:
+    """Says what it means when a collective fails: another process is gone.
+
+    Raises:
+        RankLost: It is.
+    """
+    try:
+        yield
+    except PruneError:
+        raise
+    except RuntimeError as error:
+        raise RankLost(f"lost contact with another process ({first_line(error)})") from error
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _where() -> torch.device:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from prunecli import ranks
 from prunecli.checkpoint.durable import write_atomically
 from prunecli.checkpoint.finite import check_finite
 from prunecli.checkpoint.header import MANIFEST_KEY, UNSEALED, manifest_of, read_header, seal
@@ -61,7 +62,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], manifest: Manife
             raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from error
         seal(temporary)
 
-    write_atomically(path, save)
+    ranks.by_first(lambda: write_atomically(path, save))
 
 
 def _apart(tensor: Tensor, storages: set[int]) -> Tensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from prunecli import ranks
 from prunecli.checkpoint.durable import unwritable
 from prunecli.errors import RecipeError
 
@@ -22,6 +23,8 @@ LOCK_NAME, HOLDER_NAME = "lock", "holder.json"
 def locked(folder: Path, command: str = "", output: Path | None = None) -> Iterator[None]:
     """Locks `folder`, creating it if needed; the lock of a process that dies is released.
 
+    Of several processes that work together rank 0 holds the lock, for all of them.
+
     Args:
         folder: The folder that no other process may write to.
         command: The running command, shown to other processes that try to lock the folder.
@@ -31,6 +34,18 @@ def locked(folder: Path, command: str = "", output: Path | None = None) -> Itera
         RecipeError: Another process holds the lock; the message names it.
         ResourceError: The folder is not writable.
     """
+    held: list[FileLock] = []
+    ranks.by_first(lambda: held.append(_acquired(folder, output)))
+    try:
+        for _ in held:
+            _note_holder(folder, command)
+        yield
+    finally:
+        for lock in held:
+            _release(lock, folder)
+
+
+def _acquired(folder: Path, output: Path | None) -> FileLock:
     if folder.is_symlink():
         raise RecipeError(f"{folder}: is a symbolic link; remove it, or write somewhere else")
     try:
@@ -43,21 +58,25 @@ def locked(folder: Path, command: str = "", output: Path | None = None) -> Itera
         ) from error
     except OSError as error:
         raise unwritable(folder, error) from error
-    try:
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        holder = {"pid": os.getpid(), "host": platform.node(), "since": started, "command": command}
-        with suppress(OSError):  # a full disk: the lock works without this file
-            (folder / HOLDER_NAME).unlink(missing_ok=True)  # it may be a link to somewhere else
-            with (folder / HOLDER_NAME).open("x", encoding="utf-8") as file:
-                json.dump(holder, file)
-        yield
-    finally:
-        with suppress(OSError):
-            (folder / HOLDER_NAME).unlink(missing_ok=True)
-            (folder / LOCK_NAME).unlink(missing_ok=True)  # before the release, so that nobody locks a file about to go
-        lock.release()
-        with suppress(OSError):
-            folder.rmdir()  # unless something else was written to it
+    return lock
+
+
+def _note_holder(folder: Path, command: str) -> None:
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    holder = {"pid": os.getpid(), "host": platform.node(), "since": started, "command": command}
+    with suppress(OSError):  # a full disk: the lock works without this file
+        (folder / HOLDER_NAME).unlink(missing_ok=True)  # it may be a link to somewhere else
+        with (folder / HOLDER_NAME).open("x", encoding="utf-8") as file:
+            json.dump(holder, file)
+
+
+def _release(lock: FileLock, folder: Path) -> None:
+    with suppress(OSError):
+        (folder / HOLDER_NAME).unlink(missing_ok=True)
+        (folder / LOCK_NAME).unlink(missing_ok=True)  # before the release, so that nobody locks a file about to go
+    lock.release()
+    with suppress(OSError):
+        folder.rmdir()  # unless something else was written to it
 
 
 def _holder(folder: Path) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from prunecli import ranks
 from prunecli.checkpoint.durable import crash_point, current_umask, sync, sync_folder
 from prunecli.checkpoint.io import file_sha256
 from prunecli.checkpoint.torch_files import read_torch_file
@@ -77,6 +78,8 @@ class ExtraState:
 class StateStore:
     """The saved states of one stage, in a folder of their own.
 
+    Of several processes that work together rank 0 writes for all of them, who read what it chose.
+
     A state is staged under another name and synced, its manifest is written last, and then it is renamed, so anything
     called `state-...` was complete. A damaged state is set aside as `damaged-state-...` and the previous one is used.
 
@@ -127,12 +130,28 @@ class StateStore:
             RecipeError: It belongs to another run (the message names a setting that differs), or all are damaged.
             ResourceError: The disk or the memory failed.
         """
-        folders = self._folders()
-        for folder in reversed(folders):
+        found: list[State] = []
+        chosen = ranks.by_first(lambda: self._newest(found))
+        if chosen is None:
+            return None
+        folder, sha256 = chosen
+        try:
+            content = found[0] if found else _read_content(folder, sha256)
+        except (OSError, _Damaged) as error:
+            raise ResourceError(f"{folder}: rank 0 can read it, and this process cannot ({error})") from error
+        extra = content.pop(_EXTRA, None)
+        if self._extra is not None and extra is not None:
+            self._extra.restore(extra)
+        self._last = time.monotonic()
+        return content
+
+    def _newest(self, found: list[State]) -> tuple[Path, str] | None:
+        """The newest intact state and its hash; its content is appended to `found`."""
+        for folder in reversed(self._folders()):
             try:
                 manifest = _read_manifest(folder)
                 self._compare(folder, manifest)
-                content = _read_content(folder, manifest.sha256)
+                found.append(_read_content(folder, manifest.sha256))
             except _Damaged as error:
                 aside = folder.with_name(f"{_DAMAGED}{folder.name}")
                 shutil.rmtree(aside, ignore_errors=True)
@@ -141,12 +160,8 @@ class StateStore:
                 continue
             except OSError as error:
                 raise ResourceError(f"{folder}: cannot be read ({error.strerror or error}); try again") from error
-            extra = content.pop(_EXTRA, None)
-            if self._extra is not None and extra is not None:
-                self._extra.restore(extra)
             self._note(f"resuming from {folder}: {manifest.position}")
-            self._last = time.monotonic()
-            return content
+            return folder, manifest.sha256
         damaged = len(self._set_aside())
         if damaged:
             states = "state is" if damaged == 1 else f"{damaged} states are"
@@ -167,9 +182,12 @@ class StateStore:
         Returns:
             Whether it was saved. A full disk leads to a warning and does not end the run.
         """
-        start = time.monotonic()
         if self._extra is not None:
             content = content | {_EXTRA: self._extra.get()}
+        return ranks.by_first(lambda: self._saved(content, position))
+
+    def _saved(self, content: State, position: str) -> bool:
+        start = time.monotonic()
         try:
             self._write(content, position)
         except (OSError, RuntimeError, pickle.PickleError) as error:  # torch.save raises RuntimeError on a failed write
@@ -202,6 +220,9 @@ class StateStore:
 
     def discard(self) -> None:
         """Removes all states, damaged ones included: the stage is finished or starts again."""
+        ranks.by_first(self._remove_all)
+
+    def _remove_all(self) -> None:
         for folder in (*self._set_aside(), *self._folders()):  # the newest last
             _remove(folder)
             crash_point("state:discarding")

@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from prunecli.pipeline.sink import Advance
     from prunecli.report.table import Table
 
+from prunecli.cli.joining import is_silent
+
 _CONTROL = dict.fromkeys((*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0)), "?")
-Mode = Literal["human", "json", "quiet"]
+Mode = Literal["human", "json", "quiet", "silent"]
 
 
 class Output:
     """A sink with three modes: human, json (one document) and quiet (results only, no notes).
+
+    Of several processes that work together all but one are silent, whatever the mode.
 
     Args:
         mode: What to print.
@@ -28,18 +32,19 @@ class Output:
     """
 
     def __init__(self, mode: Mode = "human", *, debug: bool = False) -> None:
-        self.mode, self.debug = mode, debug
+        self.mode: Mode = "silent" if is_silent() else mode
+        self.debug = debug
         self._bar: LiveBar | None = None
         self._tables = self._documents = 0
 
     def note(self, text: str) -> None:
         """One line on stderr, except in quiet mode."""
-        if self.mode != "quiet":
+        if self.mode in ("human", "json"):
             self._err(text)
 
     def warn(self, text: str) -> None:
         """One line on stderr, except in quiet mode."""
-        if self.mode != "quiet":
+        if self.mode in ("human", "json"):
             self._err(f"warning: {text}")
 
     def hint(self, command: str) -> None:
@@ -49,7 +54,7 @@ class Output:
 
     def table(self, table: Table) -> None:
         """A table on stdout: drawn on a terminal, tab-separated elsewhere; nothing is cut off."""
-        if self.mode == "json":
+        if self.mode in ("json", "silent"):
             return
         if self._tables:
             print()
@@ -62,7 +67,7 @@ class Output:
 
     def text(self, text: str) -> None:
         """Text on stdout as it is: what the user asked for in human and quiet mode."""
-        if self.mode != "json":
+        if self.mode in ("human", "quiet"):
             text = _printable(text)
             sys.stdout.write(text if text.endswith("\n") else text + "\n")
 

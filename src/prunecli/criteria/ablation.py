@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from prunecli import modes
 from prunecli.copying import sharing_parameters
-from prunecli.criteria.base import Calibration, total_loss
+from prunecli.criteria.base import Calibration, OwnShare, total_loss
 from prunecli.inputs import logits, run_batch, sample_count
+from prunecli.ranks import summed
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.running import without_fastpath
@@ -81,12 +82,12 @@ class Ablation:
 
 
 def summed_loss(model: nn.Module, calibration: Calibration) -> float:
-    """The loss of all samples, in evaluation mode."""
+    """The loss of all samples, in evaluation mode; processes that work together share the batches."""
     total = 0.0
     with evaluating(model):
-        for inputs, labels in calibration.pairs():
+        for inputs, labels in OwnShare(calibration).pairs():
             total += float(total_loss(model, inputs, labels, calibration.loss))
-    return total
+    return float(summed([torch.tensor(total, dtype=torch.float64)])[0])
 
 
 def measured_loss(model: nn.Module, calibration: Calibration) -> Callable[[nn.Module], float]:
@@ -106,14 +107,16 @@ def measured_loss(model: nn.Module, calibration: Calibration) -> Callable[[nn.Mo
 
     def distance(network: nn.Module) -> float:
         pairs = zip(whole, _outputs(network, calibration), strict=True)
-        return sum(float((now.double() - then.double()).square().sum()) / 2 for then, now in pairs)
+        total = sum(float((now.double() - then.double()).square().sum()) / 2 for then, now in pairs)
+        return float(summed([torch.tensor(total, dtype=torch.float64)])[0])
 
     return distance
 
 
 def _outputs(model: nn.Module, calibration: Calibration) -> list[Tensor]:
+    """Outputs for the batches that this process looks at."""
     with evaluating(model):
-        return [logits(run_batch(model, inputs)).cpu() for inputs, _ in calibration.pairs()]
+        return [logits(run_batch(model, inputs)).cpu() for inputs, _ in OwnShare(calibration).pairs()]
 
 
 @contextmanager

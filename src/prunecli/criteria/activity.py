@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from prunecli.criteria.activation import Moments
+from prunecli.ranks import summed_by_name, together
 
 BINS = 32
 """Of the entropy."""
@@ -50,6 +52,28 @@ class Activity:
             self.spiking & other.spiking,
             self.histogram + other.histogram,
         )
+
+    @classmethod
+    def over_ranks(cls, seen: Mapping[str, Activity], limits: Mapping[str, float]) -> dict[str, Activity]:
+        """The statistics of what all processes have seen, by name.
+
+        Args:
+            seen: What this one has seen.
+            limits: The limits, which have to be the same everywhere.
+        """
+        if not together():
+            return dict(seen)
+        moments = Moments.over_ranks({name: one.moments for name, one in seen.items()})
+        counted = summed_by_name(
+            {
+                name: torch.cat([one.active[:, None], (~one.spiking)[:, None], one.histogram], dim=1)
+                for name, one in seen.items()
+            }
+        )
+        return {
+            name: cls(limits[name], moments[name], counts[:, 0], counts[:, 1] == 0, counts[:, 2:].long())
+            for name, counts in counted.items()
+        }
 
     @property
     def rate(self) -> Tensor:

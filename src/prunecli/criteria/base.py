@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunecli.collective import in_turn
 from prunecli.engine.tasks.token_scores import IGNORED
 from prunecli.errors import MethodError
 from prunecli.inputs import (
@@ -24,6 +25,7 @@ from prunecli.inputs import (
     split_batch,
     take_samples,
 )
+from prunecli.ranks import rank, world_size
 from prunecli.surgery.groups import ChannelGroup, Member, Role
 
 
@@ -185,8 +187,35 @@ class Paired(Protocol):
         ...
 
 
+class OwnShare:
+    """The batches that this process looks at, where several work together: every one in turn; alone, all of them.
+
+    Whoever uses it has to add up what was found over processes. A criterion that does not, sees all batches in every
+    process and finds the same in each.
+
+    Args:
+        data: All batches.
+    """
+
+    def __init__(self, data: Paired) -> None:
+        self._data = data
+
+    def pairs(self) -> Iterator[tuple[Inputs, Any]]:
+        """Yields (inputs, labels or None), the same ones every time."""
+        return in_turn(self._data.pairs())
+
+    def marked(self) -> Iterator[tuple[tuple[Inputs, Any], bool]]:
+        """Yields all batches, and whether each is this process's."""
+        size, own = world_size(), rank()
+        return ((pair, number % size == own) for number, pair in enumerate(self._data.pairs()))
+
+
 class Criterion(Protocol):
-    """Scores every unit of every group; units with low scores are removed first."""
+    """Scores every unit of every group; units with low scores are removed first.
+
+    Where several processes work on one run, all of them call it with the same data, and it has to return the same in
+    each; see `OwnShare` and `prunecli.ranks` for criteria that split the work.
+    """
 
     def __call__(
         self, model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunecli.collective import in_turn
 from prunecli.criteria.ablation import evaluating, measured_loss
 from prunecli.criteria.base import Calibration
 from prunecli.inputs import output_tensors, run_batch, sample_count
+from prunecli.ranks import summed
 from prunecli.surgery.blocks.residual import ResidualBlock, passed_tensors
 from prunecli.surgery.blocks.switching import switched_off
 
@@ -51,10 +53,11 @@ def block_influence(
             stack.callback(module.register_forward_hook(hook(block), with_kwargs=True).remove)
         stack.enter_context(switched_off(model, off))
         stack.enter_context(evaluating(model))
-        for inputs, _ in batches:
+        for inputs, _ in in_turn(batches):
             assert inputs is not None
             run_batch(model, inputs)
-    return {name: total / max(count, 1) for name, (total, count) in sums.items()}
+    (totals,) = summed([torch.tensor(list(sums.values()), dtype=torch.float64).reshape(-1, 2)])
+    return {name: total / max(count, 1) for name, (total, count) in zip(sums, totals.tolist(), strict=True)}
 
 
 def loss_increase(

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from prunecli.collective import each
 from prunecli.criteria.ablation import Ablation
 from prunecli.criteria.base import Calibration
 from prunecli.criteria.fusion import fused, learned_weights, units_to_ablate
@@ -129,7 +130,7 @@ def _weights(
     else:
         units = units_to_ablate(groups, options["ablations"], data.generator)
         ablation = Ablation(model, groups, (half_of(data, 0), half_of(data, 1)))
-        rises = [_mean(ablation.rises(unit), ablation.samples) for unit in units]
+        rises = each(lambda unit: _mean(ablation.rises(unit), ablation.samples), units)
         weights = learned_weights({name: part.scores for name, part in parts.items()}, units, rises)
         data.found["ablations"] = len(units)
         data.found["ablated"] = [[unit.group, unit.index] for unit in units]

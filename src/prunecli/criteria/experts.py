@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.criteria.ablation import evaluating, measured_loss
-from prunecli.criteria.base import Calibration
+from prunecli.criteria.base import Calibration, OwnShare
 from prunecli.inputs import run_batch, sample_count, summing_dtype
+from prunecli.ranks import summed
 from prunecli.surgery.experts.finding import ExpertLayer, listed_experts, stacked_tensors
 from prunecli.surgery.experts.routing import Decision, Routers, Routing
 
@@ -94,9 +95,11 @@ def _mean(
         tokens[layer.name] += decision.logits[..., 0].numel()
 
     with evaluating(model), Routing(model, _routers(layers), decide=decide):
-        for inputs, _ in calibration.pairs():
+        for inputs, _ in OwnShare(calibration).pairs():
             run_batch(model, inputs)
-    return {name: total / max(tokens[name], 1) for name, total in sums.items()}
+    totals = dict(zip(sums, summed(sums.values()), strict=True))
+    (counts,) = summed([torch.tensor(list(tokens.values()))])
+    return {name: totals[name] / max(int(count), 1) for name, count in zip(tokens, counts, strict=True)}
 
 
 def _routers(layers: Sequence[ExpertLayer]) -> list[Routers]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from prunecli.criteria.activation import Moments
+from prunecli.criteria.activation import reader_moments
 from prunecli.criteria.base import Calibration
-from prunecli.criteria.readers import UNSEEN, by_unit, column_norms, tappable, watch_readers
+from prunecli.criteria.readers import UNSEEN, by_unit, column_norms, tappable
 from prunecli.surgery.groups import ChannelGroup
 
 _SILENT = "the layers that read it give zero on the calibration data"
@@ -22,13 +22,7 @@ def flap(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibrat
     scaled and its readers divided. What other channels could make up for is not looked at, which makes it cheap; `obs`
     looks at that. (The paper divides by no output, and standardises scores within each layer instead.)
     """
-    moments: dict[str, Moments] = {}
-
-    def see(name: str, rows: Tensor) -> None:
-        new = Moments.of(rows)
-        moments[name] = moments[name] + new if name in moments else new
-
-    watch_readers(model, groups, calibration, see)
+    moments = reader_moments(model, groups, calibration)
     scores: dict[str, Tensor | str] = {}
     for group in groups:
         members = [member for member in tappable(model, group) if member.name in moments]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ from prunecli.criteria.base import Calibration, member_tensor, role_of
 from prunecli.criteria.gradient import gated, why_unknown
 from prunecli.criteria.hessian import curvature_draws
 from prunecli.criteria.probe import probe_of
-from prunecli.criteria.sampling import Draw, Estimate, Stop, stable_mean
+from prunecli.criteria.sampling import Estimate, Stop, stable_mean
 from prunecli.surgery.groups import ChannelGroup, Member
 
 
@@ -34,11 +34,11 @@ def gate_obd_estimate(model: nn.Module, groups: Sequence[ChannelGroup], calibrat
     probe = probe_of(model).requires_grad_(False)
     gates = _WeightGates(probe, groups)
 
-    def draws() -> Iterator[Draw]:
-        for drawn in curvature_draws(probe, gates.factors, calibration, "gate-obd", gates.apply):
-            yield drawn._replace(values={name: value.cpu().double() / 2 for name, value in drawn.values.items()})
+    def halved(curvatures: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.cpu().double() / 2 for name, value in curvatures.items()}
 
-    return stable_mean(draws() if gates.factors else (), Stop.of(calibration), lambda _, mean: mean.clamp_min(0))
+    draws = curvature_draws(probe, gates.factors, calibration, "gate-obd", gates.apply, halved)
+    return stable_mean(draws if gates.factors else (), Stop.of(calibration), lambda _, mean: mean.clamp_min(0))
 
 
 class _WeightGates:

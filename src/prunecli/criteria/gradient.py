@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunecli.criteria.base import Calibration, Loss, member_tensor, role_of, sum_by_unit
+from prunecli.criteria.base import Calibration, Loss, OwnShare, Paired, member_tensor, role_of, sum_by_unit
 from prunecli.criteria.independence import require_independent_samples
 from prunecli.criteria.probe import loss_of, probe_of
 from prunecli.criteria.readers import by_unit, tappable
 from prunecli.inputs import Inputs, sample_count, summing_dtype, take_samples
+from prunecli.ranks import summed, summed_by_name
 from prunecli.surgery.groups import ChannelGroup, Member
 from prunecli.surgery.taps import channels_last, tapped
 from prunecli.surgery.tracing.running import without_fastpath
@@ -43,13 +44,14 @@ def _mean_over_samples(
         return {}
     totals: dict[str, Tensor] = {}
     samples = 0
-    for gates in gate_gradients(model, groups, calibration):
+    for gates in gate_gradients(model, groups, calibration, OwnShare(calibration)):
         for name, values in gates.items():
             total = size(values).sum(dim=0)
             totals[name] = totals[name] + total if name in totals else total
         samples += len(next(iter(gates.values()), ()))
+    totals, (number,) = summed_by_name(totals), summed([torch.tensor(samples)])
     return {
-        group.name: totals[group.name] / samples if group.name in totals else why_unknown(model, group)
+        group.name: totals[group.name] / number if group.name in totals else why_unknown(model, group)
         for group in groups
     }
 
@@ -60,7 +62,7 @@ def why_unknown(model: nn.Module, group: ChannelGroup) -> str:
 
 
 def gate_gradients(
-    model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration
+    model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration, data: Paired | None = None
 ) -> Iterator[dict[str, Tensor]]:
     """Yields for every batch, by group name, the gates' derivatives, shape (samples, units), in float64 on the CPU.
 
@@ -75,6 +77,7 @@ def gate_gradients(
             half precision.
         groups: The groups of the trace.
         calibration: Data and loss.
+        data: Data in place of that of `calibration`, such as this process's share of it.
 
     Raises:
         MethodError: The network does not run on the data, the loss has no gradient, or samples that are to be run one
@@ -84,7 +87,7 @@ def gate_gradients(
     watched = _Watched(probe, groups, calibration.loss)
     independent = False
     with without_fastpath(), torch.enable_grad():
-        for inputs, labels in calibration.pairs():
+        for inputs, labels in (calibration if data is None else data).pairs():
             gates = watched.gates(inputs, labels)
             others = [group for group in groups if group.name not in gates]
             if others:

@@ -20,8 +20,9 @@ from prunecli.criteria.base import Calibration, member_tensor, member_values, ro
 from prunecli.criteria.probe import check_twice_differentiable, loss_of, probe_of, two_batches_or_more
 from prunecli.criteria.sampling import Draw, Estimate, Stop, stable_mean
 from prunecli.errors import MethodError
-from prunecli.inputs import explained, sample_count, summing_dtype
+from prunecli.inputs import Inputs, explained, sample_count, summing_dtype
 from prunecli.measure.kernels import without_mkldnn
+from prunecli.ranks import gathered, rank, world_size
 from prunecli.surgery.groups import ChannelGroup, Member
 from prunecli.surgery.tracing.running import without_fastpath
 
@@ -121,11 +122,8 @@ def _estimated(
                     sums[name] = sums[name] + of_member if name in sums else of_member
         return sums
 
-    def draws() -> Iterator[Draw]:
-        for curvatures, samples, half in curvature_draws(probe, leaves, calibration, method):
-            yield Draw(by_unit(curvatures), samples, half)
-
-    return stable_mean(draws() if leaves else (), stop, score)
+    draws = curvature_draws(probe, leaves, calibration, method, summary=by_unit)
+    return stable_mean(draws if leaves else (), stop, score)
 
 
 def _sum_by_unit(values: Tensor, member: Member) -> Tensor:
@@ -139,10 +137,13 @@ def curvature_draws(
     calibration: Calibration,
     method: str,
     prepare: Callable[[], None] = lambda: None,
+    summary: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
 ) -> Iterator[Draw]:
     """Yields estimates of the diagonal of the Hessian by `leaves`, batch by batch and over again without end.
 
-    Every other batch makes one half of the estimates, the same one every time round: halves share no data.
+    Every other batch makes one half of the estimates, the same one every time round: halves share no data. Where
+    several processes work together, each makes every so manieth estimate, from the random signs that one alone would
+    have drawn for it, and all get all of them, in the same order.
 
     Args:
         probe: The network.
@@ -150,20 +151,46 @@ def curvature_draws(
         calibration: Data, loss and the generator of random signs.
         method: For messages.
         prepare: Called before every pass of the network.
+        summary: What an estimate is made into.
 
     Raises:
         MethodError: The data has one sample alone, or the loss cannot be differentiated twice.
     """
-    for round_ in itertools.count():
+    checked, generator = False, calibration.generator
+
+    def drawn(inputs: Inputs, labels: Any, half: int) -> Draw:
+        nonlocal checked
+        samples = sample_count(inputs)
+        with torch.enable_grad(), differentiable_twice(probe):
+            prepare()
+            total = loss_of(probe, inputs, labels, calibration.loss)
+            with explained(f"{method} {_TWICE}", MethodError, "choose fisher instead"):
+                curvatures = _signed_products(total / max(samples, 1), leaves, generator, check=not checked)
+        checked = True
+        return Draw(summary(curvatures), samples, half)
+
+    batches = _over_again(calibration, method)
+    while True:
+        own: Draw | None = None
+        states: list[Tensor] = []
+        for number, batch in enumerate(itertools.islice(batches, world_size())):
+            if number == rank():
+                own = drawn(*batch)
+            else:
+                for leaf in leaves.values():
+                    random_signs(leaf, generator)
+            states.append(generator.get_state())
+        assert own is not None
+        for draw, state in zip(gathered(own), states, strict=True):
+            generator.set_state(state)  # who takes no more leaves it as one process alone would
+            yield draw
+
+
+def _over_again(calibration: Calibration, method: str) -> Iterator[tuple[Inputs, Any, int]]:
+    """Inputs, labels, and which half they belong to, without end."""
+    while True:
         for number, (inputs, labels) in enumerate(two_batches_or_more(calibration, method)):
-            samples = sample_count(inputs)
-            with torch.enable_grad(), differentiable_twice(probe):
-                prepare()
-                total = loss_of(probe, inputs, labels, calibration.loss)
-                with explained(f"{method} {_TWICE}", MethodError, "choose fisher instead"):
-                    mean, first = total / max(samples, 1), round_ == number == 0
-                    curvatures = _signed_products(mean, leaves, calibration.generator, check=first)
-            yield Draw(curvatures, samples, number % 2)
+            yield inputs, labels, number % 2
 
 
 def _signed_products(

@@ -24,9 +24,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from prunecli.criteria.base import Calibration
+from prunecli.criteria.base import Calibration, OwnShare
 from prunecli.criteria.readers import watch_readers
-from prunecli.criteria.surgeon import Covariances, Extraction, Readers, Surgeon
+from prunecli.criteria.surgeon import Covariance, Covariances, Extraction, Readers, Surgeon
 from prunecli.surgery.groups import ChannelGroup
 
 
@@ -73,5 +73,5 @@ def _surgeons_of(
     model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration
 ) -> Iterator[tuple[str, list[Surgeon] | str]]:
     readers, covariances = Readers(model, groups, taps=bool(calibration.options.get("taps", True))), Covariances()
-    watch_readers(model, groups, calibration, partial(readers.see, covariances), readers.unfolded)
-    return readers.surgeons(covariances, float(calibration.options.get("ridge", 0.01)))
+    watch_readers(model, groups, OwnShare(calibration), partial(readers.see, covariances), readers.unfolded)
+    return readers.surgeons(Covariance.over_ranks(covariances), float(calibration.options.get("ridge", 0.01)))

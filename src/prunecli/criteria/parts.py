@@ -14,8 +14,9 @@ from prunecli.criteria.gradient import gate_gradients
 from prunecli.criteria.hessian import hap_estimate
 from prunecli.criteria.ranks import ranks
 from prunecli.criteria.readers import by_unit, column_norms, tappable, watch_readers
-from prunecli.criteria.samples import SomeSamples, Turns
-from prunecli.criteria.surgeon import Covariances, Readers, Surgeon
+from prunecli.criteria.samples import FirstBatch, SomeSamples, Turns
+from prunecli.criteria.surgeon import Covariance, Covariances, Readers, Surgeon
+from prunecli.ranks import alone, gathered, rank, summed_by_name, together
 from prunecli.surgery.groups import ChannelGroup
 
 Scores = dict[str, Tensor]
@@ -78,10 +79,10 @@ def observed_parts(
         names: What is asked for.
         ridge: Added to covariances, relative to the mean of their diagonal.
     """
-    turns, readers = Turns(data), Readers(model, groups)
+    turns, readers = Turns(data, shared=True), Readers(model, groups)
     activities: tuple[dict[str, Activity], dict[str, Activity]] = ({}, {})
     covariances: tuple[Covariances, Covariances] = ({}, {})
-    limits: dict[str, float] = {}
+    limits = _first_limits(model, groups, data) if "activation" in names else {}
 
     def see(name: str, rows: Tensor) -> None:
         if "activation" in names:
@@ -92,6 +93,13 @@ def observed_parts(
             readers.see(covariances[turns.half], name, rows)
 
     watch_readers(model, groups, turns, see)
+    everywhere = gathered(limits)
+    known = {name: limit for found in everywhere for name, limit in found.items()}
+    if any(known[name] != limit for found in everywhere for name, limit in found.items()):
+        with alone():  # a layer that the first batch does not run: only who looks at all batches knows its limit
+            return observed_parts(model, groups, data, names, ridge)
+    activities = Activity.over_ranks(activities[0], known), Activity.over_ranks(activities[1], known)
+    covariances = Covariance.over_ranks(covariances[0]), Covariance.over_ranks(covariances[1])
     parts: dict[str, Part] = {}
     if "activation" in names:
         parts["activation"] = _in_halves(activities, lambda seen: _activation_scores(model, groups, seen))
@@ -100,6 +108,19 @@ def observed_parts(
             covariances, lambda seen: _cooperation_scores(dict(readers.surgeons(dict(seen), ridge)))
         )
     return parts
+
+
+def _first_limits(model: nn.Module, groups: Sequence[ChannelGroup], data: SomeSamples) -> dict[str, float]:
+    """Limits of histograms, which the first batch decides: whose batch that is, finds them on the way."""
+    limits: dict[str, float] = {}
+    if rank() > 0:
+        first = FirstBatch(data)
+
+        def see(name: str, rows: Tensor) -> None:
+            limits.setdefault(name, limit_of(rows))
+
+        watch_readers(model, groups, first, see)
+    return limits
 
 
 def _in_halves(halves: tuple[dict, dict], score: Callable[[Mapping], Scores]) -> Part:  # type: ignore[type-arg]
@@ -159,6 +180,18 @@ class _Slopes:
             self.signs + other.signs,
         )
 
+    @classmethod
+    def over_ranks(cls, seen: Mapping[str, _Slopes]) -> dict[str, _Slopes]:
+        if not together():
+            return dict(seen)
+        sums = summed_by_name(
+            {
+                name: torch.stack([torch.full_like(one.total, one.count), one.total, one.sizes, one.squares, one.signs])
+                for name, one in seen.items()
+            }
+        )
+        return {name: cls(int(own[0, 0]), *own[1:]) for name, own in sums.items()}
+
     def score(self) -> Tensor:
         mean = self.total / self.count
         error = ((self.squares / self.count - mean.square()).clamp_min(0) / self.count).sqrt()
@@ -172,11 +205,13 @@ def gradient_part(model: nn.Module, groups: Sequence[ChannelGroup], data: Calibr
     Its mean size (1/2), the size of its mean by the mean's standard error (1/4), and the size of its mean sign (1/4).
     """
     halves: tuple[dict[str, _Slopes], dict[str, _Slopes]] = ({}, {})
-    for number, gates in enumerate(gate_gradients(model, groups, data)):
+    turns = Turns(data, shared=True)
+    for gates in gate_gradients(model, groups, data, turns):
         for name, rows in gates.items():
             seen = _Slopes(len(rows), rows.sum(0), rows.abs().sum(0), rows.square().sum(0), rows.sign().sum(0))
-            own = halves[number % 2]
+            own = halves[turns.half]
             own[name] = own[name] + seen if name in own else seen
+    halves = _Slopes.over_ranks(halves[0]), _Slopes.over_ranks(halves[1])
     return _in_halves(halves, lambda seen: {name: slopes.score() for name, slopes in seen.items()})
 
 

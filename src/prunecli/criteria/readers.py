@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from prunecli.criteria.base import Paired, member_tensor, role_of, sum_by_unit
-from prunecli.inputs import run_batch
+from prunecli.criteria.base import OwnShare, Paired, member_tensor, role_of, sum_by_unit
+from prunecli.inputs import Inputs, output_tensors, run_batch
 from prunecli.modes import evaluating
 from prunecli.surgery.groups import ChannelGroup, Member
-from prunecli.surgery.reconstruction.rows import unfolded_inputs
+from prunecli.surgery.reconstruction.rows import pass_over, row_count, unfolded_inputs
 from prunecli.surgery.taps import attended_positions, channels_last, counted_rows, is_layer, shows, tapped
 from prunecli.surgery.tracing.running import without_fastpath
 
@@ -81,7 +81,7 @@ def watch_readers(
     Args:
         model: Its mode is restored afterwards.
         groups: The groups to watch the readers of.
-        calibration: The data.
+        calibration: The data, or this process's share of them.
         see: Called with the name of the reader's weight (`Member.name`) and its input, shape (positions of all
             samples, input channels), without padding; for what a recurrent layer's weights read of its own units, once
             a step.
@@ -92,17 +92,59 @@ def watch_readers(
         member.name: model.get_submodule(member.module) for group in groups for member in tappable(model, group)
     }
     attended: Tensor | None = None
-    generator = torch.Generator().manual_seed(0)
+    mine, draws = True, _Draws()
 
     def tap(name: str, values: Tensor) -> Tensor:
         if name in unfolded:
-            see(name, unfolded_inputs(modules[name], values.detach(), _POSITIONS, generator))
-            return values
-        channels = channels_last(modules[name], values.detach())
-        see(name, counted_rows(channels, attended))
+            rows = draws.of(modules[name], values.detach())
+            if mine:
+                see(name, rows)
+        elif mine:
+            channels = channels_last(modules[name], values.detach())
+            see(name, counted_rows(channels, attended))
         return values
 
+    marked: Iterator[tuple[tuple[Inputs, Any], bool]] = ((pair, True) for pair in calibration.pairs())
+    if isinstance(calibration, OwnShare):
+        marked = calibration.marked()
     with torch.no_grad(), evaluating(model), without_fastpath(), tapped(model, modules, tap):
-        for inputs, _ in calibration.pairs():
+        for (inputs, _), mine in marked:
+            if not mine and (not unfolded or draws.passed_over(inputs)):
+                continue
             attended = attended_positions(inputs)
+            draws.begin(inputs)
             run_batch(model, inputs)
+
+
+class _Draws:
+    """Positions of one batch after the other, the same whichever process looks at which batch.
+
+    What is drawn depends on all batches before. Of another process's batch it is drawn, and left, without running the
+    network on it, where a batch of its shapes was run before.
+    """
+
+    def __init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(0)
+        self._counts: dict[tuple[torch.Size, ...], list[int]] = {}
+        self._now: list[int] = []
+
+    def begin(self, inputs: Inputs) -> None:
+        """The batch that is run next."""
+        self._now = self._counts[_shapes(inputs)] = []
+
+    def of(self, module: nn.Module, values: Tensor) -> Tensor:
+        """What a convolution reads at some positions, shape (positions, input channels * taps)."""
+        assert isinstance(module, _ConvNd)
+        self._now.append(row_count(module, values, None))
+        return unfolded_inputs(module, values, _POSITIONS, self._generator)
+
+    def passed_over(self, inputs: Inputs) -> bool:
+        """Draws for a batch that is not run; False if it is not known what."""
+        counts = self._counts.get(_shapes(inputs))
+        for count in counts or ():
+            pass_over(count, _POSITIONS, self._generator)
+        return counts is not None
+
+
+def _shapes(inputs: Inputs) -> tuple[torch.Size, ...]:
+    return tuple(tensor.shape for tensor in output_tensors(inputs))

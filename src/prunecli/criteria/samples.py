@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from itertools import islice
 from typing import Any
 
+from prunecli.collective import in_turn
 from prunecli.criteria.base import Calibration, Paired
 from prunecli.criteria.probe import two_batches_or_more
 from prunecli.errors import MethodError
@@ -68,18 +70,38 @@ def _labels(labels: Any, inputs: Inputs, count: int) -> Any:
 class Turns:
     """Runs through data and tells which half of it the present batch belongs to: every other one.
 
+    Args:
+        data: The data.
+        shared: Whether each process runs through its share alone; see `OwnShare`.
+
     Attributes:
         half: 0 or 1.
     """
 
-    def __init__(self, data: Paired) -> None:
-        self._data, self.half = data, 0
+    def __init__(self, data: Paired, *, shared: bool = False) -> None:
+        self._data, self._shared, self.half = data, shared, 0
 
     def pairs(self) -> Iterator[tuple[Inputs, Any]]:
         """Yields (inputs, labels or None)."""
-        for number, pair in enumerate(self._data.pairs()):
+        numbered = enumerate(self._data.pairs())
+        for number, pair in in_turn(numbered) if self._shared else numbered:
             self.half = number % 2
             yield pair
+
+
+class FirstBatch:
+    """The first batch of data alone.
+
+    Args:
+        data: The data.
+    """
+
+    def __init__(self, data: Paired) -> None:
+        self._data = data
+
+    def pairs(self) -> Iterator[tuple[Inputs, Any]]:
+        """Yields (inputs, labels or None)."""
+        return islice(self._data.pairs(), 1)
 
 
 def half_of(calibration: SomeSamples, half: int) -> Calibration:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunecli.criteria.base import Calibration, Criterion
+from prunecli.criteria.base import Calibration, Criterion, OwnShare
 from prunecli.criteria.bn_scale import bn_scale
 from prunecli.criteria.magnitude import l1
 from prunecli.criteria.random import random
@@ -23,6 +23,7 @@ from prunecli.errors import MethodError
 from prunecli.inputs import run_batch
 from prunecli.measure.neurons import package_of, spiking_neurons, unwatched_neurons
 from prunecli.modes import evaluating
+from prunecli.ranks import summed_by_name, together
 from prunecli.surgery.groups import ChannelGroup
 
 _WITHOUT_SPIKES: dict[str, Criterion] = {"l1": l1, "bn-scale": bn_scale, "random": random}
@@ -109,9 +110,24 @@ def _gather(
 
     neurons = {name: model.get_submodule(name) for name in dims}
     with _watching(model, neurons, watcher, potentials=criterion == "rate+v"), torch.no_grad():
-        for inputs, _ in calibration.pairs():
+        for inputs, _ in OwnShare(calibration).pairs():
             run_batch(model, inputs)
-    return {output: total for output, total in sums.items() if total.count}
+    seen = {output: total for output, total in sums.items() if total.count}
+    return _over_ranks(seen) if together() else seen
+
+
+def _over_ranks(seen: Mapping[tuple[str, int], _Sum]) -> dict[tuple[str, int], _Sum]:
+    """The sums over all processes."""
+    named = {
+        f"{name}:{dim}": torch.cat([torch.as_tensor(one.total).cpu(), torch.tensor([one.count])])
+        for (name, dim), one in seen.items()
+    }
+    sums: dict[tuple[str, int], _Sum] = {}
+    for key, values in summed_by_name(named).items():
+        name, _, dim = key.rpartition(":")
+        own = sums[name, int(dim)] = _Sum()
+        own.total, own.count = values[:-1], int(values[-1])
+    return sums
 
 
 @contextmanager

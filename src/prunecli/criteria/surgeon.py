@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from prunecli.criteria.base import member_tensor
 from prunecli.criteria.readers import UNSEEN, exact, tappable
+from prunecli.ranks import summed_by_name, together
 from prunecli.surgery.groups import ChannelGroup, Member
 
 WIDEST = 4608
@@ -52,6 +53,29 @@ class Covariance:
         products = torch.outer(shift, shift) * (self.count * other.count / joined.count)
         joined._products = self._products + other._products + products
         joined._mean = self._mean + shift * (other.count / joined.count)
+        return joined
+
+    @staticmethod
+    def over_ranks(seen: Covariances) -> Covariances:
+        """The covariances of what all processes have seen."""
+        if not together():
+            return seen
+        keys = {"\n".join(key): key for key in seen}
+        totals = summed_by_name(
+            {name: torch.cat([torch.ones(1), seen[key]._mean]) * seen[key].count for name, key in keys.items()}
+        )
+        means = {name: total[1:] / total[0] for name, total in totals.items()}
+        shifts = {name: seen[key]._mean - means[name] for name, key in keys.items()}
+        products = summed_by_name(
+            {
+                name: seen[key]._products + torch.outer(shifts[name], shifts[name]) * seen[key].count
+                for name, key in keys.items()
+            }
+        )
+        joined: Covariances = {}
+        for name, total in totals.items():
+            own = joined[tuple(name.split("\n"))] = Covariance()
+            own.count, own._mean, own._products = int(total[0]), means[name], products[name]
         return joined
 
     def second(self, *, centred: bool) -> Tensor:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from prunecli.criteria.base import Calibration, member_tensor, sum_by_unit
+from prunecli.criteria.base import Calibration, OwnShare, member_tensor, sum_by_unit
 from prunecli.criteria.readers import UNSEEN, exact, tappable, watch_readers
+from prunecli.ranks import summed_by_name
 from prunecli.surgery.groups import ChannelGroup, Member
 
 
@@ -19,14 +20,15 @@ def wanda(model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibra
     The paper ranks single weights of a row; a channel's score adds its weights up over rows and readers.
     """
     squares: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
+    counts: dict[str, Tensor] = {}
 
     def see(name: str, rows: Tensor) -> None:
         total = exact(rows).square().sum(dim=0).cpu()
         squares[name] = squares[name] + total if name in squares else total
-        counts[name] = counts.get(name, 0) + len(rows)
+        counts[name] = counts.get(name, 0) + torch.tensor(len(rows))
 
-    watch_readers(model, groups, calibration, see)
+    watch_readers(model, groups, OwnShare(calibration), see)
+    squares, counts = summed_by_name(squares), summed_by_name(counts)
     scores: dict[str, Tensor | str] = {}
     for group in groups:
         by_reader = [

@@ -9,8 +9,8 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any, TypeAlias
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from prunecli.data.epochs import BatchPlan, InOrder, Shuffled, seeded
+from prunecli import ranks
+from prunecli.data.epochs import BatchPlan, InOrder, Shuffled, generators_kept, seed_augmentation
 from prunecli.data.images import BadImages, UnreadableImage
 from prunecli.data.pictures import PictureDataset
 from prunecli.data.preparation import Augmentation, PreparedSamples, Preprocessing, Sample, prepared
@@ -35,7 +36,7 @@ _Batch: TypeAlias = tuple[Any, Any]
 
 _Unreadable = list[tuple[str, str, str]]
 """File, reason and what it should have been."""
-_Loaded = tuple[list[Sample], _Unreadable]
+_Loaded = tuple[list[Sample], _Unreadable, bool]
 
 
 class _PlannedDataset(Dataset[Any]):
@@ -50,33 +51,36 @@ class _PlannedDataset(Dataset[Any]):
     def __getitems__(self, plan: BatchPlan) -> _Loaded:
         samples: list[Sample] = []
         unreadable: _Unreadable = []
-        with seeded(plan.seed):
-            for index in plan.indices:
+        with generators_kept() if plan.seeds is not None else nullcontext():
+            for place, index in enumerate(plan.indices):
+                if plan.seeds is not None:
+                    seed_augmentation(plan.seeds[place])
                 try:
                     samples.append(self._samples[index])
                 except UnreadableImage as error:
                     unreadable.append((str(error.path), error.reason, error.kind))
-        return samples, unreadable
+        return samples, unreadable, plan.counts
 
 
 @dataclass(frozen=True)
 class _Collated:
-    """One batch, None if nothing of it could be read, and what could not."""
+    """One batch, None if nothing of it could be read, what could not, and whether it counts."""
 
     batch: _Batch | None
     unreadable: _Unreadable
+    counts: bool
 
     def pin_memory(self) -> _Collated:
         """The same in page-locked memory. torch calls this; older versions would turn tuples into lists themselves."""
-        return _Collated(map_tensors(self.batch, Tensor.pin_memory), self.unreadable)
+        return replace(self, batch=map_tensors(self.batch, Tensor.pin_memory))
 
 
 def _collate(stack: Callable[[list[Any]], Any], stack_labels: Callable[[list[Any]], Any], loaded: Any) -> _Collated:
-    samples, unreadable = loaded
+    samples, unreadable, counts = loaded
     if not samples:
-        return _Collated(None, unreadable)
+        return _Collated(None, unreadable, counts)
     inputs, labels = zip(*samples, strict=True)
-    return _Collated((stack(list(inputs)), stack_labels(list(labels))), unreadable)
+    return _Collated((stack(list(inputs)), stack_labels(list(labels))), unreadable, counts)
 
 
 def _stacked_labels(labels: list[Any]) -> Any:
@@ -155,12 +159,44 @@ class Batches:
             DataError: A file or mask is wrong, or more images cannot be read than may be left out.
             ResourceError: A loading process has died, or memory ran out.
         """
-        for batch in self._load():
-            if batch is not None:
-                yield batch
+        for collated in self._load():
+            self._note(collated.unreadable)
+            if collated.batch is not None:
+                yield collated.batch
 
-    def _load(self) -> Iterator[_Batch | None]:
-        """The planned batches; None for one of which nothing could be read."""
+    def own(self) -> Iterator[_Batch | None]:
+        """Yields this process's batches, which take turns; alone, all of them.
+
+        Every process gets as many: None is one of which nothing could be read, or that does not exist.
+
+        Raises:
+            DataError: See `__iter__`; also if too many images cannot be read by all processes together.
+            ResourceError: See `__iter__`.
+        """
+        assert isinstance(self._order, InOrder), "other orders have shares of each batch"
+        self._order.shared = True
+        try:
+            loaded = self._load()
+            for _ in range(-(-len(self) // ranks.world_size())):
+                collated = next(loaded, _Collated(None, [], counts=False))
+                self._note_together(collated.unreadable)
+                yield collated.batch
+        finally:
+            self._order.shared = False
+
+    def _note(self, unreadable: _Unreadable) -> None:
+        for path, reason, kind in unreadable:
+            self._bad.add(path, reason, kind)
+
+    def _note_together(self, unreadable: _Unreadable, known: int | None = None) -> None:
+        """Counts what any process could not read, in the same order on each; `known`: how many, if that is known."""
+        if known is None:
+            known = int(ranks.summed([torch.tensor(len(unreadable))])[0])
+        for files in ranks.gathered(unreadable) if known else ():
+            self._note(files)
+
+    def _load(self) -> Iterator[_Collated]:
+        """The planned batches."""
         with _no_signals():
             batches = iter(self._loader)
         while True:
@@ -177,26 +213,26 @@ class Batches:
                 if explained is None:
                     raise
                 raise explained from error
-            for path, reason, kind in collated.unreadable:
-                self._bad.add(path, reason, kind)
-            yield collated.batch
+            yield collated
 
 
 class TrainingBatches(Batches):
     """Shuffled, augmented batches: an epoch's order and augmentation depend on the seed and the epoch's number alone.
 
     They do not depend on the number of workers or on what was loaded before, so an epoch can be entered anywhere.
-    Iterating yields the epoch after the last one.
+    Iterating yields the epoch after the last one. Several processes get a share of each batch.
 
     Attributes:
         position: Index, within its epoch, of the batch after the last one that was yielded.
+        counts: Whether what was yielded last is a share of its batch; else it stands in for one of no sample: it has to
+            be computed with like any other, and to count as nothing.
     """
 
     def __init__(self, dataset: PreparedSamples, order: Shuffled, workers: int, bad: BadImages | None) -> None:
         super().__init__(dataset, order, workers, bad, keep_workers=True)
         self._shuffled = order
         self._next = 1
-        self.position = 0
+        self.position, self.counts = 0, True
 
     def __iter__(self) -> Iterator[_Batch]:
         """Yields the batches of the next epoch."""
@@ -216,11 +252,31 @@ class TrainingBatches(Batches):
 
     def _from(self, number: int, first: int) -> Iterator[_Batch]:
         self._shuffled.epoch, self._shuffled.first, self.position = number, first, first
-        fewest = min(2, self.batch_size)
-        for index, batch in enumerate(self._load(), start=first):
-            if batch is not None and sample_count(batch[1]) >= fewest:
+        for index, collated in enumerate(self._load(), start=first):
+            batch = self._agreed(collated)
+            if batch is not None:
                 self.position = index + 1
                 yield batch
+
+    def _agreed(self, collated: _Collated) -> _Batch | None:
+        """This process's share of a batch, or what stands in for it; None on all processes if the batch is left out."""
+        batch = collated.batch
+        if batch is not None and sample_count(batch[1]) < self._shuffled.fewest:
+            batch = None
+        if not ranks.together():
+            self._note(collated.unreadable)
+            return batch
+        numbers = torch.zeros(2, ranks.world_size())  # who has samples that count, and who has any
+        numbers[:, ranks.rank()] = torch.tensor([batch is not None and collated.counts, batch is not None])
+        (counting, having), unreadable = ranks.summed([numbers, torch.tensor(len(collated.unreadable))])
+        self._note_together(collated.unreadable, int(unreadable))
+        if not counting.any():
+            return None
+        self.counts = bool(counting[ranks.rank()])
+        if not having.all():
+            another = ranks.from_rank(int(counting.argmax()), batch)
+            return another if batch is None else batch
+        return batch
 
 
 def evaluation_batches(

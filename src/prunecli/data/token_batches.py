@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prunecli import ranks
 from prunecli.data.splits import digest
 from prunecli.data.vocabulary import Encoding
 from prunecli.engine.tasks.token_scores import IGNORED
+from prunecli.errors import RecipeError
 
 _EVALUATION_STREAMS = 16
 _SHORTEST_STREAM = 64
@@ -115,13 +117,31 @@ class StreamBatches:
         return math.ceil(self._inputs.shape[1] / self._length)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.epoch(1)
+        return self._from(0, slice(None))
+
+    def own(self) -> Iterator[tuple[Tensor, Tensor] | None]:
+        """Yields the batches on rank 0, and as many times None on the others: streams that go on cannot take turns."""
+        for batch in self:
+            yield batch if ranks.writes() else None
 
     def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields the batches from index `first` on; every epoch has the same ones."""
+        """Yields this process's streams of the batches from index `first` on; every epoch has the same ones.
+
+        Raises:
+            RecipeError: There are more processes than streams.
+        """
+        if self.batch_size < ranks.world_size():
+            raise RecipeError(
+                f"{ranks.world_size()} processes cannot share a text in {self.batch_size} streams; use larger batches "
+                "(--batch-size) or fewer processes"
+            )
+        return self._from(first, slice(ranks.rank(), None, ranks.world_size()))
+
+    def _from(self, first: int, rows: slice) -> Iterator[tuple[Tensor, Tensor]]:
         for index in range(first, len(self)):
             self.position, start = index + 1, index * self._length
-            yield self._inputs[:, start : start + self._length], self._labels[:, start : start + self._length]
+            columns = slice(start, start + self._length)
+            yield self._inputs[rows, columns], self._labels[rows, columns]
 
 
 def evaluation_streams(split: TextSplit) -> StreamBatches:

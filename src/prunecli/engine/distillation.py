@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,7 @@ class Distillation(Hook):
     """
 
     name = "distillation"
+    per_process = True  # each has its own part of a text
 
     def __init__(self, teacher: nn.Module, task: Task, weight: float = 0.5, temperature: float | None = None) -> None:
         self._teacher, self._task, self._weight = teacher, task, weight
@@ -45,6 +48,7 @@ class Distillation(Hook):
             teacher_scores = self._carrier.scores(self._teacher, batch.inputs)
         student, teacher = (self._task.taught(scores, batch.labels) for scores in (batch.outputs, teacher_scores))
         divergence = self._task.teacher_loss(student, teacher, self._temperature)
+        divergence = batch.weighted(divergence, self._task.teacher_terms(student))
         return (1 - self._weight) * loss + self._weight * self._temperature**2 * divergence
 
     def state(self) -> State:
@@ -54,3 +58,7 @@ class Distillation(Hook):
     def restore(self, state: State) -> None:
         """Restores `state()`."""
         self._carrier.restore(state["memory"])
+
+    def merged(self, states: Sequence[State]) -> State:
+        """Nothing is remembered: texts are cut up differently now."""
+        return {"memory": None}

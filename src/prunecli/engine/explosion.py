@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from prunecli import ranks
 from prunecli.engine.hooks import Batch, Hook, State, Training
 
 _RISE = 10.0
@@ -47,7 +48,7 @@ class ExplosionWatch(Hook):
         """Adds up the loss, which is unchanged."""
         value = loss.detach().float()
         if self._first is None:
-            self._first = value.item()
+            self._first = float(ranks.averaged([value])[0])
         # Not `.item()`: on a GPU it would wait for every batch.
         self._sum = value if self._sum is None else self._sum + value
         self._count += 1
@@ -59,7 +60,7 @@ class ExplosionWatch(Hook):
         """Compares the mean with the first batch."""
         if self._warned or self._sum is None or self._first is None:
             return
-        mean = self._sum.item() / self._count
+        mean = float(ranks.averaged([self._sum])[0]) / self._count
         if mean > _RISE * max(self._first, _LEAST):
             self._warned = True
             self._warn(

@@ -6,16 +6,15 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
-from timm.data import Mixup
-from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
+from prunecli import ranks
 from prunecli.checkpoint.durable import crash_point
 from prunecli.engine.carrying import Carrier
 from prunecli.engine.config import FitConfig
@@ -23,16 +22,21 @@ from prunecli.engine.device import channels_last, move_batch, seed_everything
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.explosion import ExplosionWatch
 from prunecli.engine.hooks import Batch, Hook, State, Training
-from prunecli.engine.optimizer import make_optimizer
+from prunecli.engine.mixing import Mixing
+from prunecli.engine.optimizer import make_optimizer, make_schedule
+from prunecli.engine.replicas import Replicas
 from prunecli.engine.resources import resource_errors
 from prunecli.engine.resuming import (
     Checkpoint,
     Keeper,
     Position,
     StopRequest,
+    batches_of,
     figures_from_state,
     figures_to_state,
     random_state,
+    require_finite,
+    seed_apart,
     set_random_state,
     stop_requests,
 )
@@ -99,6 +103,9 @@ def fit(
 ) -> FitResult:
     """Trains `model` in place and leaves it with the weights of the best validation epoch (the last without one).
 
+    Several processes (see `prunecli.ranks`) share every batch and average their gradients, so settings mean what they
+    mean for one process. Batch normalisations measure each process's own share; see `replicas.Statistics`.
+
     Args:
         model: Returns what `task` expects, mostly scores.
         train: Training batches: pairs of inputs (a tensor, tuple, mapping or list) and labels; see `Carrier`.
@@ -120,27 +127,22 @@ def fit(
         ModelError: A saved state does not fit.
         Interrupted: A signal came; the state is saved.
         ResourceError: Memory ran out, or a process that loads images died.
+        RankLost: Another process is gone.
+        RanksDiffer: Two processes have different weights at the end of an epoch.
     """
     seed_everything(seed)
     model.to(device)
-    hooks = (ExplosionWatch(tell), *hooks)
-    run = _Run(model, train, config, device, optimizer, task, hooks)
+    run = _Run(model, train, config, device, optimizer, task, (ExplosionWatch(tell), *hooks), seed)
+    seed_apart(seed, ranks.rank())
     listening = stop_requests(tell) if keeper is not None else nullcontext(StopRequest())
     with channels_last(model), listening as stop:
         checkpoint = Checkpoint(run, keeper, stop)
         checkpoint.restore()
         while not run.finished():
-            with resource_errors(getattr(train, "batch_size", None)):
-                loss = run.epoch(train, progress, checkpoint)
-            figures = None
-            if validation is not None:
-                figures = evaluate(model, validation, device, on_step=lambda done: checkpoint.stop(), task=task)
-            entry = run.close_epoch(loss, figures)
-            crash_point("fit:epoch")
-            if progress is not None:
-                progress.on_epoch(entry, [table for hook in hooks for table in hook.tables()])
-            checkpoint()
+            run.next_epoch(train, validation, progress, checkpoint)
         checkpoint.stop()
+    if ranks.together():
+        set_random_state(ranks.from_first(random_state(device)), device)
     return run.result()
 
 
@@ -156,20 +158,21 @@ class _Run:
         optimizer: torch.optim.Optimizer | None,
         task: Task,
         hooks: Sequence[Hook],
+        seed: int,
     ) -> None:
-        self.model, self.config, self.device, self.task, self._hooks = model, config, device, task, hooks
+        self.model, self._seed, self.config, self.device, self.task, self._hooks = (
+            model,
+            seed,
+            config,
+            device,
+            task,
+            hooks,
+        )
         steps = math.ceil(len(train) / config.accumulate)
         self._optimizer = optimizer if optimizer is not None else make_optimizer(model, config)
-        self._schedule = _schedule(self._optimizer, config, steps)
+        self._schedule = make_schedule(self._optimizer, config, steps)
         num_classes = len(task.class_names)
-        self._mixup = None
-        if config.mixup or config.cutmix:
-            self._mixup = Mixup(
-                mixup_alpha=config.mixup,
-                cutmix_alpha=config.cutmix,
-                label_smoothing=config.label_smoothing,
-                num_classes=num_classes,
-            )
+        self._mixing = Mixing(config, num_classes)
         self._amp_dtype = None
         if config.amp and device.type == "cuda":
             self._amp_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
@@ -187,8 +190,26 @@ class _Run:
         training = Training(model, self._optimizer, device, config.epochs, steps, num_classes, train)
         for hook in hooks:
             hook.begin(training)
+        self._replicas = Replicas(model)
 
-    def epoch(self, batches: SizedBatches, progress: Progress | None, checkpoint: Checkpoint) -> float:
+    def next_epoch(
+        self, train: SizedBatches, validation: SizedBatches | None, progress: Progress | None, checkpoint: Checkpoint
+    ) -> None:
+        """Trains for an epoch, or the rest of one, and validates."""
+        with resource_errors(getattr(train, "batch_size", None)):
+            loss = self._epoch(train, progress, checkpoint)
+        figures = None
+        if validation is not None:
+            figures = evaluate(self.model, validation, self.device, lambda done: checkpoint.stop(), task=self.task)
+        entry = self._close_epoch(loss, figures)
+        ranks.require_same(f"the network after epoch {entry.epoch}", _tensors(self.model))
+        crash_point("fit:epoch")
+        if progress is not None:
+            progress.on_epoch(entry, [table for hook in self._hooks for table in hook.tables()])
+        checkpoint.agree()
+        checkpoint()
+
+    def _epoch(self, batches: SizedBatches, progress: Progress | None, checkpoint: Checkpoint) -> float:
         """Runs the remaining batches of the epoch and returns the mean loss."""
         self.model.train()
         here = self.position
@@ -196,6 +217,7 @@ class _Run:
             self._carrier.forget()
         for hook in self._hooks:
             hook.epoch_start(here.epoch, here.batch)
+        self._replicas.start()
         start = time.perf_counter() - here.seconds
         last = len(batches) - 1
         group: int | None = None  # of batches that make one step, while it is open
@@ -208,33 +230,37 @@ class _Run:
                 progress.on_step(here.epoch, done, last + 1, here.loss / here.images)
             checkpoint()
 
-        for count, (inputs, labels) in enumerate(_batches_of(batches, here.epoch, here.batch), start=here.batch + 1):
+        for count, (inputs, labels) in enumerate(batches_of(batches, here.epoch, here.batch), start=here.batch + 1):
             # Batches without a single readable image are skipped but still counted.
             index = getattr(batches, "position", count) - 1
             if group is not None and group != index // self.config.accumulate:
                 close(index)
             group = index // self.config.accumulate
-            loss = self._loss(inputs, labels)
-            value = loss.item()
+            counts = getattr(batches, "counts", True)
+            loss = self._loss(inputs, labels, counts)
+            own = sample_count(inputs) if counts else 0
+            value, samples = checkpoint.agree(loss.item(), own)
             if not math.isfinite(value):
                 raise PruneError(
                     f"the loss is {value} at epoch {here.epoch}, batch {index + 1}; lower the learning rate (--lr)"
                 )
+            closing = (index + 1) % self.config.accumulate == 0 or index == last
+            self._replicas.see(own, closing=closing)
             self._scaler.scale(loss / self._batches_in_step(index, last)).backward()  # type: ignore[no-untyped-call]
-            samples = sample_count(inputs)
             here.loss += value * samples
             here.images += samples
-            if (index + 1) % self.config.accumulate == 0 or index == last:
+            if closing:
                 close(index + 1)
                 group = None
         if group is not None:
             close(last + 1)
         self.require_finite()
+        self._replicas.stop()
         for hook in self._hooks:
             hook.epoch_end(here.epoch)
         return here.loss / max(here.images, 1)
 
-    def close_epoch(self, loss: float, figures: Figures | None) -> Epoch:
+    def _close_epoch(self, loss: float, figures: Figures | None) -> Epoch:
         """Records the epoch and moves on to the next."""
         here = self.position
         score = figures.score if figures is not None else None
@@ -266,12 +292,7 @@ class _Run:
 
     def require_finite(self) -> None:
         """Raises an error before NaN or infinite weights are saved or evaluated."""
-        for name, tensor in self.model.state_dict(keep_vars=True).items():
-            if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor.detach()).all()):
-                raise PruneError(
-                    f"{name} holds NaN or infinity at {self.position}; lower the learning rate (--lr), or limit the "
-                    "gradients (--clip-grad)"
-                )
+        require_finite(self.model, self.position)
 
     def state(self) -> State:
         """Returns everything that determines how training continues; see `prunecli.engine.resuming`."""
@@ -288,7 +309,16 @@ class _Run:
             "lr": self._lr,
             "random": random_state(self.device),
             "hooks": {hook.name: hook.state() for hook in self._hooks},
+            "others": ranks.gathered(self._own_state())[1:],
         }
+
+    def _own_state(self) -> State:
+        """What differs between processes; nothing where there is one alone."""
+        if not ranks.together():
+            return {}
+        hooks = {hook.name: hook.state() for hook in self._hooks if hook.per_process}
+        own: State = {"random": random_state(self.device), "memory": self._carrier.state(), "hooks": hooks}
+        return map_tensors(own, Tensor.cpu)  # type: ignore[no-any-return]
 
     def restore(self, state: State) -> None:
         """Restores `state()`."""
@@ -301,16 +331,29 @@ class _Run:
         if state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
         self._updates, self._lr = state["updates"], state["lr"]
-        self._carrier.restore(state["memory"])
         self.position = Position(**state["position"])
         self._history = [
             Epoch(**(entry | {"validation": figures_from_state(entry["validation"], self.task.figures)}))
             for entry in state["history"]
         ]
         self._best = tuple(state["best"]) if state["best"] is not None else None
+        self._restore_own(state)
+
+    def _restore_own(self, state: State) -> None:
+        """Restores what differs between processes, by rank; of as many others there is only what they had in common.
+
+        The random numbers of further processes begin anew then, and a text goes on without what was remembered of it.
+        """
+        states = [state, *state.get("others", [])]
+        same = len(states) == ranks.world_size()
+        own = states[ranks.rank()] if same else states[0]
+        self._carrier.restore(own["memory"] if same else None)
         for hook in self._hooks:
-            hook.restore(state["hooks"][hook.name])
-        set_random_state(state["random"], self.device)
+            known = [each["hooks"][hook.name] for each in states if each is state or hook.name in each["hooks"]]
+            hook.restore(known[ranks.rank() if hook.per_process else 0] if same else hook.merged(known))
+        set_random_state(own["random"], self.device)
+        if not same:
+            seed_apart(self._seed, ranks.rank(), self._updates)
 
     def _batches_in_step(self, index: int, last: int) -> int:
         """Batches whose gradients are averaged in the step that `index` belongs to; the last step may have fewer."""
@@ -318,6 +361,7 @@ class _Run:
         return min(self.config.accumulate, last - first + 1)
 
     def _step(self) -> None:
+        self._replicas.join()
         self._scaler.unscale_(self._optimizer)
         if self.config.clip_grad is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad)
@@ -333,61 +377,22 @@ class _Run:
         if self._schedule is not None:
             self._schedule.step_update(num_updates=self._updates)
 
-    def _loss(self, inputs: Any, labels: Any) -> Tensor:
+    def _loss(self, inputs: Any, labels: Any, counts: bool) -> Tensor:
         labels = map_tensors(labels, lambda tensor: tensor.to(self.device, non_blocking=True))
         inputs = move_batch(inputs, self.device, torch.channels_last)
-        if self._mixup is not None and len(labels) > 1:
-            even = len(labels) // 2 * 2  # timm mixes images in pairs
-            inputs, labels = self._mixup(inputs[:even], labels[:even])
+        inputs, labels = self._mixing(inputs, labels)
         context: AbstractContextManager[object] = nullcontext()
         if self._amp_dtype is not None:
             context = torch.autocast(self.device.type, dtype=self._amp_dtype)
         with context:
             outputs = self.task.outputs(self._carrier, self.model, inputs, labels)
+            batch = Batch(inputs, labels, outputs, counts)
             loss = self.task.loss(outputs, labels, self.config.label_smoothing)
-            batch = Batch(inputs, labels, outputs)
+            if ranks.together():
+                loss = batch.weighted(loss, self.task.terms(outputs, labels))
             for hook in self._hooks:
                 loss = hook.loss(loss, batch)
         return loss
-
-
-def _schedule(optimizer: torch.optim.Optimizer, config: FitConfig, steps: int) -> Any:
-    """timm's learning rate schedule, None for a constant rate.
-
-    Raises:
-        RecipeError: timm does not know it.
-    """
-    try:
-        schedule, _ = create_scheduler_v2(
-            optimizer,
-            sched=config.schedule,
-            num_epochs=config.epochs,
-            warmup_epochs=config.warmup_epochs,
-            warmup_lr=config.lr / 100,
-            min_lr=config.min_lr,
-            decay_epochs=config.decay_epochs,
-            decay_rate=1.0 if config.schedule == "poly" else 0.1,  # for poly it is the power, usually 1
-            step_on_epochs=False,
-            updates_per_epoch=steps,
-        )
-    except (ValueError, AssertionError, KeyError, RuntimeError) as error:
-        raise RecipeError(f"schedule {config.schedule!r}: {error}; use for instance cosine or constant") from error
-    return schedule
-
-
-def check_schedule(config: FitConfig) -> None:
-    """Checks before any work that timm knows the optimizer and the schedule.
-
-    Raises:
-        RecipeError: It does not.
-    """
-    _schedule(make_optimizer(nn.Linear(1, 1), config), config, 1)
-
-
-def _batches_of(batches: SizedBatches, epoch: int, first: int) -> Iterator[Any]:
-    """The batches of an epoch, starting at `first`; an iterable without epochs yields the same batches every time."""
-    of_epoch = getattr(batches, "epoch", None)
-    return of_epoch(epoch, first) if of_epoch is not None else itertools.islice(batches, first, None)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

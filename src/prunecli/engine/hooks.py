@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from prunecli.engine.replicas import weighted
 from prunecli.report.table import Table
 
 State = dict[str, Any]
@@ -46,11 +47,25 @@ class Batch:
         inputs: The network's inputs, on its device, after mixup.
         labels: Labels in the form the task expects.
         outputs: What the network computed, such as scores; losses by name, where a network has its own.
+        counts: False where these samples stand in for this process's share of a batch, because it has none.
     """
 
     inputs: Any
     labels: Any
     outputs: Any
+    counts: bool = True
+
+    def weighted(self, mean: Tensor, terms: int) -> Tensor:
+        """A term of the loss that is a mean over samples, as `Hook.loss` has to return it.
+
+        Several processes share a batch and average their losses. So a mean has to weigh as much as there are terms in
+        it, and then the average is the mean over all terms; alone, it stays as it is. Every process has to call this.
+
+        Args:
+            mean: Over samples, pixels or tokens of this process.
+            terms: How many.
+        """
+        return weighted(mean, terms if self.counts else 0)
 
 
 class Hook:
@@ -59,11 +74,16 @@ class Hook:
     `fit` calls hooks in the order in which it receives them. Whatever a hook remembers between steps belongs in
     `state`, so that an interrupted run resumes bit by bit.
 
+    Several processes that train together call each hook everywhere, and a hook must decide the same on each of them:
+    from weights, or from sums over `prunecli.ranks`.
+
     Attributes:
         name: Key under which the state is saved; unique within a run.
+        per_process: Whether its state is another one in each process, as sums over samples are.
     """
 
     name: ClassVar[str] = "hook"
+    per_process: ClassVar[bool] = False
 
     def begin(self, training: Training) -> None:
         """Called once, before a saved state is restored and before the first step."""
@@ -79,9 +99,12 @@ class Hook:
     def loss(self, loss: Tensor, batch: Batch) -> Tensor:
         """Returns the loss to minimise, for instance `loss` plus a penalty.
 
+        Several processes average what they return. So a penalty on weights is added as it is, and a mean over samples
+        as `batch.weighted` returns it.
+
         Args:
             loss: The loss so far: the task's, as changed by earlier hooks.
-            batch: The batch.
+            batch: The batch, or this process's share of it.
         """
         return loss
 
@@ -118,3 +141,11 @@ class Hook:
 
     def restore(self, state: State) -> None:
         """Restores `state()`."""
+
+    def merged(self, states: Sequence[State]) -> State:
+        """The state to restore on another number of processes, where it differs from process to process.
+
+        Args:
+            states: That of each process, by rank.
+        """
+        return states[0]

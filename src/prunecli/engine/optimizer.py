@@ -1,4 +1,4 @@
-"""Creating an optimizer, and carrying one over to a smaller network."""
+"""Creating an optimizer and its schedule, and carrying one over to a smaller network."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
 from prunecli.engine.config import FitConfig
@@ -30,6 +31,39 @@ def make_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer
         text = f"optimizer {config.optimizer!r} is unknown to timm; use for instance sgd or adamw"
         raise RecipeError(text) from error
     return optimizer
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, config: FitConfig, steps: int) -> Any:
+    """timm's learning rate schedule, None for a constant rate.
+
+    Raises:
+        RecipeError: timm does not know it.
+    """
+    try:
+        schedule, _ = create_scheduler_v2(
+            optimizer,
+            sched=config.schedule,
+            num_epochs=config.epochs,
+            warmup_epochs=config.warmup_epochs,
+            warmup_lr=config.lr / 100,
+            min_lr=config.min_lr,
+            decay_epochs=config.decay_epochs,
+            decay_rate=1.0 if config.schedule == "poly" else 0.1,  # for poly it is the power, usually 1
+            step_on_epochs=False,
+            updates_per_epoch=steps,
+        )
+    except (ValueError, AssertionError, KeyError, RuntimeError) as error:
+        raise RecipeError(f"schedule {config.schedule!r}: {error}; use for instance cosine or constant") from error
+    return schedule
+
+
+def check_schedule(config: FitConfig) -> None:
+    """Checks before any work that timm knows the optimizer and the schedule.
+
+    Raises:
+        RecipeError: It does not.
+    """
+    make_schedule(make_optimizer(nn.Linear(1, 1), config), config, 1)
 
 
 def carry_over(optimizer: torch.optim.Optimizer, before: nn.Module, after: nn.Module, kept: KeptPositions) -> None:

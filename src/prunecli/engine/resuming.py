@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import FrameType
@@ -14,10 +15,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
+from prunecli import ranks
+from prunecli.engine.device import seed_everything
 from prunecli.engine.hooks import State
+from prunecli.engine.replicas import Agreement
 from prunecli.engine.tasks.base import Figures
-from prunecli.errors import Interrupted, ModelError
+from prunecli.errors import Interrupted, ModelError, PruneError
 
 
 class Keeper(Protocol):
@@ -131,6 +136,36 @@ def set_random_state(state: State, device: torch.device) -> None:
     random.setstate(state["python"])
 
 
+def require_finite(model: nn.Module, position: Position) -> None:
+    """Checks the weights and buffers of a network.
+
+    Raises:
+        PruneError: One is NaN or infinite.
+    """
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor.detach()).all()):
+            raise PruneError(
+                f"{name} holds NaN or infinity at {position}; lower the learning rate (--lr), or limit the gradients "
+                "(--clip-grad)"
+            )
+
+
+def seed_apart(seed: int, rank: int, updates: int = 0) -> None:
+    """Seeds the generators of one of several processes, so that no two of them drop the same units at random.
+
+    Rank 0 has the random numbers that it would have alone.
+    """
+    if rank:
+        sequence = np.random.SeedSequence(seed % 2**64, spawn_key=(rank, updates))
+        seed_everything(int(sequence.generate_state(1, np.uint32)[0]))
+
+
+def batches_of(batches: Iterable[Any], epoch: int, first: int) -> Iterator[Any]:
+    """The batches of an epoch, starting at `first`; an iterable without epochs yields the same batches every time."""
+    of_epoch = getattr(batches, "epoch", None)
+    return of_epoch(epoch, first) if of_epoch is not None else itertools.islice(batches, first, None)
+
+
 def figures_to_state(figures: Any) -> State | None:
     """Figures of a split (a dataclass) as plain data."""
     return None if figures is None else asdict(figures)
@@ -161,23 +196,38 @@ class _Resumable(Protocol):
 
 
 class Checkpoint:
-    """Saves the state of a run when it is due, and ends the run when a signal asked for it."""
+    """Saves the state of a run when it is due, and ends the run when a signal asked for it.
+
+    Several processes do either together: where they last agreed on it, at the end of a batch.
+    """
 
     def __init__(self, run: _Resumable, keeper: Keeper | None, stop: StopRequest) -> None:
-        self._run, self._keeper, self._stop = run, keeper, stop
+        self._run, self._keeper, self._stop, self._agreed = run, keeper, stop, Agreement()
 
     def __call__(self) -> None:
         """Call between steps."""
-        self.stop()
-        if self._keeper is not None and self._keeper.due():
+        self._stop_if_asked()
+        if self._keeper is not None and (self._agreed.due if ranks.together() else self._keeper.due()):
             self._run.require_finite()
             self._keeper.save(self._run.state(), str(self._run.position))
 
     def stop(self) -> None:
-        """Call where only the steps so far would be saved, such as during validation."""
-        if self._keeper is not None and self._stop.signal is not None:
+        """Call where only the steps so far would be saved, such as during validation; equally often everywhere."""
+        self.agree()
+        self._stop_if_asked()
+
+    def agree(self, loss: float = 0.0, samples: int = 0) -> tuple[float, int]:
+        """The loss and the samples of all processes, who agree on what `__call__` does next."""
+        if not ranks.together():
+            return loss, samples
+        signal = self._stop.signal if self._keeper is not None else None
+        return self._agreed.reach(signal or 0, self._keeper is not None and self._keeper.due(), loss, samples)
+
+    def _stop_if_asked(self) -> None:
+        signal = self._agreed.signal if ranks.together() else self._stop.signal
+        if self._keeper is not None and signal:
             self._run.require_finite()
-            raise self._keeper.interrupted(self._stop.signal, self._run.state(), str(self._run.position))
+            raise self._keeper.interrupted(signal, self._run.state(), str(self._run.position))
 
     def restore(self) -> None:
         """Resumes from the newest state, if there is one."""

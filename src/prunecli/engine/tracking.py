@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from prunecli import ranks
 from prunecli.checkpoint.durable import write_text_atomically
 from prunecli.engine.trackers.base import TrackedRun, Tracker
 from prunecli.errors import ResourceError, first_line
@@ -80,7 +81,7 @@ class Tracking:
 
 
 class MetricsLog:
-    """Writes one JSON object per epoch, and passes its numbers on to trackers.
+    """Writes one JSON object per epoch, and passes its numbers on to trackers; of several processes, rank 0 does.
 
     Args:
         path: The .jsonl file; a file that exists is replaced.
@@ -108,6 +109,8 @@ class MetricsLog:
             row: Numbers by name; those that are None are left out.
             tables: What training hooks have to show, as plain data.
         """
+        if not ranks.writes():
+            return
         epoch = int(row["epoch"] or 0)
         entry: dict[str, Any] = {key: value for key, value in row.items() if value is not None}
         if self._tracking is not None and not self._tracked:

@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunecli.collective import each
 from prunecli.copying import copied
 from prunecli.errors import MethodError
 from prunecli.inputs import Inputs, sample_count, take_samples
 from prunecli.methods.knapsack import Choices, cheapest
 from prunecli.methods.layer_costs import LayerCosts
 from prunecli.methods.likeness import Judge, NotComparable, divided
+from prunecli.ranks import alone
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.removal.compensate import Readings
 from prunecli.surgery.removal.head_basis import concentrated
@@ -123,13 +125,14 @@ def measure_curves(
     if not given:
         raise MethodError("--scope measured judges layers on data: choose a data set with --data")
     fitted, held_out = divided(given)
-    judge = Judge(model, _at_most(held_out, _JUDGED))
+    with alone():  # each process judges groups of its own
+        judge = Judge(model, _at_most(held_out, _JUDGED))
     ranked = {name: torch.sort(values, descending=True, stable=True).indices for name, values in scores.items()}
     model, _ = concentrated(model, groups, ranked, fitted)
     shrinking = [group for group in groups if group.units > 1]
     readings = Readings(model, groups, {group.name: torch.arange(group.units - 1) for group in shrinking}, fitted)
-    curves: dict[str, Curve] = {}
-    for group in groups:
+
+    def curve_of(group: ChannelGroup) -> Curve:
         least = fewest[group.name]
         widths = sorted({least, *(max(least, round(group.units * (1 - share))) for share in _SHARES)} - {group.units})
         losses: list[float] = []
@@ -147,8 +150,9 @@ def measure_curves(
                 ) from error
         # More channels cannot cost more; where samples say so, it is noise.
         falling = np.maximum.accumulate(np.asarray([*losses, 0.0])[::-1])[::-1]
-        curves[group.name] = Curve((*widths, group.units), tuple(float(loss) for loss in falling))
-    return curves
+        return Curve((*widths, group.units), tuple(float(loss) for loss in falling))
+
+    return dict(zip((group.name for group in groups), each(curve_of, groups), strict=True))
 
 
 def _at_most(batches: Sequence[Inputs], count: int) -> list[Inputs]:

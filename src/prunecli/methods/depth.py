@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from pydantic import JsonValue
 from torch import nn
 
 from prunecli.checkpoint.manifest import RemovedBlock, Untouched
+from prunecli.collective import agreed, first_decides
 from prunecli.copying import copied, sharing_parameters
 from prunecli.criteria.base import Calibration
 from prunecli.criteria.blocks import BlockScore, at_random, block_influence, loss_increase
@@ -96,7 +98,9 @@ class _Taken:
                 adjust_records(self.model, model, self.former)
                 if library is not None:
                     apply_attributes(self.model, library.attributes)
-                self.error = verify_without_blocks(model, self.model, blocks, self.former, request.example_inputs)
+                self.error = first_decides(
+                    partial(verify_without_blocks, model, self.model, blocks, self.former, request.example_inputs)
+                )
             except VerificationError:
                 if library is None:
                     raise
@@ -196,7 +200,7 @@ class _Run:
         if not self._params.greedy:
             missing = [block for block in free if block.name not in self._scores]
             if missing:
-                self._scores |= score(self._model, free, [], calibration)
+                self._scores |= agreed("the scores", score(self._model, free, [], calibration))
             chosen = sorted(free, key=lambda block: self._scores[block.name])[:count]
             return [block for block in self._blocks if block in chosen]
         return self._one_by_one(free, count, score, calibration)
@@ -207,7 +211,7 @@ class _Run:
         off: list[ResidualBlock] = []
         for _ in range(count):
             rest = [block for block in free if block not in off]
-            scores = score(self._model, rest, off, calibration)
+            scores = agreed("the scores", score(self._model, rest, off, calibration))
             lowest = min(rest, key=lambda block: scores[block.name])
             self._scores |= scores
             off.append(lowest)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Untouched
+from prunecli.collective import agreed, first_decides
 from prunecli.copying import copied, sharing_parameters
 from prunecli.criteria.experts import ExpertScore, at_random, frequency, loss_without, norm, probability
 from prunecli.errors import MethodError, VerificationError
 from prunecli.measure.counts import count_macs, parameter_count
 from prunecli.methods.experts_params import ExpertsParams
 from prunecli.methods.parts import PartReport, PartRequest, PartsRemoved
+from prunecli.methods.plans import edits_of
 from prunecli.methods.repair import Clock
 from prunecli.methods.selection import matching_pattern, require_matches
-from prunecli.methods.structural import edits_of
 from prunecli.surgery.blocks.taking_out import take_out
 from prunecli.surgery.configured.experts import rebuilt_with_fewer_experts
 from prunecli.surgery.configured.rebuilt import NOT_CONFIGURED, owner
@@ -60,7 +62,7 @@ def prune_experts(model: nn.Module, request: PartRequest) -> PartsRemoved:
     counts = {layer.name: _count(layer, params) for layer in free}
     if not any(counts.values()):
         raise MethodError(f"no experts would be removed: {_why_none(layers, free, params)}")
-    scores = _SCORES[params.score](model, free, request.calibrated())
+    scores = agreed("the scores", _SCORES[params.score](model, free, request.calibrated()))
     keep = {layer.name: _kept(layer, scores[layer.name], counts[layer.name]) for layer in free if counts[layer.name]}
     clock.lap("score")
     pruned, removed, error, notes = _removed(model, layers, keep, request)
@@ -189,7 +191,7 @@ def _removed(
         try:
             if rebuilt is not None:
                 apply_attributes(pruned, rebuilt.attributes)
-            error = verify_without_experts(model, pruned, layers, keep, inputs)
+            error = first_decides(partial(verify_without_experts, model, pruned, layers, keep, inputs))
         except VerificationError:
             if not library:
                 raise

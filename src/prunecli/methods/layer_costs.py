@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from prunecli.collective import first_decides
 from prunecli.inputs import Inputs
 from prunecli.measure.counts import module_macs
 from prunecli.measure.layer_times import time_layers, width_curve
@@ -96,7 +97,7 @@ class LayerCosts:
             each = {group.name: group.channels_per_unit for group in groups}
             self._terms = [_Term(1.0, [_Dimension(0, each)])]
         elif kind == "latency":
-            self._terms = _timed(model, groups, inputs, allowed or {})
+            self._terms = first_decides(lambda: _timed(model, groups, inputs, allowed or {}))
         else:
             self._terms = _terms(model, groups, module_macs(model, inputs) if kind == "macs" else None)
 

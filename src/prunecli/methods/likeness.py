@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from prunecli.collective import in_turn
 from prunecli.inputs import Inputs, output_tensors, run_batch, sample_count, take_samples
 from prunecli.modes import evaluating
+from prunecli.ranks import gathered, summed
 
 _HELD_OUT = 4
 """One of so many samples, at least, is held out."""
@@ -17,7 +19,7 @@ class NotComparable(Exception):
 
 
 class Judge:
-    """Compares networks with the dense one on held-out batches.
+    """Compares networks with the dense one on held-out batches, which processes that work together share.
 
     Args:
         dense: The dense network.
@@ -25,10 +27,11 @@ class Judge:
     """
 
     def __init__(self, dense: nn.Module, batches: list[Inputs]) -> None:
-        self._batches = batches
-        self._expected = [_outputs(dense, batch) for batch in batches]
-        shapes = {tensor.dim() for tensors in self._expected for tensor in tensors}
-        widths = {tensor.shape[-1] for tensors in self._expected for tensor in tensors}
+        self._batches = list(in_turn(batches))
+        self._expected = [_outputs(dense, batch) for batch in self._batches]
+        own = [(tensor.dim(), tensor.shape[-1]) for tensors in self._expected for tensor in tensors]
+        everywhere = [one for part in gathered(own) for one in part]
+        shapes, widths = {dim for dim, _ in everywhere}, {width for _, width in everywhere}
         self._are_scores = shapes == {2} and len(widths) == 1 and min(widths) > 1
 
     def __call__(self, network: nn.Module) -> tuple[float, float | None]:
@@ -40,11 +43,12 @@ class Judge:
         Raises:
             NotComparable: Outputs of the network have other shapes than those of the dense one.
         """
-        lost = total = same = 0.0
+        lost = total = same = others = 0.0
         for batch, expected in zip(self._batches, self._expected, strict=True):
             given = _outputs(network, batch)
             if [tensor.shape for tensor in given] != [tensor.shape for tensor in expected]:
-                raise NotComparable
+                others += 1
+                break
             for theirs, ours in zip(expected, given, strict=True):
                 if self._are_scores:
                     log, other = theirs.log_softmax(-1), ours.log_softmax(-1)
@@ -54,6 +58,10 @@ class Judge:
                 else:
                     lost += float((theirs - ours).square().sum())
                     total += float((theirs - theirs.mean()).square().sum())
+        (sums,) = summed([torch.tensor([lost, total, same, others], dtype=torch.float64)])
+        lost, total, same, others = sums.tolist()
+        if others:
+            raise NotComparable
         total = max(total, torch.finfo(torch.float64).tiny)
         difference = lost / total
         return (difference if difference == difference else float("inf")), same / total if self._are_scores else None

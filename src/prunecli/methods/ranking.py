@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Untouched
+from prunecli.collective import agreed
 from prunecli.criteria.base import Calibration, Criterion
 from prunecli.errors import MethodError
 from prunecli.methods.registry import get_structural
@@ -107,11 +108,12 @@ def score(model: nn.Module, selection: Selection, criterion: Criterion, calibrat
 
     Raises:
         MethodError: Scores are NaN or infinite.
+        RanksDiffer: Processes that work together come to different scores.
     """
     scores: dict[str, Tensor] = {}
     untouched = list(selection.untouched)
     widths = {group.name: group.channels for group in selection.groups}
-    for name, value in criterion(model, selection.groups, calibration).items():
+    for name, value in agreed("the scores", criterion(model, selection.groups, calibration)).items():
         if isinstance(value, str):
             untouched.append(Untouched(name=name, channels=widths[name], reason=value))
         elif not bool(torch.isfinite(value).all()):

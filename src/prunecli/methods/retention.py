@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunecli.collective import each
 from prunecli.criteria.ablation import Ablation, Unit
 from prunecli.criteria.base import Calibration
 from prunecli.criteria.samples import SomeSamples, half_of
@@ -124,7 +125,7 @@ class LossBound:
         count = min(ABLATIONS, len(units))
         places = ((torch.arange(count) + 0.5) * (len(units) / count)).long()
         chosen = [units[place] for place in order[places].tolist()]
-        rises = [self._mean(self._ablation.rises(unit)) for unit in chosen]
+        rises = each(lambda unit: self._mean(self._ablation.rises(unit)), chosen)
         curve = IsotonicRegression(y_min=0.0, out_of_bounds="clip")
         curve.fit([float(values[unit.group][unit.index]) for unit in chosen], rises)
         return {name: torch.from_numpy(curve.predict(own.numpy())) for name, own in values.items()}

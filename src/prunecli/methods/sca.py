@@ -23,6 +23,7 @@ from prunecli.methods.sca_activity import activity_of, refuse_restless_neurons
 from prunecli.methods.sca_choice import Prunings, choose
 from prunecli.methods.sca_params import ScaParams
 from prunecli.methods.trained import PruningHook, TrainedContext
+from prunecli.ranks import summed_by_name, together, world_size
 from prunecli.report.table import Table
 from prunecli.surgery.gates import ChannelGate, fold_all, gate_points, reading_points
 from prunecli.surgery.groups import ChannelGroup
@@ -76,6 +77,7 @@ class Sca(PruningHook):
         self._sums: dict[str, Tensor] = {}
         self._calls: dict[str, int] = {}
         self._pull: dict[str, Tensor] = {}
+        self._own = _OwnStep()
         self._forget()
 
     def begin(self, training: Training) -> None:
@@ -94,16 +96,21 @@ class Sca(PruningHook):
 
     def loss(self, loss: Tensor, batch: Batch) -> Tensor:
         """Adds the L1 penalty, if there is one."""
+        self._own.take(counts=batch.counts)
         if not self._params.l1:
             return loss
         return loss + self._params.l1 * torch.stack([weight.abs().sum() for weight in self._penalised]).sum()
 
     def before_step(self) -> None:
-        """Notes the size of the gates' gradients, over the batches of this step."""
-        for name, gate in self._gates.items():
-            gradient = gate.taken_gradient()
-            if gradient is not None:
-                self._pull[name] = self._pull[name] + gradient.detach().abs().double().cpu()
+        """Notes the size of the gates' gradients, over the batches of this step in all processes."""
+        taken = {name: gate.taken_gradient() for name, gate in self._gates.items()}
+        pulls = {name: gradient.detach() for name, gradient in taken.items() if gradient is not None}
+        if together():
+            pulls = {name: total / world_size() for name, total in summed_by_name(pulls).items()}
+            for watched, total, calls in self._own.over_ranks():
+                self._add(watched, total, calls)
+        for name, gradient in pulls.items():
+            self._pull[name] = self._pull[name] + gradient.abs().double().cpu()
         self._steps += 1
 
     def epoch_end(self, epoch: int) -> None:
@@ -177,12 +184,19 @@ class Sca(PruningHook):
         self._regrown, self._sums = dict(state["regrown"]), dict(state["activity"])
         self._calls, self._pull = dict(state["calls"]), dict(state["pull"])
         self._steps, self._ended = state["steps"], state["ended"]
+        self._own = _OwnStep()
         self._history = [dict(entry) for entry in state["history"]]
 
     def _see(self, watched: str, mean: Tensor) -> None:
+        if together():
+            self._own.see(watched, mean)
+        else:
+            self._add(watched, mean, 1)
+
+    def _add(self, watched: str, total: Tensor, calls: int) -> None:
         before = self._sums.get(watched)
-        self._sums[watched] = mean if before is None else before.to(mean.device) + mean
-        self._calls[watched] = self._calls.get(watched, 0) + 1
+        self._sums[watched] = total if before is None else before.to(total.device) + total
+        self._calls[watched] = self._calls.get(watched, 0) + calls
 
     def _forget(self) -> None:
         self._sums, self._calls, self._steps = {}, {}, 0
@@ -204,6 +218,33 @@ class Sca(PruningHook):
         self._history.append(
             {"epoch": epoch, "alive": opened, "pruned": self._prunings.total - opened, "regrown": regrown}
         )
+
+
+class _OwnStep:
+    """What this process has watched since the last step, where several train together.
+
+    It is added up over them at every step. So all of them know the same of a run at any time, and go on from any state.
+    """
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[str, Tensor]] = []
+        self._step: dict[str, Tensor] = {}
+
+    def see(self, watched: str, mean: Tensor) -> None:
+        """The mean of one call."""
+        self._seen.append((watched, mean.cpu()))
+
+    def take(self, *, counts: bool) -> None:
+        """Ends a batch, which may only stand in for one of no sample."""
+        for watched, mean in self._seen if counts else ():
+            own = torch.cat([mean, torch.ones_like(mean[:1])])
+            self._step[watched] = self._step[watched] + own if watched in self._step else own
+        self._seen = []
+
+    def over_ranks(self) -> list[tuple[str, Tensor, int]]:
+        """What was watched, with the sum of the means and the number of calls in all processes; begins anew."""
+        own, self._step = self._step, {}
+        return [(watched, total[:-1], int(total[-1])) for watched, total in summed_by_name(own).items()]
 
 
 def _taking_part(

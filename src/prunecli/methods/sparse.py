@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from prunecli.checkpoint.manifest import Masks
+from prunecli.collective import agreed, require_agreed_weights
 from prunecli.criteria.base import Calibration, Loss, default_loss
 from prunecli.criteria.weights.base import MaskableWeight, WeightMethod
 from prunecli.criteria.weights.maskable import find_maskable
@@ -104,6 +105,7 @@ class WeightPruning:
 
         Raises:
             MethodError: The method does not work on this network.
+            RanksDiffer: Processes that work together come to different scores or weights.
         """
         request = self._request
         calibration = Calibration(
@@ -114,9 +116,10 @@ class WeightPruning:
         )
         if self._method.solve is not None:
             self._leave(self._method.solve(self._network, self._weights, calibration, goal))
-            return
-        for part in _rounds(goal, self.sparsity, self._method.rounds):
-            self._rank(part, calibration)
+        else:
+            for part in _rounds(goal, self.sparsity, self._method.rounds):
+                self._rank(part, calibration)
+        require_agreed_weights(self._network)
 
     def masks(self) -> Masks:
         """What is masked now, what was before included."""
@@ -145,7 +148,7 @@ class WeightPruning:
 
     def _rank(self, goal: Goal, calibration: Calibration) -> None:
         assert self._method.score is not None
-        scores = self._method.score(self._network, self._weights, calibration)
+        scores = agreed("the scores", self._method.score(self._network, self._weights, calibration))
         self._leave({name: value for name, value in scores.items() if isinstance(value, str)})
         blocks = {}
         for weight in self._weights:

@@ -61,13 +61,15 @@ class StepLoss:
         """The loss instead of the task's, or that one."""
         settings = self._settings
         if self._module is None:
-            return loss if settings.loss == "ce" else _squared_error(batch.outputs, batch.labels)
+            if settings.loss == "ce":
+                return loss
+            return batch.weighted(_squared_error(batch.outputs, batch.labels), len(batch.labels))
         steps, self._steps = self._steps.pop(), []
         labels = batch.labels.repeat(len(steps), *(1,) * (batch.labels.dim() - 1))
         flat = steps.flatten(0, 1)
         of_steps = functional.cross_entropy(flat, labels) if settings.loss == "ce" else _squared_error(flat, labels)
         level = functional.mse_loss(steps, torch.full_like(steps, settings.tet_level))
-        return (1 - settings.tet_weight) * of_steps + settings.tet_weight * level
+        return batch.weighted((1 - settings.tet_weight) * of_steps + settings.tet_weight * level, len(batch.labels))
 
     def _take(self, module: nn.Module, args: Any, output: Tensor) -> None:
         if module.training:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Edit, Untouched
+from prunecli.collective import first_decides, require_agreed_weights
 from prunecli.copying import copied, release_copies, without_collections
 from prunecli.criteria.base import Criterion
 from prunecli.engine.hooks import State
@@ -22,6 +23,7 @@ from prunecli.methods.consequence import Consequences, measure_curves
 from prunecli.methods.layer_costs import LayerCosts
 from prunecli.methods.outcome import Pruned, PruneReport
 from prunecli.methods.params import StructuralParams
+from prunecli.methods.plans import agreed_plan, edits_of
 from prunecli.methods.ranking import Ranking, score, select, why_nothing
 from prunecli.methods.registry import get_structural
 from prunecli.methods.repair import Clock, Repair, first_samples
@@ -33,7 +35,7 @@ from prunecli.methods.selection import ratios_by_group, with_scope
 from prunecli.methods.targets import Plan, Ruler, target_of
 from prunecli.methods.widths import widths_of
 from prunecli.registry import imported
-from prunecli.surgery.groups import ChannelGroup, Keep
+from prunecli.surgery.groups import Keep
 from prunecli.surgery.proof.verify import faulty_groups, verify
 from prunecli.surgery.recurrent.forms import in_form
 from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, attribute_differences, state_tensors
@@ -152,7 +154,7 @@ class _Run:
             return self.step(amount, part)
         self._calibration.found["score_histogram"] = allocation.score_histogram(ranking.scores)
         self.clock.lap("score")
-        groups, keep = self._groups, allocation.keep
+        groups, keep = self._groups, agreed_plan(allocation.keep)
         edits = edits_of(groups, keep)
         if not edits:
             return {}
@@ -165,13 +167,15 @@ class _Run:
         inputs = self._request.example_inputs
         try:
             with without_collections():
-                self._error = max(self._error, verify(self.network, pruned, self._traced, keep, inputs))
+                found = first_decides(lambda: verify(self.network, pruned, self._traced, keep, inputs))
+            self._error = max(self._error, found)
         except VerificationError as error:
             self._leave_alone(keep, error)
             return self.step(amount, part)
         release_copies(self.network, self._original, pruned)
         self.clock.lap("verify")
         self._repair(self.network, pruned, groups, keep, self.clock)
+        require_agreed_weights(pruned)
         self.network = pruned
         self._edits += edits
         for change in changes:
@@ -187,7 +191,8 @@ class _Run:
         Raises:
             VerificationError: The error, if none is to blame.
         """
-        faulty = faulty_groups(self.network, self._traced, keep, self._request.example_inputs)
+        inputs = self._request.example_inputs
+        faulty = first_decides(lambda: faulty_groups(self.network, self._traced, keep, inputs))
         if not faulty:
             raise error
         self._follow(without(self._traced, faulty))
@@ -374,21 +379,6 @@ class _Run:
         allocation = bound.reach(params.epsilon, plan)
         found |= {"epsilon": params.epsilon, **bound.found}
         return allocation
-
-
-def edits_of(groups: Sequence[ChannelGroup], keep: Mapping[str, Tensor]) -> list[Edit]:
-    """One entry for each group that loses units, given the kept units by group name."""
-    return [
-        Edit(
-            group=group.name,
-            width_before=group.channels,
-            width_after=len(keep[group.name]) * group.channels_per_unit,
-            keep_indices=keep[group.name].tolist(),
-            layers=list(group.modules("producer")),
-        )
-        for group in groups
-        if len(keep[group.name]) < group.units
-    ]
 
 
 def _tied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

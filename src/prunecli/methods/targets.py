@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
+from prunecli.collective import first_decides
 from prunecli.copying import copied
 from prunecli.errors import MethodError, ModelError, TargetError, VerificationError
 from prunecli.inputs import Inputs, explained, model_device
@@ -121,7 +122,8 @@ class Ruler:
         self._on_meta = kind == "params" or (kind == "macs" and count_on_meta(dense, inputs) is not None)
         self._rounds = _ROUNDS
         if kind == "latency":
-            each = time_model(dense, inputs, rounds=5, device=model_device(dense)).median / 1e3
+            first = first_decides(lambda: time_model(dense, inputs, rounds=5, device=model_device(dense)))
+            each = first.median / 1e3
             self._rounds = max(_ROUNDS, min(_MOST_ROUNDS, int(_SECONDS / max(each, 1e-9))))
         self.tried: Keep = {}
         self._base = self._count(dense) if kind != "latency" else 0.0
@@ -149,7 +151,8 @@ class Ruler:
         """A network's figure relative to the dense network's."""
         if self.kind == "latency":
             pair, inputs = [self._dense, model], [self._inputs, self._inputs]
-            return time_paired(pair, inputs, rounds=self._rounds, device=model_device(self._dense)).ratios[1]
+            device = model_device(self._dense)
+            return first_decides(lambda: time_paired(pair, inputs, rounds=self._rounds, device=device)).ratios[1]
         return self._count(model) / max(self._base, 1)
 
     def _count(self, model: nn.Module) -> float:

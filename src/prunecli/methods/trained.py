@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -11,15 +12,16 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Masks, Untouched
+from prunecli.collective import first_decides, require_agreed_weights
 from prunecli.copying import converted, copied
 from prunecli.engine.hooks import Hook
 from prunecli.errors import MethodError, VerificationError
 from prunecli.inputs import Inputs, cast_inputs, logits, run_batch
 from prunecli.measure.counts import count_macs, parameter_count
 from prunecli.methods.outcome import Pruned, PruneReport
+from prunecli.methods.plans import agreed_plan, edits_of
 from prunecli.methods.ranking import Selection
 from prunecli.methods.repair import Clock, Repair
-from prunecli.methods.structural import edits_of
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.proof.active_neurons import with_active_neurons
 from prunecli.surgery.proof.comparing import TOLERANCE
@@ -115,34 +117,34 @@ def remove_kept(model: nn.Module, keep: Mapping[str, Tensor], removal: Removal) 
 
     Raises:
         MethodError: A group does not exist, or would lose everything.
+        RanksDiffer: Processes that work together are to keep other units, or come to other weights.
         VerificationError: The result is not the masked original.
     """
-    clock = Clock()
+    clock, inputs = Clock(), removal.example_inputs
     trace, by_name = removal.selection.trace, {group.name: group for group in removal.selection.groups}
     untouched = list(removal.selection.untouched) if keep else []  # without, no channel was meant to go
-    keep = _losing_units(keep, by_name, removal.method)
+    keep = agreed_plan(_losing_units(keep, by_name, removal.method))
     pruned, groups, error = copied(model), _chosen(by_name, keep), 0.0
     while groups:
         remove(pruned, groups, keep)
         clock.lap("remove")
         try:
-            error = verify(model, pruned, trace, keep, removal.example_inputs)
+            error = first_decides(partial(verify, model, pruned, trace, keep, inputs))
             break
         except VerificationError:
-            faulty = faulty_groups(model, trace, keep, removal.example_inputs)
+            faulty = first_decides(partial(faulty_groups, model, trace, keep, inputs))
             if not faulty:
                 raise
-        untouched += [
-            Untouched(name=name, channels=by_name[name].channels, reason=reason) for name, reason in faulty.items()
-        ]
+        untouched += [Untouched(name=n, channels=by_name[n].channels, reason=why) for n, why in faulty.items()]
         keep = {name: units for name, units in keep.items() if name not in faulty}
         groups, pruned = _chosen(by_name, keep), copied(model)
     if removal.dead and groups:
-        error = max(error, _changed(model, pruned, removal.example_inputs))
+        error = max(error, first_decides(partial(_changed, model, pruned, inputs)))
     clock.lap("verify")
-    repair = Repair(removal.calibration, removal.compensation, removal.recalibrate, removal.example_inputs)
+    repair = Repair(removal.calibration, removal.compensation, removal.recalibrate, inputs)
     if groups:
         repair(model, pruned, groups, keep, clock)
+    require_agreed_weights(pruned)
     whole = sum(group.channels for group in by_name.values())
     removed = sum((group.units - len(keep[group.name])) * group.channels_per_unit for group in groups)
     share = round(removed / whole, 6) if whole else 0.0
@@ -155,8 +157,8 @@ def remove_kept(model: nn.Module, keep: Mapping[str, Tensor], removal: Removal) 
         achieved=share,
         params_before=parameter_count(model),
         params_after=parameter_count(pruned),
-        macs_before=count_macs(model, removal.example_inputs),
-        macs_after=count_macs(pruned, removal.example_inputs),
+        macs_before=count_macs(model, inputs),
+        macs_after=count_macs(pruned, inputs),
         verify_error=error,
         compensated=repair.compensated,
         recalibrated=repair.recalibrated,

@@ -20,6 +20,7 @@ from prunecli.methods.layer_lists import chosen_layers
 from prunecli.methods.step_loss import StepLoss
 from prunecli.methods.trained import PruningHook, TrainedContext
 from prunecli.methods.unstructured_params import UnstructuredParams
+from prunecli.ranks import summed_by_name, together
 from prunecli.report.table import Table
 from prunecli.sparsity.budget import Budget
 from prunecli.sparsity.connections import layers_with_weights, wiring_of
@@ -77,7 +78,7 @@ class Unstructured(PruningHook):
         self._budget.check(self._target, "synops" if params.synops is not None else "connections")
         self._loss = StepLoss(model, context.example_inputs, params)
         self._factor, self._rates, self._updates = params.penalty, dict[str, float](), 0
-        self._seen: dict[str, Tensor] = {}
+        self._seen: dict[str, tuple[Tensor, int]] = {}
         self._figures: dict[str, JsonValue] = {}
         self._kept: dict[str, Tensor] = {}
         self._share = 1.0
@@ -112,8 +113,8 @@ class Unstructured(PruningHook):
 
     def loss(self, loss: Tensor, batch: Batch) -> Tensor:
         """Adds the penalty to the loss, which may be another one than the task's."""
-        for name, rate in self._seen.items():
-            before, now = self._rates.get(name), float(rate)
+        for name, now in _rates_of(self._seen, counts=batch.counts).items():
+            before = self._rates.get(name)
             self._rates[name] = now if before is None else _MEMORY * before + (1 - _MEMORY) * now
         self._seen = {}
         return self._loss(loss, batch) + self._factor * self._penalty(self._rates_by_name())
@@ -237,7 +238,7 @@ class Unstructured(PruningHook):
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             if module.training:
                 arriving = args[0].detach()
-                self._seen[name] = torch.count_nonzero(arriving) / arriving.numel()
+                self._seen[name] = torch.count_nonzero(arriving), arriving.numel()
 
         return hook
 
@@ -247,6 +248,21 @@ class Unstructured(PruningHook):
         for name, neurons in self._wiring.reads.items():
             rates.update({neuron: self._rates[name] for neuron in neurons if name in self._rates})
         return rates
+
+
+def _rates_of(seen: Mapping[str, tuple[Tensor, int]], *, counts: bool) -> dict[str, float]:
+    """Shares of values that are not zero, in the batches of all processes that train together.
+
+    Args:
+        seen: By layer, how many are not zero, and how many there are.
+        counts: Whether this process's batch counts; else it stands in for one of no sample.
+    """
+    if not together():
+        return {name: float(active / number) for name, (active, number) in seen.items()}
+    own = {
+        name: torch.tensor([float(active), float(number)]).double() * counts for name, (active, number) in seen.items()
+    }
+    return {name: float(active / number) for name, (active, number) in summed_by_name(own).items() if number}
 
 
 def _layers(model: nn.Module, params: UnstructuredParams) -> tuple[list[str], list[str]]:

@@ -118,7 +118,7 @@ class Lineage:
         tolerance = _ROUNDED if is_narrow(saved) else _EXACT
         if all(first.shape == second.shape and _agree(first, second, tolerance) for first, second in pairs):
             return
-        path.unlink()
+        path.unlink(missing_ok=True)
         raise ModelError(
             f"{path}: not saved, because the network computes something else once it is loaded: it keeps values that "
             "are neither parameters nor buffers, or builds itself differently each time; register them as buffers"

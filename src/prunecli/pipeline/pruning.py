@@ -11,6 +11,7 @@ from torch import nn
 
 from prunecli.checkpoint.manifest import Manifest, Step, as_json
 from prunecli.checkpoint.masks import renamed
+from prunecli.collective import require_agreed_weights
 from prunecli.errors import ModelError
 from prunecli.measure.environment import library_versions
 from prunecli.methods.outcome import Pruned, PruneReport
@@ -113,10 +114,12 @@ def remove_parts(
 
     Raises:
         MethodError: The method cannot do what was asked.
+        RanksDiffer: Processes that work together come to different networks.
         VerificationError: The result is not what the method's proof compares it with.
     """
     method: PartMethod = get_method(request.method).load()
     pruned = method(model, request)
+    require_agreed_weights(pruned.model)
     report, base = pruned.report, step or Step(stage="prune")
     settings = {"method": report.method, "params": asdict(request.params), "keep": list(request.keep)}
     entry = base.model_copy(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from pydantic import JsonValue
 
+from prunecli import ranks
 from prunecli.checkpoint.durable import crash_point, remove_leftovers, require_space
 from prunecli.checkpoint.locking import locked
 from prunecli.checkpoint.manifest import as_json
@@ -70,7 +71,8 @@ def saved_states(space: RunState, out: Path, identity: Mapping[str, JsonValue]) 
             in_run=space.in_run,
             extra=ExtraState(lambda: space.bad.left_out, space.bad.restore),
         )
-        if store.exists() and not space.resume:
+        unfinished = ranks.from_first(store.exists())
+        if unfinished and not space.resume:
             if not space.force:
                 raise RecipeError(
                     f"{folder}: holds the state of an unfinished run; add --resume to continue it, or --force to start "
@@ -78,14 +80,14 @@ def saved_states(space: RunState, out: Path, identity: Mapping[str, JsonValue]) 
                 )
             store.discard()
             known_runs(out).unlink(missing_ok=True)
-        elif space.resume and not store.exists():
+        elif space.resume and not unfinished:
             space.sink.note(f"{folder}: no saved state; starting from the beginning")
         try:
             yield store
         except KeyboardInterrupt as error:
             raise store.aborted(getattr(error, "signal", signal.SIGINT)) from error
         finally:
-            if not store.exists():  # nothing will be continued
+            if ranks.writes() and not store.exists():  # nothing will be continued
                 known_runs(out).unlink(missing_ok=True)
         crash_point("stage:saved")
         if not space.in_run:
@@ -95,7 +97,7 @@ def saved_states(space: RunState, out: Path, identity: Mapping[str, JsonValue]) 
 
 def discard_states(out: Path) -> None:
     """Removes the states of the stage that wrote `out`."""
-    shutil.rmtree(_state_folder(out), ignore_errors=True)
+    ranks.by_first(lambda: shutil.rmtree(_state_folder(out), ignore_errors=True))
 
 
 def identity_of(space: RunState, stage: Any, **files: str | None) -> dict[str, JsonValue]:
@@ -125,4 +127,5 @@ def room_for(space: RunState, out: Path, *, states: bool) -> None:
 
 def _environment(space: RunState) -> dict[str, JsonValue]:
     versions = library_versions()
-    return {"device": str(space.device), "threads": torch.get_num_threads(), **versions}
+    processes = {"processes": ranks.world_size()}
+    return {"device": str(space.device), "threads": torch.get_num_threads(), **processes, **versions}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prunecli import ranks
 from prunecli.checkpoint.durable import crash_point, remove_leftovers, write_text_atomically
 from prunecli.checkpoint.locking import HOLDER_NAME, LOCK_NAME, locked
 from prunecli.data.catalog import find_data
@@ -77,6 +78,8 @@ def check_plan(plan: Plan) -> list[Path]:
 def run_recipe(plan: Plan, folder: Path, space: Workspace) -> RunOutcome:
     """Runs all stages; `folder` receives the plan, every checkpoint, report and metrics log.
 
+    Several processes (see `prunecli.ranks`) run every stage together; rank 0 writes.
+
     Finished stages are recorded in `run.json`. With `space.resume` they are not run again, and the next one resumes
     from its saved state.
 
@@ -87,9 +90,10 @@ def run_recipe(plan: Plan, folder: Path, space: Workspace) -> RunOutcome:
     files = [folder / name for name in check_plan(plan)]
     with locked(folder, space.command):
         progress = _progress(plan, folder, space)
+        ranks.wait_for_all()  # until each has read what the first one replaces
         space.stored_model()  # a network that cannot be loaded is noticed before anything is written
         progress.save()
-        write_text_atomically(folder / PLAN_NAME, _plan_text(plan))
+        ranks.by_first(lambda: write_text_atomically(folder / PLAN_NAME, _plan_text(plan)))
         space.in_run = True
         comparison: Comparison | None = None
         for index, (stage, path) in enumerate(zip(plan.recipe.stages, files, strict=True)):
@@ -124,7 +128,7 @@ class _Progress:
     def save(self) -> None:
         stages = [{"stage": r.stage, "path": r.path.name, "figures": dict(r.figures)} for r in self.done]
         text = json.dumps({"schema": _RUN_SCHEMA, "plan_sha256": self.plan_sha256, "stages": stages}, indent=2)
-        write_text_atomically(self.path, text + "\n")
+        ranks.by_first(lambda: write_text_atomically(self.path, text + "\n"))
 
 
 def _progress(plan: Plan, folder: Path, space: Workspace) -> _Progress:

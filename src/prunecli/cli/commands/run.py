@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prunecli.cli.declared import Argument, Command
+from prunecli.cli.joining import joined, place, too_many
+from prunecli.cli.launching import launch
 from prunecli.cli.next_steps import after_run
 from prunecli.cli.options import TRACKER, option, options_of, overrides_from, track_options, with_output
 from prunecli.cli.output import Output
@@ -19,8 +22,11 @@ from prunecli.cli.stages import (
     resume_or_force,
     show_plan,
 )
-from prunecli.errors import RecipeError
+from prunecli.errors import GateFailed, RecipeError
 from prunecli.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from prunecli.recipe.resolve import Plan
 
 OPTIONS = [
     option(
@@ -33,6 +39,8 @@ OPTIONS = [
     option("data_root", str, "Folder that holds named data sets.", path=("data", "root")),
     *options_of(Recipe, (), only=("seed", "device", "threads")),
     *track_options(),
+    option("nproc", int, "Processes on this machine that share the work; see docs/distributed.md.", "--nproc"),
+    option("max_restarts", int, "How often they are started again from the newest state, if one fails.", default=0),
     option("set_values", list[str], "Set any recipe value: KEY=VALUE, for instance stages.0.epochs=2.", "--set"),
 ]
 
@@ -51,17 +59,48 @@ def run(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None:
         show_plan(output, plan)
         save()
         return
-    folder = _folder(recipe, values["out"], force, resume)
+    here, processes = place(), values["nproc"]
+    if here is None and processes is not None and processes != 1:
+        from prunecli.pipeline.run import check_plan
+
+        check_plan(plan)
+        _folder(recipe, values["out"], force, resume)
+        launch(sys.argv[1:], processes, values["max_restarts"] or 0)
+        return
+    if here is not None and here.restarts:
+        resume, force = True, False
+    with joined(processes, plan.recipe.device, lambda: _text(plan), plan.recipe.threads) as here:
+        warning = too_many(here.local_size, plan.recipe.device) if here is not None else None
+        if warning is not None:
+            output.warn(warning)
+        failure = _run(output, recipe, values, plan, save, resume=resume, force=force)
+    if failure is not None:
+        raise failure
+
+
+def _run(
+    output: Output,
+    recipe: Path,
+    values: dict[str, Any],
+    plan: Plan,
+    save: Callable[[], None],
+    *,
+    resume: bool,
+    force: bool,
+) -> GateFailed | None:
+    """Runs a plan in this process, one of several or alone, and shows what came of it."""
+    from prunecli import ranks
     from prunecli.pipeline.run import run_recipe
     from prunecli.pipeline.workspace import Workspace
     from prunecli.report.table import Table
     from prunecli.report.tables import comparison_table
 
+    folder = ranks.by_first(lambda: _folder(recipe, values["out"], force, resume))
     words = sys.argv[1:] if values["out"] is not None else [*sys.argv[1:], "--out", str(folder)]
     space = Workspace(
         plan.recipe, output, reproducible_command(sys.argv[1:]), resume_command(words), resume=resume, force=force
     )
-    save()
+    ranks.by_first(save)
     outcome = run_recipe(plan, folder, space)
     output.document(
         {
@@ -76,8 +115,13 @@ def run(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None:
             output.note(f"note: {note}")
     output.table(Table(("stage", "wrote"), [(record.stage, str(record.path)) for record in outcome.stages]))
     after_run(output, outcome)
-    if outcome.failure is not None:
-        raise outcome.failure
+    return outcome.failure
+
+
+def _text(plan: Plan) -> str:
+    from prunecli.recipe.writing import recipe_text
+
+    return recipe_text(plan.to_dict())
 
 
 def _folder(recipe: Path, given: str | None, force: bool, resume: bool) -> Path:

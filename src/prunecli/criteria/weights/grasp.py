@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from prunecli.criteria.base import Calibration
+from prunecli.criteria.base import Calibration, OwnShare
 from prunecli.criteria.probe import check_twice_differentiable
 from prunecli.criteria.weights.base import MaskableWeight, WeightMethod
 from prunecli.criteria.weights.gradients import NO_GRADIENT, losses, probe_of, summed_gradients
 from prunecli.errors import MethodError
 from prunecli.inputs import explained
+from prunecli.ranks import summed
 from prunecli.surgery.tracing.running import without_fastpath
 
 _TWICE = "grasp differentiates the loss twice, which this network does not allow"
@@ -34,10 +35,11 @@ def grasp(model: nn.Module, weights: Sequence[MaskableWeight], calibration: Cali
             return dict.fromkeys((weight.name for weight in weights), NO_GRADIENT)
         known = {name: parameters[name] for name in gradients}
         products = {name: torch.zeros_like(gradient) for name, gradient in gradients.items()}
-        for total in losses(probe, calibration, "grasp"):
+        for total in losses(probe, calibration, "grasp", OwnShare(calibration)):
             with explained(_TWICE, MethodError, "choose snip or magnitude instead"):
                 for name, product in _hessian_products(total, known, gradients).items():
                     products[name] += product
+    products = dict(zip(products, summed(products.values()), strict=True))
     return {
         weight.name: weight.values().cpu() * products[weight.name] if weight.name in products else NO_GRADIENT
         for weight in weights

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from prunecli.criteria.base import Calibration
+from prunecli.criteria.base import Paired
 from prunecli.criteria.readers import exact
 from prunecli.criteria.weights.base import MaskableWeight
 from prunecli.inputs import run_batch
 from prunecli.modes import evaluating
+from prunecli.ranks import summed_by_name, together
 from prunecli.surgery.taps import attended_positions, counted_rows, is_layer, layer_input
 from prunecli.surgery.tracing.running import without_fastpath
 
@@ -35,7 +36,7 @@ def why_unwatched(weight: MaskableWeight) -> str | None:
 def watch_inputs(
     model: nn.Module,
     weights: Sequence[MaskableWeight],
-    calibration: Calibration,
+    calibration: Paired,
     see: Callable[[MaskableWeight, Tensor], None],
 ) -> None:
     """Runs all calibration batches in evaluation mode and passes on what each weight is multiplied with.
@@ -43,7 +44,7 @@ def watch_inputs(
     Args:
         model: Its mode is restored afterwards.
         weights: What to watch; those of a kind that cannot be watched are left out.
-        calibration: The data.
+        calibration: The data, or this process's share of them.
         see: Called with the weight and its inputs in float64, shape (groups, positions, inputs) with inputs in the
             order of `MaskableWeight.blocks`; for spiking networks positions include time steps.
     """
@@ -71,6 +72,14 @@ def watch_inputs(
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def over_ranks(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sums over what all processes have watched, by the name of the weight."""
+    if not together():
+        return sums
+    device = next((total.device for total in sums.values()), torch.device("cpu"))
+    return {name: total.to(device) for name, total in summed_by_name(sums).items()}
 
 
 def input_columns(module: nn.Module, values: Tensor, attended: Tensor | None = None) -> Iterator[Tensor]:

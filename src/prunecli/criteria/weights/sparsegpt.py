@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from prunecli.criteria.base import Calibration
+from prunecli.criteria.base import Calibration, OwnShare
 from prunecli.criteria.weights.base import MaskableWeight, WeightMethod
-from prunecli.criteria.weights.inputs import UNSEEN, watch_inputs, why_unwatched
+from prunecli.criteria.weights.inputs import UNSEEN, over_ranks, watch_inputs, why_unwatched
 from prunecli.sparsity.choosing import Goal, lowest, lowest_in_rows, spread, zeros_in
 
 _BLOCK = 128
@@ -126,8 +126,8 @@ def _hessians(model: nn.Module, weights: Sequence[MaskableWeight], calibration: 
         product = inputs.transpose(1, 2) @ inputs
         sums[weight.name] = sums[weight.name] + product if weight.name in sums else product
 
-    watch_inputs(model, weights, calibration, see)
-    return sums
+    watch_inputs(model, weights, OwnShare(calibration), see)
+    return over_ranks(sums)
 
 
 def _parts(weights: Sequence[MaskableWeight], reasons: dict[str, str]) -> Iterator[list[MaskableWeight]]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from prunecli.criteria.base import Calibration
+from prunecli.criteria.base import Calibration, OwnShare
 from prunecli.criteria.weights.base import MaskableWeight, WeightMethod
-from prunecli.criteria.weights.inputs import UNSEEN, watch_inputs, why_unwatched
+from prunecli.criteria.weights.inputs import UNSEEN, over_ranks, watch_inputs, why_unwatched
 
 
 def wanda_weights(
@@ -21,7 +21,8 @@ def wanda_weights(
         total = inputs.square().sum(dim=1)
         squares[weight.name] = squares[weight.name] + total if weight.name in squares else total
 
-    watch_inputs(model, weights, calibration, see)
+    watch_inputs(model, weights, OwnShare(calibration), see)
+    squares = over_ranks(squares)
     scores: dict[str, Tensor | str] = {}
     for weight in weights:
         if weight.name in squares:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from prunecli.engine.carrying import Carrier
 from prunecli.errors import DataError, RecipeError
+from prunecli.inputs import sample_count
 
 _DENSE_DIMENSIONS = 4
 
@@ -40,16 +41,28 @@ class Figures(Protocol):
         ...
 
 
-class Meter(Protocol):
-    """Accumulates batches into figures."""
+class Meter(ABC):
+    """Accumulates batches into figures.
+
+    Several processes measure different batches, and each of them adds up all the measurements, in the order of the
+    batches. So figures are those of one process, bit by bit.
+    """
 
     def update(self, predictions: Any, labels: Any) -> None:
         """Takes one batch: what the task predicts, mostly scores, and labels on the same device."""
-        ...
+        self.add(self.measure(predictions, labels))
 
+    @abstractmethod
+    def measure(self, predictions: Any, labels: Any) -> Any:
+        """Returns what the figures need to know of a batch, in tensors and plain data; changes nothing."""
+
+    @abstractmethod
+    def add(self, measured: Any) -> None:
+        """Takes what `measure` returned, here or in another process."""
+
+    @abstractmethod
     def compute(self) -> Any:
         """Returns the figures of everything so far; None where there are no labels."""
-        ...
 
 
 class Described(Protocol):
@@ -176,6 +189,21 @@ class Task(ABC):
         """
         self.require_training()
         raise AssertionError("a task that can be trained has a loss")
+
+    def terms(self, outputs: Any, labels: Any) -> int:
+        """How many terms `loss` is the mean of: samples, unless overridden.
+
+        Several processes weight their losses by it. So the mean of these is the loss of all samples together.
+
+        Args:
+            outputs: From `outputs`.
+            labels: The batch's labels.
+        """
+        return sample_count(labels)
+
+    def teacher_terms(self, scores: Tensor) -> int:
+        """The same of `teacher_loss`, whose first argument this is: samples or tokens, unless overridden."""
+        return len(scores)
 
     def taught(self, scores: Tensor, labels: Any) -> Tensor:
         """The scores that a teacher has something to say about: all, unless overridden.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.utils.metrics import accuracy
 from torch import Tensor
 
-from prunecli.engine.tasks.base import Task, softened_divergence
+from prunecli.engine.tasks.base import Meter, Task, softened_divergence
 from prunecli.measure.intervals import accuracy_interval, mean_recall_interval
 
 
@@ -83,7 +83,7 @@ class Classification(Task):
         }
 
 
-class AccuracyMeter:
+class AccuracyMeter(Meter):
     """Adds up accuracies and the cross-entropy."""
 
     def __init__(self) -> None:
@@ -91,15 +91,21 @@ class AccuracyMeter:
         self._images = 0
         self._by_class: Tensor | int = 0
 
-    def update(self, scores: Tensor, labels: Tensor) -> None:
+    def measure(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
         """Takes scores (N, classes) and labels (N,)."""
         top1, top5 = accuracy(scores, labels, topk=(1, 5))
         right = scores.argmax(dim=1) == labels
         counts = [torch.bincount(chosen, minlength=scores.shape[1]) for chosen in (labels[right], labels)]
-        self._by_class = self._by_class + torch.stack(counts).cpu()
         loss = F.cross_entropy(scores, labels)
-        self._sums.append(torch.stack([top1.to(loss), top5.to(loss), loss]) * len(labels))
-        self._images += len(labels)
+        sums = torch.stack([top1.to(loss), top5.to(loss), loss]) * len(labels)
+        return torch.stack(counts).cpu(), sums, len(labels)
+
+    def add(self, measured: tuple[Tensor, Tensor, int]) -> None:
+        """Adds it up."""
+        counts, sums, images = measured
+        self._by_class = self._by_class + counts
+        self._sums.append(sums)
+        self._images += images
 
     def compute(self) -> Accuracy:
         """Returns the accuracy of everything so far."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from prunecli.engine.tasks.base import Task, softened_divergence
-from prunecli.engine.tasks.token_scores import counted, counted_loss
+from prunecli.engine.tasks.token_scores import IGNORED, counted, counted_loss
 
 
 class CountedTokens(Task):
@@ -16,6 +16,10 @@ class CountedTokens(Task):
     def loss(self, scores: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
         """Cross-entropy per token that counts; 0 for a batch in which none does."""
         return counted_loss(scores, labels, label_smoothing)
+
+    def terms(self, scores: Tensor, labels: Tensor) -> int:
+        """Tokens that count."""
+        return int((labels != IGNORED).sum())
 
     def taught(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Those of tokens that count, shape (tokens, classes)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from prunecli.engine.carrying import Carrier
 from prunecli.engine.detectors.base import Detector, Found, Target
 from prunecli.engine.detectors.index import detector_of
-from prunecli.engine.tasks.base import Task
+from prunecli.engine.tasks.base import Meter, Task
 from prunecli.errors import DataError, RecipeError
+
+_Entries: TypeAlias = list[dict[str, Tensor]]
+"""Boxes of each image, as torchmetrics takes them."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,10 @@ class Detection(Task):
         """The sum of its losses."""
         return torch.stack([loss.float() for loss in outputs.values()]).sum()
 
+    def terms(self, outputs: dict[str, Tensor], labels: Any) -> int:
+        """Images. Some detectors average parts of their losses over objects instead, and do not say so."""
+        return len(labels)
+
     def meter(self, device: torch.device) -> _BoxMeter:
         """Compares boxes as COCO does.
 
@@ -99,7 +106,7 @@ class Detection(Task):
         return detector
 
 
-class _BoxMeter:
+class _BoxMeter(Meter):
     def __init__(self, num_classes: int) -> None:
         try:
             from torchmetrics.detection import MeanAveragePrecision
@@ -110,15 +117,19 @@ class _BoxMeter:
         self._precision.warn_on_many_detections = False  # more than 100 boxes of one image do not count
         self._num_classes, self._images, self._objects = num_classes, 0, 0
 
-    def update(self, predictions: list[Found], labels: list[Target]) -> None:
+    def measure(self, predictions: list[Found], labels: list[Target]) -> tuple[_Entries, _Entries]:
         own = [_without_margin(found, target) for found, target in zip(predictions, labels, strict=True)]
         truth = [
             {"boxes": target["boxes"], "labels": target["labels"], "iscrowd": target["ignored"].long()}
             for target in labels
         ]
-        self._precision.update(_on_cpu(own), _on_cpu(truth))
-        self._images += len(labels)
-        self._objects += sum(int((~target["ignored"]).sum()) for target in labels)
+        return _on_cpu(own), _on_cpu(truth)
+
+    def add(self, measured: tuple[_Entries, _Entries]) -> None:
+        own, truth = measured
+        self._precision.update(own, truth)
+        self._images += len(truth)
+        self._objects += sum(int((target["iscrowd"] == 0).sum()) for target in truth)
 
     def compute(self) -> Precisions:
         figures = self._precision.compute()
@@ -141,7 +152,7 @@ def _without_margin(found: Found, target: Target) -> dict[str, Tensor]:
     return {"boxes": boxes.clamp(min=0).minimum(limits), "labels": found["labels"], "scores": found["scores"].float()}
 
 
-def _on_cpu(entries: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+def _on_cpu(entries: _Entries) -> _Entries:
     return [{name: tensor.detach().cpu() for name, tensor in entry.items()} for entry in entries]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunecli.engine.tasks.base import Meter, Task, softened_divergence
-from prunecli.engine.tasks.token_scores import DIMENSIONS, LossSum, counted_loss
+from prunecli.engine.tasks.token_scores import DIMENSIONS, IGNORED, LossSum, LossTerms, counted_loss, loss_terms
 from prunecli.errors import DataError
 
 
@@ -92,6 +92,14 @@ class WordLanguage(Task):
         divergence = softened_divergence(scores.flatten(0, 1), teacher_scores.flatten(0, 1), temperature)
         return divergence / scores[..., 0].numel()
 
+    def terms(self, scores: Tensor, labels: Tensor) -> int:
+        """Tokens that count."""
+        return int((labels != IGNORED).sum())
+
+    def teacher_terms(self, scores: Tensor) -> int:
+        """All tokens."""
+        return scores[..., 0].numel()
+
     def meter(self, device: torch.device) -> Meter:
         """Adds up the loss."""
         return _TokenMeter(self.figures)
@@ -160,13 +168,16 @@ class TokenLanguage(WordLanguage):
         return {name: bits / amount for name, amount in amounts.items() if read and amount}
 
 
-class _TokenMeter:
+class _TokenMeter(Meter):
     def __init__(self, figures: type[WordFigures]) -> None:
         self._figures = figures
         self._loss = LossSum()
 
-    def update(self, scores: Tensor, labels: Tensor) -> None:
-        self._loss.update(scores.flatten(0, 1), labels.flatten())
+    def measure(self, scores: Tensor, labels: Tensor) -> LossTerms:
+        return loss_terms(scores.flatten(0, 1), labels.flatten())
+
+    def add(self, measured: LossTerms) -> None:
+        self._loss.add(measured)
 
     def compute(self) -> WordFigures:
         return self._figures(self._loss.mean(), self._loss.tokens)

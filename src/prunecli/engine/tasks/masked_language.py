@@ -11,7 +11,7 @@ from torch import Tensor
 from prunecli.engine.tasks.base import Meter
 from prunecli.engine.tasks.counted_tokens import CountedTokens
 from prunecli.engine.tasks.language import TokenLanguage, WordFigures
-from prunecli.engine.tasks.token_scores import IGNORED, LossSum, counted
+from prunecli.engine.tasks.token_scores import IGNORED, LossSum, LossTerms, counted, loss_terms
 from prunecli.errors import DataError
 
 
@@ -56,14 +56,18 @@ class MaskedLanguage(CountedTokens, TokenLanguage):
         return {}
 
 
-class _MaskMeter:
+class _MaskMeter(Meter):
     def __init__(self) -> None:
         self._loss, self._found = LossSum(), 0
 
-    def update(self, scores: Tensor, labels: Tensor) -> None:
+    def measure(self, scores: Tensor, labels: Tensor) -> tuple[LossTerms, int]:
         own, tokens = counted(scores, labels), labels[labels != IGNORED]
-        self._loss.update(own, tokens)
-        self._found += int((own.argmax(dim=1) == tokens).sum())
+        return loss_terms(own, tokens), int((own.argmax(dim=1) == tokens).sum())
+
+    def add(self, measured: tuple[LossTerms, int]) -> None:
+        terms, found = measured
+        self._loss.add(terms)
+        self._found += found
 
     def compute(self) -> MaskedFigures:
         tokens = self._loss.tokens

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from prunecli.engine.tasks.base import Described, Task
+from prunecli.engine.tasks.base import Described, Meter, Task
 from prunecli.measure.intervals import accuracy_interval
 
 RANKS = (1, 5, 10)
@@ -71,7 +71,7 @@ class Retrieval(Task):
         return named
 
 
-class _RecallMeter:
+class _RecallMeter(Meter):
     def __init__(self, described: Tensor) -> None:
         self._described = described
         self._hits = torch.zeros(len(RANKS), dtype=torch.long)
@@ -80,12 +80,17 @@ class _RecallMeter:
         self._best: Tensor | None = None
         """Numbers of the images with the best scores for each caption so far, shape (at most 10, captions)."""
 
-    def update(self, scores: Tensor, labels: Tensor) -> None:
+    def measure(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         answers = scores.topk(min(RANKS[-1], scores.shape[1]), dim=1).indices
         right = self._described[answers] == labels.unsqueeze(1)
-        self._hits += torch.stack([right[:, :rank].any(dim=1).sum() for rank in RANKS]).cpu()
+        hits = torch.stack([right[:, :rank].any(dim=1).sum() for rank in RANKS]).cpu()
+        best, rows = scores.topk(min(RANKS[-1], len(scores)), dim=0)
+        return hits, labels, best, labels[rows]
+
+    def add(self, measured: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+        hits, labels, scores, numbers = (tensor.to(self._described.device) for tensor in measured)
+        self._hits += hits.cpu()
         self._seen.append(labels)
-        numbers = labels.unsqueeze(1).expand_as(scores)
         if self._scores is not None and self._best is not None:
             scores, numbers = torch.cat([self._scores, scores]), torch.cat([self._best, numbers])
         self._scores, rows = scores.topk(min(RANKS[-1], len(scores)), dim=0)

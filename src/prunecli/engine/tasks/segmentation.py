@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunecli.engine.tasks.base import Described, Task, softened_divergence
+from prunecli.engine.tasks.base import Described, Meter, Task, softened_divergence
 from prunecli.errors import RecipeError
 
 _IGNORED = 255
@@ -72,13 +74,21 @@ class Segmentation(Task):
         resized = _enlarged(teacher_scores, scores[:, 0])
         return softened_divergence(scores, resized, temperature) / scores[:, 0].numel()
 
+    def terms(self, scores: Tensor, labels: Tensor) -> int:
+        """Pixels that are not void."""
+        return int((labels != _IGNORED).sum())
+
+    def teacher_terms(self, scores: Tensor) -> int:
+        """Scores."""
+        return scores[:, 0].numel()
+
     def meter(self, device: torch.device) -> _PixelMeter:
         """Counts a confusion matrix.
 
         Raises:
             RecipeError: torchmetrics is not installed.
         """
-        return _PixelMeter(self._num_classes, device)
+        return _PixelMeter(self._num_classes)
 
     def named(self, figures: SegmentationAccuracy) -> dict[str, Any]:
         """mIoU, pixel accuracy, and the IoU of each class by name."""
@@ -99,24 +109,32 @@ def _enlarged(scores: Tensor, labels: Tensor) -> Tensor:
     return F.interpolate(scores, size=labels.shape[-2:], mode="bilinear", align_corners=False)
 
 
-class _PixelMeter:
-    def __init__(self, num_classes: int, device: torch.device) -> None:
+class _PixelMeter(Meter):
+    def __init__(self, num_classes: int) -> None:
         try:
-            from torchmetrics.classification import MulticlassConfusionMatrix
+            from torchmetrics.functional.classification import multiclass_confusion_matrix
         except ImportError as error:
             raise RecipeError("mIoU needs torchmetrics; pip install 'prunecli[segmentation]'") from error
-        self._confusion: Any = MulticlassConfusionMatrix(num_classes, ignore_index=_IGNORED).to(device)
+        self._compare: Callable[..., Tensor] = partial(
+            multiclass_confusion_matrix, num_classes=num_classes, ignore_index=_IGNORED
+        )
+        self._confusion = torch.zeros(num_classes, num_classes, dtype=torch.long)  # rows: masks, columns: predictions
         self._losses: list[Tensor] = []
         self._images = 0
 
-    def update(self, scores: Tensor, labels: Tensor) -> None:
+    def measure(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
         full = _enlarged(scores, labels)
-        self._confusion.update(full.argmax(dim=1), labels)
-        self._losses.append(F.cross_entropy(full, labels, ignore_index=_IGNORED, reduction="sum"))
-        self._images += len(labels)
+        loss = F.cross_entropy(full, labels, ignore_index=_IGNORED, reduction="sum")
+        return self._compare(full.argmax(dim=1), labels), loss, len(labels)
+
+    def add(self, measured: tuple[Tensor, Tensor, int]) -> None:
+        confusion, loss, images = measured
+        self._confusion = self._confusion.to(confusion) + confusion
+        self._losses.append(loss)
+        self._images += images
 
     def compute(self) -> SegmentationAccuracy:
-        confusion = self._confusion.compute().cpu().double()  # rows: masks, columns: predictions
+        confusion = self._confusion.cpu().double()
         pixels = confusion.sum()
         hits, union = confusion.diag(), confusion.sum(0) + confusion.sum(1) - confusion.diag()
         occurs = union > 0

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from prunecli.engine.tasks.base import Described
+from prunecli.engine.tasks.base import Described, Meter
 from prunecli.engine.tasks.counted_tokens import CountedTokens
-from prunecli.engine.tasks.token_scores import DIMENSIONS, IGNORED, LossSum
+from prunecli.engine.tasks.token_scores import DIMENSIONS, IGNORED, LossSum, LossTerms, loss_terms
 from prunecli.errors import DataError, RecipeError
 
 
@@ -81,7 +81,7 @@ class Tagging(CountedTokens):
             raise DataError(f"{network} finds no class for every token, and {self.data_name} has tags; see --data")
 
 
-class _TagMeter:
+class _TagMeter(Meter):
     def __init__(self, num_classes: int, device: torch.device) -> None:
         try:
             from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
@@ -90,14 +90,18 @@ class _TagMeter:
         options: dict[str, Any] = {"ignore_index": IGNORED, "validate_args": False}
         self._accuracy: Any = MulticlassAccuracy(num_classes, average="micro", **options).to(device)
         self._f1: Any = MulticlassF1Score(num_classes, average="macro", **options).to(device)
-        self._loss = LossSum()
+        self._loss, self._device = LossSum(), device
 
-    def update(self, scores: Tensor, labels: Tensor) -> None:
+    def measure(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, LossTerms]:
         own, flat = scores.flatten(0, 1), labels.flatten()
-        predicted = own.argmax(dim=1)
-        self._accuracy.update(predicted, flat)
-        self._f1.update(predicted, flat)
-        self._loss.update(own, flat)
+        return own.argmax(dim=1), flat, loss_terms(own, flat)
+
+    def add(self, measured: tuple[Tensor, Tensor, LossTerms]) -> None:
+        predicted, labels, terms = measured
+        predicted, labels = predicted.to(self._device), labels.to(self._device)
+        self._accuracy.update(predicted, labels)
+        self._f1.update(predicted, labels)
+        self._loss.add(terms)
 
     def compute(self) -> TaggingAccuracy:
         tokens = self._loss.tokens

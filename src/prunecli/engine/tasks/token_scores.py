@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,21 @@ def counted_loss(scores: Tensor, labels: Tensor, label_smoothing: float) -> Tens
     return total / (labels != IGNORED).sum().clamp(min=1)
 
 
+LossTerms: TypeAlias = tuple[Tensor, int]
+"""The sum of the losses of tokens, and how many tokens they are."""
+
+
+def loss_terms(scores: Tensor, labels: Tensor) -> LossTerms:
+    """The cross-entropy of the tokens that count.
+
+    Args:
+        scores: Shape (tokens, classes).
+        labels: Shape (tokens,).
+    """
+    total = F.cross_entropy(scores, labels, ignore_index=IGNORED, reduction="sum")
+    return total, int((labels != IGNORED).sum())
+
+
 class LossSum:
     """Adds up the cross-entropy of tokens that count.
 
@@ -49,10 +65,11 @@ class LossSum:
         self._losses: list[Tensor] = []  # added up on the CPU in float64, which not every accelerator has
         self.tokens = 0
 
-    def update(self, scores: Tensor, labels: Tensor) -> None:
-        """Takes scores (tokens, classes) and labels (tokens,)."""
-        self._losses.append(F.cross_entropy(scores, labels, ignore_index=IGNORED, reduction="sum"))
-        self.tokens += int((labels != IGNORED).sum())
+    def add(self, terms: LossTerms) -> None:
+        """Takes what `loss_terms` returned."""
+        loss, tokens = terms
+        self._losses.append(loss)
+        self.tokens += tokens
 
     def mean(self) -> float:
         """In nats; NaN where no token counted."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunecli.engine.tasks.base import Task
+from prunecli.engine.tasks.base import Meter, Task
 
 
 class Unlabelled(Task):
@@ -29,8 +29,11 @@ class Unlabelled(Task):
         """Any number of outputs will do."""
 
 
-class _NoMeter:
-    def update(self, scores: Tensor, labels: Any) -> None:
+class _NoMeter(Meter):
+    def measure(self, scores: Tensor, labels: Any) -> None:
+        return None
+
+    def add(self, measured: None) -> None:
         pass
 
     def compute(self) -> None:

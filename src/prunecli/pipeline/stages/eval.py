@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from prunecli import ranks
 from prunecli.checkpoint.durable import write_text_atomically
 from prunecli.engine.evaluate import evaluate
 from prunecli.errors import GateFailed
@@ -43,8 +44,10 @@ def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
     model = loaded.model.cpu()
     with space.inputs.running():
         macs = count_macs(model, example) if "macs" in stage.measure else None
-        latency = _latency(space, model, stage.latency_rounds) if "latency" in stage.measure else None
-        memory = peak_memory_bytes(model, example) if "memory" in stage.measure else None
+        timed, measured = "latency" in stage.measure, "memory" in stage.measure
+        # One process measures, while others that could disturb it wait.
+        latency = ranks.by_first(lambda: _latency(space, model, stage.latency_rounds)) if timed else None
+        memory = ranks.by_first(lambda: peak_memory_bytes(model, example)) if measured else None
         energy = space.activity.evaluate(stage, macs, example)
     metrics = Metrics(
         **accuracy,
@@ -68,7 +71,8 @@ def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
         command=space.command,
     )
     if out is not None:
-        write_text_atomically(out, report.to_json(), replace=space.may_replace)
+        path, text = out, report.to_json()
+        ranks.by_first(lambda: write_text_atomically(path, text, replace=space.may_replace))
         space.reports.append(out)
     return report
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.checkpoint.durable import crash_point
+from prunecli.collective import first_decides
 from prunecli.criteria.base import default_loss
 from prunecli.data.splits import Split
 from prunecli.engine.resources import resource_errors
@@ -100,7 +101,8 @@ def parts_stage(space: Workspace, stage: PruneStage, out: Path) -> PartsOutcome:
         space.sink.note(note)
     crash_point("stage:pruned")
     networks, example = [loaded.model.cpu(), result.model.cpu()], space.inputs.example()
-    timing = time_paired(networks, [example, example], rounds=stage.latency_rounds, device=space.device)
+    rounds, device = stage.latency_rounds, space.device
+    timing = first_decides(lambda: time_paired(networks, [example, example], rounds=rounds, device=device))
     energy = None
     if space.data_name() is not None:
         energy = space.activity.before_and_after(networks, stage.calibration_images)

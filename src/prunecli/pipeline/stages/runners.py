@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prunecli import ranks
 from prunecli.checkpoint.durable import write_text_atomically
 from prunecli.errors import RecipeError
 from prunecli.models.loading import load_file
@@ -107,9 +108,12 @@ def _plan_compare(stage: CompareStage, key: str, before: Planned) -> str:
 
 
 def _run_compare(space: Workspace, stage: CompareStage, path: Path) -> StageResult:
-    comparison = with_fronts(compare_run(space.reports, space.device))
-    write_text_atomically(path, comparison.model_dump_json(by_alias=True, indent=2) + "\n")
-    return StageResult(comparison=comparison)
+    def compared() -> Comparison:
+        comparison = with_fronts(compare_run(space.reports, space.device))
+        write_text_atomically(path, comparison.model_dump_json(by_alias=True, indent=2) + "\n")
+        return comparison
+
+    return StageResult(comparison=ranks.by_first(compared))  # it times networks, while other processes wait
 
 
 def _skip_compare(space: Workspace, stage: CompareStage, path: Path) -> Comparison:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunecli.checkpoint.manifest import as_json
+from prunecli.collective import first_decides
 from prunecli.copying import copied
 from prunecli.engine.resources import resource_errors
 from prunecli.errors import DataError, MethodError
@@ -236,7 +237,8 @@ def _timed(
     for change in changes.values():
         with method.applied(model, change):
             networks.append(copied(model))
-    return time_paired(networks, [images] * len(networks), rounds=stage.latency_rounds, device=space.device)
+    inputs, rounds = [images] * len(networks), stage.latency_rounds
+    return first_decides(lambda: time_paired(networks, inputs, rounds=rounds, device=space.device))
 
 
 def _speedups(

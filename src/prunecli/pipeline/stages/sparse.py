@@ -15,6 +15,7 @@ from prunecli.checkpoint.durable import crash_point
 from prunecli.checkpoint.io import file_sha256
 from prunecli.checkpoint.manifest import Manifest, Step, Untouched, as_json
 from prunecli.checkpoint.masks import spike_mask_name
+from prunecli.collective import first_decides
 from prunecli.copying import copied
 from prunecli.criteria.base import default_loss
 from prunecli.data.loader import Batches
@@ -276,12 +277,13 @@ def _finished(
             "untouched": [Untouched(name=name, channels=0, reason=why) for name, why in pruning.reasons.items()],
         }
     )
-    timing = time_paired([before, network], [example] * 2, rounds=stage.latency_rounds, device=space.device)
+    rounds, device = stage.latency_rounds, space.device
+    timing = first_decides(lambda: time_paired([before, network], [example] * 2, rounds=rounds, device=device))
     energy = None
     if space.data_name() is not None:
         energy = space.activity.before_and_after([before, network], stage.calibration_images)
     names = [name for weight in pruning.weights for name in weight.modules[:1]]
-    csr = time_csr(network, example, names) if params.csr else []
+    csr = first_decides(lambda: time_csr(network, example, names)) if params.csr else []
     if params.csr and not csr:
         space.sink.note("--csr: no masked linear layer or 1x1 convolution to time")
     semi_structured = _semi_structured(space, network, names, params)
@@ -339,7 +341,7 @@ def _semi_structured(
     if space.device.type != "cuda":
         space.sink.note("what 2:4 gains in time needs a GPU with sparse tensor cores; it was not measured here")
         return []
-    return time_semi_structured(network, names, space.device)
+    return first_decides(lambda: time_semi_structured(network, names, space.device))
 
 
 def _figures_of(sparse: SparseFigures) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.checkpoint.durable import crash_point
+from prunecli.collective import first_decides
 from prunecli.criteria.base import default_loss
 from prunecli.data.loader import Batches
 from prunecli.data.splits import DataSet, Split
@@ -225,7 +226,8 @@ def finished(
     """Times the networks before and after in turns, and saves the pruned one as the run's current network."""
     loaded, example = space.model(), space.inputs.example()
     networks = [loaded.model.cpu(), pruned.model.cpu()]
-    timing = time_paired(networks, [example, example], rounds=stage.latency_rounds, device=space.device)
+    rounds, device = stage.latency_rounds, space.device
+    timing = first_decides(lambda: time_paired(networks, [example, example], rounds=rounds, device=device))
     energy = None
     if space.data_name() is not None:
         energy = space.activity.before_and_after(networks, stage.calibration_images)

@@ -16,9 +16,10 @@ from prunecli.checkpoint.runstate import StateStore
 from prunecli.copying import copied
 from prunecli.engine.config import FitConfig
 from prunecli.engine.evaluate import evaluate
-from prunecli.engine.fit import check_schedule, fit
+from prunecli.engine.fit import fit
 from prunecli.engine.holding import holding
 from prunecli.engine.hooks import Hook, State
+from prunecli.engine.optimizer import check_schedule
 from prunecli.engine.resources import resource_errors
 from prunecli.engine.tracking import MetricsLog
 from prunecli.errors import Interrupted, MethodError, ModelError, RecipeError

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunecli.ranks import summed, together
+
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
@@ -69,6 +71,14 @@ class Sums:
             self.gram + other.gram,
             self.cross + other.cross,
         )
+
+    def over_ranks(self) -> Sums:
+        """The sums of all processes together."""
+        if not together():
+            return self
+        tensors = [torch.tensor(self.count), self.inputs, self.targets, self.squares, self.gram, self.cross]
+        count, *sums = summed(tensors)
+        return Sums(int(count), *sums)
 
     def is_finite(self) -> bool:
         """Whether there are rows, and no infinite or undefined values among them."""

@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunecli.collective import in_turn
 from prunecli.inputs import Inputs, run_batch, sample_count, take_samples
 from prunecli.measure.environment import memory_bytes
 from prunecli.modes import evaluating
+from prunecli.ranks import from_first, gathered
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.reconstruction.addends import Addend, Layers, layers_of
 from prunecli.surgery.reconstruction.equations import Sums, solve
@@ -33,6 +35,8 @@ from prunecli.surgery.reconstruction.rows import (
     groups_of,
     is_solvable,
     pair,
+    pass_over,
+    row_count,
     set_weights,
     weights_of,
 )
@@ -119,7 +123,7 @@ def reconstruct(
         few = take_samples(given[0], 0, 2)
         names = _own_weights(pruned)
         theirs, ours = ({name: network.get_submodule(name) for name in names} for network in (dense, pruned))
-        plain = _computing_products(pruned, names, few)
+        plain = from_first(_computing_products(pruned, names, few))  # what is close enough is for one to say
         before, after = layers_of(dense, theirs, few), layers_of(pruned, ours, few)
         used = [*given, *_affordable(pruned, ours, few, coming, count)]
     positions = kept_positions(dense, groups, keep)
@@ -239,7 +243,7 @@ def _affordable(
     finally:
         for own in hooks:
             own.remove()
-    most = _MEMORY_SHARE * memory_bytes() / (2 * _HELD * max(largest[0], 1)) * sample_count(few)
+    most = from_first(_MEMORY_SHARE * memory_bytes() / (2 * _HELD * max(largest[0], 1)) * sample_count(few))
     for batch in coming:
         count += sample_count(batch)
         if count > most:
@@ -301,7 +305,7 @@ def _divided(values: Tensor, addend: Addend, dim: int) -> Tensor:
 
 
 class _Passes:
-    """Both networks on all batches, waiting at the same layer.
+    """Both networks on all batches, waiting at the same layer; processes that work together share the batches.
 
     Args:
         dense: Stops behind layers.
@@ -313,16 +317,17 @@ class _Passes:
     def __init__(
         self, dense: nn.Module, pruned: nn.Module, targets: Mapping[str, _Target], batches: Sequence[Inputs]
     ) -> None:
-        self.names, self._targets, self._batches = tuple(targets), targets, batches
+        self.names, self._targets, self._count = tuple(targets), targets, len(batches)
+        self._batches = dict(in_turn(enumerate(batches)))
         lost = frozenset(t.lost.operator for t in targets.values() if t.lost is not None)
         left = frozenset(t.left.operator for t in targets.values() if t.left is not None)
-        self._passes = [
-            (
+        self._passes = {
+            index: (
                 Pass(dense, batch, targets, before=False, wanted=lost),
                 Pass(pruned, batch, targets, before=True, wanted=left),
             )
-            for batch in batches
-        ]
+            for index, batch in self._batches.items()
+        }
         self._layers = {name: pruned.get_submodule(name) for name in targets}
 
     def sums(self, name: str, generator: torch.Generator) -> tuple[Sums, Sums] | None:
@@ -330,19 +335,36 @@ class _Passes:
         module = self._layers[name]
         shape = weights_of(module).shape
         halves = Sums.empty(*shape), Sums.empty(*shape)
-        most = max(_LEAST_ROWS, _ROWS * shape[1]) // len(self._batches) + 1
-        for index, (batch, (first, second)) in enumerate(zip(self._batches, self._passes, strict=True)):
-            theirs, ours = first.advance(), second.advance()
-            if theirs is None or ours is None or theirs.layer != name or ours.layer != name:
-                return None
-            target = self._targets[name].of(theirs, ours, first, second)
-            inputs, outputs = pair(module, ours.values, target, attended_positions(batch), most, generator)
+        most = max(_LEAST_ROWS, _ROWS * shape[1]) // self._count + 1
+        arrivals = {index: self._arrivals(index, name) for index in self._batches}
+        rows = {
+            index: row_count(module, both[1].values, attended_positions(self._batches[index])) if both else None
+            for index, both in arrivals.items()
+        }
+        everywhere = {index: count for own in gathered(rows) for index, count in own.items()}
+        if None in everywhere.values():
+            return None
+        for index, count in sorted(everywhere.items()):
+            both = arrivals.get(index)
+            if both is None:
+                pass_over(count or 0, most, generator)
+                continue
+            target = self._targets[name].of(*both, *self._passes[index])
+            attended = attended_positions(self._batches[index])
+            inputs, outputs = pair(module, both[1].values, target, attended, most, generator)
             halves[index % 2].add(inputs, by_group(outputs, shape[0]))
-        return halves
+        return halves[0].over_ranks(), halves[1].over_ranks()
+
+    def _arrivals(self, index: int, name: str) -> tuple[Arrival, Arrival] | None:
+        """Where the passes on a batch come to a layer; None if one of them does not come to it next."""
+        theirs, ours = (one.advance() for one in self._passes[index])
+        if theirs is None or ours is None or theirs.layer != name or ours.layer != name:
+            return None
+        return theirs, ours
 
     def close(self) -> None:
         """Ends all passes."""
-        for pair_of in self._passes:
+        for pair_of in self._passes.values():
             for one in pair_of:
                 one.close()
 

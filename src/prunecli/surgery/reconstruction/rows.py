@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -76,6 +77,21 @@ def pair(
     return x.reshape(len(x), module.groups, -1).transpose(0, 1), outputs[sample, :, row, column]
 
 
+def row_count(module: nn.Module, inputs: Tensor, attended: Tensor | None) -> int:
+    """How many rows `pair` and `unfolded_inputs` draw from."""
+    if not isinstance(module, _ConvNd):
+        return len(counted_rows(inputs, attended))
+    samples = math.prod(inputs.shape[: inputs.dim() - module.weight.dim() + 1])
+    height, width = _places(module, inputs)
+    return samples * height * width
+
+
+def pass_over(count: int, most: int, generator: torch.Generator) -> None:
+    """Leaves a generator as if rows had been drawn of so many, where another process draws them."""
+    if count > most:
+        torch.randperm(count, generator=generator)
+
+
 def unfolded_inputs(module: _ConvNd, inputs: Tensor, most: int, generator: torch.Generator) -> Tensor:
     """What a convolution reads at some of its positions, shape (rows, input channels * taps).
 
@@ -98,8 +114,7 @@ def _unfolded(
     padded = functional.pad(inputs, _padding_of(module), _PAD_MODES[module.padding_mode])
     (down, across), (kernel_h, kernel_w) = _two(module.stride), _two(module.kernel_size)
     dilation_h, dilation_w = _two(module.dilation)
-    height = (padded.shape[2] - dilation_h * (kernel_h - 1) - 1) // down + 1
-    width = (padded.shape[3] - dilation_w * (kernel_w - 1) - 1) // across + 1
+    height, width = _places(module, inputs)
     chosen = _drawn(len(padded) * height * width, most, generator).to(inputs.device)
     sample, row, column = chosen // (height * width), chosen // width % height, chosen % width
     taps = [
@@ -108,6 +123,22 @@ def _unfolded(
         for w in range(kernel_w)
     ]
     return torch.stack(taps, -1), sample, row, column
+
+
+def _places(module: _ConvNd, inputs: Tensor) -> tuple[int, int]:
+    """Rows and columns of what a convolution gives; one row for a convolution over one dimension."""
+    left, right, top, bottom = _padding_of(module)
+    over_one = len(module.kernel_size) == 1
+    size = 1 if over_one else inputs.shape[-2], inputs.shape[-1]
+    lengths = zip(
+        (size[0] + top + bottom, size[1] + left + right),
+        _two(module.stride),
+        _two(module.kernel_size),
+        _two(module.dilation),
+        strict=True,
+    )
+    height, width = ((whole - dilation * (kernel - 1) - 1) // step + 1 for whole, step, kernel, dilation in lengths)
+    return height, width
 
 
 def _padding_of(module: _ConvNd) -> tuple[int, ...]:

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from prunecli.collective import in_turn
 from prunecli.inputs import Inputs, run_batch
 from prunecli.modes import evaluating
+from prunecli.ranks import gathered, summed, together
 from prunecli.surgery.groups import ChannelGroup, Keep, Member, Role, dropped_units
 from prunecli.surgery.taps import (
     attended_positions,
@@ -60,6 +62,14 @@ class _Moments:
         if self.products is not None and other.products is not None:
             products = self.products + other.products
         return _Moments(self.count + other.count, self.total + other.total, products)
+
+    def over_ranks(self) -> _Moments:
+        """Those of all processes together."""
+        if not together():
+            return self
+        sums = [torch.tensor([self.count]), self.total, *([] if self.products is None else [self.products])]
+        count, total, *products = summed(sums)
+        return _Moments(int(count), total, products[0] if products else None)
 
     def second(self, *, centred: bool) -> Tensor:
         """E[x x^T], or the covariance when `centred`."""
@@ -231,7 +241,7 @@ def _measure(
     ]
     try:
         with torch.no_grad(), evaluating(dense), tapped(dense, removed, see):
-            for index, batch in enumerate(batches):
+            for index, batch in in_turn(enumerate(batches)):
                 half = index % 2
                 outputs.clear()
                 attended = attended_positions(batch)
@@ -240,7 +250,8 @@ def _measure(
         outputs.clear()
         for hook in hooks:
             hook.remove()
-    return moments, normalised
+    joined = {name: [half.over_ranks() for half in halves] for name, halves in moments.items()}
+    return joined, set().union(*gathered(normalised))
 
 
 def _no_moments(size: int, *, second: bool) -> _Moments:

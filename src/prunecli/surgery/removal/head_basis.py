@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from prunecli.copying import copied
 from prunecli.inputs import Inputs, run_batch, sample_count, take_samples
 from prunecli.modes import evaluating
+from prunecli.ranks import from_first, rank, summed_by_name, together, world_size
 from prunecli.surgery.groups import ChannelGroup, Keep, Member, dropped_units
 from prunecli.surgery.taps import attended_positions, channels_last, counted_rows, is_layer, layer_input
 
@@ -211,7 +212,7 @@ class _Sums:
 def _moments(
     model: nn.Module, pairs: Sequence[_Pair], batches: Iterable[Inputs]
 ) -> tuple[dict[_Key, _Sums], Inputs | None]:
-    """Sums over all batches, and two samples of the first."""
+    """Sums over all batches, which processes that work together share, and two samples of the first."""
     sums: dict[_Key, _Sums] = {}
     attended: list[Tensor | None] = [None]
 
@@ -247,14 +248,25 @@ def _moments(
     hooks = [watch(name, reads) for name, reads in sorted(sides)]
     few: Inputs | None = None
     try:
-        for batch in batches:
+        for number, batch in enumerate(batches):
             few = take_samples(batch, 0, 2) if few is None and sample_count(batch) else few
+            if number % world_size() != rank():
+                continue
             attended[0] = attended_positions(batch)
             run_batch(model, batch)
     finally:
         for hook in hooks:
             hook.remove()
-    return sums, few
+    return _over_ranks(sums) if together() else sums, few
+
+
+def _over_ranks(sums: Mapping[_Key, _Sums]) -> dict[_Key, _Sums]:
+    named = {
+        f"{reads:d}{name}": torch.cat([torch.full_like(own.total, own.count)[None], own.total[None], own.products])
+        for (name, reads), own in sums.items()
+    }
+    joined = summed_by_name(named)
+    return {(name[1:], name[0] == "1"): _Sums(int(own[0, 0]), own[1], own[2:]) for name, own in joined.items()}
 
 
 def _basis(model: nn.Module, pair: _Pair, moments: Mapping[_Key, _Sums]) -> tuple[Tensor, Tensor] | None:
@@ -311,7 +323,8 @@ def _mixed(
     before = {name: network.get_parameter(name).clone() for name in pair.names}
     _mix(network, pair, basis)
     given = _given(network, inputs, [pair.reader])[pair.reader]
-    if given and len(given) == len(wanted[pair.reader]) and all(map(_alike, wanted[pair.reader], given)):
+    same = given and len(given) == len(wanted[pair.reader]) and all(map(_alike, wanted[pair.reader], given))
+    if from_first(bool(same)):  # what is close enough is for one process to say
         return True
     for name, tensor in before.items():
         network.get_parameter(name).copy_(tensor)
