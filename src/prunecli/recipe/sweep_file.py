@@ -52,7 +52,11 @@ class Range:
         else:
             value = self.low + share * (self.high - self.low)
         value = min(max(value, self.low), self.high)  # the logarithm's last bits may lead out
-        return round(value) if self.whole else float(f"{value:.{_DIGITS}g}")
+        return round(value) if self.whole else self.rounded(value)
+
+    def rounded(self, value: float) -> float:
+        """A value with as many digits as plans have."""
+        return min(max(float(f"{value:.{_DIGITS}g}"), self.low), self.high)
 
     def points(self) -> list[float | int]:
         """All values of a range with steps, without repetitions."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,5 +152,6 @@ def run_sweep(
             "objective": plan.objective.text if plan.objective is not None else None,
         }
     )
+    resources = dataclasses.replace(resources, workspace=str(plan.folder.path.resolve()))
     run = driver.run(lambda: make(resources), plan.command)
     return outcome_of(plan.folder.path, run.rows, len(run.ran), plan.settings, plan.objective)
