@@ -116,7 +116,28 @@ def paths_of(folder: Path, rows: Sequence[SweepRow]) -> list[tuple[str, Path]]:
     finished = [row for row in rows if row.status == "finished" and row.report is not None]
     if not finished:
         raise RecipeError(f"{folder}: no cell of this sweep is finished yet; run it again, or wait")
-    first = finished[0]
     own = [(row.label, folder / CELLS / row.cell / str(row.report)) for row in finished]
-    dense = [("dense", folder / CELLS / first.cell / first.dense)] if first.dense is not None else []
-    return [*dense, *own]
+    return [*_dense_networks(folder, finished), *own]
+
+
+def _dense_networks(folder: Path, rows: Sequence[SweepRow]) -> list[tuple[str, Path]]:
+    """The reports of networks before they were pruned, each once, called by the values that they belong to.
+
+    Cells that share one have copies of its report, which are the same to the last byte.
+    """
+    together: dict[bytes, list[SweepRow]] = {}
+    for row in rows:
+        if row.dense is not None and (path := folder / CELLS / row.cell / row.dense).is_file():
+            together.setdefault(path.read_bytes(), []).append(row)
+    named = []
+    everywhere = _common(rows)
+    for own in together.values():
+        values = {name: value for name, value in _common(own).items() if name not in everywhere}
+        name = f"dense {label_of(values)}" if len(together) > 1 and values else "dense"
+        named.append((name, folder / CELLS / own[0].cell / str(own[0].dense)))
+    return named
+
+
+def _common(rows: Sequence[SweepRow]) -> dict[str, Any]:
+    """The values that all rows have alike."""
+    return {name: value for name, value in rows[0].values.items() if all(row.values.get(name) == value for row in rows)}

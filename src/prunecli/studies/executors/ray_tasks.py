@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import threading
-from collections.abc import Callable
+import subprocess
+import sys
 from typing import Any
 
 from prunecli.errors import RecipeError, ResourceError, first_line
@@ -16,8 +16,8 @@ from prunecli.studies.executors.redirected import call_redirected
 
 _REACHED = 5.0
 """Seconds in which a connection has to be there."""
-_STARTED = 90.0
-"""Seconds in which Ray has to answer, or to have started."""
+_ANSWERED = 40.0
+"""Seconds in which a Ray cluster has to say that it is one."""
 _PATIENCE = 20.0
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
@@ -62,10 +62,13 @@ class RayExecutor:
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if address is None:
             quiet |= {"num_cpus": usable_cores(), "include_dashboard": False}
-            _within(lambda: ray.init(address="local", **quiet), "Ray did not start here")
-            return
-        _check_reachable(address)
-        _within(lambda: ray.init(address=address, **quiet), f"--address {address}: no Ray cluster answers there")
+        else:
+            _check_reachable(address)
+        try:
+            ray.init(address=address or "local", **quiet)
+        except (ConnectionError, OSError, RuntimeError, ValueError, TimeoutError) as error:
+            where = f"--address {address}: no Ray cluster answers there" if address else "Ray did not start here"
+            raise RecipeError(f"{where} ({first_line(error)})") from error
 
     def _counted(self, resources: Resources) -> int:
         """How many jobs fit at once.
@@ -140,32 +143,20 @@ def _check_reachable(address: str) -> None:
         raise RecipeError(f"--address {address}: write it as HOST:PORT, as `ray start --head` prints it, or auto")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_REACHED):
-            return
+            pass
     except (OSError, OverflowError) as error:
         cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise RecipeError(
             f"--address {address}: cannot be reached ({cause}); check it, and that `ray start --head` runs there"
         ) from error
+    if not address.startswith("ray://") and not _is_ray(address):
+        raise RecipeError(f"--address {address}: something listens there, but it is no Ray cluster; give its HOST:PORT")
 
 
-def _within(start: Callable[[], object], complaint: str) -> None:
-    """Calls what may hang.
-
-    Raises:
-        RecipeError: It fails, or takes too long.
-    """
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            start()
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(_STARTED)
-    if thread.is_alive():
-        raise RecipeError(f"{complaint} within {_STARTED:.0f} s")
-    if failure:
-        raise RecipeError(f"{complaint} ({first_line(failure[0])})") from failure[0]
+def _is_ray(address: str) -> bool:
+    """Whether a Ray cluster answers; asked in another process, since Ray ends the one in which it waits in vain."""
+    words = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        return subprocess.run(words, capture_output=True, timeout=_ANSWERED, check=False).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
