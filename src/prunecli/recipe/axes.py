@@ -221,4 +221,3 @@ def _mappings(cls: type[Any]) -> list[str]:
 
 def _dotted(path: KeyPath) -> str:
     return ".".join(map(str, path))
-

@@ -159,7 +159,9 @@ def load_sweep(path: Path) -> Sweep:
     keys = [field.name for field in fields_of(SweepFile)]
     _only(document, (), document.data, keys)
     if "recipe" not in document.data and ("stages" in document.data or "model" in document.data):
-        raise RecipeError(f"{path}: is a recipe, and a sweep names one in `recipe:` beside `axes:`; run it by prune run")
+        raise RecipeError(
+            f"{path}: is a recipe, and a sweep names one in `recipe:` beside `axes:`; run it by prune run"
+        )
     for name in ("recipe", "axes"):
         if name not in document.data:
             raise RecipeError(f"{path}: a sweep needs `{name}:`")
@@ -303,7 +305,7 @@ def _range(document: Document, path: KeyPath, given: Mapping[str, Any]) -> Range
     where, name = document.positions[path], path[-1]
     _only(document, path, given, [info.name for info in fields_of(Range)])
     for key in ("low", "high"):
-        value = given.get(key)
+        value: Any = given.get(key)
         if type(value) not in (int, float) or not math.isfinite(value):
             position = document.positions.get((*path, key), where)
             raise RecipeError(f"{position}: axis {name!r} needs a number for {key} (got {value!r})")

@@ -155,7 +155,9 @@ class Choice:
     def __init__(self, text: str, option: str = "--best") -> None:
         match = _CHOICE.fullmatch(text)
         if match is None:
-            raise RecipeError(f"{option} {text!r}: write min or max, a figure and a condition, for example {_EXAMPLE!r}")
+            raise RecipeError(
+                f"{option} {text!r}: write min or max, a figure and a condition, for example {_EXAMPLE!r}"
+            )
         self.text, self.lowest = " ".join(text.split()), match["aim"] == "min"
         self.figure, self._option = match["figure"], option
         if self.figure not in _FIGURES:

@@ -27,7 +27,12 @@ def sweep_table(axes: Sequence[str], rows: Sequence[SweepRow], title: str = "") 
     scores = [score for score in SCORES if any(score.name in figures for figures in finished)][:1]
     costs = [cost for cost in _COSTS if any(cost[0] in figures for figures in finished)]
     drop = any(score.loss_name in figures for score in scores for figures in finished)
-    columns = [*axes, *(score.label for score in scores), *(["lost"] if drop else []), *(label for _, label, _ in costs)]
+    columns = [
+        *axes,
+        *(score.label for score in scores),
+        *(["lost"] if drop else []),
+        *(label for _, label, _ in costs),
+    ]
     lines = []
     for row in rows:
         cells = [shown(row.values.get(axis)) for axis in axes]

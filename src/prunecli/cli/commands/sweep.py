@@ -15,8 +15,8 @@ from prunecli.cli.stages import reproducible_command
 from prunecli.errors import RecipeError, ResourceError
 
 if TYPE_CHECKING:
-    from prunecli.studies.sweeping.run import Planned
     from prunecli.studies.sweeping.outcome import SweepOutcome
+    from prunecli.studies.sweeping.run import Planned
 
 _EXECUTORS = "local, ray or slurm"
 OPTIONS = [
@@ -25,7 +25,7 @@ OPTIONS = [
     option(
         "jobs",
         int,
-        "Cells at the same time; default: one for each GPU of this machine, without GPUs one; of a cluster, all that fit.",
+        "Cells at the same time; default: one for each GPU of this machine, else one; on a cluster, all that fit.",
     ),
     option("cpus", int, "Cores of each; default: this machine's, shared out; on a cluster one."),
     option("gpus", float, "GPUs of each; on Ray a fraction, too. Default: those of this machine in turn; else none."),
@@ -38,7 +38,9 @@ OPTIONS = [
     option("retry_failed", bool, "Run cells again that have failed.", "--retry-failed"),
     option("objective", str, "What is looked for, instead of what the file says: 'max top1'."),
     option("dry_run", bool, "Print the cells, and which of them are finished; run nothing.", "--dry-run"),
-    option("set_values", list[str], "Set a recipe value in all cells: KEY=VALUE, for instance data.root=/data.", "--set"),
+    option(
+        "set_values", list[str], "Set a recipe value in all cells: KEY=VALUE, for instance data.root=/data.", "--set"
+    ),
 ]
 _SweepArgument = Annotated[Path, Argument("SWEEP", "A YAML file with a recipe and axes, or the name of a shipped one.")]
 
@@ -130,7 +132,7 @@ def _show(output: Output, plan: Planned, outcome: SweepOutcome) -> None:
     if outcome.best is not None and plan.objective is not None:
         value = outcome.best.figures[plan.objective.figure]
         over = f", mean of {len(outcome.best.cells)} seeds" if len(outcome.best.cells) > 1 else ""
-        output.text(f"best: {outcome.best.label} ({plan.objective.figure} {value:.4g}{over}; {plan.objective.text})")
+        output.text(f"\nbest: {outcome.best.label} ({plan.objective.figure} {value:.4g}{over}; {plan.objective.text})")
         for cell in outcome.best.cells:
             output.text(f"reproduce: prune run {outcome.folder / 'cells' / cell / 'plan.yaml'}")
     for note in outcome.notes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from multiprocessing import get_context
+from typing import Any
 
 from prunecli.errors import RecipeError, ResourceError
 from prunecli.studies.executors.base import Ended, Job, Resources
@@ -37,7 +38,7 @@ class LocalExecutor:
         self.slots = jobs
         self._free = list(range(jobs))
         self._running: dict[str, int] = {}
-        context = get_context(START_METHOD)
+        context: Any = get_context(START_METHOD)
         self._connection, inner = context.Pipe()
         self._process = context.Process(target=tend, args=(inner, self._connection))
         self._process.start()
@@ -54,7 +55,7 @@ class LocalExecutor:
             )
         if resources.gpus and resources.gpus * jobs > len(gpus):
             raise RecipeError(
-                f"--gpus {resources.gpus:g} for each of {jobs} jobs: {len(gpus)} are visible here (CUDA_VISIBLE_DEVICES)"
+                f"--gpus {resources.gpus:g} for each of {jobs} jobs: {len(gpus)} are visible (CUDA_VISIBLE_DEVICES)"
             )
 
     @property
@@ -73,7 +74,7 @@ class LocalExecutor:
 
     def wait(self, seconds: float) -> list[Ended]:
         """Jobs that have ended since the last call; waits for one, at most so long."""
-        ended = []
+        ended: list[Ended] = []
         try:
             while self._connection.poll(0 if ended else seconds):
                 done: Ended = self._connection.recv()
@@ -118,5 +119,3 @@ def visible_gpus() -> list[str]:
     import torch
 
     return [str(index) for index in range(torch.cuda.device_count())]
-
-

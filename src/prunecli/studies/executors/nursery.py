@@ -27,7 +27,10 @@ START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 """Elsewhere libraries do not survive a fork, so a job starts with its imports."""
 _PATIENCE = 20.0
 _IMPORTED_AHEAD = frozenset(
-    "PIL matplotlib numpy open_clip pandas prunecli pyarrow scipy sklearn spikingjelly timm torch torchvision transformers".split()
+    (
+        *("PIL", "matplotlib", "numpy", "open_clip", "pandas", "prunecli", "pyarrow", "scipy", "sklearn"),
+        *("spikingjelly", "timm", "torch", "torchvision", "transformers"),
+    )
 )
 """Packages that are imported before a fork once a job has imported them, so that the next ones need not. None of them
 starts threads or an accelerator by being imported."""
@@ -95,7 +98,7 @@ class _Child:
 
 
 def _start(started: Started, requests: Connection) -> _Child:
-    context = get_context(START_METHOD)
+    context: Any = get_context(START_METHOD)
     imports, inner = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(started, requests, inner))
     process.start()

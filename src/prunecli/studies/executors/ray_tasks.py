@@ -84,8 +84,8 @@ class RayExecutor:
         if fit < max(1, resources.jobs or 1):
             each = f"{self._cpus} cores" + (f" and {self._gpus:g} GPUs" if self._gpus else "")
             raise RecipeError(
-                f"--jobs {resources.jobs or 1}: the Ray cluster has {cores} cores and {gpus:g} GPUs, and each job takes "
-                f"{each}; {fit} fit"
+                f"--jobs {resources.jobs or 1}: the Ray cluster has {cores} cores and {gpus:g} GPUs, and each job "
+                f"takes {each}; {fit} fit"
             )
         return resources.jobs or fit
 
@@ -105,7 +105,9 @@ class RayExecutor:
         try:
             done, _ = self._ray.wait([*self._running], num_returns=1, timeout=seconds)
         except Exception as error:  # of many kinds: the connection is gone
-            raise ResourceError(f"the Ray cluster no longer answers ({first_line(error)}); run the command again") from error
+            raise ResourceError(
+                f"the Ray cluster no longer answers ({first_line(error)}); run the command again"
+            ) from error
         return [Ended(self._running.pop(reference), self._cause(reference)) for reference in done]
 
     def _cause(self, reference: Any) -> str | None:

@@ -93,7 +93,7 @@ class SlurmExecutor:
 
 
 class Call:
-    """The call that a job stands for, as submitit pickles it; queued again as it is, since its files say how far it is."""
+    """The call of a job, as submitit pickles it: queued again as it is, since its files say how far it is."""
 
     def __init__(self, job: Job, cpus: int, workspace: str) -> None:
         self._job, self._cpus, self._workspace = job, cpus, workspace

@@ -51,7 +51,7 @@ class Adaptive:
         for setting in settings:
             if setting.path == ("seed",):
                 raise RecipeError(
-                    f"{setting.axis.origin}: axis {setting.axis.name!r}: an adaptive search would look for a lucky seed; "
+                    f"{setting.axis.origin}: axis {setting.axis.name!r}: an adaptive search would find a lucky seed; "
                     "give one in `set:`, or use a grid"
                 )
         assert search.cells is not None
@@ -73,7 +73,7 @@ class Adaptive:
 
     def _checked(self) -> Cell:
         """Makes a cell with every listed value, so that a wrong one is noticed before anything runs."""
-        firsts = [axis.listed() or (axis.values.at(0.5),) for axis in self._axes if isinstance(axis.values, (tuple, Range))]
+        firsts = [_examples(axis) for axis in self._axes]
         usual = [values[0] for values in firsts]
         for index, values in enumerate(firsts):
             for value in values:
@@ -173,6 +173,15 @@ def _repair(path: Path) -> None:
     if content and not content.endswith(b"\n"):
         with path.open("rb+") as file:
             file.truncate(content.rfind(b"\n") + 1)
+
+
+def _examples(axis: Axis) -> tuple[Any, ...]:
+    """All listed values, or one in the middle of a range."""
+    listed = axis.listed()
+    if listed is not None:
+        return listed
+    assert isinstance(axis.values, Range)
+    return (axis.values.at(0.5),)
 
 
 def _distribution(axis: Axis) -> BaseDistribution:

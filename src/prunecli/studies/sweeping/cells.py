@@ -100,7 +100,9 @@ class CellMaker:
         check_plan(plan)
         written = resolve(parse_yaml(plan_text(plan), "plan"), confined=False).recipe
         if written != plan.recipe:
-            empty = next((setting.axis for setting, value in zip(self._settings, values, strict=True) if value is None), None)
+            empty = next(
+                (setting.axis for setting, value in zip(self._settings, values, strict=True) if value is None), None
+            )
             where = f"{empty.origin}: axis {empty.name!r}: " if empty is not None else f"{self._sweep.path}: "
             raise RecipeError(f"{where}null cannot take the place of a default in a recipe; leave it out")
         return Cell(content_name(plan.recipe), named, plan, tuple(self._beginnings(plan)))
@@ -115,7 +117,7 @@ class CellMaker:
 
 
 def _depends_on_what_follows(recipe: Recipe) -> bool:
-    """Whether the network is recognised with an eye to a later stage, so that the first stages alone are another run."""
+    """Whether the network is recognised with an eye to a later stage, so that first stages alone are another run."""
     methods = [stage.method for stage in recipe.stages if isinstance(stage, PruneStage)]
     return recipe.model.weights is not None and any(get_method(name).source is not None for name in methods)
 

@@ -274,5 +274,3 @@ class Driver:
 
 def _failed(cell: Cell, reason: str) -> SweepRow:
     return SweepRow(cell=cell.name, values=dict(cell.values), status="failed", error=reason)
-
-

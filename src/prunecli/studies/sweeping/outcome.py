@@ -1,4 +1,4 @@
-"""What a sweep comes to: the rows of its cells, the Pareto front, and the best by the objective, over seeds together."""
+"""What a sweep comes to: rows of cells, the Pareto front, and the best by the objective, over seeds together."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def check_evaluations(plan: Plan, objective: Choice | None) -> None:
         compared = [name for name in objective.needed if name.endswith(("_drop", "_rise", "_ratio", "speedup"))]
         if compared:
             raise RecipeError(
-                f"{compared[0]} compares with the network before it was pruned, which the recipe does not evaluate: add "
-                "an eval stage before the prune stage"
+                f"{compared[0]} compares with the network before it was pruned, which the recipe does not evaluate: "
+                "add an eval stage before the prune stage"
             )
 
 
@@ -150,7 +150,9 @@ def outcome_of(
     """Puts together what cells have come to."""
     groups = groups_of(rows, next((setting.axis.name for setting in settings if setting.path == ("seed",)), None))
     complete = [group for group in groups if group.complete]
-    notes = [f"{group.label}: not all of its seeds are finished, so it is left out" for group in groups if not group.complete]
+    notes = [
+        f"{group.label}: not all of its seeds are finished, so it is left out" for group in groups if not group.complete
+    ]
     score = _score(complete)
     best = None
     if objective is not None and complete:

@@ -71,9 +71,7 @@ class Planned:
         return "started" if folder.exists() else "new"
 
 
-def planned(
-    path: Path, out: Path, overrides: Sequence[Override], objective: str | None, command: str
-) -> Planned:
+def planned(path: Path, out: Path, overrides: Sequence[Override], objective: str | None, command: str) -> Planned:
     """Reads a sweep and makes its cells.
 
     Args:

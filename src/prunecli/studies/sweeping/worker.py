@@ -45,9 +45,7 @@ class LogSink:
         yield lambda done, text: None
 
 
-def run_job(
-    *, folder: str, shown: str, plan: str, before: str | None, lock: str, allowed: Sequence[str] = ()
-) -> None:
+def run_job(*, folder: str, shown: str, plan: str, before: str | None, lock: str, allowed: Sequence[str] = ()) -> None:
     """Runs a plan into a folder, unless that is done; what is finished of it is not run again.
 
     Whoever else runs it at the moment, for instance for a driver that has died, is waited for. An error is noted in the
