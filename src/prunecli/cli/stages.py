@@ -194,6 +194,9 @@ _LEFT_OUT_WITH_VALUE = (
     "--extract-attention",
     "--overlay",
     "--save-recipe",
+    "--jobs",
+    "--executor",
+    "--address",
 )
 _OPTIONAL = ("--track",)
 """Those of them whose value may be left out before another option."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from prunecli.bounds import percentage_meant
 from prunecli.checkpoint.durable import write_text_atomically
 from prunecli.checkpoint.manifest import as_json
 from prunecli.checkpoint.runstate import StateStore
-from prunecli.errors import ModelError, RecipeError, TargetError
+from prunecli.errors import MethodError, ModelError, RecipeError, TargetError
 from prunecli.measure.environment import describe_environment
 from prunecli.methods.targets import Target
 from prunecli.pipeline.resumption import identity_of, saved_states
@@ -20,9 +21,11 @@ from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import FinetuneStage, PruneStage
 from prunecli.report.contest import Contest, read_contest
 from prunecli.report.numbers import fixed
+from prunecli.studies.bout_jobs import BoutSettings, folder_of, job_of, read_bout, run_jobs
 from prunecli.studies.bouts import Outcome, Ring, outcome_of, outcome_state
 from prunecli.studies.contest_figures import contenders, contest_verdict, kept_alike, pair_tests
 from prunecli.studies.entrants import REFERENCES, Entrant, entrants, shared_params
+from prunecli.studies.executors.base import Executor, Job
 from prunecli.studies.finished import network_of, refuse_other, settings_of
 
 _FEWEST_SEEDS, _RATIO = 2, 0.5
@@ -79,7 +82,12 @@ class ContestSettings:
 
 
 def run_contest(
-    spaces: Sequence[Workspace], settings: ContestSettings, prune: PruneStage, finetune: FinetuneStage, out: Path
+    spaces: Sequence[Workspace],
+    settings: ContestSettings,
+    prune: PruneStage,
+    finetune: FinetuneStage,
+    out: Path,
+    executor: Executor | None = None,
 ) -> Contest:
     """Prunes with every method at every seed, evaluates before and after training, and writes the report.
 
@@ -91,10 +99,12 @@ def run_contest(
         prune: Parameters that all methods share, patterns and repairs.
         finetune: How networks are trained after pruning; its epochs are not used.
         out: The report (JSON).
+        executor: What runs the bouts, several at once; None: this process, one after the other.
 
     Raises:
         RecipeError: There are too few seeds, or settings exclude each other.
         MethodError: A method does not exist, or cannot remove as much.
+        ResourceError: A process of the executor dies again and again.
         DataError: There is no data set with labels to judge on.
         ModelError: The networks are not alike.
     """
@@ -106,9 +116,17 @@ def run_contest(
     target = _target(settings, rings[0])
     stages = {"prune": as_json(dataclasses.asdict(prune)), "finetune": as_json(dataclasses.asdict(finetune))}
     others = {f"network {number}": space.model().sha256 for number, space in enumerate(spaces[1:], start=2)}
-    with saved_states(first, out, identity_of(first, settings, **others) | stages) as states:
+    identity = identity_of(first, settings, **others) | stages
+    with saved_states(first, out, identity) as states:
         bouts = _Bouts(rings, taking_part, settings.seeds, target, first, states)
-        outcomes = bouts.all()
+        if executor is None:
+            outcomes = bouts.all()
+        else:
+            folder = folder_of(out, identity)
+            own = BoutSettings(
+                settings.methods, settings.recover, settings.split, settings.images, (target.kind, target.requested)
+            )
+            outcomes = bouts.elsewhere(executor, folder, lambda *of: job_of(of[0], prune, finetune, own, of[1], of[2]))
         taking_part = tuple(entrant for entrant in taking_part if entrant.label not in bouts.left_out)
         dense, figure = rings[0].dense, rings[0].figure
         methods = contenders(taking_part, outcomes, dense.params, dense.macs, one_network=len(rings) == 1)
@@ -131,6 +149,7 @@ def run_contest(
             command=first.command,
         )
         write_text_atomically(out, contest.to_json(), replace=first.may_replace)
+    shutil.rmtree(out.with_name(f"{out.name}.bouts"), ignore_errors=True)
     return contest
 
 
@@ -215,6 +234,61 @@ class _Bouts:
                             self._tell(f"{len(done)}/{total} {key}", bout)
                     advance(len(done), key)
         return [outcome for outcome in map(outcome_of, done.values()) if outcome.label not in self.left_out]
+
+    def elsewhere(
+        self, executor: Executor, folder: Path, job: Callable[[Workspace, int, dict[str, Path]], Job]
+    ) -> list[Outcome]:
+        """The same, with the methods of each seed in a process of their own.
+
+        Args:
+            executor: What runs them.
+            folder: For a file of each bout.
+            job: Makes the job of a network at a seed, with the files that it is to write.
+
+        Raises:
+            TargetError: l2 or random cannot remove as much.
+            MethodError: What a method leaves has no score.
+        """
+        saved = self._states.load() or {}
+        done: dict[str, Any] = saved.get("outcomes", {})
+        files: dict[str, Path] = {}
+        jobs = []
+        for number in range(self._seeds):
+            seed = self._space.recipe.seed + number
+            own = {e.label: folder / f"seed-{seed}-{index}.json" for index, e in enumerate(self._entrants)}
+            missing = {label: path for label, path in own.items() if f"{label}, seed {seed}" not in done}
+            files |= {f"{label}, seed {seed}": path for label, path in own.items()}
+            if missing:
+                jobs.append(job(self._rings[number % len(self._rings)].space, seed, missing))
+        with self._space.sink.progress("compare", len(files)) as advance:
+
+            def look() -> None:
+                for key, path in files.items():
+                    if key not in done and (document := read_bout(path)) is not None:
+                        self._take(key, document, done)
+                        advance(len(done), key)
+
+            look()
+            run_jobs(executor, jobs, look)
+        ordered = [done[key] for key in files if key in done]
+        return [outcome for outcome in map(outcome_of, ordered) if outcome.label not in self.left_out]
+
+    def _take(self, key: str, document: dict[str, Any], done: dict[str, Any]) -> None:
+        """What another process has found out about one method at one seed."""
+        label = key.rpartition(", seed ")[0]
+        entrant = next(entrant for entrant in self._entrants if entrant.label == label)
+        if "error" in document:
+            raise MethodError(document["error"])
+        if "left_out" in document:
+            if entrant.method.name in REFERENCES:
+                raise TargetError(document["left_out"])
+            if label not in self.left_out:
+                self.left_out[label] = document["left_out"]
+                self._space.sink.warn(f"{label} is left out: {document['left_out']}")
+            return
+        done[key] = document
+        self._states.save({"outcomes": done, "left_out": self.left_out}, key)
+        self._tell(f"{len(done)}/{self._seeds * len(self._entrants)} {key}", outcome_of(document))
 
     def _bout(self, ring: Ring, entrant: Entrant, seed: int) -> Outcome | None:
         """One method at one seed; None, and a warning, if it cannot remove as much, having ranked too few layers."""
