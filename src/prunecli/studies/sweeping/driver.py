@@ -167,10 +167,10 @@ class Driver:
                 if not self._waiting:
                     return
                 continue  # what was waited for has failed, and the cells with it
+            self._sink.live(running_table(self._glances()))
             for ended in executor.wait(_GLANCE):
                 crash_point("sweep:ended")
                 self._end(ended)
-            self._sink.live(running_table(self._glances()))
 
     def _fill(self, executor: Executor) -> None:
         """Hands out jobs while there is room."""
