@@ -94,6 +94,7 @@ class SweepFolder:
             "shown": str(folder),
             "plan": plan_text(work.plan),
             "before": str(self.shared(before.name).resolve()) if before is not None else None,
+            "scores": str((self.path / "shared" / "scores").resolve()),
             "lock": str((self.path / "locks" / f"{work.name}.lock").resolve()),
             "allowed": list(where.allowed),
         }

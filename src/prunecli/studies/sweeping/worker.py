@@ -45,7 +45,9 @@ class LogSink:
         yield lambda done, text: None
 
 
-def run_job(*, folder: str, shown: str, plan: str, before: str | None, lock: str, allowed: Sequence[str] = ()) -> None:
+def run_job(
+    *, folder: str, shown: str, plan: str, before: str | None, scores: str, lock: str, allowed: Sequence[str] = ()
+) -> None:
     """Runs a plan into a folder, unless that is done; what is finished of it is not run again.
 
     Whoever else runs it at the moment, for instance for a driver that has died, is waited for. An error is noted in the
@@ -56,6 +58,7 @@ def run_job(*, folder: str, shown: str, plan: str, before: str | None, lock: str
         shown: The same as the user knows it, for the command in reports.
         plan: The plan, as YAML.
         before: The folder of a finished run of its first stages.
+        scores: The folder of scores that cells share.
         lock: A file that is locked meanwhile.
         allowed: Modules of the user's own that may run.
 
@@ -74,7 +77,7 @@ def run_job(*, folder: str, shown: str, plan: str, before: str | None, lock: str
         place.mkdir(parents=True, exist_ok=True)
         (place / FAILURE_NAME).unlink(missing_ok=True)
         try:
-            _run(read, place, shown, Path(before) if before is not None else None, sink)
+            _run(read, place, shown, Path(before) if before is not None else None, Path(scores), sink)
         except (Interrupted, ResourceError):
             raise
         except PruneError as error:
@@ -87,7 +90,7 @@ def run_job(*, folder: str, shown: str, plan: str, before: str | None, lock: str
             write_failure(place, Failure(f"{described(error)} (see {shown}/sweep.log)", type(error).__name__, 1))
 
 
-def _run(plan: Plan, folder: Path, shown: str, before: Path | None, sink: LogSink) -> None:
+def _run(plan: Plan, folder: Path, shown: str, before: Path | None, scores: Path, sink: LogSink) -> None:
     command = f"prune run {shown}/{PLAN_NAME}"
     crash_point("cell:started")
     if before is not None and not can_continue(plan, folder):
@@ -95,6 +98,7 @@ def _run(plan: Plan, folder: Path, shown: str, before: Path | None, sink: LogSin
         crash_point("cell:seeded")
     resume = can_continue(plan, folder)
     space = Workspace(plan.recipe, sink, command, f"{command} --out {shown} --resume", resume=resume, force=not resume)
+    space.scores = scores
     outcome = run_recipe(plan, folder, space)
     crash_point("cell:finished")
     if outcome.failure is not None:
