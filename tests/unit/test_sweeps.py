@@ -14,6 +14,7 @@ from prunecli.recipe.sweep_file import Axis, Range, load_sweep, sweep_json_schem
 from prunecli.report.pareto import Choice
 from prunecli.report.sweep import SweepRow, read_rows
 from prunecli.studies.sweeping.cells import Cell, CellMaker
+from prunecli.studies.sweeping.methods_compared import compared_methods
 from prunecli.studies.sweeping.outcome import groups_of, outcome_of
 from prunecli.studies.sweeping.search import drawn, grid
 from tests.conftest import REPOSITORY
@@ -171,3 +172,32 @@ def test_the_schema_is_the_one_that_is_shipped() -> None:
 def test_the_shipped_sweep_can_be_run() -> None:
     sweep = load_sweep(Path("digits"))
     assert grid(sweep.axes, CellMaker(sweep, settings_of(sweep))).total == 18
+
+
+def sweep_folder(folder: Path, rows: list[SweepRow]) -> Path:
+    """The folder of a sweep over methods, ratios and seeds."""
+    axes = {"method": "stages.1.method", "ratio": "stages.1.params.ratio", "seed": "seed"}
+    (folder / "sweep.json").write_text(json.dumps({"axes": axes}))
+    (folder / "results.jsonl").write_text("".join(f"{one.model_dump_json()}\n" for one in rows))
+    return folder
+
+
+def test_methods_are_tested_over_seeds(tmp_path: Path) -> None:
+    """Ratios differ far more than methods, and seeds at which a cell is missing do not count."""
+    scores = {"a": 3.0, "b": 1.0, "c": 2.9}
+    noise = [0.0, 0.2, 0.1, 0.3]
+    rows = [
+        row({"method": name, "ratio": ratio, "seed": seed}, top1=50 * ratio + value + noise[seed] * (index + 1) / 10)
+        for index, (name, value) in enumerate(scores.items())
+        for ratio in (0.3, 0.7)
+        for seed in range(4)
+    ]
+    compared = compared_methods(sweep_folder(tmp_path, rows))
+    assert compared.order == ["a", "c", "b"] and compared.settings == 2 and compared.seeds == (0, 1, 2, 3)
+    difference, p = compared.tests["a", "b"]
+    assert difference == pytest.approx(1.985) and p is not None and p < 0.001
+    assert compared.verdict()[1].startswith("it is better than c, b")
+    fewer = compared_methods(sweep_folder(tmp_path, rows[1:]))
+    assert fewer.seeds == (1, 2, 3) and fewer.left_out == (0,) and "seed 0" in fewer.verdict()[-1]
+    with pytest.raises(PruneError, match="3 methods and 1 seeds"):
+        compared_methods(sweep_folder(tmp_path, [one for one in rows if one.values["seed"] == 2]))
