@@ -28,12 +28,12 @@ def files(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two nodes with a core each, and a GPU that only Ray believes in."""
+    """Two nodes, of which one has a GPU that only Ray believes in."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1, "include_dashboard": False})
-    made.add_node(num_cpus=1)
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made.add_node(num_cpus=2, num_gpus=1)
     yield made
     made.shutdown()
 
@@ -51,7 +51,7 @@ def _kill_writers(log: Path) -> None:
 def test_two_nodes_with_a_killed_worker_and_a_killed_driver(
     cluster: Any, processes: Processes, prune: Prune, tmp_path: Path
 ) -> None:
-    words = ["sweep", "s.yaml", *OWN, "-o", "out", "--executor", "ray", "--address", cluster.address]
+    words = ["sweep", "s.yaml", *OWN, "-o", "out", "--executor", "ray", "--address", cluster.address, "--jobs", "2"]
     planned = prune("sweep", "s.yaml", *OWN, "-o", "out", "--dry-run", "--json").json["cells"]
     log = tmp_path / "out" / "cells" / planned[0]["cell"] / "sweep.log"
     killer = when(log, "stage 2/3", lambda: _kill_writers(log))
@@ -75,9 +75,9 @@ def test_a_gpu_is_shared(cluster: Any, prune: Prune, tmp_path: Path) -> None:
     words = ("sweep", "pair.yaml", *OWN, "--executor", "ray", "--address", cluster.address)
     shared = prune(*words, "-o", "out", "--gpus", "0.5")
     assert shared.code == 0 and "2 Ray tasks on 2 nodes, 1 cores and 0.5 GPUs each" in shared.err, shared.err
-    for more in (["--gpus", "2"], ["--jobs", "3"], ["--cpus", "2"]):
+    for more in (["--gpus", "2"], ["--jobs", "4"], ["--cpus", "3"]):
         refused = prune(*words, "-o", "other", *more)
-        assert refused.code == 2 and "the Ray cluster has 2 cores and 1 GPUs" in refused.err.splitlines()[-1]
+        assert refused.code == 2 and "the Ray cluster has 3 cores and 1 GPUs" in refused.err.splitlines()[-1]
 
 
 def test_batch_jobs(prune: Prune, tmp_path: Path) -> None:

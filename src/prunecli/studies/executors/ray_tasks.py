@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from prunecli.errors import RecipeError, ResourceError, first_line
@@ -19,6 +20,7 @@ _REACHED = 5.0
 _ANSWERED = 40.0
 """Seconds in which a Ray cluster has to say that it is one."""
 _PATIENCE = 20.0
+_ROUNDING = 1e-9
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
@@ -76,18 +78,21 @@ class RayExecutor:
         Raises:
             RecipeError: None does, or fewer than were asked for.
         """
-        total = self._ray.cluster_resources()
-        cores, gpus = int(total.get("CPU", 0)), float(total.get("GPU", 0))
-        fit = cores // self._cpus
-        if self._gpus:
-            fit = min(fit, int(gpus / self._gpus + 1e-9))
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        cores, gpus = (sum(float(node.get(kind, 0)) for node in nodes) for kind in ("CPU", "GPU"))
+        fit = sum(self._fit_on(node) for node in nodes)  # a job has to find all it takes on one node
         if fit < max(1, resources.jobs or 1):
             each = f"{self._cpus} cores" + (f" and {self._gpus:g} GPUs" if self._gpus else "")
             raise RecipeError(
-                f"--jobs {resources.jobs or 1}: the Ray cluster has {cores} cores and {gpus:g} GPUs, and each job "
-                f"takes {each}; {fit} fit"
+                f"--jobs {resources.jobs or 1}: the Ray cluster has {cores:g} cores and {gpus:g} GPUs on {len(nodes)} "
+                f"nodes, and each job takes {each} of one; {fit} fit"
             )
         return resources.jobs or fit
+
+    def _fit_on(self, node: Mapping[str, float]) -> int:
+        """How many jobs fit on a node at once."""
+        fit = int(node.get("CPU", 0)) // self._cpus
+        return min(fit, int(node.get("GPU", 0) / self._gpus + _ROUNDING)) if self._gpus else fit
 
     @property
     def described(self) -> str:
