@@ -10,7 +10,7 @@ import torch
 
 from prunecli.cli.completion import complete
 from prunecli.models.loading import load_reference, save
-from tests.cli.test_sweep import NETWORK
+from tests.cli.test_sweep import NETWORK, OWN
 from tests.conftest import Prune
 from tests.processes import Processes
 
@@ -85,7 +85,7 @@ def test_methods_are_compared_in_every_mode(
 def test_methods_are_compared_by_several_processes(prune: Prune, processes: Processes, tmp_path: Path) -> None:
     """Whose report is that of one, although each of them is killed before its second method is noted."""
     (tmp_path / "own.py").write_text(NETWORK)
-    words = ["compare", "module:own:net", *_CONTEST]
+    words = ["compare", "module:own:net", *OWN, *_CONTEST]
     assert prune(*words, "-o", "one.json").code == 0
     done = processes.run([*words, "-o", "two.json", "--jobs", "2"], tmp_path, fault="bout:done@2")
     assert done.code == 0, done.err

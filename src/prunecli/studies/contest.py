@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from prunecli.bounds import percentage_meant
 from prunecli.checkpoint.durable import write_text_atomically
 from prunecli.checkpoint.manifest import as_json
@@ -29,6 +31,8 @@ from prunecli.studies.executors.base import Executor, Job
 from prunecli.studies.finished import network_of, refuse_other, settings_of
 
 _FEWEST_SEEDS, _RATIO = 2, 0.5
+MakesJob = Callable[[Workspace, int, dict[str, Path]], Job]
+"""Makes the job of a network at a seed, with the file that it is to write for each method."""
 
 
 @dataclass(frozen=True)
@@ -114,40 +118,16 @@ def run_contest(
     rings = [Ring(space, prune, finetune, settings.recover, settings.split, settings.images) for space in spaces]
     _check_alike(rings, spaces)
     target = _target(settings, rings[0])
-    stages = {"prune": as_json(dataclasses.asdict(prune)), "finetune": as_json(dataclasses.asdict(finetune))}
-    others = {f"network {number}": space.model().sha256 for number, space in enumerate(spaces[1:], start=2)}
-    identity = identity_of(first, settings, **others) | stages
+    identity = _identity(spaces, settings, prune, finetune)
     with saved_states(first, out, identity) as states:
         bouts = _Bouts(rings, taking_part, settings.seeds, target, first, states)
         if executor is None:
             outcomes = bouts.all()
         else:
-            folder = folder_of(out, identity)
-            own = BoutSettings(
-                settings.methods, settings.recover, settings.split, settings.images, (target.kind, target.requested)
-            )
-            outcomes = bouts.elsewhere(executor, folder, lambda *of: job_of(of[0], prune, finetune, own, of[1], of[2]))
+            outcomes = bouts.elsewhere(executor, folder_of(out, identity), _job(settings, target, prune, finetune))
         taking_part = tuple(entrant for entrant in taking_part if entrant.label not in bouts.left_out)
-        dense, figure = rings[0].dense, rings[0].figure
-        methods = contenders(taking_part, outcomes, dense.params, dense.macs, one_network=len(rings) == 1)
-        tests = pair_tests(methods)
-        contest = Contest(
-            models=tuple(ring.model_info() for ring in rings),
-            data=rings[0].data_info(),
-            settings=settings_of(first, settings, prune=prune, finetune=finetune),
-            figure=figure,
-            target=target.kind,
-            target_share=target.requested,
-            dense=tuple(ring.dense for ring in rings),
-            methods=methods,
-            tests=tests,
-            kept_alike=kept_alike(taking_part, outcomes),
-            left_out=bouts.left_out,
-            verdict=contest_verdict(methods, tests, figure, settings.recover, target.kind),
-            environment=describe_environment(first.device),
-            seed=first.recipe.seed,
-            command=first.command,
-        )
+        own = settings_of(first, settings, prune=prune, finetune=finetune)
+        contest = _report(rings, taking_part, outcomes, target, own, settings.recover, bouts.left_out)
         write_text_atomically(out, contest.to_json(), replace=first.may_replace)
     shutil.rmtree(out.with_name(f"{out.name}.bouts"), ignore_errors=True)
     return contest
@@ -168,6 +148,54 @@ def finished_contest(
     asked |= {"seed": spaces[0].recipe.seed, "networks": [network_of(space) for space in spaces]}
     refuse_other(out, stored, asked)
     return contest
+
+
+def _report(
+    rings: Sequence[Ring],
+    taking_part: Sequence[Entrant],
+    outcomes: Sequence[Outcome],
+    target: Target,
+    settings: dict[str, JsonValue],
+    recover: int,
+    left_out: dict[str, str],
+) -> Contest:
+    """What all bouts come to."""
+    first = rings[0]
+    methods = contenders(taking_part, outcomes, first.dense.params, first.dense.macs, one_network=len(rings) == 1)
+    tests = pair_tests(methods)
+    return Contest(
+        models=tuple(ring.model_info() for ring in rings),
+        data=first.data_info(),
+        settings=settings,
+        figure=first.figure,
+        target=target.kind,
+        target_share=target.requested,
+        dense=tuple(ring.dense for ring in rings),
+        methods=methods,
+        tests=tests,
+        kept_alike=kept_alike(taking_part, outcomes),
+        left_out=left_out,
+        verdict=contest_verdict(methods, tests, first.figure, recover, target.kind),
+        environment=describe_environment(first.space.device),
+        seed=first.space.recipe.seed,
+        command=first.space.command,
+    )
+
+
+def _identity(
+    spaces: Sequence[Workspace], settings: ContestSettings, prune: PruneStage, finetune: FinetuneStage
+) -> dict[str, JsonValue]:
+    """Everything that determines a contest, by names for messages."""
+    stages = {"prune": as_json(dataclasses.asdict(prune)), "finetune": as_json(dataclasses.asdict(finetune))}
+    others = {f"network {number}": space.model().sha256 for number, space in enumerate(spaces[1:], start=2)}
+    return identity_of(spaces[0], settings, **others) | stages
+
+
+def _job(settings: ContestSettings, target: Target, prune: PruneStage, finetune: FinetuneStage) -> MakesJob:
+    """What makes the job that runs bouts of a network at a seed."""
+    left = (target.kind, target.requested)
+    own = BoutSettings(settings.methods, settings.recover, settings.split, settings.images, left)
+    return lambda space, seed, files: job_of(space, prune, finetune, own, seed, files)
 
 
 def _check_alike(rings: Sequence[Ring], spaces: Sequence[Workspace]) -> None:
@@ -235,9 +263,7 @@ class _Bouts:
                     advance(len(done), key)
         return [outcome for outcome in map(outcome_of, done.values()) if outcome.label not in self.left_out]
 
-    def elsewhere(
-        self, executor: Executor, folder: Path, job: Callable[[Workspace, int, dict[str, Path]], Job]
-    ) -> list[Outcome]:
+    def elsewhere(self, executor: Executor, folder: Path, job: MakesJob) -> list[Outcome]:
         """The same, with the methods of each seed in a process of their own.
 
         Args:
@@ -251,6 +277,7 @@ class _Bouts:
         """
         saved = self._states.load() or {}
         done: dict[str, Any] = saved.get("outcomes", {})
+        self.left_out = saved.get("left_out", {})
         files: dict[str, Path] = {}
         jobs = []
         for number in range(self._seeds):
