@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from prunecli.checkpoint.durable import crash_point
 from prunecli.checkpoint.locking import locked
@@ -88,11 +89,12 @@ class Driver:
         self._order: list[str] = []
         self._ran: list[str] = []
 
-    def run(self, start: Callable[[], Executor], command: str) -> Run:
+    def run(self, start: Callable[[], Executor], head: Mapping[str, Any], command: str) -> Run:
         """Runs everything that is not finished.
 
         Args:
             start: Makes the executor, once something is to be run.
+            head: What the sweep is, for its folder.
             command: How to run the sweep again.
 
         Raises:
@@ -101,6 +103,7 @@ class Driver:
             ResourceError: Jobs cannot be started any more.
         """
         with locked(self._folder.path / ".driver", command, self._folder.path):
+            self._folder.write_head(head)
             self._look()
             if self._waiting or not self._proposer.exhausted:
                 self._work(start)

@@ -139,17 +139,15 @@ def run_sweep(
     """
     make = EXECUTORS.load(executor)
     driver = Driver(plan.folder, plan.proposer, place, sink, retry_failed=retry_failed, objective=plan.objective)
-    plan.folder.write_head(
-        {
-            "command": plan.command,
-            "file": str(plan.sweep.path),
-            "recipe": str(plan.sweep.recipe),
-            "description": plan.sweep.description,
-            "axes": {setting.axis.name: ".".join(map(str, setting.path)) for setting in plan.settings},
-            "search": plan.sweep.search.kind,
-            "objective": plan.objective.text if plan.objective is not None else None,
-        }
-    )
+    head = {
+        "command": plan.command,
+        "file": str(plan.sweep.path),
+        "recipe": str(plan.sweep.recipe),
+        "description": plan.sweep.description,
+        "axes": {setting.axis.name: ".".join(map(str, setting.path)) for setting in plan.settings},
+        "search": plan.sweep.search.kind,
+        "objective": plan.objective.text if plan.objective is not None else None,
+    }
     resources = dataclasses.replace(resources, workspace=str(plan.folder.path.resolve()))
-    run = driver.run(lambda: make(resources), plan.command)
+    run = driver.run(lambda: make(resources), head, plan.command)
     return outcome_of(plan.folder.path, run.rows, len(run.ran), plan.settings, plan.objective)
