@@ -105,3 +105,8 @@ def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Paramete
         return inspect.signature(function).parameters
     except (TypeError, ValueError):  # of a class written in C
         return {}
+
+
+def allowed_modules() -> tuple[str, ...]:
+    """What may run in this process, for other processes that work for it."""
+    return tuple(sorted(_allowed))

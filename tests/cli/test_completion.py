@@ -66,6 +66,8 @@ def test_models_are_files_and_references(folder: Path) -> None:
 def test_recipes_and_reports(folder: Path) -> None:
     assert _offered("run", "") == ["a.yaml", "sub dir/", *shipped_names()]
     assert _offered("run", "quick") == _offered("recipe", "copy", "quick") == ["quickstart"]
+    assert _offered("sweep", "") == ["a.yaml", "sub dir/", "digits"]
+    assert _offered("sweep", "--executor", "") == ["local", "ray", "slurm"]
     assert _offered("recipe", "check", "a.yaml", "spikformer-d") == [
         "spikformer-digits",
         "spikformer-digits-progressive",

@@ -10,6 +10,7 @@ import torch
 
 from prunecli.cli.completion import complete
 from prunecli.models.loading import load_reference, save
+from tests.cli.test_sweep import NETWORK, OWN
 from tests.conftest import Prune
 from tests.processes import Processes
 
@@ -81,6 +82,17 @@ def test_methods_are_compared_in_every_mode(
     assert plan.code == 0 and "stages.0.params.round_to\t1" in plan.out and "stages.0.compensate\tnone" in plan.out
 
 
+def test_methods_are_compared_by_several_processes(prune: Prune, processes: Processes, tmp_path: Path) -> None:
+    """Whose report is that of one, although each of them is killed before its second method is noted."""
+    (tmp_path / "own.py").write_text(NETWORK)
+    words = ["compare", "module:own:net", *OWN, *_CONTEST]
+    assert prune(*words, "-o", "one.json").code == 0
+    done = processes.run([*words, "-o", "two.json", "--jobs", "2"], tmp_path, fault="bout:done@2")
+    assert done.code == 0, done.err
+    assert (tmp_path / "two.json").read_bytes() == (tmp_path / "one.json").read_bytes()
+    assert sorted(path.name for path in tmp_path.glob("*.json*")) == ["one.json", "two.json"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -114,6 +126,7 @@ def test_what_cannot_be_audited_is_one_line(prune: Prune, checkpoint: Path, word
         (["--methods", "l1", "--compile"], "--compile is for several networks"),
         (["--methods", "l1", "--json", "--csv"], "--csv and --json exclude each other"),
         (["--seeds", "3"], "--seeds belongs to --methods"),
+        (["--methods", "l1", "--jobs", "9999"], "--jobs 9999: more than the"),
         (["--macs", "0.5"], "--macs belongs to --methods"),
         (["--compensate", "ls"], "--compensate belongs to --methods"),
         (["--methods", "l1", "--split", "train"], "--split"),

@@ -20,8 +20,12 @@ import pytest
 from prunecli.cli.reference.blocks import BLOCKS, filled
 from prunecli.cli.verbs import VERBS
 from prunecli.methods.index import METHODS
+from prunecli.recipe.axes import settings_of
 from prunecli.recipe.loader import parse_yaml
 from prunecli.recipe.resolve import resolve
+from prunecli.recipe.sweep_file import load_sweep
+from prunecli.studies.sweeping.cells import CellMaker
+from prunecli.studies.sweeping.search import grid
 from tests.conftest import REPOSITORY
 from tests.pages import DOCS, blocks, pages, relative, tokens
 
@@ -84,11 +88,17 @@ def test_excerpts_of_files_stand_in_them() -> None:
         assert block.body in file.read_text(), f"{block.page}:{block.line}: not in {file}"
 
 
-def test_recipes_on_pages_are_recipes() -> None:
-    recipes = [block for block in blocks() if block.language == "yaml" and block.body.startswith("version: 1\n")]
+def test_recipes_and_sweeps_on_pages_are_such(tmp_path: Path) -> None:
+    written = [block for block in blocks() if block.language == "yaml" and block.body.startswith("version: 1\n")]
+    recipes = [block for block in written if "\naxes:\n" not in block.body]
     assert recipes
     for block in recipes:
         resolve(parse_yaml(block.body, f"{block.page}:{block.line}"))
+    assert len(recipes) < len(written)
+    for block in (block for block in written if block not in recipes):
+        (tmp_path / "sweep.yaml").write_text(block.body)
+        sweep = load_sweep(tmp_path / "sweep.yaml")
+        assert grid(sweep.axes, CellMaker(sweep, settings_of(sweep))).total > 1
 
 
 def test_python_on_pages_compiles() -> None:

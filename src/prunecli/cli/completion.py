@@ -154,6 +154,10 @@ def _complete_command(command: Command, before: Sequence[str], current: str) -> 
 def _argument_values(command: str, argument: str, current: str) -> list[Candidate]:
     if argument in ("recipe", "recipes"):
         return [*_files(current, _RECIPES), *_shipped(current)]
+    if argument == "sweep":
+        from prunecli.recipe.shipped import shipped_sweeps
+
+        return [*_files(current, _RECIPES), *_matching([(name, "") for name in shipped_sweeps()], current)]
     if argument == "name":
         return _shipped(current)
     if argument == "paths":
@@ -186,6 +190,10 @@ def _values(option: Parameter, current: str) -> list[Candidate]:
         from prunecli.recipe.schema import MEASUREMENTS
 
         return _matching([(figure, "") for figure in MEASUREMENTS], current)
+    if name == "executor":
+        from prunecli.studies.executors.index import EXECUTORS
+
+        return _matching([(executor, "") for executor in EXECUTORS.names], current)
     if name == "device":
         return _matching([(device, "") for device in ("auto", "cpu", "cuda", "mps")], current)
     if name == "teacher":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,3 +128,9 @@ def _free(path: Path) -> Path:
 
 def _line(*words: object) -> str:
     return shlex.join(["prune", *map(str, words)])
+
+
+def after_sweep(output: Output, folder: Path, finished: Sequence[str]) -> None:
+    """A sweep has ended, with these cells finished."""
+    if len(finished) > 1:
+        output.hint(_line("compare", folder, "--plot", _free(folder / "front.png")))

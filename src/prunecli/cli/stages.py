@@ -197,6 +197,9 @@ _LEFT_OUT_WITH_VALUE = (
     "--overlay",
     "--save-recipe",
     "--max-restarts",
+    "--jobs",
+    "--executor",
+    "--address",
 )
 _OPTIONAL = ("--track",)
 """Those of them whose value may be left out before another option."""

@@ -23,6 +23,7 @@ _WORK, _LOOK, _METHODS = "Work", "Look", "Methods (prune METHOD MODEL is prune p
 
 VERBS: dict[str, Verb] = {
     "run": Verb("Run all stages of a recipe.", _WORK, _command("run")),
+    "sweep": Verb("Run a recipe with many settings; continue, compare.", _WORK, _command("sweep")),
     "train": Verb("Train a network.", _WORK, _command("train")),
     "prune": Verb("Prune a network with any method.", _WORK, _command("prune")),
     "finetune": Verb("Recover accuracy after pruning.", _WORK, _command("train", "finetune_command")),

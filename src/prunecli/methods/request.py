@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunecli.criteria.base import Calibration, Loss, default_loss
+from prunecli.criteria.base import Calibration, Criterion, Loss, default_loss
 from prunecli.engine.hooks import State
 from prunecli.engine.optimizer import KeptPositions
 from prunecli.inputs import Inputs
 from prunecli.methods.params import StructuralParams
+from prunecli.methods.registry import get_structural
+from prunecli.methods.score_memory import ScoreMemory
 from prunecli.surgery.removal.compensate import Compensation
 from prunecli.surgery.tracing.traced import Trace
 
@@ -62,6 +64,7 @@ class PruneRequest:
         recover: Called after every step of a schedule, to train.
         resume: A step and its `Transition.state`: earlier steps and the removal of this step are not repeated.
         trace: An earlier trace of the network, made with the same example inputs.
+        memory: Scores of earlier requests, which are not computed again.
     """
 
     method: str
@@ -76,6 +79,12 @@ class PruneRequest:
     recover: Recover | None = None
     resume: tuple[int, State] | None = None
     trace: Trace | None = field(default=None, repr=False)
+    memory: ScoreMemory | None = field(default=None, repr=False)
+
+    def criterion(self) -> Criterion:
+        """What scores, which looks into the memory first."""
+        criterion: Criterion = get_structural(self.method).load()
+        return criterion if self.memory is None else self.memory.remembering(self.method, criterion)
 
     def calibrated(self) -> Calibration:
         """Calibration for criteria, with a generator seeded with `seed`."""

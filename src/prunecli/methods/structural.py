@@ -89,7 +89,7 @@ class _Run:
         self.network = self._original = model
         self.clock = Clock()
         self._request, self._params = request, request.params
-        self._criterion: Criterion = get_structural(request.method).load()
+        self._criterion: Criterion = request.criterion()
         self._calibration = request.calibrated()
         self._repair = Repair(
             request.calibration, request.compensation, request.recalibrate, request.example_inputs, request.seed

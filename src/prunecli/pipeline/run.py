@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prunecli import ranks
-from prunecli.checkpoint.durable import crash_point, remove_leftovers, write_text_atomically
+from prunecli.checkpoint.durable import crash_point, remove_leftovers, write_atomically, write_text_atomically
 from prunecli.checkpoint.locking import HOLDER_NAME, LOCK_NAME, locked
 from prunecli.data.catalog import find_data
 from prunecli.engine.trackers.index import TRACKERS
 from prunecli.errors import GateFailed, RecipeError
 from prunecli.models.catalog import split_reference
 from prunecli.pipeline.resumption import discard_states
-from prunecli.pipeline.run_folder import PLAN_NAME, RUN_NAME
+from prunecli.pipeline.run_folder import PLAN_NAME, RUN_NAME, read_run
 from prunecli.pipeline.stages.compare import judge
 from prunecli.pipeline.stages.runners import RUNNERS, Planned
+from prunecli.pipeline.tracked import log_path
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.resolve import Plan
 from prunecli.recipe.schema import CompareStage
@@ -93,7 +96,7 @@ def run_recipe(plan: Plan, folder: Path, space: Workspace) -> RunOutcome:
         ranks.wait_for_all()  # until each has read what the first one replaces
         space.stored_model()  # a network that cannot be loaded is noticed before anything is written
         progress.save()
-        ranks.by_first(lambda: write_text_atomically(folder / PLAN_NAME, _plan_text(plan)))
+        ranks.by_first(lambda: write_text_atomically(folder / PLAN_NAME, plan_text(plan)))
         space.in_run = True
         comparison: Comparison | None = None
         for index, (stage, path) in enumerate(zip(plan.recipe.stages, files, strict=True)):
@@ -117,6 +120,72 @@ def run_recipe(plan: Plan, folder: Path, space: Workspace) -> RunOutcome:
     return RunOutcome(folder, tuple(progress.done), comparison, failure)
 
 
+def is_finished(plan: Plan, folder: Path, *, whole: bool = False) -> bool:
+    """Whether a run of these stages in `folder` has finished all of them, and its reports are there.
+
+    Args:
+        plan: The plan.
+        folder: Of the run.
+        whole: Whether its checkpoints have to be there, too.
+    """
+    try:
+        stages = read_run(folder)
+    except RecipeError:
+        return False
+    kinds = [stage.stage for stage in plan.recipe.stages]
+    needed = [path for _, path in stages if whole or path.suffix == ".json"]
+    return [stage for stage, _ in stages] == kinds and all(path.is_file() for path in needed)
+
+
+def can_continue(plan: Plan, folder: Path) -> bool:
+    """Whether a run in `folder` is one of this plan, and has all files that it says it has written."""
+    try:
+        recorded = json.loads((folder / RUN_NAME).read_text(encoding="utf-8"))["plan_sha256"]
+        return recorded == _plan_sha256(plan) and all(path.is_file() for _, path in read_run(folder))
+    except (RecipeError, OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def start_after(plan: Plan, folder: Path, earlier: Path) -> None:
+    """Makes `folder` that of a run of `plan` whose first stages are done: those of the finished run in `earlier`.
+
+    That these are the same stages, and start from the same network and data, is for the caller to know. Checkpoints are
+    the same files under another name where the file system can do that, else copies.
+
+    Raises:
+        RecipeError: The earlier run has other kinds of stages, or files of it are missing.
+        ResourceError: A file cannot be written.
+    """
+    recorded = json.loads((earlier / RUN_NAME).read_text(encoding="utf-8")) if (earlier / RUN_NAME).is_file() else {}
+    stages = recorded.get("stages", [])
+    kinds = [stage.stage for stage in plan.recipe.stages[: len(stages)]]
+    if not stages or [entry["stage"] for entry in stages] != kinds:
+        raise RecipeError(f"{earlier}: is not the beginning of this run; remove it, and start again")
+    folder.mkdir(parents=True, exist_ok=True)
+    done = []
+    for entry in stages:
+        source = earlier / Path(entry["path"]).name
+        if not source.is_file():
+            raise RecipeError(f"{source}: is missing, so nothing can start from it; remove {earlier}, and start again")
+        for file in (source, log_path(source)):
+            if file.is_file():
+                _link(file, folder / file.name)
+        done.append(StageRecord(entry["stage"], folder / source.name, entry["figures"]))
+    _Progress(folder / RUN_NAME, _plan_sha256(plan), done).save()
+
+
+def _link(source: Path, target: Path) -> None:
+    """Gives a checkpoint a second name; anything that may be written to again, and where that fails, is copied."""
+    target.unlink(missing_ok=True)
+    if source.suffix == ".safetensors":
+        try:
+            os.link(source, target)
+            return
+        except OSError:  # another file system, or one without links
+            pass
+    write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
+
+
 @dataclass
 class _Progress:
     """The finished stages of a run, as recorded in `run.json`."""
@@ -134,7 +203,7 @@ class _Progress:
 def _progress(plan: Plan, folder: Path, space: Workspace) -> _Progress:
     """What an earlier run in `folder` finished, if it is to be resumed; turns `space.resume` off if not."""
     path = folder / RUN_NAME
-    plan_sha256 = hashlib.sha256(_plan_text(plan).encode()).hexdigest()
+    plan_sha256 = _plan_sha256(plan)
     for written in (path, folder / PLAN_NAME):
         remove_leftovers(written)
     if not space.resume or not path.is_file():
@@ -163,5 +232,10 @@ def _progress(plan: Plan, folder: Path, space: Workspace) -> _Progress:
     return _Progress(path, plan_sha256, done)
 
 
-def _plan_text(plan: Plan) -> str:
+def _plan_sha256(plan: Plan) -> str:
+    return hashlib.sha256(plan_text(plan).encode()).hexdigest()
+
+
+def plan_text(plan: Plan) -> str:
+    """A plan as the recipe that a run keeps in its folder."""
     return recipe_text(plan.to_dict())

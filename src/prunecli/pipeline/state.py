@@ -49,6 +49,7 @@ class RunState:
         loaded: The current network; None until it is needed.
         parent: The network that was pruned last, for distillation and paired timing.
         as_stored: Whether the present stage takes a large network in the precision of its file.
+        scores: A folder of scores that runs which rank the same network share; None: there are no others.
         reports: Reports written so far, in order.
         bad: Unreadable images met so far.
     """
@@ -63,6 +64,7 @@ class RunState:
     loaded: LoadedModel | None = None
     parent: LoadedModel | None = None
     as_stored: bool = False
+    scores: Path | None = None
     reports: list[Path] = field(default_factory=list)
     _data: DataSet | None = None
     _building: bool = False

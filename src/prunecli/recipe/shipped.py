@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from prunecli.errors import RecipeError, nearest
+from prunecli.errors import RecipeError, nearest, unknown
 
 if TYPE_CHECKING:
     import yaml
@@ -55,6 +55,23 @@ def shipped_path(name: str) -> Path:
         hint = "did you mean " + " or ".join(map(repr, close)) + "?" if close else "`prune recipe ls` lists them"
         raise RecipeError(f"no recipe is called {name!r}: {hint}")
     return shipped_folder() / f"{name}.yaml"
+
+
+def shipped_sweeps() -> list[str]:
+    """Names of all sweeps that come with the package, sorted; no file is read."""
+    return sorted(path.stem for path in (shipped_folder() / "sweeps").glob("*.yaml"))
+
+
+def shipped_sweep(name: str) -> Path:
+    """The file of a sweep by its name.
+
+    Raises:
+        RecipeError: There is none of that name; the message suggests the nearest.
+    """
+    names = shipped_sweeps()
+    if name not in names:
+        raise RecipeError(f"{name}: no such file, and {unknown('sweep', name, names)}")
+    return shipped_folder() / "sweeps" / f"{name}.yaml"
 
 
 def located(recipe: Path, note: Callable[[str], object] = lambda text: None) -> Path:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from prunecli.errors import GateFailed, RecipeError, unknown
 from prunecli.report.comparison import Candidate, Comparison
 from prunecli.report.conditions import Condition
-from prunecli.report.schema import METRIC_NAMES
+from prunecli.report.schema import METRIC_NAMES, Report
 from prunecli.report.scores import SCORES, Score
 
 _ENOUGH = 3
@@ -79,6 +79,13 @@ def figures_of(comparison: Comparison) -> list[Figures]:
     return rows
 
 
+def figures_of_report(name: str, report: Report) -> Figures:
+    """Figures of one network that is compared with none: what compares is None."""
+    latency = report.metrics.latency_ms.median if report.metrics.latency_ms else None
+    plain = {figure: getattr(report.metrics, figure) for figure in METRIC_NAMES}
+    return {**dict.fromkeys(_FIGURES), **plain, "latency_ms": latency, "name": name}
+
+
 def score_of(comparison: Comparison) -> Score | None:
     """The score that most networks have; None without any."""
     networks = [comparison.baseline_metrics, *(candidate.metrics for candidate in comparison.candidates)]
@@ -139,21 +146,42 @@ class Choice:
 
     Args:
         text: For instance "min latency where top1_drop < 1".
+        option: The option or the key that it comes from, for messages.
 
     Raises:
         RecipeError: It is not of that form, or names an unknown figure.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, option: str = "--best") -> None:
         match = _CHOICE.fullmatch(text)
         if match is None:
-            raise RecipeError(f"--best {text!r}: write min or max, a figure and a condition, for example {_EXAMPLE!r}")
+            raise RecipeError(
+                f"{option} {text!r}: write min or max, a figure and a condition, for example {_EXAMPLE!r}"
+            )
         self.text, self.lowest = " ".join(text.split()), match["aim"] == "min"
-        self.figure = match["figure"]
+        self.figure, self._option = match["figure"], option
         if self.figure not in _FIGURES:
-            raise RecipeError(f"--best: {unknown('figure', self.figure, _FIGURES)}")
+            raise RecipeError(f"{option}: {unknown('figure', self.figure, _FIGURES)}")
         condition = match["condition"]
-        self._condition = Condition(condition, _FIGURES, "--best", _EXAMPLE) if condition is not None else None
+        self._condition = Condition(condition, _FIGURES, option, _EXAMPLE) if condition is not None else None
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The figures that it needs."""
+        conditions = self._condition.named if self._condition is not None else ()
+        return tuple(dict.fromkeys((self.figure, *conditions)))
+
+    def known_of(self, figures: Figures) -> bool:
+        """Whether a network has all figures that are needed."""
+        return all(figures.get(name) is not None for name in self.needed)
+
+    def met_by(self, figures: Figures) -> bool:
+        """Whether a network that has the figures meets the condition."""
+        return self._condition is None or self._condition.true_of(figures)
+
+    def cost_of(self, figures: Figures) -> float:
+        """What is to be as low as possible: the figure, or its negative if it is to be high."""
+        return number(figures, self.figure) * (1 if self.lowest else -1)
 
     def of(self, comparison: Comparison) -> tuple[Comparison, GateFailed | None]:
         """The comparison with the best network in it, and a note on each network that could not be considered.
@@ -164,27 +192,26 @@ class Choice:
         Raises:
             RecipeError: The figure was measured of no network.
         """
-        needed = (self.figure, *(self._condition.named if self._condition is not None else ()))
+        needed = self.needed
         known, notes = [], []
         judged = any(name in _OF_SCORES for name in needed)
         alike = {row["name"] for row in _comparable(comparison)}
         for row in figures_of(comparison):
             missing = next((name for name in needed if row[name] is None), None)
             if missing is not None:
-                notes.append(f"--best leaves out {row['name']}: it has no {missing}")
+                notes.append(f"{self._option} leaves out {row['name']}: it has no {missing}")
             elif judged and row["name"] not in alike:
-                notes.append(f"--best leaves out {row['name']}: it was not judged on what the baseline was")
+                notes.append(f"{self._option} leaves out {row['name']}: it was not judged on what the baseline was")
             else:
                 known.append(row)
         if not known:
-            raise RecipeError(f"--best {self.text!r}: no network has {' and '.join(dict.fromkeys(needed))}")
-        meeting = [row for row in known if self._condition is None or self._condition.true_of(row)]
+            raise RecipeError(f"{self._option} {self.text!r}: no network has {' and '.join(needed)}")
+        meeting = [row for row in known if self.met_by(row)]
         noted = comparison.model_copy(update={"notes": (*comparison.notes, *notes)})
         if not meeting:
             condition = self._condition.text if self._condition is not None else self.text
-            return noted, GateFailed(f"--best: no network meets {condition}")
-        sign = 1 if self.lowest else -1
-        best = min(meeting, key=lambda row: sign * number(row, self.figure))
+            return noted, GateFailed(f"{self._option}: no network meets {condition}")
+        best = min(meeting, key=self.cost_of)
         return noted.model_copy(update={"best": best["name"]}), None
 
     def value(self, comparison: Comparison) -> float:

@@ -71,6 +71,7 @@ class Ring:
         images: At most so many samples of it, drawn with seed 0; None: all.
 
     Attributes:
+        space: The network, data and device.
         dense: The network as it is.
         figure: What its score is called.
 
@@ -82,7 +83,8 @@ class Ring:
     def __init__(
         self, space: Workspace, prune: PruneStage, finetune: FinetuneStage, steps: int, split: str, images: int | None
     ) -> None:
-        self._space, self._prune, self._steps, self._split_name = space, prune, steps, split
+        self.space = self._space = space
+        self._prune, self._steps, self._split_name = prune, steps, split
         loaded = space.model()
         refuse_unprunable(space)
         space.judging.check()

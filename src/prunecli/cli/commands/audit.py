@@ -45,7 +45,12 @@ _OPTIONS = [
 
 
 def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
-    """Ablates, scores, and says which method to use."""
+    """Ablates, scores, and says which method to use; of a sweep, by its cells."""
+    from prunecli.report.sweep import is_sweep
+
+    if is_sweep(Path(model)):
+        _compare_cells(output, Path(model), values)
+        return
     stem = model.replace(":", "-").replace("/", "-") if ":" in model and not Path(model).exists() else Path(model).stem
     out = Path(values["out"] or f"{stem}-audit.json")
     if out.suffix != ".json":
@@ -78,6 +83,24 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
         _draw(audit, folder)
         output.note(f"wrote {', '.join(str(folder / name) for name in _PICTURES)}")
     _show(output, audit, seconds)
+
+
+def _compare_cells(output: Output, folder: Path, values: dict[str, Any]) -> None:
+    """Says which method of a sweep is best.
+
+    Raises:
+        RecipeError: An option is given, which a sweep has no use for, or the sweep has too little to compare.
+    """
+    given = next((spec.name for spec in _OPTIONS if values.get(spec.name) not in (None, False, [])), None)
+    if given is not None:
+        raise RecipeError(f"--{given.replace('_', '-')}: {folder} is a sweep, whose cells are there; leave it out")
+    from prunecli.studies.sweeping.methods_compared import compared_methods
+
+    compared = compared_methods(folder)
+    output.document(compared.document())
+    for table in compared.tables():
+        output.table(table)
+    output.text("\n" + "\n".join(compared.verdict()))
 
 
 def _draw(audit: Audit, folder: Path) -> None:

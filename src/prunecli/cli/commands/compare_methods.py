@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +25,7 @@ from prunecli.recipe.schema import FinetuneStage, PruneStage
 
 if TYPE_CHECKING:
     from prunecli.report.contest import Contest
+    from prunecli.studies.executors.base import Executor
 
 _SEEDS, _RATIO = 5, 0.5
 _Split = Literal["test", "validation"]
@@ -55,6 +57,7 @@ CONTEST_OPTIONS = [
         "With --methods: at most so many of them. Some sequences of a text start without state; a whole text carries "
         "it on.",
     ),
+    option("jobs", int, "With --methods: seeds that are compared at the same time, each by a process of its own."),
     option("dry_run", bool, "With --methods: print the plan and where each value comes from.", "--dry-run"),
     *options_of(PruneStage, ("stages", 0), only=("keep", "recalibrate", "compensate", "calibration_images")),
     *options_of(
@@ -132,14 +135,38 @@ def compare_methods(
     prune, finetune = as_written(plan), plan.recipe.stages[1]
     assert isinstance(finetune, FinetuneStage)
     command, again = reproducible_command(sys.argv[1:]), resume_command(sys.argv[1:])
-    spaces = [Workspace(recipe_of(path, plan.recipe), output, command, again, resume, force) for path in paths]
-    if resume and out.exists() and not is_unfinished(out):
-        finished = finished_contest(spaces, settings, prune, finetune, out)
-        output.note(f"{out}: finished already, nothing to resume")
-        return finished
-    contest = run_contest(spaces, settings, prune, finetune, out)
+    with _executor(values["jobs"]) as executor:  # before anything is computed, which its processes would inherit
+        spaces = [Workspace(recipe_of(path, plan.recipe), output, command, again, resume, force) for path in paths]
+        if resume and out.exists() and not is_unfinished(out):
+            finished = finished_contest(spaces, settings, prune, finetune, out)
+            output.note(f"{out}: finished already, nothing to resume")
+            return finished
+        contest = run_contest(spaces, settings, prune, finetune, out, executor)
     output.note(f"wrote {out}")
     return contest
+
+
+@contextmanager
+def _executor(jobs: int | None) -> Iterator[Executor | None]:
+    """What runs several seeds at the same time; None: this process does.
+
+    Raises:
+        RecipeError: There are fewer cores than that takes.
+    """
+    if jobs is None:
+        yield None
+        return
+    if jobs < 1:
+        raise RecipeError(f"--jobs has to be at least 1 (got {jobs})")
+    from prunecli.studies.executors.base import Resources
+    from prunecli.studies.executors.local import LocalExecutor
+
+    executor, gently = LocalExecutor(Resources(jobs)), True
+    try:
+        yield executor
+        gently = False
+    finally:
+        executor.close(gently=gently)
 
 
 def _stem(path: Path) -> str:

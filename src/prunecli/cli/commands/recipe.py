@@ -76,13 +76,15 @@ def schema(
     output: Output,
     out: Annotated[Path | None, Option("-o", "--out", help="File to write it to.")] = None,
     force: Annotated[bool, Option("--force", help="Replace a file that exists.")] = False,
+    sweep: Annotated[bool, Option("--sweep", help="That of the files of `prune sweep` instead.")] = False,
 ) -> None:
-    """The JSON schema of recipes."""
+    """The JSON schema of recipes, or of sweeps."""
     import json
 
     from prunecli.recipe.resolve import recipe_json_schema
+    from prunecli.recipe.sweep_file import sweep_json_schema
 
-    document = recipe_json_schema()
+    document = sweep_json_schema() if sweep else recipe_json_schema()
     deliver(output, json.dumps(document, indent=2) + "\n", document, out, force=force)
 
 

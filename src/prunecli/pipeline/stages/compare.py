@@ -8,11 +8,13 @@ from pathlib import Path
 from prunecli.checkpoint import WEIGHT_SUFFIXES
 from prunecli.errors import GateFailed, RecipeError, unknown
 from prunecli.models.index import is_reference
+from prunecli.pipeline.run_folder import RUN_NAME, reports_of_run
 from prunecli.pipeline.sink import Sink
 from prunecli.recipe.schema import Recipe
 from prunecli.report.comparison import Comparison, Gate, compare_reports
 from prunecli.report.pareto import with_fronts
 from prunecli.report.schema import read_report
+from prunecli.report.sweep import is_sweep, paths_of, read_rows
 
 
 def compare_paths(
@@ -46,10 +48,11 @@ def compare_paths(
         RecipeError: There are fewer than two, reports and networks are mixed, or reports are to be timed.
         ModelError: A runtime is not installed, or cannot run a network.
     """
+    labels, paths = expanded(paths)
     if len(paths) < 2:
         raise RecipeError("compare needs a baseline and at least one more report or network")
     networked = [path for path in paths if path.suffix in WEIGHT_SUFFIXES or is_reference(path)]
-    names = _short_names(paths)
+    names = labels or _short_names(paths)
     if not networked:
         options = (("--channels-last", channels_last), ("--compile", compiled), ("--runtime", runtime))
         asked = [word for word, on in options if on]
@@ -72,6 +75,36 @@ def compare_paths(
         names, paths, recipe, sink, rounds=rounds, command=command, execution=execution, runtime=runtime
     )
     return with_fronts(compared)
+
+
+def expanded(paths: Sequence[Path]) -> tuple[list[str] | None, list[Path]]:
+    """Reports instead of folders: of a sweep the dense network and every finished cell, of a run its last report.
+
+    Returns:
+        What they are called, where a sweep is among them and says so; and the reports.
+
+    Raises:
+        RecipeError: A folder holds no report yet.
+    """
+    named: list[tuple[str, Path]] = []
+    for path in paths:
+        if not path.is_dir() or is_reference(path):
+            named.append((str(path), path))
+        elif is_sweep(path):
+            named += paths_of(path, read_rows(path))
+        elif (path / RUN_NAME).is_file():
+            reports = reports_of_run(path)
+            if not reports:
+                raise RecipeError(f"{path}: this run has no report yet; wait, or name a report")
+            named.append((str(path), reports[-1]))
+        else:
+            named.append((str(path), path))
+    if not any(name != str(path) for name, path in named):
+        return None, list(paths)
+    names = [name for name, _ in named]
+    if len(set(names)) < len(names):  # two sweeps
+        names = [str(path) for _, path in named]
+    return names, [path for _, path in named]
 
 
 def _check_runtime(runtime: str, recipe: Recipe, changed: bool) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from prunecli.checkpoint.durable import crash_point
 from prunecli.collective import first_decides
 from prunecli.criteria.base import default_loss
@@ -17,12 +19,14 @@ from prunecli.data.splits import DataSet, Split
 from prunecli.engine.detectors.index import detector_of
 from prunecli.engine.resources import resource_errors
 from prunecli.errors import MethodError, RecipeError
+from prunecli.measure.environment import library_versions
 from prunecli.measure.latency import PairedTiming, time_paired
 from prunecli.methods.outcome import PruneReport
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.registry import get_method
 from prunecli.methods.request import PruneRequest
 from prunecli.methods.runtime import recorded_change
+from prunecli.methods.score_memory import ScoreMemory
 from prunecli.methods.spec import MethodSpec
 from prunecli.models.loading import LoadedModel
 from prunecli.pipeline.progressive import StepTraining
@@ -145,12 +149,24 @@ def _pruned(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
             recalibrate=recalibrate,
             recover=recover,
             resume=recover.resume if recover is not None else None,
+            memory=_memory(space, stage),
         )
         step = space.lineage.step("prune", training, split=split)
         result = prune_model(loaded.model.to(space.device), loaded.manifest, request, step=step)
         space.report_bad()
         crash_point("stage:pruned")
         return finished(space, stage, LoadedModel(result.model, result.manifest, loaded.fixed_size), result.report, out)
+
+
+def _memory(space: Workspace, stage: PruneStage) -> ScoreMemory | None:
+    """Scores of other runs that rank the same network, by all that decides them but the method's parameters."""
+    if space.scores is None:
+        return None
+    unlike = {name: getattr(stage, name) for name in ("calibration_images", "keep")}
+    about = identity_of(space, dataclasses.replace(PruneStage(), **unlike))
+    return ScoreMemory(
+        space.scores, {**about, **library_versions(), "device": str(space.device), "threads": torch.get_num_threads()}
+    )
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from prunecli.report.audit import Audit, read_audit
 from prunecli.report.comparison import Comparison, read_comparison
 from prunecli.report.contest import Contest, read_contest
 from prunecli.report.schema import Report, read_report
+from prunecli.report.sweep import is_sweep, paths_of, read_rows
 
 _PICTURES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".svg": "svg"}
 _LARGEST_PICTURE = 16 << 20
@@ -41,6 +42,7 @@ class Material:
         pictures: Picture files.
         plans: Plans of runs, as YAML.
         cautions: What the reader should know about the files.
+        labels: What files of a sweep are called: the values of their cells.
     """
 
     title: str = ""
@@ -53,10 +55,11 @@ class Material:
     pictures: dict[Path, tuple[str, bytes]] = field(default_factory=dict)
     plans: dict[Path, str] = field(default_factory=dict)
     cautions: list[str] = field(default_factory=list)
+    labels: dict[Path, str] = field(default_factory=dict)
 
     def names(self, paths: Sequence[Path]) -> list[str]:
-        """File names, or whole paths where two files share a name."""
-        names = [path.name for path in paths]
+        """File names, or whole paths where two files share a name; of cells, their values."""
+        names = [self.labels.get(path, path.name) for path in paths]
         return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
@@ -72,7 +75,9 @@ def collect(paths: Sequence[Path]) -> Material:
     """
     material = Material(title=", ".join(path.resolve().name for path in paths))
     for path in paths:
-        if path.is_dir():
+        if path.is_dir() and is_sweep(path):
+            _collect_sweep(path, material)
+        elif path.is_dir():
             _collect_folder(path, material)
         else:
             _collect_file(path, material)
@@ -97,6 +102,17 @@ def _collect_folder(folder: Path, material: Material) -> None:
     plan = folder / PLAN_NAME
     if plan.is_file():
         material.plans[plan] = plan.read_text(encoding="utf-8", errors="replace")
+
+
+def _collect_sweep(folder: Path, material: Material) -> None:
+    """The dense network and every finished cell of a sweep, which may be running."""
+    rows = read_rows(folder)
+    for label, path in paths_of(folder, rows):
+        _collect_file(path, material)
+        material.labels[path] = label
+    failed = [f"{row.label} ({row.error})" for row in rows if row.status == "failed"]
+    if failed:
+        material.cautions.append(f"{folder}: {len(failed)} cells have failed and are not here: {'; '.join(failed)}")
 
 
 def _files_of_run(record: Path, material: Material) -> list[Path]:

@@ -1,0 +1,1 @@
+"""Sweeps: which cells there are, running them exactly once, and what they come to."""
