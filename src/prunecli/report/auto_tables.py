@@ -21,7 +21,7 @@ def _tried(report: AutoReport) -> Table:
     label = report.figure.label
     timed = report.objective == "latency"
     costs = ("parameters", "MACs", *(("latency",) if timed else ()))
-    columns = ("", "criterion", "layer shares", "repair", *costs, f"{label} before", f"{label} finetuned", "")
+    columns = ("no.", "criterion", "layer shares", "repair", *costs, f"{label} before", f"{label} finetuned", "fate")
     rows = [
         (
             str(trial.number),

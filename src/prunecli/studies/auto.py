@@ -11,8 +11,9 @@ from typing import Any
 from prunecli.checkpoint.durable import write_atomically, write_text_atomically
 from prunecli.checkpoint.manifest import as_json
 from prunecli.engine.fit import check_schedule
-from prunecli.errors import MethodError, RecipeError
+from prunecli.errors import MethodError, ModelError, RecipeError
 from prunecli.measure.environment import describe_environment
+from prunecli.measure.intervals import accuracy_interval
 from prunecli.pipeline.resumption import identity_of, room_for, saved_states
 from prunecli.pipeline.stages.train import learning_rate
 from prunecli.pipeline.workspace import Workspace
@@ -90,6 +91,7 @@ def run_auto(space: Workspace, settings: AutoSettings, plan: Plan, prune: PruneS
         RecipeError: The budget is shorter than one network takes, or settings are wrong.
         MethodError: Nothing can be removed, or no criterion can rank the network.
         DataError: There is nothing to train on, or no labels to judge by.
+        ModelError: The network guesses.
     """
     settings.check()
     budget = Budget(60 * settings.budget if settings.budget is not None else None, settings.trials)
@@ -104,12 +106,13 @@ def run_auto(space: Workspace, settings: AutoSettings, plan: Plan, prune: PruneS
     with saved_states(space, out, _identity(space, settings, prune, finetune)) as states:
         if not space.resume:
             shutil.rmtree(folder, ignore_errors=True)
-        choices = choices_for(loaded, settings.methods, shared)
+        choices = choices_for(loaded, settings.methods, shared, prune)
         bench = Bench(space, prune, settings.objective, settings.images)
         total = settings.trials if settings.trials is not None else int(budget.seconds or 1)
         with space.sink.progress("auto", total) as advance:
             stages = Stages(prune, finetune, settings.split, settings.objective)
             shop = Shop(space, bench, stages, budget, states, folder, advance)
+            _require_knowledge(space, bench, shop)
             _say_what_is_done(space, settings, bench)
             _plan_time(space, settings, finetune, budget, shop)
             search = Search(choices, settings.objective, settings.max_drop, shop)
@@ -128,6 +131,20 @@ def _identity(space: Workspace, settings: AutoSettings, prune: PruneStage, finet
     """What decides which network is found, but for how long it is looked for."""
     stages = dict(zip(("prune", "finetune"), map(as_json, stages_of(prune, finetune)), strict=True))
     return identity_of(space, dataclasses.replace(settings, budget=None)) | stages
+
+
+def _require_knowledge(space: Workspace, bench: Bench, shop: Shop) -> None:
+    """Refuses a network that guesses: nothing can be lost of that.
+
+    Raises:
+        ModelError: Its accuracy is that of chance.
+    """
+    dense, chance = shop.dense, 100 / max(space.data().num_classes, 1)
+    if bench.score.name == "top1" and accuracy_interval(dense.score, dense.images)[0] <= chance:
+        raise ModelError(
+            f"{space.model().name}: {bench.score.label} is {bench.score.text(dense.score)}, as good as guessing, so no "
+            f"drop means anything; train it first, or give the data that it was trained on"
+        )
 
 
 def _plan_time(space: Workspace, settings: AutoSettings, finetune: FinetuneStage, budget: Budget, shop: Shop) -> None:
@@ -263,14 +280,14 @@ def _why(settings: AutoSettings, bench: Bench, search: Search, best: Attempt | N
             return "nothing was finetuned within the budget; give more, or fewer --epochs"
         return (
             f"no network is within a drop of {allowed}: network {nearest.number}, with "
-            f"{_percent(nearest.cost(settings.objective))} of the {cost}, came nearest with "
-            f"{fixed(nearest.after_drop, score.digits)} {score.lost_unit}"
+            f"{_percent(nearest.cost(settings.objective))} of the {cost}, came nearest with a drop of "
+            f"{fixed(nearest.after_drop, score.digits)}"
         )
     assert best.after_drop is not None, "it was finetuned"
     own = best.candidate
     text = (
-        f"network {best.number} has {_percent(best.cost(settings.objective))} of the {cost} and, after finetuning, "
-        f"{fixed(best.after_drop, score.digits)} {score.lost_unit} of {score.label} (allowed: {allowed}): "
+        f"network {best.number} has {_percent(best.cost(settings.objective))} of the {cost} and, after finetuning, a "
+        f"drop of {fixed(best.after_drop, score.digits)} in {score.label} (allowed: {allowed}): "
         f"{own.entrant.label}, layer shares by {own.shares}, repaired by {own.repair}"
     )
     smaller = [
@@ -283,7 +300,7 @@ def _why(settings: AutoSettings, bench: Bench, search: Search, best: Attempt | N
     other = max(smaller, key=lambda attempt: attempt.cost(settings.objective))
     return (
         f"{text}; the next smaller one that was finetuned, network {other.number} with "
-        f"{_percent(other.cost(settings.objective))}, has {fixed(other.after_drop, score.digits)} {score.lost_unit}"
+        f"{_percent(other.cost(settings.objective))}, has one of {fixed(other.after_drop, score.digits)}"
     )
 
 

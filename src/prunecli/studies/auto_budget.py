@@ -111,8 +111,8 @@ class Budget:
         if needed > self.seconds:
             raise RecipeError(
                 f"--budget {self.seconds / 60:g}: one network takes about {_minutes(needed)} here, "
-                f"{_minutes(self.training)} of them for {epochs} epochs of finetuning, so nothing could be chosen from; give --budget "
-                f"{max(1, round(4 * needed / 60 + 0.5))}, or fewer --epochs"
+                f"{_minutes(self.training)} of them for {epochs} epochs of finetuning, so there is no time to choose; "
+                f"give --budget {max(1, round(4 * needed / 60 + 0.5))}, or fewer --epochs"
             )
 
     def _kept(self) -> int:

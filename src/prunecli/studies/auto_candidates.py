@@ -9,10 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunecli.engine.detectors.index import detector_of
+from prunecli.errors import RecipeError
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.registry import get_structural
 from prunecli.methods.selection import with_scope
 from prunecli.models.loading import LoadedModel
+from prunecli.recipe.schema import PruneStage
 from prunecli.studies.entrants import Entrant, entrants
 from prunecli.surgery.removal.compensate import Compensation
 
@@ -86,13 +88,14 @@ class Choices:
         return Candidate(entrant, self.scopes[0], *self.repairs[0])
 
 
-def choices_for(loaded: LoadedModel, methods: str | None, shared: Mapping[str, Any]) -> Choices:
+def choices_for(loaded: LoadedModel, methods: str | None, shared: Mapping[str, Any], stage: PruneStage) -> Choices:
     """What suits a network.
 
     Args:
         loaded: The network.
         methods: Criteria with commas, as `prune compare --methods` takes them; None: those that suit it.
         shared: Parameters that all criteria get.
+        stage: Says which repairs are tried, if not all.
 
     Raises:
         MethodError: A criterion does not exist.
@@ -103,7 +106,7 @@ def choices_for(loaded: LoadedModel, methods: str | None, shared: Mapping[str, A
     taking_part = tuple(entrant for entrant in entrants(named, shared) if entrant.label in words)
     params = with_scope(loaded.model, StructuralParams(**shared))
     scopes = (params.scope,) if "scope" in shared else (params.scope, "local", "measured", SENSITIVITY)
-    return Choices(taking_part, tuple(dict.fromkeys(scopes)), _repairs(loaded))
+    return Choices(taking_part, tuple(dict.fromkeys(scopes)), _repairs(loaded, stage))
 
 
 def _suitable(loaded: LoadedModel) -> tuple[str, ...]:
@@ -117,13 +120,20 @@ def _suitable(loaded: LoadedModel) -> tuple[str, ...]:
     return spiking + tuple(name for name in _CRITERIA if name != "bn-scale" or scaled)
 
 
-def _repairs(loaded: LoadedModel) -> tuple[tuple[Compensation, bool], ...]:
+def _repairs(loaded: LoadedModel, stage: PruneStage) -> tuple[tuple[Compensation, bool], ...]:
+    """Compensations, each with new statistics unless it sets means itself, or as the stage says."""
     statistics = _has_statistics(loaded.model)
-    if loaded.manifest.masks is not None:  # what is masked has to stay zero
-        return (("none", statistics),)
+    kinds: tuple[Compensation, ...] = ("reconstruct", "ls", "none")
     if detector_of(loaded.model) is not None:
-        return (("ls", statistics), ("none", statistics))
-    return (("ls", statistics), ("reconstruct", False), ("none", statistics))
+        kinds = ("ls", "none")
+    if loaded.manifest.masks is not None:  # what is masked has to stay zero
+        kinds = ("none",)
+    if stage.compensate not in (None, "auto"):
+        if loaded.manifest.masks is not None and stage.compensate != "none":
+            raise RecipeError(f"--compensate {stage.compensate} would fill masked weights; leave it out")
+        kinds = (stage.compensate,)
+    asked = stage.recalibrate
+    return tuple((kind, statistics and (kind != "reconstruct" if asked is None else asked)) for kind in kinds)
 
 
 def _has_statistics(network: nn.Module) -> bool:

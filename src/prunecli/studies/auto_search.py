@@ -22,9 +22,12 @@ _STEPS = 3
 """Amounts that are tried for one candidate and one allowance."""
 _NEAR = 0.03
 """Shares of the cost nearer than this are not told apart by further amounts."""
-_CLOSE = 1.15
-"""Once allowances that were met and missed are as near as this, nothing is left to find out."""
+_MARGIN = 0.25
+"""Part of what lies between the largest network that lost too much and the smallest that did not that is kept to each
+side of the next one: one network says too little about the others to go to the very end."""
 _MOST_CHANGE = 3.0
+_LEAST = 0.1
+"""A drop as small as this stands for none where it is multiplied."""
 _LARGEST = 0.97
 """The largest share of the cost that is tried."""
 
@@ -172,7 +175,7 @@ class Search:
         share = _STARTS[-1]
         for start in _STARTS:
             attempt = self._judged(first, start)
-            if attempt is not None and attempt.drop <= _PROMISING * self.max_drop * 2:
+            if attempt is not None and attempt.drop <= 2 * _PROMISING * max(self.max_drop, _LEAST):
                 share = start
                 break
         rounds = rounds_within(
@@ -198,9 +201,15 @@ class Search:
             attempt for candidate in [*before, *candidates] if (attempt := self._judged(candidate, share)) is not None
         ]
         entered.sort(key=lambda attempt: (attempt.drop, attempt.number))
-        for place, attempt in enumerate(entered[kept:], start=kept + 1):
-            attempt.fate = f"{_ordinal(place)} of {len(entered)} {what} at this cost"
-        return [attempt.candidate for attempt in entered[:kept]]
+        going: dict[tuple[str, str], Candidate] = {}
+        for place, attempt in enumerate(entered, start=1):
+            candidate = attempt.candidate
+            cut = candidate.entrant.label, candidate.scope  # the same channels go, whatever the repair
+            if len(going) < kept and cut not in going:
+                going[cut] = candidate
+            else:
+                attempt.fate = f"{_ordinal(place)} of {len(entered)} {what} at this cost"
+        return list(going.values())
 
     def _best_so_far(self) -> list[Candidate]:
         """Where the budget ended before all rounds: the best at one cost, of the cost that most were judged at."""
@@ -213,28 +222,46 @@ class Search:
 
     def _finetuned(self, finalists: Sequence[Candidate]) -> Attempt | None:
         """Finetunes one network after the other; each says how much finetuning makes up for."""
-        allowance = _PROMISING * self.max_drop
-        met, missed = 0.0, math.inf  # drops before finetuning from which it got back to within the drop, or did not
+        allowance = _PROMISING * max(self.max_drop, _LEAST)
+        low, high = 0.0, 1.0  # shares of the cost: the largest that lost too much, the smallest that did not
         best: Attempt | None = None
         try:
-            while True:
+            while high - low >= _NEAR:
                 attempt = self._next(finalists, allowance)
-                if attempt is None or attempt.after is not None:
+                if attempt is None:
                     break
-                if best is not None and attempt.cost(self.objective) >= best.cost(self.objective):
+                attempt = self._between(finalists, attempt, low, high)
+                if attempt is None or attempt.after_drop is not None:
                     break
                 self.workshop.finetune(attempt)
                 assert attempt.after_drop is not None
                 if attempt.after_drop <= self.max_drop:
-                    best, met = attempt, max(met, attempt.drop)
+                    high = min(high, attempt.asked)
+                    if best is None or attempt.cost(self.objective) < best.cost(self.objective):
+                        best = attempt
                 else:
-                    missed = min(missed, attempt.drop)
-                allowance = _next_allowance(attempt, self.max_drop, met, missed)
-                if met > 0 and missed / met < _CLOSE:
-                    break
+                    low = max(low, attempt.asked)
+                allowance = _next_allowance(attempt, max(self.max_drop, _LEAST))
         except OutOfBudget:
             pass
         return best
+
+    def _between(self, finalists: Sequence[Candidate], attempt: Attempt, low: float, high: float) -> Attempt | None:
+        """The attempt, if its cost lies well between two others, else the best of the finalists at a cost that does."""
+        if low == 0.0 and high == 1.0:
+            return attempt
+        margin = _MARGIN * (high - low)
+        share = round(min(max(attempt.asked, low + margin), high - margin), 3)
+        if share == attempt.asked:
+            return attempt
+        found = [self._judged(candidate, share, last=True) for candidate in finalists[:1]]
+        for candidate in finalists[1:]:
+            try:
+                found.append(self._judged(candidate, share, last=True))
+            except OutOfBudget:
+                break
+        judged = [other for other in found if other is not None]
+        return min(judged, key=lambda other: (other.drop, other.number), default=None)
 
     def _next(self, finalists: Sequence[Candidate], allowance: float) -> Attempt | None:
         """The cheapest network that loses no more than an allowance before finetuning, else what loses least."""
@@ -271,18 +298,13 @@ class Search:
         return self._known(candidate, allowance)
 
 
-def _next_allowance(attempt: Attempt, max_drop: float, met: float, missed: float) -> float:
+def _next_allowance(attempt: Attempt, max_drop: float) -> float:
     """What a network may lose before finetuning, if that makes up for as large a part of it as it did last time."""
     assert attempt.after_drop is not None
-    before = max(attempt.drop, max_drop / 10, 1e-9)
+    before = max(attempt.drop, max_drop / 10)
     left = attempt.after_drop / before
     guess = max_drop / left if left > 0 else _MOST_CHANGE * before
-    guess = min(max(guess, before / _MOST_CHANGE), before * _MOST_CHANGE)
-    if met < guess < missed:
-        return guess
-    if math.isinf(missed):
-        return max(guess, 1.5 * met)
-    return math.sqrt(met * missed) if met > 0 else missed / 2
+    return min(max(guess, before / _MOST_CHANGE), before * _MOST_CHANGE)
 
 
 def _ordinal(place: int) -> str:

@@ -66,7 +66,7 @@ _OPTIONS = [
     option("force", bool, "Replace files that exist.", "--force"),
     *RESUME_OPTIONS,
     option("dry_run", bool, "Print the plan and where each value comes from; do nothing.", "--dry-run"),
-    *options_of(PruneStage, ("stages", 0), only=("keep",)),
+    *options_of(PruneStage, ("stages", 0), only=("keep", "compensate", "recalibrate")),
     *options_of(
         StructuralParams,
         ("stages", 0, "params"),
@@ -169,8 +169,8 @@ def _warn_of_test(output: Output, claims: Any, settings: AutoSettings) -> None:
 def command() -> Command:
     """The command."""
     summary = (
-        "Find the smallest network whose score is within a drop, by trying criteria, layer shares, repairs and amounts, "
-        "and finetuning the few that remain."
+        "Find the smallest network whose score is within a drop: try criteria, layer shares, repairs and amounts, and "
+        "finetune the few that remain."
     )
     optional = {f"--{name}": "min" for name in _OBJECTIVES}
     return Command("auto", with_output(run, _OPTIONS), summary, optional=optional)
