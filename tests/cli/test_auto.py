@@ -50,22 +50,15 @@ def planted(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> P
         weight[:_LIVING, :before] = small[f"{number}.weight"]
         bias[:_LIVING] = small[f"{number}.bias"]
     large["8.weight"].zero_()[:, : 4 * _LIVING] = small["8.weight"]
-    large["8.bias"] = small["8.bias"]
+    large |= {name: small[name] for name in ("0.weight", "0.bias", "8.bias")}
     torch.save(large, folder / "planted.pt")
     return folder
 
 
 def _auto(planted: Path, *words: object) -> list[object]:
-    """The command, on a copy of nothing: files are named in the folder of the test."""
-    return [
-        "auto",
-        planted / "planted.pt",
-        "--arch",
-        "module:planted:network",
-        "--model-kwargs",
-        f"width={_WIDTH}",
-        *words,
-    ]
+    """The command."""
+    arch = ["--arch", "module:planted:network", "--model-kwargs", f"width={_WIDTH}"]
+    return ["auto", planted / "planted.pt", *arch, *words]
 
 
 def test_the_planted_setting_is_found_and_its_recipe_makes_the_same_network(
@@ -80,17 +73,14 @@ def test_the_planted_setting_is_found_and_its_recipe_makes_the_same_network(
     trials = {trial["number"]: trial for trial in report["trials"]}
     winner = trials[report["winner"]]
     living = (8 * _LIVING + _LIVING**2) / (8 * _WIDTH + _WIDTH**2)
-    assert winner["criterion"] == "activation" and winner["macs_share"] < 1.3 * living < 0.3
+    assert winner["criterion"] == "activation" and winner["macs_share"] < 2 * living < 0.4
     assert winner["after_drop"] <= 1 and winner["fate"] == "the result"
     at_one_cost = {trial["criterion"]: trial for trial in report["trials"][:2]}
+    assert {trial["asked"] for trial in at_one_cost.values()} == {0.5}
     assert at_one_cost["activation"]["drop"] < 1 < 10 < at_one_cost["l2"]["drop"]
     decided, other = report["claims"]
-    assert (decided["split"], decided["decided"], other["split"], other["decided"]) == (
-        "validation",
-        True,
-        "test",
-        False,
-    )
+    assert (decided["split"], decided["decided"]) == ("validation", True)
+    assert (other["split"], other["decided"]) == ("test", False)
     assert decided["interval"][0] <= decided["drop"] <= decided["interval"][1]
     assert not (tmp_path / "a.safetensors.trials").exists() and not list(tmp_path.glob("*.state"))
     assert "network 1: l2, global, " in done.err and "after finetuning: top-1 " in done.err
@@ -117,7 +107,7 @@ def test_a_drop_that_cannot_be_met_fails_like_a_gate_and_saves_nothing(
     prune: Prune, planted: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "planted.py").write_text(CODE)
-    words = [*_WORDS, "--max-drop", "0", "--lr", "5", "--teacher", "none", "--trials", "3", "--methods", "l2"]
+    words = [*_WORDS, "--max-drop", "0", "--lr", "1e-9", "--scope", "local", "--trials", "3", "--methods", "random"]
     done = prune(*_auto(planted, *words), "--json")
     assert done.code == 3, done.err
     assert done.json["winner"] is None and done.json["nearest"] in (1, 2)

@@ -111,8 +111,10 @@ def test_a_drop_of_nothing_is_looked_for_too() -> None:
         (1000, Rounds(8, 4, 2)),
         (24, Rounds(8, 2, 2)),
         (18, Rounds(8, 1, 1)),
-        (12, Rounds(4, 1, 1)),
-        (0, Rounds(1, 1, 1)),
+        (14, Rounds(8, 1, 0)),
+        (12, Rounds(8, 0, 0)),
+        (7, Rounds(4, 0, 0)),
+        (0, Rounds(1, 0, 0)),
     ],
 )
 def test_rounds_are_as_wide_as_the_budget_allows(affordable: int, rounds: Rounds) -> None:

@@ -5,6 +5,7 @@ Nothing here knows a network: whoever judges and finetunes is a `Workshop`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,9 @@ from prunecli.studies.auto_candidates import Candidate, Choices
 _PROMISING = 5.0
 """At first a candidate is promising if it loses no more than this many times the drop before it is finetuned."""
 _STARTS = (0.5, 0.75, 0.9)
-"""Shares of the cost at which candidates are compared, in this order, until the first candidate is promising."""
+"""Shares of the cost at which candidates are compared, in this order, until one is not far from promising."""
+_CLEAR = 4.0
+"""That is so if it loses no more than this many times what a promising one may lose."""
 _STEPS = 3
 """Amounts that are tried for one candidate and one allowance."""
 _NEAR = 0.03
@@ -103,8 +106,8 @@ class Rounds:
 
     Attributes:
         criteria: Criteria that are compared.
-        shared: Of these, how many are compared with every way to share.
-        repaired: Of these, how many are compared with every repair.
+        shared: Of these, how many are compared with every way to share; 0: there is no such round.
+        repaired: Of these, how many are compared with every repair; 0: likewise.
     """
 
     criteria: int
@@ -113,7 +116,7 @@ class Rounds:
 
 
 def rounds_within(affordable: int, criteria: int, scopes: int, repairs: int) -> Rounds:
-    """The widest rounds that so many trials are enough for; each halves those that take part, or keeps one.
+    """The widest rounds that so many trials are enough for: criteria come first, then ways to share, then repairs.
 
     Args:
         affordable: How many trials there are, those of amounts included.
@@ -122,13 +125,13 @@ def rounds_within(affordable: int, criteria: int, scopes: int, repairs: int) -> 
         repairs: How many repairs.
     """
     half = math.ceil(criteria / 2)
-    wide = [(criteria, half, 2), (criteria, 2, 2), (criteria, 2, 1), (criteria, 1, 1)]
-    narrow = [(count, 1, 1) for count in range(criteria - 1, 0, -1)]
+    wide = [(criteria, half, 2), (criteria, 2, 2), (criteria, 2, 1), (criteria, 1, 1), (criteria, 1, 0)]
+    narrow = [(count, 0, 0) for count in range(criteria, 0, -1)]
     for count, shared, repaired in [*wide, *narrow]:
         shared, repaired = min(shared, count), min(repaired, min(shared, count) * scopes)
         if count + shared * (scopes - 1) + repaired * (repairs - 1) + _STEPS <= affordable:
             return Rounds(count, shared, repaired)
-    return Rounds(1, 1, 1)
+    return Rounds(1, 0, 0)
 
 
 @dataclass
@@ -170,28 +173,31 @@ class Search:
 
     def _chosen(self) -> list[Candidate]:
         """Candidates at one cost: criteria first, then how layers share, then repairs; the best of each round go on."""
-        choices = self.choices
-        first = choices.first_of(choices.criteria[0])
-        share = _STARTS[-1]
-        for start in _STARTS:
-            attempt = self._judged(first, start)
-            if attempt is not None and attempt.drop <= 2 * _PROMISING * max(self.max_drop, _LEAST):
-                share = start
-                break
+        choices, clear = self.choices, _CLEAR * _PROMISING * max(self.max_drop, _LEAST)
+        self._judged(choices.first_of(choices.criteria[0]), _STARTS[0])  # which says how long one takes
         rounds = rounds_within(
             self.workshop.affordable(), len(choices.criteria), len(choices.scopes), len(choices.repairs)
         )
-        pool = self._round(
-            map(choices.first_of, choices.criteria[: rounds.criteria]), share, [], rounds.shared, "criteria"
-        )
-        more = [
-            Candidate(best.entrant, scope, best.compensate, best.recalibrate)
-            for best in pool
-            for scope in choices.scopes[1:]
-        ]
-        pool = self._round(more, share, pool, rounds.repaired, "layer shares")
-        more = [Candidate(best.entrant, best.scope, *repair) for best in pool for repair in choices.repairs[1:]]
-        return self._round(more, share, pool, 2, "repairs")
+        pool = [choices.first_of(entrant) for entrant in choices.criteria[: rounds.criteria]]
+        kept, share = max(1, rounds.shared), _STARTS[0]
+        for share in _STARTS:
+            found = self._round(pool, share, [], kept, "criteria")
+            pool = found or pool  # so little may be left that none can do it
+            if found and self._least_drop(found, share) <= clear:
+                break
+        if rounds.shared:
+            more = [dataclasses.replace(best, scope=scope) for best in pool for scope in choices.scopes[1:]]
+            pool = self._round(more, share, pool, max(1, rounds.repaired), "layer shares")
+        if rounds.repaired:
+            repairs = choices.repairs[1:]
+            more = [
+                dataclasses.replace(best, compensate=kind, recalibrate=new) for best in pool for kind, new in repairs
+            ]
+            pool = self._round(more, share, pool, 2, "repairs")
+        return pool
+
+    def _least_drop(self, candidates: Sequence[Candidate], share: float) -> float:
+        return min(a.drop for a in self.attempts if a.asked == share and a.candidate in candidates)
 
     def _round(
         self, candidates: Iterable[Candidate], share: float, before: Sequence[Candidate], kept: int, what: str
