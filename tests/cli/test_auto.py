@@ -94,6 +94,8 @@ def test_the_planted_setting_is_found_and_its_recipe_makes_the_same_network(
     first, second = load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "r" / "finetuned.safetensors")
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
+    page = prune("report", "a.json", "a.safetensors", "-o", "page.md")
+    assert page.code == 0 and report["why"] in (tmp_path / "page.md").read_text(), page.err
     twice = prune(*words, "-o", "a.safetensors", "--force", "-q")
     assert twice.code == 0 and json.loads((tmp_path / "a.json").read_text()) == report
     assert all(torch.equal(first[name], value) for name, value in load_file(tmp_path / "a.safetensors").items())
