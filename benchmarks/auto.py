@@ -55,8 +55,20 @@ def networks(folder: Path) -> dict[str, list[str]]:
     part_of("cifar10", 2000, 2000, folder / "cifar.npz")
     part_of("mnist", 6000, 2000, folder / "mnist.npz")
     words = [*_prune("train"), _VIT, *(word for size in _VIT_SIZES for word in ("--model-kwargs", size))]
-    words += ["--data", f"npz:{folder / 'mnist.npz'}", "--image-size", "28", "--epochs", "8", "--optimizer", "adamw"]
-    words += ["--lr", "0.002", "--weight-decay", "0.05", "--threads", "1", "-q", "-o", str(folder / "vit.safetensors")]
+    words += ["--data", f"npz:{folder / 'mnist.npz'}", "--image-size", "28", "--epochs", "12", "--optimizer", "adamw"]
+    words += [
+        "--lr",
+        "0.001",
+        "--warmup-epochs",
+        "2",
+        "--weight-decay",
+        "0.05",
+        "--threads",
+        "1",
+        "-q",
+        "-o",
+        str(folder / "vit.safetensors"),
+    ]
     subprocess.run(words, check=True)
     weights = Path(os.environ["PRUNE_DATA"]) / "weights" / "resnet20-12fca82f.th"
     resnet = [str(weights), "--arch", "cifar:resnet20", "--data", f"npz:{folder / 'cifar.npz'}", "--split", "test"]
