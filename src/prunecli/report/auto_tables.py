@@ -18,30 +18,32 @@ def auto_tables(report: AutoReport) -> list[Table]:
 
 
 def _tried(report: AutoReport) -> Table:
-    label = report.figure.label
-    timed = report.objective == "latency"
-    costs = ("parameters", "MACs", *(("latency",) if timed else ()))
-    columns = ("no.", "criterion", "layer shares", "repair", *costs, f"{label} before", f"{label} finetuned", "fate")
+    figure, timed = report.figure, report.objective == "latency"
+    costs = ("params", "MACs", *(("time",) if timed else ()))
+    columns = ("no.", "setting", *costs, "before", "after", "drop", "what became of it")
     rows = [
         (
             str(trial.number),
-            trial.criterion,
-            trial.scope,
-            trial.compensate + (", new statistics" if trial.recalibrate else ""),
-            _percent(trial.params_share),
-            _percent(trial.macs_share),
+            _setting(trial),
+            *(_percent(share) for share in (trial.params_share, trial.macs_share)),
             *((_percent(trial.latency_share),) if timed else ()),
-            _score(report, trial.score, trial.drop),
-            _score(report, trial.after, trial.after_drop),
+            fixed(trial.score, figure.digits),
+            fixed(trial.after, figure.digits),
+            fixed(trial.after_drop, figure.digits),
             trial.fate,
         )
         for trial in sorted(report.trials, key=lambda trial: _order(report, trial))
     ]
     title = (
-        f"{len(rows)} networks; before finetuning on {report.searched.images} training samples, then on "
-        f"{report.data.images} ({report.data.split})"
+        f"{figure.label} of {len(rows)} networks: before finetuning on {report.searched.images} training samples, "
+        f"after it on {report.data.images} ({report.data.split})"
     )
-    return Table(columns, rows, title=title, numeric=(0, *range(4, len(columns) - 1)))
+    return Table(columns, rows, title=title, numeric=(0, *range(2, len(columns) - 1)))
+
+
+def _setting(trial: Trial) -> str:
+    """Criterion, scope and repair."""
+    return f"{trial.criterion}, {trial.scope}, {trial.compensate}" + (", new statistics" if trial.recalibrate else "")
 
 
 def _order(report: AutoReport, trial: Trial) -> tuple[bool, bool, float, int]:
@@ -66,14 +68,6 @@ def _claims(report: AutoReport) -> Table:
     title = f"network {shown.number}, {cost}" + ("" if report.winner is not None else ": not within the drop")
     columns = ("samples", "number", f"{figure.label} dense", "pruned", "drop", "95 % interval")
     return Table(columns, rows, title=title, numeric=(1, 2, 3, 4, 5))
-
-
-def _score(report: AutoReport, score: float | None, drop: float | None) -> str:
-    if score is None or drop is None:
-        return "-"
-    figure = report.figure
-    sign = "+" if (drop > 0) == figure.lower_is_better else "-"
-    return f"{fixed(score, figure.digits, figure.unit)} ({sign}{fixed(abs(drop), figure.digits)})"
 
 
 def _percent(share: float | None) -> str:

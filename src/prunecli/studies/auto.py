@@ -288,7 +288,7 @@ def _why(settings: AutoSettings, bench: Bench, search: Search, best: Attempt | N
     text = (
         f"network {best.number} has {_percent(best.cost(settings.objective))} of the {cost} and, after finetuning, a "
         f"drop of {fixed(best.after_drop, score.digits)} in {score.label} (allowed: {allowed}): "
-        f"{own.entrant.label}, layer shares by {own.shares}, repaired by {own.repair}"
+        f"{own.entrant.label}, {own.shares}, repair {own.repair}"
     )
     smaller = [
         attempt

@@ -25,9 +25,9 @@ _CRITERIA = ("taylor", "l2", "fisher", "activation", "fpgm", "bn-scale", "obs", 
 _SCOPES = {
     "global": "one ranking",
     "isomorphic": "one ranking of alike layers",
-    "local": "uniform",
-    "measured": "outputs when cut alone",
-    SENSITIVITY: "score when cut alone",
+    "local": "the same share of every layer",
+    "measured": "shares by what outputs lose when one layer is cut",
+    SENSITIVITY: "shares by what the score loses when one layer is cut",
 }
 
 

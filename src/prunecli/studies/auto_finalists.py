@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,12 @@ _TIMED = 3
 
 
 def finalist(
-    space: Workspace, prune: PruneStage, finetune: FinetuneStage, path: Path, hooks: Sequence[Hook], advance: Advance
+    space: Workspace,
+    prune: PruneStage,
+    finetune: FinetuneStage,
+    path: Path,
+    hooks: Sequence[Hook],
+    say: Callable[[str], None],
 ) -> LoadedModel:
     """Prunes the network of a run and finetunes what is left, as two stages of a recipe do.
 
@@ -38,12 +43,12 @@ def finalist(
         finetune: How it is trained then.
         path: The checkpoint to write; one for the network before training is written beside it.
         hooks: Further hooks of training.
-        advance: Is told what happens.
+        say: Is told what happens.
 
     Returns:
         The network, as loaded from the checkpoint.
     """
-    sink = _Within(space.sink, path.stem, advance)
+    sink = _Within(space.sink, path.stem, say)
     own = Workspace(space.recipe, sink, space.command, space.resume_command, resume=True)
     between = path.with_stem(f"{path.stem}-pruned")
     if between.is_file():  # of a process that was stopped
@@ -92,11 +97,11 @@ class _Within:
     Args:
         sink: The study's.
         title: What the stage works on.
-        advance: Writes behind the study's bar.
+        say: Writes behind the study's bar.
     """
 
-    def __init__(self, sink: Sink, title: str, advance: Advance) -> None:
-        self._sink, self._title, self._advance = sink, title, advance
+    def __init__(self, sink: Sink, title: str, say: Callable[[str], None]) -> None:
+        self._sink, self._title, self._say = sink, title, say
 
     def note(self, text: str) -> None:
         """Only what training says of epochs and teachers."""
@@ -118,7 +123,7 @@ class _Within:
         """The text behind the study's bar, which stays where it is."""
 
         def tell(done: int, text: str) -> None:
-            self._advance(-1, f"{self._title}: {text}")
+            self._say(f"{self._title}: {text}")
 
         yield tell
 

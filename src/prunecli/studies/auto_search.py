@@ -214,7 +214,7 @@ class Search:
             if len(going) < kept and cut not in going:
                 going[cut] = candidate
             else:
-                attempt.fate = f"{_ordinal(place)} of {len(entered)} {what} at this cost"
+                attempt.fate = f"{_ordinal(place)} of {len(entered)} {what}"
         return list(going.values())
 
     def _best_so_far(self) -> list[Candidate]:

@@ -125,9 +125,8 @@ class Shop:
             self._folder.mkdir(exist_ok=True)
             self._show(f"finetuning {number}")
             hooks = [Deadline(self._budget)]
-            advance = self._advance
-            path = self.path(number)
-            trained = finalist(self._space, self.prune_stage(attempt), self._stages.finetune, path, hooks, advance)
+            path, stage = self.path(number), self.prune_stage(attempt)
+            trained = finalist(self._space, stage, self._stages.finetune, path, hooks, self._show)
             found = answers(self._space, trained.model, self._batches)
             made = claim(self._stages.split, self._bench.score, self.dense, found, decided=True)
             self._budget.training = max(time.monotonic() - start, 0.9 * self._budget.training)
