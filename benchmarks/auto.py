@@ -1,12 +1,14 @@
 """`prune auto` against single settings that have the same minutes.
 
-    PRUNE_DATA=DATA python benchmarks/auto.py -o auto.json --minutes 6 --seeds 0
+    PRUNE_DATA=DATA python benchmarks/auto.py -o auto.json --minutes 30 --seeds 0 1 2
+    PRUNE_DATA=DATA python benchmarks/auto.py -o auto.json --trials 24 --seeds 0 1 2
     python benchmarks/auto.py --table auto.json
 
 Each single setting is one criterion, one way to share and one repair, so that all of its minutes go into amounts and
 finetuning: `prune auto --methods M --scope S --compensate R`. Which of them is best is known afterwards only, so the
 comparison is with somebody who guessed right. All commands of one network and seed run side by side with one thread
-each, so that they have the same share of the machine.
+each, so that they have the same share of the machine; on a machine that is busy with other work, `--trials` counts
+networks instead of minutes, and repeats exactly.
 
 Two networks: the published ResNet-20 on a tenth of CIFAR-10's images that are there, and a small ViT that is trained on
 a part of MNIST first. One epoch of finetuning; at most one point of top-1 may be lost. The ResNet has seen all training
@@ -76,9 +78,9 @@ def networks(folder: Path) -> dict[str, list[str]]:
     return {"ResNet-20, CIFAR-10": resnet, "ViT, MNIST": [*vit, "--optimizer", "adamw", "--lr", "0.0005"]}
 
 
-def compared(words: list[str], minutes: float, seed: int, folder: Path) -> dict[str, Any]:
+def compared(words: list[str], budget: list[str], seed: int, folder: Path) -> dict[str, Any]:
     """What `auto` and every single setting come to, side by side."""
-    shared = [*words, "--macs", "min", "--max-drop", "1", "--epochs", "1", "--budget", f"{minutes:g}"]
+    shared = [*words, "--macs", "min", "--max-drop", "1", "--epochs", "1", *budget]
     shared += ["--images", "500", "--calibration-images", "256", "--seed", str(seed), "--threads", "1", "--json"]
     commands = {"auto": shared}
     for name, (method, scope, repair) in SINGLE.items():
@@ -133,6 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--out", type=Path)
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--trials", type=int)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", help="a part of the name of the networks to run")
     parser.add_argument("--table", type=Path)
@@ -140,12 +143,13 @@ def main() -> None:
     if given.table is not None:
         show(given.table)
         return
+    budget = ["--trials", str(given.trials)] if given.trials else ["--budget", f"{given.minutes:g}"]
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name:
         for network, words in networks(Path(name)).items():
             for seed in given.seeds if given.only is None or given.only in network else ():
-                rows.setdefault(network, {})[str(seed)] = compared(words, given.minutes, seed, Path(name))
-                result = {"minutes": given.minutes, "rows": rows, "environment": describe_environment("cpu")}
+                rows.setdefault(network, {})[str(seed)] = compared(words, budget, seed, Path(name))
+                result = {"budget": " ".join(budget), "rows": rows, "environment": describe_environment("cpu")}
                 given.out.write_text(json.dumps(result, indent=2) + "\n")
 
 

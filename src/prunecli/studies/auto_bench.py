@@ -198,7 +198,10 @@ class Bench:
         """
         key = candidate.entrant.label, candidate.scope, share
         if key not in self._cuts:
-            self._cuts[key] = self._cut(candidate, share)
+            cut = self._cut(candidate, share)
+            if all(len(cut.keep[group.name]) == group.units for group in self._ranking(candidate.entrant).groups):
+                raise TargetError(f"widths are rounded, and nothing goes at {share:g} of the cost")
+            self._cuts[key] = cut
         return self._cuts[key]
 
     def _cut(self, candidate: Candidate, share: float) -> Cut:
