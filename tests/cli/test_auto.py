@@ -65,7 +65,7 @@ def test_the_planted_setting_is_found_and_its_recipe_makes_the_same_network(
     prune: Prune, planted: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "planted.py").write_text(CODE)
-    words = _auto(planted, *_WORDS, "--macs", "min", "--methods", "l2,activation", "--trials", "16")
+    words = _auto(planted, *_WORDS, "--macs", "min", "--methods", "l2,activation", "--trials", "14")
     done = prune(*words, "-o", "a.safetensors", "--json")
     assert done.code == 0, done.err
     report = done.json
@@ -121,11 +121,9 @@ def test_a_drop_that_cannot_be_met_fails_like_a_gate_and_saves_nothing(
     ("words", "message"),
     [
         (["--macs", "min", "--params", "min"], "--macs and --params: one figure can be the smallest"),
-        (["--macs", "max"], "max"),
         (["--trials", "1"], "--trials 1: one network is judged"),
         (["--max-drop", "-1"], "--max-drop says how much worse"),
         (["--methods", "tailor"], "--methods: unknown method 'tailor': did you mean 'taylor'"),
-        (["--methods", "sca"], "method sca does not rank channels"),
         (["--keep", "*"], "no layer can shrink; "),
         (["--data", "nothing"], "unknown data set 'nothing'"),
         (["--optimizer", "sgdd"], "sgdd"),
