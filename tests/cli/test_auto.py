@@ -65,7 +65,7 @@ def test_the_planted_setting_is_found_and_its_recipe_makes_the_same_network(
     prune: Prune, planted: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "planted.py").write_text(CODE)
-    words = _auto(planted, *_WORDS, "--macs", "min", "--methods", "l2,activation", "--trials", "14")
+    words = _auto(planted, *_WORDS, "--macs", "min", "--methods", "l2,activation", "--trials", "16")
     done = prune(*words, "-o", "a.safetensors", "--json")
     assert done.code == 0, done.err
     report = done.json
