@@ -25,7 +25,8 @@ import gc, importlib, json, os, pkgutil, signal, sys, threading, time, traceback
 import torch
 torch.set_num_threads(1)
 import prunecli.cli.app, prunecli.cli.commands, prunecli.cli.options, prunecli.pipeline.pruning, prunecli.pipeline.run
-import prunecli.studies.audit, prunecli.studies.contest, prunecli.studies.inspection, prunecli.studies.sensitivity
+import prunecli.studies.audit, prunecli.studies.auto, prunecli.studies.contest, prunecli.studies.inspection
+import prunecli.studies.sensitivity
 import prunecli.report.tables
 import matplotlib.backends.backend_agg, matplotlib.figure
 import sklearn.datasets, sklearn.model_selection, timm.data, torchvision.transforms

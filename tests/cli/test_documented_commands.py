@@ -27,6 +27,7 @@ PARSED_ONLY = {
     "docs/depth.md": "weights, texts and folders of the reader's; tutorials/depth.md runs both verbs",
     "docs/detection.md": "trains on MNIST in clutter; tests/cli/test_detection.py runs something smaller",
     "docs/distributed.md": "several processes that import torch; tests/cli/test_distributed.py forks such",
+    "docs/auto.md": "an hour on the whole of CIFAR-10; test_auto.py runs the same on a small network",
     "docs/energy.md": "a network and data of the reader's; tutorials/spiking.md runs them",
     "docs/events.md": "recordings of the reader's",
     "docs/export.md": "networks of the reader's; tests/cli/test_export.py runs such",

@@ -102,3 +102,32 @@ def test_what_is_finished_is_shown_again(processes: Processes, undisturbed: Undi
         done = processes.run([*words, "--resume", "--json"], place)
         assert done.code == 0 and "finished already, nothing to resume" in done.err
         assert json.loads(wanted).items() <= json.loads(done.out).items()
+
+
+_SEARCH = (
+    f"auto dense.safetensors --data {FEW_DIGITS} --methods l2 --scope local --trials 5 --epochs 1 --images 32 "
+    "--calibration-images 64 --batch-size 64 --max-drop 60 -o x.safetensors"
+).split()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "state:renamed@3",  # between networks
+        pytest.param("fit:step@1", marks=pytest.mark.slow),  # in the middle of finetuning
+        pytest.param("stage:pruned", marks=pytest.mark.slow),
+        pytest.param("file:renamed@4", marks=pytest.mark.slow),
+    ],
+)
+def test_a_search_that_is_killed_goes_on(
+    processes: Processes, undisturbed: Undisturbed, tmp_path: Path, fault: str
+) -> None:
+    whole = _place(tmp_path / "undisturbed", undisturbed)
+    done = processes.run(_SEARCH, whole)
+    assert done.code == 0, done.err
+    place = _place(tmp_path / "killed", undisturbed)
+    came = killed_and_resumed(processes, _SEARCH, place, fault=fault)
+    assert came["killed"] and came["code"] == 0, came["err"]
+    for name in ("x.safetensors", "x.yaml", "x.json"):
+        assert (place / name).read_bytes() == (whole / name).read_bytes(), name
+    assert not list(place.glob("**/*.state")) and not list(place.glob("*.trials"))

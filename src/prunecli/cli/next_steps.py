@@ -54,6 +54,12 @@ def after_pruning(output: Output, space: Workspace, path: Path, *, finetunes: bo
         output.hint(_line("inspect", path, *_code(space)))
 
 
+def after_search(output: Output, space: Workspace, path: Path) -> None:
+    """A smaller network was found and trained."""
+    if output.mode == "human":
+        output.hint(_compared_with_the_original(space, path) or _line("inspect", path, *_code(space)))
+
+
 def after_measuring(output: Output, space: Workspace, model: str) -> None:
     """A network was measured."""
     if output.mode != "human":

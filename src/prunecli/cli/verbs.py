@@ -27,6 +27,7 @@ VERBS: dict[str, Verb] = {
     "train": Verb("Train a network.", _WORK, _command("train")),
     "prune": Verb("Prune a network with any method.", _WORK, _command("prune")),
     "finetune": Verb("Recover accuracy after pruning.", _WORK, _command("train", "finetune_command")),
+    "auto": Verb("Find the smallest network within a drop, by itself.", _WORK, _command("auto")),
     "eval": Verb("Measure accuracy, size and speed; write a report.", _WORK, _command("eval")),
     "export": Verb("Write a network as ONNX, OpenVINO and others read it.", _WORK, _command("export")),
     "compare": Verb("Compare reports, networks or methods; gate on the result.", _LOOK, _command("compare")),

@@ -40,3 +40,19 @@ def mean_recall_interval(hits: Sequence[int], images: Sequence[int]) -> tuple[fl
     mean = (correct / counts[:, 1]).mean()
     half_width = norm.ppf(0.975) * np.sqrt(beta.var(correct + 0.5, wrong + 0.5).sum()) / len(counts)
     return 100 * max(float(mean - half_width), 0.0), 100 * min(float(mean + half_width), 1.0)
+
+
+def paired_drop_interval(lost: int, gained: int, images: int) -> tuple[float, float]:
+    """Interval of the difference of two accuracies on the same images, in percentage points (Agresti and Min, 2005).
+
+    Args:
+        lost: Images that the first network has right and the second wrong.
+        gained: Images that the second has right and the first wrong.
+        images: All of them, at least one.
+    """
+    from scipy.stats import norm
+
+    count, first, second = images + 2, lost + 0.5, gained + 0.5
+    middle = (first - second) / count
+    half_width = float(norm.ppf(0.975)) * max(first + second - (first - second) ** 2 / count, 0.0) ** 0.5 / count
+    return 100 * max(middle - half_width, -1.0), 100 * min(middle + half_width, 1.0)

@@ -78,8 +78,14 @@ class TrainOutcome:
         return [Table(("figure", "value"), rows)]
 
 
-def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
+def train_stage(space: Workspace, stage: TrainStage, out: Path, hooks: Sequence[Hook] = ()) -> TrainOutcome:
     """Trains the current network, or finetunes it, and saves it with its manifest.
+
+    Args:
+        space: The run.
+        stage: How.
+        out: The checkpoint to write.
+        hooks: Further hooks, of whoever asks for the stage.
 
     Raises:
         DataError: The data cannot be used with the network.
@@ -121,7 +127,7 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path) -> TrainOutcome:
             space.device,
             task=task,
             seed=space.recipe.seed,
-            hooks=_hooks(space, stage, task, teacher),
+            hooks=[*_hooks(space, stage, task, teacher), *hooks],
             progress=FitProgress(space.sink, advance, "", stage.epochs, log),
             keeper=states,
             tell=space.sink.note,

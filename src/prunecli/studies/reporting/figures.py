@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from prunecli.errors import RecipeError
 from prunecli.report.audit_plots import audit_plots
 from prunecli.report.audit_tables import audit_tables
+from prunecli.report.auto_tables import auto_tables
 from prunecli.report.comparison import Candidate, Comparison, compare_reports
 from prunecli.report.contest_tables import contest_tables
 from prunecli.report.numbers import count, fixed, interval
@@ -154,7 +155,7 @@ def parts_section(parts: Parts) -> Section:
 
 
 def study_sections(material: Material) -> list[Section]:
-    """Audits of criteria, and comparisons of methods."""
+    """Audits of criteria, comparisons of methods, and searches."""
     sections = []
     for number, (path, audit) in enumerate(material.audits.items(), start=1):
         blocks: list[Block] = [Text(line) for line in audit.verdict]
@@ -169,6 +170,9 @@ def study_sections(material: Material) -> list[Section]:
     for number, (path, contest) in enumerate(material.contests.items(), start=1):
         blocks = [*(Text(line) for line in contest.verdict), *(Rows(table) for table in contest_tables(contest))]
         sections.append(Section(f"methods-{number}", f"Methods compared: {path.name}", blocks))
+    for number, (path, search) in enumerate(material.searches.items(), start=1):
+        blocks = [Text(search.why), *(Rows(table) for table in reversed(auto_tables(search)))]
+        sections.append(Section(f"search-{number}", f"The smallest network within a drop: {path.name}", blocks))
     return sections
 
 
@@ -184,6 +188,7 @@ def check_not_empty(material: Material) -> None:
         or material.comparisons
         or material.audits
         or material.contests
+        or material.searches
         or material.training
     ):
         raise RecipeError("there are only pictures to report; give reports or checkpoints as well")

@@ -13,6 +13,7 @@ from prunecli.checkpoint.manifest import Manifest
 from prunecli.errors import RecipeError
 from prunecli.pipeline.run_folder import PLAN_NAME, RUN_NAME
 from prunecli.report.audit import Audit, read_audit
+from prunecli.report.auto import AutoReport, read_auto
 from prunecli.report.comparison import Comparison, read_comparison
 from prunecli.report.contest import Contest, read_contest
 from prunecli.report.schema import Report, read_report
@@ -39,6 +40,7 @@ class Material:
         comparisons: Comparisons that were made already, with paired latencies.
         audits: Studies of criteria.
         contests: Comparisons of methods.
+        searches: Searches for the smallest network.
         pictures: Picture files.
         plans: Plans of runs, as YAML.
         cautions: What the reader should know about the files.
@@ -52,6 +54,7 @@ class Material:
     comparisons: dict[Path, Comparison] = field(default_factory=dict)
     audits: dict[Path, Audit] = field(default_factory=dict)
     contests: dict[Path, Contest] = field(default_factory=dict)
+    searches: dict[Path, AutoReport] = field(default_factory=dict)
     pictures: dict[Path, tuple[str, bytes]] = field(default_factory=dict)
     plans: dict[Path, str] = field(default_factory=dict)
     cautions: list[str] = field(default_factory=list)
@@ -157,6 +160,7 @@ def _collect_document(path: Path, material: Material) -> None:
         "prunecli.comparison/": (read_comparison, material.comparisons),
         "prunecli.audit/": (read_audit, material.audits),
         "prunecli.contest/": (read_contest, material.contests),
+        "prunecli.auto/": (read_auto, material.searches),
     }
     schema = _schema_of(path)
     for start, (read, place) in readers.items():

@@ -80,6 +80,7 @@ def _networks(material: Material) -> str:
     models = [report.model for report in material.reports.values()]
     models += [audit.model for audit in material.audits.values()]
     models += [model for contest in material.contests.values() for model in contest.models]
+    models += [search.model for search in material.searches.values()]
     return ", ".join(dict.fromkeys(model.ref or model.path or "a network" for model in models))
 
 
@@ -127,6 +128,7 @@ def _again_section(material: Material, manifest: Manifest | None, command: str) 
     commands += [report.command for report in material.reports.values() if report.command]
     commands += [audit.command for audit in material.audits.values() if audit.command]
     commands += [contest.command for contest in material.contests.values() if contest.command]
+    commands += [search.command for search in material.searches.values() if search.command]
     return Section(
         "again",
         "Make it again",
