@@ -8,6 +8,7 @@ PruneError (1)
 |   `-- TargetError        a method cannot remove as much as it is asked to
 |-- DataError (2)          a data set is missing or wrong
 |-- VerificationError (1)  the pruned network differs from the masked one
+|-- DivergedError (1)      training has left finite numbers
 |-- ResourceError (1)      the disk, memory or a worker process failed
 |-- RanksDiffer (1)        processes that work together do not have the same
 |-- RankLost (1)           one of them is gone
@@ -65,6 +66,10 @@ class DataError(PruneError):
 
 class VerificationError(PruneError):
     """The pruned network computes something other than the masked original."""
+
+
+class DivergedError(PruneError):
+    """The loss or a weight is no longer a finite number."""
 
 
 class ResourceError(PruneError):

@@ -18,7 +18,7 @@ from prunecli.studies.auto import AutoSettings
 from prunecli.studies.auto_bench import Judged, divided
 from prunecli.studies.auto_budget import Budget, Deadline
 from prunecli.studies.auto_candidates import SENSITIVITY, Candidate, Choices
-from prunecli.studies.auto_search import Attempt, OutOfBudget, Rounds, Search, rounds_within
+from prunecli.studies.auto_search import Attempt, OutOfBudget, Rounds, Search, Unusable, rounds_within
 from prunecli.studies.entrants import entrants
 
 CRITERIA = entrants("taylor,l2,fisher,random", {})
@@ -90,6 +90,21 @@ def test_a_short_budget_leads_to_a_network_that_was_finetuned(trials: int) -> No
     best = Search(CHOICES, "macs", 2.0, surface).run()
     assert len(surface.judged) + len(surface.finetuned) <= trials
     assert best is not None and best in surface.finetuned
+
+
+def test_a_network_that_cannot_be_a_result_is_dropped_and_a_larger_one_follows() -> None:
+    class Fragile(Surface):
+        def finetune(self, attempt: Attempt) -> None:
+            if attempt.asked < 0.8:
+                raise Unusable("training diverged")
+            super().finetune(attempt)
+
+    surface = Fragile(_planted)
+    search = Search(CHOICES, "macs", 1.0, surface)
+    best = search.run()
+    assert best is not None and 0.8 <= best.asked < 0.87 and best in surface.finetuned
+    dropped = [attempt for attempt in search.attempts if attempt.fate == "training diverged"]
+    assert dropped and all(attempt.asked < 0.8 and attempt.after is None for attempt in dropped)
 
 
 def test_a_drop_that_cannot_be_met_leaves_the_nearest() -> None:

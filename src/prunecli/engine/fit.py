@@ -41,7 +41,7 @@ from prunecli.engine.resuming import (
     stop_requests,
 )
 from prunecli.engine.tasks.base import Figures, Task
-from prunecli.errors import PruneError, RecipeError
+from prunecli.errors import DivergedError, RecipeError
 from prunecli.inputs import map_tensors, sample_count
 from prunecli.report.table import Table
 
@@ -123,7 +123,7 @@ def fit(
 
     Raises:
         RecipeError: timm does not know the optimizer or schedule, or a hook cannot be used with the model.
-        PruneError: The loss or the weights are no longer finite.
+        DivergedError: The loss or the weights are no longer finite.
         ModelError: A saved state does not fit.
         Interrupted: A signal came; the state is saved.
         ResourceError: Memory ran out, or a process that loads images died.
@@ -241,7 +241,7 @@ class _Run:
             own = sample_count(inputs) if counts else 0
             value, samples = checkpoint.agree(loss.item(), own)
             if not math.isfinite(value):
-                raise PruneError(
+                raise DivergedError(
                     f"the loss is {value} at epoch {here.epoch}, batch {index + 1}; lower the learning rate (--lr)"
                 )
             closing = (index + 1) % self.config.accumulate == 0 or index == last

@@ -22,7 +22,7 @@ from prunecli.engine.device import seed_everything
 from prunecli.engine.hooks import State
 from prunecli.engine.replicas import Agreement
 from prunecli.engine.tasks.base import Figures
-from prunecli.errors import Interrupted, ModelError, PruneError
+from prunecli.errors import DivergedError, Interrupted, ModelError
 
 
 class Keeper(Protocol):
@@ -140,11 +140,11 @@ def require_finite(model: nn.Module, position: Position) -> None:
     """Checks the weights and buffers of a network.
 
     Raises:
-        PruneError: One is NaN or infinite.
+        DivergedError: One is NaN or infinite.
     """
     for name, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor.detach()).all()):
-            raise PruneError(
+            raise DivergedError(
                 f"{name} holds NaN or infinity at {position}; lower the learning rate (--lr), or limit the gradients "
                 "(--clip-grad)"
             )
@@ -191,7 +191,7 @@ class _Resumable(Protocol):
         ...
 
     def require_finite(self) -> None:
-        """Raises a PruneError where the weights are not numbers."""
+        """Raises a DivergedError where the weights are not numbers."""
         ...
 
 

@@ -39,6 +39,10 @@ class OutOfBudget(Exception):
     """There is no budget for the next trial."""
 
 
+class Unusable(Exception):
+    """A network cannot be a result: its proof fails, or training it diverges. The text says which."""
+
+
 @dataclass
 class Attempt:
     """One network that was tried.
@@ -92,6 +96,7 @@ class Workshop(Protocol):
 
         Raises:
             OutOfBudget: There is no budget for it.
+            Unusable: It cannot be a result.
         """
         ...
 
@@ -239,7 +244,12 @@ class Search:
                 attempt = self._between(finalists, attempt, low, high)
                 if attempt is None or attempt.after_drop is not None:
                     break
-                self.workshop.finetune(attempt)
+                try:
+                    self.workshop.finetune(attempt)
+                except Unusable as error:  # a larger one may be of use
+                    attempt.fate = str(error)
+                    low = max(low, attempt.asked)
+                    continue
                 assert attempt.after_drop is not None
                 if attempt.after_drop <= self.max_drop:
                     high = min(high, attempt.asked)

@@ -14,8 +14,9 @@ from typing import Any
 
 from prunecli.checkpoint.manifest import as_json
 from prunecli.checkpoint.runstate import StateStore
-from prunecli.errors import MethodError
+from prunecli.errors import DivergedError, MethodError, VerificationError
 from prunecli.models.loading import load_file
+from prunecli.pipeline.resumption import discard_states
 from prunecli.pipeline.sink import Advance
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import FinetuneStage, PruneStage
@@ -26,8 +27,11 @@ from prunecli.studies.auto_budget import Budget, Deadline
 from prunecli.studies.auto_candidates import SENSITIVITY, Candidate
 from prunecli.studies.auto_claims import Answers, answers, claim
 from prunecli.studies.auto_finalists import finalist
-from prunecli.studies.auto_search import Attempt
+from prunecli.studies.auto_search import Attempt, Unusable
 from prunecli.studies.batches import KeptBatches
+
+_UNUSABLE = "unusable"
+"""Key of why a network cannot be a result, in what is remembered of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,15 +130,24 @@ class Shop:
             self._show(f"finetuning {number}")
             hooks = [Deadline(self._budget)]
             path, stage = self.path(number), self.prune_stage(attempt)
-            trained = finalist(self._space, stage, self._stages.finetune, path, hooks, self._show)
-            found = answers(self._space, trained.model, self._batches)
-            made = claim(self._stages.split, self._bench.score, self.dense, found, decided=True)
-            self._budget.training = max(time.monotonic() - start, 0.9 * self._budget.training)
-            self._trained[number] = made.model_dump()
+            try:
+                trained = finalist(self._space, stage, self._stages.finetune, path, hooks, self._show)
+            except (VerificationError, DivergedError) as error:
+                self._trained[number] = {_UNUSABLE: str(error)}
+                discard_states(path)
+            else:
+                found = answers(self._space, trained.model, self._batches)
+                made = claim(self._stages.split, self._bench.score, self.dense, found, decided=True)
+                self._budget.training = max(time.monotonic() - start, 0.9 * self._budget.training)
+                self._trained[number] = made.model_dump()
             self._budget.used += 1
             self._save(f"network {number}")
         else:
             self._budget.used += 1
+        if _UNUSABLE in self._trained[number]:
+            reason = self._trained[number][_UNUSABLE]
+            self._space.sink.warn(f"network {number} is dropped: {reason}")
+            raise Unusable(reason)
         self.claims[number] = Claim(**self._trained[number])
         attempt.after, attempt.after_drop = self.claims[number].pruned, self.claims[number].drop
         score = self._bench.score
