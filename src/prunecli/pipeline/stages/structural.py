@@ -24,6 +24,7 @@ from prunecli.methods.request import PruneRequest
 from prunecli.methods.runtime import recorded_change
 from prunecli.methods.spec import MethodSpec
 from prunecli.models.loading import LoadedModel
+from prunecli.pipeline.offload import on_the_disk
 from prunecli.pipeline.progressive import StepTraining
 from prunecli.pipeline.pruning import prune_model
 from prunecli.pipeline.resumption import identity_of, room_for, saved_states
@@ -50,14 +51,14 @@ class PruneOutcome:
     Attributes:
         path: The checkpoint.
         report: What was removed.
-        timing: The networks before and after, timed in turns.
+        timing: The networks before and after, timed in turns; None where their weights were on the disk.
         energy: Firing and energy before and after, on training images; None without spiking neurons or data.
         trained: Figures of a method that pruned while it trained.
     """
 
     path: Path
     report: PruneReport
-    timing: PairedTiming
+    timing: PairedTiming | None
     energy: tuple[Metrics, Metrics] | None = None
     trained: Mapping[str, Any] = field(default_factory=dict)
 
@@ -70,18 +71,14 @@ class PruneOutcome:
         return {
             "checkpoint": str(self.path),
             **self.report.to_dict(),
-            "latency_ms_before": self.timing.timings[0].median,
-            "latency_ms_after": self.timing.timings[1].median,
-            "latency_ratio": self.timing.ratios[1],
-            "latency_ratio_interval": list(self.timing.ratio_intervals[1]),
+            **_latencies(self.timing),
             "energy": [figures.model_dump(exclude_none=True) for figures in self.energy] if self.energy else None,
             **({"trained": dict(self.trained)} if self.trained else {}),
         }
 
     def tables(self) -> Sequence[Table]:
         """Figures before and after, and layers left alone."""
-        medians = [timing.median for timing in self.timing.timings]
-        table = pruning_table(self.report, medians, self.timing.ratios[1], self.timing.ratio_intervals[1], self.energy)
+        table = pruning_table(self.report, self.timing, self.energy)
         return [
             table,
             *repair_tables(self.report.repairs),
@@ -92,6 +89,17 @@ class PruneOutcome:
         ]
 
 
+def _latencies(timing: PairedTiming | None) -> dict[str, Any]:
+    if timing is None:
+        return dict.fromkeys(("latency_ms_before", "latency_ms_after", "latency_ratio", "latency_ratio_interval"))
+    return {
+        "latency_ms_before": timing.timings[0].median,
+        "latency_ms_after": timing.timings[1].median,
+        "latency_ratio": timing.ratios[1],
+        "latency_ratio_interval": list(timing.ratio_intervals[1]),
+    }
+
+
 def structural_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
     """Prunes the current network, verifies it, and saves it with its manifest.
 
@@ -99,7 +107,7 @@ def structural_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOut
         MethodError: Nothing can be removed as asked.
         VerificationError: The result is not the masked original; nothing is saved.
     """
-    with _as_stored(space, stage):
+    with on_the_disk(space, stage, out), _as_stored(space, stage):
         return _pruned(space, stage, out)
 
 
@@ -146,7 +154,8 @@ def _pruned(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
             resume=recover.resume if recover is not None else None,
         )
         step = space.lineage.step("prune", training, split=split)
-        result = prune_model(loaded.model.to(space.device), loaded.manifest, request, step=step)
+        network = loaded.model if space.scratch is not None else loaded.model.to(space.device)
+        result = prune_model(network, loaded.manifest, request, step=step)
         space.report_bad()
         crash_point("stage:pruned")
         return finished(space, stage, LoadedModel(result.model, result.manifest, loaded.fixed_size), result.report, out)
@@ -225,7 +234,9 @@ def finished(
     """Times the networks before and after in turns, and saves the pruned one as the run's current network."""
     loaded, example = space.model(), space.inputs.example()
     networks = [loaded.model.cpu(), pruned.model.cpu()]
-    timing = time_paired(networks, [example, example], rounds=stage.latency_rounds, device=space.device)
+    timing = None
+    if space.scratch is None:
+        timing = time_paired(networks, [example, example], rounds=stage.latency_rounds, device=space.device)
     energy = None
     if space.data_name() is not None:
         energy = space.activity.before_and_after(networks, stage.calibration_images)
