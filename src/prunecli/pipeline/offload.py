@@ -7,12 +7,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from prunecli.errors import RecipeError
+from prunecli.copying import is_large
+from prunecli.errors import RecipeError, ResourceError
+from prunecli.measure.free_memory import free_memory_bytes
 from prunecli.models.offloading import put_on_disk
 from prunecli.pipeline.state import RunState
 from prunecli.recipe.schema import PruneStage
 from prunecli.stored import Scratch
+from prunecli.widened import is_on_disk
+
+_NEEDED = 2.5
+"""Times the weights that pruning a large network by its weights takes in memory, as measured (docs/large-models.md)."""
 
 
 @contextmanager
@@ -41,6 +48,29 @@ def on_the_disk(space: RunState, stage: PruneStage, out: Path) -> Iterator[None]
         yield
     finally:
         space.scratch, space.device = None, device
+
+
+def check_memory(space: RunState) -> None:
+    """Compares what the current network will take with the memory there is, before any work.
+
+    Raises:
+        ResourceError: Its weights alone take more.
+    """
+    loaded, free = space.stored_model(), free_memory_bytes()
+    tensors = [tensor for tensor in loaded.model.parameters() if not is_on_disk(tensor)]
+    weights = sum(tensor.numel() * _width(tensor, as_stored=space.as_stored) for tensor in tensors)
+    if free is None or not is_large(loaded.model) or _NEEDED * weights <= free or space.scratch is not None:
+        return
+    has = f"{loaded.name}: its weights take {weights / 1e9:.1f} GB and {free / 1e9:.1f} GB of memory are free"
+    remedy = "--offload disk leaves them in their files and has one at a time in memory"
+    if weights > free:
+        raise ResourceError(f"{has}; {remedy}")
+    space.sink.warn(f"{has}, where pruning takes about {_NEEDED:g} times the weights; {remedy}")
+
+
+def _width(tensor: Tensor, *, as_stored: bool) -> int:
+    """Bytes of each number of a tensor while a network runs."""
+    return tensor.element_size() if as_stored else max(tensor.element_size(), torch.float32.itemsize)
 
 
 def _check(stage: PruneStage) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prunecli.checkpoint.durable import crash_point
+from prunecli.copying import freed_at_once, is_large
 from prunecli.criteria.base import default_loss
 from prunecli.data.loader import Batches
 from prunecli.data.splits import DataSet, Split
@@ -24,7 +25,7 @@ from prunecli.methods.request import PruneRequest
 from prunecli.methods.runtime import recorded_change
 from prunecli.methods.spec import MethodSpec
 from prunecli.models.loading import LoadedModel
-from prunecli.pipeline.offload import on_the_disk
+from prunecli.pipeline.offload import check_memory, on_the_disk
 from prunecli.pipeline.progressive import StepTraining
 from prunecli.pipeline.pruning import prune_model
 from prunecli.pipeline.resumption import identity_of, room_for, saved_states
@@ -108,7 +109,10 @@ def structural_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOut
         VerificationError: The result is not the masked original; nothing is saved.
     """
     with on_the_disk(space, stage, out), _as_stored(space, stage):
-        return _pruned(space, stage, out)
+        large = is_large(space.stored_model().model)
+        check_memory(space)
+        with freed_at_once() if large or space.scratch is not None else nullcontext():
+            return _pruned(space, stage, out)
 
 
 def _pruned(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
