@@ -28,7 +28,12 @@ from typing import Any
 RATIO = "0.3"
 ALLOWED = 1.3
 """Times the weights."""
-DECODERS = {0.0: (64, 2, 128, 256), 0.1: (768, 12, 2048, 16000), 0.3: (1024, 20, 2816, 32000), 1.0: (2048, 16, 8192, 32000)}
+DECODERS = {
+    0.0: (64, 2, 128, 256),
+    0.1: (768, 12, 2048, 16000),
+    0.3: (1024, 20, 2816, 32000),
+    1.0: (2048, 16, 8192, 32000),
+}
 """Width, layers, width inside a block and vocabulary, by billions of parameters."""
 VITS = {0.0: (64, 2, 1), 0.1: (768, 14, 12), 0.3: (1024, 24, 16), 1.0: (1664, 30, 16)}
 """Width, layers and heads."""

@@ -68,7 +68,7 @@ class Scratch:
 def _write(descriptor: int, begin: int, values: Tensor) -> None:
     if not values.numel():
         return
-    left = memoryview(values.flatten().view(torch.uint8).numpy())
+    left = values.flatten().view(torch.uint8).numpy().data
     while left.nbytes:
         done = os.pwrite(descriptor, left, begin)
         begin, left = begin + done, left[done:]
@@ -106,9 +106,7 @@ class Stored:
             return torch.empty(self.shape, dtype=self.dtype)
         start = self.begin // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         try:
-            mapped = mmap.mmap(
-                self.file.fileno(), self.begin - start + size, access=mmap.ACCESS_COPY, offset=start
-            )
+            mapped = mmap.mmap(self.file.fileno(), self.begin - start + size, access=mmap.ACCESS_COPY, offset=start)
         except (ValueError, OSError) as error:
             raise ResourceError(
                 f"{self.file.name}: can no longer be read ({error}); leave the network's files alone while prune runs"

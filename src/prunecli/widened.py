@@ -119,7 +119,7 @@ class Widened(Tensor):
     def data(self, value: Tensor) -> None:
         new = value if isinstance(value, Widened) else self._kept_like(value)
         self._held, self._views = _moved_values(new), ()
-        Tensor.data.__set__(self, new)  # type: ignore[attr-defined]
+        Tensor.data.__set__(self, new)
 
     def _kept_like(self, value: Tensor) -> Widened:
         stored = self._held.stored

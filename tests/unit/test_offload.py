@@ -10,18 +10,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from prunecli.checkpoint.io import read_manifest
 from prunecli.checkpoint.piecewise import write_piecewise
-from prunecli.errors import ResourceError
 from prunecli.inputs import call, output_tensors
 from prunecli.methods.registry import get_method
 from prunecli.methods.request import PruneRequest
 from prunecli.methods.structural import prune_structural
-from prunecli.models.loading import load_file, load_reference
 from prunecli.models.offloading import is_offloaded, put_in_memory, put_on_disk
-from prunecli.pipeline import offload
 from prunecli.stored import Scratch
 from prunecli.surgery.removal.rebuild import state_tensors
 from prunecli.widened import is_on_disk, moved_to_disk, plain, widened

@@ -174,7 +174,7 @@ def _taking(path: Path, file: Any, scratch: Scratch | None) -> Callable[[str], T
         return lambda name: file.get_tensor(name).clone()
     header, own = read_header(path), path.open("rb")
 
-    def take(name: str) -> Tensor:
+    def take(name: str) -> Any:
         said, kind = header.tensors[name], _DTYPES.get(header.tensors[name].dtype)
         if kind is None or math.prod(said.shape) < WORTH_STORING or said.size != math.prod(said.shape) * kind.itemsize:
             return file.get_tensor(name).clone()

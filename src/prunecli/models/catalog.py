@@ -239,10 +239,10 @@ def _parameters_on_meta() -> Iterator[None]:
     """Moves every parameter to the meta device as soon as a module registers it; buffers keep their values."""
     register = nn.Module.register_parameter
 
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not is_lazy(parameter) and not parameter.is_meta:  # else it is a tied one
-            parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-        register(module, name, parameter)
+    def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not is_lazy(param) and not param.is_meta:  # else it is a tied one
+            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
 
     nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
     try:

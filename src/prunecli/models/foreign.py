@@ -20,8 +20,8 @@ from prunecli.models.catalog import build_dense, open_network, opens, reading_so
 from prunecli.models.dialects.dialect import ForeignRequest, Translation
 from prunecli.models.dialects.index import translate
 from prunecli.models.fingerprints import nearest_references
-from prunecli.models.own_networks import arguments_of
 from prunecli.models.offloading import tied_again
+from prunecli.models.own_networks import arguments_of
 from prunecli.models.recognition import UnfittingWeights, architecture_for, identify, source_of
 from prunecli.models.source import Opened, OpenRequest
 from prunecli.models.stored_settings import (

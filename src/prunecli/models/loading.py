@@ -105,7 +105,9 @@ def load_reference(
         ModelError: The reference does not exist or the source refuses the arguments.
     """
     own = {name: value for name, value in kwargs.items() if name != "num_classes"}
-    request = OpenRequest(own, pretrained, kwargs.get("num_classes"), data_classes, allow_nonfinite, data_tokens, scratch)
+    request = OpenRequest(
+        own, pretrained, kwargs.get("num_classes"), data_classes, allow_nonfinite, data_tokens, scratch
+    )
     opened = open_network(ref, request)
     if opened is not None:
         return offloaded(_opened(ref.partition(":")[0], opened), scratch)
@@ -179,9 +181,7 @@ def load_file(
             raise ModelError(f"{path}: {option} is for weights of other programs; a checkpoint of ours needs none")
         _override_settings(loaded, kwargs or {})
         return loaded
-    weights = read_foreign(
-        path, key=weights_key, prefix=strip_prefix, allow_nonfinite=allow_nonfinite, scratch=scratch
-    )
+    weights = read_foreign(path, key=weights_key, prefix=strip_prefix, allow_nonfinite=allow_nonfinite, scratch=scratch)
     rebuilt = rebuild_foreign(weights, ForeignRequest(path, arch, num_classes, data_classes, prefer), kwargs or {})
     model = rebuilt.model
     note_precision(model, rebuilt.dtypes)

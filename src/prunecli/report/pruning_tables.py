@@ -101,9 +101,7 @@ _SHOWN = 4
 """Names of attributes in the table; the manifest and `--json` have all of them, with their values."""
 
 
-def pruning_table(
-    report: _PruningFigures, timing: _Timing | None, energy: tuple[Metrics, Metrics] | None
-) -> Table:
+def pruning_table(report: _PruningFigures, timing: _Timing | None, energy: tuple[Metrics, Metrics] | None) -> Table:
     """Figures before and after, with their ratios.
 
     Args:
