@@ -1,13 +1,14 @@
 """Peak memory of pruning against the size of the network, with weights on the disk and in memory.
 
-python benchmarks/large_models.py -o results/large_models.json                      # decoders and ViTs of 0.1 to 1 billion
+python benchmarks/large_models.py -o results/large_models.json    # decoders and ViTs of 0.1 to 1 billion
 python benchmarks/large_models.py --sizes 0.1 --kinds decoder --ways disk
 
 Networks are made at random, in bfloat16, and saved: decoders as `save_pretrained` does, in shards of 100 MB; vision
 transformers of timm in one file. Each is pruned by `prune l1 --ratio 0.3` in a process of its own, proof and writing
 included. Peak memory is what the kernel has counted for that process (VmHWM): everything resident, libraries and mapped
-files included. The rows of 0 billions are what libraries take: a network of 0.1 million parameters. Those from --limited
-on (in billions) run under a limit of private memory (RLIMIT_DATA): what the libraries reserve and 1.3 times the weights.
+files included. The rows of 0 billions are what libraries take: a network of 0.1 million parameters. Those from
+--limited on (in billions) run under a limit of private memory (RLIMIT_DATA): what the libraries reserve, and 1.3 times
+the weights, which are mapped once while they are loaded.
 """
 
 from __future__ import annotations
