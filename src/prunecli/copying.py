@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from prunecli.errors import ModelError, described
-from prunecli.widened import can_be_widened, widened
+from prunecli.widened import can_be_widened, is_on_disk, widened
 
 _Network = TypeVar("_Network", bound=nn.Module)
 _OWN = ("_parameters", "_buffers", "_modules")
@@ -85,7 +85,8 @@ def converted(model: _Network, dtype: torch.dtype, *, sparing: bool = False) -> 
     memo: dict[int, Any] = {}
     large = sparing or is_large(model)
     for tensor in (*model.parameters(), *model.buffers()):
-        in_place = large and tensor.numel() >= _WORTH_WIDENING and isinstance(tensor, nn.Parameter)
+        worth = large and tensor.numel() >= _WORTH_WIDENING and isinstance(tensor, nn.Parameter)
+        in_place = worth or is_on_disk(tensor)
         memo[id(tensor)] = (
             widened(tensor, dtype) if in_place and can_be_widened(tensor, dtype) else _converted(tensor, dtype)
         )

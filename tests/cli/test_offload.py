@@ -143,22 +143,71 @@ def test_too_little_memory_is_said_before_any_work(
     assert not (tmp_path / "o.safetensors").exists()
 
 
+_PEAKS = """
+import json, sys
+from pathlib import Path
+import torch
+from torch import nn
+from prunecli.copying import freed_at_once
+from prunecli.methods.registry import get_method
+from prunecli.methods.request import PruneRequest
+from prunecli.methods.structural import prune_structural
+from prunecli.models.offloading import put_on_disk
+from prunecli.stored import Scratch
+
+def kilobytes(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+
+def network(width, depth):
+    torch.manual_seed(0)
+    layers = [layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.ReLU())]
+    return nn.Sequential(*layers).to(torch.bfloat16)
+
+def peak(width, depth, on_disk):
+    model = network(width, depth)
+    if on_disk:
+        put_on_disk(model, Scratch(Path(sys.argv[1])))
+    params = get_method("l1").params_class(ratio=0.3)
+    with freed_at_once():
+        pass
+    with freed_at_once():
+        before = kilobytes("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
+        result = prune_structural(model, PruneRequest(method="l1", params=params, example_inputs=torch.randn(1, width)))
+        assert result.report.verify_error < 1e-12
+        own = 0 if on_disk else sum(p.numel() * p.element_size() for p in model.parameters())
+        return 1024 * (kilobytes("VmHWM") - before) + own
+
+peak(64, 3, True)
+print(json.dumps([peak(512, 64, on_disk) for on_disk in (True, False)]))
+"""
+"""Prints the memory of weights and work, on the disk and in memory, of a network of 17 million parameters."""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what the kernel counts")
-@pytest.mark.parametrize("size", ["0.05", pytest.param("1.0", marks=pytest.mark.slow)])
-def test_peak_memory_stays_below_that_of_the_weights(size: str, tmp_path: Path) -> None:
-    script = REPOSITORY / "benchmarks" / "large_models.py"
-    ways = ["disk", "memory"] if size == "0.05" else ["disk"]
-    asked = ["--sizes", size, "--kinds", "decoder", "--ways", *ways, "--scratch", str(tmp_path)]
+def test_less_is_resident_than_the_weights(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(script), *asked, "-o", str(tmp_path / "r.json")],
+        [sys.executable, "-c", _PEAKS, str(tmp_path)],
         check=False, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    rows = {row["way"]: row for row in json.loads((tmp_path / "r.json").read_text())["rows"] if row["billions"]}
-    disk = rows["disk"]
-    assert disk["code"] == 0 and disk["verify_error"] < 1e-12, disk
-    if size == "1.0":
-        assert disk["peak"] < 1.3 * disk["weights"]
-    else:
-        assert disk["beyond_libraries_by_weights"] < 0.6 * rows["memory"]["beyond_libraries_by_weights"]
-        assert disk["params_after"] == rows["memory"]["params_after"]
+    disk, memory = json.loads(done.stdout)
+    weights = 2 * 64 * 512 * 513
+    assert disk < 0.9 * weights, disk / weights
+    assert memory > 2 * weights, memory / weights
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what the kernel counts")
+def test_a_billion_parameters_take_less_than_1_3_times_their_weights(tmp_path: Path) -> None:
+    script = REPOSITORY / "benchmarks" / "large_models.py"
+    asked = ["--sizes", "1.0", "--kinds", "decoder", "--ways", "disk", "--scratch", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, str(script), *asked, "-o", str(tmp_path / "r.json")],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    row = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["rows"][-1]
+    assert row["code"] == 0 and row["verify_error"] < 1e-12, row
+    assert row["peak"] < 1.3 * row["weights"], row
