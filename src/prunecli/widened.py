@@ -111,7 +111,7 @@ class Widened(Tensor):
         return id(self._held) << 40 | int(self.storage_offset()) * self.element_size()
 
     @property
-    def data(self) -> Tensor:  # type: ignore[override]
+    def data(self) -> Tensor:
         """The tensor without its graph, as of any tensor; what it is set to is kept as these values were."""
         return self.detach()
 
@@ -119,7 +119,8 @@ class Widened(Tensor):
     def data(self, value: Tensor) -> None:
         new = value if isinstance(value, Widened) else self._kept_like(value)
         self._held, self._views = _moved_values(new), ()
-        Tensor.data.__set__(self, new)
+        of_tensors: Any = Tensor.data
+        of_tensors.__set__(self, new)
 
     def _kept_like(self, value: Tensor) -> Widened:
         stored = self._held.stored

@@ -139,7 +139,7 @@ def test_too_little_memory_is_said_before_any_work(
     monkeypatch.setattr(copying, "_LARGE", -1)
     monkeypatch.setattr(offload, "free_memory_bytes", lambda: 1000)
     assert _prune([f"hf:{folder}"], tmp_path / "o.safetensors") == 1
-    assert "--offload disk leaves them in their files" in capsys.readouterr().err
+    assert "--offload disk leaves weights in their files" in capsys.readouterr().err
     assert not (tmp_path / "o.safetensors").exists()
 
 

@@ -12,14 +12,14 @@ from torch import Tensor
 from prunecli.copying import is_large
 from prunecli.errors import RecipeError, ResourceError
 from prunecli.measure.free_memory import free_memory_bytes
+from prunecli.methods.params import StructuralParams
 from prunecli.models.offloading import put_on_disk
 from prunecli.pipeline.state import RunState
 from prunecli.recipe.schema import PruneStage
 from prunecli.stored import Scratch
-from prunecli.widened import is_on_disk
 
-_NEEDED = 2.5
-"""Times the weights that pruning a large network by its weights takes in memory, as measured (docs/large-models.md)."""
+_MORE = 1.5
+"""Times the weights that pruning takes beside them, by weights alone and as measured (docs/large-models.md)."""
 
 
 @contextmanager
@@ -50,22 +50,41 @@ def on_the_disk(space: RunState, stage: PruneStage, out: Path) -> Iterator[None]
         space.scratch, space.device = None, device
 
 
-def check_memory(space: RunState) -> None:
-    """Compares what the current network will take with the memory there is, before any work.
+def check_memory(space: RunState, stage: PruneStage) -> None:
+    """Compares what pruning the current network will take with the memory there is, before any work.
+
+    Args:
+        space: The run; its network is loaded, but may be widened yet.
+        stage: The stage.
 
     Raises:
-        ResourceError: Its weights alone take more.
+        ResourceError: The smaller network alone takes more.
     """
     loaded, free = space.stored_model(), free_memory_bytes()
-    tensors = [tensor for tensor in loaded.model.parameters() if not is_on_disk(tensor)]
-    weights = sum(tensor.numel() * _width(tensor, as_stored=space.as_stored) for tensor in tensors)
-    if free is None or not is_large(loaded.model) or _NEEDED * weights <= free or space.scratch is not None:
+    if free is None or space.scratch is not None or not is_large(loaded.model):
         return
-    has = f"{loaded.name}: its weights take {weights / 1e9:.1f} GB and {free / 1e9:.1f} GB of memory are free"
-    remedy = "--offload disk leaves them in their files and has one at a time in memory"
-    if weights > free:
-        raise ResourceError(f"{has}; {remedy}")
-    space.sink.warn(f"{has}, where pruning takes about {_NEEDED:g} times the weights; {remedy}")
+    run = sum(tensor.numel() * _width(tensor, as_stored=space.as_stored) for tensor in loaded.model.parameters())
+    narrow = any(
+        _width(tensor, as_stored=space.as_stored) > tensor.element_size() for tensor in loaded.model.parameters()
+    )
+    widened = run if narrow else 0
+    least, usual = widened + _least_left(stage) * run, widened + _MORE * run
+    remedy = "--offload disk leaves weights in their files and has one at a time in memory"
+    left = f"GB of memory, and {free / 1e9:.1f} GB are free; {remedy}"
+    if least > free:
+        raise ResourceError(f"{loaded.name}: pruning it takes at least {least / 1e9:.1f} {left}")
+    if usual > free:
+        space.sink.warn(f"{loaded.name}: pruning it takes about {usual / 1e9:.1f} {left}")
+
+
+def _least_left(stage: PruneStage) -> float:
+    """The least share of the weights that may be left: most have channels on both sides."""
+    given = stage.params
+    by_ratio = given.get("retention", "ratio") == "ratio"
+    if not by_ratio or any(given.get(name) for name in ("params", "macs", "latency", "layer_ratio")):
+        return 0.0
+    ratio = given.get("ratio", StructuralParams.ratio)
+    return float((1 - ratio) ** 2)
 
 
 def _width(tensor: Tensor, *, as_stored: bool) -> int:

@@ -110,7 +110,7 @@ def structural_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOut
     """
     with on_the_disk(space, stage, out), _as_stored(space, stage):
         large = is_large(space.stored_model().model)
-        check_memory(space)
+        check_memory(space, stage)
         with freed_at_once() if large or space.scratch is not None else nullcontext():
             return _pruned(space, stage, out)
 
