@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from prunecli.errors import ModelError, described
-from prunecli.widened import can_be_widened, widened
+from prunecli.widened import can_be_widened, is_on_disk, widened
 
 _Network = TypeVar("_Network", bound=nn.Module)
 _OWN = ("_parameters", "_buffers", "_modules")
 _LARGE = 1 << 25
 """Parameters of a network whose copies are worth avoiding."""
+_MMAP_THRESHOLD = -3
+"""glibc's M_MMAP_THRESHOLD: from how many bytes on a block is a mapping of its own."""
 _WORTH_WIDENING = 1 << 14
 """Numbers in a tensor that is not worth copying, in such a network."""
 
@@ -83,7 +85,8 @@ def converted(model: _Network, dtype: torch.dtype, *, sparing: bool = False) -> 
     memo: dict[int, Any] = {}
     large = sparing or is_large(model)
     for tensor in (*model.parameters(), *model.buffers()):
-        in_place = large and tensor.numel() >= _WORTH_WIDENING and isinstance(tensor, nn.Parameter)
+        worth = large and tensor.numel() >= _WORTH_WIDENING and isinstance(tensor, nn.Parameter)
+        in_place = worth or is_on_disk(tensor)
         memo[id(tensor)] = (
             widened(tensor, dtype) if in_place and can_be_widened(tensor, dtype) else _converted(tensor, dtype)
         )
@@ -103,9 +106,30 @@ def release_copies(model: nn.Module, *used: nn.Module) -> None:
     if is_large(model):
         if any(all(left is not network for network in (model, *used)) for left in _COPIES):
             gc.collect()  # takes long, as it looks at every object there is
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-        if trim is not None:
-            trim(0)
+        _of_malloc("malloc_trim", 0)
+
+
+@contextmanager
+def freed_at_once() -> Iterator[None]:
+    """Lets the memory of tensors go back to the system as soon as they are freed.
+
+    glibc learns from what is freed, and soon keeps blocks of up to 32 MB for later, between others that are still used:
+    where weights are read and widened one after the other, that came to more than the network. Afterwards it keeps
+    them again, since training would be slower.
+    """
+    _of_malloc("mallopt", _MMAP_THRESHOLD, 1 << 20)
+    try:
+        yield
+    finally:
+        _of_malloc("mallopt", _MMAP_THRESHOLD, 32 << 20)
+        _of_malloc("malloc_trim", 0)
+
+
+def _of_malloc(function: str, *arguments: int) -> None:
+    """Calls a function of glibc's allocator; nothing where there is another one."""
+    found = getattr(ctypes.CDLL(None), function, None) if sys.platform == "linux" else None
+    if found is not None:
+        found(*arguments)
 
 
 @contextmanager

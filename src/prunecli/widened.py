@@ -1,4 +1,4 @@
-"""Tensors that are float64 to everything that computes with them, but lie in memory in their own precision.
+"""Tensors that are float64 to everything that computes with them, but lie in memory, or in a file, as they were.
 
 A network is traced and proven in float64. A copy in float64 is four times as large as one in bfloat16, and nothing
 needs all of it at once: an operator reads a few tensors. So in the place of a large tensor stands one that widens
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from prunecli.stored import Scratch, Stored
+
 _aten = torch.ops.aten
 _Move = Callable[[Tensor], Tensor]
 """Picks or rearranges values without computing, so it may come before widening."""
@@ -27,18 +29,19 @@ class _Values:
     """What a tensor and its views hold.
 
     Attributes:
-        stored: The values in their own precision, before `moves`; maybe somebody else's tensor, so never written to.
+        stored: The values in their own precision, before `moves`, in memory or in a file; maybe somebody else's tensor,
+            so never written to.
         moves: What leads from `stored` to the values, in order.
         zeroed: Dimensions and positions that have been set to zero since.
     """
 
-    stored: Tensor
+    stored: Tensor | Stored
     moves: tuple[_Move, ...] = ()
     zeroed: list[tuple[int, Tensor]] = field(default_factory=list)
 
     def own(self) -> Tensor:
         """The values in their own precision; not to be written to."""
-        values = self.stored
+        values = self.stored.read() if isinstance(self.stored, Stored) else self.stored
         for move in (*self.moves, *self._zeroings()):
             values = move(values)
         return values
@@ -53,8 +56,9 @@ class _Values:
             self.zeroed.append((dim, positions))
 
     def write(self, values: Tensor) -> None:
-        """Replaces all values."""
-        self.stored, self.moves, self.zeroed = values, (), []
+        """Replaces all values; those of a tensor that lies in a file go to a file again."""
+        kept = self.stored.scratch.put(values) if isinstance(self.stored, Stored) else values
+        self.stored, self.moves, self.zeroed = kept, (), []
 
     def _zeroings(self) -> tuple[_Move, ...]:
         return tuple(_zeroing(dim, positions) for dim, positions in self.zeroed)
@@ -65,7 +69,7 @@ def _zeroing(dim: int, positions: Tensor) -> _Move:
 
 
 class Widened(Tensor):
-    """A tensor of float64 or float32 that keeps narrower values and widens them for every operator that reads them.
+    """A tensor that keeps narrower values, or values in a file, and widens or reads them for every operator.
 
     Operators that write to it, or to a view of it, leave it with the result in full; the tensor it was made from is
     never changed.
@@ -106,6 +110,23 @@ class Widened(Tensor):
         """A number as unique as an address; the values have none that lasts."""
         return id(self._held) << 40 | int(self.storage_offset()) * self.element_size()
 
+    @property
+    def data(self) -> Tensor:
+        """The tensor without its graph, as of any tensor; what it is set to is kept as these values were."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        new = value if isinstance(value, Widened) else self._kept_like(value)
+        self._held, self._views = _moved_values(new), ()
+        of_tensors: Any = Tensor.data
+        of_tensors.__set__(self, new)
+
+    def _kept_like(self, value: Tensor) -> Widened:
+        stored = self._held.stored
+        kept = stored.scratch.put(value) if isinstance(stored, Stored) else value.detach()
+        return Widened(_Values(kept), torch.empty_like(value, device="meta").contiguous())
+
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -125,7 +146,7 @@ class Widened(Tensor):
             return _product(plain(args[0]), args[1])
         if first is not None and func is _aten._to_copy.default and set(kwargs) <= {"dtype"}:
             dtype = kwargs.get("dtype", first.dtype)
-            if dtype in _WIDER and _fits(first._held.stored, dtype):
+            if dtype in _WIDER and can_be_widened(first, dtype):
                 return Widened(_moved_values(first), _geometry(first).to(dtype))
         plain_args, plain_kwargs = tree_map(plain, args), tree_map(plain, kwargs)
         return func(*plain_args, **plain_kwargs)
@@ -133,6 +154,8 @@ class Widened(Tensor):
 
 _MOVES = frozenset((_aten.index_select.default, _aten.clone.default))
 """Operators that only move values."""
+WORTH_STORING = 1 << 14
+"""Numbers in a tensor that may stay in a file."""
 _BLOCK = 1 << 22
 """Numbers of a matrix that are widened at once."""
 _THE_SAME = frozenset((_aten.detach.default, _aten.alias.default))
@@ -154,10 +177,39 @@ def widened(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
 
 
+def on_disk(tensor: Tensor, stored: Stored) -> Tensor:
+    """A tensor like `tensor`, but with values in a file; parameters stay parameters.
+
+    Args:
+        tensor: A contiguous tensor, maybe on the meta device.
+        stored: Values of its shape; its dtype may be narrower.
+    """
+    made = Widened(_Values(stored), torch.empty(stored.shape, dtype=tensor.dtype, device="meta"))
+    return nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+
+
+def moved_to_disk(tensor: Tensor, scratch: Scratch) -> Tensor:
+    """A tensor with the same values in a scratch file; itself if its values lie in a file already."""
+    return tensor if is_on_disk(tensor) else on_disk(tensor, scratch.put(plain(tensor)))
+
+
+def is_on_disk(tensor: Tensor) -> bool:
+    """Whether the values of a tensor lie in a file."""
+    return isinstance(tensor, Widened) and isinstance(tensor._held.stored, Stored)
+
+
+def in_file_as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of another dtype, also of fewer digits, for whoever writes it: one in a file is read no earlier."""
+    if not isinstance(tensor, Widened):
+        return tensor.to(dtype)
+    return Widened(_moved_values(tensor), _geometry(tensor).to(dtype))
+
+
 def can_be_widened(tensor: Tensor, dtype: torch.dtype) -> bool:
     """Whether `widened` takes the tensor and gives exactly its values."""
     if isinstance(tensor, Widened):
-        return _fits(tensor._held.stored, dtype)
+        stored = tensor._held.stored
+        return _fits(stored, tensor.dtype) and _fits(stored, dtype)
     if tensor.layout != torch.strided or tensor.is_meta or not _fits(tensor, dtype):
         return False
     return torch.empty_like(tensor, device="meta").stride() == tensor.stride()  # no gaps, nothing that repeats
@@ -180,7 +232,7 @@ def memory_of(tensor: Tensor) -> int:
     return id(tensor._held) if isinstance(tensor, Widened) else int(tensor.untyped_storage().data_ptr())
 
 
-def _fits(stored: Tensor, dtype: torch.dtype) -> bool:
+def _fits(stored: Tensor | Stored, dtype: torch.dtype) -> bool:
     return stored.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64) and (
         stored.dtype.itemsize <= dtype.itemsize
     )
@@ -255,7 +307,7 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             target._held.zero(args[1] % target.dim(), args[2])
             return target
         if func is _aten.copy_.default and _replaces(args[1], target):
-            target._held.write(args[1].detach().clone())
+            target._held.write(args[1].detach() if is_on_disk(target) else args[1].detach().clone())
             return target
     written: list[tuple[Widened, Tensor, Tensor]] = []
 

@@ -34,6 +34,7 @@ PARSED_ONLY = {
     "docs/finetuning.md": "CIFAR-10; tutorials/channels.md runs it",
     "docs/importance.md": "a text of the reader's; tutorials/language.md runs it",
     "docs/language.md": "a text of the reader's; tutorials/language.md runs it",
+    "docs/large-models.md": "a folder of the reader's; tests/cli/test_offload.py prunes a small one",
     "docs/migration.md": "weights and data of the reader's, and hundreds of epochs",
     "docs/networks.md": "folders and code of the reader's; tests/cli/test_own_code.py runs such",
     "docs/predict.md": "networks and images of the reader's; tests/cli/test_predict.py runs such",

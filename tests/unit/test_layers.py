@@ -30,7 +30,7 @@ LAYERS = [
     {"checkpoint"},
     {"measure"},
     {"report"},
-    {"inputs", "copying", "modes", "registry", "own_code", "widened", "bounds", "collective", "ranks"},
+    {"inputs", "copying", "modes", "registry", "own_code", "widened", "stored", "bounds", "collective", "ranks"},
     {"errors"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -18,6 +18,7 @@ from prunecli.checkpoint.records import printable
 from prunecli.checkpoint.torch_files import read_torch_file
 from prunecli.checkpoint.weight_sets import choose_weights, settings_in
 from prunecli.errors import ModelError
+from prunecli.stored import Scratch
 
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _EXTRAS = ("n_averaged", "total_ops", "total_params")
@@ -65,7 +66,12 @@ class ForeignWeights:
 
 
 def read_foreign(
-    path: Path, *, key: str | None = None, prefix: str | None = None, allow_nonfinite: bool = False
+    path: Path,
+    *,
+    key: str | None = None,
+    prefix: str | None = None,
+    allow_nonfinite: bool = False,
+    scratch: Scratch | None = None,
 ) -> ForeignWeights:
     """Reads weights from a safetensors file or one of torch.save that holds a state dict or a whole model.
 
@@ -78,16 +84,23 @@ def read_foreign(
         key: Which set of weights in the file, by its keys joined by dots.
         prefix: Take only tensors whose names begin with this, without it.
         allow_nonfinite: Whether tensors may hold NaN or infinity.
+        scratch: If given, large tensors stay in the file, and what is computed of them goes here.
 
     Raises:
-        ModelError: The file holds no state dict, or several, is damaged, or claims more than it holds.
+        ModelError: The file holds no state dict, or several, is damaged, or claims more than it holds; or it is one of
+            torch.save, of which tensors cannot stay in the file.
     """
     with open_weights(path) as (file, kind):
         if kind == "safetensors":
             if key is not None:
                 raise ModelError(f"{path}: --weights-key is for files of torch.save; a safetensors file has one set")
-            weights = ForeignWeights(read_tensors(path))
+            weights = ForeignWeights(read_tensors(path, scratch))
         else:
+            if scratch is not None:
+                raise ModelError(
+                    f"{path}: --offload disk leaves weights in files of safetensors, and this is one of torch.save; "
+                    "save its state dict with safetensors.torch.save_file, or leave --offload out"
+                )
             content = read_torch_file(file, path, legacy=kind == "legacy")
             chosen, notes = choose_weights(content, path, key)
             weights = ForeignWeights(

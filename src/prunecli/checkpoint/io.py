@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,15 @@ from prunecli.checkpoint.header import MANIFEST_KEY, UNSEALED, manifest_of, read
 from prunecli.checkpoint.header import read_manifest as read_manifest
 from prunecli.checkpoint.kinds import refusal
 from prunecli.checkpoint.manifest import Manifest
+from prunecli.checkpoint.piecewise import write_piecewise
 from prunecli.checkpoint.records import printable
 from prunecli.errors import ModelError
+from prunecli.stored import Scratch
+from prunecli.widened import WORTH_STORING, is_on_disk, on_disk, plain
 
 _AGAIN = "fetch or make the file again"
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Dtypes of tensors that may stay in a file, by the names that safetensors has for them."""
 _SYSTEM_ERROR = re.compile(r"os error (\d+)")
 
 
@@ -49,12 +55,16 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], manifest: Manife
             aliases[name] = seen[view]
             continue
         seen[view] = name
-        stored[name] = _apart(tensor.cpu().contiguous(), storages)
+        stored[name] = tensor.contiguous() if is_on_disk(tensor) else _apart(tensor.cpu().contiguous(), storages)
     hashes = {name: tensor_sha256(tensor) for name, tensor in stored.items()}
     complete = manifest.model_copy(update={"sha256": UNSEALED, "aliases": aliases, "tensor_sha256": hashes})
 
     def save(temporary: Path) -> None:
         # A single entry: safetensors writes several in random order, and equal networks should be equal bytes.
+        if any(map(is_on_disk, stored.values())):
+            write_piecewise(temporary, stored, {MANIFEST_KEY: complete.to_json()})
+            seal(temporary)
+            return
         try:
             save_file(stored, temporary, metadata={MANIFEST_KEY: complete.to_json()})
         except safetensors.SafetensorError as error:  # the system's error number is only in its text
@@ -74,19 +84,22 @@ def _apart(tensor: Tensor, storages: set[int]) -> Tensor:
     return tensor
 
 
-def read_checkpoint(path: Path, *, allow_nonfinite: bool = False) -> tuple[Manifest, dict[str, Tensor]]:
+def read_checkpoint(
+    path: Path, *, allow_nonfinite: bool = False, scratch: Scratch | None = None
+) -> tuple[Manifest, dict[str, Tensor]]:
     """Reads a checkpoint and compares its header and every tensor with the recorded hashes.
 
     Args:
         path: The file.
         allow_nonfinite: Whether tensors may hold NaN or infinity.
+        scratch: If given, large tensors stay in the file, and what is computed of them goes here.
 
     Raises:
         ModelError: The file is not a checkpoint of this tool, or is damaged.
     """
     manifest, _ = manifest_of(path)
     tensors: dict[str, Tensor] = {}
-    for name, tensor, intact in _checked_tensors(path, manifest):
+    for name, tensor, intact in _checked_tensors(path, manifest, scratch):
         if not intact:
             raise refusal(path, f"tensor {printable(name)} is damaged (its sha256 differs)", _AGAIN)
         tensors[name] = tensor
@@ -125,22 +138,27 @@ def verify_checkpoint(path: Path) -> tuple[Manifest, list[TensorState]]:
     ]
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, scratch: Scratch | None = None) -> dict[str, Tensor]:
     """Reads all tensors of a safetensors file.
 
     Each is cloned, because views into the file are often unaligned and kernels then round differently.
+
+    Args:
+        path: The file.
+        scratch: As for `read_checkpoint`.
 
     Raises:
         ModelError: The file is unreadable.
     """
     with _open_safetensors(path) as file:
-        return {name: file.get_tensor(name).clone() for name in file.keys()}
+        take = _taking(path, file, scratch)
+        return {name: take(name) for name in file.keys()}
 
 
 def tensor_sha256(tensor: Tensor) -> str:
     """Hash of a tensor's dtype, shape and bytes, as hex."""
     digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    raw = tensor.detach().cpu().contiguous().flatten()
+    raw = plain(tensor.detach()).cpu().contiguous().flatten()
     digest.update(raw.view(torch.uint8).numpy().data if raw.numel() else b"")
     return digest.hexdigest()
 
@@ -151,7 +169,25 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _checked_tensors(path: Path, manifest: Manifest) -> Iterator[tuple[str, Tensor, bool]]:
+def _taking(path: Path, file: Any, scratch: Scratch | None) -> Callable[[str], Tensor]:
+    """Returns a tensor of an open file by its name: a copy of it, or one that stays in the file."""
+    if scratch is None:
+        return lambda name: file.get_tensor(name).clone()
+    header, own = read_header(path), path.open("rb")
+
+    def take(name: str) -> Any:
+        said, kind = header.tensors[name], _DTYPES.get(header.tensors[name].dtype)
+        if kind is None or math.prod(said.shape) < WORTH_STORING or said.size != math.prod(said.shape) * kind.itemsize:
+            return file.get_tensor(name).clone()
+        stored = scratch.in_file(own, len(header.raw) + said.begin, kind, said.shape)
+        return on_disk(torch.empty(said.shape, dtype=kind, device="meta"), stored)
+
+    return take
+
+
+def _checked_tensors(
+    path: Path, manifest: Manifest, scratch: Scratch | None = None
+) -> Iterator[tuple[str, Tensor, bool]]:
     """Yields every tensor with whether its hash is the recorded one."""
     with _open_safetensors(path) as file:
         names = list(file.keys())
@@ -160,8 +196,9 @@ def _checked_tensors(path: Path, manifest: Manifest) -> Iterator[tuple[str, Tens
             raise ModelError(
                 f"{path}: tensor {printable(differing[0])} does not agree with the manifest; the file was altered"
             )
+        take = _taking(path, file, scratch)
         for name in names:
-            tensor = file.get_tensor(name).clone()
+            tensor = take(name)
             yield name, tensor, tensor_sha256(tensor) == manifest.tensor_sha256[name]
 
 

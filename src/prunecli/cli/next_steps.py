@@ -64,11 +64,11 @@ def after_measuring(output: Output, space: Workspace, model: str) -> None:
     """A network was measured."""
     if output.mode != "human":
         return
-    step = space.model().manifest.last("prune")
+    step = space.stored_model().manifest.last("prune")
     if step is None:
         if Path(model).suffix not in (".yaml", ".yml") and not space.untrained():
             output.hint(_line("l1", model, "--ratio", _RATIO, *_settings(space, of_model=True)))
-    elif step.parent is not None and Path(step.parent).is_file() and (path := space.model().path) is not None:
+    elif step.parent is not None and Path(step.parent).is_file() and (path := space.stored_model().path) is not None:
         output.hint(_line("compare", step.parent, path, *_settings(space)))
 
 
@@ -97,7 +97,7 @@ def _settings(space: Workspace, *, of_model: bool = False) -> Iterator[object]:
 
 def _code(space: Workspace) -> Iterator[str]:
     """What allows the code of a network of the user's own, which a checkpoint may not run by itself."""
-    ref = space.model().manifest.architecture.ref
+    ref = space.stored_model().manifest.architecture.ref
     if ref.startswith(PREFIX):
         yield from ("--allow-code", ref.removeprefix(PREFIX).partition(":")[0])
 

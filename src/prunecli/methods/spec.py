@@ -106,7 +106,7 @@ FAMILIES: dict[str, Family] = {
             "remove channels",
             "prunecli.pipeline.stages.structural:structural_stage",
             "prunecli.prune",
-            (*_REPAIRS, *_TRAINING, "latency_rounds"),
+            (*_REPAIRS, *_TRAINING, "latency_rounds", "offload"),
             resumable=True,
         ),
         Family(

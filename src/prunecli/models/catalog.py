@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from prunecli.checkpoint.manifest import Architecture, InputNormalisation
@@ -211,19 +212,43 @@ def rebuild_dense(architecture: Architecture) -> nn.Module:
     return build_dense(architecture, meta=True)
 
 
-def build_dense(architecture: Architecture, *, meta: bool = False, filled: bool = True) -> nn.Module:
+def build_dense(
+    architecture: Architecture, *, meta: bool = False, filled: bool = True, buffers_alone: bool = False
+) -> nn.Module:
     """Builds the dense network a manifest names.
 
     Args:
         architecture: What the manifest says.
         meta: As for `build`.
         filled: Whether it gets new random weights; without them it has to be given others.
+        buffers_alone: Whether its parameters take no memory; they have to be assigned then.
+
+    Raises:
+        ModelError: It cannot be built.
     """
     arguments: dict[str, Any] = dict(architecture.kwargs)
     if architecture.config:
         arguments["config"] = architecture.config
-    with nullcontext() if filled else _unfilled(architecture.ref.partition(":")[0]):
+    bare = _parameters_on_meta() if buffers_alone else nullcontext()
+    with nullcontext() if filled else _unfilled(architecture.ref.partition(":")[0]), bare:
         return build(architecture.ref, meta=meta, **arguments)
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Moves every parameter to the meta device as soon as a module registers it; buffers keep their values."""
+    register = nn.Module.register_parameter
+
+    def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not is_lazy(param) and not param.is_meta:  # else it is a tied one
+            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def _has(source: str, name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from prunecli.models.catalog import build_dense, open_network, opens, reading_so
 from prunecli.models.dialects.dialect import ForeignRequest, Translation
 from prunecli.models.dialects.index import translate
 from prunecli.models.fingerprints import nearest_references
+from prunecli.models.offloading import tied_again
 from prunecli.models.own_networks import arguments_of
 from prunecli.models.recognition import UnfittingWeights, architecture_for, identify, source_of
 from prunecli.models.source import Opened, OpenRequest
@@ -30,6 +32,7 @@ from prunecli.models.stored_settings import (
     spiking_arguments,
 )
 from prunecli.own_code import PREFIX
+from prunecli.widened import is_on_disk
 
 _LANGUAGE, _SPIKING = "lm:", "spiking:"
 _HEAD = re.compile(r"(fc|head|classifier|heads)\.(\d+)\.(weight|bias)")
@@ -134,14 +137,18 @@ def _rebuilt(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[s
     if ref.startswith(_SPIKING):
         architecture, more = _spiking(ref, weights, translation, request, kwargs)
         notes += more
-    model = build_dense(architecture, filled=False)
+    apart = any(map(is_on_disk, tensors.values()))
+    model = _without_parameters(architecture) if apart else build_dense(architecture, filled=False)
     try:
-        model.load_state_dict(tensors)
+        with tied_again(model) if apart else nullcontext():
+            model.load_state_dict(tensors, assign=apart)
     except RuntimeError as error:
         first = " ".join(str(error).split())[:200]
         raise ModelError(
             f"{path}: the weights do not fit {architecture.ref}: {first}; name another with --arch"
         ) from error
+    if apart:
+        model.float()  # as if they had been copied into a new network
     translation.adapt(model)
     if ref.startswith(_SPIKING):
         adopt_settings(weights.modules, model, other_than=kwargs)
@@ -149,6 +156,14 @@ def _rebuilt(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[s
     order = ("batch_first",) if ref.startswith(_LANGUAGE) else ()
     check_settings(weights, model, ref, path, other_than=(*kwargs, *order))
     return Rebuilt(model, architecture, {name: tensor.dtype for name, tensor in tensors.items()}, notes)
+
+
+def _without_parameters(architecture: Architecture) -> nn.Module:
+    """A network whose parameters take no memory yet, unless its code reads them."""
+    try:
+        return build_dense(architecture, filled=False, buffers_alone=True)
+    except ModelError:
+        return build_dense(architecture, filled=False)
 
 
 def _read_by_its_source(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[str, Any]) -> Rebuilt | None:

@@ -25,10 +25,12 @@ from prunecli.models.catalog import build, input_spec, open_network, rebuild_den
 from prunecli.models.dialects.dialect import ForeignRequest
 from prunecli.models.foreign import rebuild_foreign
 from prunecli.models.index import what_was_meant
+from prunecli.models.offloading import put_on_disk
 from prunecli.models.precision import in_memory, in_precision, note_precision
 from prunecli.models.recognition import recorded
 from prunecli.models.source import DataTokens, Opened, OpenRequest
 from prunecli.sparsity.spike_masks import install
+from prunecli.stored import Scratch
 from prunecli.surgery.blocks.taking_out import take_out
 from prunecli.surgery.recurrent.forms import forms_of, put_in_form
 from prunecli.surgery.removal.rebuild import apply_attributes, assign_tensors, attribute_differences
@@ -85,6 +87,7 @@ def load_reference(
     data_classes: Callable[[], int | None] = lambda: None,
     data_tokens: Callable[[], DataTokens | None] = lambda: None,
     allow_nonfinite: bool = False,
+    scratch: Scratch | None = None,
     **kwargs: Any,
 ) -> LoadedModel:
     """Builds a dense network from "source:name", with new or published weights.
@@ -95,21 +98,24 @@ def load_reference(
         data_classes: Returns the number of classes of a data set, for networks of such sources with a new classifier.
         data_tokens: Returns the tokens of a data set, for such networks that read texts.
         allow_nonfinite: Whether weights of a file may hold NaN or infinity.
+        scratch: If given, large tensors stay on the disk: in the file, or here what is built or computed.
         **kwargs: Arguments of the architecture.
 
     Raises:
         ModelError: The reference does not exist or the source refuses the arguments.
     """
     own = {name: value for name, value in kwargs.items() if name != "num_classes"}
-    request = OpenRequest(own, pretrained, kwargs.get("num_classes"), data_classes, allow_nonfinite, data_tokens)
+    request = OpenRequest(
+        own, pretrained, kwargs.get("num_classes"), data_classes, allow_nonfinite, data_tokens, scratch
+    )
     opened = open_network(ref, request)
     if opened is not None:
-        return _opened(ref.partition(":")[0], opened)
+        return offloaded(_opened(ref.partition(":")[0], opened), scratch)
     pretrained = pretrained or "@" in split_reference(ref)[1]  # open_clip's names of weights
     architecture = recorded(ref, kwargs)
     model = build(ref, pretrained=pretrained, **kwargs).eval()
     manifest = Manifest(architecture=architecture.model_copy(update={"class_name": type(model).__name__}))
-    return _with_input_spec(LoadedModel(model, manifest, new=not pretrained))
+    return offloaded(_with_input_spec(LoadedModel(model, manifest, new=not pretrained)), scratch)
 
 
 def _opened(source: str, opened: Opened) -> LoadedModel:
@@ -141,6 +147,7 @@ def load_file(
     strip_prefix: str | None = None,
     prefer: str | None = None,
     allow_nonfinite: bool = False,
+    scratch: Scratch | None = None,
 ) -> LoadedModel:
     """Loads a checkpoint of ours, or somebody else's weights.
 
@@ -158,6 +165,7 @@ def load_file(
         strip_prefix: Take only foreign tensors whose names begin with this, without it.
         prefer: The source of architectures to prefer where foreign weights fit several.
         allow_nonfinite: Whether weights may hold NaN or infinity.
+        scratch: If given, large tensors stay in the file, and what is computed of them goes here.
 
     Raises:
         ModelError: The file is missing, unreadable, or does not fit the architecture.
@@ -167,13 +175,13 @@ def load_file(
         split_reference(arch)
     manifest = read_manifest(path)
     if manifest is not None:
-        loaded = _load_checkpoint(path, manifest, arch, allow_nonfinite)
+        loaded = _load_checkpoint(path, manifest, arch, allow_nonfinite, scratch)
         if weights_key is not None or strip_prefix is not None:
             option = "--weights-key" if weights_key is not None else "--strip-prefix"
             raise ModelError(f"{path}: {option} is for weights of other programs; a checkpoint of ours needs none")
         _override_settings(loaded, kwargs or {})
         return loaded
-    weights = read_foreign(path, key=weights_key, prefix=strip_prefix, allow_nonfinite=allow_nonfinite)
+    weights = read_foreign(path, key=weights_key, prefix=strip_prefix, allow_nonfinite=allow_nonfinite, scratch=scratch)
     rebuilt = rebuild_foreign(weights, ForeignRequest(path, arch, num_classes, data_classes, prefer), kwargs or {})
     model = rebuilt.model
     note_precision(model, rebuilt.dtypes)
@@ -185,7 +193,8 @@ def load_file(
         sha256=file_sha256(path),
         notes=[*weights.notes, *rebuilt.notes],
     )
-    return _with_input_spec(loaded) if rebuilt.opened is None else _with_inputs_of(loaded, rebuilt.opened)
+    loaded = _with_input_spec(loaded) if rebuilt.opened is None else _with_inputs_of(loaded, rebuilt.opened)
+    return offloaded(loaded, scratch)
 
 
 def _check_is_file(path: Path) -> None:
@@ -221,8 +230,19 @@ def load_companion(path: Path, ref: str | None, *, allow_nonfinite: bool = False
         return widen(load_file(path, allow_nonfinite=allow_nonfinite))
 
 
+def offloaded(loaded: LoadedModel, scratch: Scratch | None) -> LoadedModel:
+    """The same with large tensors that are in memory put on the disk, if there is a `scratch` file for them."""
+    if scratch is not None:
+        put_on_disk(loaded.model, scratch)
+    return loaded
+
+
 def restore(
-    path: Path, dense: Callable[[Architecture], nn.Module] = rebuild_dense, *, allow_nonfinite: bool = False
+    path: Path,
+    dense: Callable[[Architecture], nn.Module] = rebuild_dense,
+    *,
+    allow_nonfinite: bool = False,
+    scratch: Scratch | None = None,
 ) -> tuple[nn.Module, Manifest]:
     """Rebuilds the network of a checkpoint bit by bit, with the token selection that its manifest records.
 
@@ -230,11 +250,12 @@ def restore(
         path: A checkpoint of ours.
         dense: Builds the dense network to which the recorded differences are applied.
         allow_nonfinite: Whether weights may hold NaN or infinity.
+        scratch: If given, large tensors stay in the file, and what is computed of them goes here.
 
     Raises:
         ModelError: The checkpoint is damaged or belongs to another architecture.
     """
-    manifest, tensors = read_checkpoint(path, allow_nonfinite=True)
+    manifest, tensors = read_checkpoint(path, allow_nonfinite=True, scratch=scratch)
     model = dense(manifest.architecture)
     try:
         tensors, manifest = without_tokenizer(tensors, manifest)
@@ -300,7 +321,9 @@ def widen(loaded: LoadedModel) -> LoadedModel:
     return loaded
 
 
-def _load_checkpoint(path: Path, manifest: Manifest, arch: str | None, allow_nonfinite: bool) -> LoadedModel:
+def _load_checkpoint(
+    path: Path, manifest: Manifest, arch: str | None, allow_nonfinite: bool, scratch: Scratch | None
+) -> LoadedModel:
     ref = manifest.architecture.ref
     if not ref:
         raise ModelError(
@@ -314,7 +337,7 @@ def _load_checkpoint(path: Path, manifest: Manifest, arch: str | None, allow_non
     if shape and kind_of_input != "other" and len(shape) != (1 if tokens else _IMAGE_DIMENSIONS):
         kind = "a sequence" if tokens else "an image"
         raise ModelError(f"{path}: its manifest gives {list(shape)} as the shape of {kind}; the file was altered")
-    model, manifest = restore(path, allow_nonfinite=allow_nonfinite)
+    model, manifest = restore(path, allow_nonfinite=allow_nonfinite, scratch=scratch)
     loaded = LoadedModel(in_memory(model), manifest, path=path, sha256=file_sha256(path))
     if not shape:
         return _with_input_spec(loaded)

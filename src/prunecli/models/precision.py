@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prunecli.copying import is_large
 from prunecli.surgery.removal.rebuild import state_tensors
+from prunecli.widened import in_file_as, plain
 
 _SINGLE = torch.float32.itemsize
 _PRECISION = "_prunecli_precision"
@@ -67,8 +68,8 @@ def in_precision(model: nn.Module) -> dict[str, Tensor]:
         tensor = tensors.get(name)
         if tensor is not None and tensor.is_floating_point():
             view = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()))
-            cast = tensor.to(dtype)
-            if tensor.numel() and bool((torch.isfinite(tensor) == torch.isfinite(cast.float())).all()):
+            cast = in_file_as(tensor, dtype)
+            if tensor.numel() and bool((torch.isfinite(tensor) == torch.isfinite(plain(cast).float())).all()):
                 made.setdefault(view, cast)
     for name, tensor in tensors.items():
         tensors[name] = made.get((tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride())), tensor)

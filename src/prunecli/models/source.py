@@ -11,6 +11,7 @@ from torch import nn
 
 from prunecli.checkpoint.foreign_files import ForeignWeights
 from prunecli.checkpoint.manifest import InputNormalisation, UsedTokenizer
+from prunecli.stored import Scratch
 
 Takes: TypeAlias = Literal["images", "tokens", "other"]
 """What a network takes: one tensor of images, one of tokens, or something else."""
@@ -100,6 +101,7 @@ class OpenRequest:
         data_classes: Number of classes of the data set, for networks whose classifier is new.
         allow_nonfinite: Whether weights may hold NaN or infinity.
         data_tokens: Tokens of the data set, for networks that are new; None: it has none.
+        scratch: If given, large tensors stay in their files, and what is computed of them goes here.
     """
 
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -108,6 +110,7 @@ class OpenRequest:
     data_classes: Callable[[], int | None] = lambda: None
     allow_nonfinite: bool = False
     data_tokens: Callable[[], DataTokens | None] = lambda: None
+    scratch: Scratch | None = None
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,8 @@ class Lineage:
         manifest = loaded.manifest.model_copy(update=learned)
         save(path, loaded.model.cpu(), manifest)
         # The next stage starts from what is on the disk, so that it computes the same when it is resumed from there.
-        state.loaded = load_file(path, allow_nonfinite=state.recipe.model.allow_nonfinite)
+        allow_nonfinite = state.recipe.model.allow_nonfinite
+        state.loaded = load_file(path, allow_nonfinite=allow_nonfinite, scratch=state.scratch)
         if opens(architecture.ref):
             self._check_loaded(loaded.model, state.loaded, path)
         return path

@@ -21,12 +21,14 @@ from prunecli.errors import DataError, RecipeError
 from prunecli.methods.registry import get_method
 from prunecli.models.catalog import classes_are_texts, opens, reads_tokens
 from prunecli.models.loading import LoadedModel, load_file, load_reference, widen
+from prunecli.models.offloading import is_offloaded, put_in_memory
 from prunecli.models.source import DataTokens
 from prunecli.pipeline.samples import Samples, samples_in
 from prunecli.pipeline.sink import Sink
 from prunecli.pipeline.text_settings import text_reading
 from prunecli.recipe.schema import PruneStage, Recipe
 from prunecli.recipe.sizes import parse_shape, parse_size
+from prunecli.stored import Scratch
 
 DEFAULT_DATA = "digits"
 _NAMED = 3
@@ -50,6 +52,7 @@ class RunState:
         parent: The network that was pruned last, for distillation and paired timing.
         as_stored: Whether the present stage takes a large network in the precision of its file.
         scores: A folder of scores that runs which rank the same network share; None: there are no others.
+        scratch: Where the present stage keeps what it computes of weights, if they stay on the disk; else None.
         reports: Reports written so far, in order.
         bad: Unreadable images met so far.
     """
@@ -65,6 +68,7 @@ class RunState:
     parent: LoadedModel | None = None
     as_stored: bool = False
     scores: Path | None = None
+    scratch: Scratch | None = None
     reports: list[Path] = field(default_factory=list)
     _data: DataSet | None = None
     _building: bool = False
@@ -164,6 +168,8 @@ class RunState:
             RecipeError: None is named.
         """
         loaded = self.stored_model()
+        if self.scratch is None and is_offloaded(loaded.model):
+            put_in_memory(loaded.model)  # for what comes after the stage that left them on the disk
         return loaded if self.as_stored else widen(loaded)
 
     def stored_model(self) -> LoadedModel:
@@ -198,6 +204,7 @@ class RunState:
                 strip_prefix=section.strip_prefix,
                 prefer=self._source_of_methods(),
                 allow_nonfinite=section.allow_nonfinite,
+                scratch=self.scratch,
             )
         elif section.ref is not None:
             loaded = load_reference(
@@ -206,6 +213,7 @@ class RunState:
                 data_classes=self._data_classes,
                 data_tokens=self._data_tokens,
                 allow_nonfinite=section.allow_nonfinite,
+                scratch=self.scratch,
                 **self._build_arguments(),
             )
         else:

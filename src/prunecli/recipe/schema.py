@@ -228,6 +228,13 @@ class PruneStage:
     lr: Annotated[float, Gt(0), Doc("Learning rate of those epochs, constant.")] = 0.01
     optimizer: Annotated[str, Doc("Their optimizer, by its name in timm.")] = "sgd"
     latency_rounds: Annotated[int, Ge(2), Doc("Paired timings of the networks before and after.")] = 30
+    offload: Annotated[
+        Literal["none", "disk"],
+        Doc(
+            "disk: weights stay in their files, and each is in memory while it is used, for networks that do not fit "
+            "into it (docs/large-models.md); nothing is timed then."
+        ),
+    ] = "none"
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,22 @@ class _Trial(Protocol):
     def chosen(self) -> bool: ...
 
 
+class _Median(Protocol):
+    @property
+    def median(self) -> float: ...
+
+
+class _Timing(Protocol):
+    """What the table reads of networks that were timed in turns."""
+
+    @property
+    def timings(self) -> Sequence[_Median]: ...
+    @property
+    def ratios(self) -> Sequence[float]: ...
+    @property
+    def ratio_intervals(self) -> Sequence[tuple[float, float]]: ...
+
+
 class _PruningFigures(Protocol):
     """What the table reads of a report of pruning."""
 
@@ -85,20 +101,12 @@ _SHOWN = 4
 """Names of attributes in the table; the manifest and `--json` have all of them, with their values."""
 
 
-def pruning_table(
-    report: _PruningFigures,
-    medians: Sequence[float],
-    ratio: float,
-    ratio_interval: tuple[float, float],
-    energy: tuple[Metrics, Metrics] | None,
-) -> Table:
+def pruning_table(report: _PruningFigures, timing: _Timing | None, energy: tuple[Metrics, Metrics] | None) -> Table:
     """Figures before and after, with their ratios.
 
     Args:
         report: What was removed.
-        medians: Milliseconds of the networks before and after.
-        ratio: Of the latencies, timed in turns.
-        ratio_interval: Its 95 % interval.
+        timing: The networks before and after, timed in turns; None: they were not.
         energy: Firing and energy before and after, of a spiking network.
     """
     before, after = report.params_before, report.params_after
@@ -120,12 +128,7 @@ def pruning_table(
             macs(macs_after.total, macs_after.uncounted),
             f"x{macs_after.total / max(macs_before.total, 1):.3f}",
         ),
-        (
-            "latency",
-            f"{medians[0]:.2f} ms",
-            f"{medians[1]:.2f} ms",
-            f"x{ratio:.3f} {interval(*ratio_interval, digits=3)}",
-        ),
+        *(_latency_rows(timing) if timing is not None else []),
         *(change_rows(*energy) if energy else []),
         ("difference to masked original", "", f"{report.verify_error:.1e}", "verified"),
         ("layers compensated", "", str(report.compensated), ""),
@@ -142,6 +145,11 @@ def pruning_table(
     if uncounted:
         rows.append(("not counted in MACs", "", ", ".join(uncounted), ""))
     return Table(("figure", "before", "after", "ratio"), rows)
+
+
+def _latency_rows(timing: _Timing) -> list[tuple[str, ...]]:
+    before, after = (f"{one.median:.2f} ms" for one in timing.timings)
+    return [("latency", before, after, f"x{timing.ratios[1]:.3f} {interval(*timing.ratio_intervals[1], digits=3)}")]
 
 
 def trained_tables(figures: Mapping[str, object]) -> list[Table]:

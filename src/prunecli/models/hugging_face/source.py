@@ -26,6 +26,7 @@ from prunecli.models.hugging_face.folder import (
     weights_in,
 )
 from prunecli.models.hugging_face.library import class_named, class_names, isolated, taken_by
+from prunecli.models.offloading import leave_in_files
 from prunecli.models.source import Opened, OpenRequest, Takes
 from prunecli.models.token_networks import purpose_named
 
@@ -109,6 +110,8 @@ def open(name: str, request: OpenRequest) -> Opened:
     if changed:
         own.num_labels = count
     model, notes = _loaded(kind, own, weights_in(folder), folder, raw, _Changes(changed, tuple(settings)))
+    if request.scratch is not None:
+        leave_in_files(model, request.scratch)
     check_finite(dict(model.named_parameters()), folder, request.allow_nonfinite)
     tokenizer, note = tokenizer_of(folder) if taken_by(kind) == "tokens" else (None, "")
     return _opened(model, folder, tokenizer, (*notes, *([note] if note else [])), new_classes=added or changed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 
 from prunecli.checkpoint.durable import crash_point
 from prunecli.collective import first_decides
+from prunecli.copying import freed_at_once, is_large
 from prunecli.criteria.base import default_loss
 from prunecli.data.loader import Batches
 from prunecli.data.splits import DataSet, Split
@@ -29,6 +30,7 @@ from prunecli.methods.runtime import recorded_change
 from prunecli.methods.score_memory import ScoreMemory
 from prunecli.methods.spec import MethodSpec
 from prunecli.models.loading import LoadedModel
+from prunecli.pipeline.offload import check_memory, on_the_disk
 from prunecli.pipeline.progressive import StepTraining
 from prunecli.pipeline.pruning import prune_model
 from prunecli.pipeline.resumption import identity_of, room_for, saved_states
@@ -55,14 +57,14 @@ class PruneOutcome:
     Attributes:
         path: The checkpoint.
         report: What was removed.
-        timing: The networks before and after, timed in turns.
+        timing: The networks before and after, timed in turns; None where their weights were on the disk.
         energy: Firing and energy before and after, on training images; None without spiking neurons or data.
         trained: Figures of a method that pruned while it trained.
     """
 
     path: Path
     report: PruneReport
-    timing: PairedTiming
+    timing: PairedTiming | None
     energy: tuple[Metrics, Metrics] | None = None
     trained: Mapping[str, Any] = field(default_factory=dict)
 
@@ -75,18 +77,14 @@ class PruneOutcome:
         return {
             "checkpoint": str(self.path),
             **self.report.to_dict(),
-            "latency_ms_before": self.timing.timings[0].median,
-            "latency_ms_after": self.timing.timings[1].median,
-            "latency_ratio": self.timing.ratios[1],
-            "latency_ratio_interval": list(self.timing.ratio_intervals[1]),
+            **_latencies(self.timing),
             "energy": [figures.model_dump(exclude_none=True) for figures in self.energy] if self.energy else None,
             **({"trained": dict(self.trained)} if self.trained else {}),
         }
 
     def tables(self) -> Sequence[Table]:
         """Figures before and after, and layers left alone."""
-        medians = [timing.median for timing in self.timing.timings]
-        table = pruning_table(self.report, medians, self.timing.ratios[1], self.timing.ratio_intervals[1], self.energy)
+        table = pruning_table(self.report, self.timing, self.energy)
         return [
             table,
             *repair_tables(self.report.repairs),
@@ -97,6 +95,17 @@ class PruneOutcome:
         ]
 
 
+def _latencies(timing: PairedTiming | None) -> dict[str, Any]:
+    if timing is None:
+        return dict.fromkeys(("latency_ms_before", "latency_ms_after", "latency_ratio", "latency_ratio_interval"))
+    return {
+        "latency_ms_before": timing.timings[0].median,
+        "latency_ms_after": timing.timings[1].median,
+        "latency_ratio": timing.ratios[1],
+        "latency_ratio_interval": list(timing.ratio_intervals[1]),
+    }
+
+
 def structural_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
     """Prunes the current network, verifies it, and saves it with its manifest.
 
@@ -104,8 +113,11 @@ def structural_stage(space: Workspace, stage: PruneStage, out: Path) -> PruneOut
         MethodError: Nothing can be removed as asked.
         VerificationError: The result is not the masked original; nothing is saved.
     """
-    with _as_stored(space, stage):
-        return _pruned(space, stage, out)
+    with on_the_disk(space, stage, out), _as_stored(space, stage):
+        large = is_large(space.stored_model().model)
+        check_memory(space, stage)
+        with freed_at_once() if large or space.scratch is not None else nullcontext():
+            return _pruned(space, stage, out)
 
 
 def _pruned(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
@@ -152,7 +164,8 @@ def _pruned(space: Workspace, stage: PruneStage, out: Path) -> PruneOutcome:
             memory=_memory(space, stage),
         )
         step = space.lineage.step("prune", training, split=split)
-        result = prune_model(loaded.model.to(space.device), loaded.manifest, request, step=step)
+        network = loaded.model if space.scratch is not None else loaded.model.to(space.device)
+        result = prune_model(network, loaded.manifest, request, step=step)
         space.report_bad()
         crash_point("stage:pruned")
         return finished(space, stage, LoadedModel(result.model, result.manifest, loaded.fixed_size), result.report, out)
@@ -242,8 +255,10 @@ def finished(
     """Times the networks before and after in turns, and saves the pruned one as the run's current network."""
     loaded, example = space.model(), space.inputs.example()
     networks = [loaded.model.cpu(), pruned.model.cpu()]
-    rounds, device = stage.latency_rounds, space.device
-    timing = first_decides(lambda: time_paired(networks, [example, example], rounds=rounds, device=device))
+    timing = None
+    if space.scratch is None:
+        rounds, device = stage.latency_rounds, space.device
+        timing = first_decides(lambda: time_paired(networks, [example, example], rounds=rounds, device=device))
     energy = None
     if space.data_name() is not None:
         energy = space.activity.before_and_after(networks, stage.calibration_images)
