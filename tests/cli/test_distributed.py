@@ -71,7 +71,7 @@ def test_every_stage_runs_in_two_processes(processes: Processes, recipe: Path) -
     words = ["run", recipe.with_name("eval.yaml"), "--out"]
     words[1].write_text(
         f"version: 1\nmodel: {{weights: {alone / 'trained.safetensors'}}}\n"
-        "data: {name: digits, batch_size: 128}\nstages:\n  - {stage: eval, report: again.json, measure: [accuracy]}\n"
+        "data: {name: digits, batch_size: 256}\nstages:\n  - {stage: eval, report: again.json, measure: [accuracy]}\n"
     )
     again = run_together(processes, recipe.parent, words=[*words, recipe.parent / "again"])
     assert again.codes == [0, 0], again.err
@@ -87,7 +87,7 @@ def test_a_killed_process_ends_all_and_another_number_goes_on(processes: Process
     killed = _run(processes, recipe, env={1: {FAULT_VARIABLE: "fit:step@3"}})
     assert killed.codes[1] == -signal.SIGKILL and killed.codes[0] == 1 and killed.seconds < 60
     assert killed.err[0].count("error:") == 1 and "rank 0: lost contact with another process" in killed.err[0]
-    resumed = _run(processes, recipe, "--resume", "--save-every", 60, size=1)
+    resumed = _run(processes, recipe, "--resume", size=1)
     assert resumed.codes == [0], resumed.err
     assert "batch 2" in resumed.err[0] and "was saved with processes 2, now 1" in resumed.err[0]
 
