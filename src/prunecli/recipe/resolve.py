@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -307,7 +308,7 @@ class _Checker:
             for key in raw:
                 self._known(cls, key, (*path, key))
         try:
-            return TypeAdapter(cls).validate_python(raw)
+            return _adapter(cls).validate_python(raw)
         except ValidationError as error:
             first = error.errors()[0]
             here = (*path, *first["loc"])
@@ -342,6 +343,12 @@ class _Checker:
         while path and path not in self._origins:
             path = path[:-1]
         return self._origins.get(path, "recipe")
+
+
+@cache
+def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
+    """What checks values, made once: a sweep resolves thousands of plans."""
+    return TypeAdapter(cls)
 
 
 def _deeper(key: str) -> str:
