@@ -142,7 +142,7 @@ def test_workers_end_with_a_driver_that_is_killed(processes: Processes, tmp_path
     """The second cell would take hours."""
     out = tmp_path / "out"
     (tmp_path / "long.yaml").write_text("recipe: base.yaml\naxes: {stages.1.latency_rounds: [2, 100000000]}\n")
-    words = ["sweep", "long.yaml", *OWN, "-o", "out"]
+    words = ["sweep", "long.yaml", *OWN, "-o", "out", "--jobs", "2"]
     ended = processes.run(words, tmp_path, signals=[Sent(signal.SIGKILL, text="1/2 ")])
     assert ended.code == -signal.SIGKILL
     patience = time.monotonic() + 20

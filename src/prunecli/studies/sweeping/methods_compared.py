@@ -66,7 +66,9 @@ class MethodsCompared:
             f"{first} is ahead: {self.score.label} {self.score.text(statistics.fmean(self.means[first]))}, mean of "
             f"{len(self.seeds)} seeds and {self.settings} settings of each"
         ]
-        told, alike, constant = [], [], []
+        told: list[str] = []
+        alike: list[str] = []
+        constant: list[str] = []
         for other in others:
             difference, p = next(test for pair, test in self.tests.items() if set(pair) == {first, other})
             if p is None and difference:
