@@ -1,10 +1,11 @@
 """What a sweep costs beside the work of its cells: for each executor, and for looking at cells that are finished.
 
 python benchmarks/sweep.py -o benchmarks/results/sweep.json [--executors local ray slurm] [--jobs 10] [--cells 100]
+    [--only executors looking]
 
 A job that does nothing is handed to each executor, one after the other and the executors in turns, and the time until
 it is known to have ended is taken. `slurm` runs processes of this machine (cluster=local): what a real queue adds is
-not in it. Then the cells of a grid are made, and looked at.
+not in it. Then the cells of a grid are made, and looked at. With --only, the other section stays as the file has it.
 """
 
 from __future__ import annotations
@@ -38,15 +39,17 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--executors", nargs="+", default=["local", "ray", "slurm"])
     parser.add_argument("--jobs", type=int, default=10)
     parser.add_argument("--cells", type=int, default=100)
+    parser.add_argument("--only", nargs="+", choices=("executors", "looking"), default=("executors", "looking"))
     asked = parser.parse_args(words)
+    result: dict[str, Any] = json.loads(asked.out.read_text()) if asked.out.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        result = {
-            "executors": _executors(asked.executors, asked.jobs, Path(folder)),
-            "looking": _looking(asked.cells, Path(folder)),
-            "environment": describe_environment(),
-        }
+        if "executors" in asked.only:
+            result["executors"] = _executors(asked.executors, asked.jobs, Path(folder))
+        if "looking" in asked.only:
+            result["looking"] = _looking(asked.cells, Path(folder))
+    result["environment"] = describe_environment()
     asked.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result["executors"], indent=2), json.dumps(result["looking"]))
+    print(json.dumps(result, indent=2))
 
 
 def _executors(names: Sequence[str], jobs: int, folder: Path) -> dict[str, Any]:

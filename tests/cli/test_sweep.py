@@ -139,19 +139,17 @@ def test_a_kill_costs_no_work_that_was_finished(
 
 
 def test_workers_end_with_a_driver_that_is_killed(processes: Processes, tmp_path: Path) -> None:
+    """The second cell would take hours."""
     out = tmp_path / "out"
-    ended = processes.run(
-        ["sweep", "pair.yaml", *OWN, "-o", "out"], tmp_path, signals=[Sent(signal.SIGKILL, text="1/2 ")]
-    )
+    (tmp_path / "long.yaml").write_text("recipe: base.yaml\naxes: {stages.1.latency_rounds: [2, 100000000]}\n")
+    words = ["sweep", "long.yaml", *OWN, "-o", "out", "--jobs", "2"]
+    ended = processes.run(words, tmp_path, signals=[Sent(signal.SIGKILL, text="1/2 ")])
     assert ended.code == -signal.SIGKILL
     patience = time.monotonic() + 20
     while _processes_in(out) and time.monotonic() < patience:
         time.sleep(0.05)
     assert not _processes_in(out)
-    assert processes.run(["sweep", "pair.yaml", *OWN, "-o", "out"], tmp_path).code == 0
-    counts = stages_run(out)
-    assert counts["shared 1"] == 1 and finished(out) == 2
-    assert 2 <= counts["cells 2"] <= 3  # the one that was under way may have been before its first stage, or in it
+    assert finished(out) == 1 and stages_run(out)["shared 1"] == 1
 
 
 def _processes_in(out: Path) -> list[str]:

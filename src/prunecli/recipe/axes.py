@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, get_origin
 
 from prunecli.checkpoint import WEIGHT_SUFFIXES
@@ -12,7 +15,7 @@ from prunecli.errors import MethodError, RecipeError, nearest
 from prunecli.methods.registry import get_method
 from prunecli.own_code import PREFIX
 from prunecli.recipe.fields import fields_of
-from prunecli.recipe.loader import KeyPath, load_yaml
+from prunecli.recipe.loader import Document, KeyPath, load_yaml
 from prunecli.recipe.resolve import Override, Plan, outside, resolve
 from prunecli.recipe.schema import STAGES, DataSection, ModelSection, PruneStage, Recipe
 from prunecli.recipe.sweep_file import Axis, Sweep
@@ -91,10 +94,20 @@ def plan_of(
     given = [*_fixed(sweep), *overrides]
     for setting, value in zip(settings, values, strict=True):
         given += _assigned(setting, value)
-    document = load_yaml(sweep.recipe)
-    plan = resolve(document, given, confined=False)
+    plan = resolve(_document(sweep.recipe), given, confined=False)
     _confine(plan, sweep)
     return plan
+
+
+def _document(recipe: Path) -> Document:
+    """The recipe, read once for all cells; resolving changes what it is given."""
+    status = recipe.stat()
+    return copy.deepcopy(_read(recipe, status.st_size, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=4)
+def _read(recipe: Path, size: int, changed: int) -> Document:
+    return load_yaml(recipe)
 
 
 def _fixed(sweep: Sweep) -> list[Override]:

@@ -307,7 +307,7 @@ class _Checker:
             for key in raw:
                 self._known(cls, key, (*path, key))
         try:
-            return TypeAdapter(cls).validate_python(raw)
+            return _adapter(cls).validate_python(raw)
         except ValidationError as error:
             first = error.errors()[0]
             here = (*path, *first["loc"])
@@ -342,6 +342,16 @@ class _Checker:
         while path and path not in self._origins:
             path = path[:-1]
         return self._origins.get(path, "recipe")
+
+
+_adapters: dict[type[Any], TypeAdapter[Any]] = {}
+
+
+def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
+    """What checks values, made once: a sweep resolves thousands of plans."""
+    if cls not in _adapters:
+        _adapters[cls] = TypeAdapter(cls)
+    return _adapters[cls]
 
 
 def _deeper(key: str) -> str:

@@ -184,8 +184,8 @@ def run_jobs(executor: Executor, jobs: Sequence[Job], look: Callable[[], object]
     Raises:
         ResourceError: A process has died again and again.
     """
-    waiting, deaths = list(jobs), dict.fromkeys((job.name for job in jobs), 0)
     running: dict[str, Job] = {}
+    waiting, deaths = list(jobs), dict.fromkeys((job.name for job in jobs), 0)
     while waiting or running:
         while waiting and len(running) < executor.slots:
             job = waiting.pop(0)

@@ -98,8 +98,9 @@ class CellMaker:
         plan = plan_of(self._sweep, self._settings, values, self._overrides)
         named = dict(zip(self.names, values, strict=True))
         check_plan(plan)
-        written = resolve(parse_yaml(plan_text(plan), "plan"), confined=False).recipe
-        if written != plan.recipe:
+        # A null that takes the place of a default is all that a plan does not say as a recipe.
+        doubtful = None in values or not self._known
+        if doubtful and resolve(parse_yaml(plan_text(plan), "plan"), confined=False).recipe != plan.recipe:
             empty = next(
                 (setting.axis for setting, value in zip(self._settings, values, strict=True) if value is None), None
             )
