@@ -152,7 +152,8 @@ def test_numbers_that_start_nothing(prune: Prune, recipe: Path) -> None:
 @pytest.mark.slow
 def test_processes_are_started_again_from_the_newest_state(prune: Prune, recipe: Path) -> None:
     """Which kills itself at its third step each time."""
-    env = {FAULT_VARIABLE: "fit:step@5"}
+    recipe.write_text("save_every: 0\n" + recipe.read_text())
+    env = {FAULT_VARIABLE: "fit:step@3"}
     out = recipe.parent / "out"
     killed = prune("run", recipe, "--out", out, "--nproc", 2, env=env)
     assert killed.code == 1 and "was killed by SIGKILL" in killed.err

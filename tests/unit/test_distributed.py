@@ -327,12 +327,20 @@ def work(folder: Path) -> None:
         found["text"] = _texts_with_keeper(folder / f"text-{size}", None)
         _texts_with_keeper(folder / f"text-stopped-{size}", 5)
         found["text resumed"] = _texts_with_keeper(folder / f"text-stopped-{size}", None)
+        found["even"] = _trained(_plain(dropout=0.5), _batches(4, _images(24)), _labels("classification"))
         found["random"] = torch.rand(3)  # afterwards all processes draw the same again
         found["too many unreadable"] = _message(
             lambda: _trained(_plain(), _batches(5, _Damaged(*vars(_images()).values()), 1), _labels("classification"))
         )
         found["not a number"] = _message(lambda: _trained(_dense(), _Masks(broken=3), _labels("segmentation", 3)))
         torch.save(found, folder / f"{size}-{ranks.rank()}.pt")
+
+
+def three(folder: Path) -> None:
+    """Where the third process has no share of a batch of 5, and computes what the first one does."""
+    with _meeting():
+        found = {"trained": TRAININGS["uneven shares"](), "normalised": _normalised()}
+        torch.save(found, folder / f"three-{ranks.rank()}.pt")
 
 
 def resume(folder: Path) -> None:
@@ -372,6 +380,9 @@ def found(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> dic
         assert ended.codes == [0] * size, ended.err
         for rank, result in enumerate(results[size]):
             result["resumed"] = torch.load(folder / f"resumed-{size}-{rank}.pt", weights_only=False)
+    ended = run_together(processes, folder, size=3, call="tests.unit.test_distributed:three")
+    assert ended.codes == [0, 0, 0], ended.err
+    results[3] = [torch.load(folder / f"three-{rank}.pt", weights_only=False) for rank in range(3)]
     shutil.rmtree(folder)
     return results
 
@@ -396,6 +407,15 @@ def test_gradients_and_weights_are_those_of_one_process(found: Found, name: str)
         _near(one["weights"], alone["weights"], 1e-5)
         assert one["losses"] == pytest.approx(alone["losses"], rel=1e-5)
     assert all(torch.equal(both[0]["weights"][key], both[1]["weights"][key]) for key in both[0]["weights"])
+
+
+def test_what_stands_in_for_a_share_counts_as_nothing(found: Found) -> None:
+    (alone,) = found[1]
+    for one in found[3]:
+        _near(one["trained"]["weights"], alone["train uneven shares"]["weights"], 1e-5)
+        assert one["trained"]["losses"] == pytest.approx(alone["train uneven shares"]["losses"], rel=1e-5)
+        mean, expected = (each["weights"]["0.running_mean"] for each in (one["normalised"], alone["normalised"]))
+        torch.testing.assert_close(mean, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_parameter_without_any_gradient_stays(found: Found) -> None:
@@ -434,7 +454,7 @@ def test_the_same_number_resumes_bit_by_bit(found: Found) -> None:
 
 
 def test_processes_drop_different_units_and_then_draw_the_same_again(found: Found) -> None:
-    first, second = (one["dropout"] for one in found[2])
+    first, second = (one["even"] for one in found[2])  # all shares have two samples, so equally many are drawn
     assert torch.equal(found[2][0]["random"], found[2][1]["random"])
     assert not torch.equal(first["random"], second["random"])
     assert torch.equal(first["weights"]["6.weight"], second["weights"]["6.weight"])
