@@ -156,14 +156,28 @@ def _check_reachable(address: str) -> None:
         raise RecipeError(
             f"--address {address}: cannot be reached ({cause}); check it, and that `ray start --head` runs there"
         ) from error
-    if not address.startswith("ray://") and not _is_ray(address):
-        raise RecipeError(f"--address {address}: something listens there, but it is no Ray cluster; give its HOST:PORT")
+    if not address.startswith("ray://"):
+        _check_ray(address)
 
 
-def _is_ray(address: str) -> bool:
-    """Whether a Ray cluster answers; asked in another process, since Ray ends the one in which it waits in vain."""
+def _check_ray(address: str) -> None:
+    """Checks that a Ray cluster answers; asked in another process, since Ray ends the one in which it waits in vain.
+
+    Raises:
+        RecipeError: None does, or it wants a token.
+    """
     words = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
-        return subprocess.run(words, capture_output=True, timeout=_ANSWERED, check=False).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_ANSWERED, check=False)
+    except subprocess.TimeoutExpired as error:
+        said = str(error.stderr or "") + str(error.stdout or "")
+    else:
+        if done.returncode == 0:
+            return
+        said = done.stderr + done.stdout
+    if "AuthToken" in said or "Authentication" in said:
+        raise RecipeError(
+            f"--address {address}: the Ray cluster there wants a token; set RAY_AUTH_MODE=token and give it "
+            "(RAY_AUTH_TOKEN, or the head's ~/.ray/auth_token), or start the cluster with RAY_AUTH_MODE=disabled"
+        )
+    raise RecipeError(f"--address {address}: something listens there, but it is no Ray cluster; give its HOST:PORT")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Mapping
@@ -41,6 +42,8 @@ class SlurmExecutor:
             import submitit
         except ImportError as error:
             raise RecipeError("--executor slurm needs submitit: pip install 'prunecli[slurm]'") from error
+        # Without an accounting database it would say with every look at the queue that it goes by the files of jobs.
+        logging.getLogger("submitit").setLevel(logging.ERROR)
         options = dict(resources.options)
         cluster = options.pop("cluster", "slurm")
         if cluster not in _CLUSTERS:
