@@ -12,7 +12,7 @@ from types import FrameType
 
 from typer.exceptions import TyperException
 
-from prunecli.cli.joining import place, verdict
+from prunecli.cli.joining import place, refuse_launcher, verdict
 from prunecli.cli.lazy import built, error_text
 from prunecli.cli.output import Output, current_output, use_output
 from prunecli.cli.verbs import root
@@ -39,6 +39,9 @@ def run(argv: Sequence[str]) -> int:
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
                 signal.signal(number, _stop)
     try:
+        verb = next((word for word in argv if not word.startswith("-")), "run")
+        if verb != "run":
+            refuse_launcher(verb)
         code = built(root()).main(args=list(argv), prog_name="prune", standalone_mode=False)
         sys.stdout.flush()
         if code == _INTERRUPTED:  # Typer has turned Ctrl-C into an exit

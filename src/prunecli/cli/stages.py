@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from prunecli.cli.declared import Argument
-from prunecli.cli.joining import refuse_launcher
 from prunecli.cli.options import OptionSpec, option, options_of, plan_for_stage, shared_options
 from prunecli.cli.output import Output
 from prunecli.errors import ModelError, RecipeError
@@ -51,7 +50,6 @@ def prepare(
 
 def opened(output: Output, plan: Plan, values: Mapping[str, Any]) -> Workspace | None:
     """Opens a workspace for a plan; None when it was a dry run."""
-    refuse_launcher(plan.recipe.stages[0].stage if plan.recipe.stages else "")
     resume, force = resume_or_force(values)
     save = recipe_saver(output, plan, values)
     if values.get("dry_run"):

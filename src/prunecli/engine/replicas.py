@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.hooks import RemovableHandle
 
 from prunecli import ranks
@@ -181,7 +182,8 @@ class Statistics:
         if self._names is None:
             # By their values: batch normalisation does not count up the version of what it changes.
             before, self._before = self._before, {}
-            own = {name for name, buffer in buffers.items() if not _equal(before.get(name), buffer)}
+            own = {name for name, buffer in buffers.items() if name in before and _changed(before[name], buffer)}
+            own |= _measured(self._network)  # also by layers that were left out so far
             self._names = sorted(set().union(*ranks.gathered(own)))
         chosen = [buffers[name] for name in self._names if buffers[name].is_floating_point()]
         samples, self._samples = self._samples, 0
@@ -193,8 +195,20 @@ class Statistics:
             buffer.copy_(total / count.clamp(min=1))
 
 
-def _equal(before: Tensor | None, buffer: Tensor) -> bool:
-    return before is not None and before.shape == buffer.shape and torch.equal(before, buffer)
+def _changed(before: Tensor, buffer: Tensor) -> bool:
+    """Whether a buffer holds something else than before; one with another shape is about single samples."""
+    return before.shape == buffer.shape and not torch.equal(before, buffer)
+
+
+def _measured(network: nn.Module) -> set[str]:
+    """Names of the running statistics that training changes."""
+    return {
+        f"{name}.{own}".lstrip(".")
+        for name, module in network.named_modules()
+        if isinstance(module, _NormBase) and module.training and module.track_running_stats
+        for own, buffer in module.named_buffers(recurse=False)
+        if buffer.is_floating_point()
+    }
 
 
 class Replicas:

@@ -15,6 +15,7 @@ from prunecli.measure.free_memory import free_memory_bytes
 from prunecli.methods.params import StructuralParams
 from prunecli.models.offloading import put_on_disk
 from prunecli.pipeline.state import RunState
+from prunecli.ranks import together
 from prunecli.recipe.schema import PruneStage
 from prunecli.stored import Scratch
 
@@ -38,6 +39,8 @@ def on_the_disk(space: RunState, stage: PruneStage, out: Path) -> Iterator[None]
         yield
         return
     _check(stage)
+    if together():
+        raise RecipeError("offload: disk works in one process; run the recipe without --nproc")
     if space.device.type != "cpu":
         space.sink.note("--offload disk computes on the CPU")
     device, space.device = space.device, torch.device("cpu")

@@ -135,5 +135,10 @@ class _LaterEpochs:
     def position(self) -> int:
         return self._batches.position
 
+    @property
+    def counts(self) -> bool:
+        """Whether the last batch is this process's own, and not one that stands in."""
+        return bool(getattr(self._batches, "counts", True))
+
     def epoch(self, number: int, first: int = 0) -> Iterator[Any]:
         return self._batches.epoch(self._before + number, first)

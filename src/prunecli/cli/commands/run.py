@@ -64,10 +64,16 @@ def run(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None:
         from prunecli.pipeline.run import check_plan
 
         check_plan(plan)
-        _folder(recipe, values["out"], force, resume)
-        launch(sys.argv[1:], processes, values["max_restarts"] or 0)
+        problem = too_many(processes, plan.recipe.device)
+        if problem is not None:
+            raise RecipeError(f"--nproc: {problem}")
+        folder = _folder(recipe, values["out"], force, resume)
+        words = sys.argv[1:] if values["out"] is not None else [*sys.argv[1:], "--out", str(folder)]
+        launch(words, processes, values["max_restarts"] or 0, _restart(words, folder))
         return
-    if here is not None and here.restarts:
+    if here is not None and here.restarts:  # by torchrun itself
+        if values["out"] is None:
+            raise RecipeError("a restart cannot know which folder this run has; name it with --out")
         resume, force = True, False
     with joined(processes, plan.recipe.device, lambda: _text(plan), plan.recipe.threads) as here:
         warning = too_many(here.local_size, plan.recipe.device) if here is not None else None
@@ -116,6 +122,19 @@ def _run(
     output.table(Table(("stage", "wrote"), [(record.stage, str(record.path)) for record in outcome.stages]))
     after_run(output, outcome)
     return outcome.failure
+
+
+def _restart(words: list[str], folder: Path) -> Callable[[], list[str]]:
+    """What to start processes with that were killed: to continue what they began, if they began anything."""
+    from prunecli.pipeline.run_folder import RUN_NAME
+
+    def written() -> int | None:
+        path = folder / RUN_NAME
+        return path.stat().st_mtime_ns if path.is_file() else None
+
+    before = written()
+    bare = [word for word in words if word not in ("--force", "--resume")]
+    return lambda: words if written() == before else [*bare, "--resume"]
 
 
 def _text(plan: Plan) -> str:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from prunecli.ranks import from_first
 from prunecli.surgery.axes import leaves
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.tracing.labels import Followed
@@ -55,7 +56,7 @@ def workable(
         problem = trial.first_problem(groups, half_of(groups)) if groups else None
         if problem is None:
             return current, description
-        late = time.monotonic() > deadline
+        late = from_first(time.monotonic() > deadline)  # all processes freeze the same
         current = frozen_too(current, _guilty(trial, description, problem, late=late))
 
 
