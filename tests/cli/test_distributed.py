@@ -144,6 +144,11 @@ def test_a_launcher_that_says_nonsense(value: str, monkeypatch: pytest.MonkeyPat
     assert place() is None  # alone
 
 
+def test_more_processes_than_cores_are_refused(prune: Prune, recipe: Path) -> None:
+    failed = prune("run", recipe, "--nproc", "999")
+    assert failed.code == 2 and "999 processes share" in failed.err and not Path("runs").exists()
+
+
 def test_numbers_that_start_nothing(prune: Prune, recipe: Path) -> None:
     failed = prune("run", recipe, "--nproc", "0")
     assert failed.code == 2 and "give at least 1 process" in failed.err and not Path("runs").exists()

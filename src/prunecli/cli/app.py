@@ -12,7 +12,7 @@ from types import FrameType
 
 from typer.exceptions import TyperException
 
-from prunecli.cli.joining import place, refuse_launcher, verdict
+from prunecli.cli.joining import known_place, refuse_launcher, verdict
 from prunecli.cli.lazy import built, error_text
 from prunecli.cli.output import Output, current_output, use_output
 from prunecli.cli.verbs import root
@@ -74,7 +74,7 @@ def _fail(error: BaseException, message: str, code: int) -> int:
     output = current_output()
     if output.debug:
         traceback.print_exception(error)
-    if place() is not None:
+    if known_place() is not None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which a launcher sends, because another process has failed
     ruling = verdict(error, message, code)
     if ruling.message is None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -66,12 +68,17 @@ def place() -> Place | None:
     return Place(rank, size, *local, restarts) if size > 1 else None
 
 
+def known_place() -> Place | None:
+    """The same; None too where a launcher says something that is no number, which only `prune run` has to know."""
+    with suppress(RecipeError):
+        return place()
+    return None
+
+
 def is_silent() -> bool:
     """Whether another process talks to the user."""
-    with suppress(RecipeError):  # which the command will raise
-        here = place()
-        return here is not None and here.rank > 0
-    return False
+    here = known_place()
+    return here is not None and here.rank > 0
 
 
 def refuse_launcher(verb: str) -> None:
@@ -80,7 +87,7 @@ def refuse_launcher(verb: str) -> None:
     Raises:
         RecipeError: A launcher has started several.
     """
-    here = place()
+    here = known_place()
     if here is not None:
         raise RecipeError(
             f"prune {verb} works in one process, and a launcher has started {here.size} (WORLD_SIZE); use prune run, "
@@ -160,6 +167,7 @@ def joined(asked: int | None, device: str, plan: Callable[[], str], threads: int
     from prunecli import ranks
 
     backend = _backend(device, here)
+    _end_with_launcher()
     if threads is None and os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun sets it to 1
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // here.local_size))
     try:
@@ -203,6 +211,19 @@ def _met(store: Any, here: Place) -> str:
                 return str(name)
         time.sleep(0.02)
     raise RuntimeError(f"waited {_TIMEOUT} for each other")
+
+
+def _end_with_launcher() -> None:
+    """Asks this process to end, as SIGTERM does, once its launcher is gone: killed, it cannot end them itself."""
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if os.environ.get("TORCHELASTIC_RUN_ID"):
+        threading.Thread(target=watch, name="launcher", daemon=True).start()
 
 
 def versions() -> dict[str, str]:
@@ -270,7 +291,7 @@ def verdict(error: BaseException, message: str, code: int) -> Verdict:
     """
     if isinstance(error, FailedElsewhere):
         return Verdict(None, code)
-    here = place()
+    here = known_place()
     if here is None:
         return Verdict(message, code)
     if not _notes:  # nobody has met yet, so all of them say the same

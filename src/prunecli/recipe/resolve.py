@@ -330,6 +330,8 @@ class _Checker:
             names.append("extends")
         if key in names:
             return
+        if raw_owner is Recipe and len(path) < 2 and key in ("recipe", "axes"):
+            raise RecipeError(f"{self._where((*path, '<key>'))}: this is a sweep (it has {key!r}); use prune sweep")
         deeper = _deeper(key) if raw_owner is Recipe else ""
         close = [deeper] if deeper else nearest(key, names, count=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(names)}"

@@ -212,6 +212,9 @@ def _found(path: Path) -> Path:
 def _only(document: Document, path: KeyPath, mapping: Mapping[str, Any], keys: list[str]) -> None:
     for key in mapping:
         if key not in keys:
+            if not path and key in ("model", "data", "stages"):
+                where = document.positions[(key, "<key>")]
+                raise RecipeError(f"{where}: this is a recipe (it has {key!r}); use prune run, or name it in a sweep")
             close = nearest(key, keys, count=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(keys)}"
             raise RecipeError(f"{document.positions[(*path, key, '<key>')]}: unknown key {key!r}; {hint}")

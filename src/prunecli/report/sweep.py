@@ -93,7 +93,7 @@ def read_rows(folder: Path) -> list[SweepRow]:
         try:
             row = SweepRow.model_validate_json(line)
         except ValidationError as error:
-            raise RecipeError(f"{path}:{index + 1}: is damaged; run the sweep again, which writes it anew") from error
+            raise RecipeError(f"{path}:{index + 1}: is damaged; run the sweep again, which writes it again") from error
         rows[row.cell] = row
     return list(rows.values())
 
@@ -115,7 +115,10 @@ def paths_of(folder: Path, rows: Sequence[SweepRow]) -> list[tuple[str, Path]]:
     """
     finished = [row for row in rows if row.status == "finished" and row.report is not None]
     if not finished:
-        raise RecipeError(f"{folder}: no cell of this sweep is finished yet; run it again, or wait")
+        raise RecipeError(
+            f"{folder / RESULTS_NAME}: names no finished cell of this sweep; wait, or run the sweep again, which "
+            "takes in every cell whose own files are complete"
+        )
     own = [(row.label, folder / CELLS / row.cell / str(row.report)) for row in finished]
     return [*_dense_networks(folder, finished), *own]
 

@@ -20,7 +20,7 @@ from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.resolve import Plan
 from prunecli.recipe.schema import EvalStage, FinetuneStage, PruneStage
 from prunecli.recipe.writing import written_recipe
-from prunecli.report.auto import COST_NAMES, AutoReport, Claim, Objective, Trial
+from prunecli.report.auto import COST_NAMES, AutoReport, Claim, Objective, Trial, read_auto
 from prunecli.report.contest import Figure
 from prunecli.report.numbers import fixed
 from prunecli.report.schema import DataInfo
@@ -31,7 +31,7 @@ from prunecli.studies.auto_finalists import seconds_of_finetuning, stages_of
 from prunecli.studies.auto_search import Attempt, Search
 from prunecli.studies.auto_workshop import Shop, Stages
 from prunecli.studies.entrants import shared_params
-from prunecli.studies.finished import settings_of
+from prunecli.studies.finished import refuse_other, settings_of
 
 _FEWEST_TRIALS = 2
 
@@ -268,6 +268,23 @@ def _fate(attempt: Attempt, settings: AutoSettings, best: Attempt | None) -> str
     if attempt.cost(settings.objective) >= best.cost(settings.objective):
         return f"larger than network {best.number}"
     return "lost too much before finetuning"
+
+
+def check_finished(report: Path, settings: AutoSettings) -> None:
+    """Checks that a search that may be finished is the one that is asked for; of another budget it may be.
+
+    Args:
+        report: Its report, if it is there.
+        settings: What is asked for.
+
+    Raises:
+        RecipeError: It is another one, or no report.
+    """
+    if not report.is_file():
+        return
+    asked = {name: as_json(value) for name, value in dataclasses.asdict(settings).items() if name != "budget"}
+    stored = read_auto(report).settings
+    refuse_other(report, {name: stored.get(name) for name in asked}, asked)
 
 
 def _why(settings: AutoSettings, bench: Bench, search: Search, best: Attempt | None) -> str:

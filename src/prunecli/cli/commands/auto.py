@@ -87,7 +87,7 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
         return
     from prunecli.pipeline.workspace import Workspace
     from prunecli.report.auto_tables import auto_tables
-    from prunecli.studies.auto import run_auto
+    from prunecli.studies.auto import check_finished, run_auto
     from prunecli.studies.entrants import as_written
 
     command, again = reproducible_command(sys.argv[1:]), resume_command(sys.argv[1:])
@@ -95,6 +95,8 @@ def run(output: Output, model: ModelArgument, values: dict[str, Any]) -> None:
     out = checkpoint_path(space, values, "auto")
     for path in (out, out.with_suffix(".yaml"), out.with_suffix(".json")):
         check_writable(path, force or resume)
+    if resume and out.exists():
+        check_finished(out.with_suffix(".json"), settings)
     if nothing_left(output, space, out):
         return
     report = run_auto(space, settings, plan, as_written(plan), out)
