@@ -40,6 +40,7 @@ PARSED_ONLY = {
     "docs/predict.md": "networks and images of the reader's; tests/cli/test_predict.py runs such",
     "docs/reports.md": "reports and networks of the reader's; tests/cli/test_report.py runs such",
     "docs/sca.md": "hundreds of epochs on CIFAR-10; tutorials/training.md runs it",
+    "docs/scaling.md": "network namespaces, which take root, Ray and SLURM",
     "docs/sparse.md": "networks of the reader's; tutorials/weights.md runs it",
     "docs/start.md": "installs the package, which has happened",
     "docs/text.md": "texts and folders of the reader's; tests/cli/test_text.py runs small ones",
