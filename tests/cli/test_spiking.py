@@ -37,7 +37,7 @@ def test_spike_needs_a_ratio_and_a_file_and_nothing_else(prune: Prune, foreign: 
 
 def test_the_whole_flow(prune: Prune) -> None:
     few = ("--data", FEW_DIGITS)
-    how = ("--epochs", "1", "--lr", "0.005", "--batch-size", "16", "--set", "stages.0.optimizer=adamw")
+    how = ("--epochs", "4", "--lr", "0.005", "--batch-size", "16", "--set", "stages.0.optimizer=adamw")
     done = prune("train", "spiking:spikformer-1-32", *SMALL, *few, *how, "-o", "base.safetensors")
     assert done.code == 0, done.err
     done = prune("spike", "base.safetensors", "--ratio", "0.4", "--criterion", "rate", "--heads", *few, "-o",
