@@ -117,7 +117,7 @@ def freed_at_once() -> Iterator[None]:
     where weights are read and widened one after the other, that came to more than the network. Afterwards it keeps
     them again, since training would be slower.
     """
-    _of_malloc("mallopt", _MMAP_THRESHOLD, 1 << 20)
+    _of_malloc("mallopt", _MMAP_THRESHOLD, 1 << 17)
     try:
         yield
     finally:
