@@ -5,6 +5,7 @@ As in `prunecli.ranks`, every process has to call these functions, in the same o
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
@@ -169,7 +170,8 @@ def _portable(error: Exception) -> Exception:
     if isinstance(error, Interrupted):
         raise error
     try:
-        pickle.loads(pickle.dumps(error))
+        pickle.dumps(error)
+        copy.copy(error)  # made again from its arguments, as where it arrives
     except Exception:
         raise error from None
     return error
