@@ -85,8 +85,9 @@ def all_reduce(world: int, port: int) -> dict[str, Any]:
 
 def stages(world: int, recipe: Path, folder: Path) -> dict[str, float]:
     """Seconds of each stage of a run on that many processes, as its lines on stderr say."""
-    command = [sys.executable, "-m", "prunecli", "run", str(recipe), "--out", str(folder)]
-    command += ["--nproc", str(world)] if world > 1 else []
+    # torchrun also starts more processes than there are cores, which --nproc refuses.
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] if world > 1 else []
+    command = [sys.executable, *torchrun, "-m", "prunecli", "run", str(recipe), "--out", str(folder)]
     starts: list[tuple[str, float]] = []
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         assert process.stderr is not None
