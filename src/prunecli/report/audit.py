@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 
 from prunecli.errors import RecipeError
 from prunecli.report.schema import DataInfo, ModelInfo
+from prunecli.report.written import Strict, Study
 
 AUDIT_SCHEMA: Literal["prunecli.audit/1"] = "prunecli.audit/1"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Correlation(_Strict):
+class Correlation(Strict):
     """Spearman's rank correlation, its 95 % bootstrap interval, and p for values that have nothing to do with it.
 
     `p` is doubled where two forms of the scores were tried, and `p_holm` adjusted for the number of methods. There is
@@ -31,7 +27,7 @@ class Correlation(_Strict):
     p_holm: float | None = None
 
 
-class UnitAblation(_Strict):
+class UnitAblation(Strict):
     """One unit that was removed alone.
 
     Attributes:
@@ -49,7 +45,7 @@ class UnitAblation(_Strict):
     scores: dict[str, float | None]
 
 
-class Audited(_Strict):
+class Audited(Strict):
     """One method.
 
     Attributes:
@@ -86,7 +82,7 @@ class Audited(_Strict):
     left_out: dict[str, str]
 
 
-class Difference(_Strict):
+class Difference(Strict):
     """The method with the highest correlation and another one, over the units that both rank.
 
     The interval is that of the bootstrap; p is adjusted by Holm's procedure. There is none for random: what it gives on
@@ -100,7 +96,7 @@ class Difference(_Strict):
     p_holm: float | None
 
 
-class Fusion(_Strict):
+class Fusion(Strict):
     """Ranks of several methods in one, judged on ablations that it was not fitted on.
 
     Attributes:
@@ -132,7 +128,7 @@ class Fusion(_Strict):
     reason: str
 
 
-class Audit(_Strict):
+class Audit(Study):
     """Everything that was measured, and how to measure it again. Wall times are kept elsewhere: they never repeat.
 
     Attributes:
@@ -165,14 +161,6 @@ class Audit(_Strict):
     environment: dict[str, str | int] = Field(default_factory=dict)
     seed: int = 0
     command: str = ""
-
-    def document(self) -> dict[str, Any]:
-        """The report as plain data."""
-        return self.model_dump(mode="json", by_alias=True)
-
-    def to_json(self) -> str:
-        """The report as indented JSON."""
-        return json.dumps(self.document(), indent=2) + "\n"
 
 
 def read_audit(path: Path) -> Audit:

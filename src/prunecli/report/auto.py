@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 
 from prunecli.errors import RecipeError
 from prunecli.report.contest import Figure
 from prunecli.report.schema import DataInfo, ModelInfo
+from prunecli.report.written import Strict, Study
 
 AUTO_SCHEMA: Literal["prunecli.auto/1"] = "prunecli.auto/1"
 Objective = Literal["macs", "latency", "params"]
 COST_NAMES: dict[Objective, str] = {"macs": "MACs", "latency": "latency", "params": "parameters"}
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Trial(_Strict):
+class Trial(Strict):
     """One network that was pruned.
 
     Attributes:
@@ -66,7 +62,7 @@ class Trial(_Strict):
         return share
 
 
-class Claim(_Strict):
+class Claim(Strict):
     """How the smaller network does on one split, beside the dense one on the same samples.
 
     Attributes:
@@ -89,7 +85,7 @@ class Claim(_Strict):
     interval: tuple[float, float] | None = None
 
 
-class AutoReport(_Strict):
+class AutoReport(Study):
     """Everything that was tried, and the result.
 
     Attributes:
@@ -132,14 +128,6 @@ class AutoReport(_Strict):
     environment: dict[str, str | int] = Field(default_factory=dict)
     seed: int = 0
     command: str = ""
-
-    def document(self) -> dict[str, Any]:
-        """The report as plain data."""
-        return self.model_dump(mode="json", by_alias=True)
-
-    def to_json(self) -> str:
-        """The report as indented JSON."""
-        return json.dumps(self.document(), indent=2) + "\n"
 
     def trial(self, number: int | None) -> Trial | None:
         """The trial of a number."""

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 
 from prunecli.errors import RecipeError
 from prunecli.report.schema import DataInfo, ModelInfo
+from prunecli.report.written import Strict, Study
 
 CONTEST_SCHEMA: Literal["prunecli.contest/1"] = "prunecli.contest/1"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Figure(_Strict):
+class Figure(Strict):
     """What the score of the task is called in reports and in tables, how it is written, and which way it is better."""
 
     name: str
@@ -32,14 +28,14 @@ class Figure(_Strict):
         return f"{spread.mean:.{self.digits}f} ± {spread.deviation:.{self.digits}f}{self.unit}"
 
 
-class Spread(_Strict):
+class Spread(Strict):
     """Mean over seeds, and the deviation between them (n - 1 in the denominator)."""
 
     mean: float
     deviation: float
 
 
-class Cell(_Strict):
+class Cell(Strict):
     """One method at one seed: what is left of the network, and its figures before and after training."""
 
     seed: int
@@ -51,7 +47,7 @@ class Cell(_Strict):
     figures_after: dict[str, float | None] | None
 
 
-class Contender(_Strict):
+class Contender(Strict):
     """One method: its own parameters, every seed, and the spread over seeds.
 
     `kept_alike_between_seeds` is the mean Jaccard similarity of what it keeps at two seeds; absent for several
@@ -69,7 +65,7 @@ class Contender(_Strict):
     cells: tuple[Cell, ...]
 
 
-class PairTest(_Strict):
+class PairTest(Strict):
     """Two methods at the same seeds: the difference first - second, and Student's paired test.
 
     `p` is absent where the difference is the same at every seed; `p_holm` is adjusted for all pairs.
@@ -82,7 +78,7 @@ class PairTest(_Strict):
     p_holm: float | None
 
 
-class Dense(_Strict):
+class Dense(Strict):
     """The network before anything was removed."""
 
     params: int
@@ -91,7 +87,7 @@ class Dense(_Strict):
     figures: dict[str, float | None]
 
 
-class Contest(_Strict):
+class Contest(Study):
     """Everything that was measured, and how to measure it again.
 
     Attributes:
@@ -120,14 +116,6 @@ class Contest(_Strict):
     environment: dict[str, str | int] = Field(default_factory=dict)
     seed: int = 0
     command: str = ""
-
-    def document(self) -> dict[str, Any]:
-        """The report as plain data."""
-        return self.model_dump(mode="json", by_alias=True)
-
-    def to_json(self) -> str:
-        """The report as indented JSON."""
-        return json.dumps(self.document(), indent=2) + "\n"
 
 
 def read_contest(path: Path) -> Contest:
