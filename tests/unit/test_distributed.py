@@ -368,7 +368,7 @@ def _message(action: Callable[[], object]) -> str:
 
 @pytest.fixture(scope="module")
 def found(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
-    """What one process found, and what each of two did."""
+    """What one process found, and what each of two did; they write files for this test alone, so all may be in them."""
     folder = tmp_path_factory.mktemp("together")
     results = {}
     for size in (1, 2):

@@ -113,7 +113,7 @@ def compared_methods(folder: Path) -> MethodsCompared:
     try:
         axes: dict[str, str] = json.loads((folder / SWEEP_NAME).read_text(encoding="utf-8"))["axes"]
     except (OSError, ValueError, KeyError) as error:
-        raise RecipeError(f"{folder / SWEEP_NAME}: is damaged; run the sweep again, which writes it anew") from error
+        raise RecipeError(f"{folder / SWEEP_NAME}: is damaged; run the sweep again, which writes it again") from error
     method = next((name for name, path in axes.items() if path.endswith(".method")), None)
     seed = next((name for name, path in axes.items() if path == "seed"), None)
     if method is None or seed is None:
