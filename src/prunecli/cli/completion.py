@@ -114,11 +114,16 @@ def complete(words: Sequence[str]) -> list[Candidate]:
         verb = next((i for i, word in enumerate(before) if not word.startswith("-")), None)
         if verb is None:
             verbs = [(name, entry.summary) for name, entry in named.verbs.items()]
-            return _matching([*verbs, ("--help", "Show help."), *_group_options(named)], current)
+            return _matching([*verbs, *_help(current), *_group_options(named)], current)
         if before[verb] not in named.verbs:
             return []
         named, before = named.verbs[before[verb]].load(), before[verb + 1 :]
     return _complete_command(named, before, current)
+
+
+def _help(current: str) -> list[Candidate]:
+    """--help, and -h too for whoever has begun to type an option."""
+    return [(name, "Show help.") for name in ("--help", *(("-h",) if current else ()))]
 
 
 def _group_options(group: Group) -> list[Candidate]:
@@ -144,7 +149,7 @@ def _complete_command(command: Command, before: Sequence[str], current: str) -> 
         return _values(pending, current)
     if current.startswith("-"):
         listed = [(spelling, _first_sentence(option.help)) for spelling, option in options.items()]
-        return _matching([*listed, ("--help", "Show help.")], current)
+        return _matching([*listed, *_help(current)], current)
     arguments = [parameter for parameter in parameters if not parameter.spellings]
     if not arguments or (positional >= len(arguments) and not arguments[-1].many):
         return []

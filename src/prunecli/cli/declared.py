@@ -28,13 +28,20 @@ class Option:
         metavar: What its value is called.
         show_default: Whether help says what the default is.
         share: Whether its value is a share, at most 1, which a percentage may be given for by mistake.
+        panel: Where help lists it, see `panels.py`; empty: where its name belongs.
     """
 
     def __init__(
-        self, *spellings: str, help: str, metavar: str | None = None, show_default: bool = True, share: bool = False
+        self,
+        *spellings: str,
+        help: str,
+        metavar: str | None = None,
+        show_default: bool = True,
+        share: bool = False,
+        panel: str = "",
     ) -> None:
         self.spellings, self.help, self.metavar, self.show_default = spellings, help, metavar, show_default
-        self.share = share
+        self.share, self.panel = share, panel
 
 
 class Parameter(NamedTuple):
@@ -66,7 +73,7 @@ class Command(NamedTuple):
         summary: First lines of its help.
         epilog: Last line of its help.
         aliases: Options under other names, which help does not show: the name here, and what follows (None, "value", or
-            "list": several words).
+            "list": several words, or "as is": a value that is passed on as it was written).
         optional: Options whose value may be left out, at the end or before another option, and what it is then.
     """
 

@@ -16,8 +16,14 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command as typer_get_command
 
 from prunecli.bounds import percentage_meant
-from prunecli.cli.declared import Argument, Command, Group, Verb
+from prunecli.cli.declared import Argument, Command, Group, Option, Verb
+from prunecli.cli.panels import in_panels, panel_of
 from prunecli.errors import RecipeError, unknown
+
+
+_WIDEST = 10_000
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": _WIDEST}
+"""Help is as wide as the terminal: without a bound of our own, 80 columns would be the most."""
 
 
 class _HelpWithoutPydantic:
@@ -36,10 +42,23 @@ class PruneCommand(_HelpWithoutPydantic, TyperCommand):
     Attributes:
         aliases: See `Command.aliases`.
         optional: See `Command.optional`.
+        panels: Where help lists its options, by name.
     """
 
     aliases: Mapping[str, tuple[str, str | None]] = {}
     optional: Mapping[str, str] = {}
+    panels: Mapping[str, str] = {}
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Lists arguments, then options by panel."""
+        records = {param.name: param.get_help_record(ctx) for param in self.get_params(ctx)}
+        arguments = [record for name, record in records.items() if name not in self.panels]
+        listed = {name: panel for name, panel in self.panels.items() if records[name] is not None}
+        panels = [(panel, [records[name] for name in names]) for panel, names in in_panels(listed)]
+        for heading, rows in [("Arguments", arguments), *panels]:
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Puts today's names in the place of aliases, and values where they were left out."""
@@ -66,14 +85,18 @@ def _renamed(args: list[str], aliases: Mapping[str, tuple[str, str | None]]) -> 
             continue
         name, follows = aliases[word]
         renamed.append(name)
-        if follows == "value" and (value or words):
-            renamed.append((value or words.pop(0)).lower())
+        if follows in ("value", "as is") and (value or words):
+            renamed.append(_as_written(value or words.pop(0), follows))
         elif follows == "list":
             entries = [value] if value else []
             while words and re.fullmatch(_NUMBERS, words[0]):
                 entries.append(words.pop(0))
             renamed.append(",".join(entries).translate(_BRACKETS).replace(",,", ","))
     return renamed
+
+
+def _as_written(value: str, follows: str) -> str:
+    return value if follows == "as is" else value.lower()
 
 
 _NUMBERS = r"[\[(]?[-+.\deE, ]*[])]?,?"
@@ -122,11 +145,26 @@ def built(declared: Command | Group) -> PruneCommand | LazyGroup:
 
 def _built_command(declared: Command) -> PruneCommand:
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command(declared.name, cls=PruneCommand, help=declared.summary, epilog=declared.epilog)(_typed(declared))
+    make = app.command(
+        declared.name, cls=PruneCommand, help=declared.summary, epilog=declared.epilog, context_settings=_CONTEXT
+    )
+    make(_typed(declared))
     command = typer_get_command(app)
     assert isinstance(command, PruneCommand)
-    command.aliases, command.optional = declared.aliases, declared.optional
+    command.aliases, command.optional = {**_EVERYWHERE, **declared.aliases}, declared.optional
+    command.panels = {**_panels(declared), "help": panel_of("help")}
     return command
+
+
+_EVERYWHERE: dict[str, tuple[str, str | None]] = {"--output": ("--out", "as is")}
+"""Names that other programs have for options of ours; a command that has no such option says so of ours."""
+
+
+def _panels(declared: Command) -> dict[str, str]:
+    """Where help lists each option."""
+    parameters = inspect.signature(declared.callback).parameters.values()
+    options = [(parameter.name, get_args(parameter.annotation)[1]) for parameter in parameters]
+    return {name: ours.panel or panel_of(name) for name, ours in options if isinstance(ours, Option)}
 
 
 def _typed(declared: Command) -> Callable[..., None]:
@@ -195,6 +233,7 @@ def _built_group(declared: Group) -> LazyGroup:
         help=declared.summary,
         invoke_without_command=True,
         name=declared.name,
+        context_settings=_CONTEXT,
     )
     app.callback()(_with_version(declared) if declared.version else _shows(declared))
     group = typer_get_command(app)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, ge
 from prunecli.bounds import percentage_meant
 from prunecli.cli.declared import Option
 from prunecli.cli.output import Output, use_output
+from prunecli.cli.panels import panel_of
 from prunecli.errors import RecipeError
 from prunecli.own_code import allow
 from prunecli.recipe.fields import FieldInfo, fields_of
@@ -62,7 +63,8 @@ def option(
     flag = "--" + name.replace("_", "-")
     spellings = flags or ((f"{flag}/--no-{flag[2:]}",) if kind is bool else (flag,))
     shown = doc if default is None or default in ("", (), {}) else f"{doc} [default: {_shown(default)}]"
-    annotation = Annotated[kind | None, Option(*spellings, help=shown, show_default=False, share=share)]
+    panel = panel_of(name, path)
+    annotation = Annotated[kind | None, Option(*spellings, help=shown, show_default=False, share=share, panel=panel)]
     parameter = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
     return OptionSpec(name, parameter, path)
 

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
     from prunecli.recipe.resolve import Plan
 
 OPTIONS = [
-    option(
-        "out", str, "Folder for everything the run writes; default: the next free runs/NAME.", "-o", "--out", "--output"
-    ),
+    option("out", str, "Folder for everything the run writes; default: the next free runs/NAME.", "-o", "--out"),
     option("force", bool, "Write into a folder that exists.", "--force"),
     SAVE_RECIPE,
     *RESUME_OPTIONS,
