@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, get_args, overload
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from prunecli.bounds import percentage_meant
 from prunecli.checkpoint.header import read_manifest
 from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.copying import copied
@@ -30,8 +31,10 @@ from prunecli.methods.request import PruneRequest, Recover, Transition
 from prunecli.methods.spec import MethodSpec
 from prunecli.models.loading import load_reference, restore
 from prunecli.models.recognition import recognise
+from prunecli.naming import give_data, option, python_names
+from prunecli.patterns import split_patterns
 from prunecli.pipeline.pruning import PartResult, PruneResult, prune_model, remove_parts
-from prunecli.recipe.fields import fields_of
+from prunecli.recipe.fields import fields_of, listed
 from prunecli.surgery.removal.compensate import Compensation
 from prunecli.surgery.tracing.traced import Trace
 
@@ -52,7 +55,7 @@ def prune(
     example_inputs: Inputs,
     data: Iterable[Any] | None = None,
     recalibrate: bool | None = False,
-    keep: Sequence[str] = (),
+    keep: str | Sequence[str] = (),
     seed: int = 0,
     loss: Loss = default_loss,
     **params: Any,
@@ -68,7 +71,7 @@ def prune(
     data: Iterable[Any] | None = None,
     compensate: Compensation = "none",
     recalibrate: bool | None = False,
-    keep: Sequence[str] = (),
+    keep: str | Sequence[str] = (),
     seed: int = 0,
     loss: Loss = default_loss,
     recover: Recover | None = None,
@@ -77,6 +80,7 @@ def prune(
 ) -> PruneResult: ...
 
 
+@python_names()
 def prune(
     model: nn.Module,
     method: str = "l1",
@@ -85,7 +89,7 @@ def prune(
     data: Iterable[Any] | None = None,
     compensate: Compensation = "none",
     recalibrate: bool | None = False,
-    keep: Sequence[str] = (),
+    keep: str | Sequence[str] = (),
     seed: int = 0,
     loss: Loss = default_loss,
     recover: Recover | None = None,
@@ -104,7 +108,7 @@ def prune(
             without labels, gradients are taken at the model's own predictions.
         compensate: What makes up for them: "none", "bias", "ls", "reconstruct", or "auto" by held-out `data`.
         recalibrate: Whether batch normalisation statistics are measured again on `data`; None: if that is better.
-        keep: Layer names or patterns whose output width stays.
+        keep: Layer, module or shell pattern whose widths stay, such as "layer1" or "*.conv1"; several as a list.
         seed: Seed of everything random.
         loss: From outputs and labels to the sum of the samples' losses; detectors have their own.
         recover: Called with a `Transition` after every step of a schedule, to train `after` in place.
@@ -121,13 +125,14 @@ def prune(
         VerificationError: The result is not the masked original.
     """
     loss = _loss_for(model, loss)
+    kept = _kept(keep)
     if _removes_parts(method, compensate, recover, trace):
-        return _without_parts(model, method, example_inputs, data, recalibrate is not False, keep, seed, loss, params)
+        return _without_parts(model, method, example_inputs, data, recalibrate is not False, kept, seed, loss, params)
     request = PruneRequest(
         method=method,
         params=_checked_params(_checked_method(method, data, compensate, recalibrate), params),
         example_inputs=example_inputs,
-        keep=keep,
+        keep=kept,
         seed=seed,
         calibration=_Batches(data) if data is not None else None,
         compensation=compensate,
@@ -137,6 +142,18 @@ def prune(
         trace=trace,
     )
     return _continued(model, partial(prune_model, request=request))
+
+
+def _kept(keep: Any) -> tuple[str, ...]:
+    """The patterns of `keep`, of which a single one may stand alone.
+
+    Raises:
+        MethodError: It is neither a text nor a sequence of texts.
+    """
+    words = tuple(keep) if isinstance(keep, Iterable) and not isinstance(keep, str) else (keep,)
+    if not all(isinstance(word, str) for word in words):
+        raise MethodError(f"{option('keep', keep)}: give names or patterns of layers, such as ['layer1', '*.conv1']")
+    return split_patterns(words)
 
 
 def _removes_parts(method: str, compensate: str, recover: Recover | None, trace: Trace | None) -> bool:
@@ -166,7 +183,7 @@ def _without_parts(
     spec = get_method(method)
     if data is None:
         if recalibrate:
-            raise MethodError("recalibrate=True needs data: give calibration batches")
+            raise MethodError(f"{option('recalibrate', True)} needs data: {give_data()}")
         params = {**(spec.without_data or {}), **params}
     request = PartRequest(
         method=method,
@@ -241,11 +258,13 @@ def _checked_method(method: str, data: Iterable[Any] | None, compensate: str, re
     """
     spec = get_structural(method)
     if compensate not in get_args(Compensation):
-        raise MethodError(unknown("compensation", compensate, get_args(Compensation)))
+        wrong = unknown("compensation", str(compensate), get_args(Compensation))
+        raise MethodError(f"{option('compensate', compensate)}: {wrong}")
     if (recalibrate is not False or compensate != "none") and data is None:
-        raise MethodError("recalibrate=True and compensate need data: give calibration batches")
+        needing = option("compensate", compensate) if compensate != "none" else option("recalibrate", recalibrate)
+        raise MethodError(f"{needing} needs data: {give_data()}")
     if spec.needs_data and data is None:
-        raise MethodError(f"{spec.name} ranks channels by what they do on data: give calibration batches as data=")
+        raise MethodError(f"{spec.name} ranks channels by what they do on data: {give_data()}")
     return spec
 
 
@@ -269,19 +288,18 @@ def _checked_params(spec: MethodSpec, params: Mapping[str, Any]) -> Any:
     for name in params:
         if name not in names:
             raise MethodError(unknown(f"parameter of {spec.name}", name, names))
-    for name in ("outputs", "drop"):
-        if isinstance(params.get(name), str):
-            params = {**params, name: (params[name],)}
     try:
-        return TypeAdapter(spec.params_class).validate_python(params)
+        return TypeAdapter(spec.params_class).validate_python(listed(spec.params_class, params))
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise MethodError(
-            f"{field}: {first['msg'].replace('Input should be', 'has to be')} (got {first['input']!r})"
-        ) from error
+        name, inner = str(first["loc"][0]), "".join(f"[{part!r}]" for part in first["loc"][1:])
+        said = first["msg"].removeprefix("Value error, ").replace("Input should be", "has to be")
+        share = any(field.share for field in fields_of(spec.params_class) if field.name == name)
+        meant = percentage_meant(first["input"]) if share else ""
+        raise MethodError(f"{name}{inner}={first['input']!r}: {said}{meant}") from error
 
 
+@python_names()
 def load(path: str | Path, model: nn.Module | None = None, *, allow_nonfinite: bool = False) -> nn.Module:
     """Restores the network of a checkpoint bit by bit, in evaluation mode.
 

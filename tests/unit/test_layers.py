@@ -31,7 +31,7 @@ LAYERS = [
     {"measure"},
     {"report"},
     {"inputs", "copying", "modes", "registry", "own_code", "widened", "stored", "bounds", "collective", "ranks"},
-    {"errors"},
+    {"errors", "naming", "patterns"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prunecli.checkpoint.records import printable
 from prunecli.errors import ModelError
+from prunecli.naming import option
 
 _NAMED = 3
 _AT_ONCE = 1 << 22
@@ -42,7 +43,7 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path, allowed: bool) -> No
         which = f"tensor {named} holds" if len(bad) == 1 else f"tensors {named}{more} hold"
         raise ModelError(
             f"{path}: {which} NaN or infinity, so the network is broken; fetch or train it again, or load it anyway "
-            "with --allow-nonfinite"
+            f"with {option('allow_nonfinite', True)}"
         )
 
 

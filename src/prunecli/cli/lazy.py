@@ -20,7 +20,6 @@ from prunecli.cli.declared import Argument, Command, Group, Option, Verb
 from prunecli.cli.panels import in_panels, panel_of
 from prunecli.errors import RecipeError, unknown
 
-
 _WIDEST = 10_000
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": _WIDEST}
 """Help is as wide as the terminal: without a bound of our own, 80 columns would be the most."""

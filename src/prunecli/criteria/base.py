@@ -25,6 +25,7 @@ from prunecli.inputs import (
     split_batch,
     take_samples,
 )
+from prunecli.naming import give_data
 from prunecli.ranks import rank, world_size
 from prunecli.surgery.groups import ChannelGroup, Member, Role
 
@@ -163,7 +164,7 @@ class Calibration:
             MethodError: There is no data, or it contains no batches.
         """
         if self.batches is None:
-            raise MethodError("this method ranks channels by what they do on data: choose a data set with --data")
+            raise MethodError(f"this method ranks channels by what they do on data: {give_data()}")
         empty = True
         for batch in self.batches:
             empty = False

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prunecli.engine.detectors.base import Detector
 from prunecli.errors import MethodError
 from prunecli.inputs import fitted
+from prunecli.naming import give_data
 
 _ENTRIES = {"boxes", "labels", "ignored"}
 
@@ -38,8 +39,8 @@ class DetectorLoss:
         """
         if labels is None:
             raise MethodError(
-                "a detector's loss compares with boxes: name a data set that has some, with --data detection:PATH, or "
-                "choose a method without gradients, such as l1"
+                f"a detector's loss compares with boxes: {give_data()}, which has some, or choose a method without "
+                "gradients, such as l1"
             )
         if not all(isinstance(target, Mapping) and _ENTRIES <= target.keys() for target in labels):
             raise MethodError(

@@ -21,6 +21,7 @@ from prunecli.criteria.parts import Part, gradient_part, hessian_part, magnitude
 from prunecli.criteria.ranks import reliability
 from prunecli.criteria.samples import SomeSamples, half_of
 from prunecli.errors import MethodError
+from prunecli.naming import option
 from prunecli.surgery.groups import ChannelGroup
 
 PARTS = ("magnitude", "activation", "gradient", "cooperative", "hessian")
@@ -83,18 +84,21 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     options = {name: given.get(name, value) for name, value in defaults.items()}
     names = [name for name in PARTS if options[name]]
     if not names:
-        raise MethodError("all five parts are switched off; leave one of them, such as --gradient")
+        raise MethodError(f"all five parts are switched off; leave one of them, such as {option('gradient', True)}")
     for part, belonging in _BELONGING.items():
         for name in belonging:
             if not options[part] and options[name] != defaults[name]:
-                flag = name.replace("_", "-")
-                raise MethodError(f"--{flag} belongs to the part that --no-{part} switches off; leave out one of them")
+                raise MethodError(
+                    f"{option(name)} belongs to the part that {option(part, False)} switches off; leave out one of them"
+                )
     if options["fusion"] != "learned" and options["ablations"] != defaults["ablations"]:
-        raise MethodError("--ablations belongs to --fusion learned; add that, or leave it out")
+        raise MethodError(f"{option('ablations')} belongs to {option('fusion', 'learned')}; add that, or leave it out")
     if names == ["magnitude"] and options["samples"]:
-        raise MethodError("--samples belongs to parts that look at data, and only magnitude is left; leave it out")
+        raise MethodError(
+            f"{option('samples')} belongs to parts that look at data, and only magnitude is left; leave it out"
+        )
     if len(names) == 1 and options["fusion"] == "learned":
-        raise MethodError(f"--fusion learned weighs parts, and only {names[0]} is left; leave it out")
+        raise MethodError(f"{option('fusion', 'learned')} weighs parts, and only {names[0]} is left; leave it out")
     return options
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from prunecli.criteria.ablation import Unit
 from prunecli.criteria.ranks import ranks
 from prunecli.errors import MethodError
+from prunecli.naming import option
 from prunecli.surgery.groups import ChannelGroup
 
 _FEWEST_EACH = 4
@@ -43,7 +44,7 @@ def units_to_ablate(groups: Sequence[ChannelGroup], count: int, generator: torch
     chosen = [large[place] for place in order[: max(1, count // _FEWEST_EACH)]]
     total = sum(group.units for group in chosen)
     if count > total:
-        raise MethodError(f"--ablations {count}: there are {total} units to remove one by one; ask for fewer")
+        raise MethodError(f"{option('ablations', count)}: there are {total} units to remove one by one; ask for fewer")
     left = {group.name: torch.randperm(group.units, generator=generator).tolist() for group in chosen}
     units: list[Unit] = []
     while len(units) < count:

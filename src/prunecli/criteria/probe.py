@@ -12,6 +12,7 @@ from prunecli.copying import copied
 from prunecli.criteria.base import Loss, Paired, total_loss
 from prunecli.errors import MethodError
 from prunecli.inputs import Inputs, sample_count, take_samples
+from prunecli.naming import more_samples
 
 _ENDS = ("torch::autograd::Error", "torch::autograd::NotImplemented")
 
@@ -100,7 +101,7 @@ def two_batches_or_more(calibration: Paired, method: str) -> Iterator[tuple[Inpu
     if samples < 2:
         raise MethodError(
             f"{method} needs two samples at least to say how far its scores vary, and the calibration data has "
-            "one; give more, on the command line with --calibration-images"
+            f"one; {more_samples()}"
         )
     for begin, end in ((0, samples // 2), (samples // 2, samples)):
         yield take_samples(first[0], begin, end), take_samples(first[1], begin, end)

@@ -12,6 +12,7 @@ from prunecli.criteria.base import Calibration, Paired
 from prunecli.criteria.probe import two_batches_or_more
 from prunecli.errors import MethodError
 from prunecli.inputs import Inputs, sample_count, take_samples
+from prunecli.naming import more_samples, option
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class _First:
                 return
         if taken < self._samples:
             raise MethodError(
-                f"--samples {self._samples}: the calibration data has {taken}; ask for fewer, or give more, on the "
-                "command line with --calibration-images"
+                f"{option('samples', self._samples)}: the calibration data has {taken}; ask for fewer, or "
+                f"{more_samples()}"
             )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from prunecli.criteria.base import Calibration
 from prunecli.criteria.ranks import reliability
 from prunecli.errors import MethodError
+from prunecli.naming import option
 
 
 class Draw(NamedTuple):
@@ -114,7 +115,9 @@ class Stop:
             given.get("stability", cls.stability),
         )
         if stop.fewest > stop.most:
-            raise MethodError(f"--min-probes {stop.fewest} is more than --max-probes {stop.most}; lower one of them")
+            raise MethodError(
+                f"{option('min_probes', stop.fewest)} is more than {option('max_probes', stop.most)}; lower one of them"
+            )
         return stop
 
 

@@ -23,6 +23,7 @@ from prunecli.errors import MethodError
 from prunecli.inputs import run_batch
 from prunecli.measure.neurons import package_of, spiking_neurons, unwatched_neurons
 from prunecli.modes import evaluating
+from prunecli.naming import option
 from prunecli.ranks import summed_by_name, together
 from prunecli.surgery.groups import ChannelGroup
 
@@ -157,7 +158,7 @@ def _keep_potentials(neurons: Mapping[str, nn.Module], undo: ExitStack) -> None:
         if keeping is None:
             raise MethodError(
                 f"{name} is a {type(module).__name__}, which does not keep the potentials rate+v needs; "
-                "choose another --criterion"
+                f"choose another {option('criterion')}"
             )
         undo.enter_context(keeping)
 
@@ -205,7 +206,7 @@ def _spikes_of_all_steps(module: nn.Module, output: Any) -> Tensor:
     if not package_of(module).takes_all_steps(module):
         raise MethodError(
             f"this criterion needs all steps of a {type(module).__name__} at once; use neurons that take all steps "
-            "(in spikingjelly: step mode m), or choose --criterion rate"
+            f"(in spikingjelly: step mode m), or choose {option('criterion', 'rate')}"
         )
     return _spikes(module, output)
 

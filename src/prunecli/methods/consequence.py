@@ -23,6 +23,7 @@ from prunecli.inputs import Inputs, sample_count, take_samples
 from prunecli.methods.knapsack import Choices, cheapest
 from prunecli.methods.layer_costs import LayerCosts
 from prunecli.methods.likeness import Judge, NotComparable, divided
+from prunecli.naming import give_data, option
 from prunecli.ranks import alone
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.removal.compensate import Readings
@@ -123,7 +124,7 @@ def measure_curves(
     """
     given = [batch for batch in batches if sample_count(batch)]
     if not given:
-        raise MethodError("--scope measured judges layers on data: choose a data set with --data")
+        raise MethodError(f"{option('scope', 'measured')} judges layers on data: {give_data()}")
     fitted, held_out = divided(given)
     with alone():  # each process judges groups of its own
         judge = Judge(model, _at_most(held_out, _JUDGED))
@@ -146,7 +147,8 @@ def measure_curves(
                 losses.append(judge(trial)[0])
             except NotComparable as error:  # lists of boxes, for instance
                 raise MethodError(
-                    "--scope measured compares outputs, and those of this network differ in size; choose --scope global"
+                    f"{option('scope', 'measured')} compares outputs, and those of this network differ in size; choose "
+                    f"{option('scope', 'global')}"
                 ) from error
         # More channels cannot cost more; where samples say so, it is noise.
         falling = np.maximum.accumulate(np.asarray([*losses, 0.0])[::-1])[::-1]

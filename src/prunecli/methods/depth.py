@@ -21,7 +21,9 @@ from prunecli.measure.counts import count_macs, parameter_count
 from prunecli.methods.depth_params import DepthParams
 from prunecli.methods.parts import PartReport, PartRequest, PartsRemoved
 from prunecli.methods.repair import Clock
-from prunecli.methods.selection import matching_pattern, require_matches
+from prunecli.methods.selection import require_matches
+from prunecli.naming import give_data, option
+from prunecli.patterns import matches, matching_pattern, split_patterns
 from prunecli.surgery.blocks.records import adjust_records
 from prunecli.surgery.blocks.residual import ResidualBlock, residual_blocks
 from prunecli.surgery.blocks.taking_out import in_order, is_listed, take_out
@@ -57,15 +59,17 @@ def _check(params: DepthParams) -> None:
         MethodError: There are two.
     """
     ways = {
-        "--ratio": params.ratio != DepthParams.ratio,
-        "--blocks": params.blocks is not None,
-        "--drop": bool(params.drop),
+        "ratio": params.ratio != DepthParams.ratio,
+        "blocks": params.blocks is not None,
+        "drop": bool(params.drop),
     }
-    given = [name for name, is_given in ways.items() if is_given]
+    given = [option(name) for name, is_given in ways.items() if is_given]
     if len(given) > 1:
         raise MethodError(f"{' and '.join(given)} both say which blocks go; give one of them")
     if params.drop and params.greedy:
-        raise MethodError("--greedy chooses blocks one by one and --drop names them; leave one out")
+        raise MethodError(
+            f"{option('greedy', True)} chooses blocks one by one and {option('drop')} names them; leave one out"
+        )
 
 
 class _Taken:
@@ -130,7 +134,7 @@ class _Run:
         _check(self._params)
         if self._params.score == "loss" and request.calibration is None and not self._params.drop:
             raise MethodError(
-                "--score loss is measured on data: name a data set with --data; in Python, give data= or score='cosine'"
+                f"{option('score', 'loss')} is measured on data: {give_data()}, or choose {option('score', 'cosine')}"
             )
         require_matches(model, request.keep)
         self._blocks = residual_blocks(model, request.example_inputs)
@@ -171,15 +175,15 @@ class _Run:
         params, names = self._params, [block.name for block in self._blocks]
         free = [b for b in self._blocks if self._reason(b.name) is None]
         if params.drop:
-            for pattern in params.drop:
-                if not any(matching_pattern(name, (pattern,)) for name in names):
-                    raise MethodError(unknown("block", pattern, names))
+            for pattern in split_patterns(params.drop):
+                if not any(matches(name, pattern) for name in names):
+                    raise MethodError(f"{option('drop', pattern)}: {unknown('block', pattern, names)}")
             wanted = [block for block in self._blocks if matching_pattern(block.name, params.drop)]
             stuck = next((block.name for block in wanted if block not in free), None)
             if stuck is not None:
                 raise MethodError(f"{stuck} cannot be removed: {self._reason(stuck)}")
             if len(wanted) == len(names):
-                raise MethodError(f"--drop names all {len(names)} blocks of the network; leave at least one")
+                raise MethodError(f"{option('drop')} names all {len(names)} blocks of the network; leave at least one")
             return wanted
         count = params.blocks if params.blocks is not None else max(1, round(params.ratio * len(names)))
         most = min(len(free), len(names) - 1)

@@ -19,7 +19,9 @@ from prunecli.methods.experts_params import ExpertsParams
 from prunecli.methods.parts import PartReport, PartRequest, PartsRemoved
 from prunecli.methods.plans import edits_of
 from prunecli.methods.repair import Clock
-from prunecli.methods.selection import matching_pattern, require_matches
+from prunecli.methods.selection import require_matches
+from prunecli.naming import give_data, option
+from prunecli.patterns import matching_pattern
 from prunecli.surgery.blocks.taking_out import take_out
 from prunecli.surgery.configured.experts import rebuilt_with_fewer_experts
 from prunecli.surgery.configured.rebuilt import NOT_CONFIGURED, owner
@@ -121,11 +123,10 @@ def _check(params: ExpertsParams, request: PartRequest) -> None:
         MethodError: They exclude each other, or there is no data for a score.
     """
     if params.experts is not None and params.ratio != ExpertsParams.ratio:
-        raise MethodError("--ratio and --experts both say how many experts go; give one of them")
+        raise MethodError(f"{option('ratio')} and {option('experts')} both say how many experts go; give one of them")
     if params.score in _ON_DATA and request.calibration is None:
         raise MethodError(
-            f"--score {params.score} is measured on data: name a data set with --data; in Python, give data= or "
-            "score='norm'"
+            f"{option('score', params.score)} is measured on data: {give_data()}, or choose {option('score', 'norm')}"
         )
 
 
@@ -156,7 +157,7 @@ def _count(layer: ExpertLayer, params: ExpertsParams) -> int:
 def _why_none(layers: Sequence[ExpertLayer], free: Sequence[ExpertLayer], params: ExpertsParams) -> str:
     if not free:
         return f"all {len(layers)} mixtures are kept by patterns"
-    return f"a share of {params.ratio:g} of {free[0].experts} experts is less than one; give --experts 1"
+    return f"a share of {params.ratio:g} of {free[0].experts} experts is less than one; give {option('experts', 1)}"
 
 
 def _kept(layer: ExpertLayer, scores: Tensor, count: int) -> Tensor:

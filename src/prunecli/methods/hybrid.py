@@ -18,6 +18,7 @@ from prunecli.errors import MethodError, unknown
 from prunecli.methods.hybrid_params import HybridParams
 from prunecli.methods.params import TARGETS, StructuralParams
 from prunecli.methods.registry import get_structural
+from prunecli.naming import option
 from prunecli.surgery.groups import ChannelGroup
 
 _SHARED = frozenset(field.name for field in fields(StructuralParams))
@@ -54,8 +55,8 @@ def composed(groups: Sequence[ChannelGroup], params: StructuralParams) -> dict[s
     for field in fields(HybridParams):
         if field.name in _DECIDED and getattr(params, field.name) not in (field.default, {}, "global", "isomorphic"):
             raise MethodError(
-                f"{field.name} has no effect on hybrid networks: --keep-fraction says how many units stay, and "
-                "--snn-fraction how many of them spike"
+                f"{option(field.name)} has no effect on hybrid networks: {option('keep_fraction')} says how many units "
+                f"stay, and {option('snn_fraction')} how many of them spike"
             )
     ratios: dict[str, float] = {}
     for layer, (spiking, others) in _layers(groups).items():
@@ -75,8 +76,8 @@ def _layers(groups: Sequence[ChannelGroup]) -> Mapping[str, tuple[list[ChannelGr
     for spikes, kind in ((True, "spiking"), (False, "other than spiking")):
         if not any(bool(group.emissions) == spikes for group in groups):
             raise MethodError(
-                f"the network has no {kind} units that may shrink, and so no composition: --snn-fraction is for "
-                "layers with both kinds, such as those of lm:hybrid"
+                f"the network has no {kind} units that may shrink, and so no composition: {option('snn_fraction')} is "
+                "for layers with both kinds, such as those of lm:hybrid"
             )
     layers: dict[str, tuple[list[ChannelGroup], list[ChannelGroup]]] = {}
     for group in groups:
@@ -94,7 +95,7 @@ def _shares(layer: str, kind: str, groups: Sequence[ChannelGroup], kept: int) ->
     present = sum(group.units for group in groups)
     if kept > present:
         raise MethodError(
-            f"{layer}: {kept} {kind} units are asked for, and it has {present}; lower --keep-fraction, or move "
-            "--snn-fraction towards what the layer has"
+            f"{layer}: {kept} {kind} units are asked for, and it has {present}; lower {option('keep_fraction')}, or "
+            f"move {option('snn_fraction')} towards what the layer has"
         )
     return {group.name: 1 - kept / present for group in groups}

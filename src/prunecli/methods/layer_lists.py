@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from re import fullmatch
 
-from prunecli.errors import MethodError
+from prunecli.errors import MethodError, nearest
+from prunecli.patterns import matches, split_patterns
 
 
 def chosen_layers(
@@ -34,14 +34,16 @@ def chosen_layers(
     for entry in entries:
         bounds = fullmatch(r"(\d+)(?:([-:])(\d+))?", entry)
         if bounds is None:
-            meant = {name for name in (*names, *others) if fnmatchcase(name, entry)}
+            meant = {name for name in (*names, *others) if matches(name, entry)}
         else:
             low, kind, high = int(bounds[1]), bounds[2], int(bounds[3] or bounds[1])
             last = high - 1 if kind == ":" else high
             meant = set(names[low : last + 1]) if low <= last < len(names) else set()
         if not meant:
             there = f"{len(names)} {what}, 0 ({names[0]}) to {len(names) - 1} ({names[-1]})" if names else f"no {what}"
-            raise MethodError(f"{option} {entry}: there is no such layer; the network has {there}")
+            close = nearest(entry, (*names, *others), count=1) if bounds is None else []
+            hint = f"did you mean {close[0]!r}? The network has {there}" if close else f"the network has {there}"
+            raise MethodError(f"{option} {entry}: there is no such layer; {hint}")
         chosen |= meant
     return [name for name in dict.fromkeys((*names, *others)) if name in chosen]
 
@@ -52,5 +54,5 @@ def _split(words: Sequence[str]) -> list[str]:
         bare = word.strip()
         if fullmatch(r"\[[\d\s,:-]*\]", bare):  # as older tools write lists
             bare = bare[1:-1]
-        parts += [part.strip() for part in bare.split(",") if part.strip()]
+        parts += split_patterns(bare)
     return parts

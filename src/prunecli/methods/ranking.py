@@ -19,6 +19,8 @@ from prunecli.errors import MethodError
 from prunecli.methods.registry import get_structural
 from prunecli.methods.request import PruneRequest
 from prunecli.methods.selection import apply_patterns, hold_residual
+from prunecli.naming import spoken
+from prunecli.patterns import split_patterns
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.tracing.labels import OUTPUT
 from prunecli.surgery.tracing.reasons import STEM
@@ -68,7 +70,7 @@ def select(model: nn.Module, request: PruneRequest, assumptions: Assumptions | N
         "prune_stem": request.params.prune_stem,
         "heads": request.params.heads,
         "only": request.params.only,
-        "outputs": tuple(name for names in request.params.outputs for name in names.split(",")) or None,
+        "outputs": split_patterns(request.params.outputs) or None,
     }
     traced = request.trace if assumptions is None else None
     if traced is None:
@@ -145,7 +147,7 @@ def why_nothing(untouched: Sequence[Untouched]) -> str:
         return _NOTHING
     cause = max(causes, key=lambda reason: causes[reason])
     names = [entry.name for entry in untouched if entry.reason == cause]
-    return f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {cause}"
+    return f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {spoken(cause)}"
 
 
 _NOTHING = "the model has no convolution or linear layer"

@@ -15,6 +15,7 @@ from prunecli.criteria.samples import SomeSamples, half_of
 from prunecli.errors import MethodError
 from prunecli.methods.allocation import Allocation
 from prunecli.methods.params import TARGETS, StructuralParams
+from prunecli.naming import give_data, option
 from prunecli.surgery.groups import ChannelGroup, dropped_units
 
 ABLATIONS = 24
@@ -37,23 +38,25 @@ def retention_of(params: StructuralParams, *, data: bool) -> str | None:
     """
     rule, epsilon = getattr(params, "retention", "ratio"), getattr(params, "epsilon", None)
     if epsilon is not None and rule != "epsilon":
-        raise MethodError("--epsilon belongs to --retention epsilon; add that, or leave it out")
+        raise MethodError(f"{option('epsilon')} belongs to {option('retention', 'epsilon')}; add that, or leave it out")
     if rule == "ratio":
         return None
     if rule == "epsilon" and epsilon is None:
-        raise MethodError("--retention epsilon needs --epsilon, the rise of the loss that is allowed, such as 0.05")
+        raise MethodError(
+            f"{option('retention', rule)} needs {option('epsilon')}, the rise of the loss that is allowed, such as 0.05"
+        )
     if rule == "epsilon" and not data:
         raise MethodError(
-            "--retention epsilon measures the loss without units: give calibration batches, on the command line with "
-            "--data; cv-legacy needs none"
+            f"{option('retention', rule)} measures the loss without units: {give_data()}; cv-legacy needs none"
         )
-    others = [f"--{kind}" for kind in TARGETS if getattr(params, kind) is not None]
-    others += ["--layer-ratio"] if params.layer_ratio else []
-    others += [f"--ratio {params.ratio:g}"] if params.ratio != StructuralParams.ratio else []
+    others = [option(kind) for kind in TARGETS if getattr(params, kind) is not None]
+    others += [option("layer_ratio")] if params.layer_ratio else []
+    others += [option("ratio", params.ratio)] if params.ratio != StructuralParams.ratio else []
+    asked = option("retention", rule)
     if others:
-        raise MethodError(f"--retention {rule} decides how much to remove, and so does {others[0]}; give one of them")
+        raise MethodError(f"{asked} decides how much to remove, and so does {others[0]}; give one of them")
     if params.schedule != "once":
-        raise MethodError(f"--retention {rule} decides once; leave out --schedule {params.schedule}")
+        raise MethodError(f"{asked} decides once; leave out {option('schedule', params.schedule)}")
     return str(rule)
 
 
@@ -106,7 +109,7 @@ class LossBound:
         calibration: Calibration,
         normalise: str,
     ) -> None:
-        data = SomeSamples.of(calibration, 0, "--retention epsilon")
+        data = SomeSamples.of(calibration, 0, option("retention", "epsilon"))
         self._groups = groups
         self._ablation = Ablation(network, groups, (half_of(data, 0), half_of(data, 1)))
         self._costs = self._predicted_costs(scores, normalise)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 
 from torch import nn
 
 from prunecli.checkpoint.manifest import Untouched
 from prunecli.errors import MethodError, unknown
 from prunecli.methods.params import StructuralParams
+from prunecli.naming import layer_list, option, spoken
+from prunecli.patterns import chosen, matches, split_patterns
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.tracing.traced import Trace
 
@@ -29,7 +30,7 @@ def with_scope(model: nn.Module, params: StructuralParams) -> StructuralParams:
 
 
 def apply_patterns(
-    model: nn.Module, traced: Trace, patterns: Sequence[str]
+    model: nn.Module, traced: Trace, patterns: str | Sequence[str]
 ) -> tuple[list[ChannelGroup], list[Untouched]]:
     """Splits the groups into those that may shrink and those a pattern keeps.
 
@@ -48,8 +49,8 @@ def apply_patterns(
         matched = [
             (name, pattern)
             for name in (*group.modules("producer", "carrier"), *(emission.module for emission in group.emissions))
-            for pattern in patterns
-            if _matches(name, pattern)
+            for pattern in split_patterns(patterns)
+            if matches(name, pattern)
         ]
         if matched:
             name, pattern = matched[0]
@@ -59,21 +60,17 @@ def apply_patterns(
     return groups, kept
 
 
-def require_matches(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Checks that every pattern matches a module.
+def require_matches(model: nn.Module, patterns: str | Sequence[str]) -> None:
+    """Checks that every pattern of `keep` matches a module.
 
     Raises:
         MethodError: One does not.
     """
     names = [name for name, _ in model.named_modules() if name]
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise MethodError(unknown("layer pattern", pattern, names, see="prune inspect MODEL --layers"))
-
-
-def matching_pattern(name: str, patterns: Sequence[str]) -> str | None:
-    """The first pattern that matches a layer or a module around it."""
-    return next((pattern for pattern in patterns if _matches(name, pattern)), None)
+    for pattern in split_patterns(patterns):
+        if not chosen(names, pattern):
+            wrong = unknown("layer pattern", pattern, names, see=layer_list())
+            raise MethodError(f"{option('keep', pattern)}: {wrong}")
 
 
 def hold_residual(traced: Trace, groups: Sequence[ChannelGroup]) -> tuple[list[ChannelGroup], list[Untouched]]:
@@ -111,13 +108,14 @@ def ratios_by_group(traced: Trace, groups: Sequence[ChannelGroup], ratios: Mappi
     by: dict[str, str] = {}
     for pattern, ratio in ratios.items():
         exact = [group.name for group in groups if group.name == pattern]
-        matched = exact or [group.name for group in groups if _matches(group.name, pattern)]
+        matched = exact or [group.name for group in groups if matches(group.name, pattern)]
         if not matched:
             raise MethodError(_why_nothing(traced, groups, pattern))
         for name in matched:
             if name in by:
                 raise MethodError(
-                    f"layer_ratio: {by[name]!r} and {pattern!r} both match {name}; write patterns that do not overlap"
+                    f"{option('layer_ratio')}: {by[name]!r} and {pattern!r} both match {name}; write patterns that do "
+                    "not overlap"
                 )
             by[name] = pattern
             by_group[name] = ratio
@@ -125,19 +123,14 @@ def ratios_by_group(traced: Trace, groups: Sequence[ChannelGroup], ratios: Mappi
 
 
 def _why_nothing(traced: Trace, groups: Sequence[ChannelGroup], pattern: str) -> str:
+    asked = f"{option('layer_ratio')}: {pattern!r}"
     for group in groups:
-        if any(_matches(name, pattern) for name in group.modules("producer", "carrier")):
-            return f"layer_ratio: {pattern!r} shares its channels with {group.name}; use that name"
+        if any(matches(name, pattern) for name in group.modules("producer", "carrier")):
+            return f"{asked} shares its channels with {group.name}; use that name"
     for frozen in traced.frozen:
-        if _matches(frozen.name, pattern):
-            return f"layer_ratio: {pattern!r} matches nothing that can shrink; {frozen.name}: {frozen.reason}"
-    if any(_matches(name, pattern) for group in traced.groups for name in group.modules("producer", "carrier")):
-        return f"layer_ratio: {pattern!r} matches only layers that --keep holds; leave out one of the two"
+        if matches(frozen.name, pattern):
+            return f"{asked} matches nothing that can shrink; {frozen.name}: {spoken(frozen.reason)}"
+    if any(matches(name, pattern) for group in traced.groups for name in group.modules("producer", "carrier")):
+        return f"{asked} matches only layers that {option('keep')} holds; leave out one of the two"
     known = [group.name for group in groups]
-    return "layer_ratio: " + unknown("layer pattern", pattern, known, see="prune inspect MODEL --layers")
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """Whether a layer, or a module around it, matches: "layer1.0.conv1", "layer1.0" or "layer1"."""
-    parts = name.split(".")
-    return any(fnmatchcase(".".join(parts[:end]), pattern) for end in range(len(parts), 0, -1))
+    return f"{option('layer_ratio')}: " + unknown("layer pattern", pattern, known, see=layer_list())

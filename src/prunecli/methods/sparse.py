@@ -20,8 +20,9 @@ from prunecli.errors import MethodError
 from prunecli.inputs import Inputs
 from prunecli.methods.registry import get_method
 from prunecli.methods.schedule import amounts
-from prunecli.methods.selection import matching_pattern, require_matches
+from prunecli.methods.selection import require_matches
 from prunecli.methods.sparse_params import SparseParams
+from prunecli.patterns import matching_pattern
 from prunecli.sparsity.choosing import Goal, Scope, keep_masks, zeros_in
 
 _MAX_RUN = 64

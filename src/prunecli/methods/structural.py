@@ -34,6 +34,7 @@ from prunecli.methods.schedule import amounts
 from prunecli.methods.selection import ratios_by_group, with_scope
 from prunecli.methods.targets import Plan, Ruler, target_of
 from prunecli.methods.widths import widths_of
+from prunecli.naming import give_data, option
 from prunecli.registry import imported
 from prunecli.surgery.groups import Keep
 from prunecli.surgery.proof.verify import faulty_groups, verify
@@ -61,7 +62,10 @@ def prune_structural(model: nn.Module, request: PruneRequest) -> Pruned:
     target = target_of(params)
     retention_of(params, data=request.calibration is not None)
     if params.schedule == "once" and (params.steps != StructuralParams.steps or params.initial_ratio is not None):
-        raise MethodError("--steps and --initial-ratio belong to a schedule; add --schedule linear, cubic or ramp")
+        raise MethodError(
+            f"{option('steps')} and {option('initial_ratio')} belong to a schedule; add "
+            f"{option('schedule', 'linear')}, cubic or ramp"
+        )
     run = _Run(model, replace(request, params=with_scope(model, params)))
     final = 1 - target.requested if target is not None else params.ratio
     plan = amounts(params.schedule, params.steps, final, params.initial_ratio)
@@ -306,9 +310,9 @@ class _Run:
 
     def _asked(self) -> str:
         if self._target is not None:
-            return f"--{self._target.kind} {self._target.requested:g}"
+            return option(self._target.kind, self._target.requested)
         if self._retention:
-            return f"--retention {self._retention}"
+            return option("retention", self._retention)
         return "the ratios given" if self._own else f"ratio {self._params.ratio:g}"
 
     def _ranked(self) -> Ranking:
@@ -361,7 +365,7 @@ class _Run:
         """What it does to the present network to cut each group."""
         batches = self._repair.inputs
         if batches is None:
-            raise MethodError("--scope measured judges layers on data: choose a data set with --data")
+            raise MethodError(f"{option('scope', 'measured')} judges layers on data: {give_data()}")
         fewest = {name: numbers[0] for name, numbers in allowed.items()}
         curves = measure_curves(self.network, self._groups, scores, fewest, first_samples(batches)[0])
         self.clock.lap("measure layers")

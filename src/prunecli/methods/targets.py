@@ -20,6 +20,7 @@ from prunecli.measure.neurons import spiking_neurons
 from prunecli.methods.allocation import Allocation
 from prunecli.methods.params import TARGETS, StructuralParams
 from prunecli.methods.repair import Repair
+from prunecli.naming import give_data, option
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.removal.compensate import Compensation
 from prunecli.surgery.removal.slice import remove
@@ -75,11 +76,11 @@ def target_of(params: StructuralParams) -> Target | None:
         MethodError: Two settings exclude each other.
     """
     given = {kind: getattr(params, kind) for kind in TARGETS if getattr(params, kind) is not None}
-    asked = [f"--{kind} {value:g}" for kind, value in given.items()]
+    asked = [option(kind, value) for kind, value in given.items()]
     if params.layer_ratio:
-        asked.append("--layer-ratio")
+        asked.append(option("layer_ratio"))
     if asked and params.ratio != StructuralParams.ratio:
-        asked.insert(0, f"--ratio {params.ratio:g}")
+        asked.insert(0, option("ratio", params.ratio))
     if len(asked) > 1:
         raise MethodError(f"{' and '.join(asked)} say how much to remove each in its own way; give one of them")
     return next((Target(kind, value) for kind, value in given.items()), None)  # type: ignore[arg-type]
@@ -171,13 +172,14 @@ class Ruler:
         least_share = self.share(model, groups, most)
         if least_share > 1 and self.kind in SPIKE_TARGETS:
             raise TargetError(
-                f"--{self.kind} {share:g} cannot be reached: the network hardly does anything, and a repaired "
+                f"{option(self.kind, share)} cannot be reached: the network hardly does anything, and a repaired "
                 f"smaller one {least_share:.1f} times its {_NAMES[self.kind]}; train it first"
             )
         if least_share > share + _SLACK[self.kind]:
             raise TargetError(
-                f"--{self.kind} {share:g} cannot be reached: {least_share:.3f} of the {_NAMES[self.kind]} is the least "
-                "that --max-ratio, --min-width and the protected layers leave; ask for that or loosen them"
+                f"{option(self.kind, share)} cannot be reached: {least_share:.3f} of the {_NAMES[self.kind]} is the "
+                f"least that {option('max_ratio')}, {option('min_width')} and the protected layers leave; ask for that "
+                "or loosen them"
             )
         if self.kind == "latency":
             return self._approached(share, model, groups, plan, (most, least_share))
@@ -256,8 +258,8 @@ class _Trial:
 
 def _images_for(kind: str, model: nn.Module, batches: Iterable[Any] | None, like: Inputs) -> list[Inputs]:
     if not spiking_neurons(model):
-        raise MethodError(f"--{kind} counts spikes, and the network has no spiking neurons; use --macs")
+        raise MethodError(f"{option(kind)} counts spikes, and the network has no spiking neurons; use {option('macs')}")
     images = list(first_images(batches, _IMAGES, like)) if batches is not None else []
     if not images:
-        raise MethodError(f"--{kind} counts spikes and needs images: name a data set with --data")
+        raise MethodError(f"{option(kind)} counts spikes and needs images: {give_data()}")
     return images

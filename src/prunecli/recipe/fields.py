@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from annotated_doc import Doc
@@ -19,6 +20,22 @@ class FieldInfo(NamedTuple):
     default: Any
     doc: str
     share: bool = False
+
+
+def listed(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a dataclass as written, where a text alone stands for a list of one.
+
+    Args:
+        cls: The dataclass.
+        values: By name; those of other names stay as they are.
+    """
+    lists = {field.name for field in fields_of(cls) if takes_texts(field.type)}
+    return {name: [value] if name in lists and isinstance(value, str) else value for name, value in values.items()}
+
+
+def takes_texts(kind: Any) -> bool:
+    """Whether a field holds several texts."""
+    return get_origin(kind) is tuple and get_args(kind)[0] not in (int, float)
 
 
 _read: dict[type[Any], tuple[FieldInfo, ...]] = {}

@@ -17,7 +17,7 @@ from prunecli.errors import DataError, MethodError, RecipeError, nearest, unknow
 from prunecli.methods.params import TARGETS
 from prunecli.methods.registry import get_method
 from prunecli.own_code import PREFIX, allow
-from prunecli.recipe.fields import fields_of
+from prunecli.recipe.fields import fields_of, listed, takes_texts
 from prunecli.recipe.loader import ENVIRONMENT, Document, KeyPath, load_yaml, parse_value_and_templates
 from prunecli.recipe.schema import STAGES, DataSection, ModelSection, Recipe, Stage
 
@@ -141,8 +141,17 @@ def _describe(schema: dict[str, Any], classes: Sequence[type[Any]]) -> None:
     for cls in classes:
         properties = (schema if cls is Recipe else schema["$defs"][cls.__name__])["properties"]
         for field in fields_of(cls):
+            if takes_texts(field.type):
+                properties[field.name] = _or_one_text(properties[field.name])
             if field.doc:
                 properties[field.name]["description"] = field.doc
+
+
+def _or_one_text(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a list of texts, or of one of them alone."""
+    outer = {key: schema[key] for key in ("default", "title") if key in schema}
+    inner = {key: value for key, value in schema.items() if key not in outer}
+    return {**outer, "anyOf": [inner, inner["items"]]}
 
 
 def _with_extended(document: Document, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
@@ -307,7 +316,7 @@ class _Checker:
             for key in raw:
                 self._known(cls, key, (*path, key))
         try:
-            return _adapter(cls).validate_python(raw)
+            return _adapter(cls).validate_python(_with_lists(cls, raw))
         except ValidationError as error:
             first = error.errors()[0]
             here = (*path, *first["loc"])
@@ -344,6 +353,18 @@ class _Checker:
         while path and path not in self._origins:
             path = path[:-1]
         return self._origins.get(path, "recipe")
+
+
+def _with_lists(cls: type[Any], raw: Any) -> Any:
+    """The same with lists in the place of texts that stand for lists of one."""
+    if not isinstance(raw, dict):
+        return raw
+    if cls is not Recipe:
+        return listed(cls, raw)
+    sections = {"model": ModelSection, "data": DataSection}
+    return {
+        key: _with_lists(sections[key], value) if key in sections else value for key, value in listed(cls, raw).items()
+    }
 
 
 _adapters: dict[type[Any], TypeAdapter[Any]] = {}

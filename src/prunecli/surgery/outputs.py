@@ -10,6 +10,8 @@ from torch import Tensor
 
 from prunecli.errors import ModelError, unknown
 from prunecli.inputs import named_tensors
+from prunecli.naming import option
+from prunecli.patterns import matches
 
 _HIDDEN = frozenset(
     "last_hidden_state hidden_states attentions pooler_output past_key_values cross_attentions encoder_hidden_states "
@@ -24,10 +26,6 @@ _BESIDE = {"feats": frozenset(("boxes", "scores"))}
 return the feature maps that their heads read, whose heights and widths their losses need."""
 _OF_BASE_MODELS = frozenset(("last_hidden_state", "pooler_output", "hidden_states"))
 """Those that a base model, which has no head, is run for."""
-
-
-def _covers(name: str, chosen: str) -> bool:
-    return name == chosen or name.startswith(f"{chosen}.")
 
 
 def default_outputs(output: Any) -> tuple[str, ...] | None:
@@ -64,10 +62,10 @@ def chosen_outputs(output: Any, names: Sequence[str] | None) -> list[Tensor]:
     that `default_outputs` chooses of this output; no names at all stand for all of them.
     """
     every = named_tensors(output)
-    covered = {name for name, _ in every if any(_covers(name, wanted) for wanted in names or ())}
+    covered = {name for name, _ in every if any(matches(name, wanted) for wanted in names or ())}
     if not covered and names != ():
         default = default_outputs(output)
-        covered = {name for name, _ in every if default is None or any(_covers(name, wanted) for wanted in default)}
+        covered = {name for name, _ in every if default is None or any(matches(name, wanted) for wanted in default)}
     return [tensor for name, tensor in every if name in covered] if covered else [tensor for _, tensor in every]
 
 
@@ -81,7 +79,7 @@ def free_outputs(output: Any, names: Sequence[str] | None) -> tuple[str, ...]:
         if id(tensor) not in kept:
             path = name.split(".")
             prefixes = (".".join(path[: end + 1]) for end in range(len(path)))
-            free[next((one for one in prefixes if not any(_covers(other, one) for other in chosen)), name)] = None
+            free[next((one for one in prefixes if not any(matches(other, one) for other in chosen)), name)] = None
     return tuple(free)
 
 
@@ -93,8 +91,10 @@ def check_names(output: Any, names: Sequence[str]) -> None:
     """
     every = [name for name, _ in named_tensors(output)]
     if names and every == [""]:
-        raise ModelError(f"outputs {', '.join(names)}: the network returns one tensor, which has no name; leave it out")
+        asked = option("outputs", ",".join(names))
+        raise ModelError(f"{asked}: the network returns one tensor, which has no name; leave it out")
     prefixes = dict.fromkeys(".".join(name.split(".")[:end]) for name in every for end in range(1, name.count(".") + 2))
     for wanted in names:
-        if not any(_covers(name, wanted) for name in every):
-            raise ModelError(unknown("output", wanted, [name for name in prefixes if name]))
+        if not any(matches(name, wanted) for name in every):
+            wrong = unknown("output", wanted, [name for name in prefixes if name])
+            raise ModelError(f"{option('outputs', wanted)}: {wrong}")

@@ -30,9 +30,9 @@ from prunecli.methods.params import StructuralParams, TrainedParams
 from prunecli.methods.ranking import Selection, select
 from prunecli.methods.registry import get_method
 from prunecli.methods.request import PruneRequest
-from prunecli.methods.selection import matching_pattern
 from prunecli.methods.trained import PruningHook, Removal, TrainedContext, TrainedMethod, remove_kept
 from prunecli.models.loading import LoadedModel
+from prunecli.patterns import matching_pattern
 from prunecli.pipeline.fit_progress import FitProgress
 from prunecli.pipeline.pruning import continued_manifest
 from prunecli.pipeline.resumption import identity_of, room_for, saved_states

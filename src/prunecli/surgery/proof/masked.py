@@ -30,7 +30,7 @@ from prunecli.widened import memory_of
 
 OTHER_OPERATORS = (
     "the model calls other operators than when it was traced, as values decide which, so it cannot be verified; "
-    "nothing was saved; prune a part with --only"
+    "nothing was saved; prune a part with `only`"
 )
 
 

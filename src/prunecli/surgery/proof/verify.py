@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from prunecli.copying import converted, copied, sharing_parameters
 from prunecli.errors import VerificationError, described
 from prunecli.inputs import Inputs, call, cast_inputs, output_tensors
+from prunecli.naming import option
 from prunecli.surgery.axes import ChannelMasks, kept_mask
 from prunecli.surgery.groups import ChannelGroup, Keep, Member, dropped_units
 from prunecli.surgery.outputs import chosen_outputs
@@ -258,7 +259,7 @@ def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, 
     if not differences:
         raise NotComparableError(
             "the network's output is zero for every input tried, so nothing can be compared; give example inputs on "
-            "which it is not, or prune a part with --only"
+            f"which it is not, or prune a part with {option('only')}"
         )
     return max(differences)
 

@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prunecli.errors import DataDependentError, ModelError, described
 from prunecli.inputs import Inputs, call, doubled_batch, output_tensors
 from prunecli.measure.shapes import uncomputed
+from prunecli.naming import option
 from prunecli.surgery.axes import fixed, freeze
 from prunecli.surgery.outputs import check_names, chosen_outputs, default_outputs, free_outputs
 from prunecli.surgery.tracing.labels import INPUT, OUTPUT, Followed, Label, Labels, Record, ValuesNeededError
@@ -187,7 +188,7 @@ def _refuse_unreached(labels: Labels) -> None:
         where = labels.reads.decisions[0] or "the model itself"
         raise DataDependentError(
             f"what {where} computes depends on the values of its input, and {name} was not reached: other inputs may "
-            "reach it; prune a part with --only, or move the decision out of forward"
+            f"reach it; prune a part with {option('only')}, or move the decision out of forward"
         )
 
 

@@ -13,6 +13,8 @@ from torch import nn
 from prunecli.copying import copied
 from prunecli.errors import ModelError, PruneError, described, unknown
 from prunecli.inputs import Inputs, call, cast_inputs, fitted, map_tensors, output_tensors
+from prunecli.naming import layer_list, option
+from prunecli.patterns import chosen
 from prunecli.surgery.groups import ChannelGroup, Size
 from prunecli.surgery.tracing.follow import follow
 from prunecli.surgery.tracing.traced import Part, Trace
@@ -24,19 +26,19 @@ def trace_part(model: nn.Module, inputs: Inputs, name: str, trace: Callable[[nn.
     Args:
         model: The network; not changed.
         inputs: Inputs the network accepts.
-        name: Dotted name of the module.
+        name: Dotted name of the module, or a shell pattern that means one.
         trace: Traces the module on its inputs in the network.
 
     Raises:
         ModelError: There is no such module, or it takes no tensors, or the network does not run.
     """
-    names = [path for path, module in model.named_modules() if path and any(True for _ in module.parameters())]
-    if name not in names:
-        raise ModelError(unknown("module", name, names, see="prune inspect MODEL --layers"))
+    name = _meant(model, name)
     _refuse_use_outside(model, inputs, name)
     part_inputs = _inputs_of(model, inputs, [name]).get(name)
     if part_inputs is None:
-        raise ModelError(f"--only {name}: the network does not run it, or not on tensors; choose another module")
+        raise ModelError(
+            f"{option('only', name)}: the network does not run it, or not on tensors; choose another module"
+        )
     inner = trace(model.get_submodule(name), part_inputs)
     return Trace(
         groups=tuple(_renamed(group, name) for group in inner.groups),
@@ -45,6 +47,23 @@ def trace_part(model: nn.Module, inputs: Inputs, name: str, trace: Callable[[nn.
         assumptions=inner.assumptions,
         part=Part(name, inner, part_inputs),
     )
+
+
+def _meant(model: nn.Module, pattern: str) -> str:
+    """The one module that a name or shell pattern means; where it means a module and others inside it, the outer one.
+
+    Raises:
+        ModelError: There is none, or there are several.
+    """
+    names = [path for path, module in model.named_modules() if path and any(True for _ in module.parameters())]
+    found = chosen(names, pattern)
+    found = [name for name in found if not any(name.startswith(f"{outer}.") for outer in found)]
+    if not found:
+        raise ModelError(f"{option('only', pattern)}: {unknown('module', pattern, names, see=layer_list())}")
+    if len(found) > 1:
+        more = " ..." * (len(found) > 3)
+        raise ModelError(f"{option('only', pattern)}: means {', '.join(found[:3])}{more}; name one of them")
+    return found[0]
 
 
 def _refuse_use_outside(model: nn.Module, inputs: Inputs, name: str) -> None:
@@ -58,7 +77,9 @@ def _refuse_use_outside(model: nn.Module, inputs: Inputs, name: str) -> None:
     for tensor, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), set()).add(tensor.startswith(prefix))
     if any(len(inside) > 1 for inside in names.values()):
-        raise ModelError(f"--only {name}: it shares a parameter with a layer outside; choose a module with both")
+        raise ModelError(
+            f"{option('only', name)}: it shares a parameter with a layer outside; choose a module with both"
+        )
     running = copied(model).cpu().eval()
     depth, calls, outside = [0], [0], set[str]()
     part = running.get_submodule(name)
@@ -80,9 +101,11 @@ def _refuse_use_outside(model: nn.Module, inputs: Inputs, name: str) -> None:
             module.register_forward_pre_hook(checked(inner))
     _run(running, inputs)
     if calls[0] > 1:
-        raise ModelError(f"--only {name}: the network runs it {calls[0]} times; choose the module around it")
+        raise ModelError(f"{option('only', name)}: the network runs it {calls[0]} times; choose the module around it")
     if outside:
-        raise ModelError(f"--only {name}: {name}.{min(outside)} also runs outside it; choose the module around both")
+        raise ModelError(
+            f"{option('only', name)}: {name}.{min(outside)} also runs outside it; choose the module around both"
+        )
 
 
 def parts_that_can_be_followed(model: nn.Module, inputs: Inputs) -> list[str]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from prunecli.copying import converted, copied
 from prunecli.errors import DataDependentError, ModelError
 from prunecli.inputs import Inputs, cast_inputs, doubled_batch, output_tensors
+from prunecli.naming import option
 from prunecli.surgery.axes import freeze_position
 from prunecli.surgery.tracing.adapters import tie_known_modules
 from prunecli.surgery.tracing.attention import temperatures
@@ -72,7 +73,9 @@ def trace(
         raise ModelError("example_inputs contains no tensor; it must be a tensor, or a tuple, mapping or list of them")
     if only:
         if outputs:
-            raise ModelError("--outputs and --only exclude each other: a part keeps all its outputs")
+            raise ModelError(
+                f"{option('outputs')} and {option('only')} exclude each other: a part keeps all its outputs"
+            )
 
         settings: dict[str, Any] = {"time_limit_s": time_limit_s, "assumptions": assumptions, "values": values}
         alone = partial(trace, prune_stem=True, heads=heads, outputs=(), **settings)
@@ -126,7 +129,7 @@ def _run(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None
             inputs, single = cast_inputs(inputs, dtype=torch.float32), traced.float()
             return _Run(single, inputs, torch.float32, _followed(single, inputs, outputs, originals, values=values))
     except DataDependentError as error:
-        parts = [f"--only {name}" for name in parts_that_can_be_followed(traced, inputs)[:3]]
+        parts = [option("only", name) for name in parts_that_can_be_followed(traced, inputs)[:3]]
         offer = f"; what can be pruned: {' or '.join(parts)}" if parts else ""
         raise DataDependentError(f"{error}{offer}") from error
 
