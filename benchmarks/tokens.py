@@ -96,7 +96,7 @@ def frontier(model: str, data: str, blocks: list[int], keeps: list[float]) -> li
     ways: dict[tuple[Any, ...], Any] = {("unpruned", 0, 1.0, 0): None}
     for block, keep in product(blocks, keeps):
         for selector in SELECTORS:
-            params = TokenParams(selector=selector, keep=keep, block=block)  # type: ignore[arg-type]
+            params = TokenParams(selector=selector, keep_share=keep, block=block)  # type: ignore[arg-type]
             ways[selector, block, keep, 0] = plan_selection(params, tower, tokens)
         for seed in SEEDS:
             ways["random", block, keep, seed] = at_random(ways["cls", block, keep, 0], tower, seed)

@@ -17,7 +17,7 @@ if [ $# -lt 3 ]; then
 fi
 weights=$1 arch=$2 data=$3 ratio=${4:-0.5} method=${5:-l1}
 budget=--ratio default_epochs=1
-if [ "$method" = token ]; then budget=--keep default_epochs=0; fi
+if [ "$method" = token ]; then budget=--keep-share default_epochs=0; fi
 out=${OUT:-prune_compare} epochs=${EPOCHS:-$default_epochs} gate=${GATE:-top1_drop > 5.0}
 mkdir -p "$out"
 

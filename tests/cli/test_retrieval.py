@@ -78,7 +78,7 @@ def test_clip_benchmark_has_shares_of_one(prune: Prune, tiny_clip: Path, caption
 
 
 def test_a_frontier_of_recall(prune: Prune, tiny_clip: Path, captioned: str, tmp_path: Path) -> None:
-    few = ("--frontier-selectors", "cls,random", "--frontier-keeps", "0.5")
+    few = ("--frontier-selectors", "cls,random", "--frontier-shares", "0.5")
     done = prune("token", tiny_clip, "--data", captioned, "--skip-bad", 1, "--frontier", "f.svg", *few, "--json")
     assert done.code == 0, done.err
     assert [row["selector"] for row in done.json] == ["unpruned", "cls", "random"]
@@ -98,7 +98,7 @@ def unlabelled(tmp_path: Path) -> str:
 
 def test_images_without_classes(prune: Prune, tiny_clip: Path, unlabelled: str, tmp_path: Path) -> None:
     """Features are compared; with names for classes the best one, too."""
-    few = ("--frontier-selectors", "cls,random", "--frontier-keeps", "0.5", "--json")
+    few = ("--frontier-selectors", "cls,random", "--frontier-shares", "0.5", "--json")
     done = prune("token", tiny_clip, "--data", unlabelled, "--frontier", "f.svg", *few)
     assert done.code == 0, done.err
     assert [row["top1"] for row in done.json] == [None] * 3

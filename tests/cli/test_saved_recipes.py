@@ -37,7 +37,7 @@ def _plan(prune: Prune, *words: object, **environment: str) -> dict[str, Any]:
         ["finetune", "a.pt", "--teacher", "none", "--data", "digits", "--set", "data.workers=2"],
         ["finetune", "a.pt", "--set", "stages.0.teacher=null", "--set", "model.kwargs.x=null"],
         ["eval", "a.pt", "--measure", "accuracy", "--measure", "macs", "--require", "top1 >= 90: 'yes' # no"],
-        ["token", "timm:vit_tiny_patch16_224", "--keep", "0.3", "--selector", "anchor"],
+        ["token", "timm:vit_tiny_patch16_224", "--keep-share", "0.3", "--selector", "anchor"],
         ["run", "quickstart", "--set", "stages.0.epochs=1", "--seed", "3"],
     ],
     ids=lambda words: " ".join(words[:2] + words[2:3]),

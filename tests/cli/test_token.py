@@ -172,7 +172,7 @@ def load_state(path: Path) -> dict[str, np.ndarray]:
 def test_a_pruned_network_loses_tokens_too_and_is_finetuned_with_fewer(prune: Prune, tiny_clip: Path) -> None:
     small = prune("l1", tiny_clip, "--ratio", "0.3", "--only", "visual", "-o", "small.safetensors")
     assert small.code == 0, small.err
-    tokens = prune("token", "small.safetensors", *QUICK, "--keep", "0.5", "-o", "fewer.safetensors")
+    tokens = prune("token", "small.safetensors", *QUICK, "--keep-share", "0.5", "-o", "fewer.safetensors")
     assert tokens.code == 0, tokens.err
     tuned = prune("finetune", "fewer.safetensors", "--data", "digits", "--epochs", "1", "-o", "tuned.safetensors")
     assert tuned.code == 0, tuned.err
@@ -183,7 +183,7 @@ def test_a_pruned_network_loses_tokens_too_and_is_finetuned_with_fewer(prune: Pr
 
 def test_a_frontier_is_a_table_and_a_picture(prune: Prune, tiny_clip: Path, tmp_path: Path) -> None:
     done = prune("token", tiny_clip, "--data", "digits", "--frontier", "f.png", "--frontier-selectors", "cls,random",
-                 "--frontier-keeps", "0.3,0.6", "--json")  # fmt: skip
+                 "--frontier-shares", "0.3,0.6", "--json")  # fmt: skip
     assert done.code == 0, done.err
     assert [(row["selector"], row["keep"]) for row in done.json[1:]] == [
         ("cls", 0.3), ("cls", 0.6), ("random", 0.3), ("random", 0.6)
@@ -202,14 +202,14 @@ def test_a_frontier_is_a_table_and_a_picture(prune: Prune, tiny_clip: Path, tmp_
         (("token", "{w}", "--frontier", "f.png"), "--frontier needs images"),
         (("token", "{w}", "--frontier", "f.txt"), "name it f.png"),
         (
-            ("token", "{w}", "--frontier", "f.png", "--keep", "0.5"),
-            "--keep: --frontier tries many, times none and saves none",
+            ("token", "{w}", "--frontier", "f.png", "--keep-share", "0.5"),
+            "--keep-share: --frontier tries many, times none and saves none",
         ),
         (("token", "{w}", "--frontier", "f.png", "-o", "t.pt"), "-o: --frontier tries many, times none and saves none"),
-        (("token", "{w}", "--frontier-keeps", "0.5"), "--frontier-keeps: goes with --frontier"),
+        (("token", "{w}", "--frontier-shares", "0.5"), "--frontier-shares: goes with --frontier"),
         (
             ("prune", "{w}", "--method", "token", "--keep", "0.25"),
-            "--keep of `prune token` is params.keep",
+            "--keep-share of `prune token` is params.keep_share",
         ),
         (("prune", "{w}", "--method", "token", "--epochs", "2"), "--epochs is for methods that remove channels"),
         (("eval", "{w}", "--clip-benchmark", "c.json", "--data", "digits", "--measure", "params"), "none is measured"),

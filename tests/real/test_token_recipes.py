@@ -56,7 +56,7 @@ def test_on_cluttered_digits_it_matters_which_tokens_stay(
     space = Workspace(recipe, Output("quiet"))
     model = space.model().model.eval()
     tower = find_tower(model)
-    params = TokenParams(keep=0.25, block=2, selector="cls")
+    params = TokenParams(keep_share=0.25, block=2, selector="cls")
     chosen = plan_selection(params, tower, token_count(model, tower, space.inputs.example()))
     random = {f"random {seed}": at_random(chosen, tower, seed) for seed in range(3)}
     found = top1(space, {"unpruned": None, "cls": chosen, **random})

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from prunecli.errors import PruneError, RecipeError
 from prunecli.pipeline.run import check_plan
+from prunecli.recipe.json_schema import recipe_json_schema
 from prunecli.recipe.loader import load_yaml, parse_value, parse_yaml
-from prunecli.recipe.resolve import Override, load_plan, parse_set, recipe_json_schema, resolve
+from prunecli.recipe.resolve import Override, load_plan, parse_set, resolve
 from tests.conftest import REPOSITORY
 
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))

@@ -26,7 +26,7 @@ def planned(total: int = B16, tower: Tower = VIT, **options: Any) -> TokenSelect
 
 
 def test_every_way_to_ask_for_61_of_197() -> None:
-    for options in ({"keep": 0.31}, {"tokens": 61}, {"k_anchors": 10, "top_m": 50}):
+    for options in ({"keep_share": 0.31}, {"tokens": 61}, {"k_anchors": 10, "top_m": 50}):
         stage = planned(**options).stages[0]
         assert (stage.block, stage.kept) == (1, 60)
         assert stage.anchors == (10 if "top_m" in options else 30)
@@ -46,8 +46,8 @@ def test_shares_of_stages_are_of_what_is_left() -> None:
 
 def test_merging_leaves_what_is_asked_or_as_much_as_can_be() -> None:
     assert planned(selector="tome", merge=13).merged == 13
-    assert planned(selector="tome", keep=0.31).merged == 12  # 136 of them in 11 blocks
-    assert planned(66, selector="tome", keep=0.05, block=11).merged == 32
+    assert planned(selector="tome", keep_share=0.31).merged == 12  # 136 of them in 11 blocks
+    assert planned(66, selector="tome", keep_share=0.05, block=11).merged == 32
     random = at_random(planned(selector="tome", merge=13), VIT, 0)
     assert [stage.kept for stage in random.stages[:3]] == [183, 170, 157] and random.inside
     assert random.stages[-1].kept == 196 - 11 * 13
@@ -72,9 +72,9 @@ def test_a_speed_up_is_reached_with_as_many_tokens_as_can_be() -> None:
     [
         (B32, {"k_anchors": 10, "top_m": 50}, "61 tokens are to stay, more than the 50 there are"),
         (B32, {"tokens": 50}, "as many as there are, so nothing would be pruned"),
-        (B16, {"keep": 1.0}, "nothing would be pruned"),
+        (B16, {"keep_share": 1.0}, "nothing would be pruned"),
         (B16, {"tokens": 2}, "which leaves 1 of the image; ask for at least 3"),
-        (B16, {"keep": 0.5, "tokens": 61}, "--keep and --tokens are budgets that exclude each other"),
+        (B16, {"keep_share": 0.5, "tokens": 61}, "--keep-share and --tokens are budgets that exclude each other"),
         (B16, {"top_m": 50}, "--top-m goes with --k-anchors"),
         (B16, {"merge": 13}, "--merge is for --selector tome, not anchor"),
         (B16, {"selector": "tome", "stages": ("3:0.7",)}, "--selector tome merges in every block"),

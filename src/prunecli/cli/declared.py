@@ -74,6 +74,7 @@ class Command(NamedTuple):
         epilog: Last line of its help.
         aliases: Options under other names, which help does not show: the name here, and what follows (None, "value", or
             "list": several words, or "as is": a value that is passed on as it was written).
+        renamed: Options under the names that they had before, with their names now; whoever uses one is told.
         optional: Options whose value may be left out, at the end or before another option, and what it is then.
     """
 
@@ -83,6 +84,7 @@ class Command(NamedTuple):
     epilog: str | None = None
     aliases: Mapping[str, tuple[str, str | None]] = types.MappingProxyType({})
     optional: Mapping[str, str] = types.MappingProxyType({})
+    renamed: Mapping[str, str] = types.MappingProxyType({})
 
     def parameters(self) -> list[Parameter]:
         """Its arguments and options, in the order of its function."""

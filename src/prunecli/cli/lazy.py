@@ -17,6 +17,7 @@ from typer.main import get_command as typer_get_command
 
 from prunecli.bounds import percentage_meant
 from prunecli.cli.declared import Argument, Command, Group, Option, Verb
+from prunecli.cli.output import current_output
 from prunecli.cli.panels import in_panels, panel_of
 from prunecli.errors import RecipeError, unknown
 
@@ -41,11 +42,13 @@ class PruneCommand(_HelpWithoutPydantic, TyperCommand):
     Attributes:
         aliases: See `Command.aliases`.
         optional: See `Command.optional`.
+        renamed: See `Command.renamed`.
         panels: Where help lists its options, by name.
     """
 
     aliases: Mapping[str, tuple[str, str | None]] = {}
     optional: Mapping[str, str] = {}
+    renamed: Mapping[str, str] = {}
     panels: Mapping[str, str] = {}
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -61,9 +64,20 @@ class PruneCommand(_HelpWithoutPydantic, TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Puts today's names in the place of aliases, and values where they were left out."""
-        words = _renamed(args, self.aliases) if self.aliases else args
+        words = _renamed(_of_today(args, self.renamed), self.aliases)
         parsed: list[str] = super().parse_args(ctx, _completed(words, self.optional) if self.optional else words)
         return parsed
+
+
+def _of_today(args: list[str], renamed: Mapping[str, str]) -> list[str]:
+    """The same with today's names of options; whoever has typed an old one is told."""
+    words = []
+    for word in args:
+        name, joined, value = word.partition("=")
+        if name in renamed:
+            current_output().warn(f"{name} is called {renamed[name]} now")
+        words.append(renamed.get(name, name) + joined + value)
+    return words
 
 
 def _completed(args: list[str], optional: Mapping[str, str]) -> list[str]:
@@ -151,6 +165,7 @@ def _built_command(declared: Command) -> PruneCommand:
     command = typer_get_command(app)
     assert isinstance(command, PruneCommand)
     command.aliases, command.optional = {**_EVERYWHERE, **declared.aliases}, declared.optional
+    command.renamed = declared.renamed
     command.panels = {**_panels(declared), "help": panel_of("help")}
     return command
 

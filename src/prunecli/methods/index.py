@@ -42,6 +42,7 @@ _TOKEN = MethodSpec(
     "prunecli.methods.params:TokenParams",
     "prunecli.methods.token:TokenMethod",
     command="prunecli.cli.commands.token:method_command",
+    renamed={"keep": "keep_share"},  # which names layers in every other method
 )
 _DEPTH = MethodSpec(
     "depth",

@@ -123,7 +123,7 @@ TokenSelector = Literal["anchor", "cls", "diversity", "random", "evit", "tome"]
 class TokenParams:
     """Which tokens of a vision transformer stay, and where; exactly one kind of budget may be given."""
 
-    keep: Annotated[float | None, Gt(0), Lt(1), Doc("Share of all tokens that stays; default: 0.5.")] = None
+    keep_share: Annotated[float | None, Gt(0), Lt(1), Doc("Share of all tokens that stays; default: 0.5.")] = None
     tokens: Annotated[int | None, Ge(2), Doc("Or: how many stay, the class token and its like included.")] = None
     speedup: Annotated[
         float | None, Gt(1), Doc("Or: as few as make it this many times as fast, by measured latency of one batch.")

@@ -30,6 +30,7 @@ class MethodSpec:
             methods whose verb does more than those of its family.
         aliases: Options under the names of an older tool, with their names here and the kind of value that follows
             them: None, "value" or "list" (several words); or "module:attribute" of these.
+        renamed: Parameters under the names that they had before, with their names now.
         source: Source of the architectures that it is for, as in "spiking:vgg9"; None: any.
         ratios: Of a structural method that decides itself how much each group loses: "module:attribute" of a function
             from the groups and the parameters to ratios by group name.
@@ -50,6 +51,7 @@ class MethodSpec:
     aliases: Mapping[str, tuple[str, str | None]] | str = field(default_factory=dict)
     ratios: str = ""
     members: str = ""
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def params_class(self) -> type[Any]:

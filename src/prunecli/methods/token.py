@@ -16,7 +16,7 @@ from prunecli.report.token_tables import per_block_text
 from prunecli.tokens.runtime import check_selection, prune_tokens
 from prunecli.tokens.towers import Tower, find_tower, token_count
 
-_DEFAULT_KEEP = 0.5
+_DEFAULT_SHARE = 0.5
 _WITH_ANCHORS = ("anchor", "diversity")
 
 
@@ -143,7 +143,7 @@ def at_random(selection: TokenSelection, tower: Tower, seed: int) -> TokenSelect
 
 def _check_budget(params: TokenParams) -> None:
     ways = {
-        "--keep": params.keep,
+        "--keep-share": params.keep_share,
         "--tokens": params.tokens,
         "--speedup": params.speedup,
         "--top-m": params.top_m,
@@ -157,9 +157,11 @@ def _check_budget(params: TokenParams) -> None:
         raise MethodError("--top-m goes with --k-anchors: tokens that stay beside so many anchors; give both")
     _check_selector(params)
     if params.merge is not None and params.selector != "tome":
-        raise MethodError(f"--merge is for --selector tome, not {params.selector}; give --keep or --tokens")
+        raise MethodError(f"--merge is for --selector tome, not {params.selector}; give --keep-share or --tokens")
     if params.selector == "tome" and (params.speedup is not None or params.stages or params.top_m is not None):
-        raise MethodError(f"--selector tome merges in every block: give --merge, --keep or --tokens, not {given[0]}")
+        raise MethodError(
+            f"--selector tome merges in every block: give --merge, --keep-share or --tokens, not {given[0]}"
+        )
 
 
 def _check_selector(params: TokenParams) -> None:
@@ -181,7 +183,7 @@ def _patches(params: TokenParams, tower: Tower, tokens: int) -> int:
     elif params.tokens is not None:
         total = params.tokens
     else:
-        total = round((params.keep or _DEFAULT_KEEP) * tokens)
+        total = round((params.keep_share or _DEFAULT_SHARE) * tokens)
     return _possible(total, tower, tokens) - (params.selector == "evit")
 
 

@@ -16,8 +16,9 @@ from prunecli.data.catalog import is_named
 from prunecli.errors import DataError, MethodError, RecipeError, nearest, unknown
 from prunecli.methods.params import TARGETS
 from prunecli.methods.registry import get_method
+from prunecli.methods.spec import MethodSpec
 from prunecli.own_code import PREFIX, allow
-from prunecli.recipe.fields import fields_of, listed, takes_texts
+from prunecli.recipe.fields import fields_of, listed
 from prunecli.recipe.loader import ENVIRONMENT, Document, KeyPath, load_yaml, parse_value_and_templates
 from prunecli.recipe.schema import STAGES, DataSection, ModelSection, Recipe, Stage
 
@@ -124,34 +125,6 @@ def _with_name(data: DataSection, origins: Mapping[KeyPath, str]) -> DataSection
 def load_plan(path: Path, overrides: Iterable[Override] = ()) -> Plan:
     """Reads a recipe file and resolves it; see `resolve`."""
     return resolve(load_yaml(path), overrides)
-
-
-def recipe_json_schema() -> dict[str, Any]:
-    """JSON schema of recipe files, for editors."""
-    schema = TypeAdapter(Recipe).json_schema()
-    schema["title"] = "prune recipe"
-    schema["properties"]["extends"] = {"type": "string", "description": "A recipe that this one changes."}
-    _describe(schema, [Recipe, ModelSection, DataSection, *STAGES.values()])
-    for stage in STAGES.values():
-        schema["$defs"][stage.__name__].setdefault("required", []).append("stage")
-    return schema
-
-
-def _describe(schema: dict[str, Any], classes: Sequence[type[Any]]) -> None:
-    for cls in classes:
-        properties = (schema if cls is Recipe else schema["$defs"][cls.__name__])["properties"]
-        for field in fields_of(cls):
-            if takes_texts(field.type):
-                properties[field.name] = _or_one_text(properties[field.name])
-            if field.doc:
-                properties[field.name]["description"] = field.doc
-
-
-def _or_one_text(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a list of texts, or of one of them alone."""
-    outer = {key: schema[key] for key in ("default", "title") if key in schema}
-    inner = {key: value for key, value in schema.items() if key not in outer}
-    return {**outer, "anyOf": [inner, inner["items"]]}
 
 
 def _with_extended(document: Document, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
@@ -297,10 +270,18 @@ class _Checker:
                 method = get_method(stage.method)
             except MethodError as error:
                 raise MethodError(f"{self._where((*path, 'method'))}: {error}") from error
+            self._refuse_old(method, stage.params, (*path, "params"))
             params = self._validated(method.params_class, stage.params, (*path, "params"), extra="forbid")
             self._exclude((*path, "params"))
             stage = dataclasses.replace(stage, params=dataclasses.asdict(params))
         return stage  # type: ignore[no-any-return]
+
+    def _refuse_old(self, method: MethodSpec, params: Mapping[str, Any], path: KeyPath) -> None:
+        """Refuses a parameter by the name that it had before."""
+        for old, new in method.renamed.items():
+            if old in params:
+                where = self._where((*path, old))
+                raise RecipeError(f"{where}: params.{old} of method {method.name} is called {new} now")
 
     def _exclude(self, path: KeyPath) -> None:
         """Refuses two ways of saying how much to remove on one command line; a flag takes the place of a recipe's."""

@@ -80,7 +80,7 @@ def token_frontier(
         for block in blocks:
             for keep in keeps:
                 rest = {name: getattr(TokenParams(), name) for name in unread_by(selector)}
-                candidate = dataclasses.replace(params, selector=selector, block=block, keep=keep, **rest)
+                candidate = dataclasses.replace(params, selector=selector, block=block, keep_share=keep, **rest)
                 try:
                     selections[selector, block, keep] = plan_selection(candidate, tower, tokens, space.recipe.seed)
                 except MethodError as error:

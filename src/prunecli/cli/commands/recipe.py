@@ -81,7 +81,7 @@ def schema(
     """The JSON schema of recipes, or of sweeps."""
     import json
 
-    from prunecli.recipe.resolve import recipe_json_schema
+    from prunecli.recipe.json_schema import recipe_json_schema
     from prunecli.recipe.sweep_file import sweep_json_schema
 
     document = sweep_json_schema() if sweep else recipe_json_schema()

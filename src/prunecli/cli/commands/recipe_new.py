@@ -14,7 +14,7 @@ from prunecli.cli.stages import check_writable
 from prunecli.errors import PruneError, RecipeError
 
 _MODEL, _DATA, _METHOD, _SHARE, _FILE = "cifar:resnet20", "digits", "l1", 0.5, "recipe.yaml"
-_SHARES = ("keep_fraction", "connectivity", "connections", "keep", "sparsity", "ratio")
+_SHARES = ("keep_fraction", "connectivity", "connections", "keep_share", "sparsity", "ratio")
 """What methods call how much they remove, or leave; a method's own comes before what it shares with others."""
 _HEAD = """\
 # yaml-language-server: $schema=prune.schema.json

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _Number = TypeVar("_Number", int, float)
 _IMAGES = 16
 _SELECTORS = ",".join(get_args(TokenSelector))
-_BLOCKS, _KEEPS = "1", "0.25,0.5,0.75"
+_BLOCKS, _SHARES = "1", "0.25,0.5,0.75"
 _TO_SEE = [
     option("extract_attention", str, "Write attention weights, of test images, to this file (.safetensors, .npz)."),
     option(
@@ -32,12 +32,12 @@ _TO_SEE = [
     option("overlay", str, "Draw test images in this folder, with patches that are left out greyed."),
     option("pictures", int, "Test images, from the first on, for both.", default=_IMAGES),
 ]
-_OF_FRONTIER = ("frontier_selectors", "frontier_blocks", "frontier_keeps")
+_OF_FRONTIER = ("frontier_selectors", "frontier_blocks", "frontier_shares")
 _FRONTIER = [
     option("frontier", str, "Draw accuracy against MACs of many selections here (.png, .svg, .pdf); saves no network."),
     option("frontier_selectors", str, "Selectors to try, with commas.", default=_SELECTORS),
     option("frontier_blocks", str, "Blocks to begin at, with commas.", default=_BLOCKS),
-    option("frontier_keeps", str, "Shares of the tokens that stay, with commas.", default=_KEEPS),
+    option("frontier_shares", str, "Shares of the tokens that stay, with commas.", default=_SHARES),
 ]
 _OPTIONS = [
     *options_of(TokenParams, ("stages", "STAGE", "params")),
@@ -58,7 +58,8 @@ def method_command(spec: MethodSpec) -> Command:
             _run(output, space, spec.name, values)
 
     epilog = f"Paper: {spec.paper}" if spec.paper else None
-    return Command(spec.name, with_output(run, _OPTIONS), spec.summary, epilog)
+    renamed = {"--keep": "--keep-share", "--frontier-keeps": "--frontier-shares"}
+    return Command(spec.name, with_output(run, _OPTIONS), spec.summary, epilog, renamed=renamed)
 
 
 def _run(output: Output, space: Workspace, suffix: str, values: dict[str, Any]) -> None:
@@ -98,7 +99,7 @@ def _check_together(values: dict[str, Any]) -> None:
         RecipeError: They are given without it, or with it.
     """
     drawn = values["frontier"] is not None
-    of_one = ("keep", "tokens", "speedup", "k_anchors", "top_m", "stages", "merge", "selector", "block", "batch")
+    of_one = ("keep_share", "tokens", "speedup", "k_anchors", "top_m", "stages", "merge", "selector", "block", "batch")
     unread = (
         (*of_one, "latency_rounds", "extract_attention", "overlay", "out", "save_recipe") if drawn else _OF_FRONTIER
     )
@@ -121,12 +122,12 @@ def _draw_frontier(output: Output, space: Workspace, stage: PruneStage, values: 
         if name not in _SELECTORS.split(","):
             raise RecipeError(unknown("selector", name, _SELECTORS.split(",")))
     blocks = _numbers(values["frontier_blocks"] or _BLOCKS, "--frontier-blocks", int)
-    keeps = _numbers(values["frontier_keeps"] or _KEEPS, "--frontier-keeps", float)
+    shares = _numbers(values["frontier_shares"] or _SHARES, "--frontier-shares", float)
     from prunecli.report.table import Table
     from prunecli.report.token_tables import frontier_columns, frontier_row
     from prunecli.studies.token_frontier import token_frontier, write_frontier
 
-    points = token_frontier(space, stage, selectors, blocks, keeps)
+    points = token_frontier(space, stage, selectors, blocks, shares)
     rows = [
         (point.selector, point.block, point.keep, point.macs_ratio, point.score, point.variant.agreement,
          point.variant.cosine)

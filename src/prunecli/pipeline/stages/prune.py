@@ -26,8 +26,10 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> StageOutcome:
     for name in _SETTINGS:
         if name not in family.settings and getattr(stage, name) != getattr(default, name):
             reader = next(other.summary for other in FAMILIES.values() if name in other.settings)
-            own = [field.name for field in fields_of(get_method(stage.method).params_class)]
-            hint = f"; --{name} of `prune {stage.method}` is params.{name} in a recipe" if name in own else ""
+            spec = get_method(stage.method)
+            own = spec.renamed.get(name, name)
+            known = own in (field.name for field in fields_of(spec.params_class))
+            hint = f"; --{own.replace('_', '-')} of `prune {stage.method}` is params.{own} in a recipe" if known else ""
             raise RecipeError(f"--{name.replace('_', '-')} is for methods that {reader}{hint}")
     outcome: StageOutcome = imported(family.runner)(space, stage, out)
     return outcome
