@@ -181,7 +181,7 @@ def overrides_from(specs: Sequence[OptionSpec], values: dict[str, Any], stage_in
         if spec.path is None or value is None:
             continue
         path = tuple(stage_index if part == "STAGE" else part for part in spec.path)
-        flag = "--" + spec.name.replace("_", "-")
+        flag = f"--{'no-' if value is False else ''}{spec.name.replace('_', '-')}"
         read, templates = _entries(value, flag, spec.mapping) if spec.mapping else (value, {})
         overrides.append(Override(path, read, flag, templates))
     return overrides
@@ -236,7 +236,8 @@ def plan_for_stage(model: str, stage: dict[str, Any], specs: Sequence[OptionSpec
         RecipeError: The recipe has no such stage, or several.
     """
     from prunecli.recipe.loader import Document, load_yaml
-    from prunecli.recipe.resolve import COMMAND_LINE, resolve
+    from prunecli.recipe.origins import COMMAND_LINE
+    from prunecli.recipe.resolve import resolve
 
     if Path(model).suffix not in (".yaml", ".yml"):
         reference = ":" in model and not Path(model).exists()

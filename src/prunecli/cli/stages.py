@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -103,22 +104,28 @@ def show_plan(output: Output, plan: Plan, *, network: bool = True) -> None:
         ModelError: It would come from a file that does not exist; the plan is shown all the same.
     """
     from prunecli.models.whereabouts import whereabouts
+    from prunecli.recipe.origins import origin_of
     from prunecli.report.table import Table
 
-    rows, section = plan.rows(), plan.recipe.model
+    rows, section = [_with_folder(row, plan) for row in plan.rows()], plan.recipe.model
     found = whereabouts(section.weights, section.ref, pretrained=section.pretrained) if network else None
     if found is not None:
         named = ("model", "weights") if section.weights is not None else ("model", "ref")
-        typed = {("model", "weights"), ("model", "ref"), ("stages", 0, "stage"), ("stages", 0, "method")} - {
-            *plan.origins
-        }
-        keys = {".".join(map(str, path)) for path in typed}  # what the verb and its argument say
-        rows = [(key, value, "command line" if key in keys and value else origin) for key, value, origin in rows]
-        rows.insert(0, ("MODEL", found.text, plan.origins.get(named, "command line")))
+        rows.insert(0, ("MODEL", found.text, origin_of(named, plan.origins)))
     output.document([{"key": key, "value": value, "origin": origin} for key, value, origin in rows])
     output.table(Table(("key", "value", "from"), [(key, _shown(value), origin) for key, value, origin in rows]))
     if found is not None and found.missing:
         raise ModelError(found.missing)
+
+
+def _with_folder(row: tuple[str, Any, str], plan: Plan) -> tuple[str, Any, str]:
+    """The same with the folder of data sets that a variable of the environment names."""
+    from prunecli.data.catalog import ROOT_VARIABLE
+
+    folder = os.environ.get(ROOT_VARIABLE)
+    if row[0] != "data.root" or row[1] is not None or not folder or plan.recipe.data.name is None:
+        return row
+    return row[0], folder, ROOT_VARIABLE
 
 
 def check_writable(path: Path, force: bool) -> None:

@@ -113,9 +113,13 @@ def described_datasets() -> list[tuple[str, str]]:
     return built_in + [(f"{name}{end}", f"from {DATASETS.package(name)}") for name in added for end in ("", ":")]
 
 
+ROOT_VARIABLE = "PRUNE_DATA"
+"""Variable of the environment that names the data folder."""
+
+
 def default_root() -> Path:
     """The data folder: PRUNE_DATA, else ~/.cache/prune/data."""
-    return Path(os.environ.get("PRUNE_DATA") or "~/.cache/prune/data").expanduser()
+    return Path(os.environ.get(ROOT_VARIABLE) or "~/.cache/prune/data").expanduser()
 
 
 def load_data(

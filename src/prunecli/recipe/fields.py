@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from annotated_doc import Doc
 
@@ -35,7 +35,10 @@ def listed(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 def takes_texts(kind: Any) -> bool:
     """Whether a field holds several texts."""
-    return get_origin(kind) is tuple and get_args(kind)[0] not in (int, float)
+    if get_origin(kind) is not tuple:
+        return False
+    entry = get_args(kind)[0]
+    return entry is str or (get_origin(entry) is Literal and all(isinstance(word, str) for word in get_args(entry)))
 
 
 _read: dict[type[Any], tuple[FieldInfo, ...]] = {}

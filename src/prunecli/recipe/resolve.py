@@ -20,11 +20,10 @@ from prunecli.methods.spec import MethodSpec
 from prunecli.own_code import PREFIX, allow
 from prunecli.recipe.fields import fields_of, listed
 from prunecli.recipe.loader import ENVIRONMENT, Document, KeyPath, load_yaml, parse_value_and_templates
+from prunecli.recipe.origins import COMMAND_LINE, leaves, origin_of, typed_origins
 from prunecli.recipe.schema import STAGES, DataSection, ModelSection, Recipe, Stage
 
 _MAX_EXTENDS = 8
-COMMAND_LINE = "command line"
-"""Source of a document that is no file."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,8 @@ class Plan:
     def rows(self) -> list[tuple[str, Any, str]]:
         """(dotted path, value, origin) of every value, in order."""
         return [
-            (".".join(map(str, path)), value, self.origins.get(path, "default"))
-            for path, value in _leaves(dataclasses.asdict(self.recipe), ())
+            (".".join(map(str, path)), value, origin_of(path, self.origins))
+            for path, value in leaves(dataclasses.asdict(self.recipe), ())
         ]
 
     def written(self, *path: str | int) -> set[str | int]:
@@ -106,6 +105,8 @@ def resolve(document: Document | None, overrides: Iterable[Override] = (), *, co
         _confine(data, origins, Path(document.source).parent)
     _allow_named_code(data, origins, typed=document is None or document.source == COMMAND_LINE)
     recipe = _Checker(origins).recipe(data)
+    if document is not None and document.source == COMMAND_LINE:
+        origins = {**typed_origins(document.data), **origins}
     return Plan(dataclasses.replace(recipe, data=_with_name(recipe.data, origins)), origins)
 
 
@@ -224,7 +225,7 @@ def _assign(data: dict[str, Any], origins: dict[KeyPath, str], override: Overrid
     for old in [path for path in origins if path[: len(override.path)] == override.path]:
         del origins[old]
     origins[override.path] = override.origin
-    for path, _ in _leaves(override.value, override.path):
+    for path, _ in leaves(override.value, override.path):
         origins[path] = override.origin
     origins.update({(*override.path, *path): text for path, text in override.templates.items()})
 
@@ -378,14 +379,6 @@ def _wants_share(cls: type[Any], error: Mapping[str, Any]) -> bool:
         return True
     owner = {"model": ModelSection, "data": DataSection}.get(str(error["loc"][0]), cls) if error["loc"] else cls
     return any(field.share for field in fields_of(owner) if field.name in error["loc"])
-
-
-def _leaves(value: Any, path: KeyPath) -> list[tuple[KeyPath, Any]]:
-    if isinstance(value, dict) and value:
-        return [leaf for key, item in value.items() for leaf in _leaves(item, (*path, key))]
-    if isinstance(value, (list, tuple)) and value and any(isinstance(item, dict) for item in value):
-        return [leaf for index, item in enumerate(value) for leaf in _leaves(item, (*path, index))]
-    return [(path, value)]
 
 
 def _plain(value: Any) -> Any:

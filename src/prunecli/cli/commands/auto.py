@@ -145,7 +145,8 @@ def _plan(model: str, values: dict[str, Any]) -> Plan:
         RecipeError: A value is wrong, or the network is named by a recipe.
     """
     from prunecli.recipe.loader import Document
-    from prunecli.recipe.resolve import COMMAND_LINE, resolve
+    from prunecli.recipe.origins import COMMAND_LINE
+    from prunecli.recipe.resolve import resolve
 
     if Path(model).suffix in (".yaml", ".yml"):
         raise RecipeError(f"{model}: is a recipe, and auto writes one: give a weights file or a reference")

@@ -84,7 +84,8 @@ def _show_contest(output: Output, contest: Contest, values: dict[str, Any]) -> N
 
 def _compare_networks(output: Output, paths: list[Path], values: dict[str, Any]) -> None:
     from prunecli.recipe.loader import Document
-    from prunecli.recipe.resolve import COMMAND_LINE, resolve
+    from prunecli.recipe.origins import COMMAND_LINE
+    from prunecli.recipe.resolve import resolve
 
     for path in paths:
         if str(path).startswith(PREFIX):

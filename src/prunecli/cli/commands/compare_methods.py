@@ -104,7 +104,8 @@ def compare_methods(
     if report is not None:
         raise RecipeError(f"{report}: is a report, and --methods prunes networks: give a weights file or a reference")
     from prunecli.recipe.loader import Document
-    from prunecli.recipe.resolve import COMMAND_LINE, resolve
+    from prunecli.recipe.origins import COMMAND_LINE
+    from prunecli.recipe.resolve import resolve
     from prunecli.studies.contest import ContestSettings, finished_contest, run_contest
 
     count = len(paths) if len(paths) > 1 else _SEEDS

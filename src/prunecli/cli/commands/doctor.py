@@ -12,6 +12,9 @@ from prunecli.errors import RecipeError, first_line
 from prunecli.models.index import PATTERN_HELP
 
 
+_NO_ACCELERATOR = "no accelerator: everything runs on the CPU"
+
+
 def run(
     output: Output,
     coverage: Annotated[
@@ -50,7 +53,9 @@ def run(
         import torch
         import torchvision  # noqa: F401 - importing it is the check
 
-        facts["accelerator"] = str(torch.accelerator.current_accelerator() or "none")
+        # Without a check this is what torch was built for, whether or not the machine has one.
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        facts["accelerator"] = f"{accelerator}, {torch.accelerator.device_count()}" if accelerator else _NO_ACCELERATOR
         facts |= _data_sets()
     except Exception as error:  # a mismatched pair fails in many ways
         problems.append(f"torch and torchvision do not match ({first_line(error)}); reinstall both together")
