@@ -60,6 +60,21 @@ def layer_list() -> str:
     return "dict(model.named_modules())" if _python.get() else "prune inspect MODEL --layers"
 
 
+def plain_weights() -> str:
+    """How weights are loaded that have no manifest."""
+    how = (
+        "build the network and give it these with load_state_dict"
+        if _python.get()
+        else "load plain weights with --arch"
+    )
+    return f"holds no pruning manifest, and so no hashes; {how}"
+
+
+def allow_code(reference: str) -> str:
+    """How code is allowed that a file names."""
+    return f"call prunecli.own_code.allow({reference!r})" if _python.get() else f"add --allow-code {reference}"
+
+
 def spoken(reason: str) -> str:
     """A reason that reports keep, which names flags, as the error that shows it has to say it."""
     if not _python.get():

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.errors import PruneError, described, unknown
+from prunecli.naming import allow_code
 
 PREFIX = "module:"
 _REFERENCE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
@@ -54,8 +55,8 @@ def load_function(reference: str, error: type[PruneError], option: str) -> Calla
     module, name = match.groups()
     if module not in _allowed:
         raise error(
-            f"{PREFIX}{reference} is code, which is not run because a file names it: if you trust it, add --allow-code "
-            f"{module}"
+            f"{PREFIX}{reference} is code, which is not run because a file names it: if you trust it, "
+            f"{allow_code(module)}"
         )
     here = str(Path.cwd())
     if here not in sys.path:
@@ -75,7 +76,7 @@ def load_function(reference: str, error: type[PruneError], option: str) -> Calla
     if reference not in _allowed and not _defined_in(function, module):
         raise error(
             f"{PREFIX}{reference}: {module} only imports it, so that it is not run because a file names it: if you "
-            f"trust it, add --allow-code {reference}"
+            f"trust it, {allow_code(reference)}"
         )
     return function  # type: ignore[no-any-return]
 

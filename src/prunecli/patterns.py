@@ -34,3 +34,9 @@ def chosen(names: Iterable[str], pattern: str) -> list[str]:
     """The names that a pattern means: the one that is spelled so, else all that match."""
     listed = list(names)
     return [pattern] if pattern in listed else [name for name in listed if fnmatchcase(name, pattern)]
+
+
+def with_modules(names: Iterable[str]) -> list[str]:
+    """Names of layers, and of the modules around them, which a pattern may mean as well."""
+    parts = [name.split(".") for name in names]
+    return list(dict.fromkeys(".".join(part[:end]) for part in parts for end in range(len(part), 0, -1)))

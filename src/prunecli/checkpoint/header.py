@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from prunecli.checkpoint.kinds import open_weights, refusal
 from prunecli.checkpoint.manifest import MANIFEST_SCHEMA, Manifest, parse_manifest
 from prunecli.errors import ModelError
+from prunecli.naming import plain_weights
 
 MANIFEST_KEY = "prunecli.manifest"
 UNSEALED = "0" * 64
@@ -131,7 +132,7 @@ def manifest_of(path: Path) -> tuple[Manifest, Header]:
         header = read_header(path) if kind == "safetensors" else None
     manifest = _manifest_in(header, path) if header is not None else None
     if manifest is None or header is None:
-        raise ModelError(f"{path}: holds no pruning manifest, and so no hashes; load plain weights with --arch")
+        raise ModelError(f"{path}: {plain_weights()}")
     return manifest, header
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from re import fullmatch
 
 from prunecli.errors import MethodError, nearest
-from prunecli.patterns import matches, split_patterns
+from prunecli.patterns import matches, split_patterns, with_modules
 
 
 def chosen_layers(
@@ -41,7 +41,7 @@ def chosen_layers(
             meant = set(names[low : last + 1]) if low <= last < len(names) else set()
         if not meant:
             there = f"{len(names)} {what}, 0 ({names[0]}) to {len(names) - 1} ({names[-1]})" if names else f"no {what}"
-            close = nearest(entry, (*names, *others), count=1) if bounds is None else []
+            close = nearest(entry, with_modules((*names, *others)), count=1) if bounds is None else []
             hint = f"did you mean {close[0]!r}? The network has {there}" if close else f"the network has {there}"
             raise MethodError(f"{option} {entry}: there is no such layer; {hint}")
         chosen |= meant

@@ -11,7 +11,7 @@ from prunecli.checkpoint.manifest import Untouched
 from prunecli.errors import MethodError, unknown
 from prunecli.methods.params import StructuralParams
 from prunecli.naming import layer_list, option, spoken
-from prunecli.patterns import chosen, matches, split_patterns
+from prunecli.patterns import chosen, matches, split_patterns, with_modules
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.tracing.traced import Trace
 
@@ -132,5 +132,5 @@ def _why_nothing(traced: Trace, groups: Sequence[ChannelGroup], pattern: str) ->
             return f"{asked} matches nothing that can shrink; {frozen.name}: {spoken(frozen.reason)}"
     if any(matches(name, pattern) for group in traced.groups for name in group.modules("producer", "carrier")):
         return f"{asked} matches only layers that {option('keep')} holds; leave out one of the two"
-    known = [group.name for group in groups]
+    known = with_modules(group.name for group in groups)
     return f"{option('layer_ratio')}: " + unknown("layer pattern", pattern, known, see=layer_list())

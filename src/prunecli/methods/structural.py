@@ -313,7 +313,7 @@ class _Run:
             return option(self._target.kind, self._target.requested)
         if self._retention:
             return option("retention", self._retention)
-        return "the ratios given" if self._own else f"ratio {self._params.ratio:g}"
+        return "the ratios given" if self._own else option("ratio", self._params.ratio)
 
     def _ranked(self) -> Ranking:
         """Ranks the groups of the present network; those that cannot be ranked become untouched once."""

@@ -11,7 +11,6 @@ from prunecli.cli.output import Output
 from prunecli.errors import RecipeError, first_line
 from prunecli.models.index import PATTERN_HELP
 
-
 _NO_ACCELERATOR = "no accelerator: everything runs on the CPU"
 
 
