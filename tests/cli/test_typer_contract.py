@@ -77,6 +77,8 @@ def test_what_is_declared_is_what_typer_makes_of_it(declared: Command) -> None:
     """Completion offers what is declared, and never sees what Typer reads."""
     command = built(declared)
     assert isinstance(command, PruneCommand) and len(command.params) == len(declared.parameters())
+    assert "-h" in command.make_context("prune", [], resilient_parsing=True).help_option_names
+    assert set(command.panels) == {p.name for p in declared.parameters() if p.spellings} | {"help"}
     for ours, theirs in zip(declared.parameters(), command.params, strict=True):
         assert ours.name == theirs.name
         assert ours.choices == tuple(map(str, theirs.type_descriptor.choices or ())), ours
