@@ -203,5 +203,5 @@ def test_outputs_of_any_size_are_refused_in_one_line() -> None:
 
 
 def test_without_data_it_says_so() -> None:
-    with pytest.raises(MethodError, match="--scope measured judges layers on data: choose a data set with --data"):
+    with pytest.raises(MethodError, match="scope='measured' judges layers on data: give calibration batches as data="):
         prunecli.prune(Copies(), "l1", example_inputs=torch.zeros(1, 12), scope="measured", prune_stem=True)

@@ -160,12 +160,12 @@ def test_the_rule_of_variation_decides_in_the_flow() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epsilon": 0.1}, "--epsilon belongs to --retention epsilon"),
-        ({"retention": "epsilon"}, "--retention epsilon needs --epsilon"),
-        ({"retention": "epsilon", "epsilon": 0.1, "ratio": 0.3}, "so does --ratio 0.3; give one of them"),
-        ({"retention": "cv-legacy", "macs": 0.5}, "so does --macs; give one of them"),
-        ({"retention": "cv-legacy", "layer_ratio": {"body.3": 0.5}}, "so does --layer-ratio; give one"),
-        ({"retention": "cv-legacy", "schedule": "linear"}, "decides once; leave out --schedule linear"),
+        ({"epsilon": 0.1}, "epsilon= belongs to retention='epsilon'"),
+        ({"retention": "epsilon"}, "retention='epsilon' needs epsilon="),
+        ({"retention": "epsilon", "epsilon": 0.1, "ratio": 0.3}, "so does ratio=0.3; give one of them"),
+        ({"retention": "cv-legacy", "macs": 0.5}, "so does macs=; give one of them"),
+        ({"retention": "cv-legacy", "layer_ratio": {"body.3": 0.5}}, "so does layer_ratio=; give one"),
+        ({"retention": "cv-legacy", "schedule": "linear"}, "decides once; leave out schedule='linear'"),
     ],
 )
 def test_settings_that_exclude_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -178,7 +178,7 @@ def test_a_bound_that_nothing_keeps_is_said() -> None:
     model = _sure()
     with torch.no_grad():
         data = [(x, model(x)) for x in _data()]  # every unit's loss moves the outputs away from these
-    with pytest.raises(MethodError, match="nothing would be removed at --retention epsilon"):
+    with pytest.raises(MethodError, match="nothing would be removed at retention='epsilon'"):
         prunecli.prune(
             model, "fisher", example_inputs=example(), data=data, retention="epsilon", epsilon=1e-9, round_to=1
         )

@@ -231,7 +231,7 @@ def test_targets_hold_at_the_end_of_a_schedule() -> None:
 
 def test_steps_without_a_schedule_are_not_ignored() -> None:
     for params in ({"steps": 3}, {"initial_ratio": 0.2}):
-        with pytest.raises(MethodError, match=r"belong to a schedule; add --schedule linear, cubic or ramp"):
+        with pytest.raises(MethodError, match=r"belong to a schedule; add schedule='linear', cubic or ramp"):
             prunecli.prune(Plain(), "l1", example_inputs=example(), **params)
 
 

@@ -248,6 +248,6 @@ def test_scores_without_gradients_decide_how_much_goes(method: str) -> None:
 
 @pytest.mark.parametrize("method", ["l1", "l2"])
 def test_a_bound_on_the_loss_without_data_is_refused(method: str) -> None:
-    with pytest.raises(MethodError, match="--retention epsilon measures the loss") as caught:
+    with pytest.raises(MethodError, match="retention='epsilon' measures the loss") as caught:
         _pruned(method, retention="epsilon", epsilon=0.05, recalibrate=False, compensate="none")
     assert "\n" not in str(caught.value)
