@@ -82,7 +82,7 @@ def _of_today(args: list[str], renamed: Mapping[str, str]) -> list[str]:
 
 def _completed(args: list[str], optional: Mapping[str, str]) -> list[str]:
     words: list[str] = []
-    for word, following in zip(args, [*args[1:], "-"], strict=True):
+    for word, following in zip(args, [*args, "-"][1:], strict=True):
         words.append(word)
         if word in optional and following.startswith("-"):
             words.append(optional[word])

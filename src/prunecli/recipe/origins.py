@@ -24,7 +24,7 @@ def origin_of(path: KeyPath, origins: Mapping[KeyPath, str]) -> str:
 
 def typed_origins(data: Mapping[str, Any]) -> dict[KeyPath, str]:
     """Origins of a document that a command has made: of what was typed, and of what the command adds itself."""
-    return {path: COMMAND_LINE if path[0] == "model" else _BY_COMMAND for path, _ in leaves(data, ())}
+    return {path: COMMAND_LINE if path[0] == "model" else _BY_COMMAND for path, _ in leaves(data, ()) if path}
 
 
 def leaves(value: Any, path: KeyPath) -> list[tuple[KeyPath, Any]]:
