@@ -124,8 +124,7 @@ def prune(
         ModelError: The model cannot be traced.
         VerificationError: The result is not the masked original.
     """
-    loss = _loss_for(model, loss)
-    kept = _kept(keep)
+    loss, kept = _loss_for(model, loss), _kept(keep)
     if _removes_parts(method, compensate, recover, trace):
         return _without_parts(model, method, example_inputs, data, recalibrate is not False, kept, seed, loss, params)
     request = PruneRequest(
