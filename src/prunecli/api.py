@@ -10,10 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, overload
 
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from prunecli.bounds import percentage_meant
+from prunecli.arguments import check_types, checked_params, kept_patterns
 from prunecli.checkpoint.header import read_manifest
 from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.copying import copied
@@ -32,9 +31,7 @@ from prunecli.methods.spec import MethodSpec
 from prunecli.models.loading import load_reference, restore
 from prunecli.models.recognition import recognise
 from prunecli.naming import give_data, option, python_names
-from prunecli.patterns import split_patterns
 from prunecli.pipeline.pruning import PartResult, PruneResult, prune_model, remove_parts
-from prunecli.recipe.fields import fields_of, listed
 from prunecli.surgery.removal.compensate import Compensation
 from prunecli.surgery.tracing.traced import Trace
 
@@ -108,7 +105,7 @@ def prune(
             without labels, gradients are taken at the model's own predictions.
         compensate: What makes up for them: "none", "bias", "ls", "reconstruct", or "auto" by held-out `data`.
         recalibrate: Whether batch normalisation statistics are measured again on `data`; None: if that is better.
-        keep: Layer, module or shell pattern whose widths stay, such as "layer1" or "*.conv1"; several as a list.
+        keep: Layer, module or shell pattern whose widths stay, such as "layer1" or "*.conv1", or a list of them.
         seed: Seed of everything random.
         loss: From outputs and labels to the sum of the samples' losses; detectors have their own.
         recover: Called with a `Transition` after every step of a schedule, to train `after` in place.
@@ -124,12 +121,13 @@ def prune(
         ModelError: The model cannot be traced.
         VerificationError: The result is not the masked original.
     """
-    loss, kept = _loss_for(model, loss), _kept(keep)
+    check_types(method=method, data=data, seed=seed, recalibrate=recalibrate, loss=loss, recover=recover, trace=trace)
+    loss, kept = _loss_for(model, loss), kept_patterns(keep)
     if _removes_parts(method, compensate, recover, trace):
         return _without_parts(model, method, example_inputs, data, recalibrate is not False, kept, seed, loss, params)
     request = PruneRequest(
         method=method,
-        params=_checked_params(_checked_method(method, data, compensate, recalibrate), params),
+        params=checked_params(_checked_method(method, data, compensate, recalibrate), params),
         example_inputs=example_inputs,
         keep=kept,
         seed=seed,
@@ -141,18 +139,6 @@ def prune(
         trace=trace,
     )
     return _continued(model, partial(prune_model, request=request))
-
-
-def _kept(keep: Any) -> tuple[str, ...]:
-    """The patterns of `keep`, of which a single one may stand alone.
-
-    Raises:
-        MethodError: It is neither a text nor a sequence of texts.
-    """
-    words = tuple(keep) if isinstance(keep, Iterable) and not isinstance(keep, str) else (keep,)
-    if not all(isinstance(word, str) for word in words):
-        raise MethodError(f"{option('keep', keep)}: give names or patterns of layers, such as ['layer1', '*.conv1']")
-    return split_patterns(words)
 
 
 def _removes_parts(method: str, compensate: str, recover: Recover | None, trace: Trace | None) -> bool:
@@ -186,7 +172,7 @@ def _without_parts(
         params = {**(spec.without_data or {}), **params}
     request = PartRequest(
         method=method,
-        params=_checked_params(spec, params),
+        params=checked_params(spec, params),
         example_inputs=example_inputs,
         keep=keep,
         seed=seed,
@@ -275,27 +261,6 @@ def _without_state(model: nn.Module) -> nn.Module:
     model = copied(model)
     reset_itself(model)
     return model
-
-
-def _checked_params(spec: MethodSpec, params: Mapping[str, Any]) -> Any:
-    """The method's parameters as its dataclass.
-
-    Raises:
-        MethodError: One is unknown, or has a wrong value.
-    """
-    names = [field.name for field in fields_of(spec.params_class)]
-    for name in params:
-        if name not in names:
-            raise MethodError(unknown(f"parameter of {spec.name}", name, names))
-    try:
-        return TypeAdapter(spec.params_class).validate_python(listed(spec.params_class, params))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name, inner = str(first["loc"][0]), "".join(f"[{part!r}]" for part in first["loc"][1:])
-        said = first["msg"].removeprefix("Value error, ").replace("Input should be", "has to be")
-        share = any(field.share for field in fields_of(spec.params_class) if field.name == name)
-        meant = percentage_meant(first["input"]) if share else ""
-        raise MethodError(f"{name}{inner}={first['input']!r}: {said}{meant}") from error
 
 
 @python_names()

@@ -17,7 +17,7 @@ from tests.public_names import measure
 PACKAGE = REPOSITORY / "src" / "prunecli"
 LAYERS = [
     {"cli"},
-    {"api"},
+    {"api", "arguments"},
     {"studies"},
     {"pipeline"},
     {"recipe"},

@@ -123,7 +123,8 @@ def _with_folder(row: tuple[str, Any, str], plan: Plan) -> tuple[str, Any, str]:
     from prunecli.data.catalog import ROOT_VARIABLE
 
     folder = os.environ.get(ROOT_VARIABLE)
-    if row[0] != "data.root" or row[1] is not None or not folder or plan.recipe.data.name is None:
+    read_there = plan.recipe.data.name is not None and ":" not in plan.recipe.data.name
+    if row[0] != "data.root" or row[1] is not None or not folder or not read_there:
         return row
     return row[0], folder, ROOT_VARIABLE
 
