@@ -110,8 +110,7 @@ def prune(
         loss: From outputs and labels to the sum of the samples' losses; detectors have their own.
         recover: Called with a `Transition` after every step of a schedule, to train `after` in place.
         trace: The `trace` of an earlier result for the same model, which is then not traced again.
-        **params: The method's parameters, for instance `ratio=0.5`, `params=0.5` (half the parameters),
-            `layer_ratio={"layer1.*": 0.3}`, `scope="local"`, `schedule="cubic"`.
+        **params: The method's parameters, such as `ratio=0.5`, `layer_ratio={"layer1.*": 0.3}`, `schedule="cubic"`.
 
     Returns:
         The pruned model with its manifest and report; `.save(path)` writes a checkpoint.
