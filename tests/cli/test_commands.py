@@ -105,9 +105,23 @@ def test_a_gate_exits_with_3_and_one_document(prune: Prune, tmp_path: Path) -> N
             "metrics": {"top1": top1},
         }
         (tmp_path / f"{name}.json").write_text(json.dumps(report))
-    done = prune("compare", "a.json", "b.json", "--fail-if", "top1_drop > 1.0", "--json")
+    condition = "top1_drop > 1.0 and not top1_drop > 50 or top1_drop > 20"
+    done = prune("compare", "a.json", "b.json", "--fail-if", condition, "--json", "-o", "c.json")
     assert done.code == 3 and done.json["candidates"][0]["top1_drop"] == 10.0
-    assert done.err == "error: gate: top1_drop > 1.0 holds for b.json\n"
+    assert done.err == f"error: gate: {condition} holds for b.json (top1_drop is 10)\n"
+    parts = [("top1_drop > 1.0", True, True), ("top1_drop > 50", False, True), ("top1_drop > 20", False, False)]
+    assert done.json["gate"] == json.loads((tmp_path / "c.json").read_text())["gate"]
+    assert done.json["gate"] == {
+        "condition": condition,
+        "failed": True,
+        "networks": ["b.json"],
+        "parts": [
+            {"network": "b.json", "condition": text, "holds": holds, "failed": failed, "values": {"top1_drop": 10.0}}
+            for text, holds, failed in parts
+        ],
+    }
+    done = prune("compare", "a.json", "b.json", "--fail-if", "top1_drop > 11", "--json")
+    assert done.code == 0 and not done.json["gate"]["failed"] and not done.json["gate"]["parts"][0]["failed"]
     done = prune("compare", "a.json", "b.json", "--markdown")
     assert done.code == 0 and done.out.splitlines()[2] == "| top-1 | 90.00 % | 80.00 % (-10.00) |"
 

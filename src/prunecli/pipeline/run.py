@@ -116,7 +116,7 @@ def run_recipe(plan: Plan, folder: Path, space: Workspace) -> RunOutcome:
             space.resume = False  # the next stage starts from the beginning
     gates = [stage.fail_if for stage in plan.recipe.stages if isinstance(stage, CompareStage)]
     gate = Gate(gates[-1]) if gates and gates[-1] is not None else None
-    failure = judge(comparison, gate) if comparison is not None else None
+    comparison, failure = judge(comparison, gate) if comparison is not None else (None, None)
     return RunOutcome(folder, tuple(progress.done), comparison, failure)
 
 

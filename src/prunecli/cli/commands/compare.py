@@ -116,7 +116,8 @@ def _compare_networks(output: Output, paths: list[Path], values: dict[str, Any])
         compiled=bool(values["compile"]),
         runtime=values["runtime"],
     )
-    failures = [judge(comparison, gate)]
+    comparison, failure = judge(comparison, gate)
+    failures = [failure]
     if choice is not None:
         comparison, failure = choice.of(comparison)
         failures.append(failure)

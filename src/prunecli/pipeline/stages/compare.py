@@ -11,7 +11,7 @@ from prunecli.models.index import is_reference
 from prunecli.pipeline.run_folder import RUN_NAME, reports_of_run
 from prunecli.pipeline.sink import Sink
 from prunecli.recipe.schema import Recipe
-from prunecli.report.comparison import Comparison, Gate, compare_reports
+from prunecli.report.comparison import Comparison, Gate, GateResult, compare_reports
 from prunecli.report.pareto import with_fronts
 from prunecli.report.schema import read_report
 from prunecli.report.sweep import is_sweep, paths_of, read_rows
@@ -125,14 +125,33 @@ def _check_runtime(runtime: str, recipe: Recipe, changed: bool) -> None:
     FORMATS.load(runtime).require()
 
 
-def judge(comparison: Comparison, gate: Gate | None) -> GateFailed | None:
-    """The failure to raise once the comparison is shown: the condition is true of some candidate.
+def judge(comparison: Comparison, gate: Gate | None) -> tuple[Comparison, GateFailed | None]:
+    """The comparison with what the gate came to.
+
+    Returns:
+        The comparison, and the failure to raise once it is shown: the condition is true of some candidate.
 
     Raises:
         RecipeError: The condition needs a figure that was not measured.
     """
-    failed = [c.name for c in comparison.candidates if gate.holds(c)] if gate is not None else []
-    return GateFailed(f"gate: {gate.text} holds for {', '.join(failed)}") if gate is not None and failed else None
+    if gate is None:
+        return comparison, None
+    result = gate.result(comparison)
+    judged = comparison.model_copy(update={"gate": result})
+    if not result.failed:
+        return judged, None
+    reasons = {name: _reasons(name, result) for name in result.networks}
+    failed = ", ".join(f"{name} ({'; '.join(texts)})" for name, texts in reasons.items())
+    return judged, GateFailed(f"gate: {gate.text} holds for {failed}")
+
+
+def _reasons(network: str, result: GateResult) -> list[str]:
+    """The figures for which a gate holds for a network."""
+    values: dict[str, float] = {}
+    for part in result.parts:
+        if part.network == network and part.failed:
+            values |= part.values
+    return [f"{name} is {value:.4g}" for name, value in values.items()]
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
