@@ -78,6 +78,9 @@ def test_from_a_checkpoint_to_a_comparison(prune: Prune, checkpoint: Path) -> No
     assert done.code == 0, done.err
     assert "latencies are those of networks channels-last" in done.err
     assert len(done.out.splitlines()) == 4 and "latency_ratio" in done.out
+    done = prune("compare", checkpoint, checkpoint, "--rounds", "3", "--json")
+    low, high = done.json["candidates"][0]["latency_ratio_interval"]
+    assert high / low > 1.05 and "latency: intervals of 3 rounds are wide; more rounds narrow them" in done.err
 
 
 def test_equal_seeds_give_equal_files(prune: Prune, checkpoint: Path, tmp_path: Path) -> None:

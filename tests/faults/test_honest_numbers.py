@@ -73,6 +73,16 @@ def test_interrupted_runs_do_not_decide_a_ratio() -> None:
     assert low < 2 < high < 1.1 * low
 
 
+@pytest.mark.parametrize("rounds", [2, 3, 5, 10])
+def test_intervals_of_few_rounds_are_wide_enough(rounds: int) -> None:
+    generator = np.random.default_rng(rounds)
+    noise = 0.1 * generator.exponential(size=(300, rounds, 2))
+    trials = np.exp(0.1 * generator.standard_normal((300, rounds, 2))) + noise
+    bounds = [summarise(times, 0.1, 0.99).ratio_intervals[1] for times in trials]
+    assert sum(low <= 1 <= high for low, high in bounds) >= 0.93 * len(bounds)
+    assert all(high <= 1.001e4 * low for low, high in bounds)
+
+
 @pytest.mark.parametrize("digits", [2, 3])
 def test_what_lies_in_an_interval_lies_in_the_printed_one(digits: int) -> None:
     for low, high in np.random.default_rng(0).uniform(0.9, 1.1, (200, 2)):

@@ -548,7 +548,9 @@ def test_a_recipe_trains_evaluates_and_compares(prune: Prune, tmp_path: Path) ->
     assert figures["params"] > 3e6 and figures["macs"] > 1e7 and figures["latency_ms"]["median"] > 0
     comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
     compared = comparison["candidates"][0]
-    assert [part["condition"] for part in comparison["gate"]["parts"] if part["failed"]] == ["pixel_accuracy_drop < 100"]
+    assert [part["condition"] for part in comparison["gate"]["parts"] if part["failed"]] == [
+        "pixel_accuracy_drop < 100"
+    ]
     second = json.loads((tmp_path / "out" / "second.json").read_text())["metrics"]
     assert compared["miou_drop"] == pytest.approx(figures["miou"] - second["miou"])
     assert compared["params_ratio"] == compared["macs_ratio"] == 1.0
