@@ -347,3 +347,50 @@ def test_a_bar_on_a_terminal_and_plain_lines_without_colour(
     assert "%" in live and ESCAPE in live and "epoch 1/1: loss" in live
     plain = _terminal(processes, words, 100, {"NO_COLOR": "1"}, tmp_path)
     assert ESCAPE not in plain and "epoch 1/1: loss" in plain
+
+
+def test_every_mistake_of_every_recipe_is_reported_with_its_position(prune: Prune, tmp_path: Path) -> None:
+    (tmp_path / "many.yaml").write_text(
+        "model: {ref: 'cifar:resnet5', pretraind: true}\n"
+        "data: {name: cifar11, batch_size: -3, workers: many}\n"
+        "stages:\n"
+        "  - {stage: trian}\n"
+        "  - {stage: train, epochs: 0, lr: fast}\n"
+        "  - {stage: prune, method: l1, params: {ratio: 30, scop: global}}\n"
+        "  - {stage: prune, method: l9}\n"
+        "  - {stage: compare, fail_if: top2 > 1}\n"
+    )
+    (tmp_path / "twice.yaml").write_text("data: {name: digits, name: mnist}\nsede: ${env:NOT_SET}\nstages: [5]\n")
+    (tmp_path / "open.yaml").write_text("stages: [{stage: train}\n")
+    (tmp_path / "good.yaml").write_text("model: {ref: 'cifar:resnet20'}\nstages: [{stage: train}]\n")
+    files = ["many.yaml", "twice.yaml", "missing.yaml", "open.yaml", "good.yaml"]
+    done = prune("recipe", "check", *files)
+    assert done.code == 2 and done.out == "good.yaml: ok\n"
+    *lines, last = done.err.splitlines()
+    assert last == "error: 18 mistakes in 4 recipes"
+    starts = [
+        "many.yaml:1:14: unknown architecture 'cifar:resnet5'",
+        "many.yaml:1:31: unknown key 'pretraind'; did you mean 'pretrained'?",
+        "many.yaml:2:14: unknown data set 'cifar11'",
+        "many.yaml:2:35: data.batch_size has to be",
+        "many.yaml:2:48: data.workers has to be",
+        "many.yaml:4:13: unknown stage 'trian'",
+        "many.yaml:5:28: stages.1.epochs has to be",
+        "many.yaml:5:35: stages.1.lr has to be",
+        "many.yaml:6:48: stages.2.params.ratio has to be less than 1 (got 30); write 0.3 for 30 %",
+        "many.yaml:6:52: unknown key 'scop'; did you mean 'scope'?",
+        "many.yaml:7:28: unknown method 'l9'",
+        "many.yaml:8:5: fail_if: unknown figure 'top2'",
+        "twice.yaml:1:22: 'name' appears twice",
+        "twice.yaml:2:1: unknown key 'sede'",
+        "twice.yaml:2:7: environment variable NOT_SET is not set",
+        "twice.yaml:3:10: every stage needs `stage:`",
+        "missing.yaml: no such recipe",
+        "open.yaml:2:1: not valid YAML",
+    ]
+    assert [line.startswith(f"error: {start}") for line, start in zip(lines, starts, strict=True)] == [True] * len(
+        starts
+    )
+    done = prune("recipe", "check", "good.yaml", "open.yaml", "--json")
+    assert done.code == 2 and done.json["ok"] == ["good.yaml"] and len(done.json["mistakes"]["open.yaml"]) == 1
+    assert prune("run", "twice.yaml").err == "error: twice.yaml:1:22: 'name' appears twice\n"  # the first one alone

@@ -289,12 +289,16 @@ def _shortcomings(name: str, report: Report) -> list[str]:
 class Gate(Condition):
     """A condition over the figures of a candidate, for `--fail-if`.
 
+    Args:
+        text: The condition.
+        option: The option or the key that it comes from, for messages.
+
     Raises:
         RecipeError: The text is not a condition, or a name is unknown.
     """
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text, GATE_NAMES, "--fail-if", "top1_drop > 1.0")
+    def __init__(self, text: str, option: str = "--fail-if") -> None:
+        super().__init__(text, GATE_NAMES, option, "top1_drop > 1.0")
 
     def holds(self, candidate: Candidate) -> bool:
         """Whether the condition is true for `candidate`.

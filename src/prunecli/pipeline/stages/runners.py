@@ -102,7 +102,7 @@ def _skip_eval(space: Workspace, stage: EvalStage, path: Path) -> None:
 
 def _plan_compare(stage: CompareStage, key: str, before: Planned) -> str:
     if stage.fail_if is not None:
-        Gate(stage.fail_if)
+        Gate(stage.fail_if, "fail_if")
     if before.evaluations < 2:
         raise RecipeError(f"{key}: compare needs two eval stages before it, not {before.evaluations}")
     return "comparison.json"
@@ -113,7 +113,7 @@ def _run_compare(space: Workspace, stage: CompareStage, path: Path) -> StageResu
         comparison = with_fronts(compare_run(space.reports, space.device))
         write(comparison)
         if stage.fail_if is not None:  # after it is written: the gate may need a figure that was not measured
-            comparison, _ = judge(comparison, Gate(stage.fail_if))
+            comparison, _ = judge(comparison, Gate(stage.fail_if, "fail_if"))
             write(comparison)
         return comparison
 
