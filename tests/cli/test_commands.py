@@ -51,6 +51,7 @@ def test_from_a_checkpoint_to_a_comparison(prune: Prune, checkpoint: Path) -> No
     done = prune(*words, "-o", "p.safetensors", "--json")
     assert done.code == 0, done.err
     pruned = done.json
+    assert "latency: intervals of 2 rounds are wide; more rounds narrow them" in done.err
     assert pruned["verify_error"] < 1e-9 and pruned["achieved"] == 0.5
     best = min(pruned["repairs"], key=lambda repair: repair["difference"])
     assert len(pruned["repairs"]) == 6 and [repair for repair in pruned["repairs"] if repair["chosen"]] == [best]

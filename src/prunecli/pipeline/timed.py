@@ -29,12 +29,17 @@ def timed_in_turns(space: Workspace, networks: Sequence[nn.Module], inputs: Inpu
 
 
 def note_timings(space: Workspace, timings: Sequence[PairedTiming]) -> None:
-    """Says once that few rounds were timed, and why ratios are not those of the medians, where that can be seen."""
+    """Notes what `timing_notes` says."""
+    for note in timing_notes(timings):
+        space.sink.note(note)
+
+
+def timing_notes(timings: Sequence[PairedTiming]) -> list[str]:
+    """That few rounds were timed, and why ratios are not those of the medians, where that can be seen; each once."""
     notes = {few_rounds(timing.rounds) for timing in timings}
     if any(_unlike_medians(timing) for timing in timings):
         notes.add("latencies are medians; their ratio is that of the least disturbed runs, taken in turns")
-    for note in sorted(note for note in notes if note is not None):
-        space.sink.note(note)
+    return sorted(note for note in notes if note is not None)
 
 
 def _unlike_medians(timing: PairedTiming) -> bool:
