@@ -97,6 +97,23 @@ def test_cells_run_once_and_are_read(prune: Prune, tmp_path: Path) -> None:
     page = prune("report", "out", "--no-measure", "--markdown").out
     assert "| figure | dense (baseline) | method=l1 ratio=0.3 |" in page
 
+    # What cells have come to is in their own files: the results may be gone, and damage costs the one cell.
+    cells = tmp_path / "out" / "cells"
+    (tmp_path / "out" / "results.jsonl").unlink()
+    os.truncate(cells / own["cell"] / "pruned.json", 50)
+    other = next(row for row in more["cells"] if row["values"] == {"method": "l2", "ratio": 0.7})
+    os.truncate(cells / other["cell"] / "pruned.safetensors", 5000)
+    damaged = prune("compare", "out", "--json")
+    assert damaged.code == 2 and "method=l1 ratio=0.5, method=l2 ratio=0.7: damaged, so left out" in damaged.err
+    assert len(damaged.json["candidates"]) == 4 and "pruned.json" in damaged.json["notes"][-2]
+    assert prune("compare", "out", "--fail-if", "macs_ratio < 1").code == 3
+    assert "2 damaged cells left out" in prune("report", "out", "--no-measure", "--markdown").out
+    mended = prune("sweep", "s.yaml", *OWN, "-o", "out", "--json").json
+    assert mended["ran"] == 2 and mended["cells"] == [
+        {**row, "seconds": mended["cells"][index]["seconds"]} for index, row in enumerate(more["cells"])
+    ]
+    assert prune("compare", "out", "--json").json["candidates"] == compared["candidates"]
+
 
 def test_a_cell_is_what_its_plan_alone_comes_to(prune: Prune, tmp_path: Path) -> None:
     done = prune("sweep", "pair.yaml", *OWN, "-o", "out", "--json").json
@@ -184,7 +201,7 @@ def test_a_cell_that_fails_leaves_the_others(prune: Prune, tmp_path: Path) -> No
     assert prune("sweep", "f.yaml", *OWN, "-o", "out").code == 1 and stages_run(tmp_path / "out") == before
     retried = prune("sweep", "f.yaml", *OWN, "-o", "out", "--retry-failed")
     assert retried.code == 1 and stages_run(tmp_path / "out") - before == {"cells 2": 1}
-    assert "1 cells have failed" in prune("report", "out", "--no-measure", "--markdown").out
+    assert "1 failed cell left out" in prune("report", "out", "--no-measure", "--markdown").out
 
 
 def test_an_adaptive_search_is_continued(processes: Processes, prune: Prune, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 from prunecli.errors import RecipeError
 from prunecli.measure.rank_statistics import holm, paired_p
+from prunecli.pipeline.sweep_cells import read_cells
 from prunecli.report.scores import SCORES, Score
-from prunecli.report.sweep import SWEEP_NAME, SweepRow, read_rows
+from prunecli.report.sweep import SweepHead, SweepRow, read_head
 from prunecli.report.table import Table
 
 _FEWEST_SEEDS = 2
@@ -110,18 +111,19 @@ def compared_methods(folder: Path) -> MethodsCompared:
     Raises:
         RecipeError: It has no axis of methods or none of seeds, no score, or fewer than two seeds with all cells.
     """
-    try:
-        axes: dict[str, str] = json.loads((folder / SWEEP_NAME).read_text(encoding="utf-8"))["axes"]
-    except (OSError, ValueError, KeyError) as error:
-        raise RecipeError(f"{folder / SWEEP_NAME}: is damaged; run the sweep again, which writes it again") from error
-    method = next((name for name, path in axes.items() if path.endswith(".method")), None)
-    seed = next((name for name, path in axes.items() if path == "seed"), None)
+    return compared_rows(folder, read_head(folder), read_cells(folder))
+
+
+def compared_rows(folder: Path, head: SweepHead, ended: Sequence[SweepRow]) -> MethodsCompared:
+    """The same for cells that were read already; see `compared_methods`."""
+    method = head.axis_of("method")
+    seed = next((name for name, path in head.axes.items() if path == "seed"), None)
     if method is None or seed is None:
         raise RecipeError(
             f"{folder}: methods are compared over seeds, and this sweep has no axis of "
             f"{'methods' if method is None else 'seeds'}; `prune compare {folder}` compares its cells"
         )
-    rows = [row for row in read_rows(folder) if row.status == "finished"]
+    rows = [row for row in ended if row.status == "finished"]
     score = next((score for score in SCORES if any(score.name in row.figures for row in rows)), None)
     if score is None:
         raise RecipeError(f"{folder}: no finished cell has a score; the eval stage has to measure accuracy")
