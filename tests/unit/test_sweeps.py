@@ -75,7 +75,10 @@ def test_an_option_of_a_method_that_an_axis_names(tmp_path: Path) -> None:
     assert cell.plan.recipe.stages[2].params["statistic"] == "std"  # type: ignore[union-attr]
 
 
-def test_a_network_takes_the_place_of_the_other(tmp_path: Path) -> None:
+def test_a_network_takes_the_place_of_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.safetensors", "b.th", "c.th"):
+        Path(name).touch()
     axes = "{model: ['cifar:resnet32', a.safetensors, {ref: 'cifar:resnet20', weights: b.th}]}"
     sections = [cell.plan.recipe.model for cell in cells_of(tmp_path, axes, weights=", weights: c.th")]
     found = [(section.ref, section.weights) for section in sections]

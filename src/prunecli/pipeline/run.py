@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from prunecli.pipeline.stages.compare import judge
 from prunecli.pipeline.stages.runners import RUNNERS, Planned
 from prunecli.pipeline.tracked import log_path
 from prunecli.pipeline.workspace import Workspace
+from prunecli.recipe.loader import KeyPath, placed
 from prunecli.recipe.resolve import Plan
 from prunecli.recipe.schema import CompareStage
 from prunecli.recipe.writing import recipe_text
@@ -61,11 +63,14 @@ def check_plan(plan: Plan) -> list[Path]:
         DataError: The data set does not exist.
     """
     if plan.recipe.model.ref is not None:
-        split_reference(plan.recipe.model.ref)
+        with about(plan, ("model", "ref")):
+            split_reference(plan.recipe.model.ref)
     if plan.recipe.data.name is not None:
-        find_data(plan.recipe.data.name)
+        with about(plan, ("data", "name")):
+            find_data(plan.recipe.data.name)
     for tracker in plan.recipe.track:
-        TRACKERS.require(tracker)
+        with about(plan, ("track",)):
+            TRACKERS.require(tracker)
     if not plan.recipe.stages:
         raise RecipeError("the recipe has no stages; add for instance `stages: [{stage: train}]`")
     files: list[Path] = []
@@ -76,6 +81,15 @@ def check_plan(plan: Plan) -> list[Path]:
             name = f"{Path(name).stem}-{index}{Path(name).suffix}"
         files.append(Path(name))
     return files
+
+
+@contextmanager
+def about(plan: Plan, path: KeyPath) -> Iterator[None]:
+    """Puts in front of an error where the value that it is about was written."""
+    try:
+        yield
+    except PruneError as error:
+        raise type(error)(placed(str(error), plan.origins.get(path))) from error
 
 
 def run_recipe(plan: Plan, folder: Path, space: Workspace) -> RunOutcome:

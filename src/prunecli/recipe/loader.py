@@ -85,6 +85,11 @@ def parse_yaml(text: str, source: str) -> Document:
     return document
 
 
+def placed(message: str, where: str | None) -> str:
+    """A message after where the value that it is about was written, if that is known."""
+    return f"{where}: {message}" if where is not None else message
+
+
 def parse_value(text: str, source: str) -> Any:
     """Parses the right-hand side of --set: a scalar or a [list] or a {mapping}."""
     return parse_value_and_templates(text, source)[0]
