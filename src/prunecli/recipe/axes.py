@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +27,7 @@ _SHORT = {"criterion": "method"}
 _SECTIONS: Mapping[str, type[Any]] = {"model": ModelSection, "data": DataSection}
 _WHOLE = ("model", "data", "stages", "version", "description")
 """What is no single value; `model` is one all the same, see `_model`."""
-Choice = tuple[Axis, Any]
-"""An axis, and one of its values."""
+_SCALARS = (bool, int, float, str)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,26 @@ def plan_of(
         given += _assigned(setting, value)
     plan = resolve(_document(sweep.recipe), given, confined=False)
     _confine(plan, sweep)
+    for setting, value in zip(settings, values, strict=True):
+        _check_kind(setting, value, plan)
     return plan
+
+
+def _check_kind(setting: Setting, value: Any, plan: Plan) -> None:
+    """Refuses text and truth values where the option takes a number, or the other way round.
+
+    A recipe takes "0" and true for 0 and 1. On an axis they would be further cells, or the same ones under other names.
+    """
+    taken: Any = dataclasses.asdict(plan.recipe)
+    for part in setting.path:
+        taken = taken[part]
+    if not isinstance(value, _SCALARS) or not isinstance(taken, _SCALARS):
+        return
+    if any(isinstance(value, kind) != isinstance(taken, kind) for kind in (bool, str)):
+        raise RecipeError(
+            f"{setting.axis.origin_of(value)}: axis {setting.axis.name!r} has {json.dumps(value)} where "
+            f"{_dotted(setting.path)} is {json.dumps(taken)}; write that"
+        )
 
 
 def _document(recipe: Path) -> Document:
