@@ -185,7 +185,7 @@ def test_interrupted_and_continued(processes: Processes, tmp_path: Path) -> None
     ended = processes.run(
         ["sweep", "pair.yaml", *OWN, "-o", "out"], tmp_path, signals=[Sent(signal.SIGINT, text="1/2 ")]
     )
-    assert ended.code == 130 and "cells are finished and stay so" in ended.err and "Traceback" not in ended.err
+    assert ended.code == 130 and "what is finished stays so" in ended.err and "Traceback" not in ended.err
     assert finished(tmp_path / "out") >= 1 and not _processes_in(tmp_path / "out")
     assert processes.run(["sweep", "pair.yaml", *OWN, "-o", "out"], tmp_path).code == 0
     assert finished(tmp_path / "out") == 2 and stages_run(tmp_path / "out")["shared 1"] == 1
@@ -261,7 +261,8 @@ def test_a_terminal_shows_how_many_run(processes: Processes, tmp_path: Path) -> 
         ("axes:\n  model: [gone.safetensors]", [], "s.yaml:3:11: gone.safetensors: no such file; give a weights"),
         ("axes:\n  data.name: [digits, digit]", [], "s.yaml:3:23: unknown data set 'digit': did you mean 'digits'"),
         ("axes:\n  model: [timm:resnet1]", [], "s.yaml:3:11: unknown architecture 'timm:resnet1': did you mean"),
-        ("axes:\n  ratio: [0.3]", ["--jobs", "9999"], "--jobs 9999: more than the"),
+        ("axes:\n  ratio: [0.3]", ["--jobs", "9999"], "--jobs 9999: 9,999 cores asked for, and this machine has"),
+        ("axes:\n  ratio: [0.3]", ["--cpus", "999"], "--cpus 999: 999 cores asked for, and this machine has"),
         ("axes:\n  ratio: [0.3]", ["--jobs", "0"], "--jobs has to be at least 1 (got 0)"),
         ("axes:\n  ratio: [0.3]", ["--executor", "rai"], "unknown executor 'rai': did you mean 'ray'?"),
         ("axes:\n  ratio: [0.3]", ["--address", "1.2.3.4:6379"], "--address and --executor-option are for clusters"),

@@ -199,5 +199,5 @@ def test_methods_are_tested_over_seeds() -> None:
     assert compared.verdict()[1].startswith("it is better than c, b")
     fewer = compared_cells(rows[1:])
     assert fewer.seeds == (1, 2, 3) and fewer.left_out == (0,) and "seed 0" in fewer.verdict()[-1]
-    with pytest.raises(PruneError, match="3 methods and 1 seeds"):
+    with pytest.raises(PruneError, match="3 methods and 1 seed at"):
         compared_cells([one for one in rows if one.values["seed"] == 2])

@@ -12,6 +12,7 @@ from prunecli.checkpoint.locking import locked
 from prunecli.errors import Interrupted
 from prunecli.pipeline.sink import Advance, Sink
 from prunecli.pipeline.sweep_cells import FAILURE_NAME, finished_row, read_failure
+from prunecli.report.numbers import number_of
 from prunecli.report.pareto import Choice
 from prunecli.report.sweep import SweepRow, read_lines
 from prunecli.report.sweep_tables import running_table, told
@@ -147,16 +148,17 @@ class Driver:
         executor = start()
         gently = True
         try:
-            self._sink.note(f"{len(self._waiting)} of {self._proposer.total} cells to run: {executor.described}")
+            cells = number_of(self._proposer.total, "cell")
+            self._sink.note(f"{len(self._waiting)} of {cells} to run: {executor.described}")
             with self._sink.progress("sweep", self._proposer.total) as advance:
                 self._loop(executor, advance)
             gently = False
         except KeyboardInterrupt as error:
             number = getattr(error, "signal", 2)
+            cells = number_of(self._proposer.total, "cell")
             done = sum(row.status == "finished" for row in self._rows.values())
             raise Interrupted(
-                f"stopped; {done} of {self._proposer.total} cells are finished and stay so. Continue with the same "
-                "command",
+                f"stopped; {done} of {cells} finished, and what is finished stays so. Continue with the same command",
                 number,
             ) from error
         finally:

@@ -12,6 +12,7 @@ from typing import Any
 from prunecli.errors import RecipeError
 from prunecli.measure.rank_statistics import holm, paired_p
 from prunecli.pipeline.sweep_cells import read_cells
+from prunecli.report.numbers import number_of
 from prunecli.report.scores import SCORES, Score
 from prunecli.report.sweep import SweepHead, SweepRow, read_head
 from prunecli.report.table import Table
@@ -65,7 +66,7 @@ class MethodsCompared:
         first, *others = self.order
         lines = [
             f"{first} is ahead: {self.score.label} {self.score.text(statistics.fmean(self.means[first]))}, mean of "
-            f"{len(self.seeds)} seeds and {self.settings} settings of each"
+            f"{number_of(len(self.seeds), 'seed')} and {number_of(self.settings, 'setting')} of each"
         ]
         told: list[str] = []
         alike: list[str] = []
@@ -134,8 +135,8 @@ def compared_rows(folder: Path, head: SweepHead, ended: Sequence[SweepRow]) -> M
     whole = [number for number in seeds if all(set(values.get((name, number), ())) == settings for name in methods)]
     if len(whole) < _FEWEST_SEEDS or len(methods) < 2:
         raise RecipeError(
-            f"{folder}: {len(methods)} methods and {len(whole)} seeds at which all of them are finished; two of each "
-            "are needed"
+            f"{folder}: {number_of(len(methods), 'method')} and {number_of(len(whole), 'seed')} at which every cell is "
+            "finished; two of each are needed"
         )
     means = {name: tuple(statistics.fmean(values[name, number].values()) for number in whole) for name in methods}
     pairs = [(a, b) for index, a in enumerate(methods) for b in methods[index + 1 :]]
