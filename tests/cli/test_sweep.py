@@ -234,6 +234,7 @@ def test_a_terminal_shows_how_many_run(processes: Processes, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "words", "message"),
     [
+        ("", [], "s.yaml:1:1: a sweep file is a mapping (recipe:, axes:)"),
         ("axes:\n  rato: [0.3]", [], "s.yaml:3:3: axis 'rato' matches no option; did you mean 'ratio'"),
         ("axes:\n  stages.1.params.rato: [0.3]", [], "s.yaml:3:3: axis 'stages.1.params.rato' matches no option; did"),
         ("axes:\n  measure: [[params]]", [], "s.yaml:3:3: axis 'measure' may be stages.0.measure or stages.2.measure"),
@@ -278,7 +279,7 @@ def test_a_terminal_shows_how_many_run(processes: Processes, tmp_path: Path) -> 
     ],
 )
 def test_bad_input_is_one_line(prune: Prune, tmp_path: Path, text: str, words: list[str], message: str) -> None:
-    (tmp_path / "s.yaml").write_text(f"recipe: base.yaml\n{text}\n")
+    (tmp_path / "s.yaml").write_text(f"recipe: base.yaml\n{text}\n" if text else "")
     out = [] if "-o" in words else ["-o", "out"]
     bad = prune("sweep", "s.yaml", *OWN, *out, *words)
     said = [line for line in bad.err.splitlines() if not line.endswith(" each")]

@@ -27,6 +27,7 @@ _SPECIAL_FLOAT = re.compile(r"[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN")
 _ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
+RECIPE = "a recipe is a mapping (model:, data:, stages:)"
 ENVIRONMENT = "<environment>"
 """Appended to a value's path: this path has a position if the value comes from an environment variable."""
 TEMPLATE = "<template>"
@@ -48,8 +49,12 @@ class Document:
     positions: dict[KeyPath, str] = field(default_factory=dict)
 
 
-def load_yaml(path: Path) -> Document:
+def load_yaml(path: Path, holds: str = RECIPE) -> Document:
     """Reads a recipe file.
+
+    Args:
+        path: The file.
+        holds: What a file of its kind holds, for messages.
 
     Raises:
         RecipeError: The file is missing, or is not YAML without aliases, tags and duplicate keys.
@@ -67,10 +72,10 @@ def load_yaml(path: Path) -> Document:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not a readable text file ({error})") from error
     # A place that begins with dashes is an option that the user typed, which may do more than a file.
-    return parse_yaml(text, f"./{path}" if str(path).startswith("-") else str(path))
+    return parse_yaml(text, f"./{path}" if str(path).startswith("-") else str(path), holds)
 
 
-def parse_yaml(text: str, source: str) -> Document:
+def parse_yaml(text: str, source: str, holds: str = RECIPE) -> Document:
     """Parses the text of a recipe; `source` is its name in messages.
 
     Raises:
@@ -80,7 +85,7 @@ def parse_yaml(text: str, source: str) -> Document:
     node = _compose(text, source)
     value = _construct(node, (), document) if node is not None else None
     if not isinstance(value, dict):
-        raise RecipeError(f"{source}:1:1: a recipe is a mapping (model:, data:, stages:)")
+        raise RecipeError(f"{source}:1:1: {holds}")
     document.data = value
     return document
 

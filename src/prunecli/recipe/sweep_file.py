@@ -160,7 +160,7 @@ def load_sweep(path: Path) -> Sweep:
     Raises:
         RecipeError: It is missing or wrong; the message has file, line and column.
     """
-    document = load_yaml(_found(path))
+    document = load_yaml(_found(path), "a sweep file is a mapping (recipe:, axes:)")
     keys = [field.name for field in fields_of(SweepFile)]
     _only(document, (), document.data, keys)
     if "recipe" not in document.data and ("stages" in document.data or "model" in document.data):
