@@ -14,9 +14,9 @@ from prunecli.bounds import percentage_meant
 from prunecli.checkpoint.confinement import stays_inside
 from prunecli.data.catalog import is_named
 from prunecli.errors import DataError, MethodError, RecipeError, nearest, unknown
-from prunecli.methods.params import TARGETS
 from prunecli.methods.registry import get_method
 from prunecli.own_code import PREFIX, allow
+from prunecli.recipe.exclusions import refuse_in_memory, refuse_two_amounts
 from prunecli.recipe.fields import fields_of
 from prunecli.recipe.loader import ENVIRONMENT, Document, KeyPath, load_yaml, parse_value_and_templates
 from prunecli.recipe.schema import STAGES, DataSection, ModelSection, Recipe, Stage
@@ -282,6 +282,8 @@ class _Checker:
         kind = raw["stage"]
         if kind not in STAGES:
             raise RecipeError(f"{self._where((*path, 'stage'))}: {unknown('stage', str(kind), STAGES)}")
+        if kind == "prune":
+            refuse_in_memory(raw, self._origins.get((*path, "offload")))
         stage: Any = self._validated(STAGES[kind], raw, path)
         if kind == "prune":
             try:
@@ -289,18 +291,9 @@ class _Checker:
             except MethodError as error:
                 raise MethodError(f"{self._where((*path, 'method'))}: {error}") from error
             params = self._validated(method.params_class, stage.params, (*path, "params"), extra="forbid")
-            self._exclude((*path, "params"))
+            refuse_two_amounts(self._origins, (*path, "params"))
             stage = dataclasses.replace(stage, params=dataclasses.asdict(params))
         return stage  # type: ignore[no-any-return]
-
-    def _exclude(self, path: KeyPath) -> None:
-        """Refuses two ways of saying how much to remove on one command line; a flag takes the place of a recipe's."""
-        origins = [self._origins.get((*path, name), "") for name in ("ratio", "layer_ratio", *TARGETS)]
-        typed = [origin for origin in origins if origin.startswith("--")]
-        if len(typed) > 1 and typed[0] == origins[0]:
-            raise RecipeError(
-                f"{typed[0]} and {typed[1]} say how much to remove, each in its own way; give one of them"
-            )
 
     def _validated(self, cls: type[Any], raw: Any, path: KeyPath, extra: str | None = None) -> Any:
         if extra == "forbid" and isinstance(raw, dict):  # a method's own dataclass says nothing about extra keys
