@@ -197,6 +197,12 @@ def test_methods_are_tested_over_seeds() -> None:
     difference, p = compared.tests["a", "b"]
     assert difference == pytest.approx(1.985) and p is not None and p < 0.001
     assert compared.verdict()[1].startswith("it is better than c, b")
+    steady = [
+        one.model_copy(update={"figures": {"top1": 20.0}}) if one.values["method"] == "b" else one for one in rows
+    ]
+    untested = compared_cells(steady)
+    assert untested.tests["a", "b"][1] is None and untested.tests["a", "c"][1] is not None
+    assert "not tested against b: no spread over seeds" in " ".join(untested.verdict())
     fewer = compared_cells(rows[1:])
     assert fewer.seeds == (1, 2, 3) and fewer.left_out == (0,) and "seed 0" in fewer.verdict()[-1]
     with pytest.raises(PruneError, match="3 methods and 1 seed at"):

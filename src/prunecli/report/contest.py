@@ -68,7 +68,7 @@ class Contender(Strict):
 class PairTest(Strict):
     """Two methods at the same seeds: the difference first - second, and Student's paired test.
 
-    `p` is absent where the difference is the same at every seed; `p_holm` is adjusted for all pairs.
+    `p` is absent where a method, or the difference, is the same at every seed; `p_holm` is adjusted for all pairs.
     """
 
     first: str

@@ -30,7 +30,7 @@ class MethodsCompared:
         seeds: The seeds at which all of them have all settings.
         settings: How many there are: ratios and whatever else changes.
         means: For each method, its mean over the settings at each seed.
-        tests: For each pair, the mean difference and its p after Holm's procedure; None: it is the same at each seed.
+        tests: For each pair, the mean difference and its p after Holm's procedure; None: no spread over seeds.
         left_out: Seeds of which a method lacks a setting.
     """
 
@@ -55,7 +55,7 @@ class MethodsCompared:
         ]
         columns = ("method", self.score.label, "deviation between seeds")
         pairs = [
-            (*pair, f"{difference:+.{self.score.digits}f}", "-" if p is None else f"{p:.2g}")
+            (*pair, f"{difference:+.{self.score.digits}f}", "no spread over seeds" if p is None else f"{p:.2g}")
             for pair, (difference, p) in self.tests.items()
         ]
         names = ("method", "other", "difference", "p (Holm)")
@@ -70,19 +70,19 @@ class MethodsCompared:
         ]
         told: list[str] = []
         alike: list[str] = []
-        constant: list[str] = []
+        untested: list[str] = []
         for other in others:
             difference, p = next(test for pair, test in self.tests.items() if set(pair) == {first, other})
             if p is None and difference:
-                constant.append(other)
+                untested.append(other)
             else:
                 (told if p is not None and p < _SIGNIFICANT else alike).append(other)
         if told:
             lines.append(f"it is better than {', '.join(told)} (paired t-test over seeds, p < 0.05 after Holm)")
         if alike:
             lines.append(f"it is not distinguishable from {', '.join(alike)} at {len(self.seeds)} seeds")
-        if constant:
-            lines.append(f"the difference to {', '.join(constant)} is the same at every seed, so nothing can be tested")
+        if untested:
+            lines.append(f"it is not tested against {', '.join(untested)}: no spread over seeds")
         if self.left_out:
             lines.append(f"left out, because not all cells are finished: seed {', '.join(map(str, self.left_out))}")
         return lines
