@@ -256,6 +256,13 @@ def test_a_terminal_shows_how_many_run(processes: Processes, tmp_path: Path) -> 
         ("axes:\n  ratio: [0.3]\nsearch: grd", [], "s.yaml:4:9: unknown search 'grd': did you mean 'grid'?"),
         ("axes:\n  ratio: [0.3]\nobjective: most top1", [], "s.yaml:4:12: objective 'most top1': write min or max"),
         ("axes:\n  seed: [0, 1]\nsearch: {kind: adaptive, cells: 2}\nobjective: max top1", [], "a lucky seed"),
+        ("axes:\n  seed: [0]\nset: {rato: 0.4}", [], "s.yaml:4:7: set: 'rato' matches no option; did you mean 'ratio'"),
+        ("axes:\n  ratio: [0.3]\nset: {ratio: 0.4}", [], "s.yaml:4:13: stages.1.params.ratio is the same in all cells"),
+        (
+            "axes:\n  ratio: [0.3]",
+            ["--set", "stages.1.params.ratio=0.4"],
+            "--set stages.1.params.ratio: stages.1.params",
+        ),
         ("axes:\n  ratio: [0.3]\nset: {stages.2.measure: [macs], stages: []}", [], "matches no option"),
         ("axes:\n  model: [../far.safetensors]", [], "s.yaml:3:11: model.weights ../far.safetensors leads out of"),
         ("axes:\n  model: ['hf:./gone']", [], "s.yaml:3:11: ./gone: no such folder"),

@@ -72,6 +72,7 @@ def test_what_an_axis_changes(tmp_path: Path, name: str, path: tuple[str, ...] |
 
 def test_an_option_of_a_method_that_an_axis_names(tmp_path: Path) -> None:
     (cell,) = cells_of(tmp_path, "{method: [activation], statistic: [std]}")
+    assert cells_of(tmp_path, "{ratio: [0.5]}", "set: {method: activation, statistic: std}")[0].name == cell.name
     assert cell.plan.recipe.stages[2].params["statistic"] == "std"  # type: ignore[union-attr]
 
 

@@ -121,9 +121,9 @@ class SweepFile:
     ]
     version: Literal[1] = 1
     description: Annotated[str, Doc("What the sweep is for.")] = ""
-    set: Annotated[Mapping[str, Any], Doc("Recipe values that are the same in all cells, by dotted keys.")] = field(
-        default_factory=dict
-    )
+    set: Annotated[
+        Mapping[str, Any], Doc("Recipe values that are the same in all cells, by the names that axes take.")
+    ] = field(default_factory=dict)
     search: Annotated[SearchKind | Search, Doc("Which combinations are tried: grid, or {kind, cells, seed}.")] = "grid"
     objective: Annotated[
         str | None, Doc("What is looked for: max top1, or min macs where top1_drop < 1; adaptive needs it.")
