@@ -13,7 +13,7 @@ from prunecli.surgery.tracing.labels import OUTPUT, PICKED, Followed
 from prunecli.surgery.tracing.traced import Frozen
 
 STEM = "first layer (protected; --prune-stem to include it)"
-TIED_TO_STEM = "its channels are added to the first layer's, which is protected (--prune-stem to include both)"
+TIED_TO_STEM = "tied to the first layer, which is protected (--prune-stem to include both)"
 STEMS = (STEM, TIED_TO_STEM)
 """Reasons that the protection of the first layer gives."""
 UNREACHED = "not reached by the forward pass"
