@@ -256,7 +256,11 @@ def test_a_terminal_shows_how_many_run(processes: Processes, tmp_path: Path) -> 
         ("axes:\n  ratio: [0.3]\nsearch: grd", [], "s.yaml:4:9: unknown search 'grd': did you mean 'grid'?"),
         ("axes:\n  ratio: [0.3]\nobjective: most top1", [], "s.yaml:4:12: objective 'most top1': write min or max"),
         ("axes:\n  seed: [0, 1]\nsearch: {kind: adaptive, cells: 2}\nobjective: max top1", [], "a lucky seed"),
-        ("axes:\n  seed: [0]\nset: {rato: 0.4}", [], "s.yaml:4:7: set: 'rato' matches no option; did you mean 'ratio'"),
+        (
+            "axes:\n  seed: [0]\nset: {rato: 0.4}",
+            [],
+            "s.yaml:4:13: set: 'rato' matches no option; did you mean 'ratio'",
+        ),
         ("axes:\n  ratio: [0.3]\nset: {ratio: 0.4}", [], "s.yaml:4:13: stages.1.params.ratio is the same in all cells"),
         (
             "axes:\n  ratio: [0.3]",
