@@ -261,7 +261,7 @@ def test_a_terminal_shows_how_many_run(processes: Processes, tmp_path: Path) -> 
             [],
             "s.yaml:4:13: set: 'rato' matches no option; did you mean 'ratio'",
         ),
-        ("axes:\n  ratio: [0.3]\nset: {ratio: 0.4}", [], "s.yaml:4:13: stages.1.params.ratio is the same in all cells"),
+        ("axes:\n  ratio: [0.3]\nset: {ratio: 0.4}", [], "s.yaml:4:14: stages.1.params.ratio is the same in all cells"),
         (
             "axes:\n  ratio: [0.3]",
             ["--set", "stages.1.params.ratio=0.4"],
