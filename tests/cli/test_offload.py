@@ -68,6 +68,7 @@ def test_the_checkpoint_is_that_of_a_network_in_memory(kind: str, folder: Path, 
 WRONG = {
     "epochs": (["--epochs", "1", "--data", "digits", "--schedule", "linear"], 2, "--epochs exclude each other"),
     "latency": (["--latency", "0.5"], 2, "--latency exclude each other"),
+    "latency of all": (["--latency", "1"], 2, "--latency exclude each other"),
     "where": (["--offload", "cloud"], 2, "--offload"),
 }
 

@@ -20,7 +20,7 @@ from prunecli.engine.trackers.index import TRACKERS
 from prunecli.errors import GateFailed, PruneError, RecipeError
 from prunecli.models.catalog import split_reference
 from prunecli.pipeline.resumption import discard_states
-from prunecli.pipeline.run_folder import PLAN_NAME, RUN_NAME, read_run
+from prunecli.pipeline.run_folder import PLAN_NAME, RUN_NAME, check_run, read_run
 from prunecli.pipeline.stages.compare import judge
 from prunecli.pipeline.stages.runners import RUNNERS, Planned
 from prunecli.pipeline.tracked import log_path
@@ -142,7 +142,7 @@ def run_recipe(plan: Plan, folder: Path, space: Workspace) -> RunOutcome:
 
 
 def is_finished(plan: Plan, folder: Path, *, whole: bool = False) -> bool:
-    """Whether a run of these stages in `folder` has finished all of them, and its reports are there.
+    """Whether a run of these stages in `folder` has finished all of them, and its reports are there and undamaged.
 
     Args:
         plan: The plan.
@@ -150,20 +150,23 @@ def is_finished(plan: Plan, folder: Path, *, whole: bool = False) -> bool:
         whole: Whether its checkpoints have to be there, too.
     """
     try:
-        stages = read_run(folder)
-    except RecipeError:
+        if [kind for kind, _ in read_run(folder)] != [stage.stage for stage in plan.recipe.stages]:
+            return False
+        check_run(folder, whole=whole)
+    except PruneError:
         return False
-    kinds = [stage.stage for stage in plan.recipe.stages]
-    needed = [path for _, path in stages if whole or path.suffix == ".json"]
-    return [stage for stage, _ in stages] == kinds and all(path.is_file() for path in needed)
+    return True
 
 
 def can_continue(plan: Plan, folder: Path) -> bool:
-    """Whether a run in `folder` is one of this plan, and has all files that it says it has written."""
+    """Whether a run in `folder` is one of this plan, and has all files that it says it has written, undamaged."""
     try:
         recorded = json.loads((folder / RUN_NAME).read_text(encoding="utf-8"))["plan_sha256"]
-        return recorded == _plan_sha256(plan) and all(path.is_file() for _, path in read_run(folder))
-    except (RecipeError, OSError, ValueError, KeyError, TypeError):
+        if recorded != _plan_sha256(plan):
+            return False
+        check_run(folder, whole=True)
+        return True
+    except (PruneError, OSError, ValueError, KeyError, TypeError):
         return False
 
 

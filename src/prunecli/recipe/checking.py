@@ -10,8 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from prunecli.bounds import percentage_meant
 from prunecli.errors import MethodError, PruneError, RecipeError, nearest, unknown
-from prunecli.methods.params import TARGETS
 from prunecli.methods.registry import get_method
+from prunecli.recipe.exclusions import refuse_in_memory, refuse_two_amounts
 from prunecli.recipe.fields import fields_of
 from prunecli.recipe.loader import KeyPath
 from prunecli.recipe.refusals import Refusals
@@ -59,6 +59,11 @@ class Checker:
         if kind not in STAGES:
             self._refusals.add(RecipeError(f"{self.where((*path, 'stage'))}: {unknown('stage', str(kind), STAGES)}"))
             return None
+        if kind == "prune":
+            try:
+                refuse_in_memory(raw, self._origins.get((*path, "offload")))
+            except RecipeError as error:
+                self._refusals.add(error, error.__cause__)
         stage: Any = self._validated(STAGES[kind], raw, path)
         return self._with_params(stage, path) if kind == "prune" and stage is not None else stage
 
@@ -72,17 +77,8 @@ class Checker:
         params = self._validated(method.params_class, stage.params, (*path, "params"), extra="forbid")
         if params is None:
             return None
-        self._exclude((*path, "params"))
+        refuse_two_amounts(self._origins, (*path, "params"))  # of the command line, which has one mistake at a time
         return dataclasses.replace(stage, params=dataclasses.asdict(params))  # type: ignore[no-any-return]
-
-    def _exclude(self, path: KeyPath) -> None:
-        """Refuses two ways of saying how much to remove on one command line; a flag takes the place of a recipe's."""
-        origins = [self._origins.get((*path, name), "") for name in ("ratio", "layer_ratio", *TARGETS)]
-        typed = [origin for origin in origins if origin.startswith("--")]
-        if len(typed) > 1 and typed[0] == origins[0]:
-            raise RecipeError(
-                f"{typed[0]} and {typed[1]} say how much to remove, each in its own way; give one of them"
-            )
 
     def _validated(self, cls: type[Any], raw: Any, path: KeyPath, extra: str | None = None) -> Any:
         """The value as an instance of `cls`, without what was refused in it; None if it is none then."""

@@ -28,6 +28,7 @@ _SPECIAL_FLOAT = re.compile(r"[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN")
 _ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
+RECIPE = "a recipe is a mapping (model:, data:, stages:)"
 ENVIRONMENT = "<environment>"
 """Appended to a value's path: this path has a position if the value comes from an environment variable."""
 TEMPLATE = "<template>"
@@ -51,12 +52,13 @@ class Document:
     refusals: Refusals = field(default_factory=Refusals)
 
 
-def load_yaml(path: Path, refusals: Refusals | None = None) -> Document:
+def load_yaml(path: Path, refusals: Refusals | None = None, *, holds: str = RECIPE) -> Document:
     """Reads a recipe file.
 
     Args:
         path: The file.
         refusals: Where mistakes in its values go; by default the first is raised.
+        holds: What a file of its kind holds, for messages.
 
     Raises:
         RecipeError: The file is missing, or is not YAML without aliases, tags and duplicate keys.
@@ -74,16 +76,17 @@ def load_yaml(path: Path, refusals: Refusals | None = None) -> Document:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not a readable text file ({error})") from error
     # A place that begins with dashes is an option that the user typed, which may do more than a file.
-    return parse_yaml(text, f"./{path}" if str(path).startswith("-") else str(path), refusals)
+    return parse_yaml(text, f"./{path}" if str(path).startswith("-") else str(path), refusals, holds=holds)
 
 
-def parse_yaml(text: str, source: str, refusals: Refusals | None = None) -> Document:
+def parse_yaml(text: str, source: str, refusals: Refusals | None = None, *, holds: str = RECIPE) -> Document:
     """Parses the text of a recipe; `source` is its name in messages.
 
     Args:
         text: YAML.
         source: Its name.
         refusals: Where mistakes in its values go; by default the first is raised.
+        holds: What a file of its kind holds, for messages.
 
     Raises:
         RecipeError: See `load_yaml`.
@@ -92,9 +95,14 @@ def parse_yaml(text: str, source: str, refusals: Refusals | None = None) -> Docu
     node = _compose(text, source)
     value = _construct(node, (), document) if node is not None else None
     if not isinstance(value, dict):
-        raise RecipeError(f"{source}:1:1: a recipe is a mapping (model:, data:, stages:)")
+        raise RecipeError(f"{source}:1:1: {holds}")
     document.data = value
     return document
+
+
+def placed(message: str, where: str | None) -> str:
+    """A message after where the value that it is about was written, if that is known."""
+    return f"{where}: {message}" if where is not None else message
 
 
 def parse_value(text: str, source: str) -> Any:
