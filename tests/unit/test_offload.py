@@ -25,7 +25,7 @@ from prunecli.surgery.removal import compensate
 from prunecli.surgery.removal.rebuild import state_tensors
 from prunecli.surgery.removal.slice import remove
 from prunecli.surgery.tracing.trace import trace
-from prunecli.widened import is_on_disk, moved_to_disk, plain, widened
+from prunecli.widened import is_on_disk, moved_to_disk, plain, scale_positions, widened
 
 transformers = pytest.importorskip("transformers")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -95,6 +95,28 @@ def test_data_that_is_set_is_what_is_read(tmp_path: Path) -> None:
     assert torch.equal(tensor + 0, torch.arange(12.0).reshape(3, 4))
     tensor.data = tensor.data.t()[1:].contiguous()
     assert torch.equal(plain(tensor), torch.arange(12.0).reshape(3, 4).t()[1:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_rows_that_are_scaled_are_what_multiplying_gives(where: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    values, rows = torch.randn(6, 5).to(dtype), torch.tensor([4, 1])
+    kept = moved_to_disk(values, Scratch(tmp_path)) if where == "disk" else widened(values, torch.float64)
+    expected = values.to(kept.dtype, copy=True)
+    for tensor in (kept, expected):
+        tensor.index_fill_(1, torch.tensor([0]), 0)
+        scale_positions(tensor, 0, rows, 0.7)
+    smaller = copy.deepcopy(kept).index_select(0, torch.tensor([0, 4, 5]))
+    cut = expected[[0, 4, 5]]
+    assert torch.equal(plain(smaller), cut)
+    kept.index_fill_(0, torch.tensor([4]), 0)
+    expected[4] = 0
+    scale_positions(kept, 1, torch.tensor([2]), 3.3)
+    expected[:, 2] *= 3.3
+    assert torch.equal(plain(kept), expected)
+    kept.mul_(2)
+    assert torch.equal(plain(kept), expected * 2)
+    assert torch.equal(plain(smaller), cut), "what was made of it before is not changed"
 
 
 def test_a_number_that_was_rounded_stays_rounded(tmp_path: Path) -> None:
