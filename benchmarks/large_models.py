@@ -6,7 +6,7 @@ python benchmarks/large_models.py --sizes 0.1 --kinds decoder --methods wanda wa
 
 Networks are made at random, in bfloat16, and saved: decoders as `save_pretrained` does, in shards of 100 MB; vision
 transformers of timm in one file. Each is pruned by `prune l1 --ratio 0.3` in a process of its own, proof and writing
-included; or by --methods, of which wanda and taylor read 8 sequences of 64 words, and wanda+ls repairs with them.
+included; or by --methods, of decoders; wanda and taylor read sequences of 64 words, and wanda+ls repairs with them.
 Peak memory is what the kernel has counted for that process (VmHWM): everything resident, libraries and mapped files
 included. The rows of 0 billions are what libraries take: a network of 0.1 million parameters. Those from --limited on
 (in billions) run under a limit of private memory (RLIMIT_DATA): what the libraries reserve, and 1.3 times the
@@ -35,6 +35,7 @@ ALLOWED = 1.3
 """Times the weights."""
 DECODERS = {
     0.0: (64, 2, 128, 256),
+    0.03: (512, 8, 1024, 8000),
     0.1: (768, 12, 2048, 16000),
     0.3: (1024, 20, 2816, 32000),
     1.0: (2048, 16, 8192, 32000),
@@ -42,6 +43,8 @@ DECODERS = {
 """Width, layers, width inside a block and vocabulary, by billions of parameters."""
 METHODS = {"l1": "none", "l2": "none", "wanda": "none", "wanda+ls": "ls", "taylor": "none"}
 """How each compensates."""
+WORDS = 64
+"""Words in a sequence."""
 ON_DATA = ("wanda", "wanda+ls", "taylor")
 VITS = {0.0: (64, 2, 1), 0.1: (768, 14, 12), 0.3: (1024, 24, 16), 1.0: (1664, 30, 16)}
 """Width, layers and heads."""
@@ -95,7 +98,7 @@ def write_words(folder: Path) -> None:
 def vit_arguments(size: float) -> dict[str, int]:
     """Arguments of timm's network."""
     width, layers, heads = VITS[size]
-    return {"embed_dim": width, "depth": layers, "num_heads": heads}
+    return {"embed_dim": width, "depth": layers, "num_heads": heads, "img_size": 64}
 
 
 def command(kind: str, size: float, folder: Path, way: str, method: str) -> list[str]:
@@ -107,17 +110,9 @@ def command(kind: str, size: float, folder: Path, way: str, method: str) -> list
     offload = ["--offload", "disk"] if way == "disk" else ["--latency-rounds", "2"]
     data: list[str] = []
     if method in ON_DATA:
-        data = [
-            "--data",
-            f"text:{folder / 'text.txt'}",
-            "--calibration-images",
-            "8",
-            "--batch-size",
-            "4",
-            "--bptt",
-            "64",
-        ]
-        data += ["--compensate", METHODS[method], "--no-recalibrate"]
+        sequences = max(8, DECODERS[size][2] * 5 // 4 // WORDS)  # a layer's units need as many words
+        data = ["--data", f"text:{folder / 'text.txt'}", "--calibration-images", str(sequences), "--batch-size=4"]
+        data += [f"--bptt={WORDS}", "--compensate", METHODS[method], "--no-recalibrate"]
     out = ["-o", str(folder / "pruned.safetensors"), "--force", "--json"]
     return [method.partition("+")[0], *network, "--ratio", RATIO, *data, *offload, *out]
 
