@@ -126,7 +126,7 @@ def _over_ranks(sums: Mapping[Key, Sums], places: Mapping[Key, list[Tensor]]) ->
         key = name[1:], name[0] == "1"
         empty = Sums.none(0, places[key])
         sizes = [products.numel() for products in empty.products]
-        count, *products, total = numbers.split([1, *sizes, len(numbers) - 1 - sum(sizes)])
+        count, *products, total = torch.split(numbers, [1, *sizes, len(numbers) - 1 - sum(sizes)])
         shaped = [own.reshape(like.shape) for own, like in zip(products, empty.products, strict=True)]
         joined[key] = Sums(int(count), total, empty.places, shaped)
     return joined
