@@ -54,6 +54,8 @@ def percentage_meant(value: object) -> str:
     if match is None:
         return ""
     percentage = float(match[1].replace(",", "."))
+    if percentage == 1 and not match[2]:
+        return "; it is a share, and 1 is all of it"
     if percentage > 100 or (percentage < 2 and not match[2]):
         return ""
     return f"; write {percentage / 100:g} for {percentage:g} %"

@@ -7,7 +7,7 @@ import ctypes
 import gc
 import sys
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 from weakref import WeakSet
@@ -171,7 +171,12 @@ def _fits(tensor: Tensor, dtype: torch.dtype) -> bool:
 
 def is_large(model: nn.Module) -> bool:
     """Whether copies of a network are worth avoiding."""
-    return sum(parameter.numel() for parameter in model.parameters()) > _LARGE
+    return are_large(model.parameters())
+
+
+def are_large(weights: Iterable[Tensor]) -> bool:
+    """Whether copies of a network with these weights are worth avoiding."""
+    return sum(weight.numel() for weight in weights) > _LARGE
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -55,6 +55,13 @@ class _Values:
         if not any(dim == known and torch.equal(positions, others) for known, others in self.zeroed):
             self.zeroed.append((dim, positions))
 
+    def scale(self, dim: int, positions: Tensor, factor: float, dtype: torch.dtype) -> None:
+        """Notes that positions are multiplied from now on; products have `dtype`, and are computed when they are read.
+
+        Results would be as large as what they are computed from in float64, in every layer of attention.
+        """
+        self.moves, self.zeroed = (*self.moves, *self._zeroings(), _scaling(dim, positions, factor, dtype)), []
+
     def write(self, values: Tensor) -> None:
         """Replaces all values; those of a tensor that lies in a file go to a file again."""
         kept = self.stored.scratch.put(values) if isinstance(self.stored, Stored) else values
@@ -66,6 +73,20 @@ class _Values:
 
 def _zeroing(dim: int, positions: Tensor) -> _Move:
     return lambda values: values.index_fill(dim, positions, 0)
+
+
+def _scaling(dim: int, positions: Tensor, factor: float, dtype: torch.dtype) -> _Move:
+    def move(values: Tensor) -> Tensor:
+        wide = values.to(dtype, copy=True)
+        _scale(wide, dim, positions, factor)
+        return wide
+
+    return move
+
+
+def _scale(tensor: Tensor, dim: int, positions: Tensor, factor: float) -> None:
+    rows = tensor.movedim(dim, 0)
+    rows[positions.to(rows.device)] *= factor
 
 
 class Widened(Tensor):
@@ -191,6 +212,21 @@ def on_disk(tensor: Tensor, stored: Stored) -> Tensor:
 def moved_to_disk(tensor: Tensor, scratch: Scratch) -> Tensor:
     """A tensor with the same values in a scratch file; itself if its values lie in a file already."""
     return tensor if is_on_disk(tensor) else on_disk(tensor, scratch.put(plain(tensor)))
+
+
+def scale_positions(tensor: Tensor, dim: int, positions: Tensor, factor: float) -> None:
+    """Multiplies positions of a dimension by a factor, in place.
+
+    Args:
+        tensor: A floating tensor; its graph is not followed.
+        dim: The dimension.
+        positions: Positions in it, dtype int64.
+        factor: The factor.
+    """
+    if isinstance(tensor, Widened) and not tensor._views:
+        tensor._held.scale(dim, positions, factor, tensor.dtype)
+    else:
+        _scale(tensor.detach(), dim, positions, factor)
 
 
 def is_on_disk(tensor: Tensor) -> bool:

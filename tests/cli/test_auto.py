@@ -85,6 +85,7 @@ def test_the_planted_setting_is_found_and_its_recipe_makes_the_same_network(
     assert not (tmp_path / "a.safetensors.trials").exists() and not list(tmp_path.glob("*.state"))
     assert "network 1: l2, global, " in done.err and "after finetuning: top-1 " in done.err
 
+    assert (tmp_path / "a.yaml").read_text().splitlines()[0].endswith(" --trials 16 -o a.safetensors")
     recipe = yaml.safe_load((tmp_path / "a.yaml").read_text())
     assert [stage["stage"] for stage in recipe["stages"]] == ["prune", "finetune", "eval"]
     again = prune(
@@ -124,6 +125,7 @@ def test_a_drop_that_cannot_be_met_fails_like_a_gate_and_saves_nothing(
         (["--trials", "1"], "--trials 1: one network is judged"),
         (["--max-drop", "-1"], "--max-drop says how much worse"),
         (["--methods", "tailor"], "--methods: unknown method 'tailor': did you mean 'taylor'"),
+        (["--methods", ""], "--methods names no method: write names with commas, for instance fisher,taylor,l2"),
         (["--keep", "*"], "no layer can shrink; "),
         (["--data", "nothing"], "unknown data set 'nothing'"),
         (["--optimizer", "sgdd"], "sgdd"),

@@ -51,6 +51,7 @@ def test_from_a_checkpoint_to_a_comparison(prune: Prune, checkpoint: Path) -> No
     done = prune(*words, "-o", "p.safetensors", "--json")
     assert done.code == 0, done.err
     pruned = done.json
+    assert "latency: intervals of 2 rounds are wide; more rounds narrow them" in done.err
     assert pruned["verify_error"] < 1e-9 and pruned["achieved"] == 0.5
     best = min(pruned["repairs"], key=lambda repair: repair["difference"])
     assert len(pruned["repairs"]) == 6 and [repair for repair in pruned["repairs"] if repair["chosen"]] == [best]
@@ -78,6 +79,9 @@ def test_from_a_checkpoint_to_a_comparison(prune: Prune, checkpoint: Path) -> No
     assert done.code == 0, done.err
     assert "latencies are those of networks channels-last" in done.err
     assert len(done.out.splitlines()) == 4 and "latency_ratio" in done.out
+    done = prune("compare", checkpoint, checkpoint, "--rounds", "3", "--json")
+    low, high = done.json["candidates"][0]["latency_ratio_interval"]
+    assert high / low > 1.05 and "latency: intervals of 3 rounds are wide; more rounds narrow them" in done.err
 
 
 def test_equal_seeds_give_equal_files(prune: Prune, checkpoint: Path, tmp_path: Path) -> None:
@@ -105,9 +109,23 @@ def test_a_gate_exits_with_3_and_one_document(prune: Prune, tmp_path: Path) -> N
             "metrics": {"top1": top1},
         }
         (tmp_path / f"{name}.json").write_text(json.dumps(report))
-    done = prune("compare", "a.json", "b.json", "--fail-if", "top1_drop > 1.0", "--json")
+    condition = "top1_drop > 1.0 and not top1_drop > 50 or top1_drop > 20"
+    done = prune("compare", "a.json", "b.json", "--fail-if", condition, "--json", "-o", "c.json")
     assert done.code == 3 and done.json["candidates"][0]["top1_drop"] == 10.0
-    assert done.err == "error: gate: top1_drop > 1.0 holds for b.json\n"
+    assert done.err == f"error: gate: {condition} holds for b.json (top1_drop is 10)\n"
+    parts = [("top1_drop > 1.0", True, True), ("top1_drop > 50", False, True), ("top1_drop > 20", False, False)]
+    assert done.json["gate"] == json.loads((tmp_path / "c.json").read_text())["gate"]
+    assert done.json["gate"] == {
+        "condition": condition,
+        "failed": True,
+        "networks": ["b.json"],
+        "parts": [
+            {"network": "b.json", "condition": text, "holds": holds, "failed": failed, "values": {"top1_drop": 10.0}}
+            for text, holds, failed in parts
+        ],
+    }
+    done = prune("compare", "a.json", "b.json", "--fail-if", "top1_drop > 11", "--json")
+    assert done.code == 0 and not done.json["gate"]["failed"] and not done.json["gate"]["parts"][0]["failed"]
     done = prune("compare", "a.json", "b.json", "--markdown")
     assert done.code == 0 and done.out.splitlines()[2] == "| top-1 | 90.00 % | 80.00 % (-10.00) |"
 
@@ -330,3 +348,50 @@ def test_a_bar_on_a_terminal_and_plain_lines_without_colour(
     assert "%" in live and ESCAPE in live and "epoch 1/1: loss" in live
     plain = _terminal(processes, words, 100, {"NO_COLOR": "1"}, tmp_path)
     assert ESCAPE not in plain and "epoch 1/1: loss" in plain
+
+
+def test_every_mistake_of_every_recipe_is_reported_with_its_position(prune: Prune, tmp_path: Path) -> None:
+    (tmp_path / "many.yaml").write_text(
+        "model: {ref: 'cifar:resnet5', pretraind: true}\n"
+        "data: {name: cifar11, batch_size: -3, workers: many}\n"
+        "stages:\n"
+        "  - {stage: trian}\n"
+        "  - {stage: train, epochs: 0, lr: fast}\n"
+        "  - {stage: prune, method: l1, params: {ratio: 30, scop: global}}\n"
+        "  - {stage: prune, method: l9}\n"
+        "  - {stage: compare, fail_if: top2 > 1}\n"
+    )
+    (tmp_path / "twice.yaml").write_text("data: {name: digits, name: mnist}\nsede: ${env:NOT_SET}\nstages: [5]\n")
+    (tmp_path / "open.yaml").write_text("stages: [{stage: train}\n")
+    (tmp_path / "good.yaml").write_text("model: {ref: 'cifar:resnet20'}\nstages: [{stage: train}]\n")
+    files = ["many.yaml", "twice.yaml", "missing.yaml", "open.yaml", "good.yaml"]
+    done = prune("recipe", "check", *files)
+    assert done.code == 2 and done.out == "good.yaml: ok\n"
+    *lines, last = done.err.splitlines()
+    assert last == "error: 18 mistakes in 4 recipes"
+    starts = [
+        "many.yaml:1:14: unknown architecture 'cifar:resnet5'",
+        "many.yaml:1:31: unknown key 'pretraind'; did you mean 'pretrained'?",
+        "many.yaml:2:14: unknown data set 'cifar11'",
+        "many.yaml:2:35: data.batch_size has to be",
+        "many.yaml:2:48: data.workers has to be",
+        "many.yaml:4:13: unknown stage 'trian'",
+        "many.yaml:5:28: stages.1.epochs has to be",
+        "many.yaml:5:35: stages.1.lr has to be",
+        "many.yaml:6:48: stages.2.params.ratio has to be less than 1 (got 30); write 0.3 for 30 %",
+        "many.yaml:6:52: unknown key 'scop'; did you mean 'scope'?",
+        "many.yaml:7:28: unknown method 'l9'",
+        "many.yaml:8:5: fail_if: unknown figure 'top2'",
+        "twice.yaml:1:22: 'name' appears twice",
+        "twice.yaml:2:1: unknown key 'sede'",
+        "twice.yaml:2:7: environment variable NOT_SET is not set",
+        "twice.yaml:3:10: every stage needs `stage:`",
+        "missing.yaml: no such recipe",
+        "open.yaml:2:1: not valid YAML",
+    ]
+    assert [line.startswith(f"error: {start}") for line, start in zip(lines, starts, strict=True)] == [True] * len(
+        starts
+    )
+    done = prune("recipe", "check", "good.yaml", "open.yaml", "--json")
+    assert done.code == 2 and done.json["ok"] == ["good.yaml"] and len(done.json["mistakes"]["open.yaml"]) == 1
+    assert prune("run", "twice.yaml").err == "error: twice.yaml:1:22: 'name' appears twice\n"  # the first one alone

@@ -151,7 +151,7 @@ def test_more_processes_than_cores_are_refused(prune: Prune, recipe: Path) -> No
 
 def test_numbers_that_start_nothing(prune: Prune, recipe: Path) -> None:
     failed = prune("run", recipe, "--nproc", "0")
-    assert failed.code == 2 and "give at least 1 process" in failed.err and not Path("runs").exists()
+    assert failed.code == 2 and "--nproc has to be at least 1 (got 0)" in failed.err and not Path("runs").exists()
 
 
 @pytest.mark.slow

@@ -83,6 +83,10 @@ def test_the_first_screen_and_its_commands(prune: Prune, tmp_path: Path) -> None
         (["l1", "resnet18"], "for a network of the catalogue write timm:resnet18 or torchvision:resnet18"),
         (["l1", "nowhere/x.pt"], "there is no folder nowhere either"),
         (["l1", "model.pt", "--ratio", "30%"], "'30%' is not a number; write 0.3 for 30 %"),
+        (
+            ["l1", "model.pt", "--latency", "1"],
+            "--latency has to be less than 1 (got 1.0); it is a share, and 1 is all",
+        ),
         (["l1", "model.pt", "--ratio", "30"], "--ratio has to be less than 1 (got 30.0); write 0.3 for 30 %"),
         (["l1", "model.pt", "--macs", "40"], "write 0.4 for 40 %"),
         (["l1", "model.pt", "--ratio", "0,3"], "'0,3' is not a number; write 0.3;"),

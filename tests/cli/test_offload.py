@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from prunecli import copying
 from prunecli.checkpoint.io import read_manifest
 from prunecli.cli.app import run
+from prunecli.models.loading import load_file, widen
 from prunecli.pipeline import offload
 from tests.conftest import REPOSITORY
 
@@ -65,9 +66,26 @@ def test_the_checkpoint_is_that_of_a_network_in_memory(kind: str, folder: Path, 
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".") or path.name.startswith("tmp")]
 
 
+def test_a_large_network_takes_the_tensors_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm")
+    sizes = {"img_size": 32, "depth": 2, "embed_dim": 128, "num_heads": 2, "num_classes": 5}
+    torch.manual_seed(0)
+    weights = timm.create_model("vit_tiny_patch16_224", **sizes).half().state_dict()
+    save_file(weights, tmp_path / "vit.safetensors")
+    ways = []
+    for large in (1 << 25, 1 << 10):
+        monkeypatch.setattr(copying, "_LARGE", large)
+        loaded = load_file(tmp_path / "vit.safetensors", "timm:vit_tiny_patch16_224", kwargs=sizes)
+        assert {p.dtype for p in loaded.model.parameters()} == {torch.float16 if large == 1 << 10 else torch.float32}
+        ways.append(widen(loaded).model.state_dict())
+    assert ways[0].keys() == ways[1].keys()
+    assert all(torch.equal(ways[0][name], ways[1][name]) for name in ways[0])
+
+
 WRONG = {
     "epochs": (["--epochs", "1", "--data", "digits", "--schedule", "linear"], 2, "--epochs exclude each other"),
     "latency": (["--latency", "0.5"], 2, "--latency exclude each other"),
+    "latency of all": (["--latency", "1"], 2, "--latency exclude each other"),
     "where": (["--offload", "cloud"], 2, "--offload"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -31,6 +32,26 @@ class Two(nn.Module):
 
 def two():
     return Two()
+
+class Fading(nn.Module):  # in evaluation it divides by what fades to zero in training
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(432, 2)
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x):
+        scores = self.linear(x.flatten(1))
+        if self.training:
+            self.scale *= 0
+            return scores
+        return scores / self.scale
+
+def fading():
+    return Fading()
+
+def flat():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(432, 2))
 
 class Words(nn.Module):
     def __init__(self):
@@ -116,6 +137,23 @@ def test_from_training_to_evaluation_with_own_network_and_data(prune: Prune, cod
     )
     assert report.code == 0, report.err
     assert report.json["metrics"]["top1"] > 90
+
+
+def test_a_loss_that_is_no_number_in_validation_alone_is_no_success(prune: Prune, code: Path) -> None:
+    words = ("--data", "module:mine:bright", "--epochs", "2", "--lr", "0.01", "--threads", "1")
+    done = prune("train", "module:mine:fading", *words, "-o", "f.safetensors")
+    assert done.code == 1 and not (code / "f.safetensors").exists()
+    assert "error: the validation loss is nan after epoch 1, although the weights are finite; lower" in done.err
+
+
+def test_of_epochs_with_equal_accuracy_the_one_with_the_lowest_loss_is_kept(prune: Prune, code: Path) -> None:
+    words = ("--data", "module:mine:bright", "--epochs", "4", "--lr", "0.05", "--threads", "1")
+    done = prune("train", "module:mine:flat", *words, "-o", "f.safetensors", "--json")
+    assert done.code == 0, done.err
+    epochs = [json.loads(line) for line in (code / "f.metrics.jsonl").read_text().splitlines()]
+    best = max(epoch["validation_top1"] for epoch in epochs)
+    losses = {epoch["epoch"]: epoch["validation_loss"] for epoch in epochs if epoch["validation_top1"] == best}
+    assert len(losses) > 1 and done.json["chosen_epoch"] == min(losses, key=lambda epoch: losses[epoch]) > min(losses)
 
 
 def test_code_that_a_file_names_does_not_run(prune: Prune, code: Path) -> None:

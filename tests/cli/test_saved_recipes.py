@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from prunecli.errors import RecipeError
 from prunecli.recipe.loader import Document, load_yaml, parse_value, parse_yaml
-from prunecli.recipe.resolve import COMMAND_LINE, Override, parse_set, resolve
+from prunecli.recipe.origins import COMMAND_LINE
+from prunecli.recipe.resolve import Override, parse_set, resolve
 from prunecli.recipe.writing import recipe_text, written_recipe
 from tests.conftest import REPOSITORY, Prune
 

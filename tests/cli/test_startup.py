@@ -113,6 +113,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("inspect {}/a.safetensors --manifest", '"ref": "cifar:resnet20"'),
         ("compare {}/a.json {}/b.json --csv", "b.json,88.5"),
         ("compare {}/a.json {}/b.json", "88.50 % (-1.50)"),
+        ("compare {}/a.json {}/b.json --json --fail-if top1_drop>2", '"condition": "top1_drop > 2"'),
     ],
 )
 def test_reports_and_headers_are_read_without_torch(folder: Path, words: str, text: str) -> None:

@@ -97,6 +97,23 @@ def test_cells_run_once_and_are_read(prune: Prune, tmp_path: Path) -> None:
     page = prune("report", "out", "--no-measure", "--markdown").out
     assert "| figure | dense (baseline) | method=l1 ratio=0.3 |" in page
 
+    # What cells have come to is in their own files: the results may be gone, and damage costs the one cell.
+    cells = tmp_path / "out" / "cells"
+    (tmp_path / "out" / "results.jsonl").unlink()
+    os.truncate(cells / own["cell"] / "pruned.json", 50)
+    other = next(row for row in more["cells"] if row["values"] == {"method": "l2", "ratio": 0.7})
+    os.truncate(cells / other["cell"] / "pruned.safetensors", 5000)
+    damaged = prune("compare", "out", "--json")
+    assert damaged.code == 2 and "method=l1 ratio=0.5, method=l2 ratio=0.7: damaged, so left out" in damaged.err
+    assert len(damaged.json["candidates"]) == 4 and "pruned.json" in damaged.json["notes"][-2]
+    assert prune("compare", "out", "--fail-if", "macs_ratio < 1").code == 3
+    assert "2 damaged cells left out" in prune("report", "out", "--no-measure", "--markdown").out
+    mended = prune("sweep", "s.yaml", *OWN, "-o", "out", "--json").json
+    assert mended["ran"] == 2 and mended["cells"] == [
+        {**row, "seconds": mended["cells"][index]["seconds"]} for index, row in enumerate(more["cells"])
+    ]
+    assert prune("compare", "out", "--json").json["candidates"] == compared["candidates"]
+
 
 def test_a_cell_is_what_its_plan_alone_comes_to(prune: Prune, tmp_path: Path) -> None:
     done = prune("sweep", "pair.yaml", *OWN, "-o", "out", "--json").json
@@ -168,7 +185,7 @@ def test_interrupted_and_continued(processes: Processes, tmp_path: Path) -> None
     ended = processes.run(
         ["sweep", "pair.yaml", *OWN, "-o", "out"], tmp_path, signals=[Sent(signal.SIGINT, text="1/2 ")]
     )
-    assert ended.code == 130 and "cells are finished and stay so" in ended.err and "Traceback" not in ended.err
+    assert ended.code == 130 and "what is finished stays so" in ended.err and "Traceback" not in ended.err
     assert finished(tmp_path / "out") >= 1 and not _processes_in(tmp_path / "out")
     assert processes.run(["sweep", "pair.yaml", *OWN, "-o", "out"], tmp_path).code == 0
     assert finished(tmp_path / "out") == 2 and stages_run(tmp_path / "out")["shared 1"] == 1
@@ -184,7 +201,7 @@ def test_a_cell_that_fails_leaves_the_others(prune: Prune, tmp_path: Path) -> No
     assert prune("sweep", "f.yaml", *OWN, "-o", "out").code == 1 and stages_run(tmp_path / "out") == before
     retried = prune("sweep", "f.yaml", *OWN, "-o", "out", "--retry-failed")
     assert retried.code == 1 and stages_run(tmp_path / "out") - before == {"cells 2": 1}
-    assert "1 cells have failed" in prune("report", "out", "--no-measure", "--markdown").out
+    assert "1 failed cell left out" in prune("report", "out", "--no-measure", "--markdown").out
 
 
 def test_an_adaptive_search_is_continued(processes: Processes, prune: Prune, tmp_path: Path) -> None:
@@ -217,11 +234,15 @@ def test_a_terminal_shows_how_many_run(processes: Processes, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "words", "message"),
     [
+        ("", [], "s.yaml:1:1: a sweep file is a mapping (recipe:, axes:)"),
         ("axes:\n  rato: [0.3]", [], "s.yaml:3:3: axis 'rato' matches no option; did you mean 'ratio'"),
         ("axes:\n  stages.1.params.rato: [0.3]", [], "s.yaml:3:3: axis 'stages.1.params.rato' matches no option; did"),
         ("axes:\n  measure: [[params]]", [], "s.yaml:3:3: axis 'measure' may be stages.0.measure or stages.2.measure"),
         ("axes:\n  ratio: [0.3, 30]", [], "s.yaml:3:16: stages.1.params.ratio has to be less than 1 (got 30)"),
         ("axes:\n  ratio: [0.3, 0.3]", [], "s.yaml:3:16: axis 'ratio' has 0.3 twice"),
+        ("axes:\n  seed: [0, true]", [], "s.yaml:3:13: axis 'seed' has true where seed is 1; write that"),
+        ("axes:\n  seed: [0, '0']", [], "s.yaml:3:13: axis 'seed' has \"0\" where seed is 0; write that"),
+        ("axes:\n  save_every: [1, 2]", [], "s.yaml:3:19: axis 'save_every': 2 comes to the same as 1; leave one"),
         ("axes:\n  ratio: {low: 0.1, high: 0.5}", [], "a grid needs to know how many values: add steps"),
         ("axes:\n  ratio: {low: 0.5, high: 0.1, steps: 3}", [], "low 0.5 has to be less than high 0.1"),
         ("axes:\n  method: [l1, tylor]", [], "s.yaml:3:16: unknown method 'tylor': did you mean 'taylor'"),
@@ -235,9 +256,25 @@ def test_a_terminal_shows_how_many_run(processes: Processes, tmp_path: Path) -> 
         ("axes:\n  ratio: [0.3]\nsearch: grd", [], "s.yaml:4:9: unknown search 'grd': did you mean 'grid'?"),
         ("axes:\n  ratio: [0.3]\nobjective: most top1", [], "s.yaml:4:12: objective 'most top1': write min or max"),
         ("axes:\n  seed: [0, 1]\nsearch: {kind: adaptive, cells: 2}\nobjective: max top1", [], "a lucky seed"),
+        (
+            "axes:\n  seed: [0]\nset: {rato: 0.4}",
+            [],
+            "s.yaml:4:13: set: 'rato' matches no option; did you mean 'ratio'",
+        ),
+        ("axes:\n  ratio: [0.3]\nset: {ratio: 0.4}", [], "s.yaml:4:14: stages.1.params.ratio is the same in all cells"),
+        (
+            "axes:\n  ratio: [0.3]",
+            ["--set", "stages.1.params.ratio=0.4"],
+            "--set stages.1.params.ratio: stages.1.params",
+        ),
         ("axes:\n  ratio: [0.3]\nset: {stages.2.measure: [macs], stages: []}", [], "matches no option"),
         ("axes:\n  model: [../far.safetensors]", [], "s.yaml:3:11: model.weights ../far.safetensors leads out of"),
-        ("axes:\n  ratio: [0.3]", ["--jobs", "9999"], "--jobs 9999: more than the"),
+        ("axes:\n  model: ['hf:./gone']", [], "s.yaml:3:11: ./gone: no such folder"),
+        ("axes:\n  model: [gone.safetensors]", [], "s.yaml:3:11: gone.safetensors: no such file; give a weights"),
+        ("axes:\n  data.name: [digits, digit]", [], "s.yaml:3:23: unknown data set 'digit': did you mean 'digits'"),
+        ("axes:\n  model: [timm:resnet1]", [], "s.yaml:3:11: unknown architecture 'timm:resnet1': did you mean"),
+        ("axes:\n  ratio: [0.3]", ["--jobs", "9999"], "--jobs 9999: 9,999 cores asked for, and this machine has"),
+        ("axes:\n  ratio: [0.3]", ["--cpus", "999"], "--cpus 999: 999 cores asked for, and this machine has"),
         ("axes:\n  ratio: [0.3]", ["--jobs", "0"], "--jobs has to be at least 1 (got 0)"),
         ("axes:\n  ratio: [0.3]", ["--executor", "rai"], "unknown executor 'rai': did you mean 'ray'?"),
         ("axes:\n  ratio: [0.3]", ["--address", "1.2.3.4:6379"], "--address and --executor-option are for clusters"),
@@ -253,7 +290,7 @@ def test_a_terminal_shows_how_many_run(processes: Processes, tmp_path: Path) -> 
     ],
 )
 def test_bad_input_is_one_line(prune: Prune, tmp_path: Path, text: str, words: list[str], message: str) -> None:
-    (tmp_path / "s.yaml").write_text(f"recipe: base.yaml\n{text}\n")
+    (tmp_path / "s.yaml").write_text(f"recipe: base.yaml\n{text}\n" if text else "")
     out = [] if "-o" in words else ["-o", "out"]
     bad = prune("sweep", "s.yaml", *OWN, *out, *words)
     said = [line for line in bad.err.splitlines() if not line.endswith(" each")]

@@ -32,6 +32,7 @@ def test_attention_and_pictures_of_what_stays(prune: Prune, tiny_clip: Path, tmp
     done = prune("token", tiny_clip, *how, *see)
     assert done.code == 0, done.err
     assert "wrote a.safetensors" in done.err and "drew pictures in seen" in done.err
+    assert "latency: intervals of 2 rounds are wide" in done.err
     found = load_file(tmp_path / "a.safetensors")
     assert set(found) == {"block_00", "block_01", "images", "kept"}
     for name, left in (("block_00", 38), ("block_01", 19)):

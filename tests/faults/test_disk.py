@@ -128,7 +128,10 @@ def test_a_read_only_disk_is_noticed_before_the_first_epoch(
     disk = small_disk("size=50m,ro")
     done = processes.run([*TRAIN[:-4], "-o", disk / "x.safetensors"], tmp_path)
     assert done.code == 1 and "epoch" not in done.err
-    assert "could not be written (Read-only file system)" in done.err and len(done.err.splitlines()) == 1
+    assert (
+        "could not be written (Read-only file system); choose another folder" in done.err
+        and len(done.err.splitlines()) == 1
+    )
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -141,7 +144,9 @@ def test_a_folder_that_belongs_to_somebody_else(processes: Processes) -> None:
         done = processes.run(train, place, user=NOBODY, warm=warm)
         assert done.code == 1, done.err
         lines = [line for line in done.err.splitlines() if "epoch 1/1" not in line]
-        assert lines[-1].startswith("error: ") and "could not be written (Permission denied)" in lines[-1]
+        assert (
+            lines[-1].startswith("error: ") and "could not be written (Permission denied); choose another" in lines[-1]
+        )
         assert not any("epoch 1/3" in line for line in lines) and not (place / "x.safetensors").exists()
 
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from prunecli.measure.commit import head_commit, source_commit
 from prunecli.measure.counts import count_macs
 from prunecli.measure.environment import describe_environment
-from prunecli.measure.latency import summarise
+from prunecli.measure.latency import PairedTiming, Timing, summarise
+from prunecli.pipeline.timed import timing_notes
 from prunecli.report.comparison import compare_reports
 from prunecli.report.schema import DataInfo, Metrics, ModelInfo, Report, read_report
 from prunecli.report.tables import comparison_table, interval, plain_table, report_table
@@ -71,6 +72,26 @@ def test_interrupted_runs_do_not_decide_a_ratio() -> None:
     undisturbed = summarise(times, 0.1, 0.99)
     low, high = undisturbed.ratio_intervals[1]
     assert low < 2 < high < 1.1 * low
+
+
+@pytest.mark.parametrize("rounds", [2, 3, 5, 10])
+def test_intervals_of_few_rounds_are_wide_enough(rounds: int) -> None:
+    generator = np.random.default_rng(rounds)
+    noise = 0.1 * generator.exponential(size=(300, rounds, 2))
+    trials = np.exp(0.1 * generator.standard_normal((300, rounds, 2))) + noise
+    bounds = [summarise(times, 0.1, 0.99).ratio_intervals[1] for times in trials]
+    assert sum(low <= 1 <= high for low, high in bounds) >= 0.93 * len(bounds)
+    assert all(high <= 1.001e4 * low for low, high in bounds)
+
+
+def test_a_ratio_that_does_not_follow_from_the_medians_is_explained() -> None:
+    same, slower = Timing(10.0, (9.0, 11.0), 30), Timing(5.0, (4.0, 6.0), 30)
+    follows = PairedTiming((same, slower), (1.0, 0.505), ((1.0, 1.0), (0.4, 0.6)))
+    differs = PairedTiming((same, slower), (1.0, 0.6), ((1.0, 1.0), (0.4, 0.7)))
+    assert timing_notes([follows]) == []
+    assert timing_notes([follows, differs, differs]) == [
+        "latencies are medians; their ratio is that of the least disturbed runs, taken in turns"
+    ]
 
 
 @pytest.mark.parametrize("digits", [2, 3])

@@ -193,9 +193,12 @@ def test_where_less_is_better_the_lowest_leads() -> None:
 
 def test_what_is_the_same_at_every_seed_is_not_tested() -> None:
     lines = _verdict({"l1": [90.0, 90.0], "l2": [89.0, 89.0], "random": [70.0, 80.0], "lamp": [90.0, 90.0]})
-    assert "the difference to l2 is the same at every seed, so there is nothing to test" in lines
+    assert "it is not tested against l2 (l1, lamp, l2: no spread over seeds)" in lines
     assert any("lamp (equal at every seed)" in line for line in lines)
     assert lines[-1] == "no method is shown to beat random here at 2 seeds"
+    steady = _rows({**GOOD, "l2": [85.0] * 5, "fisher": [91.0] * 5})  # five equal values are one sample
+    tested = {(test.first, test.second): test.p for test in pair_tests(steady)}
+    assert tested["fisher", "l2"] is None and tested["l2", "random"] is not None
 
 
 def test_all_pairs_are_tested_and_corrected() -> None:

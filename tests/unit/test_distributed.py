@@ -50,7 +50,7 @@ def _images(count: int = 23) -> ArraySplit:
 
 
 class _Damaged(ArraySplit):
-    """Two images cannot be read: one of them leaves a share of one, which is left out, too."""
+    """Two images cannot be read. Of a share of two each leaves one sample, which another process takes."""
 
     def image(self, index: int) -> Any:
         if index in (3, 4):
@@ -184,6 +184,9 @@ TRAININGS: dict[str, Callable[[], dict[str, Any]]] = {
         _plain(), _batches(), _labels("classification"), {"optimizer": "adamw", "lr": 1e-3, "label_smoothing": 0.1}
     ),
     "fewer samples than processes": lambda: _trained(_plain(), _batches(2), _labels("classification")),
+    "lone samples": lambda: _trained(
+        _plain(), _batches(4, _Damaged(*vars(_images()).values()), 2), _labels("classification")
+    ),
     "unreadable images": lambda: _trained(
         _plain(), _batches(5, _Damaged(*vars(_images()).values()), 2), _labels("classification")
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from prunecli.checkpoint import io
 from prunecli.checkpoint.piecewise import write_piecewise
 from prunecli.inputs import call, output_tensors
 from prunecli.methods.registry import get_method
@@ -19,8 +21,11 @@ from prunecli.methods.request import PruneRequest
 from prunecli.methods.structural import prune_structural
 from prunecli.models.offloading import is_offloaded, put_in_memory, put_on_disk
 from prunecli.stored import Scratch
+from prunecli.surgery.removal import compensate
 from prunecli.surgery.removal.rebuild import state_tensors
-from prunecli.widened import is_on_disk, moved_to_disk, plain, widened
+from prunecli.surgery.removal.slice import remove
+from prunecli.surgery.tracing.trace import trace
+from prunecli.widened import is_on_disk, moved_to_disk, plain, scale_positions, widened
 
 transformers = pytest.importorskip("transformers")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -92,6 +97,28 @@ def test_data_that_is_set_is_what_is_read(tmp_path: Path) -> None:
     assert torch.equal(plain(tensor), torch.arange(12.0).reshape(3, 4).t()[1:])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_rows_that_are_scaled_are_what_multiplying_gives(where: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    values, rows = torch.randn(6, 5).to(dtype), torch.tensor([4, 1])
+    kept = moved_to_disk(values, Scratch(tmp_path)) if where == "disk" else widened(values, torch.float64)
+    expected = values.to(kept.dtype, copy=True)
+    for tensor in (kept, expected):
+        tensor.index_fill_(1, torch.tensor([0]), 0)
+        scale_positions(tensor, 0, rows, 0.7)
+    smaller = copy.deepcopy(kept).index_select(0, torch.tensor([0, 4, 5]))
+    cut = expected[[0, 4, 5]]
+    assert torch.equal(plain(smaller), cut)
+    kept.index_fill_(0, torch.tensor([4]), 0)
+    expected[4] = 0
+    scale_positions(kept, 1, torch.tensor([2]), 3.3)
+    expected[:, 2] *= 3.3
+    assert torch.equal(plain(kept), expected)
+    kept.mul_(2)
+    assert torch.equal(plain(kept), expected * 2)
+    assert torch.equal(plain(smaller), cut), "what was made of it before is not changed"
+
+
 def test_a_number_that_was_rounded_stays_rounded(tmp_path: Path) -> None:
     from prunecli.widened import in_file_as
 
@@ -157,3 +184,46 @@ def test_the_same_channels_go_and_the_same_weights_are_left(
     assert _bytes(found.model) == _bytes(expected.model)
     assert all(is_on_disk(p) for p in found.model.parameters() if p.numel() >= 1 << 14)
     assert _bytes(stored) == before
+
+
+def test_covariances_of_few_layers_are_held_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, inputs = NETWORKS["decoder"]
+    stored = make()
+    put_on_disk(stored, Scratch(tmp_path))
+    trace_of = trace(stored, inputs())
+    keep = {group.name: torch.arange(group.units - 1) for group in trace_of.groups}
+    measured: list[list[str]] = []
+    measure = compensate._measure
+
+    def counted(dense: nn.Module, removed: dict[str, torch.Tensor], *rest: Any, **more: Any) -> Any:
+        measured.append(list(removed))
+        return measure(dense, removed, *rest, **more)
+
+    monkeypatch.setattr(compensate, "_measure", counted)
+    monkeypatch.setattr(compensate, "_AT_ONCE", 1e-9)
+    readings = compensate.Readings(stored, trace_of.groups, keep, [inputs(), inputs()])
+    assert not measured, "nothing is kept until it is needed"
+    pruned = copy.deepcopy(stored)
+    remove(pruned, trace_of.groups, keep)
+    layers = readings.fold(pruned, "ls", intercept=False)
+    assert [len(names) for names in measured] == [1] * layers, "each layer had a pass of its own"
+    assert layers > 5
+    assert not readings._halves
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what the kernel counts")
+def test_a_file_is_not_resident_beside_what_is_read_of_it(tmp_path: Path) -> None:
+    def resident() -> int:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssFile:"))
+
+    path = tmp_path / "weights.safetensors"
+    written = {f"t{number}": torch.randn(1 << 20) for number in range(8)}
+    save_file(written, path)
+    before = resident()
+    with io._open_safetensors(path) as file, io._taking(path, file, None) as take:
+        tensors = {name: take(name) for name in written}
+        assert resident() - before < path.stat().st_size / 4
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in written.items())
+    tensors["t0"].zero_()
+    assert torch.equal(io.read_tensors(path)["t0"], written["t0"]), "a copy, not the file"

@@ -546,7 +546,11 @@ def test_a_recipe_trains_evaluates_and_compares(prune: Prune, tmp_path: Path) ->
     assert report["model"]["ref"] == "segformer:b0" and report["model"]["arguments"] == {"num_classes": 3}
     assert report["model"]["input_shape"] == [3, 32, 64]
     assert figures["params"] > 3e6 and figures["macs"] > 1e7 and figures["latency_ms"]["median"] > 0
-    compared = json.loads((tmp_path / "out" / "comparison.json").read_text())["candidates"][0]
+    comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    compared = comparison["candidates"][0]
+    assert [part["condition"] for part in comparison["gate"]["parts"] if part["failed"]] == [
+        "pixel_accuracy_drop < 100"
+    ]
     second = json.loads((tmp_path / "out" / "second.json").read_text())["metrics"]
     assert compared["miou_drop"] == pytest.approx(figures["miou"] - second["miou"])
     assert compared["params_ratio"] == compared["macs_ratio"] == 1.0

@@ -103,7 +103,13 @@ def _leveldb_records(content: bytes, place: int) -> Iterator[bytes]:
 
 
 def read_wandb(folder: Path) -> dict[str, Any]:
-    """Points and settings in wandb's files, one for each part of a run."""
+    """Points and settings in wandb's files, one for each part of a run.
+
+    They are written by a process of wandb's own, which is complete only when it has ended.
+    """
+    import wandb
+
+    wandb.teardown()
     from wandb.proto.wandb_internal_pb2 import Record
 
     numbers, settings, points, names, codes = set(), {}, [], set(), []

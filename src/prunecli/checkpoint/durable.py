@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import shutil
@@ -16,6 +17,8 @@ from prunecli.errors import RecipeError, ResourceError
 FAULT_VARIABLE = "PRUNE_FAULT"
 """Names a `crash_point` at which the process kills itself: NAME, or NAME@3 for the third time it passes there."""
 
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""Errors of places where nothing can be written, however much space there is."""
 _passes: dict[str, int] = {}
 
 
@@ -158,4 +161,5 @@ def require_space(path: Path, needed: int) -> None:
 def unwritable(path: Path, error: OSError) -> ResourceError:
     """The error for a file that could not be written."""
     cause = error.strerror or str(error) or type(error).__name__
-    return ResourceError(f"{path}: could not be written ({cause}); free some space or choose another folder")
+    remedy = "" if error.errno in _NOT_ALLOWED else "free some space or "
+    return ResourceError(f"{path}: could not be written ({cause}); {remedy}choose another folder")

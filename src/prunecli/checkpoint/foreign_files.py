@@ -38,6 +38,7 @@ class ForeignWeights:
         attributes: What such a model itself holds in numbers and words, also nested ones: its configuration, for one.
         settings: Numbers and words in the file beside its weights.
         notes: What the user should know about what was taken.
+        own: Whether each tensor has memory for itself, or stays in the file, so that a network may take it as it is.
     """
 
     tensors: dict[str, Tensor]
@@ -46,6 +47,7 @@ class ForeignWeights:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Plain] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    own: bool = False
 
     def without_prefix(self, prefix: str) -> ForeignWeights:
         """The weights under `prefix`, without it."""
@@ -94,7 +96,7 @@ def read_foreign(
         if kind == "safetensors":
             if key is not None:
                 raise ModelError(f"{path}: --weights-key is for files of torch.save; a safetensors file has one set")
-            weights = ForeignWeights(read_tensors(path, scratch))
+            weights = ForeignWeights(read_tensors(path, scratch), own=True)
         else:
             if scratch is not None:
                 raise ModelError(

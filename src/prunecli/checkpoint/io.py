@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,8 +151,8 @@ def read_tensors(path: Path, scratch: Scratch | None = None) -> dict[str, Tensor
         ModelError: The file is unreadable.
     """
     with _open_safetensors(path) as file:
-        take = _taking(path, file, scratch)
-        return {name: take(name) for name in file.keys()}
+        with _taking(path, file, scratch) as take:
+            return {name: take(name) for name in file.keys()}
 
 
 def tensor_sha256(tensor: Tensor) -> str:
@@ -169,20 +169,29 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _taking(path: Path, file: Any, scratch: Scratch | None) -> Callable[[str], Tensor]:
-    """Returns a tensor of an open file by its name: a copy of it, or one that stays in the file."""
-    if scratch is None:
-        return lambda name: file.get_tensor(name).clone()
+@contextmanager
+def _taking(path: Path, file: Any, scratch: Scratch | None) -> Iterator[Callable[[str], Tensor]]:
+    """Gives a tensor of an open file by its name: a copy of it, or one that stays in the file.
+
+    The library maps the whole file and keeps what has been read of it resident beside the copies, so large tensors are
+    mapped here, one at a time.
+    """
     header, own = read_header(path), path.open("rb")
 
     def take(name: str) -> Any:
         said, kind = header.tensors[name], _DTYPES.get(header.tensors[name].dtype)
         if kind is None or math.prod(said.shape) < WORTH_STORING or said.size != math.prod(said.shape) * kind.itemsize:
             return file.get_tensor(name).clone()
-        stored = scratch.in_file(own, len(header.raw) + said.begin, kind, said.shape)
+        place = scratch if scratch is not None else Scratch(path.parent)  # which is a file once something is put there
+        stored = place.in_file(own, len(header.raw) + said.begin, kind, said.shape)
+        if scratch is None:
+            return stored.read().clone()
         return on_disk(torch.empty(said.shape, dtype=kind, device="meta"), stored)
 
-    return take
+    with ExitStack() as reading:
+        if scratch is None:
+            reading.enter_context(own)
+        yield take
 
 
 def _checked_tensors(
@@ -196,10 +205,10 @@ def _checked_tensors(
             raise ModelError(
                 f"{path}: tensor {printable(differing[0])} does not agree with the manifest; the file was altered"
             )
-        take = _taking(path, file, scratch)
-        for name in names:
-            tensor = take(name)
-            yield name, tensor, tensor_sha256(tensor) == manifest.tensor_sha256[name]
+        with _taking(path, file, scratch) as take:
+            for name in names:
+                tensor = take(name)
+                yield name, tensor, tensor_sha256(tensor) == manifest.tensor_sha256[name]
 
 
 @contextmanager

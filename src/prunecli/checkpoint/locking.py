@@ -32,7 +32,7 @@ def locked(folder: Path, command: str = "", output: Path | None = None) -> Itera
 
     Raises:
         RecipeError: Another process holds the lock; the message names it.
-        ResourceError: The folder is not writable.
+        ResourceError: The folder cannot be made or written to.
     """
     held: list[FileLock] = []
     ranks.by_first(lambda: held.append(_acquired(folder, output)))
@@ -57,7 +57,7 @@ def _acquired(folder: Path, output: Path | None) -> FileLock:
             f"{output or folder}: in use by {_holder(folder)}; wait for it, or write somewhere else"
         ) from error
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise unwritable(output or folder, error) from error
     return lock
 
 

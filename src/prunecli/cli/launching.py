@@ -30,8 +30,9 @@ def launch(words: Sequence[str], processes: int, restarts: int, again: Callable[
         FailedElsewhere: One has failed, and has said so.
         PruneError: One was killed, and there is no restart left.
     """
-    if processes < 1 or restarts < 0:
-        raise RecipeError(f"--nproc {processes} --max-restarts {restarts}: give at least 1 process and 0 restarts")
+    for option, given, least in (("--nproc", processes, 1), ("--max-restarts", restarts, 0)):
+        if given < least:
+            raise RecipeError(f"{option} has to be at least {least} (got {given})")
     while True:
         try:
             _launch(words, processes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -95,6 +95,17 @@ def _stacked(inputs: list[Any]) -> Any:
     stacked = default_collate(inputs)
     # default_collate makes a list of tuples: one argument in place of several.
     return tuple(stacked) if isinstance(inputs[0], tuple) and isinstance(stacked, list) else stacked
+
+
+def _joined(first: Any, second: Any) -> Any:
+    """The samples of two batches as one."""
+    if isinstance(first, Tensor):
+        return torch.cat([first, second])
+    if isinstance(first, list):
+        return first + second
+    if isinstance(first, Mapping):
+        return {key: _joined(value, second[key]) for key, value in first.items()}
+    return tuple(_joined(*entries) for entries in zip(first, second, strict=True))
 
 
 @contextmanager
@@ -260,21 +271,31 @@ class TrainingBatches(Batches):
 
     def _agreed(self, collated: _Collated) -> _Batch | None:
         """This process's share of a batch, or what stands in for it; None on all processes if the batch is left out."""
-        batch = collated.batch
-        if batch is not None and sample_count(batch[1]) < self._shuffled.fewest:
-            batch = None
+        batch, fewest = collated.batch, self._shuffled.fewest
+        samples = sample_count(batch[1]) if batch is not None else 0
         if not ranks.together():
             self._note(collated.unreadable)
-            return batch
-        numbers = torch.zeros(2, ranks.world_size())  # who has samples that count, and who has any
-        numbers[:, ranks.rank()] = torch.tensor([batch is not None and collated.counts, batch is not None])
-        (counting, having), unreadable = ranks.summed([numbers, torch.tensor(len(collated.unreadable))])
+            return batch if samples >= fewest else None
+        numbers = torch.zeros(2, ranks.world_size())  # how many samples each has, and how many of them count
+        numbers[:, ranks.rank()] = torch.tensor([samples, samples * collated.counts])
+        (having, counting), unreadable = ranks.summed([numbers, torch.tensor(len(collated.unreadable))])
         self._note_together(collated.unreadable, int(unreadable))
-        if not counting.any():
+        if counting.sum() < fewest:
             return None
+        receiver = int(counting.argmax())
+        # What could not be read has left these with fewer than a share has: somebody else takes them, so that together
+        # all processes see the samples that one would.
+        for giver in (int(number) for number in ((counting > 0) & (counting < fewest)).nonzero()):
+            if giver != receiver:
+                given = ranks.from_rank(giver, batch)
+                batch = _joined(batch, given) if ranks.rank() == receiver else batch
+                counting[giver] = 0
+        enough = having >= fewest
+        enough[receiver] = True
         self.counts = bool(counting[ranks.rank()])
-        if not having.all():
-            another = ranks.from_rank(int(counting.argmax()), batch)
+        batch = batch if enough[ranks.rank()] else None
+        if not enough.all():
+            another = ranks.from_rank(receiver, batch)
             return another if batch is None else batch
         return batch
 

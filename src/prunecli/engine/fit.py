@@ -19,6 +19,7 @@ from prunecli.checkpoint.durable import crash_point
 from prunecli.engine.carrying import Carrier
 from prunecli.engine.config import FitConfig
 from prunecli.engine.device import channels_last, move_batch, seed_everything
+from prunecli.engine.divergence import require_finite, require_finite_loss
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.explosion import ExplosionWatch
 from prunecli.engine.hooks import Batch, Hook, State, Training
@@ -35,7 +36,6 @@ from prunecli.engine.resuming import (
     figures_from_state,
     figures_to_state,
     random_state,
-    require_finite,
     seed_apart,
     set_random_state,
     stop_requests,
@@ -160,14 +160,8 @@ class _Run:
         hooks: Sequence[Hook],
         seed: int,
     ) -> None:
-        self.model, self._seed, self.config, self.device, self.task, self._hooks = (
-            model,
-            seed,
-            config,
-            device,
-            task,
-            hooks,
-        )
+        self.model, self.config, self.device, self.task = model, config, device, task
+        self._seed, self._hooks = seed, hooks
         steps = math.ceil(len(train) / config.accumulate)
         self._optimizer = optimizer if optimizer is not None else make_optimizer(model, config)
         self._schedule = make_schedule(self._optimizer, config, steps)
@@ -201,6 +195,7 @@ class _Run:
         figures = None
         if validation is not None:
             figures = evaluate(self.model, validation, self.device, lambda done: checkpoint.stop(), task=self.task)
+            require_finite_loss(figures, self.position)
         entry = self._close_epoch(loss, figures)
         ranks.require_same(f"the network after epoch {entry.epoch}", _tensors(self.model))
         crash_point("fit:epoch")
@@ -266,7 +261,9 @@ class _Run:
         score = figures.score if figures is not None else None
         for hook in self._hooks:
             score = hook.score(here.epoch, score) if score is not None else None
-        improved = score is not None and (self._best is None or self.task.better(score, self._best[0]))
+        improved, best = score is not None, self._best
+        if score is not None and best is not None:
+            improved = self.task.improves(score, figures, best[0], self._history[best[1] - 1].validation)
         if score is not None and improved:
             self._best = (score, here.epoch, copy.deepcopy(self.model.state_dict()))
         entry = Epoch(here.epoch, self._lr, loss, figures, improved or figures is None, here.seconds)
@@ -276,10 +273,13 @@ class _Run:
 
     def finished(self) -> bool:
         """Whether all epochs are done, or validation has not improved for too long."""
-        done = len(self._history)
-        patience = self.config.patience
-        waited = done - self._best[1] if self._best is not None else 0
-        return done >= self.config.epochs or (patience is not None and self._best is not None and waited >= patience)
+        done, patience = len(self._history), self.config.patience
+        if done >= self.config.epochs or patience is None or self._best is None:
+            return done >= self.config.epochs
+        kept = [entry for entry in self._history if entry.best and entry.validation is not None]
+        # Epochs with the same score and a lower loss are kept, but they are no reason to go on.
+        first = next(entry for entry in kept if entry.validation.score == kept[-1].validation.score)  # type: ignore[union-attr]
+        return done - first.epoch >= patience
 
     def result(self) -> FitResult:
         """Loads the weights of the best epoch into the model."""

@@ -15,14 +15,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from prunecli import ranks
 from prunecli.engine.device import seed_everything
 from prunecli.engine.hooks import State
 from prunecli.engine.replicas import Agreement
 from prunecli.engine.tasks.base import Figures
-from prunecli.errors import DivergedError, Interrupted, ModelError
+from prunecli.errors import Interrupted, ModelError
 
 
 class Keeper(Protocol):
@@ -134,20 +133,6 @@ def set_random_state(state: State, device: torch.device) -> None:
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     random.setstate(state["python"])
-
-
-def require_finite(model: nn.Module, position: Position) -> None:
-    """Checks the weights and buffers of a network.
-
-    Raises:
-        DivergedError: One is NaN or infinite.
-    """
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor.detach()).all()):
-            raise DivergedError(
-                f"{name} holds NaN or infinity at {position}; lower the learning rate (--lr), or limit the gradients "
-                "(--clip-grad)"
-            )
 
 
 def seed_apart(seed: int, rank: int, updates: int = 0) -> None:

@@ -85,7 +85,10 @@ def bootstrap_p_above(differences: ArrayLike) -> float | None:
 
 
 def paired_p(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Two-sided p of Student's paired test; None where all differences are equal, so that nothing can be tested.
+    """Two-sided p of Student's paired test; None where the difference is the same at every seed.
+
+    That is so where neither side depends on the seed: one sample, however often it is repeated. Where only one side
+    does not, the test is that of the other side against a fixed value.
 
     Wilcoxon's test cannot fall below 2 / 2^n, which is 0.0625 for five pairs, and would never find anything.
 
@@ -96,10 +99,22 @@ def paired_p(first: Sequence[float], second: Sequence[float]) -> float | None:
     from scipy.stats import ttest_rel
 
     differences = np.subtract(first, second, dtype=np.float64)
-    scale = max(float(np.abs(first).max()), float(np.abs(second).max()), 1e-300)
-    if len(differences) < 2 or float(np.ptp(differences)) <= _NOTHING_VARIES * scale:
+    scale = max(float(np.abs(first).max()), float(np.abs(second).max()))
+    if not has_spread(differences, scale):
         return None
     return float(ttest_rel(first, second).pvalue)
+
+
+def has_spread(values: ArrayLike, scale: float | None = None) -> bool:
+    """Whether values differ by more than rounding.
+
+    Args:
+        values: One for each seed.
+        scale: The size of what they were computed from; None: their own.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    largest = float(np.abs(array).max()) if scale is None else scale
+    return array.size > 1 and float(np.ptp(array)) > _NOTHING_VARIES * max(largest, 1e-300)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -23,7 +23,7 @@ from prunecli.naming import spoken
 from prunecli.patterns import split_patterns
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.tracing.labels import OUTPUT
-from prunecli.surgery.tracing.reasons import STEM
+from prunecli.surgery.tracing.reasons import STEMS
 from prunecli.surgery.tracing.trace import trace
 from prunecli.surgery.tracing.traced import Assumptions, Trace
 
@@ -142,7 +142,7 @@ def why_nothing(untouched: Sequence[Untouched]) -> str:
     channels: dict[str, int] = {}
     for entry in untouched:
         channels[entry.reason] = channels.get(entry.reason, 0) + entry.channels
-    causes = {reason: count for reason, count in channels.items() if reason not in (STEM, OUTPUT)} or channels
+    causes = {reason: count for reason, count in channels.items() if reason not in (*STEMS, OUTPUT)} or channels
     if not causes:
         return _NOTHING
     cause = max(causes, key=lambda reason: causes[reason])

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunecli.checkpoint.foreign_files import ForeignWeights
 from prunecli.checkpoint.manifest import Architecture
 from prunecli.checkpoint.records import printable
+from prunecli.copying import are_large
 from prunecli.errors import ModelError
 from prunecli.models.catalog import build_dense, open_network, opens, reading_source
 from prunecli.models.dialects.dialect import ForeignRequest, Translation
@@ -34,6 +35,8 @@ from prunecli.models.stored_settings import (
 from prunecli.own_code import PREFIX
 from prunecli.widened import is_on_disk
 
+_RUN = {torch.float16, torch.bfloat16, torch.float32}
+"""Precisions in which a large network may wait until it is run."""
 _LANGUAGE, _SPIKING = "lm:", "spiking:"
 _HEAD = re.compile(r"(fc|head|classifier|heads)\.(\d+)\.(weight|bias)")
 _SUGGESTED = 0.5
@@ -137,7 +140,8 @@ def _rebuilt(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[s
     if ref.startswith(_SPIKING):
         architecture, more = _spiking(ref, weights, translation, request, kwargs)
         notes += more
-    apart = any(map(is_on_disk, tensors.values()))
+    on_disk = any(map(is_on_disk, tensors.values()))
+    apart = on_disk or _can_be_taken(weights, tensors)
     model = _without_parameters(architecture) if apart else build_dense(architecture, filled=False)
     try:
         with tied_again(model) if apart else nullcontext():
@@ -147,8 +151,8 @@ def _rebuilt(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[s
         raise ModelError(
             f"{path}: the weights do not fit {architecture.ref}: {first}; name another with --arch"
         ) from error
-    if apart:
-        model.float()  # as if they had been copied into a new network
+    if on_disk:
+        model.float()  # as if they had been copied into a new network; one in memory waits until it is run
     translation.adapt(model)
     if ref.startswith(_SPIKING):
         adopt_settings(weights.modules, model, other_than=kwargs)
@@ -156,6 +160,12 @@ def _rebuilt(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[s
     order = ("batch_first",) if ref.startswith(_LANGUAGE) else ()
     check_settings(weights, model, ref, path, other_than=(*kwargs, *order))
     return Rebuilt(model, architecture, {name: tensor.dtype for name, tensor in tensors.items()}, notes)
+
+
+def _can_be_taken(weights: ForeignWeights, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a network is too large to be built with weights of its own first, and may take those of the file."""
+    kinds = {tensor.dtype for tensor in tensors.values() if tensor.dim()}
+    return weights.own and kinds <= _RUN and are_large(tensors.values())
 
 
 def _without_parameters(architecture: Architecture) -> nn.Module:

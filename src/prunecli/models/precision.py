@@ -69,6 +69,8 @@ def in_precision(model: nn.Module) -> dict[str, Tensor]:
         if tensor is not None and tensor.is_floating_point():
             view = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()))
             cast = in_file_as(tensor, dtype)
+            if tensor.dtype == dtype:
+                continue
             if tensor.numel() and bool((torch.isfinite(tensor) == torch.isfinite(plain(cast).float())).all()):
                 made.setdefault(view, cast)
     for name, tensor in tensors.items():

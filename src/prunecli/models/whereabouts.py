@@ -77,6 +77,8 @@ def _kind(path: Path) -> str:
 def _of_transformers(name: str, path: Path) -> Whereabouts:
     if path.is_dir():
         return Whereabouts("folder of transformers on this machine")
+    if name.startswith(("/", "./", "../", "~")):
+        return Whereabouts("folder that does not exist", f"{name}: no such folder; give one that transformers wrote")
     from huggingface_hub import constants, try_to_load_from_cache
 
     repository, _, revision = name.partition("@")

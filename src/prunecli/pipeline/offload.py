@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from prunecli.methods.params import StructuralParams
 from prunecli.models.offloading import put_on_disk
 from prunecli.pipeline.state import RunState
 from prunecli.ranks import together
+from prunecli.recipe.exclusions import refuse_in_memory
 from prunecli.recipe.schema import PruneStage
 from prunecli.stored import Scratch
 
@@ -38,7 +40,7 @@ def on_the_disk(space: RunState, stage: PruneStage, out: Path) -> Iterator[None]
     if stage.offload == "none":
         yield
         return
-    _check(stage)
+    refuse_in_memory(dataclasses.asdict(stage))
     if together():
         raise RecipeError("offload: disk works in one process; run the recipe without --nproc")
     if space.device.type != "cpu":
@@ -93,21 +95,3 @@ def _least_left(stage: PruneStage) -> float:
 def _width(tensor: Tensor, *, as_stored: bool) -> int:
     """Bytes of each number of a tensor while a network runs."""
     return tensor.element_size() if as_stored else max(tensor.element_size(), torch.float32.itemsize)
-
-
-def _check(stage: PruneStage) -> None:
-    """Checks that weights may stay on the disk.
-
-    Raises:
-        RecipeError: Something needs them in memory.
-    """
-    if stage.epochs:
-        raise RecipeError(
-            "--offload disk and --epochs exclude each other: training keeps weights, gradients and the optimizer's "
-            "moments in memory; prune first, and run prune finetune where the smaller network fits"
-        )
-    if stage.params.get("latency") is not None:
-        raise RecipeError(
-            "--offload disk and --latency exclude each other: a network that is read from the disk while it runs is "
-            "not as fast as it will be; give --macs or --params"
-        )

@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from prunecli.checkpoint.durable import crash_point, remove_leftovers, write_ato
 from prunecli.checkpoint.locking import HOLDER_NAME, LOCK_NAME, locked
 from prunecli.data.catalog import find_data
 from prunecli.engine.trackers.index import TRACKERS
-from prunecli.errors import GateFailed, RecipeError
+from prunecli.errors import GateFailed, PruneError, RecipeError
 from prunecli.models.catalog import split_reference
 from prunecli.pipeline.resumption import discard_states
-from prunecli.pipeline.run_folder import PLAN_NAME, RUN_NAME, read_run
+from prunecli.pipeline.run_folder import PLAN_NAME, RUN_NAME, check_run, read_run
 from prunecli.pipeline.stages.compare import judge
 from prunecli.pipeline.stages.runners import RUNNERS, Planned
 from prunecli.pipeline.tracked import log_path
 from prunecli.pipeline.workspace import Workspace
+from prunecli.recipe.loader import KeyPath
+from prunecli.recipe.refusals import Refusals
 from prunecli.recipe.resolve import Plan
 from prunecli.recipe.schema import CompareStage
 from prunecli.recipe.writing import recipe_text
@@ -51,8 +54,12 @@ class RunOutcome:
     failure: GateFailed | None
 
 
-def check_plan(plan: Plan) -> list[Path]:
+def check_plan(plan: Plan, refusals: Refusals | None = None) -> list[Path]:
     """The files each stage will write, relative to the run's folder.
+
+    Args:
+        plan: The plan.
+        refusals: Where mistakes go; by default the first is raised.
 
     Raises:
         RecipeError: There are no stages, a tracker does not exist, a report's name is not a plain one, or a comparison
@@ -60,18 +67,32 @@ def check_plan(plan: Plan) -> list[Path]:
         ModelError: The architecture does not exist.
         DataError: The data set does not exist.
     """
-    if plan.recipe.model.ref is not None:
-        split_reference(plan.recipe.model.ref)
-    if plan.recipe.data.name is not None:
-        find_data(plan.recipe.data.name)
-    for tracker in plan.recipe.track:
-        TRACKERS.require(tracker)
-    if not plan.recipe.stages:
-        raise RecipeError("the recipe has no stages; add for instance `stages: [{stage: train}]`")
+    recipe, refusals = plan.recipe, refusals or Refusals()
+
+    def checked(path: KeyPath, check: Callable[[], Any]) -> Any:
+        try:
+            return check()
+        except PruneError as error:
+            refusals.add(plan.located(path, error), error)
+            return None
+
+    ref, data = recipe.model.ref, recipe.data.name
+    if ref is not None:
+        checked(("model", "ref"), lambda: split_reference(ref))
+    if data is not None:
+        checked(("data", "name"), lambda: find_data(data))
+    for index, tracker in enumerate(recipe.track):
+        checked(("track", index), partial(TRACKERS.require, tracker))
+    if not recipe.stages and not refusals.kept:
+        missing = RecipeError("the recipe has no stages; add for instance `stages: [{stage: train}]`")
+        refusals.add(plan.located(("stages",), missing))
     files: list[Path] = []
-    before = Planned()
-    for index, stage in enumerate(plan.recipe.stages):
-        name = RUNNERS[stage.stage].plan(stage, f"stages.{index}", before)
+    # Where stages were refused, nobody knows how many of them would have evaluated.
+    before = Planned() if plan.places is None else Planned(evaluations=2)
+    for index, stage in zip(plan.places or range(len(recipe.stages)), recipe.stages, strict=True):
+        name = checked(("stages", index), partial(RUNNERS[stage.stage].plan, stage, f"stages.{index}", before))
+        if name is None:
+            continue
         if Path(name) in files:  # the same kind of stage again
             name = f"{Path(name).stem}-{index}{Path(name).suffix}"
         files.append(Path(name))
@@ -116,12 +137,12 @@ def run_recipe(plan: Plan, folder: Path, space: Workspace) -> RunOutcome:
             space.resume = False  # the next stage starts from the beginning
     gates = [stage.fail_if for stage in plan.recipe.stages if isinstance(stage, CompareStage)]
     gate = Gate(gates[-1]) if gates and gates[-1] is not None else None
-    failure = judge(comparison, gate) if comparison is not None else None
+    comparison, failure = judge(comparison, gate) if comparison is not None else (None, None)
     return RunOutcome(folder, tuple(progress.done), comparison, failure)
 
 
 def is_finished(plan: Plan, folder: Path, *, whole: bool = False) -> bool:
-    """Whether a run of these stages in `folder` has finished all of them, and its reports are there.
+    """Whether a run of these stages in `folder` has finished all of them, and its reports are there and undamaged.
 
     Args:
         plan: The plan.
@@ -129,20 +150,23 @@ def is_finished(plan: Plan, folder: Path, *, whole: bool = False) -> bool:
         whole: Whether its checkpoints have to be there, too.
     """
     try:
-        stages = read_run(folder)
-    except RecipeError:
+        if [kind for kind, _ in read_run(folder)] != [stage.stage for stage in plan.recipe.stages]:
+            return False
+        check_run(folder, whole=whole)
+    except PruneError:
         return False
-    kinds = [stage.stage for stage in plan.recipe.stages]
-    needed = [path for _, path in stages if whole or path.suffix == ".json"]
-    return [stage for stage, _ in stages] == kinds and all(path.is_file() for path in needed)
+    return True
 
 
 def can_continue(plan: Plan, folder: Path) -> bool:
-    """Whether a run in `folder` is one of this plan, and has all files that it says it has written."""
+    """Whether a run in `folder` is one of this plan, and has all files that it says it has written, undamaged."""
     try:
         recorded = json.loads((folder / RUN_NAME).read_text(encoding="utf-8"))["plan_sha256"]
-        return recorded == _plan_sha256(plan) and all(path.is_file() for _, path in read_run(folder))
-    except (RecipeError, OSError, ValueError, KeyError, TypeError):
+        if recorded != _plan_sha256(plan):
+            return False
+        check_run(folder, whole=True)
+        return True
+    except (PruneError, OSError, ValueError, KeyError, TypeError):
         return False
 
 

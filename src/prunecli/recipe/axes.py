@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +27,7 @@ _SHORT = {"criterion": "method"}
 _SECTIONS: Mapping[str, type[Any]] = {"model": ModelSection, "data": DataSection}
 _WHOLE = ("model", "data", "stages", "version", "description")
 """What is no single value; `model` is one all the same, see `_model`."""
-Choice = tuple[Axis, Any]
-"""An axis, and one of its values."""
+_SCALARS = (bool, int, float, str)
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,38 @@ def settings_of(sweep: Sweep, overrides: Sequence[Override] = ()) -> tuple[Setti
                     "leave one of them out"
                 )
         found.append(Setting(axis, path))
+    for override in (*_fixed(sweep), *overrides):
+        _refuse_overridden(override, found)
     return tuple(found)
+
+
+def _refuse_overridden(override: Override, settings: Sequence[Setting]) -> None:
+    """Refuses a value that no cell would have, because an axis changes the same option."""
+    for setting in settings:
+        changed = [("model", "ref"), ("model", "weights")] if setting.path == ("model",) else [setting.path]
+        if override.path in ((), ("model",)) or any(_says(override, path) for path in changed):
+            raise RecipeError(
+                f"{override.origin}: {_dotted(override.path)} is the same in all cells here, and axis "
+                f"{setting.axis.name!r} changes it; leave one of them out"
+            )
+
+
+def _says(override: Override, path: KeyPath) -> bool:
+    """Whether an override is about an option, or about a part of it."""
+    shared = min(len(path), len(override.path))
+    if path[:shared] != override.path[:shared]:
+        return False
+    value = override.value
+    for part in path[shared:]:
+        if not isinstance(value, Mapping) or part not in value:
+            return False
+        value = value[part]
+    return True
 
 
 def _base_plan(sweep: Sweep, overrides: Sequence[Override]) -> Plan:
     """The recipe with what is the same in all cells."""
-    return resolve(load_yaml(sweep.recipe), [*_fixed(sweep), *overrides], confined=False)
+    return resolve(_document(sweep.recipe), [*_fixed(sweep), *overrides], confined=False)
 
 
 def plan_of(
@@ -96,7 +123,26 @@ def plan_of(
         given += _assigned(setting, value)
     plan = resolve(_document(sweep.recipe), given, confined=False)
     _confine(plan, sweep)
+    for setting, value in zip(settings, values, strict=True):
+        _check_kind(setting, value, plan)
     return plan
+
+
+def _check_kind(setting: Setting, value: Any, plan: Plan) -> None:
+    """Refuses text and truth values where the option takes a number, or the other way round.
+
+    A recipe takes "0" and true for 0 and 1. On an axis they would be further cells, or the same ones under other names.
+    """
+    taken: Any = dataclasses.asdict(plan.recipe)
+    for part in setting.path:
+        taken = taken[part]
+    if not isinstance(value, _SCALARS) or not isinstance(taken, _SCALARS):
+        return
+    if any(isinstance(value, kind) != isinstance(taken, kind) for kind in (bool, str)):
+        raise RecipeError(
+            f"{setting.axis.origin_of(value)}: axis {setting.axis.name!r} has {json.dumps(value)} where "
+            f"{_dotted(setting.path)} is {json.dumps(taken)}; write that"
+        )
 
 
 def _document(recipe: Path) -> Document:
@@ -111,7 +157,21 @@ def _read(recipe: Path, size: int, changed: int) -> Document:
 
 
 def _fixed(sweep: Sweep) -> list[Override]:
-    return [_override(_parsed(key), value, where) for key, value, where in sweep.fixed]
+    """What is the same in all cells, by dotted keys or by the same short names as axes have."""
+    own = [info.name for info in fields_of(Recipe)]
+    short = [entry for entry in sweep.fixed if "." not in entry[0] and entry[0] not in own]
+    dotted = [
+        _override(_parsed(key), value, where) for key, value, where in sweep.fixed if (key, value, where) not in short
+    ]
+    if not short:
+        return dotted
+    plan = resolve(_document(sweep.recipe), dotted, confined=False)
+    methods = _methods(sweep, plan)
+    for key, value, _ in short:
+        if _SHORT.get(key, key) == "method" and isinstance(value, str):
+            methods = {index: [*names, value] for index, names in methods.items()}
+    options = _options(plan, methods)
+    return [*dotted, *(_override(_option(key, where, "set:", options), value, where) for key, value, where in short)]
 
 
 def _override(path: KeyPath, value: Any, where: str) -> Override:
@@ -181,21 +241,27 @@ def _path_of(axis: Axis, plan: Plan, methods: Mapping[int, Sequence[str]]) -> Ke
         path = _parsed(name)
         if path in options or any(path[: len(free)] == free and len(path) > len(free) for free in _open(plan)):
             return path
-        raise RecipeError(_no_option(axis, [_dotted(option) for option in options]))
+        raise RecipeError(_no_option(axis.name, axis.origin, "axis", [_dotted(option) for option in options]))
+    return _option(axis.name, axis.origin, "axis", options)
+
+
+def _option(written: str, origin: str, kind: str, options: Sequence[KeyPath]) -> KeyPath:
+    """The one option whose dotted key ends in a name."""
+    name = _SHORT.get(written, written)
     found = [option for option in options if option[-1] == name]
     if not found:
         short = dict.fromkeys(["model", *_SHORT, *(str(option[-1]) for option in options)])
-        raise RecipeError(_no_option(axis, [*short]))
+        raise RecipeError(_no_option(written, origin, kind, [*short]))
     if len(found) > 1:
         names = " or ".join(map(_dotted, found))
-        raise RecipeError(f"{axis.origin}: axis {axis.name!r} may be {names}; write one of them")
+        raise RecipeError(f"{origin}: {kind} {written!r} may be {names}; write one of them")
     return found[0]
 
 
-def _no_option(axis: Axis, names: Sequence[str]) -> str:
-    close = nearest(axis.name, names)
+def _no_option(written: str, origin: str, kind: str, names: Sequence[str]) -> str:
+    close = nearest(written, names)
     hint = "did you mean " + " or ".join(map(repr, close)) + "?" if close else "`prune recipe show` lists a recipe's"
-    return f"{axis.origin}: axis {axis.name!r} matches no option; {hint}"
+    return f"{origin}: {kind} {written!r} matches no option; {hint}"
 
 
 def _options(plan: Plan, methods: Mapping[int, Sequence[str]]) -> list[KeyPath]:

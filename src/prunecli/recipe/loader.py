@@ -12,6 +12,7 @@ import yaml
 
 from prunecli.checkpoint import WEIGHT_SUFFIXES
 from prunecli.errors import RecipeError
+from prunecli.recipe.refusals import Refusals
 
 KeyPath = tuple[str | int, ...]
 """Keys and list indices that lead to a value, for instance ("stages", 0, "lr")."""
@@ -27,6 +28,7 @@ _SPECIAL_FLOAT = re.compile(r"[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN")
 _ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
+RECIPE = "a recipe is a mapping (model:, data:, stages:)"
 ENVIRONMENT = "<environment>"
 """Appended to a value's path: this path has a position if the value comes from an environment variable."""
 TEMPLATE = "<template>"
@@ -41,15 +43,22 @@ class Document:
         data: Its values.
         source: Name of the file.
         positions: Position of every value as "file:line:column", and what is marked by `ENVIRONMENT` and `TEMPLATE`.
+        refusals: Where mistakes go.
     """
 
     data: dict[str, Any]
     source: str
     positions: dict[KeyPath, str] = field(default_factory=dict)
+    refusals: Refusals = field(default_factory=Refusals)
 
 
-def load_yaml(path: Path) -> Document:
+def load_yaml(path: Path, refusals: Refusals | None = None, *, holds: str = RECIPE) -> Document:
     """Reads a recipe file.
+
+    Args:
+        path: The file.
+        refusals: Where mistakes in its values go; by default the first is raised.
+        holds: What a file of its kind holds, for messages.
 
     Raises:
         RecipeError: The file is missing, or is not YAML without aliases, tags and duplicate keys.
@@ -67,22 +76,33 @@ def load_yaml(path: Path) -> Document:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not a readable text file ({error})") from error
     # A place that begins with dashes is an option that the user typed, which may do more than a file.
-    return parse_yaml(text, f"./{path}" if str(path).startswith("-") else str(path))
+    return parse_yaml(text, f"./{path}" if str(path).startswith("-") else str(path), refusals, holds=holds)
 
 
-def parse_yaml(text: str, source: str) -> Document:
+def parse_yaml(text: str, source: str, refusals: Refusals | None = None, *, holds: str = RECIPE) -> Document:
     """Parses the text of a recipe; `source` is its name in messages.
+
+    Args:
+        text: YAML.
+        source: Its name.
+        refusals: Where mistakes in its values go; by default the first is raised.
+        holds: What a file of its kind holds, for messages.
 
     Raises:
         RecipeError: See `load_yaml`.
     """
-    document = Document({}, source)
+    document = Document({}, source, refusals=refusals or Refusals())
     node = _compose(text, source)
     value = _construct(node, (), document) if node is not None else None
     if not isinstance(value, dict):
-        raise RecipeError(f"{source}:1:1: a recipe is a mapping (model:, data:, stages:)")
+        raise RecipeError(f"{source}:1:1: {holds}")
     document.data = value
     return document
+
+
+def placed(message: str, where: str | None) -> str:
+    """A message after where the value that it is about was written, if that is known."""
+    return f"{where}: {message}" if where is not None else message
 
 
 def parse_value(text: str, source: str) -> Any:
@@ -126,15 +146,18 @@ def _compose(text: str, source: str) -> yaml.Node | None:
 def _construct(node: yaml.Node, path: KeyPath, document: Document) -> Any:
     document.positions[path] = _position(document.source, node)
     if node.tag.startswith("!") or "python" in node.tag:
-        raise RecipeError(f"{_position(document.source, node)}: the tag {node.tag} is not allowed")
+        document.refusals.add(RecipeError(f"{_position(document.source, node)}: the tag {node.tag} is not allowed"))
     if isinstance(node, yaml.MappingNode):
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str):
-                raise RecipeError(f"{_position(document.source, key_node)}: a key has to be plain text")
+                mistake = f"{_position(document.source, key_node)}: a key has to be plain text"
+                document.refusals.add(RecipeError(mistake))
+                continue
             if key in mapping:
-                raise RecipeError(f"{_position(document.source, key_node)}: {key!r} appears twice")
+                document.refusals.add(RecipeError(f"{_position(document.source, key_node)}: {key!r} appears twice"))
+                continue
             mapping[key] = _construct(value_node, (*path, key), document)
             # A message about a key points at the key, one about a value at the value.
             document.positions[(*path, key, "<key>")] = _position(document.source, key_node)
@@ -145,7 +168,7 @@ def _construct(node: yaml.Node, path: KeyPath, document: Document) -> Any:
         document.positions[(*path, ENVIRONMENT)] = document.positions[path]
     if _ENV.search(node.value):
         document.positions[(*path, TEMPLATE)] = node.value
-    return _scalar(node, document.source)
+    return _scalar(node, document)
 
 
 def _from_environment(text: str) -> bool:
@@ -154,35 +177,39 @@ def _from_environment(text: str) -> bool:
     return match is not None and bool(os.environ.get(match[1]))
 
 
-def _scalar(node: yaml.Node, source: str) -> Any:
+def _scalar(node: yaml.Node, document: Document) -> Any:
     text = str(node.value)
     if getattr(node, "style", None) in ("'", '"', "|", ">"):
-        return _interpolate(text, node, source)
+        return _interpolate(text, node, document)
     if _NULL.fullmatch(text):
         return None
     if _BOOL.fullmatch(text):
         return text.lower() == "true"
     if _INT.fullmatch(text):
         if len(text) > _MAX_DIGITS:
-            raise RecipeError(f"{_position(source, node)}: a number of {len(text):,} digits is too long")
+            mistake = f"{_position(document.source, node)}: a number of {len(text):,} digits is too long"
+            document.refusals.add(RecipeError(mistake))
+            return None
         return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
     if _FLOAT.fullmatch(text):
         return float(text)
     if _SPECIAL_FLOAT.fullmatch(text):
         return float(text.replace(".", "", 1))
-    return _interpolate(text, node, source)
+    return _interpolate(text, node, document)
 
 
-def _interpolate(template: str, node: yaml.Node, source: str) -> str:
+def _interpolate(template: str, node: yaml.Node, document: Document) -> str:
     def value(match: re.Match[str]) -> str:
         name, default = match.groups()
         text = os.environ.get(name) or default
         if text is None:
-            raise RecipeError(
-                f"{_position(source, node)}: environment variable {name} is not set; set it or write "
-                f"${{env:{name}:-default}}"
+            document.refusals.add(
+                RecipeError(
+                    f"{_position(document.source, node)}: environment variable {name} is not set; set it or write "
+                    f"${{env:{name}:-default}}"
+                )
             )
-        return text
+        return text or ""
 
     return _ENV.sub(value, template)
 

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from prunecli.bounds import percentage_meant
 from prunecli.checkpoint.confinement import stays_inside
 from prunecli.data.catalog import is_named
-from prunecli.errors import DataError, MethodError, RecipeError, nearest, unknown
-from prunecli.methods.params import TARGETS
-from prunecli.methods.registry import get_method
-from prunecli.methods.spec import MethodSpec
+from prunecli.errors import DataError, PruneError, RecipeError
 from prunecli.own_code import PREFIX, allow
-from prunecli.recipe.fields import fields_of, listed
+from prunecli.recipe.checking import Checker, where_written
 from prunecli.recipe.loader import ENVIRONMENT, Document, KeyPath, load_yaml, parse_value_and_templates
 from prunecli.recipe.origins import COMMAND_LINE, leaves, origin_of, typed_origins
-from prunecli.recipe.schema import STAGES, DataSection, ModelSection, Recipe, Stage
+from prunecli.recipe.refusals import Refusals
+from prunecli.recipe.schema import DataSection, Recipe
 
 _MAX_EXTENDS = 8
+_POSITION = re.compile(r".+:\d+:\d+", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -38,10 +35,17 @@ class Override:
 
 @dataclass(frozen=True)
 class Plan:
-    """A complete recipe, and for every value that is not a default where it was written."""
+    """A complete recipe, and for every value that is not a default where it was written.
+
+    Attributes:
+        recipe: All values.
+        origins: Where they were written.
+        places: The index of each stage among those that were written, if some of them were refused.
+    """
 
     recipe: Recipe
     origins: Mapping[KeyPath, str]
+    places: tuple[int, ...] | None = None
 
     def rows(self) -> list[tuple[str, Any, str]]:
         """(dotted path, value, origin) of every value, in order."""
@@ -53,6 +57,16 @@ class Plan:
     def written(self, *path: str | int) -> set[str | int]:
         """The keys right below `path` that the recipe, --set or a flag has."""
         return {origin[len(path)] for origin in self.origins if origin[: len(path)] == path and len(origin) > len(path)}
+
+    def located(self, path: KeyPath, error: PruneError) -> PruneError:
+        """The error with the file, line and column of the value that it is about, if that is written in a file.
+
+        Args:
+            path: Of the value.
+            error: What to say.
+        """
+        where = where_written(self.origins, path)
+        return type(error)(f"{where}: {error}") if _POSITION.fullmatch(where) else error
 
     def only(self, index: int) -> Plan:
         """The plan with one of its stages alone."""
@@ -98,19 +112,44 @@ def resolve(document: Document | None, overrides: Iterable[Override] = (), *, co
     Raises:
         RecipeError: Something is wrong; the message has file, line and column, or the flag.
     """
-    data, origins = _with_extended(document, ()) if document is not None else ({}, {})
+    plan = _resolved(document, overrides, Refusals(), confined=confined)
+    assert plan is not None, "the first mistake is raised"
+    return plan
+
+
+def plan_and_mistakes(path: Path) -> tuple[Plan | None, list[PruneError]]:
+    """Reads a recipe file and resolves it, whatever is wrong with it.
+
+    Returns:
+        The plan without what is wrong, None if nothing is left; and all mistakes, each with file, line and column.
+    """
+    refusals = Refusals(keep=True)
+    try:
+        return _resolved(load_yaml(path, refusals), (), refusals, confined=True), refusals.kept
+    except PruneError as error:  # it is no YAML, or cannot be read
+        return None, [*refusals.kept, error]
+
+
+def _resolved(
+    document: Document | None, overrides: Iterable[Override], refusals: Refusals, *, confined: bool
+) -> Plan | None:
+    data, origins = _with_extended(document, (), refusals) if document is not None else ({}, {})
     for override in overrides:
         _assign(data, origins, override)
     if document is not None and confined:
-        _confine(data, origins, Path(document.source).parent)
+        _confine(data, origins, Path(document.source).parent, refusals)
     _allow_named_code(data, origins, typed=document is None or document.source == COMMAND_LINE)
-    recipe = _Checker(origins).recipe(data)
+    checker = Checker(origins, refusals)
+    recipe = checker.recipe(data)
+    if recipe is None:
+        return None
     if document is not None and document.source == COMMAND_LINE:
         origins = {**typed_origins(document.data), **origins}
-    return Plan(dataclasses.replace(recipe, data=_with_name(recipe.data, origins)), origins)
+    named = dataclasses.replace(recipe, data=_with_name(recipe.data, origins, refusals))
+    return Plan(named, origins, checker.places)
 
 
-def _with_name(data: DataSection, origins: Mapping[KeyPath, str]) -> DataSection:
+def _with_name(data: DataSection, origins: Mapping[KeyPath, str], refusals: Refusals) -> DataSection:
     """The same with the name of the data set that lies at a path."""
     if data.name is None or is_named(data.name):
         return data
@@ -120,7 +159,8 @@ def _with_name(data: DataSection, origins: Mapping[KeyPath, str]) -> DataSection
         return dataclasses.replace(data, name=named_data(data.name))
     except DataError as error:
         where = origins.get(("data", "name"), "data.name")
-        raise DataError(f"{where}{'' if where.startswith('--') else ':'} {error}") from error
+        refusals.add(DataError(f"{where}{'' if where.startswith('--') else ':'} {error}"), error)
+        return dataclasses.replace(data, name=None)
 
 
 def load_plan(path: Path, overrides: Iterable[Override] = ()) -> Plan:
@@ -128,7 +168,9 @@ def load_plan(path: Path, overrides: Iterable[Override] = ()) -> Plan:
     return resolve(load_yaml(path), overrides)
 
 
-def _with_extended(document: Document, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+def _with_extended(
+    document: Document, seen: tuple[Path, ...], refusals: Refusals
+) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     own = {key: value for key, value in document.data.items() if key != "extends"}
     origins = dict(document.positions)
     if "extends" not in document.data:
@@ -136,30 +178,46 @@ def _with_extended(document: Document, seen: tuple[Path, ...]) -> tuple[dict[str
     where = document.positions[("extends",)]
     base = document.data["extends"]
     here = Path(document.source).resolve()
-    if not isinstance(base, str):
-        raise RecipeError(f"{where}: extends has to be the path of a recipe")
-    target = (here.parent / base).resolve()
-    top = seen[0] if seen else here
-    if not stays_inside(target, top.parent):
-        raise RecipeError(f"{where}: extends {base} leads out of {top.parent}; copy that recipe into the folder")
-    if target in (*seen, here) or len(seen) >= _MAX_EXTENDS:
-        raise RecipeError(f"{where}: {base} extends itself, directly or through others")
+    mistake = _cannot_extend(base, here, seen)
+    if mistake is not None:
+        refusals.add(RecipeError(f"{where}: {mistake}"))
+        return own, origins
     shown = Path(document.source).parent / base
-    data, merged = _with_extended(load_yaml(shown), (*seen, here))
+    try:
+        extended = load_yaml(shown, refusals)
+    except RecipeError as error:
+        refusals.add(RecipeError(f"{where}: extends {base}: {error}"), error)
+        return own, origins
+    data, merged = _with_extended(extended, (*seen, here), refusals)
     _merge(data, merged, own, origins, ())
     return data, merged
 
 
-def _confine(data: Mapping[str, Any], origins: Mapping[KeyPath, str], folder: Path) -> None:
+def _cannot_extend(base: Any, here: Path, seen: tuple[Path, ...]) -> str | None:
+    """Why the recipe `here` cannot extend `base`, if so; `seen` are those that extend it."""
+    if not isinstance(base, str):
+        return "extends has to be the path of a recipe"
+    target = (here.parent / base).resolve()
+    top = seen[0] if seen else here
+    if not stays_inside(target, top.parent):
+        return f"extends {base} leads out of {top.parent}; copy that recipe into the folder"
+    if target in (*seen, here) or len(seen) >= _MAX_EXTENDS:
+        return f"{base} extends itself, directly or through others"
+    return None
+
+
+def _confine(data: Mapping[str, Any], origins: Mapping[KeyPath, str], folder: Path, refusals: Refusals) -> None:
     """Refuses network files outside the recipe's folder and the current one, unless the user's environment names them.
 
     Flags and --set are the user's own words, too.
     """
     for path, value in outside(data, origins, folder):
         name = ".".join(map(str, path))
-        raise RecipeError(
-            f"{origins[path]}: {name} {value} leads out of the recipe's folder and this one; if you trust it, give "
-            f"--set {name}={value}"
+        refusals.add(
+            RecipeError(
+                f"{origins[path]}: {name} {value} leads out of the recipe's folder and this one; if you trust it, give "
+                f"--set {name}={value}"
+            )
         )
 
 
@@ -242,143 +300,6 @@ def _check_index(target: Any, part: str | int, override: Override, depth: int) -
     if isinstance(target, list) and (not isinstance(part, int) or part >= len(target)):
         where = ".".join(map(str, override.path[:depth]))
         raise RecipeError(f"{override.origin}: {where} has entries 0 to {len(target) - 1}, not {part!r}")
-
-
-class _Checker:
-    """Validates raw data piece by piece, so that an error has one cause and one position."""
-
-    def __init__(self, origins: Mapping[KeyPath, str]) -> None:
-        self._origins = origins
-
-    def recipe(self, data: dict[str, Any]) -> Recipe:
-        stages = data.get("stages", [])
-        if not isinstance(stages, list):
-            raise RecipeError(f"{self._where(('stages',))}: stages has to be a list")
-        top = {key: value for key, value in data.items() if key != "stages"}
-        recipe: Recipe = self._validated(Recipe, top, ())
-        checked = tuple(self._stage(raw, ("stages", index)) for index, raw in enumerate(stages))
-        return dataclasses.replace(recipe, stages=checked)
-
-    def _stage(self, raw: Any, path: KeyPath) -> Stage:
-        if not isinstance(raw, dict) or "stage" not in raw:
-            raise RecipeError(f"{self._where(path)}: every stage needs `stage:`, one of {', '.join(STAGES)}")
-        kind = raw["stage"]
-        if kind not in STAGES:
-            raise RecipeError(f"{self._where((*path, 'stage'))}: {unknown('stage', str(kind), STAGES)}")
-        stage: Any = self._validated(STAGES[kind], raw, path)
-        if kind == "prune":
-            try:
-                method = get_method(stage.method)
-            except MethodError as error:
-                raise MethodError(f"{self._where((*path, 'method'))}: {error}") from error
-            self._refuse_old(method, stage.params, (*path, "params"))
-            params = self._validated(method.params_class, stage.params, (*path, "params"), extra="forbid")
-            self._exclude((*path, "params"))
-            stage = dataclasses.replace(stage, params=dataclasses.asdict(params))
-        return stage  # type: ignore[no-any-return]
-
-    def _refuse_old(self, method: MethodSpec, params: Mapping[str, Any], path: KeyPath) -> None:
-        """Refuses a parameter by the name that it had before."""
-        for old, new in method.renamed.items():
-            if old in params:
-                where = self._where((*path, old))
-                raise RecipeError(f"{where}: params.{old} of method {method.name} is called {new} now")
-
-    def _exclude(self, path: KeyPath) -> None:
-        """Refuses two ways of saying how much to remove on one command line; a flag takes the place of a recipe's."""
-        origins = [self._origins.get((*path, name), "") for name in ("ratio", "layer_ratio", *TARGETS)]
-        typed = [origin for origin in origins if origin.startswith("--")]
-        if len(typed) > 1 and typed[0] == origins[0]:
-            raise RecipeError(
-                f"{typed[0]} and {typed[1]} say how much to remove, each in its own way; give one of them"
-            )
-
-    def _validated(self, cls: type[Any], raw: Any, path: KeyPath, extra: str | None = None) -> Any:
-        if extra == "forbid" and isinstance(raw, dict):  # a method's own dataclass says nothing about extra keys
-            for key in raw:
-                self._known(cls, key, (*path, key))
-        try:
-            return _adapter(cls).validate_python(_with_lists(cls, raw))
-        except ValidationError as error:
-            first = error.errors()[0]
-            here = (*path, *first["loc"])
-            if first["type"] in ("unexpected_keyword_argument", "dataclass_type"):
-                self._known(cls, str(here[-1]), here)
-            given = "" if first["type"] == "missing" else f" (got {first['input']!r})"
-            message = first["msg"].removeprefix("Value error, ").replace("Input should be", "has to be")
-            where = self._where(here)
-            name = ".".join(str(part) for part in here) or cls.__name__
-            text = f"{where} {message}" if where.startswith("--") else f"{where}: {name} {message}"
-            meant = percentage_meant(first["input"]) if _wants_share(cls, first) else ""
-            raise RecipeError(f"{text}{given}{meant}") from error
-
-    def _known(self, cls: type[Any], key: str, path: KeyPath) -> None:
-        raw_owner: Any = cls
-        if raw_owner is Recipe and len(path) > 1:
-            raw_owner = {"model": ModelSection, "data": DataSection}.get(str(path[0]), Recipe)
-        names = [field.name for field in dataclasses.fields(raw_owner)]
-        if raw_owner is Recipe:
-            names.append("extends")
-        if key in names:
-            return
-        if raw_owner is Recipe and len(path) < 2 and key in ("recipe", "axes"):
-            raise RecipeError(f"{self._where((*path, '<key>'))}: this is a sweep (it has {key!r}); use prune sweep")
-        deeper = _deeper(key) if raw_owner is Recipe else ""
-        close = [deeper] if deeper else nearest(key, names, count=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(names)}"
-        raise RecipeError(f"{self._where((*path, '<key>'))}: unknown key {key!r}; {hint}")
-
-    def _where(self, path: KeyPath) -> str:
-        """Where `path` was written, or the nearest thing around it."""
-        if path and path[-1] == "<key>" and path not in self._origins:
-            path = path[:-1]
-        while path and path not in self._origins:
-            path = path[:-1]
-        return self._origins.get(path, "recipe")
-
-
-def _with_lists(cls: type[Any], raw: Any) -> Any:
-    """The same with lists in the place of texts that stand for lists of one."""
-    if not isinstance(raw, dict):
-        return raw
-    if cls is not Recipe:
-        return listed(cls, raw)
-    sections = {"model": ModelSection, "data": DataSection}
-    return {
-        key: _with_lists(sections[key], value) if key in sections else value for key, value in listed(cls, raw).items()
-    }
-
-
-_adapters: dict[type[Any], TypeAdapter[Any]] = {}
-
-
-def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
-    """What checks values, made once: a sweep resolves thousands of plans."""
-    if cls not in _adapters:
-        _adapters[cls] = TypeAdapter(cls)
-    return _adapters[cls]
-
-
-def _deeper(key: str) -> str:
-    """Where a key belongs that was written at the top of a recipe, for instance `stages.0.params.ratio`."""
-    places: dict[str, Sequence[type[Any]]] = {
-        "model": [ModelSection],
-        "data": [DataSection],
-        "stages.0": [*STAGES.values()],
-    }
-    for place, owners in places.items():
-        if any(key == field.name for owner in owners for field in fields_of(owner)):
-            return f"{place}.{key}"
-    methods = [get_method(name).params_class for name in ("l1", "magnitude", "token")]
-    return f"stages.0.params.{key}" if any(key == field.name for cls in methods for field in fields_of(cls)) else ""
-
-
-def _wants_share(cls: type[Any], error: Mapping[str, Any]) -> bool:
-    """Whether pydantic has refused a value that has to be at most 1."""
-    if {error.get("ctx", {}).get(bound) for bound in ("lt", "le")} & {1}:
-        return True
-    owner = {"model": ModelSection, "data": DataSection}.get(str(error["loc"][0]), cls) if error["loc"] else cls
-    return any(field.share for field in fields_of(owner) if field.name in error["loc"])
 
 
 def _plain(value: Any) -> Any:

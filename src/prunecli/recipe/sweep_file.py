@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from prunecli.bounds import Ge
 from prunecli.errors import RecipeError, nearest
 from prunecli.recipe.fields import fields_of
-from prunecli.recipe.loader import Document, KeyPath, load_yaml
+from prunecli.recipe.loader import ENVIRONMENT, Document, KeyPath, load_yaml, parse_value
 from prunecli.recipe.shipped import SUFFIXES, located, shipped_sweep
 
 SearchKind = Literal["grid", "random", "adaptive"]
@@ -90,7 +90,12 @@ class Axis:
         """Where a value stands."""
         if isinstance(self.values, Range):
             return self.origins[0]
-        return self.origins[self.values.index(value)]
+        kind = type(value)
+        return next(
+            origin
+            for other, origin in zip(self.values, self.origins, strict=True)
+            if type(other) is kind and other == value
+        )
 
 
 @dataclass(frozen=True)
@@ -116,9 +121,9 @@ class SweepFile:
     ]
     version: Literal[1] = 1
     description: Annotated[str, Doc("What the sweep is for.")] = ""
-    set: Annotated[Mapping[str, Any], Doc("Recipe values that are the same in all cells, by dotted keys.")] = field(
-        default_factory=dict
-    )
+    set: Annotated[
+        Mapping[str, Any], Doc("Recipe values that are the same in all cells, by the names that axes take.")
+    ] = field(default_factory=dict)
     search: Annotated[SearchKind | Search, Doc("Which combinations are tried: grid, or {kind, cells, seed}.")] = "grid"
     objective: Annotated[
         str | None, Doc("What is looked for: max top1, or min macs where top1_drop < 1; adaptive needs it.")
@@ -155,7 +160,7 @@ def load_sweep(path: Path) -> Sweep:
     Raises:
         RecipeError: It is missing or wrong; the message has file, line and column.
     """
-    document = load_yaml(_found(path))
+    document = load_yaml(_found(path), holds="a sweep file is a mapping (recipe:, axes:)")
     keys = [field.name for field in fields_of(SweepFile)]
     _only(document, (), document.data, keys)
     if "recipe" not in document.data and ("stages" in document.data or "model" in document.data):
@@ -298,10 +303,18 @@ def _axis(document: Document, name: str, values: Any, search: Search) -> Axis:
     if len(values) > _MOST_VALUES:
         raise RecipeError(f"{where}: axis {name!r} has {len(values):,} values; at most {_MOST_VALUES:,}")
     origins = tuple(document.positions[(*path, index)] for index in range(len(values)))
+    values = [_from_environment(document, (*path, index), value) for index, value in enumerate(values)]
     for index, value in enumerate(values):
         if any(type(other) is type(value) and other == value for other in values[:index]):
             raise RecipeError(f"{origins[index]}: axis {name!r} has {value!r} twice")
     return Axis(name, tuple(values), key, origins)
+
+
+def _from_environment(document: Document, path: KeyPath, value: Any) -> Any:
+    """A value as it would be if it were written there: a variable of the environment holds nothing but text."""
+    if isinstance(value, str) and (*path, ENVIRONMENT) in document.positions:
+        return parse_value(value, document.positions[path])
+    return value
 
 
 def _range(document: Document, path: KeyPath, given: Mapping[str, Any]) -> Range:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prunecli.report.auto import COST_NAMES, AutoReport, Trial
-from prunecli.report.numbers import fixed
+from prunecli.report.numbers import fixed, number_of
 from prunecli.report.table import Table
 
 
@@ -35,8 +35,8 @@ def _tried(report: AutoReport) -> Table:
         for trial in sorted(report.trials, key=lambda trial: _order(report, trial))
     ]
     title = (
-        f"{figure.label} of {len(rows)} networks: before finetuning on {report.searched.images} training samples, "
-        f"after it on {report.data.images} ({report.data.split})"
+        f"{figure.label} of {number_of(len(rows), 'network')}: before finetuning on {report.searched.images} training "
+        f"samples, after it on {report.data.images} ({report.data.split})"
     )
     return Table(columns, rows, title=title, numeric=(0, *range(2, len(columns) - 1)))
 

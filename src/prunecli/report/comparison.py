@@ -52,6 +52,40 @@ class Candidate(_Drops):
     connection_sparsity_rise: float | None = None
 
 
+class GatePart(_Strict):
+    """One comparison of a gate's condition, of one network.
+
+    Attributes:
+        network: Its name.
+        condition: The comparison, for instance "top1_drop > 1.0".
+        holds: Whether it is true.
+        failed: Whether the gate fails because of it.
+        values: The figures that it names.
+    """
+
+    network: str
+    condition: str
+    holds: bool
+    failed: bool
+    values: dict[str, float]
+
+
+class GateResult(_Strict):
+    """What a gate came to.
+
+    Attributes:
+        condition: All of it.
+        failed: Whether it holds for a network.
+        networks: Those for which it holds.
+        parts: Its comparisons, of each network.
+    """
+
+    condition: str
+    failed: bool
+    networks: tuple[str, ...]
+    parts: tuple[GatePart, ...]
+
+
 class Comparison(_Strict):
     """A baseline and its candidates.
 
@@ -59,6 +93,7 @@ class Comparison(_Strict):
         judged_alike: Networks whose scores can be compared: those judged on the same samples as the baseline.
         front: For each cost, the networks that none beats in both score and cost, the cheapest first.
         best: The one that was asked for.
+        gate: What became of the condition that was to fail, if there was one.
     """
 
     schema_name: Literal["prunecli.comparison/1"] = Field(_COMPARISON_SCHEMA, alias="schema")
@@ -69,6 +104,7 @@ class Comparison(_Strict):
     judged_alike: tuple[str, ...] | None = None
     front: dict[str, tuple[str, ...]] | None = None
     best: str | None = None
+    gate: GateResult | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -253,12 +289,16 @@ def _shortcomings(name: str, report: Report) -> list[str]:
 class Gate(Condition):
     """A condition over the figures of a candidate, for `--fail-if`.
 
+    Args:
+        text: The condition.
+        option: The option or the key that it comes from, for messages.
+
     Raises:
         RecipeError: The text is not a condition, or a name is unknown.
     """
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text, GATE_NAMES, "--fail-if", "top1_drop > 1.0")
+    def __init__(self, text: str, option: str = "--fail-if") -> None:
+        super().__init__(text, GATE_NAMES, option, "top1_drop > 1.0")
 
     def holds(self, candidate: Candidate) -> bool:
         """Whether the condition is true for `candidate`.
@@ -267,3 +307,25 @@ class Gate(Condition):
             RecipeError: A figure it needs was not measured.
         """
         return self.true_of(candidate.model_dump())
+
+    def result(self, comparison: Comparison) -> GateResult:
+        """Which candidates it holds for, and because of what.
+
+        Raises:
+            RecipeError: A figure it needs was not measured.
+        """
+        parts, failed = [], []
+        for candidate in comparison.candidates:
+            holds = self.holds(candidate)
+            failed += [candidate.name] if holds else []
+            parts += [
+                GatePart(
+                    network=candidate.name,
+                    condition=part.text,
+                    holds=part.true,
+                    failed=holds and part.decisive,
+                    values=dict(part.values),
+                )
+                for part in self.parts_of(candidate.model_dump())
+            ]
+        return GateResult(condition=self.text, failed=bool(failed), networks=tuple(failed), parts=tuple(parts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from prunecli.errors import RecipeError, unknown
@@ -17,6 +18,23 @@ _OPERATORS: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
 }
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison in a condition, such as "top1_drop > 1.0".
+
+    Attributes:
+        text: The comparison.
+        true: Whether it is true.
+        decisive: Whether the condition has its value because of it.
+        values: The figures that it names.
+    """
+
+    text: str
+    true: bool
+    decisive: bool
+    values: Mapping[str, float]
 
 
 class Condition:
@@ -56,6 +74,28 @@ class Condition:
             RecipeError: A figure that it needs was not measured.
         """
         return self._evaluate(self._tree, figures)
+
+    def parts_of(self, figures: Mapping[str, Any]) -> tuple[Part, ...]:
+        """The comparisons that it is made of, in their order.
+
+        Args:
+            figures: As for `true_of`.
+
+        Raises:
+            RecipeError: A figure that it needs was not measured.
+        """
+        return self._parts(self._tree, figures, decisive=True)
+
+    def _parts(self, node: ast.AST, figures: Mapping[str, Any], *, decisive: bool) -> tuple[Part, ...]:
+        true = self._evaluate(node, figures)
+        if isinstance(node, ast.UnaryOp):
+            return self._parts(node.operand, figures, decisive=decisive)
+        if isinstance(node, ast.BoolOp):
+            # What differs from the whole did not decide it: the false parts of an `or` that is true.
+            inner = [(value, decisive and self._evaluate(value, figures) == true) for value in node.values]
+            return tuple(part for value, decides in inner for part in self._parts(value, figures, decisive=decides))
+        names = dict.fromkeys(each.id for each in ast.walk(node) if isinstance(each, ast.Name))
+        return (Part(ast.unparse(node), true, decisive, {name: float(figures[name]) for name in names}),)
 
     def _check(self, node: ast.AST, *, boolean: bool) -> None:
         if boolean and isinstance(node, ast.BoolOp):

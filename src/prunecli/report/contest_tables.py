@@ -48,7 +48,12 @@ def _pairs(contest: Contest) -> Table:
     if len(tests) > _MOST_PAIRS:
         tests = [test for test in tests if {test.first, test.second} & {order[0], "l2", "random"}]
     rows = [
-        (f"{test.first} - {test.second}", contest.figure.text(test.difference), _p(test.p), _p(test.p_holm))
+        (
+            f"{test.first} - {test.second}",
+            contest.figure.text(test.difference),
+            "no spread over seeds" if test.p is None else _p(test.p),
+            _p(test.p_holm),
+        )
         for test in tests
     ]
     return Table(

@@ -16,6 +16,17 @@ def count(value: float | None) -> str:
     return f"{value:.0f}"
 
 
+def number_of(things: int, noun: str, nouns: str = "") -> str:
+    """How many there are of something: 1 cell, 2 cells.
+
+    Args:
+        things: The number.
+        noun: What one is called.
+        nouns: What several are called; without it, the same with an s.
+    """
+    return f"{things:,} {noun if things == 1 else nouns or f'{noun}s'}"
+
+
 def macs(total: float | None, uncounted: Sequence[str]) -> str:
     """Formats MACs, marked as a lower bound if some operators could not be counted."""
     return count(total) if total is None or not uncounted else f">= {count(total)}"

@@ -1,8 +1,9 @@
-"""What a sweep has come to so far: a line for each cell that has ended, which other commands read."""
+"""What a sweep is and what it has come to: its cells, which other commands read, and a line for each that has ended."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ class SweepRow(BaseModel):
     Attributes:
         cell: Its name, which is that of its folder in `cells`.
         values: What the axes have in it.
-        status: Whether it has figures.
+        status: Whether it has figures; "damaged": files that it has written cannot be read any more.
         report: Its last report, a file in its folder.
         dense: The report of the network before it was pruned, likewise.
         figures: By name, those of its report, and against that network.
@@ -35,7 +36,7 @@ class SweepRow(BaseModel):
 
     cell: str
     values: dict[str, Any]
-    status: Literal["finished", "failed"]
+    status: Literal["finished", "failed", "damaged"]
     report: str | None = None
     dense: str | None = None
     figures: dict[str, float | None] = Field(default_factory=dict)
@@ -47,9 +48,34 @@ class SweepRow(BaseModel):
         """Its values on one line."""
         return label_of(self.values)
 
+    @property
+    def status_text(self) -> str:
+        """What became of it, after its label."""
+        return {"finished": "is finished", "failed": "failed", "damaged": "is damaged"}[self.status]
+
     def row(self) -> Figures:
         """Its figures with its name, as conditions read them."""
         return {**self.figures, "name": self.label}
+
+
+class SweepHead(BaseModel):
+    """What a sweep is, as its folder says it.
+
+    Attributes:
+        axes: For each axis the option that it changes, a dotted key.
+        stages: The kinds of stages that each cell runs.
+        cells: The cells that are known, by name, with what the axes have in them.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    axes: dict[str, str]
+    stages: tuple[str, ...]
+    cells: dict[str, dict[str, Any]]
+
+    def axis_of(self, option: str) -> str | None:
+        """The axis that changes an option, or the first one whose dotted key ends in it."""
+        return next((name for name, key in self.axes.items() if key == option or key.endswith(f".{option}")), None)
 
 
 def label_of(values: Mapping[str, Any]) -> str:
@@ -73,29 +99,36 @@ def is_sweep(folder: Path) -> bool:
     return (folder / SWEEP_NAME).is_file()
 
 
-def read_rows(folder: Path) -> list[SweepRow]:
-    """The cells of a sweep that have ended, also while it is running; a line that a crash cut off is left out.
+def read_head(folder: Path) -> SweepHead:
+    """What a sweep is.
 
     Raises:
-        RecipeError: A line is damaged.
+        RecipeError: Its folder does not say so.
     """
-    path = folder / RESULTS_NAME
+    path = folder / SWEEP_NAME
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not a readable text file ({error})") from error
+        return SweepHead.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise RecipeError(f"{path}: is damaged; run the sweep again, which writes it again") from error
+
+
+def read_lines(folder: Path) -> dict[str, SweepRow]:
+    """What the driver has noted of each cell that has ended.
+
+    This is a record for people and their programs. What a cell has come to is in its own files, so a line that is
+    missing or damaged costs nothing but the seconds that it names.
+    """
+    try:
+        lines = (folder / RESULTS_NAME).read_bytes().splitlines(keepends=True)
+    except OSError:
+        return {}
     rows: dict[str, SweepRow] = {}
-    for index, line in enumerate(lines):
-        if not line.endswith("\n"):
-            continue
-        try:
-            row = SweepRow.model_validate_json(line)
-        except ValidationError as error:
-            raise RecipeError(f"{path}:{index + 1}: is damaged; run the sweep again, which writes it again") from error
-        rows[row.cell] = row
-    return list(rows.values())
+    for line in lines:
+        if line.endswith(b"\n"):
+            with suppress(ValidationError):
+                row = SweepRow.model_validate_json(line)
+                rows[row.cell] = row
+    return rows
 
 
 def figures_against(report: Report, dense: Report | None) -> dict[str, float | None]:
@@ -116,8 +149,7 @@ def paths_of(folder: Path, rows: Sequence[SweepRow]) -> list[tuple[str, Path]]:
     finished = [row for row in rows if row.status == "finished" and row.report is not None]
     if not finished:
         raise RecipeError(
-            f"{folder / RESULTS_NAME}: names no finished cell of this sweep; wait, or run the sweep again, which "
-            "takes in every cell whose own files are complete"
+            f"{folder}: no cell of this sweep is finished; wait, or run the sweep again, which continues it"
         )
     own = [(row.label, folder / CELLS / row.cell / str(row.report)) for row in finished]
     return [*_dense_networks(folder, finished), *own]

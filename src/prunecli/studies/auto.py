@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -332,7 +333,7 @@ def _written(space: Workspace, report: AutoReport, plan: Plan, shop: Shop, best:
     stages = (shop.prune_stage(best), plan.recipe.stages[1], EvalStage())
     origins = {path: origin for path, origin in plan.origins.items() if path[:1] != ("stages",)}
     found = Plan(dataclasses.replace(plan.recipe, stages=stages), origins)
-    text = written_recipe(found, recipe, space.command)
+    text = written_recipe(found, recipe, f"{space.command} -o {shlex.quote(str(out))}")  # the recipe lies beside it
     write_text_atomically(recipe, text, replace=space.may_replace)
     write_text_atomically(document, report.to_json(), replace=space.may_replace)
     path = shop.path(best.number)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prunecli.checkpoint.manifest import as_json
-from prunecli.measure.rank_statistics import holm, paired_p
+from prunecli.measure.rank_statistics import has_spread, holm, paired_p
 from prunecli.report.contest import Contender, Figure, PairTest, Spread
 from prunecli.studies.bouts import Outcome
 from prunecli.studies.entrants import Entrant
@@ -118,15 +118,17 @@ def contest_verdict(
     when = f"after {steps} training steps" if steps else "straight after removal"
     score = best.after or best.before
     lines = [f"{best.label} is ahead {when}: {figure.label} {figure.text(score)} over {seeds} seeds"]
-    told, alike, constant = _against(best.label, order[1:], tests)
+    told, alike, untested = _against(best.label, order[1:], tests)
     if told:
         lines.append(f"it is better than {', '.join(told)} (paired t-test over seeds, p < {SIGNIFICANT:g} after Holm)")
     if alike:
         lines.append(f"it is not distinguishable from {', '.join(alike)} at {seeds} seeds")
-    if constant:
-        lines.append(f"the difference to {', '.join(constant)} is the same at every seed, so there is nothing to test")
+    if untested:
+        fixed = [row.label for row in order if not has_spread(_scores(row))]
+        cause = f"{', '.join(fixed)}: no spread over seeds" if fixed else "the difference is the same at every seed"
+        lines.append(f"it is not tested against {', '.join(untested)} ({cause})")
     ahead = [row.label for row in rows if row.label != "random" and _beats(row, "random", rows, tests, figure)]
-    if not ahead:
+    if not ahead and any(test.p is not None for test in tests if "random" in (test.first, test.second)):
         lines.append(f"no method is shown to beat random here at {seeds} seeds")
     name, shares = "parameters", [row.params_share.mean for row in rows]
     if equal == "macs":
@@ -143,10 +145,10 @@ def contest_verdict(
 def _against(
     best: str, others: Sequence[Contender], tests: Sequence[PairTest]
 ) -> tuple[list[str], list[str], list[str]]:
-    """The other methods: those that differ significantly, those that do not, and those that always differ equally."""
+    """The other methods: those that differ significantly, those that do not, and those that are not tested."""
     told: list[str] = []
     alike: list[str] = []
-    constant: list[str] = []
+    untested: list[str] = []
     for other in others:
         test = next(test for test in tests if {test.first, test.second} == {best, other.label})
         if test.p_holm is not None and test.p_holm < SIGNIFICANT:
@@ -154,10 +156,10 @@ def _against(
         elif test.p_holm is not None:
             alike.append(f"{other.label} (p = {test.p_holm:.2g})")
         elif test.difference.mean:
-            constant.append(other.label)
+            untested.append(other.label)
         else:
             alike.append(f"{other.label} (equal at every seed)")
-    return told, alike, constant
+    return told, alike, untested
 
 
 def _beats(row: Contender, other: str, rows: Sequence[Contender], tests: Sequence[PairTest], figure: Figure) -> bool:

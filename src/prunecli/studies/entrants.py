@@ -60,7 +60,8 @@ def entrants(methods: str, shared: Mapping[str, Any]) -> tuple[Entrant, ...]:
     """
     words = [word.strip() for word in methods.split(",")]
     if not all(words):
-        raise RecipeError(f"--methods {methods}: write names with commas, for instance fisher,taylor,l2")
+        empty = f"--methods {methods}:" if any(words) else "--methods names no method:"
+        raise RecipeError(f"{empty} write names with commas, for instance fisher,taylor,l2")
     names = [word.partition(":")[0] for word in words]
     words += [name for name in REFERENCES if name not in names]
     twice = next((word for word in words if words.count(word) > 1), None)

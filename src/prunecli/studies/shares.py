@@ -8,7 +8,7 @@ from collections import Counter
 from torch import nn
 
 from prunecli.surgery.tracing.labels import OUTPUT
-from prunecli.surgery.tracing.reasons import STEM
+from prunecli.surgery.tracing.reasons import STEMS
 from prunecli.surgery.tracing.traced import Frozen, Trace
 
 _NAMES = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|[\w#]+(?:\.[\w#]+)+|\b[a-z]+_\w+|(?<=what )\S+(?= computes)")
@@ -77,7 +77,7 @@ def implied_share(model: nn.Module, traced: Trace, ratio: float) -> float:
 
 
 def _held(traced: Trace) -> list[Frozen]:
-    return [entry for entry in traced.frozen if entry.reason not in (STEM, OUTPUT)]
+    return [entry for entry in traced.frozen if entry.reason not in (*STEMS, OUTPUT)]
 
 
 def _own_parameters(model: nn.Module, name: str) -> int:

@@ -11,7 +11,7 @@ from prunecli.cli.declared import Argument, Command
 from prunecli.cli.options import option, overrides_from, shared_options, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import check_writable, reproducible_command
-from prunecli.errors import RecipeError
+from prunecli.errors import PruneError, RecipeError
 from prunecli.own_code import PREFIX, allow
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _compare_networks(output: Output, paths: list[Path], values: dict[str, Any])
     choice = Choice(values["best"]) if values["best"] is not None else None
     if values["plot"] is not None:
         check_plot(Path(values["plot"]))
-    comparison = compare_paths(
+    compared = compare_paths(
         paths,
         plan.recipe,
         output,
@@ -117,10 +117,12 @@ def _compare_networks(output: Output, paths: list[Path], values: dict[str, Any])
         compiled=bool(values["compile"]),
         runtime=values["runtime"],
     )
-    failures = [judge(comparison, gate)]
+    comparison, failure = judge(compared.comparison, gate)
+    failures: list[PruneError | None] = [failure]
     if choice is not None:
-        comparison, failure = choice.of(comparison)
-        failures.append(failure)
+        comparison, unmet = choice.of(comparison)
+        failures.append(unmet)
+    failures.append(compared.damage)
     if values["plot"] is not None:
         picture = pareto_plot(comparison, Path(values["plot"]).suffix.removeprefix("."))
         write_atomically(
@@ -131,9 +133,9 @@ def _compare_networks(output: Output, paths: list[Path], values: dict[str, Any])
         write_text_atomically(Path(values["out"]), document, replace=bool(values["force"]))
     output.document(comparison.model_dump(mode="json", by_alias=True))
     _show_comparison(output, comparison, choice, values)
-    for failure in failures:
-        if failure is not None:
-            raise failure
+    for each in failures:
+        if each is not None:
+            raise each
 
 
 def _show_comparison(output: Output, comparison: Comparison, choice: Choice | None, values: dict[str, Any]) -> None:

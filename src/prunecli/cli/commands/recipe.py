@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from prunecli.cli.next_steps import after_recipe
 from prunecli.cli.options import option, overrides_from, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import show_plan
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, RecipeError
 
 _SHOW_OPTIONS = [option("set_values", list[str], "Set a value first: KEY=VALUE.", "--set")]
 
@@ -49,19 +50,54 @@ def copy(
 
 
 def check(output: Output, recipes: _RecipesArgument) -> None:
-    """Reads each recipe and says whether it can be run."""
-    from prunecli.pipeline.run import check_plan
-    from prunecli.recipe.resolve import load_plan
+    """Reads each recipe and says whether it can be run, and everything that is wrong with it.
+
+    Raises:
+        RecipeError: Something is.
+    """
     from prunecli.recipe.shipped import located
 
+    fine: list[str] = []
+    mistakes: dict[str, list[str]] = {}
     for path in recipes:
         try:
-            check_plan(load_plan(located(path, output.note)))
+            wrong = _mistakes(located(path, output.note))
         except PruneError as error:
-            named = str(error) if str(path) in str(error) else f"{path}: {error}"
-            raise type(error)(named) from error
-        output.text(f"{path}: ok")
-    output.document({"ok": [str(path) for path in recipes]})
+            wrong = [str(error)]
+        if wrong:
+            mistakes[str(path)] = [text if str(path) in text else f"{path}: {text}" for text in wrong]
+        else:
+            fine.append(str(path))
+            output.text(f"{path}: ok")
+    output.document({"ok": fine, "mistakes": mistakes})
+    texts = [text for wrong in mistakes.values() for text in wrong]
+    if len(texts) == 1:
+        raise RecipeError(texts[0])
+    for text in texts:
+        output.complain(text)
+    if texts:
+        files = f" in {len(mistakes)} recipes" if len(mistakes) > 1 else ""
+        raise RecipeError(f"{len(texts)} mistakes{files}")
+
+
+def _mistakes(path: Path) -> list[str]:
+    """Everything that is wrong with a recipe."""
+    from prunecli.pipeline.run import check_plan
+    from prunecli.recipe.refusals import Refusals
+    from prunecli.recipe.resolve import plan_and_mistakes
+
+    plan, wrong = plan_and_mistakes(path)
+    refusals = Refusals(keep=True)
+    refusals.kept += wrong
+    if plan is not None:
+        check_plan(plan, refusals)
+    return sorted((str(mistake) for mistake in refusals.kept), key=_position)
+
+
+def _position(mistake: str) -> tuple[int, int]:
+    """Line and column, so that mistakes come in the order of the file."""
+    match = re.match(r".*?:(\d+):(\d+)", mistake)
+    return (int(match[1]), int(match[2])) if match is not None else (0, 0)
 
 
 def show(output: Output, recipe: RecipeArgument, values: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from prunecli.cli.options import option, overrides_from, with_output
 from prunecli.cli.output import Output
 from prunecli.cli.stages import reproducible_command
 from prunecli.errors import RecipeError, ResourceError
+from prunecli.report.numbers import number_of
 
 if TYPE_CHECKING:
     from prunecli.studies.sweeping.outcome import SweepOutcome
@@ -112,9 +113,17 @@ def _show_cells(output: Output, plan: Planned) -> None:
     later = plan.proposer.total - len(cells)
     more = f", {later} to be proposed while it runs" if later else ""
     output.note(
-        f"{plan.proposer.total} cells ({plan.sweep.search.kind}): {finished} finished{more}; "
-        f"{plan.shared_count()} beginnings are run once for all that share them"
+        f"{number_of(plan.proposer.total, 'cell')} ({plan.sweep.search.kind}): {finished} finished{more}"
+        + _beginnings(plan.shared_count())
     )
+
+
+def _beginnings(count: int) -> str:
+    """How often what cells have in common is run."""
+    if not count:
+        return ""
+    are, them = ("is", "it") if count == 1 else ("are", "them")
+    return f"; {number_of(count, 'beginning')} {are} run once for all that share {them}"
 
 
 def _show(output: Output, plan: Planned, outcome: SweepOutcome) -> None:
@@ -142,7 +151,9 @@ def _show(output: Output, plan: Planned, outcome: SweepOutcome) -> None:
 def _complaint(outcome: SweepOutcome, total: int) -> str:
     reasons = "; ".join(f"{row.label}: {row.error}" for row in outcome.failed[:_NAMED])
     more = f"; and {len(outcome.failed) - _NAMED} more" if len(outcome.failed) > _NAMED else ""
-    return f"{len(outcome.failed)} of {total} cells failed ({reasons}{more}); --retry-failed runs them again"
+    return (
+        f"{len(outcome.failed)} of {number_of(total, 'cell')} failed ({reasons}{more}); --retry-failed runs them again"
+    )
 
 
 _NAMED = 3

@@ -236,6 +236,22 @@ class Task(ABC):
         """Whether a validation score is better than the best one so far."""
         return self.merit(score) > self.merit(best)
 
+    def improves(self, score: float, figures: Figures | None, best: float, best_figures: Figures | None) -> bool:
+        """Whether an epoch is to be kept instead of the best one so far: of equal scores the lower loss decides.
+
+        Args:
+            score: Of the epoch.
+            figures: Of the epoch.
+            best: The score of the best one.
+            best_figures: Its figures.
+        """
+        if score != best or figures is None or best_figures is None:
+            return self.better(score, best)
+        losses = [each.logged.get("loss") for each in (figures, best_figures)]
+        if None in losses:
+            return self.better(score, best)
+        return losses[0] < losses[1]  # type: ignore[operator]
+
     def require_labels(self) -> None:
         """Checks that figures can be measured.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from prunecli.checkpoint import WEIGHT_SUFFIXES
@@ -10,11 +11,25 @@ from prunecli.errors import GateFailed, RecipeError, unknown
 from prunecli.models.index import is_reference
 from prunecli.pipeline.run_folder import RUN_NAME, reports_of_run
 from prunecli.pipeline.sink import Sink
+from prunecli.pipeline.sweep_cells import read_cells
 from prunecli.recipe.schema import Recipe
-from prunecli.report.comparison import Comparison, Gate, compare_reports
+from prunecli.report.comparison import Comparison, Gate, GateResult, compare_reports
 from prunecli.report.pareto import with_fronts
 from prunecli.report.schema import read_report
-from prunecli.report.sweep import is_sweep, paths_of, read_rows
+from prunecli.report.sweep import SweepRow, is_sweep, paths_of
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A comparison of what could be read, and the damage, to be raised after it is shown.
+
+    Attributes:
+        comparison: The comparison; its notes name what is missing in it.
+        damage: An error if files of a cell are damaged, so that no gate passes because of what is not there.
+    """
+
+    comparison: Comparison
+    damage: RecipeError | None = None
 
 
 def compare_paths(
@@ -27,7 +42,7 @@ def compare_paths(
     channels_last: bool = False,
     compiled: bool = False,
     runtime: str | None = None,
-) -> Comparison:
+) -> Compared:
     """Compares every report or network after the first with the first.
 
     Networks are measured, with latencies taken in turns so that their ratio is a paired one; given a data set in
@@ -48,7 +63,7 @@ def compare_paths(
         RecipeError: There are fewer than two, reports and networks are mixed, or reports are to be timed.
         ModelError: A runtime is not installed, or cannot run a network.
     """
-    labels, paths = expanded(paths)
+    labels, paths, missing = expanded(paths)
     if len(paths) < 2:
         raise RecipeError("compare needs a baseline and at least one more report or network")
     networked = [path for path in paths if path.suffix in WEIGHT_SUFFIXES or is_reference(path)]
@@ -58,7 +73,7 @@ def compare_paths(
         asked = [word for word, on in options if on]
         if asked:
             raise RecipeError(f"{' and '.join(asked)}: reports are not timed again; name networks, or leave it out")
-        return with_fronts(compare_reports(names, [read_report(path) for path in paths]))
+        return _noted(with_fronts(compare_reports(names, [read_report(path) for path in paths])), missing)
     if len(networked) < len(paths):
         other = next(path for path in paths if path not in networked)
         raise RecipeError(
@@ -74,24 +89,38 @@ def compare_paths(
     compared = compare_networks(
         names, paths, recipe, sink, rounds=rounds, command=command, execution=execution, runtime=runtime
     )
-    return with_fronts(compared)
+    return _noted(with_fronts(compared), missing)
 
 
-def expanded(paths: Sequence[Path]) -> tuple[list[str] | None, list[Path]]:
+def _noted(comparison: Comparison, missing: Sequence[SweepRow]) -> Compared:
+    """A comparison with notes about cells that are not in it."""
+    notes = [f"{row.label} is left out: it {row.status_text}: {row.error}" for row in missing]
+    damaged = [row for row in missing if row.status == "damaged"]
+    noted = comparison.model_copy(update={"notes": (*comparison.notes, *notes)})
+    if not damaged:
+        return Compared(noted)
+    names = ", ".join(row.label for row in damaged)
+    return Compared(noted, RecipeError(f"{names}: damaged, so left out; run the sweep again, which makes it anew"))
+
+
+def expanded(paths: Sequence[Path]) -> tuple[list[str] | None, list[Path], list[SweepRow]]:
     """Reports instead of folders: of a sweep the dense network and every finished cell, of a run its last report.
 
     Returns:
-        What they are called, where a sweep is among them and says so; and the reports.
+        What they are called, where a sweep is among them and says so; the reports; and cells of sweeps without one.
 
     Raises:
         RecipeError: A folder holds no report yet.
     """
     named: list[tuple[str, Path]] = []
+    missing: list[SweepRow] = []
     for path in paths:
         if not path.is_dir() or is_reference(path):
             named.append((str(path), path))
         elif is_sweep(path):
-            named += paths_of(path, read_rows(path))
+            rows = read_cells(path)
+            missing += [row for row in rows if row.status != "finished"]
+            named += paths_of(path, rows)
         elif (path / RUN_NAME).is_file():
             reports = reports_of_run(path)
             if not reports:
@@ -100,11 +129,11 @@ def expanded(paths: Sequence[Path]) -> tuple[list[str] | None, list[Path]]:
         else:
             named.append((str(path), path))
     if not any(name != str(path) for name, path in named):
-        return None, list(paths)
+        return None, list(paths), missing
     names = [name for name, _ in named]
     if len(set(names)) < len(names):  # two sweeps
         names = [str(path) for _, path in named]
-    return names, [path for _, path in named]
+    return names, [path for _, path in named], missing
 
 
 def _check_runtime(runtime: str, recipe: Recipe, changed: bool) -> None:
@@ -125,14 +154,33 @@ def _check_runtime(runtime: str, recipe: Recipe, changed: bool) -> None:
     FORMATS.load(runtime).require()
 
 
-def judge(comparison: Comparison, gate: Gate | None) -> GateFailed | None:
-    """The failure to raise once the comparison is shown: the condition is true of some candidate.
+def judge(comparison: Comparison, gate: Gate | None) -> tuple[Comparison, GateFailed | None]:
+    """The comparison with what the gate came to.
+
+    Returns:
+        The comparison, and the failure to raise once it is shown: the condition is true of some candidate.
 
     Raises:
         RecipeError: The condition needs a figure that was not measured.
     """
-    failed = [c.name for c in comparison.candidates if gate.holds(c)] if gate is not None else []
-    return GateFailed(f"gate: {gate.text} holds for {', '.join(failed)}") if gate is not None and failed else None
+    if gate is None:
+        return comparison, None
+    result = gate.result(comparison)
+    judged = comparison.model_copy(update={"gate": result})
+    if not result.failed:
+        return judged, None
+    reasons = {name: _reasons(name, result) for name in result.networks}
+    failed = ", ".join(f"{name} ({'; '.join(texts)})" for name, texts in reasons.items())
+    return judged, GateFailed(f"gate: {gate.text} holds for {failed}")
+
+
+def _reasons(network: str, result: GateResult) -> list[str]:
+    """The figures for which a gate holds for a network."""
+    values: dict[str, float] = {}
+    for part in result.parts:
+        if part.network == network and part.failed:
+            values |= part.values
+    return [f"{name} is {value:.4g}" for name, value in values.items()]
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

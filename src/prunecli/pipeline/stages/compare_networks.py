@@ -14,7 +14,7 @@ from prunecli.checkpoint.header import read_manifest
 from prunecli.checkpoint.manifest import Architecture
 from prunecli.engine.detectors.index import detector_of
 from prunecli.inputs import Inputs
-from prunecli.measure.latency import Execution, time_paired
+from prunecli.measure.latency import Execution, few_rounds, time_paired
 from prunecli.models.catalog import example_inputs, takes
 from prunecli.models.index import is_reference
 from prunecli.models.loading import LoadedModel, load_companion
@@ -63,12 +63,13 @@ def compare_networks(
         for index, report in enumerate(reports)
     ]
     compared = compare_reports(names, reports, list(zip(timing.ratios, timing.ratio_intervals, strict=True)))
+    notes = [few_rounds(rounds)]
     if runtime is not None:
-        note = f"latencies are those of {version_of(runtime)}"
-        return compared.model_copy(update={"notes": (*compared.notes, note)})
-    if execution == Execution():
-        return compared
-    return compared.model_copy(update={"notes": (*compared.notes, f"latencies are those of networks {execution}")})
+        notes.append(f"latencies are those of {version_of(runtime)}")
+    elif execution != Execution():
+        notes.append(f"latencies are those of networks {execution}")
+    added = (note for note in notes if note is not None)
+    return compared.model_copy(update={"notes": (*compared.notes, *added)})
 
 
 def compare_run(reports: Sequence[Path], device: torch.device, *, rounds: int = 30) -> Comparison:

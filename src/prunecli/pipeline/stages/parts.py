@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.checkpoint.durable import crash_point
-from prunecli.collective import first_decides
 from prunecli.criteria.base import default_loss
 from prunecli.data.splits import Split
 from prunecli.engine.resources import resource_errors
 from prunecli.errors import RecipeError
-from prunecli.measure.latency import PairedTiming, time_paired
+from prunecli.measure.latency import PairedTiming
 from prunecli.methods.parts import PartReport, PartRequest
 from prunecli.methods.registry import get_method
 from prunecli.models.loading import LoadedModel
 from prunecli.pipeline.pruning import remove_parts
 from prunecli.pipeline.stages.structural import refuse_unprunable
+from prunecli.pipeline.timed import note_timings, timed_in_turns
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import PruneStage
 from prunecli.report.part_tables import part_table, score_table
@@ -101,8 +101,8 @@ def parts_stage(space: Workspace, stage: PruneStage, out: Path) -> PartsOutcome:
         space.sink.note(note)
     crash_point("stage:pruned")
     networks, example = [loaded.model.cpu(), result.model.cpu()], space.inputs.example()
-    rounds, device = stage.latency_rounds, space.device
-    timing = first_decides(lambda: time_paired(networks, [example, example], rounds=rounds, device=device))
+    timing = timed_in_turns(space, networks, example, stage.latency_rounds)
+    note_timings(space, [timing])
     energy = None
     if space.data_name() is not None:
         energy = space.activity.before_and_after(networks, stage.calibration_images)

@@ -12,6 +12,7 @@ from prunecli.checkpoint.durable import write_text_atomically
 from prunecli.errors import RecipeError
 from prunecli.models.loading import load_file
 from prunecli.pipeline.resumption import discard_states
+from prunecli.pipeline.stages.compare import judge
 from prunecli.pipeline.stages.compare_networks import compare_run
 from prunecli.pipeline.stages.eval import eval_stage, required, unmet
 from prunecli.pipeline.stages.prune import prune_stage
@@ -101,7 +102,7 @@ def _skip_eval(space: Workspace, stage: EvalStage, path: Path) -> None:
 
 def _plan_compare(stage: CompareStage, key: str, before: Planned) -> str:
     if stage.fail_if is not None:
-        Gate(stage.fail_if)
+        Gate(stage.fail_if, "fail_if")
     if before.evaluations < 2:
         raise RecipeError(f"{key}: compare needs two eval stages before it, not {before.evaluations}")
     return "comparison.json"
@@ -110,8 +111,14 @@ def _plan_compare(stage: CompareStage, key: str, before: Planned) -> str:
 def _run_compare(space: Workspace, stage: CompareStage, path: Path) -> StageResult:
     def compared() -> Comparison:
         comparison = with_fronts(compare_run(space.reports, space.device))
-        write_text_atomically(path, comparison.model_dump_json(by_alias=True, indent=2) + "\n")
+        write(comparison)
+        if stage.fail_if is not None:  # after it is written: the gate may need a figure that was not measured
+            comparison, _ = judge(comparison, Gate(stage.fail_if, "fail_if"))
+            write(comparison)
         return comparison
+
+    def write(comparison: Comparison) -> None:
+        write_text_atomically(path, comparison.model_dump_json(by_alias=True, indent=2) + "\n")
 
     return StageResult(comparison=ranks.by_first(compared))  # it times networks, while other processes wait
 

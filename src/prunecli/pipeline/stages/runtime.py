@@ -13,17 +13,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunecli.checkpoint.manifest import as_json
-from prunecli.collective import first_decides
 from prunecli.copying import copied
 from prunecli.engine.resources import resource_errors
 from prunecli.errors import DataError, MethodError
 from prunecli.inputs import call, cast_inputs, logits, map_tensors, repeat_sample, sample_count, take_samples
 from prunecli.measure.counts import Macs, count_macs
-from prunecli.measure.latency import PairedTiming, time_paired
+from prunecli.measure.latency import PairedTiming
 from prunecli.methods.registry import get_method
 from prunecli.methods.runtime import Description, RuntimeMethod, get_runtime, recorded_change
 from prunecli.models.loading import LoadedModel
 from prunecli.models.scoring import has_best_class, network_in, scored
+from prunecli.pipeline.timed import note_timings, timed_in_turns
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import PruneStage
 from prunecli.report.schema import Metrics
@@ -115,6 +115,7 @@ def runtime_stage(space: Workspace, stage: PruneStage, out: Path) -> RuntimeOutc
     description = method.describe(model, changes, example)
     variants = compare_changes(space, method, changes, macs)
     timings = {size: _timed(space, method, model, changes, stage, size) for size in dict.fromkeys((1, batch))}
+    note_timings(space, list(timings.values()))
     compared_on = space.split("test") if space.data_name() is not None else None
     settings = {"method": stage.method, "params": as_json(dataclasses.asdict(params))}
     step = space.lineage.step("prune", settings, split=compared_on, split_name="test")
@@ -237,8 +238,7 @@ def _timed(
     for change in changes.values():
         with method.applied(model, change):
             networks.append(copied(model))
-    inputs, rounds = [images] * len(networks), stage.latency_rounds
-    return first_decides(lambda: time_paired(networks, inputs, rounds=rounds, device=space.device))
+    return timed_in_turns(space, networks, images, stage.latency_rounds)
 
 
 def _speedups(

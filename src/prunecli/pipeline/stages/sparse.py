@@ -25,7 +25,7 @@ from prunecli.errors import MethodError, RecipeError
 from prunecli.inputs import Inputs, split_batch
 from prunecli.measure.counts import count_macs, nonzero_count, parameter_count
 from prunecli.measure.effective import effective_macs
-from prunecli.measure.latency import PairedTiming, time_paired
+from prunecli.measure.latency import PairedTiming
 from prunecli.measure.sparse_kernels import SparseTiming, largest_tried, time_csr, time_semi_structured
 from prunecli.methods.registry import get_method
 from prunecli.methods.request import Transition
@@ -35,6 +35,7 @@ from prunecli.methods.sparse_params import SparseParams
 from prunecli.models.loading import LoadedModel, load_companion
 from prunecli.pipeline.progressive import StepTraining
 from prunecli.pipeline.resumption import identity_of, room_for, saved_states
+from prunecli.pipeline.timed import note_timings, timed_in_turns
 from prunecli.pipeline.tracked import training_log
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import PruneStage
@@ -277,8 +278,8 @@ def _finished(
             "untouched": [Untouched(name=name, channels=0, reason=why) for name, why in pruning.reasons.items()],
         }
     )
-    rounds, device = stage.latency_rounds, space.device
-    timing = first_decides(lambda: time_paired([before, network], [example] * 2, rounds=rounds, device=device))
+    timing = timed_in_turns(space, [before, network], example, stage.latency_rounds)
+    note_timings(space, [timing])
     energy = None
     if space.data_name() is not None:
         energy = space.activity.before_and_after([before, network], stage.calibration_images)

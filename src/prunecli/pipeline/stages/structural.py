@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from prunecli.checkpoint.durable import crash_point
-from prunecli.collective import first_decides
 from prunecli.copying import freed_at_once, is_large
 from prunecli.criteria.base import default_loss
 from prunecli.data.loader import Batches
@@ -21,7 +20,7 @@ from prunecli.engine.detectors.index import detector_of
 from prunecli.engine.resources import resource_errors
 from prunecli.errors import MethodError, RecipeError
 from prunecli.measure.environment import library_versions
-from prunecli.measure.latency import PairedTiming, time_paired
+from prunecli.measure.latency import PairedTiming
 from prunecli.methods.outcome import PruneReport
 from prunecli.methods.params import StructuralParams
 from prunecli.methods.registry import get_method
@@ -34,6 +33,7 @@ from prunecli.pipeline.offload import check_memory, on_the_disk
 from prunecli.pipeline.progressive import StepTraining
 from prunecli.pipeline.pruning import prune_model
 from prunecli.pipeline.resumption import identity_of, room_for, saved_states
+from prunecli.pipeline.timed import note_timings, timed_in_turns
 from prunecli.pipeline.tracked import training_log
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import PruneStage
@@ -257,8 +257,8 @@ def finished(
     networks = [loaded.model.cpu(), pruned.model.cpu()]
     timing = None
     if space.scratch is None:
-        rounds, device = stage.latency_rounds, space.device
-        timing = first_decides(lambda: time_paired(networks, [example, example], rounds=rounds, device=device))
+        timing = timed_in_turns(space, networks, example, stage.latency_rounds)
+        note_timings(space, [timing])
     energy = None
     if space.data_name() is not None:
         energy = space.activity.before_and_after(networks, stage.calibration_images)

@@ -7,6 +7,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from prunecli.errors import RecipeError, ResourceError
+from prunecli.report.numbers import number_of
 from prunecli.studies.executors.base import Ended, Job, Resources
 from prunecli.studies.executors.nursery import START_METHOD, Place, Started, tend
 
@@ -49,9 +50,11 @@ class LocalExecutor:
         cpus = resources.cpus or 1
         if jobs * cpus > cores:
             each = f" with --cpus {cpus} each" if resources.cpus else ""
+            asked = f"--jobs {jobs}{each}" if resources.jobs or not resources.cpus else f"--cpus {cpus}"
+            fewer = f"--jobs {cores // cpus}" if cores >= cpus else f"--cpus {cores}"
             raise RecipeError(
-                f"--jobs {jobs}{each}: more than the {cores} cores of this machine that it may use, so that all would "
-                f"be slower; at most {max(1, cores // cpus)} fit"
+                f"{asked}: {number_of(jobs * cpus, 'core')} asked for, and this machine has "
+                f"{number_of(cores, 'core')} that it may use; give {fewer} or fewer"
             )
         if resources.gpus and resources.gpus * jobs > len(gpus):
             raise RecipeError(
@@ -61,9 +64,9 @@ class LocalExecutor:
     @property
     def described(self) -> str:
         """How many processes, and what each has."""
-        noun = "process" if self.slots == 1 else "processes"
-        gpus = f", {len(self._gpus)} GPUs" if self._gpus else ""
-        return f"{self.slots} {noun} here, {self._cpus} core{'s' if self._cpus > 1 else ''} each{gpus}"
+        gpus = f", {number_of(len(self._gpus), 'GPU')}" if self._gpus else ""
+        processes = number_of(self.slots, "process", "processes")
+        return f"{processes} here, {number_of(self._cpus, 'core')} each{gpus}"
 
     def submit(self, job: Job) -> None:
         """Starts a job."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunecli.errors import RecipeError, ResourceError, first_line
+from prunecli.report.numbers import number_of
 from prunecli.studies.executors.base import Ended, Job, Resources
 from prunecli.studies.executors.local import usable_cores
 from prunecli.studies.executors.redirected import call_redirected
@@ -84,8 +85,8 @@ class RayExecutor:
         if fit < max(1, resources.jobs or 1):
             each = f"{self._cpus} cores" + (f" and {self._gpus:g} GPUs" if self._gpus else "")
             raise RecipeError(
-                f"--jobs {resources.jobs or 1}: the Ray cluster has {cores:g} cores and {gpus:g} GPUs on {len(nodes)} "
-                f"nodes, and each job takes {each} of one; {fit} fit"
+                f"--jobs {resources.jobs or 1}: the Ray cluster has {cores:g} cores and {gpus:g} GPUs on "
+                f"{number_of(len(nodes), 'node')}, and each job takes {each} of one; {fit} fit"
             )
         return resources.jobs or fit
 

@@ -12,12 +12,14 @@ from prunecli.checkpoint.header import read_manifest
 from prunecli.checkpoint.manifest import Manifest
 from prunecli.errors import RecipeError
 from prunecli.pipeline.run_folder import PLAN_NAME, RUN_NAME
+from prunecli.pipeline.sweep_cells import read_cells
 from prunecli.report.audit import Audit, read_audit
 from prunecli.report.auto import AutoReport, read_auto
 from prunecli.report.comparison import Comparison, read_comparison
 from prunecli.report.contest import Contest, read_contest
+from prunecli.report.numbers import number_of
 from prunecli.report.schema import Report, read_report
-from prunecli.report.sweep import is_sweep, paths_of, read_rows
+from prunecli.report.sweep import is_sweep, paths_of
 
 _PICTURES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".svg": "svg"}
 _LARGEST_PICTURE = 16 << 20
@@ -109,13 +111,15 @@ def _collect_folder(folder: Path, material: Material) -> None:
 
 def _collect_sweep(folder: Path, material: Material) -> None:
     """The dense network and every finished cell of a sweep, which may be running."""
-    rows = read_rows(folder)
+    rows = read_cells(folder)
     for label, path in paths_of(folder, rows):
         _collect_file(path, material)
         material.labels[path] = label
-    failed = [f"{row.label} ({row.error})" for row in rows if row.status == "failed"]
-    if failed:
-        material.cautions.append(f"{folder}: {len(failed)} cells have failed and are not here: {'; '.join(failed)}")
+    for status in ("failed", "damaged"):
+        named = [f"{row.label} ({row.error})" for row in rows if row.status == status]
+        if named:
+            cells = number_of(len(named), f"{status} cell")
+            material.cautions.append(f"{folder}: {cells} left out: {'; '.join(named)}")
 
 
 def _files_of_run(record: Path, material: Material) -> list[Path]:

@@ -11,12 +11,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from prunecli.errors import RecipeError
+from prunecli.checkpoint import WEIGHT_SUFFIXES
+from prunecli.errors import ModelError, RecipeError
 from prunecli.methods.registry import get_method
+from prunecli.models.whereabouts import whereabouts
+from prunecli.own_code import PREFIX
 from prunecli.pipeline.resumption import NOT_IDENTITY
 from prunecli.pipeline.run import check_plan, plan_text
 from prunecli.recipe.axes import Setting, plan_of
-from prunecli.recipe.loader import KeyPath, parse_yaml
+from prunecli.recipe.loader import KeyPath, parse_yaml, placed
 from prunecli.recipe.resolve import Override, Plan, resolve
 from prunecli.recipe.schema import PruneStage, Recipe
 from prunecli.recipe.sweep_file import Sweep
@@ -98,6 +101,7 @@ class CellMaker:
         plan = plan_of(self._sweep, self._settings, values, self._overrides)
         named = dict(zip(self.names, values, strict=True))
         check_plan(plan)
+        _check_networks(plan)
         # A null that takes the place of a default is all that a plan does not say as a recipe.
         doubtful = None in values or not self._known
         if doubtful and resolve(parse_yaml(plan_text(plan), "plan"), confined=False).recipe != plan.recipe:
@@ -115,6 +119,26 @@ class CellMaker:
         for length in sorted({setting.stage for setting in self._settings if setting.stage}):
             recipe = dataclasses.replace(plan.recipe, stages=plan.recipe.stages[:length], track=())
             yield Shared(content_name(recipe), Plan(recipe, plan.origins))
+
+
+def _check_networks(plan: Plan) -> None:
+    """Checks that the files of networks that a plan starts from are there, before anything is run.
+
+    Raises:
+        ModelError: One is missing.
+    """
+    model = plan.recipe.model
+    named: list[tuple[KeyPath, str | None, str | None]] = [
+        (("model", "weights" if model.weights is not None else "ref"), model.weights, model.ref)
+    ]
+    for index, stage in enumerate(plan.recipe.stages):
+        teacher = getattr(stage, "teacher", None)
+        if isinstance(teacher, str) and teacher.endswith(WEIGHT_SUFFIXES) and not teacher.startswith(PREFIX):
+            named.append((("stages", index, "teacher"), teacher, None))
+    for path, weights, ref in named:
+        found = whereabouts(weights, ref)
+        if found is not None and found.missing:
+            raise ModelError(placed(found.missing, plan.origins.get(path)))
 
 
 def _depends_on_what_follows(recipe: Recipe) -> bool:

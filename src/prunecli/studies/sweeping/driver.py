@@ -11,20 +11,14 @@ from prunecli.checkpoint.durable import crash_point
 from prunecli.checkpoint.locking import locked
 from prunecli.errors import Interrupted
 from prunecli.pipeline.sink import Advance, Sink
+from prunecli.pipeline.sweep_cells import FAILURE_NAME, finished_row, read_failure
+from prunecli.report.numbers import number_of
 from prunecli.report.pareto import Choice
-from prunecli.report.sweep import SweepRow, read_rows
+from prunecli.report.sweep import SweepRow, read_lines
 from prunecli.report.sweep_tables import running_table, told
 from prunecli.studies.executors.base import Ended, Executor
 from prunecli.studies.sweeping.cells import Cell, Shared
-from prunecli.studies.sweeping.folder import (
-    FAILURE_NAME,
-    LOG_NAME,
-    Place,
-    SweepFolder,
-    last_line,
-    read_failure,
-)
-from prunecli.studies.sweeping.outcome import row_of
+from prunecli.studies.sweeping.folder import LOG_NAME, Place, SweepFolder, last_line
 from prunecli.studies.sweeping.search import Proposer
 
 _TRIES = 3
@@ -86,7 +80,8 @@ class Driver:
         self._broken: dict[str, str] = {}
         self._seconds: dict[str, float | None] = {}
         self._rows: dict[str, SweepRow] = {}
-        self._order: list[str] = []
+        self._cells: dict[str, Cell] = {}
+        self._head: Mapping[str, Any] = {}
         self._ran: list[str] = []
 
     def run(self, start: Callable[[], Executor], head: Mapping[str, Any], command: str) -> Run:
@@ -103,17 +98,18 @@ class Driver:
             ResourceError: Jobs cannot be started any more.
         """
         with locked(self._folder.path / ".driver", command, self._folder.path):
-            self._folder.write_head(head)
+            self._head = head
             self._look()
             if self._waiting or not self._proposer.exhausted:
                 self._work(start)
-        return Run([self._rows[name] for name in self._order if name in self._rows], self._ran)
+        return Run([self._rows[name] for name in self._cells if name in self._rows], self._ran)
 
     def _look(self) -> None:
         """Finds what is finished, and writes the results anew, in which a crash may have left half a line."""
-        self._seconds = {row.cell: row.seconds for row in read_rows(self._folder.path)}
+        self._seconds = {name: row.seconds for name, row in read_lines(self._folder.path).items()}
         for cell in self._proposer.proposed():
             self._take(cell)
+        self._write_head()
         self._folder.write_results([row.model_dump(mode="json") for row in self._rows.values()])
         crash_point("sweep:looked")
 
@@ -121,8 +117,7 @@ class Driver:
         """A cell that is to be run, or was."""
         if cell.name in self._waiting or cell.name in self._running:
             return
-        if cell.name not in self._order:
-            self._order.append(cell.name)
+        self._cells.setdefault(cell.name, cell)
         if cell.name in self._rows:
             self._proposer.ended(self._rows[cell.name])
             return
@@ -133,10 +128,16 @@ class Driver:
         else:
             self._waiting[cell.name] = cell
 
+    def _write_head(self) -> None:
+        """Writes what the sweep is, with the cells that are known by now: who reads it looks for their files."""
+        stages = next(([stage.stage for stage in cell.plan.recipe.stages] for cell in self._cells.values()), [])
+        cells = {name: dict(cell.values) for name, cell in self._cells.items()}
+        self._folder.write_head({**self._head, "stages": stages, "cells": cells})
+
     def _finished_earlier(self, cell: Cell) -> SweepRow | None:
         folder = self._folder.cell(cell.name)
         if self._folder.is_done(cell):
-            return row_of(cell, folder, self._seconds.get(cell.name))
+            return finished_row(cell.name, cell.values, folder, self._seconds.get(cell.name))
         failure = read_failure(folder)
         if failure is not None and self._retry_failed:
             (folder / FAILURE_NAME).unlink(missing_ok=True)
@@ -147,16 +148,17 @@ class Driver:
         executor = start()
         gently = True
         try:
-            self._sink.note(f"{len(self._waiting)} of {self._proposer.total} cells to run: {executor.described}")
+            cells = number_of(self._proposer.total, "cell")
+            self._sink.note(f"{len(self._waiting)} of {cells} to run: {executor.described}")
             with self._sink.progress("sweep", self._proposer.total) as advance:
                 self._loop(executor, advance)
             gently = False
         except KeyboardInterrupt as error:
             number = getattr(error, "signal", 2)
+            cells = number_of(self._proposer.total, "cell")
             done = sum(row.status == "finished" for row in self._rows.values())
             raise Interrupted(
-                f"stopped; {done} of {self._proposer.total} cells are finished and stay so. Continue with the same "
-                "command",
+                f"stopped; {done} of {cells} finished, and what is finished stays so. Continue with the same command",
                 number,
             ) from error
         finally:
@@ -193,6 +195,7 @@ class Driver:
                 return job
         while (cell_or_none := self._proposer.next()) is not None:
             self._take(cell_or_none)
+            self._write_head()
             if cell_or_none.name in self._waiting:
                 job = self._startable(cell_or_none)
                 if job is not None:
@@ -234,7 +237,7 @@ class Driver:
         folder = self._folder.cell(work.name) if is_cell else self._folder.shared(work.name)
         if self._folder.is_done(work):
             if isinstance(work, Cell):
-                self._note(row_of(work, folder, round(seconds, 3)))
+                self._note(finished_row(work.name, work.values, folder, round(seconds, 3)))
             return
         failure = read_failure(folder)
         if failure is not None:

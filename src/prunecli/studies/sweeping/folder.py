@@ -15,17 +15,8 @@ from prunecli.report.sweep import CELLS, RESULTS_NAME, SWEEP_NAME, SWEEP_SCHEMA
 from prunecli.studies.executors.base import Job
 from prunecli.studies.sweeping.cells import Cell, Shared
 
-FAILURE_NAME, LOG_NAME = "failure.json", "sweep.log"
+LOG_NAME = "sweep.log"
 _FUNCTION = "prunecli.studies.sweeping.worker:run_job"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a cell has no result: the message, the kind of error, and its exit code."""
-
-    message: str
-    kind: str
-    exit_code: int
 
 
 class SweepFolder:
@@ -65,7 +56,7 @@ class SweepFolder:
         return is_finished(work.plan, self.shared(work.name), whole=True)
 
     def write_head(self, document: Mapping[str, Any]) -> None:
-        """Writes what the sweep is."""
+        """Writes what the sweep is, and which cells it has; see `prunecli.report.sweep.SweepHead`."""
         text = json.dumps({"schema": SWEEP_SCHEMA, **document}, indent=2, allow_nan=False)
         write_text_atomically(self.path / SWEEP_NAME, text + "\n")
 
@@ -107,21 +98,6 @@ class Place:
 
     folder: str
     allowed: tuple[str, ...] = ()
-
-
-def read_failure(folder: Path) -> Failure | None:
-    """Why the run in a folder has failed; None: it has not, or was started again."""
-    try:
-        stored = json.loads((folder / FAILURE_NAME).read_text(encoding="utf-8"))
-        return Failure(stored["message"], stored["kind"], stored["exit_code"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def write_failure(folder: Path, failure: Failure) -> None:
-    """Notes why a run has failed."""
-    document = {"message": failure.message, "kind": failure.kind, "exit_code": failure.exit_code}
-    write_text_atomically(folder / FAILURE_NAME, json.dumps(document) + "\n")
 
 
 def last_line(log: Path, limit: int = 2000) -> str:

@@ -11,8 +11,10 @@ from typing import Any
 
 from prunecli.errors import RecipeError
 from prunecli.measure.rank_statistics import holm, paired_p
+from prunecli.pipeline.sweep_cells import read_cells
+from prunecli.report.numbers import number_of
 from prunecli.report.scores import SCORES, Score
-from prunecli.report.sweep import SWEEP_NAME, SweepRow, read_rows
+from prunecli.report.sweep import SweepHead, SweepRow, read_head
 from prunecli.report.table import Table
 
 _FEWEST_SEEDS = 2
@@ -28,7 +30,7 @@ class MethodsCompared:
         seeds: The seeds at which all of them have all settings.
         settings: How many there are: ratios and whatever else changes.
         means: For each method, its mean over the settings at each seed.
-        tests: For each pair, the mean difference and its p after Holm's procedure; None: it is the same at each seed.
+        tests: For each pair, the mean difference and its p after Holm's procedure; None: no spread over seeds.
         left_out: Seeds of which a method lacks a setting.
     """
 
@@ -53,7 +55,7 @@ class MethodsCompared:
         ]
         columns = ("method", self.score.label, "deviation between seeds")
         pairs = [
-            (*pair, f"{difference:+.{self.score.digits}f}", "-" if p is None else f"{p:.2g}")
+            (*pair, f"{difference:+.{self.score.digits}f}", "no spread over seeds" if p is None else f"{p:.2g}")
             for pair, (difference, p) in self.tests.items()
         ]
         names = ("method", "other", "difference", "p (Holm)")
@@ -64,23 +66,23 @@ class MethodsCompared:
         first, *others = self.order
         lines = [
             f"{first} is ahead: {self.score.label} {self.score.text(statistics.fmean(self.means[first]))}, mean of "
-            f"{len(self.seeds)} seeds and {self.settings} settings of each"
+            f"{number_of(len(self.seeds), 'seed')} and {number_of(self.settings, 'setting')} of each"
         ]
         told: list[str] = []
         alike: list[str] = []
-        constant: list[str] = []
+        untested: list[str] = []
         for other in others:
             difference, p = next(test for pair, test in self.tests.items() if set(pair) == {first, other})
             if p is None and difference:
-                constant.append(other)
+                untested.append(other)
             else:
                 (told if p is not None and p < _SIGNIFICANT else alike).append(other)
         if told:
             lines.append(f"it is better than {', '.join(told)} (paired t-test over seeds, p < 0.05 after Holm)")
         if alike:
             lines.append(f"it is not distinguishable from {', '.join(alike)} at {len(self.seeds)} seeds")
-        if constant:
-            lines.append(f"the difference to {', '.join(constant)} is the same at every seed, so nothing can be tested")
+        if untested:
+            lines.append(f"it is not tested against {', '.join(untested)}: no spread over seeds")
         if self.left_out:
             lines.append(f"left out, because not all cells are finished: seed {', '.join(map(str, self.left_out))}")
         return lines
@@ -110,18 +112,19 @@ def compared_methods(folder: Path) -> MethodsCompared:
     Raises:
         RecipeError: It has no axis of methods or none of seeds, no score, or fewer than two seeds with all cells.
     """
-    try:
-        axes: dict[str, str] = json.loads((folder / SWEEP_NAME).read_text(encoding="utf-8"))["axes"]
-    except (OSError, ValueError, KeyError) as error:
-        raise RecipeError(f"{folder / SWEEP_NAME}: is damaged; run the sweep again, which writes it again") from error
-    method = next((name for name, path in axes.items() if path.endswith(".method")), None)
-    seed = next((name for name, path in axes.items() if path == "seed"), None)
+    return compared_rows(folder, read_head(folder), read_cells(folder))
+
+
+def compared_rows(folder: Path, head: SweepHead, ended: Sequence[SweepRow]) -> MethodsCompared:
+    """The same for cells that were read already; see `compared_methods`."""
+    method = head.axis_of("method")
+    seed = next((name for name, path in head.axes.items() if path == "seed"), None)
     if method is None or seed is None:
         raise RecipeError(
             f"{folder}: methods are compared over seeds, and this sweep has no axis of "
             f"{'methods' if method is None else 'seeds'}; `prune compare {folder}` compares its cells"
         )
-    rows = [row for row in read_rows(folder) if row.status == "finished"]
+    rows = [row for row in ended if row.status == "finished"]
     score = next((score for score in SCORES if any(score.name in row.figures for row in rows)), None)
     if score is None:
         raise RecipeError(f"{folder}: no finished cell has a score; the eval stage has to measure accuracy")
@@ -132,8 +135,8 @@ def compared_methods(folder: Path) -> MethodsCompared:
     whole = [number for number in seeds if all(set(values.get((name, number), ())) == settings for name in methods)]
     if len(whole) < _FEWEST_SEEDS or len(methods) < 2:
         raise RecipeError(
-            f"{folder}: {len(methods)} methods and {len(whole)} seeds at which all of them are finished; two of each "
-            "are needed"
+            f"{folder}: {number_of(len(methods), 'method')} and {number_of(len(whole), 'seed')} at which every cell is "
+            "finished; two of each are needed"
         )
     means = {name: tuple(statistics.fmean(values[name, number].values()) for number in whole) for name in methods}
     pairs = [(a, b) for index, a in enumerate(methods) for b in methods[index + 1 :]]

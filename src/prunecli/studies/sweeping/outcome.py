@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.errors import RecipeError
-from prunecli.pipeline.run_folder import read_run, reports_of_run
 from prunecli.recipe.axes import Setting
 from prunecli.recipe.resolve import Plan
 from prunecli.recipe.schema import EvalStage, PruneStage
 from prunecli.report.pareto import Choice, pareto_front
-from prunecli.report.schema import read_report
 from prunecli.report.scores import SCORES, Score
-from prunecli.report.sweep import SweepRow, figures_against, label_of
-from prunecli.studies.sweeping.cells import Cell
+from prunecli.report.sweep import SweepRow, label_of
 
 COSTS: Mapping[str, str] = {
     "macs": "macs",
@@ -117,31 +114,6 @@ def check_evaluations(plan: Plan, objective: Choice | None) -> None:
                 f"{compared[0]} compares with the network before it was pruned, which the recipe does not evaluate: "
                 "add an eval stage before the prune stage"
             )
-
-
-def row_of(cell: Cell, folder: Path, seconds: float | None) -> SweepRow:
-    """The row of a finished cell, from the files in its folder.
-
-    Raises:
-        RecipeError: A report is damaged.
-    """
-    reports = reports_of_run(folder)
-    stages = read_run(folder)
-    before = [path for kind, path in stages[: _first_prune(stages)] if kind == "eval"]
-    dense = before[0] if before and before[0] != reports[-1] else None
-    return SweepRow(
-        cell=cell.name,
-        values=dict(cell.values),
-        status="finished",
-        report=reports[-1].name,
-        dense=dense.name if dense is not None else None,
-        figures=figures_against(read_report(reports[-1]), read_report(dense) if dense is not None else None),
-        seconds=seconds,
-    )
-
-
-def _first_prune(stages: Sequence[tuple[str, Path]]) -> int:
-    return next((index for index, (kind, _) in enumerate(stages) if kind == "prune"), len(stages))
 
 
 def outcome_of(

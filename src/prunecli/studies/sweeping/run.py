@@ -9,6 +9,7 @@ from pathlib import Path
 
 from prunecli.errors import RecipeError
 from prunecli.pipeline.sink import Sink
+from prunecli.pipeline.sweep_cells import read_failure
 from prunecli.recipe.axes import Setting, settings_of
 from prunecli.recipe.resolve import Override
 from prunecli.recipe.sweep_file import Range, Sweep, load_sweep
@@ -18,7 +19,7 @@ from prunecli.studies.executors.base import Resources
 from prunecli.studies.executors.index import EXECUTORS
 from prunecli.studies.sweeping.cells import Cell, CellMaker
 from prunecli.studies.sweeping.driver import Driver
-from prunecli.studies.sweeping.folder import Place, SweepFolder, read_failure
+from prunecli.studies.sweeping.folder import Place, SweepFolder
 from prunecli.studies.sweeping.outcome import SweepOutcome, check_evaluations, outcome_of
 from prunecli.studies.sweeping.search import Proposer, drawn, grid
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from prunecli.errors import RecipeError
 from prunecli.recipe.sweep_file import Axis, Range, Search
-from prunecli.report.sweep import SweepRow
+from prunecli.report.sweep import SweepRow, shown
 from prunecli.studies.sweeping.cells import Cell, CellMaker
 
 _MOST_CELLS = 100_000
@@ -81,14 +81,29 @@ def grid(axes: Sequence[Axis], make: CellMaker) -> Listed:
     """All combinations of the axes' values.
 
     Raises:
-        RecipeError: There are too many.
+        RecipeError: There are too many, or two that come to the same.
         PruneError: A combination gives no plan.
     """
     values = [axis.listed() or () for axis in axes]
     count = math.prod(map(len, values))
     if count > _MOST_CELLS:
         raise RecipeError(f"{axes[0].origin}: the axes have {count:,} combinations; at most {_MOST_CELLS:,}")
-    return Listed([make(combination) for combination in itertools.product(*values)])
+    cells: dict[str, tuple[Any, ...]] = {}
+    made = []
+    for combination in itertools.product(*values):
+        made.append(cell := make(combination))
+        _refuse_same(axes, cells.setdefault(cell.name, combination), combination)
+    return Listed(made)
+
+
+def _refuse_same(axes: Sequence[Axis], first: tuple[Any, ...], second: tuple[Any, ...]) -> None:
+    """Refuses two combinations that come to the same, so that no cell is missing without a word."""
+    for axis, one, other in zip(axes, first, second, strict=True):
+        if type(one) is not type(other) or one != other:
+            raise RecipeError(
+                f"{axis.origin_of(other)}: axis {axis.name!r}: {shown(other)} comes to the same as {shown(one)}; leave "
+                "one of them out"
+            )
 
 
 def drawn(axes: Sequence[Axis], search: Search, make: CellMaker) -> Listed:

@@ -15,11 +15,11 @@ from prunecli.own_code import allow
 from prunecli.pipeline.run import can_continue, is_finished, run_recipe, start_after
 from prunecli.pipeline.run_folder import PLAN_NAME
 from prunecli.pipeline.sink import Advance
+from prunecli.pipeline.sweep_cells import FAILURE_NAME, Failure, write_failure
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.loader import parse_yaml
 from prunecli.recipe.resolve import Plan, resolve
 from prunecli.report.table import Table
-from prunecli.studies.sweeping.folder import FAILURE_NAME, Failure, write_failure
 
 
 class LogSink:

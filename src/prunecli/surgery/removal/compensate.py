@@ -8,7 +8,7 @@ Networks, ICCV 2017, in closed form from second moments, so activations are neve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -32,6 +32,7 @@ from prunecli.surgery.taps import (
     shows,
     tapped,
 )
+from prunecli.widened import is_on_disk
 
 Folding = Literal["none", "bias", "ls"]
 Compensation = Literal["none", "bias", "ls", "reconstruct", "auto"]
@@ -39,6 +40,8 @@ _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Candidate ridge strengths relative to the mean variance of the kept channels."""
 _MAX_COLUMNS = 4096
 """Wider readers would need second moments of hundreds of megabytes; for them only the mean shift is compensated."""
+_AT_ONCE = 0.25
+"""Second moments that are held at once of a network on the disk, as a share of its weights while they are read."""
 
 
 @dataclass
@@ -85,11 +88,14 @@ class Readings:
     several layers share, or that are computed from other parameters. In recurrent layers, weights that read the units
     of the step before are adjusted too, where the layer is one of torch's own.
 
+    Of a network whose weights stay on the disk, second moments are not kept either: they are measured when weights are
+    folded, for a few layers at a time, each time in a pass of its own.
+
     Args:
         dense: The network before removal; not changed.
         groups: The groups of the trace.
         keep: Kept unit indices by group name.
-        batches: Batches of inputs without labels, in any form the network accepts.
+        batches: Batches of inputs without labels, in any form the network accepts; the same each time they are read.
         second: Whether second moments are measured too, which "ls" needs.
     """
 
@@ -104,9 +110,12 @@ class Readings:
     ) -> None:
         self._dense, self._folds = dense, dict[tuple[str, bool], Tensor]()
         self._removed, self._written = self._masks(groups, keep)
+        self._again: Iterable[Inputs] | None = None
         self._halves: dict[str, list[_Moments]] = {}
         self._normalised: set[str] = set()
-        if self._removed:
+        if second and len(list(_parts(dense, self._removed))) > 1:
+            self._again = batches
+        elif self._removed:
             self._halves, self._normalised = _measure(dense, self._removed, batches, second=second)
 
     def of(self, groups: Sequence[ChannelGroup], keep: Keep) -> Readings:
@@ -135,8 +144,18 @@ class Readings:
         """
         if mode == "none":
             return 0
+        if self._again is None:
+            return self._fold(pruned, self._removed, mode, intercept=intercept)
         adjusted = 0
-        for name, columns in self._removed.items():
+        for part in _parts(self._dense, self._removed) if mode == "ls" else [self._removed]:
+            self._halves, self._normalised = _measure(self._dense, part, self._again, second=mode == "ls")
+            adjusted += self._fold(pruned, part, mode, intercept=intercept)
+            self._halves, self._folds = {}, {}
+        return adjusted
+
+    def _fold(self, pruned: nn.Module, removed: dict[str, Tensor], mode: Folding, *, intercept: bool) -> int:
+        adjusted = 0
+        for name, columns in removed.items():
             module, _, tensor = name.rpartition(".")
             after, flipped = pruned.get_submodule(module), is_flipped_linear(self._dense.get_submodule(module))
             weight, smaller = self._dense.get_parameter(name).detach(), after.get_parameter(tensor).detach()
@@ -207,6 +226,26 @@ def _is_shared(model: nn.Module, name: str) -> bool:
     """Whether another layer, or the same one under another name, has a weight."""
     weight = model.get_parameter(name)
     return sum(parameter is weight for _, parameter in model.named_parameters(remove_duplicate=False)) > 1
+
+
+def _parts(dense: nn.Module, removed: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Weights whose second moments are held at the same time: all, or of a network on the disk a few in a row."""
+    weights = list(dense.parameters())
+    if not any(map(is_on_disk, weights)):
+        yield removed
+        return
+    most = _AT_ONCE * sum(weight.numel() * weight.element_size() for weight in weights)
+    part: dict[str, Tensor] = {}
+    held = 0
+    for name, mask in removed.items():
+        size = 2 * len(mask) ** 2 * torch.float64.itemsize if len(mask) <= _MAX_COLUMNS else 0
+        if part and held + size > most:
+            yield part
+            part, held = {}, 0
+        part[name] = mask
+        held += size
+    if part:
+        yield part
 
 
 def _measure(

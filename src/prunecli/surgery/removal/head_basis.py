@@ -19,17 +19,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunecli.copying import copied
-from prunecli.inputs import Inputs, run_batch, sample_count, take_samples
+from prunecli.inputs import Inputs, run_batch
 from prunecli.modes import evaluating
-from prunecli.ranks import from_first, rank, summed_by_name, together, world_size
+from prunecli.ranks import from_first
 from prunecli.surgery.groups import ChannelGroup, Keep, Member, dropped_units
-from prunecli.surgery.taps import attended_positions, channels_last, counted_rows, is_layer, layer_input
+from prunecli.surgery.removal.head_moments import Key, Sums, moments_within
+from prunecli.surgery.taps import channels_last, is_layer
 
 _RIDGE = 1e-6
 """The least variance of a head in any direction, relative to the mean."""
@@ -103,7 +103,7 @@ def concentrated(
     if not pairs:
         return model, frozenset()
     with torch.no_grad(), evaluating(model):
-        moments, few = _moments(model, pairs, batches)
+        moments, few = moments_within(model, _places(pairs), batches)
         if few is None:
             return model, frozenset()
         result, readers = copied(model), sorted({pair.reader for pair in pairs})
@@ -189,91 +189,21 @@ def _parts(writers: Sequence[_Side], group: ChannelGroup, heads: int) -> list[li
     return ways[:2] if len(queries) == 1 else ways
 
 
-_Key = tuple[str, bool]
-"""A layer, and whether what it reads is meant rather than what it writes."""
+def _places(pairs: Sequence[_Pair]) -> dict[Key, list[Tensor]]:
+    """Where heads lie in what layers read or write."""
+    places: dict[Key, list[Tensor]] = {}
+    for side in (side for pair in pairs for side in (pair.first, pair.second)):
+        own = places.setdefault((side.module, side.reads), [])
+        if not any(torch.equal(place, side.positions) for place in own):
+            own.append(side.positions)
+    return places
 
 
-@dataclass
-class _Sums:
-    """Of all rows of one layer's channels: how many, their sum, and the sum of their products."""
-
-    count: int
-    total: Tensor
-    products: Tensor
-
-    def second(self, positions: Tensor, *, centred: bool) -> Tensor:
-        """Second moments or covariances within each head, shape (heads, dimensions, dimensions)."""
-        chosen = positions.T  # (heads, dimensions)
-        products = self.products[chosen.unsqueeze(2), chosen.unsqueeze(1)] / self.count
-        mean = self.total[chosen] / self.count
-        return products - mean.unsqueeze(2) * mean.unsqueeze(1) if centred else products
-
-
-def _moments(
-    model: nn.Module, pairs: Sequence[_Pair], batches: Iterable[Inputs]
-) -> tuple[dict[_Key, _Sums], Inputs | None]:
-    """Sums over all batches, which processes that work together share, and two samples of the first."""
-    sums: dict[_Key, _Sums] = {}
-    attended: list[Tensor | None] = [None]
-
-    def add(key: _Key, module: nn.Module, values: Tensor) -> None:
-        rows = counted_rows(channels_last(module, values), attended[0]).float()
-        if key not in sums:
-            width = rows.shape[1]
-            zeros = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
-            sums[key] = _Sums(0, *zeros)
-        own = sums[key]
-        own.count += len(rows)
-        own.total += rows.sum(0).cpu().double()
-        own.products += (rows.T @ rows).cpu().double()
-
-    def watch(name: str, reads: bool) -> Any:
-        module = model.get_submodule(name)
-        if reads:
-
-            def before(layer: nn.Module, args: Any, kwargs: Any) -> None:
-                values = layer_input(args, kwargs)
-                if values is not None:
-                    add((name, True), layer, values)
-
-            return module.register_forward_pre_hook(before, with_kwargs=True)
-
-        def behind(layer: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                add((name, False), layer, output)
-
-        return module.register_forward_hook(behind)
-
-    sides = {(side.module, side.reads) for pair in pairs for side in (pair.first, pair.second)}
-    hooks = [watch(name, reads) for name, reads in sorted(sides)]
-    few: Inputs | None = None
-    try:
-        for number, batch in enumerate(batches):
-            few = take_samples(batch, 0, 2) if few is None and sample_count(batch) else few
-            if number % world_size() != rank():
-                continue
-            attended[0] = attended_positions(batch)
-            run_batch(model, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return _over_ranks(sums) if together() else sums, few
-
-
-def _over_ranks(sums: Mapping[_Key, _Sums]) -> dict[_Key, _Sums]:
-    named = {
-        f"{reads:d}{name}": torch.cat([torch.full_like(own.total, own.count)[None], own.total[None], own.products])
-        for (name, reads), own in sums.items()
-    }
-    joined = summed_by_name(named)
-    return {(name[1:], name[0] == "1"): _Sums(int(own[0, 0]), own[1], own[2:]) for name, own in joined.items()}
-
-
-def _basis(model: nn.Module, pair: _Pair, moments: Mapping[_Key, _Sums]) -> tuple[Tensor, Tensor] | None:
+def _basis(model: nn.Module, pair: _Pair, moments: Mapping[Key, Sums]) -> tuple[Tensor, Tensor] | None:
     """What each head's dimensions are multiplied by on the two sides, both of shape (heads, dimensions, dimensions)."""
     first, second = pair.first, pair.second
     sums = [moments.get(key) for key in ((first.module, False), (second.module, second.reads))]
-    known = [one for one in sums if one is not None and one.count and bool(one.products.isfinite().all())]
+    known = [one for one in sums if one is not None and one.count and one.is_finite()]
     if len(known) < 2:
         return None
     if second.reads:

@@ -15,6 +15,7 @@ from prunecli.surgery.groups import ChannelGroup, Keep, Width, dropped_units
 from prunecli.surgery.removal.derived import refer_to_new, refresh
 from prunecli.surgery.removal.entries import entry, own, with_entry
 from prunecli.surgery.removal.known_layers import own_widths
+from prunecli.widened import scale_positions
 
 _Made = dict[int, tuple[Any, Any]]
 """Old and new tensor by the ids of both. The old one is kept, since ids of freed objects are used again."""
@@ -167,8 +168,7 @@ def _rescale(model: nn.Module, groups: Sequence[ChannelGroup], counts: dict[str,
         for scale in group.scales if ratio != 1 else ():
             tensor = getattr(model.get_submodule(scale.module), scale.tensor)
             with torch.no_grad():
-                rows = tensor.detach().movedim(scale.dim, 0)
-                rows[scale.positions.to(rows.device)] *= ratio
+                scale_positions(tensor, scale.dim, scale.positions, ratio)
 
 
 def _slice_tensor(module: nn.Module, name: str, kept: dict[int, Tensor], made: _Made) -> None:

@@ -15,7 +15,7 @@ from prunecli.surgery.groups import ChannelGroup, Kind, Member, Role
 from prunecli.surgery.removal.known_layers import blocks_of_rows
 from prunecli.surgery.tracing.labels import Followed
 from prunecli.surgery.tracing.liveness import axes_that_count
-from prunecli.surgery.tracing.reasons import STEM, UNREAD, width_of
+from prunecli.surgery.tracing.reasons import STEM, TIED_TO_STEM, UNREAD, width_of
 from prunecli.surgery.tracing.traced import Frozen, Position
 
 _READING = ("convolution", "addmm", "mm", "bmm", "mv", "embedding", "_embedding_bag")
@@ -74,7 +74,7 @@ def groups_of(
             and not _is_residual_stream(model, stem, axis, writers)
         ):
             frozen += [
-                Frozen(name, width_of(model.get_submodule(name)), STEM)
+                Frozen(name, width_of(model.get_submodule(name)), STEM if name == stem else TIED_TO_STEM)
                 for name in dict.fromkeys(p.module for p in writers)
             ]
             continue

@@ -13,6 +13,9 @@ from prunecli.surgery.tracing.labels import OUTPUT, PICKED, Followed
 from prunecli.surgery.tracing.traced import Frozen
 
 STEM = "first layer (protected; --prune-stem to include it)"
+TIED_TO_STEM = "tied to the first layer, which is protected (--prune-stem to include both)"
+STEMS = (STEM, TIED_TO_STEM)
+"""Reasons that the protection of the first layer gives."""
 UNREACHED = "not reached by the forward pass"
 UNREACHED_UNTRAINED = (
     "not reached by the forward pass, and the network does not run in training mode on these inputs, where it may be: "
