@@ -88,7 +88,9 @@ def test_every_command_is_one(capsys: pytest.CaptureFixture[str], monkeypatch: p
         if "--dry-run" in options and words[1] != "compare" and not _is_written_earlier(rest):
             code = run([*words[1:], *([] if "--dry-run" in rest else ["--dry-run"])])
             shown, said = capsys.readouterr()
-            resolved = code == 0 or (shown.startswith("key\tvalue\tfrom\n") and "no such file" in said)
+            resolved = code == 0 or (
+                shown.startswith("key\tvalue\tfrom\n") and "no such f" in said
+            )  # a file or a folder
             assert resolved, f"{block.page}:{block.line}: {' '.join(words)}: {said}"
             planned += 1
         elif words[1].startswith("-"):
