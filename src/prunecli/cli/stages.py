@@ -58,7 +58,8 @@ def opened(output: Output, plan: Plan, values: Mapping[str, Any]) -> Workspace |
         return None
     if values.get("out") is not None:
         check_writable(Path(values["out"]), force or resume)
-    from prunecli.pipeline.workspace import Workspace
+    with output.phase("load libraries"):
+        from prunecli.pipeline.workspace import Workspace
 
     command = reproducible_command(sys.argv[1:])
     space = Workspace(plan.recipe, output, command, resume_command(sys.argv[1:]), resume, force)

@@ -25,6 +25,7 @@ from prunecli.inputs import (
     split_batch,
     take_samples,
 )
+from prunecli.phases import counting
 from prunecli.ranks import rank, world_size
 from prunecli.surgery.groups import ChannelGroup, Member, Role
 
@@ -165,7 +166,7 @@ class Calibration:
         if self.batches is None:
             raise MethodError("this method ranks channels by what they do on data: choose a data set with --data")
         empty = True
-        for batch in self.batches:
+        for batch in counting(self.batches, "batch"):
             empty = False
             inputs, labels = split_batch(batch, self.example_inputs)
             known = isinstance(labels, Tensor) if self.loss is default_loss else bool(output_tensors(labels))

@@ -22,6 +22,7 @@ from prunecli.methods.registry import get_method
 from prunecli.methods.schedule import amounts
 from prunecli.methods.selection import matching_pattern, require_matches
 from prunecli.methods.sparse_params import SparseParams
+from prunecli.phases import phase
 from prunecli.sparsity.choosing import Goal, Scope, keep_masks, zeros_in
 
 _MAX_RUN = 64
@@ -100,6 +101,7 @@ class WeightPruning:
         total, zeros = self.counts
         return zeros / total
 
+    @phase("score")
     def step(self, goal: Goal) -> None:
         """Masks the network up to a goal.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from prunecli.errors import RecipeError
 from prunecli.methods.registry import family_of, get_method
 from prunecli.methods.spec import FAMILIES
+from prunecli.phases import shown_by
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.fields import fields_of
 from prunecli.recipe.schema import PruneStage
@@ -29,7 +30,10 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> StageOutcome:
             own = [field.name for field in fields_of(get_method(stage.method).params_class)]
             hint = f"; --{name} of `prune {stage.method}` is params.{name} in a recipe" if name in own else ""
             raise RecipeError(f"--{name.replace('_', '-')} is for methods that {reader}{hint}")
-    outcome: StageOutcome = imported(family.runner)(space, stage, out)
+    with space.sink.phase("load libraries"):
+        runner = imported(family.runner)
+    with shown_by(space.sink.phase):
+        outcome: StageOutcome = runner(space, stage, out)
     return outcome
 
 

@@ -33,6 +33,7 @@ from prunecli.methods.runtime import recorded_change
 from prunecli.methods.sparse import SparseRequest, WeightPruning, parse_pattern
 from prunecli.methods.sparse_params import SparseParams
 from prunecli.models.loading import LoadedModel, load_companion
+from prunecli.phases import counting, phase
 from prunecli.pipeline.progressive import StepTraining
 from prunecli.pipeline.resumption import identity_of, room_for, saved_states
 from prunecli.pipeline.timed import note_timings, timed_in_turns
@@ -133,12 +134,13 @@ def sparse_stage(space: Workspace, stage: PruneStage, out: Path) -> SparseOutcom
             calibration=calibration if get_method(stage.method).needs_data else None,
             loss=default_loss if calibration is None else space.judging.loss(),
         )
-        with space.inputs.running():
+        with space.inputs.running(), phase("trace"):
             pruning = WeightPruning(network, request, loaded.manifest.masks)
         trainer = StepTraining(space, stage, states, log) if stage.epochs else None
         _mask_in_steps(network.to(space.device), pruning, trainer, rewinding)
         if recalibrate and calibration is not None:
-            recalibrate_batchnorm(network, _Inputs(calibration))
+            with phase("repair"):
+                recalibrate_batchnorm(network, counting(_Inputs(calibration), "batch"))
         space.report_bad()
         crash_point("stage:pruned")
         return _finished(space, stage, network.cpu().eval(), pruning, step, out)
@@ -256,6 +258,9 @@ class _Inputs:
 
     def __init__(self, batches: Batches) -> None:
         self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._batches:
