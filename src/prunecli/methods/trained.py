@@ -127,8 +127,7 @@ def remove_kept(model: nn.Module, keep: Mapping[str, Tensor], removal: Removal) 
     keep = agreed_plan(_losing_units(keep, by_name, removal.method))
     pruned, groups, error = copied(model), _chosen(by_name, keep), 0.0
     while groups:
-        with phase("remove"):
-            remove(pruned, groups, keep)
+        phase("remove")(remove)(pruned, groups, keep)
         clock.lap("remove")
         try:
             error = first_decides(partial(verify, model, pruned, trace, keep, inputs))
