@@ -184,7 +184,7 @@ def resume_command(argv: Sequence[str]) -> str:
     return shlex.join(["prune", *words, "--resume"])
 
 
-_LEFT_OUT = ("--force", "--resume", "--json", "-q", "--quiet", "--dry-run")
+_LEFT_OUT = ("--force", "--resume", "--json", "-q", "--quiet", "--dry-run", "--evaluate", "--no-evaluate")
 _LEFT_OUT_WITH_VALUE = (
     "-o",
     "--out",
@@ -199,6 +199,7 @@ _LEFT_OUT_WITH_VALUE = (
     "--jobs",
     "--executor",
     "--address",
+    "--evaluation-images",
 )
 _OPTIONAL = ("--track",)
 """Those of them whose value may be left out before another option."""

@@ -97,6 +97,7 @@ class Family(NamedTuple):
 
 _REPAIRS = ("keep", "recalibrate", "compensate", "calibration_images")
 _TRAINING = ("epochs", "lr", "optimizer")
+_MEASURED = ("latency_rounds", "evaluate", "evaluation_images")
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -106,7 +107,7 @@ FAMILIES: dict[str, Family] = {
             "remove channels",
             "prunecli.pipeline.stages.structural:structural_stage",
             "prunecli.prune",
-            (*_REPAIRS, *_TRAINING, "latency_rounds", "offload"),
+            (*_REPAIRS, *_TRAINING, *_MEASURED, "offload"),
             resumable=True,
         ),
         Family(
@@ -114,7 +115,7 @@ FAMILIES: dict[str, Family] = {
             "prune while they train",
             "prunecli.pipeline.stages.trained:trained_stage",
             "prunecli.engine.fit with the method's hook",
-            (*_REPAIRS, *_TRAINING, "latency_rounds"),
+            (*_REPAIRS, *_TRAINING, *_MEASURED),
             resumable=True,
         ),
         Family(
@@ -122,7 +123,7 @@ FAMILIES: dict[str, Family] = {
             "set single weights to zero",
             "prunecli.pipeline.stages.sparse:sparse_stage",
             "prunecli.methods.sparse.mask_weights",
-            ("keep", "recalibrate", "calibration_images", *_TRAINING, "latency_rounds"),
+            ("keep", "recalibrate", "calibration_images", *_TRAINING, *_MEASURED),
             resumable=True,
         ),
         Family(
@@ -130,7 +131,7 @@ FAMILIES: dict[str, Family] = {
             "remove whole blocks or experts",
             "prunecli.pipeline.stages.parts:parts_stage",
             "prunecli.prune",
-            ("keep", "recalibrate", "calibration_images", "latency_rounds"),
+            ("keep", "recalibrate", "calibration_images", *_MEASURED),
             resumable=False,
         ),
         Family(

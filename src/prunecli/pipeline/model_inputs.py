@@ -43,6 +43,7 @@ class ModelInputs:
 
     def __init__(self, state: RunState) -> None:
         self._state = state
+        self._converting_said = False
 
     def shape(self) -> tuple[int, ...]:
         """What a report calls the input: channels, height and width of one image, or of one frame."""
@@ -132,7 +133,8 @@ class ModelInputs:
                 f"{loaded.name} reads {channels} channels and {data.name} has images of {data.channels}; "
                 "give the data set it was trained on with --data"
             )
-        if data.channels != channels:
+        if data.channels != channels and not self._converting_said:
+            self._converting_said = True
             self._state.sink.warn(
                 f"{data.name} has {data.channels}-channel images; they are converted for {loaded.name}"
             )

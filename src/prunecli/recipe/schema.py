@@ -228,6 +228,14 @@ class PruneStage:
     lr: Annotated[float, Gt(0), Doc("Learning rate of those epochs, constant.")] = 0.01
     optimizer: Annotated[str, Doc("Their optimizer, by its name in timm.")] = "sgd"
     latency_rounds: Annotated[int, Ge(2), Doc("Paired timings of the networks before and after.")] = 30
+    evaluate: Annotated[
+        bool | None,
+        Doc(
+            "Measure the score of the networks before and after, as eval does, on test samples; default: if they have "
+            "labels, but not in a run, which has eval stages."
+        ),
+    ] = None
+    evaluation_images: Annotated[int, Ge(1), Doc("Test samples for that at most, a seeded choice.")] = 10_000
     offload: Annotated[
         Literal["none", "disk"],
         Doc(

@@ -42,6 +42,7 @@ from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import PruneStage
 from prunecli.report.pruning_tables import left_alone_tables
 from prunecli.report.schema import Metrics
+from prunecli.report.score_change import ScoreChange
 from prunecli.report.sparse_tables import DENSE_KERNELS, SparseFigures, csr_table, semi_structured_table, sparse_table
 from prunecli.report.table import Table
 from prunecli.sparsity.spike_masks import masked_spikes
@@ -59,6 +60,7 @@ class SparseOutcome:
         timing: The networks before and after, timed in turns.
         reasons: By layer, why its weights were left alone.
         energy: Firing and energy before and after, on training images; None without spiking neurons or data.
+        score: The score of the task before and after, if it was measured.
         csr: Layers as sparse matrices on the CPU, if asked for.
         semi_structured: Layers with 2:4 weights on a GPU.
     """
@@ -70,6 +72,7 @@ class SparseOutcome:
     energy: tuple[Metrics, Metrics] | None = None
     csr: Sequence[SparseTiming] = ()
     semi_structured: Sequence[tuple[str, float]] = field(default_factory=tuple)
+    score: ScoreChange | None = None
 
     def figures(self) -> dict[str, Any]:
         """Sparsity asked for and achieved, and what is not zero."""
@@ -87,6 +90,7 @@ class SparseOutcome:
             "latency_ratio": self.timing.ratios[1],
             "latency_ratio_interval": list(self.timing.ratio_intervals[1]),
             "energy": [figures.model_dump(exclude_none=True) for figures in self.energy] if self.energy else None,
+            "score": self.score.document() if self.score is not None else None,
             "csr": [dataclasses.asdict(timing) for timing in self.csr],
             "semi_structured": [list(entry) for entry in self.semi_structured],
         }
@@ -94,9 +98,8 @@ class SparseOutcome:
     def tables(self) -> Sequence[Table]:
         """Figures before and after, sparse kernels, and layers left alone."""
         medians = [timing.median for timing in self.timing.timings]
-        tables = [
-            sparse_table(self.sparse, medians, self.timing.ratios[1], self.timing.ratio_intervals[1], self.energy)
-        ]
+        ratio, interval = self.timing.ratios[1], self.timing.ratio_intervals[1]
+        tables = [sparse_table(self.sparse, medians, ratio, interval, self.energy, self.score)]
         tables += [csr_table(self.csr, largest_tried())] if self.csr else []
         tables += [semi_structured_table(self.semi_structured)] if self.semi_structured else []
         return [*tables, *left_alone_tables(self.reasons)]
