@@ -37,6 +37,10 @@ class ScoreChange:
         """As plain data."""
         return asdict(self)
 
+    def figures(self) -> dict[str, float]:
+        """Both scores, by name."""
+        return {f"{self.score}_before": self.before, f"{self.score}_after": self.after}
+
     def row(self) -> tuple[str, str, str, str]:
         """Figure, before, after and the difference, in a table of pruning."""
         score = score_named(self.score)

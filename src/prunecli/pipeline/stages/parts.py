@@ -48,8 +48,9 @@ class PartsOutcome:
     score: ScoreChange | None = None
 
     def figures(self) -> dict[str, Any]:
-        """Share removed, and the difference to the original with the parts switched off."""
-        return {"achieved": self.report.achieved, "verify_error": self.report.verify_error}
+        """Share removed, difference to the original with the parts switched off, and the score if it was measured."""
+        score = self.score.figures() if self.score is not None else {}
+        return {"achieved": self.report.achieved, "verify_error": self.report.verify_error, **score}
 
     def document(self) -> dict[str, Any]:
         """Everything."""

@@ -75,8 +75,8 @@ class SparseOutcome:
     score: ScoreChange | None = None
 
     def figures(self) -> dict[str, Any]:
-        """Sparsity asked for and achieved, and what is not zero."""
-        return _figures_of(self.sparse)
+        """Sparsity asked for and achieved, what is not zero, and the score if it was measured."""
+        return _figures_of(self.sparse) | (self.score.figures() if self.score is not None else {})
 
     def document(self) -> dict[str, Any]:
         """Everything."""

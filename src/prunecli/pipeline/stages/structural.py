@@ -72,8 +72,9 @@ class PruneOutcome:
     score: ScoreChange | None = None
 
     def figures(self) -> dict[str, Any]:
-        """Share removed, and the difference to the masked original."""
-        return {"achieved": self.report.achieved, "verify_error": self.report.verify_error, **self.trained}
+        """Share removed, the difference to the masked original, and the score if it was measured."""
+        score = self.score.figures() if self.score is not None else {}
+        return {"achieved": self.report.achieved, "verify_error": self.report.verify_error, **score, **self.trained}
 
     def document(self) -> dict[str, Any]:
         """Everything, without kept indices."""
