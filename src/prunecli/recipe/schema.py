@@ -152,7 +152,11 @@ class DataSection:
         ),
     ] = None
     batch_size: Annotated[int, Ge(1), Doc("Images per batch, or parts of a text that are read side by side.")] = 128
-    workers: Annotated[int, Ge(0), Doc("Processes that load images.")] = 0
+    workers: Annotated[
+        int | None,
+        Ge(0),
+        Doc("Processes that load images; default: for many in files one for each core to spare, up to 4, else none."),
+    ] = None
     skip_bad: Annotated[int, Ge(0), Doc("Leave out up to this many unreadable images; one more stops the run.")] = 0
     val_fraction: Annotated[
         float, Ge(0), Lt(1), Doc("Share of the training images held out to choose epochs on; 0 holds none out.")
