@@ -37,7 +37,7 @@ def workers_for(split: Split, preprocessing: Preprocessing, batch_size: int, ask
     if asked is not None:
         return asked
     frames = preprocessing.frames.frames if preprocessing.frames is not None else 1
-    batch_bytes = 4 * math.prod(preprocessing.shape) * frames * batch_size
+    batch_bytes = 4 * math.prod(preprocessing.size) * frames * batch_size
     return spare_workers(len(split.labels), batch_bytes) if getattr(split, "reads_files", False) else 0
 
 

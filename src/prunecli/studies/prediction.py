@@ -234,7 +234,7 @@ def _asked(
     dataset = PictureDataset(pictures, [picture_transform(own.preprocessing, own.kind.task) for own in predictors])
     own_sizes = any(own.preprocessing.boxes is not None and own.preprocessing.boxes.own_sizes for own in predictors)
     size = min(data.batch_size, _OWN_SIZES_AT_ONCE) if own_sizes else data.batch_size
-    sizes = sum(math.prod(own.preprocessing.shape) for own in predictors)
+    sizes = sum(math.prod(own.preprocessing.size) for own in predictors)
     workers = spare_workers(len(pictures), 4 * size * sizes) if data.workers is None else data.workers
     with ExitStack() as stack:
         stack.enter_context(resource_errors(size))
