@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from prunecli.data.epochs import generators_kept
 from prunecli.data.splits import SPLIT_SEED, Split
 from prunecli.data.token_batches import TextSplit
 from prunecli.errors import DataError, ModelError, RecipeError
@@ -45,9 +46,10 @@ def is_to_be_evaluated(space: Workspace, stage: PruneStage) -> bool:
     if not asked and (loaded.new or not space.judging.task().labelled):
         return False
     try:
-        space.judging.labelled_task()
-        space.judging.check()
-        space.split(_SPLIT)
+        with generators_kept():  # what is pruned does not depend on whether it is evaluated
+            space.judging.labelled_task()
+            space.judging.check()
+            space.split(_SPLIT)
     except (DataError, ModelError) as error:
         if asked:
             raise
