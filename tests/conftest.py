@@ -29,6 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["PRUNE_LOG_EVERY"] = "0"  # how long something takes decides nowhere what a test sees
     os.environ["PRUNE_CACHE"] = tempfile.mkdtemp(prefix="prune-cache-")
 
 

@@ -44,7 +44,7 @@ def test_a_detector_is_trained_pruned_finetuned_and_compared(prune: Prune, boxes
     assert "train " in done.err and "epoch 2/2: loss" in done.err and "validation mAP@50:95" in done.err
     done = prune("taylor", "dense.safetensors", *data, "--ratio", "0.5", "--calibration-images", "8",
                  "--latency-rounds", "2", "-o", "half.safetensors")  # fmt: skip
-    assert done.code == 0 and "verified" in done.out, done.err
+    assert done.code == 0 and "verified" in done.out and "\nmAP@50:95 (test)\t" in done.out, done.err
     done = prune("finetune", "half.safetensors", *data, *TRAINING, "--epochs", "1", "-o", "tuned.safetensors")
     assert done.code == 0, done.err
     for name in ("dense", "tuned"):

@@ -50,10 +50,11 @@ def _run(processes: Processes, recipe: Path, *words: object, **more: Any) -> Tog
 def test_every_stage_runs_in_two_processes(processes: Processes, recipe: Path) -> None:
     """Nothing is written or printed twice, and a network is measured as one process measures it."""
     recipe.write_text(RECIPE + WHOLE)
-    both = _run(processes, recipe)
+    both = _run(processes, recipe, env={rank: {"PRUNE_LOG_EVERY": "0.1"} for rank in (0, 1)})
     assert both.codes == [0, 0], both.err
     assert both.out[1] == both.err[1] == ""
-    assert both.err[0].count("epoch 1/1") == 2 and "finetune" in both.out[0]
+    assert both.err[0].count("verify: finished after") == 1 and "train: " in both.err[0]
+    assert both.err[0].count("epoch 1/1: loss") == 2 and "finetune" in both.out[0]
     out = recipe.parent / "out"
     assert sorted(path.name for path in out.iterdir()) == [
         "comparison.json", "finetuned.json", "finetuned.metrics.jsonl", "finetuned.safetensors", "plan.yaml",

@@ -44,6 +44,7 @@ def test_the_whole_flow(prune: Prune) -> None:
                  "p.safetensors", "--json")  # fmt: skip
     assert done.code == 0, done.err
     assert done.json["verify_error"] == 0.0
+    score = done.json["score"]
     best = next(repair for repair in done.json["repairs"] if repair["chosen"])
     assert (done.json["recalibrated"] > 0) == best["recalibrated"] and best["difference"] < 1
     done = prune("finetune", "p.safetensors", *few, "--epochs", "1", "-o", "f.safetensors")
@@ -52,6 +53,8 @@ def test_the_whole_flow(prune: Prune) -> None:
         done = prune("eval", f"{name}.safetensors", *few, "--latency-rounds", "3", "-o", f"{name}.json")
         assert done.code == 0, done.err
         assert "time steps\t2" in done.out and "firing rate\t" in done.out
+        shown = f"\ntop-1\t{score['before' if name == 'base' else 'after']:.2f} % ["
+        assert (shown in done.out) or name == "f"
     done = prune("compare", "base.json", "p.json", "f.json", "--json", "--fail-if", "params_ratio > 0.9")
     assert done.code == 0, done.err
     assert done.json["candidates"][0]["synops_ratio"] is not None

@@ -69,6 +69,9 @@ def test_a_language_model_keeps_its_tokenizer_through_everything(prune: Prune, t
     done = prune("obs", "lm.safetensors", "--ratio", "0.4", "--latency-rounds", "2", "--calibration-images", "32",
                  "-o", "p.safetensors", "--force", "--json", cwd=trained)  # fmt: skip
     assert done.code == 0 and done.json["compensated"] > 0, done.err
+    score = done.json["score"]
+    assert score["score"] == "perplexity" and score["drop"] == score["after"] - score["before"]
+    assert score["images"] == score["of"] and score["drop_interval"] is None
     done = prune("finetune", "p.safetensors", "--epochs", "1", "--teacher", "parent", "-o", "f.safetensors", "--force",
                  "--batch-size", "8", cwd=trained)  # fmt: skip
     assert done.code == 0, done.err
@@ -98,7 +101,7 @@ def test_a_classifier_is_pruned_and_judged_by_its_own_classes(prune: Prune, trai
     assert base.code == 0 and base.json["metrics"]["top1"] > 90, base.err
     done = prune("fisher", "c.safetensors", "--ratio", "0.3", "--latency-rounds", "2", "--calibration-images", "64",
                  "-o", "cp.safetensors", "--force", cwd=trained)  # fmt: skip
-    assert done.code == 0, done.err
+    assert done.code == 0 and f"\ntop-1 (test)\t{base.json['metrics']['top1']:.2f} %\t" in done.out, done.err
     done = prune("eval", "cp.safetensors", *QUICK, "-o", "cp.json", "--force", cwd=trained)
     assert done.code == 0 and "\ntexts\t40 of text:table" in done.out, done.out
     done = prune("compare", "c.safetensors", "cp.safetensors", "--rounds", "2", "--data", "text:table", cwd=trained)

@@ -30,7 +30,19 @@ LAYERS = [
     {"checkpoint"},
     {"measure"},
     {"report"},
-    {"inputs", "copying", "modes", "registry", "own_code", "widened", "stored", "bounds", "collective", "ranks"},
+    {
+        "inputs",
+        "copying",
+        "modes",
+        "registry",
+        "own_code",
+        "widened",
+        "stored",
+        "bounds",
+        "collective",
+        "ranks",
+        "phases",
+    },
     {"errors", "naming", "patterns"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

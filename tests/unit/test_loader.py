@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +19,11 @@ from prunecli.data.label_map import LabelMap
 from prunecli.data.loader import CalibrationBatches, TrainingBatches, evaluation_batches, training_batches
 from prunecli.data.masks import MaskSplit
 from prunecli.data.preparation import Augmentation, Preprocessing
-from prunecli.data.splits import ArraySplit, SampleSplit
+from prunecli.data.splits import ArraySplit, FileSplit, SampleSplit
+from prunecli.data.workers import workers_for
 from prunecli.errors import DataError
 from prunecli.inputs import sample_count
+from prunecli.measure.cores import usable_cores
 
 PREPROCESSING = Preprocessing((3, 16, 16), (0.5,) * 3, (0.25,) * 3)
 EVERYTHING = Augmentation(flip=True, auto_augment="rand-m9-mstd0.5", color_jitter=0.4, random_erasing=0.5)
@@ -163,3 +166,46 @@ def test_samples_that_are_not_images(kind: str, workers: int) -> None:
     assert [sample_count(inputs) for inputs in calibration] == [2, 2]
     with pytest.raises(DataError, match="the samples of this data set are taken as they are"):
         training_batches(split, PREPROCESSING, EVERYTHING, 3, seed=1)
+
+
+def test_workers_are_for_many_samples_in_files(tmp_path: Path) -> None:
+    labels = np.zeros(200, dtype=np.int64)
+    files = FileSplit(tmp_path, tuple(f"{index}.png" for index in range(200)), labels)
+    arrays = ArraySplit(np.zeros((200, 16, 16, 3), dtype=np.uint8), labels)
+    spare = min(usable_cores() - 1, 4)
+    assert usable_cores() <= len(os.sched_getaffinity(0))
+    assert workers_for(files, PREPROCESSING, 8, None) == spare
+    assert workers_for(files.subset(np.arange(100)), PREPROCESSING, 8, None) == 0
+    assert workers_for(arrays, PREPROCESSING, 8, None) == 0
+    assert workers_for(arrays, PREPROCESSING, 8, 3) == 3 and workers_for(files, PREPROCESSING, 8, 0) == 0
+    huge = Preprocessing((3, 40_000, 40_000), (0.5,) * 3, (0.5,) * 3)  # 2 TB a batch, for which no machine has room
+    assert workers_for(files, huge, 100, None) == 0
+
+
+def test_a_process_that_is_bound_to_one_core_has_none_to_spare(tmp_path: Path) -> None:
+    files = FileSplit(tmp_path, tuple(map(str, range(200))), np.zeros(200, dtype=np.int64))
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert usable_cores() == 1 and workers_for(files, PREPROCESSING, 8, None) == 0
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "cores"),
+    [("cpu.max", "50000 100000", 1), ("cpu.max", "max 100000", None), ("cpu.cfs_quota_us", "100000", 1)],
+)
+def test_a_container_may_have_less_time_than_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, cores: int | None
+) -> None:
+    everything = usable_cores()
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text("0::/box\n" if name == "cpu.max" else "3:cpu,cpuacct:/box\n")
+    folder = tmp_path / "box" if name == "cpu.max" else tmp_path / "cpu" / "box"
+    folder.mkdir(parents=True)
+    (folder / name).write_text(text + "\n")
+    (folder / "cpu.cfs_period_us").write_text("100000\n")
+    monkeypatch.setattr("prunecli.measure.free_memory._PROC", tmp_path)
+    monkeypatch.setattr("prunecli.measure.free_memory._CGROUPS", tmp_path)
+    assert usable_cores() == (everything if cores is None else cores)

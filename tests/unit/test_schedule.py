@@ -248,6 +248,10 @@ class _Silent:
     def progress(self, title: str, total: int) -> Iterator[Any]:
         yield lambda done, text: None
 
+    @contextmanager
+    def phase(self, name: str, *, undisturbed: bool = False) -> Iterator[Any]:
+        yield lambda done, total, counted: None
+
 
 def test_a_stage_trains_after_every_step_with_one_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[torch.optim.Optimizer] = []

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from prunecli.cli.live import LiveBar
+    from prunecli.cli.live import LiveBars
+    from prunecli.phases import Reached
+    from prunecli.pipeline.log_progress import LogProgress
     from prunecli.pipeline.sink import Advance
     from prunecli.report.table import Table
 
@@ -34,7 +36,8 @@ class Output:
     def __init__(self, mode: Mode = "human", *, debug: bool = False) -> None:
         self.mode: Mode = "silent" if is_silent() else mode
         self.debug = debug
-        self._bar: LiveBar | None = None
+        self._bars: LiveBars | None = None
+        self._log: LogProgress | None = None
         self._tables = self._documents = 0
 
     def note(self, text: str) -> None:
@@ -86,8 +89,8 @@ class Output:
 
     def live(self, table: Table) -> None:
         """A table below the bar that is drawn, in place of the last one of its title; elsewhere nothing."""
-        if self._bar is not None:
-            self._bar.show(_drawn(table))
+        if self._bars is not None and self._bars.drawn:
+            self._bars.show(_drawn(table))
 
     def error(self, message: str, code: int, kind: str) -> None:
         """One line on stderr, or the JSON document of a failed command that has printed none."""
@@ -100,27 +103,42 @@ class Output:
         """One line on stderr in every mode."""
         print(f"error: {_printable(message)}", file=sys.stderr)
 
-    @contextmanager
-    def progress(self, title: str, total: int) -> Iterator[Advance]:
-        """A live bar on a terminal; elsewhere the notes are the progress."""
-        if self.mode != "human" or not _interactive(sys.stderr):
-            yield lambda done, text: None
-            return
-        from prunecli.cli.live import LiveBar
+    def progress(self, title: str, total: int) -> AbstractContextManager[Advance]:
+        """A live bar on a terminal; elsewhere a line a minute."""
+        shown = self._progress()
+        return shown.progress(title, total) if shown is not None else _unseen()
 
-        with LiveBar(_console(sys.stderr), title, total) as bar:
-            self._bar = bar
-            try:
-                yield bar.advance
-            finally:
-                self._bar = None
+    def phase(self, name: str, *, undisturbed: bool = False) -> AbstractContextManager[Reached]:
+        """A live bar on a terminal; elsewhere lines about what takes longer than three seconds."""
+        shown = self._progress()
+        return shown.phase(name, undisturbed=undisturbed) if shown is not None else _unseen()
+
+    def _progress(self) -> LiveBars | LogProgress | None:
+        """What shows progress; results alone and one of several processes have none."""
+        if self.mode not in ("human", "json"):
+            return None
+        if self.mode == "human" and _interactive(sys.stderr):
+            from prunecli.cli.live import LiveBars
+
+            self._bars = self._bars or LiveBars(_console(sys.stderr))
+            return self._bars
+        from prunecli.pipeline.log_progress import LogProgress
+
+        self._log = self._log or LogProgress(self._err)
+        return self._log
 
     def _err(self, text: str) -> None:
-        if self._bar is not None:  # a bar is drawn: print above it
-            self._bar.console.print(_plain(text), soft_wrap=True)
+        if self._bars is not None and self._bars.drawn:  # print above the bars
+            self._bars.console.print(_plain(text), soft_wrap=True)
         else:
             sys.stderr.write(f"{_printable(text)}\n")  # at once, so that no signal comes between a line and its end
             sys.stderr.flush()
+
+
+@contextmanager
+def _unseen() -> Iterator[Any]:
+    """Progress that nobody sees."""
+    yield lambda *reached: None
 
 
 def _drawn(table: Table) -> Any:

@@ -59,7 +59,8 @@ def opened(output: Output, plan: Plan, values: Mapping[str, Any]) -> Workspace |
         return None
     if values.get("out") is not None:
         check_writable(Path(values["out"]), force or resume)
-    from prunecli.pipeline.workspace import Workspace
+    with output.phase("load libraries"):
+        from prunecli.pipeline.workspace import Workspace
 
     command = reproducible_command(sys.argv[1:])
     space = Workspace(plan.recipe, output, command, resume_command(sys.argv[1:]), resume, force)
@@ -191,7 +192,7 @@ def resume_command(argv: Sequence[str]) -> str:
     return shlex.join(["prune", *words, "--resume"])
 
 
-_LEFT_OUT = ("--force", "--resume", "--json", "-q", "--quiet", "--dry-run")
+_LEFT_OUT = ("--force", "--resume", "--json", "-q", "--quiet", "--dry-run", "--evaluate", "--no-evaluate")
 _LEFT_OUT_WITH_VALUE = (
     "-o",
     "--out",
@@ -206,6 +207,7 @@ _LEFT_OUT_WITH_VALUE = (
     "--jobs",
     "--executor",
     "--address",
+    "--evaluation-images",
 )
 _OPTIONAL = ("--track",)
 """Those of them whose value may be left out before another option."""

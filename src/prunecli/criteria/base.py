@@ -26,6 +26,7 @@ from prunecli.inputs import (
     take_samples,
 )
 from prunecli.naming import give_data
+from prunecli.phases import counting
 from prunecli.ranks import rank, world_size
 from prunecli.surgery.groups import ChannelGroup, Member, Role
 
@@ -166,7 +167,7 @@ class Calibration:
         if self.batches is None:
             raise MethodError(f"this method ranks channels by what they do on data: {give_data()}")
         empty = True
-        for batch in self.batches:
+        for batch in counting(self.batches, "batch"):
             empty = False
             inputs, labels = split_batch(batch, self.example_inputs)
             known = isinstance(labels, Tensor) if self.loss is default_loss else bool(output_tensors(labels))

@@ -14,6 +14,7 @@ from prunecli.collective import in_turn
 from prunecli.criteria.ablation import evaluating, measured_loss
 from prunecli.criteria.base import Calibration
 from prunecli.inputs import output_tensors, run_batch, sample_count
+from prunecli.phases import step
 from prunecli.ranks import summed
 from prunecli.surgery.blocks.residual import ResidualBlock, passed_tensors
 from prunecli.surgery.blocks.switching import switched_off
@@ -72,8 +73,8 @@ def loss_increase(
     with switched_off(model, off):
         before = measure(model)
     scores = {}
-    for block in blocks:
-        with switched_off(model, [*off, block]):
+    for number, block in enumerate(blocks):
+        with step(number, len(blocks), "block"), switched_off(model, [*off, block]):
             scores[block.name] = (measure(model) - before) / samples
     return scores
 

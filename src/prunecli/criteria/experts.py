@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from prunecli.criteria.ablation import evaluating, measured_loss
 from prunecli.criteria.base import Calibration, OwnShare
 from prunecli.inputs import run_batch, sample_count, summing_dtype
+from prunecli.phases import step
 from prunecli.ranks import summed
 from prunecli.surgery.experts.finding import ExpertLayer, listed_experts, stacked_tensors
 from prunecli.surgery.experts.routing import Decision, Routers, Routing
@@ -64,10 +65,12 @@ def loss_without(model: nn.Module, layers: Sequence[ExpertLayer], calibration: C
     measure = measured_loss(model, calibration)
     before = measure(model)
     scores = {layer.name: torch.zeros(layer.experts, dtype=torch.float64) for layer in layers}
+    number, total = -1, sum(layer.experts for layer in layers)
     for layer in layers:
         for index in range(layer.experts):
             off = torch.arange(layer.experts) == index
-            with Routing(model, _routers([layer]), off={layer.router: off}):
+            number += 1
+            with step(number, total, "expert"), Routing(model, _routers([layer]), off={layer.router: off}):
                 scores[layer.name][index] = (measure(model) - before) / samples
     return scores
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -84,6 +84,7 @@ class FileBoxSplit:
         class_names: Names of the classes, which the fingerprint covers.
     """
 
+    reads_files: ClassVar[bool] = True
     images: tuple[Path, ...]
     annotations: tuple[Annotation, ...]
     class_names: tuple[str, ...] = ()
@@ -139,6 +140,11 @@ class RenumberedSplit:
 
     split: BoxSplit
     numbers: NDArray[np.int64]
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether the images are in files."""
+        return bool(getattr(self.split, "reads_files", False))
 
     @property
     def labels(self) -> NDArray[np.int64]:

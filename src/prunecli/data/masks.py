@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ class MaskSplit:
         label_map: What the values in masks mean.
     """
 
+    reads_files: ClassVar[bool] = True
     images: tuple[Path, ...]
     masks: tuple[Path, ...]
     label_map: LabelMap

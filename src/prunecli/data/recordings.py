@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ class EventSplit:
         transposed: Whether rows and columns of `.aedat` files are swapped, because the camera lay on its side.
     """
 
+    reads_files: ClassVar[bool] = True
     root: Path
     recordings: tuple[Recording, ...]
     labels: NDArray[np.int64]

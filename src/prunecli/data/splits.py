@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,6 +113,7 @@ class ArraySplit:
 class FileSplit:
     """Images in files below `root`."""
 
+    reads_files: ClassVar[bool] = True
     root: Path
     files: tuple[str, ...]
     labels: NDArray[np.int64]

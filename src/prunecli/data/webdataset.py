@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,7 @@ class TarSplit:
         labels: Class indices, or the images' own numbers if they have captions, shape (images,).
     """
 
+    reads_files: ClassVar[bool] = True
     root: Path
     tars: tuple[str, ...]
     names: tuple[str, ...]

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from prunecli.measure.commit import head_commit, source_commit
+from prunecli.measure.cores import usable_cores
 
 if sys.platform != "win32":
     import resource
@@ -56,7 +57,7 @@ def describe_environment(device: torch.device | str = "cpu") -> dict[str, str | 
         "device": f"{device.type} ({name})",
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count() or 0,
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
+        "usable_cores": usable_cores(),
         "memory_bytes": memory_bytes(),
         "machine": platform.machine(),
         "platform": platform.platform(),

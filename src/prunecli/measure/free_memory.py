@@ -40,7 +40,7 @@ def _of_process() -> Iterator[int]:
 
 
 def _of_groups() -> Iterator[int]:
-    for folder in _groups():
+    for folder in control_groups("memory"):
         for limit, used, cached in (
             ("memory.max", "memory.current", "inactive_file"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -50,16 +50,16 @@ def _of_groups() -> Iterator[int]:
                 yield most - now + _fields(folder / "memory.stat").get(cached, 0)  # files can be read again
 
 
-def _groups() -> Iterator[Path]:
-    """Folders of the control groups that limit this process; a container may show its own at the top."""
+def control_groups(controller: str) -> Iterator[Path]:
+    """Folders of the control groups that limit "memory" or "cpu"; a container may show its own at the top."""
     try:
         lines = (_PROC / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        root = _CGROUPS if not controllers else _CGROUPS / "memory"
-        if controllers in ("", "memory"):
+        root = _CGROUPS if not controllers else _CGROUPS / controller
+        if not controllers or controller in controllers.split(","):
             own = root / path.lstrip("/")
             yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(root))
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from prunecli.copying import copied, sharing_parameters
 from prunecli.errors import ModelError
 from prunecli.inputs import Inputs, call, explained, fitted, map_tensors
+from prunecli.phases import phase, reached
 
 _RESAMPLES = 2000
 _UNDISTURBED = 0.1
@@ -84,6 +85,7 @@ class Execution:
         return " and ".join(name for name, on in given if on) or "as they are"
 
 
+@phase("time", undisturbed=True)
 def time_paired(
     models: Sequence[nn.Module],
     inputs: Sequence[Inputs],
@@ -141,6 +143,7 @@ def _paired(
             for _ in range(3):
                 _timed(model, model_inputs, device)
         for row, order in enumerate(_orders(rounds, len(ready))):
+            reached(row, rounds, "round")
             for column in order:
                 samples[row, column] = _timed(ready[column], moved[column], device)
     return summarise(samples, _UNDISTURBED, _CAUTIOUS)

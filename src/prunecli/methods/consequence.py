@@ -24,6 +24,7 @@ from prunecli.methods.knapsack import Choices, cheapest
 from prunecli.methods.layer_costs import LayerCosts
 from prunecli.methods.likeness import Judge, NotComparable, divided
 from prunecli.naming import give_data, option
+from prunecli.phases import phase, reached
 from prunecli.ranks import alone
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.removal.compensate import Readings
@@ -103,6 +104,7 @@ class Consequences:
         return float(sum(self._curves[name].at(np.asarray([count]))[0] for name, count in units.items()))
 
 
+@phase("measure")
 def measure_curves(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
@@ -134,6 +136,7 @@ def measure_curves(
     readings = Readings(model, groups, {group.name: torch.arange(group.units - 1) for group in shrinking}, fitted)
 
     def curve_of(group: ChannelGroup) -> Curve:
+        reached(groups.index(group), len(groups), "layer")
         least = fewest[group.name]
         widths = sorted({least, *(max(least, round(group.units * (1 - share))) for share in _SHARES)} - {group.units})
         losses: list[float] = []

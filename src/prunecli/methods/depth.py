@@ -24,6 +24,7 @@ from prunecli.methods.repair import Clock
 from prunecli.methods.selection import require_matches
 from prunecli.naming import give_data, option
 from prunecli.patterns import matches, matching_pattern, split_patterns
+from prunecli.phases import counting, phase, step
 from prunecli.surgery.blocks.records import adjust_records
 from prunecli.surgery.blocks.residual import ResidualBlock, residual_blocks
 from prunecli.surgery.blocks.taking_out import in_order, is_listed, take_out
@@ -137,7 +138,8 @@ class _Run:
                 f"{option('score', 'loss')} is measured on data: {give_data()}, or choose {option('score', 'cosine')}"
             )
         require_matches(model, request.keep)
-        self._blocks = residual_blocks(model, request.example_inputs)
+        with phase("trace"):
+            self._blocks = residual_blocks(model, request.example_inputs)
         if not self._blocks:
             raise MethodError(
                 "the network has no residual blocks: no module adds something to its input and returns the same shape; "
@@ -198,6 +200,7 @@ class _Run:
         pattern = matching_pattern(name, self._request.keep)
         return f"kept by pattern {pattern!r}" if pattern is not None else self._known.reasons.get(name)
 
+    @phase("score")
     def _lowest(self, free: Sequence[ResidualBlock], count: int) -> list[ResidualBlock]:
         score = _SCORES[self._params.score]
         calibration = self._request.calibrated()
@@ -213,9 +216,10 @@ class _Run:
         self, free: Sequence[ResidualBlock], count: int, score: BlockScore, calibration: Calibration
     ) -> list[ResidualBlock]:
         off: list[ResidualBlock] = []
-        for _ in range(count):
+        for number in range(count):
             rest = [block for block in free if block not in off]
-            scores = agreed("the scores", score(self._model, rest, off, calibration))
+            with step(number, count, "block"):
+                scores = agreed("the scores", score(self._model, rest, off, calibration))
             lowest = min(rest, key=lambda block: scores[block.name])
             self._scores |= scores
             off.append(lowest)
@@ -257,8 +261,9 @@ class _Run:
         inputs = request.example_inputs
         recalibrated = 0
         if request.recalibrate and request.calibration is not None:
-            batches = [split_batch(batch, inputs)[0] for batch in request.calibration]
-            recalibrated = recalibrate_batchnorm(after, batches)
+            with phase("repair"):
+                batches = [split_batch(batch, inputs)[0] for batch in request.calibration]
+                recalibrated = recalibrate_batchnorm(after, counting(batches, "batch"))
             self._clock.lap("recalibrate")
         present = len(self._blocks)
         report = PartReport(

@@ -22,6 +22,7 @@ from prunecli.methods.repair import Clock
 from prunecli.methods.selection import require_matches
 from prunecli.naming import give_data, option
 from prunecli.patterns import matching_pattern
+from prunecli.phases import phase
 from prunecli.surgery.blocks.taking_out import take_out
 from prunecli.surgery.configured.experts import rebuilt_with_fewer_experts
 from prunecli.surgery.configured.rebuilt import NOT_CONFIGURED, owner
@@ -57,14 +58,16 @@ def prune_experts(model: nn.Module, request: PartRequest) -> PartsRemoved:
     _check(params, request)
     require_matches(model, request.keep)
     clock = Clock()
-    layers = _layers(model, request)
+    with phase("trace"):
+        layers = _layers(model, request)
     clock.lap("find")
     patterns = {layer.name: matching_pattern(layer.name, request.keep) for layer in layers}
     free = [layer for layer in layers if patterns[layer.name] is None]
     counts = {layer.name: _count(layer, params) for layer in free}
     if not any(counts.values()):
         raise MethodError(f"no experts would be removed: {_why_none(layers, free, params)}")
-    scores = agreed("the scores", _SCORES[params.score](model, free, request.calibrated()))
+    with phase("score"):
+        scores = agreed("the scores", _SCORES[params.score](model, free, request.calibrated()))
     keep = {layer.name: _kept(layer, scores[layer.name], counts[layer.name]) for layer in free if counts[layer.name]}
     clock.lap("score")
     pruned, removed, error, notes = _removed(model, layers, keep, request)

@@ -21,6 +21,7 @@ from prunecli.methods.request import PruneRequest
 from prunecli.methods.selection import apply_patterns, hold_residual
 from prunecli.naming import spoken
 from prunecli.patterns import split_patterns
+from prunecli.phases import phase
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.tracing.labels import OUTPUT
 from prunecli.surgery.tracing.reasons import STEMS
@@ -105,6 +106,7 @@ def _check_trace(model: nn.Module, traced: Trace, settings: Mapping[str, Any]) -
         raise MethodError(f"the trace handed in is of another network: {changed} has another shape; leave it out")
 
 
+@phase("score")
 def score(model: nn.Module, selection: Selection, criterion: Criterion, calibration: Calibration) -> Ranking:
     """Scores the selected groups; those that cannot be ranked become untouched.
 

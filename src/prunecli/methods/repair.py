@@ -19,6 +19,7 @@ from prunecli.methods.repair_trials import (
     best_repair,
     repaired,
 )
+from prunecli.phases import counting, phase
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.removal.compensate import Compensation
 
@@ -73,6 +74,7 @@ class Repair:
         self.trials: tuple[RepairTrial, ...] = ()
         self.reconstruction: dict[str, Any] = {}
 
+    @phase("repair")
     def __call__(
         self,
         before: nn.Module,
@@ -135,5 +137,5 @@ class _BatchInputs:
         self._batches, self._example_inputs = batches, example_inputs
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self._batches:
+        for batch in counting(self._batches, "batch"):
             yield split_batch(batch, self._example_inputs)[0]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from prunecli.copying import copied
 from prunecli.inputs import Inputs
 from prunecli.methods.likeness import Judge, divided
+from prunecli.phases import step
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.reconstruction.reconstruct import Reconstructed, reconstruct
 from prunecli.surgery.removal.compensate import Compensation, Folding, Readings
@@ -202,8 +203,10 @@ def best_repair(
     compensator = Compensator(removal, fitted, kinds)
     trials: list[RepairTrial] = []
     best: tuple[int, Repaired] | None = None  # the others' networks are not kept
-    for kind, recalibrated in product(kinds, choices if _has_statistics(after) else (False,)):
-        tried = repaired(compensator, copied(after), fitted, kind, recalibrated=recalibrated)
+    ways = list(product(kinds, choices if _has_statistics(after) else (False,)))
+    for number, (kind, recalibrated) in enumerate(ways):
+        with step(number, len(ways), "trial"):
+            tried = repaired(compensator, copied(after), fitted, kind, recalibrated=recalibrated)
         if tried.compensated == 0 and kind != "none" and "none" in kinds:
             continue
         trials.append(RepairTrial(kind, recalibrated, *judge(tried.network)))

@@ -23,6 +23,7 @@ from prunecli.methods.schedule import amounts
 from prunecli.methods.selection import require_matches
 from prunecli.methods.sparse_params import SparseParams
 from prunecli.patterns import matching_pattern
+from prunecli.phases import phase
 from prunecli.sparsity.choosing import Goal, Scope, keep_masks, zeros_in
 
 _MAX_RUN = 64
@@ -101,6 +102,7 @@ class WeightPruning:
         total, zeros = self.counts
         return zeros / total
 
+    @phase("score")
     def step(self, goal: Goal) -> None:
         """Masks the network up to a goal.
 

@@ -99,6 +99,7 @@ class Family(NamedTuple):
 
 _REPAIRS = ("keep", "recalibrate", "compensate", "calibration_images")
 _TRAINING = ("epochs", "lr", "optimizer")
+_MEASURED = ("latency_rounds", "evaluate", "evaluation_images")
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -108,7 +109,7 @@ FAMILIES: dict[str, Family] = {
             "remove channels",
             "prunecli.pipeline.stages.structural:structural_stage",
             "prunecli.prune",
-            (*_REPAIRS, *_TRAINING, "latency_rounds", "offload"),
+            (*_REPAIRS, *_TRAINING, *_MEASURED, "offload"),
             resumable=True,
         ),
         Family(
@@ -116,7 +117,7 @@ FAMILIES: dict[str, Family] = {
             "prune while they train",
             "prunecli.pipeline.stages.trained:trained_stage",
             "prunecli.engine.fit with the method's hook",
-            (*_REPAIRS, *_TRAINING, "latency_rounds"),
+            (*_REPAIRS, *_TRAINING, *_MEASURED),
             resumable=True,
         ),
         Family(
@@ -124,7 +125,7 @@ FAMILIES: dict[str, Family] = {
             "set single weights to zero",
             "prunecli.pipeline.stages.sparse:sparse_stage",
             "prunecli.methods.sparse.mask_weights",
-            ("keep", "recalibrate", "calibration_images", *_TRAINING, "latency_rounds"),
+            ("keep", "recalibrate", "calibration_images", *_TRAINING, *_MEASURED),
             resumable=True,
         ),
         Family(
@@ -132,7 +133,7 @@ FAMILIES: dict[str, Family] = {
             "remove whole blocks or experts",
             "prunecli.pipeline.stages.parts:parts_stage",
             "prunecli.prune",
-            ("keep", "recalibrate", "calibration_images", "latency_rounds"),
+            ("keep", "recalibrate", "calibration_images", *_MEASURED),
             resumable=False,
         ),
         Family(

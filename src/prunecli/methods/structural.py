@@ -35,6 +35,7 @@ from prunecli.methods.selection import ratios_by_group, with_scope
 from prunecli.methods.targets import Plan, Ruler, target_of
 from prunecli.methods.widths import widths_of
 from prunecli.naming import give_data, option
+from prunecli.phases import phase
 from prunecli.registry import imported
 from prunecli.surgery.groups import Keep
 from prunecli.surgery.proof.verify import faulty_groups, verify
@@ -162,7 +163,7 @@ class _Run:
         edits = edits_of(groups, keep)
         if not edits:
             return {}
-        with without_collections():
+        with without_collections(), phase("remove"):
             kept = kept_positions(self.network, groups, keep)
             pruned = copied(self.network, without_copies(self.network, groups, kept))
             changes = remove(pruned, groups, keep, kept)

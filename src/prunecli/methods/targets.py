@@ -21,6 +21,7 @@ from prunecli.methods.allocation import Allocation
 from prunecli.methods.params import TARGETS, StructuralParams
 from prunecli.methods.repair import Repair
 from prunecli.naming import give_data, option
+from prunecli.phases import phase, reached
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.removal.compensate import Compensation
 from prunecli.surgery.removal.slice import remove
@@ -162,6 +163,7 @@ class Ruler:
             return activity.synops if self.kind == "synops" else activity.energy_nj
         return parameter_count(model) if self.kind == "params" else count_macs(model, self._inputs).total
 
+    @phase("search")
     def reach(self, share: float, model: nn.Module, groups: list[ChannelGroup], plan: Plan) -> Allocation:
         """The allocation whose share is nearest to `share`, by bisection on the channel ratio.
 
@@ -186,17 +188,18 @@ class Ruler:
         best, best_share = most, least_share
         low, high = 0.0, 1.0
         known: dict[tuple[int, ...], float] = {}
-        for _ in range(_TRIALS[self.kind]):
+        for number in range(_TRIALS[self.kind]):
+            reached(number, _TRIALS[self.kind], "trial")
             middle = (low + high) / 2
             allocation = plan(middle)
             # The scores stay, so as many channels are the same channels, and widths are rounded.
             widths = tuple(len(allocation.keep[group.name]) for group in groups)
             if widths not in known:
                 known[widths] = self.share(model, groups, allocation)
-            reached = known[widths]
-            if abs(reached - share) < abs(best_share - share):
-                best, best_share = allocation, reached
-            low, high = (middle, high) if reached > share else (low, middle)
+            left = known[widths]
+            if abs(left - share) < abs(best_share - share):
+                best, best_share = allocation, left
+            low, high = (middle, high) if left > share else (low, middle)
         return best
 
     def _approached(
@@ -210,7 +213,8 @@ class Ruler:
         # In later steps of a schedule, the present network takes less than the dense one.
         present = 1.0 if parameter_count(model) == parameter_count(self._dense) else self.measure(model)
         tried = {0.0: _Trial(plan(0.0), [present]), 1.0: _Trial(most[0], [most[1]])}
-        for _ in range(_TRIALS[self.kind]):
+        for number in range(_TRIALS[self.kind]):
+            reached(number, _TRIALS[self.kind], "trial")
             ratios = np.array(sorted(tried))
             falling = np.minimum.accumulate([tried[ratio].mean for ratio in ratios])
             ratio = float(np.interp(-share, -falling, ratios))

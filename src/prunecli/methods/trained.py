@@ -22,6 +22,7 @@ from prunecli.methods.outcome import Pruned, PruneReport
 from prunecli.methods.plans import agreed_plan, edits_of
 from prunecli.methods.ranking import Selection
 from prunecli.methods.repair import Clock, Repair
+from prunecli.phases import phase
 from prunecli.surgery.groups import ChannelGroup
 from prunecli.surgery.proof.active_neurons import with_active_neurons
 from prunecli.surgery.proof.comparing import TOLERANCE
@@ -126,7 +127,7 @@ def remove_kept(model: nn.Module, keep: Mapping[str, Tensor], removal: Removal) 
     keep = agreed_plan(_losing_units(keep, by_name, removal.method))
     pruned, groups, error = copied(model), _chosen(by_name, keep), 0.0
     while groups:
-        remove(pruned, groups, keep)
+        phase("remove")(remove)(pruned, groups, keep)
         clock.lap("remove")
         try:
             error = first_decides(partial(verify, model, pruned, trace, keep, inputs))

@@ -11,6 +11,7 @@ from prunecli.inputs import Inputs
 from prunecli.methods.allocation import allowed_units
 from prunecli.methods.layer_costs import LayerCosts, thinned
 from prunecli.methods.params import StructuralParams
+from prunecli.phases import phase
 from prunecli.surgery.groups import ChannelGroup
 
 
@@ -30,6 +31,7 @@ class Widths:
     costs: LayerCosts | None
 
 
+@phase("measure", undisturbed=True)
 def widths_of(
     network: nn.Module,
     groups: Sequence[ChannelGroup],

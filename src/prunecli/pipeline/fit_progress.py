@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -22,6 +23,7 @@ class FitProgress:
         epochs: Number of epochs.
         log: Gets a row for each epoch.
         before: Epochs that the log has of earlier trainings of the same stage.
+        samples: How many there are in a batch, and what they are called; for their number per second.
     """
 
     def __init__(
@@ -32,13 +34,27 @@ class FitProgress:
         epochs: int,
         log: MetricsLog | None = None,
         before: int = 0,
+        samples: tuple[int, str] | None = None,
     ) -> None:
         self._sink, self._advance, self._log = sink, advance, log
         self._title, self._epochs, self._before = title, epochs, before
+        self._samples = samples
+        self._epoch, self._first, self._began = 0, 0, 0.0  # where the present epoch was entered, and when
 
     def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
         """Moves the bar."""
-        self._advance((epoch - 1) * steps + step, f"epoch {epoch}/{self._epochs} loss {loss:.4f}")
+        text = f"epoch {epoch}/{self._epochs} loss {loss:.4f}, batch {step}/{steps}{self._speed(epoch, step)}"
+        self._advance((epoch - 1) * steps + step, text)
+
+    def _speed(self, epoch: int, step: int) -> str:
+        """Samples per second since the first step of the epoch; without validation and the start of an epoch."""
+        now = time.perf_counter()
+        if epoch != self._epoch:
+            self._epoch, self._first, self._began = epoch, step, now
+        if self._samples is None or step == self._first:
+            return ""
+        count, noun = self._samples
+        return f", {(step - self._first) * count / max(now - self._began, 1e-9):.0f} {noun}/s"
 
     def on_epoch(self, epoch: Epoch, tables: Sequence[Table]) -> None:
         """Writes a row and a line, and shows the tables."""

@@ -20,6 +20,7 @@ from prunecli.measure.environment import library_versions
 from prunecli.models.catalog import opens
 from prunecli.models.loading import LoadedModel, load_companion, load_file, save, widen
 from prunecli.models.precision import is_narrow
+from prunecli.phases import phase
 from prunecli.pipeline.model_inputs import ModelInputs
 from prunecli.pipeline.state import RunState
 from prunecli.report.schema import ModelInfo
@@ -77,6 +78,7 @@ class Lineage:
             command=self._state.command,
         )
 
+    @phase("save")
     def finish(self, loaded: LoadedModel, path: Path) -> Path:
         """Saves `loaded` as the run's current network.
 

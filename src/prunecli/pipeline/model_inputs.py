@@ -14,6 +14,7 @@ from prunecli.data.loader import Batches, CalibrationBatches, TrainingBatches, e
 from prunecli.data.preparation import Augmentation, Preprocessing
 from prunecli.data.splits import Split
 from prunecli.data.token_batches import StreamBatches
+from prunecli.data.workers import workers_for
 from prunecli.engine.config import FitConfig
 from prunecli.engine.resources import as_resource_error
 from prunecli.engine.tasks.base import Described
@@ -43,6 +44,7 @@ class ModelInputs:
 
     def __init__(self, state: RunState) -> None:
         self._state = state
+        self._converting_said = False
 
     def shape(self) -> tuple[int, ...]:
         """What a report calls the input: channels, height and width of one image, or of one frame."""
@@ -132,7 +134,8 @@ class ModelInputs:
                 f"{loaded.name} reads {channels} channels and {data.name} has images of {data.channels}; "
                 "give the data set it was trained on with --data"
             )
-        if data.channels != channels:
+        if data.channels != channels and not self._converting_said:
+            self._converting_said = True
             self._state.sink.warn(
                 f"{data.name} has {data.channels}-channel images; they are converted for {loaded.name}"
             )
@@ -143,8 +146,9 @@ class ModelInputs:
 
     def batches(self, split: Split) -> Batches | StreamBatches:
         """Evaluation batches of a split."""
-        section = self._state.recipe.data
-        return evaluation_batches(split, self.preprocessing(), section.batch_size, section.workers, bad=self._state.bad)
+        section, preprocessing = self._state.recipe.data, self.preprocessing()
+        workers = workers_for(split, preprocessing, section.batch_size, section.workers)
+        return evaluation_batches(split, preprocessing, section.batch_size, workers, bad=self._state.bad)
 
     def calibration(self, split: Split, images: int, batch_size: int | None = None) -> CalibrationBatches:
         """Batches of a seeded choice of `images` images of a split."""
@@ -158,13 +162,14 @@ class ModelInputs:
         augmentation = Augmentation(flip)
         if config is not None:
             augmentation = Augmentation(flip, config.auto_augment, config.color_jitter, config.random_erasing)
+        preprocessing = self.preprocessing()
         return training_batches(
             split,
-            self.preprocessing(),
+            preprocessing,
             augmentation,
             recipe.data.batch_size,
             seed=recipe.seed,
-            workers=recipe.data.workers,
+            workers=workers_for(split, preprocessing, recipe.data.batch_size, recipe.data.workers),
             bad=self._state.bad,
         )
 

@@ -82,7 +82,9 @@ class StepTraining:
                 task=self._task,
                 seed=self._space.recipe.seed + transition.step,
                 hooks=holding(transition.after, self.masks),
-                progress=FitProgress(self._space.sink, advance, title, config.epochs, self._log, epochs_before),
+                progress=FitProgress(
+                    self._space.sink, advance, title, config.epochs, self._log, epochs_before, samples=self._space.batch
+                ),
                 optimizer=self._optimizer,
                 keeper=keeper,
                 tell=self._space.sink.note,

@@ -26,6 +26,8 @@ _COPIES_IN_A_STATE = 4
 """Weights, the best weights so far, and up to two moments of the optimizer."""
 NOT_IDENTITY = frozenset(("root", "download", "workers"))
 """Data settings that change nothing about what is computed."""
+_MEASURED_AFTERWARDS = frozenset(("evaluate", "evaluation_images"))
+"""Settings of a stage that change nothing about its checkpoint."""
 
 
 def _state_folder(out: Path) -> Path:
@@ -106,7 +108,7 @@ def identity_of(space: RunState, stage: Any, **files: str | None) -> dict[str, J
     recipe = space.recipe
     data = {key: value for key, value in dataclasses.asdict(recipe.data).items() if key not in NOT_IDENTITY}
     identity: dict[str, Any] = {f"data.{key}": value for key, value in data.items()}
-    identity |= dataclasses.asdict(stage)
+    identity |= {key: value for key, value in dataclasses.asdict(stage).items() if key not in _MEASURED_AFTERWARDS}
     identity |= {"seed": recipe.seed, "model": loaded.sha256 or loaded.manifest.architecture.ref, **files}
     if space.data_name() is not None:
         parts = {"training images": space.data().train, "validation images": space.data().validation}

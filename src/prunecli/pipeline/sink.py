@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from prunecli.phases import Reached
 from prunecli.report.table import Table
 
 Advance = Callable[[int, str], None]
@@ -33,4 +34,8 @@ class Sink(Protocol):
 
     def progress(self, title: str, total: int) -> AbstractContextManager[Advance]:
         """A context in which work is counted up to `total`."""
+        ...
+
+    def phase(self, name: str, *, undisturbed: bool = False) -> AbstractContextManager[Reached]:
+        """A context of work that may last, whose amount may not be known; see `prunecli.phases.phase`."""
         ...

@@ -104,6 +104,11 @@ class RunState:
         """The kind of samples of the data set."""
         return samples_in(self.data_name())
 
+    @property
+    def batch(self) -> tuple[int, str]:
+        """How many samples networks are trained on at once, and what these are called."""
+        return self.recipe.data.batch_size, self.samples().noun
+
     def data(self) -> DataSet:
         """The data set with its validation split held out.
 
@@ -117,7 +122,8 @@ class RunState:
             section = self.recipe.data
             reading = self._text_reading() if samples_of(name) == "tokens" else None
             masks = self._mask_reading(name)
-            data = load_data(name, self._data_root(), download=section.download, masks=masks, text=reading)
+            with self.sink.phase("load data"):
+                data = load_data(name, self._data_root(), download=section.download, masks=masks, text=reading)
             self._warn_of_other_classes(data)
             self._data = hold_out(data, section.val_fraction)
             for note in () if self._building else self._data.notes:
@@ -177,7 +183,8 @@ class RunState:
         if self.loaded is None:
             self._building = True
             try:
-                self.loaded = self._built()
+                with self.sink.phase("load network"):
+                    self.loaded = self._built()
             finally:
                 self._building = False
             if self._data is not None and self._data.samples == "tokens":

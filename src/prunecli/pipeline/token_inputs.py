@@ -163,7 +163,7 @@ class TokenInputs(ModelInputs):
             if remembers(self._state.model().model):
                 return evaluation_streams(split)
             split = split.completed()
-        return evaluation_batches(split, _PREPROCESSING, self._at_once(split), section.workers)
+        return evaluation_batches(split, _PREPROCESSING, self._at_once(split), section.workers or 0)
 
     def calibration(self, split: Split, images: int, batch_size: int | None = None) -> CalibrationBatches:
         """Batches of a seeded choice of `images` sequences of a text, each for itself.

@@ -152,7 +152,11 @@ class DataSection:
         ),
     ] = None
     batch_size: Annotated[int, Ge(1), Doc("Images per batch, or parts of a text that are read side by side.")] = 128
-    workers: Annotated[int, Ge(0), Doc("Processes that load images.")] = 0
+    workers: Annotated[
+        int | None,
+        Ge(0),
+        Doc("Processes that load images; default: for many in files one for each core to spare, up to 4, else none."),
+    ] = None
     skip_bad: Annotated[int, Ge(0), Doc("Leave out up to this many unreadable images; one more stops the run.")] = 0
     val_fraction: Annotated[
         float, Ge(0), Lt(1), Doc("Share of the training images held out to choose epochs on; 0 holds none out.")
@@ -228,6 +232,14 @@ class PruneStage:
     lr: Annotated[float, Gt(0), Doc("Learning rate of those epochs, constant.")] = 0.01
     optimizer: Annotated[str, Doc("Their optimizer, by its name in timm.")] = "sgd"
     latency_rounds: Annotated[int, Ge(2), Doc("Paired timings of the networks before and after.")] = 30
+    evaluate: Annotated[
+        bool | None,
+        Doc(
+            "Measure the score of the networks before and after, as eval does, on test samples; default: if they have "
+            "labels, but not in a run, which has eval stages."
+        ),
+    ] = None
+    evaluation_images: Annotated[int, Ge(1), Doc("Test samples for that at most, a seeded choice.")] = 10_000
     offload: Annotated[
         Literal["none", "disk"],
         Doc(

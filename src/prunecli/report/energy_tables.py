@@ -11,6 +11,16 @@ _Rows = list[tuple[str, ...]]
 _LISTED = 4
 
 
+_MEASURED = ("params", "macs", "latency_ms", "peak_memory_bytes")
+"""What is measured where nobody says what to measure."""
+
+
+def shows_energy(metrics: Metrics) -> bool:
+    """Whether people want to see energy: it was asked for, and not measured with everything, or the network spikes."""
+    spikes = metrics.timesteps is not None or metrics.firing_rate is not None
+    return spikes or any(getattr(metrics, name) is None for name in _MEASURED)
+
+
 def energy_rows(metrics: Metrics, formula: str | None) -> list[tuple[str, str]]:
     """Rows for the table of a report; empty without energy and spikes."""
     m = metrics

@@ -67,3 +67,13 @@ def joules(nanojoules: float | None) -> str:
 def share(value: float | None, digits: int = 2) -> str:
     """Formats a fraction as a percentage."""
     return "-" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def duration(seconds: float) -> str:
+    """Formats a time: 2.4 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from prunecli.report.energy_tables import change_rows
 from prunecli.report.numbers import count, fixed, interval, macs
 from prunecli.report.schema import Metrics
+from prunecli.report.score_change import ScoreChange
 from prunecli.report.table import Table
 
 
@@ -61,6 +62,7 @@ def part_table(
     ratio: float,
     ratio_interval: tuple[float, float],
     energy: tuple[Metrics, Metrics] | None,
+    score: ScoreChange | None = None,
 ) -> Table:
     """Figures before and after, with their ratios.
 
@@ -70,6 +72,7 @@ def part_table(
         ratio: Of the latencies, timed in turns.
         ratio_interval: Its 95 % interval.
         energy: Firing and energy before and after, of a spiking network.
+        score: The score of the task before and after, if it was measured.
     """
     before, after = report.macs_before, report.macs_after
     rows: list[tuple[str, ...]] = [
@@ -97,6 +100,7 @@ def part_table(
             f"{medians[1]:.2f} ms",
             f"x{ratio:.3f} {interval(*ratio_interval, digits=3)}",
         ),
+        *([score.row()] if score is not None else []),
         *(change_rows(*energy) if energy else []),
         (f"difference to {report.reference}", "", f"{report.verify_error:.1e}", "verified"),
         ("normalisations recalibrated", "", str(report.recalibrated), ""),

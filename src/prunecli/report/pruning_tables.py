@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from prunecli.report.energy_tables import change_rows
 from prunecli.report.numbers import count, fixed, interval, macs
 from prunecli.report.schema import Metrics
+from prunecli.report.score_change import ScoreChange
 from prunecli.report.table import Table
 
 
@@ -101,13 +102,19 @@ _SHOWN = 4
 """Names of attributes in the table; the manifest and `--json` have all of them, with their values."""
 
 
-def pruning_table(report: _PruningFigures, timing: _Timing | None, energy: tuple[Metrics, Metrics] | None) -> Table:
+def pruning_table(
+    report: _PruningFigures,
+    timing: _Timing | None,
+    energy: tuple[Metrics, Metrics] | None,
+    score: ScoreChange | None = None,
+) -> Table:
     """Figures before and after, with their ratios.
 
     Args:
         report: What was removed.
         timing: The networks before and after, timed in turns; None: they were not.
         energy: Firing and energy before and after, of a spiking network.
+        score: The score of the task before and after, if it was measured.
     """
     before, after = report.params_before, report.params_after
     macs_before, macs_after = report.macs_before, report.macs_after
@@ -129,6 +136,7 @@ def pruning_table(report: _PruningFigures, timing: _Timing | None, energy: tuple
             f"x{macs_after.total / max(macs_before.total, 1):.3f}",
         ),
         *(_latency_rows(timing) if timing is not None else []),
+        *([score.row()] if score is not None else []),
         *(change_rows(*energy) if energy else []),
         ("difference to masked original", "", f"{report.verify_error:.1e}", "verified"),
         ("layers compensated", "", str(report.compensated), ""),

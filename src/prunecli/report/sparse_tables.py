@@ -9,6 +9,7 @@ from typing import Protocol
 from prunecli.report.energy_tables import change_rows
 from prunecli.report.numbers import count, interval, macs
 from prunecli.report.schema import Metrics
+from prunecli.report.score_change import ScoreChange
 from prunecli.report.table import Table
 
 DENSE_KERNELS = (
@@ -69,6 +70,7 @@ def sparse_table(
     ratio: float,
     ratio_interval: tuple[float, float],
     energy: tuple[Metrics, Metrics] | None,
+    score: ScoreChange | None = None,
 ) -> Table:
     """Figures before and after, with their ratios.
 
@@ -78,6 +80,7 @@ def sparse_table(
         ratio: Of the latencies, timed in turns.
         ratio_interval: Its 95 % interval.
         energy: Firing and energy before and after, of a spiking network.
+        score: The score of the task before and after, if it was measured.
     """
     before, after = figures.nonzero
     rows = [
@@ -97,6 +100,7 @@ def sparse_table(
             f"{medians[1]:.2f} ms",
             f"x{ratio:.3f} {interval(*ratio_interval, digits=3)}",
         ),
+        *([score.row()] if score is not None else []),
         *(change_rows(*energy) if energy else []),
     ]
     if figures.uncounted:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from prunecli.report.comparison import Candidate, Comparison
-from prunecli.report.energy_tables import LAYER_COLUMNS, NEURON_COLUMNS, energy_rows, layer_rows, neuron_rows
+from prunecli.report.energy_tables import (
+    LAYER_COLUMNS,
+    NEURON_COLUMNS,
+    energy_rows,
+    layer_rows,
+    neuron_rows,
+    shows_energy,
+)
 from prunecli.report.numbers import count, fixed, interval, joules, macs, share, size
 from prunecli.report.schema import Metrics, Report
 from prunecli.report.scores import SCORES, Score
@@ -61,8 +68,14 @@ def report_table(report: Report) -> Table:
         )
         if value is not None
     ]
-    rows += energy_rows(m, report.energy_formula)
+    rows += energy_rows(m, report.energy_formula) if shows_energy(m) else _zeros(m)
     return Table(("figure", "value"), rows + _measured_on(report.environment))
+
+
+def _zeros(metrics: Metrics) -> list[tuple[str, str]]:
+    """The share of zeros in the weights, if there are any."""
+    zeros = share(metrics.connection_sparsity)
+    return [("connection sparsity", zeros)] if zeros not in ("-", share(0.0)) else []
 
 
 def report_tables(report: Report) -> list[Table]:
@@ -129,7 +142,9 @@ def comparison_table(comparison: Comparison) -> Table:
         [annotated(size(c.metrics.peak_memory_bytes), _times(c.peak_memory_ratio)) for c in each],
     )
     row("file size", size(base.size_bytes), [annotated(size(c.metrics.size_bytes), _times(c.size_ratio)) for c in each])
-    for label, figure, note in _ENERGY:
+    everyone = [base, *(c.metrics for c in each)]
+    masked = _ZEROS if any(map(_zeros, everyone)) else ()
+    for label, figure, note in _ENERGY if any(map(shows_energy, everyone)) else masked:
         row(label, figure(base), [annotated(figure(c.metrics), note(c)) for c in each])
     columns = ("figure", f"{comparison.baseline} (baseline)", *(c.name for c in each))
     return Table(columns, rows)
@@ -211,6 +226,8 @@ _ENERGY: tuple[tuple[str, Callable[[Metrics], str], Callable[[Candidate], str]],
     ("footprint", lambda m: size(m.footprint_bytes), lambda c: _times(c.footprint_ratio)),
 )
 """Rows of a comparison about spikes and energy: label, figure, and a candidate's ratio or rise."""
+_ZEROS = tuple(row for row in _ENERGY if row[0] == "connection sparsity")
+"""What of them is of interest where nothing spikes, and weights are masked."""
 
 
 def _speedup(speedup: float | None, ratios: tuple[float, float] | None) -> str:

@@ -15,6 +15,7 @@ from prunecli.engine.optimizer import check_schedule
 from prunecli.errors import MethodError, ModelError, RecipeError
 from prunecli.measure.environment import describe_environment
 from prunecli.measure.intervals import accuracy_interval
+from prunecli.phases import shown_by
 from prunecli.pipeline.resumption import identity_of, room_for, saved_states
 from prunecli.pipeline.stages.train import learning_rate
 from prunecli.pipeline.workspace import Workspace
@@ -110,7 +111,7 @@ def run_auto(space: Workspace, settings: AutoSettings, plan: Plan, prune: PruneS
         choices = choices_for(loaded, settings.methods, shared, prune)
         bench = Bench(space, prune, settings.objective, settings.images)
         total = settings.trials if settings.trials is not None else int(budget.seconds or 1)
-        with space.sink.progress("auto", total) as advance:
+        with space.sink.progress("auto", total) as advance, shown_by(space.sink.phase):
             stages = Stages(prune, finetune, settings.split, settings.objective)
             shop = Shop(space, bench, stages, budget, states, folder, advance)
             _require_knowledge(space, bench, shop)

@@ -14,6 +14,7 @@ from prunecli.engine.distillation import Distillation
 from prunecli.engine.fit import fit
 from prunecli.engine.hooks import Hook
 from prunecli.models.loading import LoadedModel, load_file
+from prunecli.phases import Reached
 from prunecli.pipeline.resumption import discard_states
 from prunecli.pipeline.sink import Advance, Sink
 from prunecli.pipeline.stages.structural import structural_stage
@@ -126,6 +127,12 @@ class _Within:
             self._say(f"{self._title}: {text}")
 
         yield tell
+
+    @contextmanager
+    def phase(self, name: str, *, undisturbed: bool = False) -> Iterator[Reached]:
+        """Its name, in that place."""
+        self._say(f"{self._title}: {name}")
+        yield lambda done, total, counted: None
 
 
 def stages_of(prune: PruneStage, finetune: FinetuneStage) -> tuple[dict[str, Any], dict[str, Any]]:

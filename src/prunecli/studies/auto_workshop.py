@@ -16,6 +16,7 @@ from prunecli.checkpoint.manifest import as_json
 from prunecli.checkpoint.runstate import StateStore
 from prunecli.errors import DivergedError, MethodError, VerificationError
 from prunecli.models.loading import load_file
+from prunecli.pipeline.answers import Answers, answers
 from prunecli.pipeline.resumption import discard_states
 from prunecli.pipeline.sink import Advance
 from prunecli.pipeline.workspace import Workspace
@@ -25,7 +26,7 @@ from prunecli.report.numbers import fixed
 from prunecli.studies.auto_bench import Bench, Judged
 from prunecli.studies.auto_budget import Budget, Deadline
 from prunecli.studies.auto_candidates import SENSITIVITY, Candidate
-from prunecli.studies.auto_claims import Answers, answers, claim
+from prunecli.studies.auto_claims import claim
 from prunecli.studies.auto_finalists import finalist
 from prunecli.studies.auto_search import Attempt, Unusable
 from prunecli.studies.batches import KeptBatches

@@ -6,8 +6,8 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from prunecli.errors import MethodError, ResourceError, TargetError
 from prunecli.measure.environment import library_versions
 from prunecli.methods.targets import Target
 from prunecli.own_code import allow, allowed_modules
+from prunecli.phases import Reached
+from prunecli.pipeline.log_progress import LogProgress
 from prunecli.pipeline.run import plan_text
 from prunecli.pipeline.sink import Advance
 from prunecli.pipeline.workspace import Workspace
@@ -57,6 +59,9 @@ class BoutSettings:
 class _Quiet:
     """Notes go to standard error, which is the log of the job."""
 
+    def __init__(self) -> None:
+        self._progress = LogProgress(self.note)
+
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
@@ -69,9 +74,11 @@ class _Quiet:
     def live(self, table: Table) -> None:
         pass
 
-    @contextmanager
-    def progress(self, title: str, total: int) -> Iterator[Advance]:
-        yield lambda done, text: None
+    def progress(self, title: str, total: int) -> AbstractContextManager[Advance]:
+        return self._progress.progress(title, total)
+
+    def phase(self, name: str, *, undisturbed: bool = False) -> AbstractContextManager[Reached]:
+        return self._progress.phase(name, undisturbed=undisturbed)
 
 
 def run_bouts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from prunecli.data.images import BadImages
 from prunecli.data.loader import picture_batches
 from prunecli.data.pictures import Picture, PictureDataset, find_pictures, read_picture
 from prunecli.data.preparation import Preprocessing, picture_transform
+from prunecli.data.workers import spare_workers
 from prunecli.engine.detectors.index import detector_of
 from prunecli.engine.device import channels_last, move_batch
 from prunecli.engine.resources import resource_errors
@@ -232,11 +234,13 @@ def _asked(
     dataset = PictureDataset(pictures, [picture_transform(own.preprocessing, own.kind.task) for own in predictors])
     own_sizes = any(own.preprocessing.boxes is not None and own.preprocessing.boxes.own_sizes for own in predictors)
     size = min(data.batch_size, _OWN_SIZES_AT_ONCE) if own_sizes else data.batch_size
+    sizes = sum(math.prod(own.preprocessing.size) for own in predictors)
+    workers = spare_workers(len(pictures), 4 * size * sizes) if data.workers is None else data.workers
     with ExitStack() as stack:
         stack.enter_context(resource_errors(size))
         layouts = [stack.enter_context(channels_last(own.network.to(device).eval())) for own in predictors]
         stack.enter_context(torch.no_grad())
-        for inputs, labels in picture_batches(dataset, size, data.workers, bad):
+        for inputs, labels in picture_batches(dataset, size, workers, bad):
             answers = []
             for index, (own, layout) in enumerate(zip(predictors, layouts, strict=True)):
                 frames = [Frame(tuple(x["size"].tolist()), tuple(x["inner"][index].tolist())) for x in labels]

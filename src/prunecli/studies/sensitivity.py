@@ -22,6 +22,7 @@ from prunecli.methods.ranking import rank, why_nothing
 from prunecli.methods.registry import get_structural
 from prunecli.methods.repair import Repair
 from prunecli.methods.request import PruneRequest
+from prunecli.phases import shown_by
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import DataSection, ModelSection, PruneStage
 from prunecli.recipe.writing import recipe_text
@@ -127,7 +128,7 @@ def sensitivity_stage(
         calibration=calibration,
         loss=space.judging.loss(),
     )
-    with resource_errors(space.recipe.data.batch_size):
+    with resource_errors(space.recipe.data.batch_size), shown_by(space.sink.phase):
         ranking = rank(model, request)
     if not ranking.groups:
         raise MethodError(f"no layer can shrink; {why_nothing(ranking.untouched)}")

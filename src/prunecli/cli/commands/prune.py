@@ -49,7 +49,8 @@ def _runner(spec: MethodSpec | None, options: list[OptionSpec]) -> Any:
         space = prepare(output, model, stage, options, values)
         if space is None:
             return
-        from prunecli.pipeline.stages.prune import prune_stage
+        with output.phase("load libraries"):
+            from prunecli.pipeline.stages.prune import prune_stage
 
         chosen = space.recipe.stages[0]
         assert isinstance(chosen, PruneStage)

@@ -19,6 +19,7 @@ from prunecli.models.catalog import example_inputs, takes
 from prunecli.models.index import is_reference
 from prunecli.models.loading import LoadedModel, load_companion
 from prunecli.own_code import PREFIX
+from prunecli.phases import shown_by
 from prunecli.pipeline.other_inputs import drawn
 from prunecli.pipeline.runtimes import in_runtime, version_of
 from prunecli.pipeline.sink import Sink
@@ -55,7 +56,8 @@ def compare_networks(
     """
     reports, networks, examples = _measure(paths, recipe, sink, command, runtime)
     device = Workspace(recipe, sink).device
-    timing = time_paired(networks, examples, rounds=rounds, device=device, execution=execution)
+    with shown_by(sink.phase):
+        timing = time_paired(networks, examples, rounds=rounds, device=device, execution=execution)
     reports = [
         report.model_copy(
             update={"metrics": report.metrics.model_copy(update={"latency_ms": latency_figures(timing.timings[index])})}

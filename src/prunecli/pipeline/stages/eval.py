@@ -15,6 +15,7 @@ from prunecli.measure.counts import count_macs, nonzero_count, parameter_count
 from prunecli.measure.environment import describe_environment
 from prunecli.measure.latency import Timing, time_model
 from prunecli.measure.memory import peak_memory_bytes
+from prunecli.phases import shown_by
 from prunecli.pipeline.probing import linear_probe
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import EvalStage
@@ -42,7 +43,7 @@ def eval_stage(space: Workspace, stage: EvalStage, out: Path | None) -> Report:
             space.sink.warn("no data set, so no accuracy: name one with --data")
     example = space.inputs.example()
     model = loaded.model.cpu()
-    with space.inputs.running():
+    with space.inputs.running(), shown_by(space.sink.phase):
         macs = count_macs(model, example) if "macs" in stage.measure else None
         timed, measured = "latency" in stage.measure, "memory" in stage.measure
         # One process measures, while others that could disturb it wait.

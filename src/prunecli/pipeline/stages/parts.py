@@ -25,6 +25,7 @@ from prunecli.recipe.schema import PruneStage
 from prunecli.report.part_tables import part_table, score_table
 from prunecli.report.pruning_tables import left_alone_tables
 from prunecli.report.schema import Metrics
+from prunecli.report.score_change import ScoreChange
 from prunecli.report.table import Table
 
 
@@ -37,16 +38,19 @@ class PartsOutcome:
         report: What was removed.
         timing: The networks before and after, timed in turns.
         energy: Firing and energy before and after, on training images; None without spiking neurons or data.
+        score: The score of the task before and after, if it was measured.
     """
 
     path: Path
     report: PartReport
     timing: PairedTiming
     energy: tuple[Metrics, Metrics] | None = None
+    score: ScoreChange | None = None
 
     def figures(self) -> dict[str, Any]:
-        """Share removed, and the difference to the original with the parts switched off."""
-        return {"achieved": self.report.achieved, "verify_error": self.report.verify_error}
+        """Share removed, difference to the original with the parts switched off, and the score if it was measured."""
+        score = self.score.figures() if self.score is not None else {}
+        return {"achieved": self.report.achieved, "verify_error": self.report.verify_error, **score}
 
     def document(self) -> dict[str, Any]:
         """Everything."""
@@ -58,12 +62,14 @@ class PartsOutcome:
             "latency_ratio": self.timing.ratios[1],
             "latency_ratio_interval": list(self.timing.ratio_intervals[1]),
             "energy": [figures.model_dump(exclude_none=True) for figures in self.energy] if self.energy else None,
+            "score": self.score.document() if self.score is not None else None,
         }
 
     def tables(self) -> Sequence[Table]:
         """Figures before and after, the scores of parts, and those that stay."""
         medians = [timing.median for timing in self.timing.timings]
-        table = part_table(self.report, medians, self.timing.ratios[1], self.timing.ratio_intervals[1], self.energy)
+        ratio, interval = self.timing.ratios[1], self.timing.ratio_intervals[1]
+        table = part_table(self.report, medians, ratio, interval, self.energy, self.score)
         reasons = {entry.name: entry.reason for entry in self.report.untouched}
         return [table, *score_table(self.report), *left_alone_tables(reasons)]
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 from prunecli.errors import RecipeError
 from prunecli.methods.registry import family_of, get_method
 from prunecli.methods.spec import FAMILIES
+from prunecli.phases import shown_by
+from prunecli.pipeline.before_and_after import is_to_be_evaluated, score_change
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.fields import fields_of
 from prunecli.recipe.schema import PruneStage
@@ -31,8 +35,15 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> StageOutcome:
             known = own in (field.name for field in fields_of(spec.params_class))
             hint = f"; --{own.replace('_', '-')} of `prune {stage.method}` is params.{own} in a recipe" if known else ""
             raise RecipeError(f"--{name.replace('_', '-')} is for methods that {reader}{hint}")
-    outcome: StageOutcome = imported(family.runner)(space, stage, out)
-    return outcome
+    with space.sink.phase("load libraries"):
+        runner = imported(family.runner)
+    with shown_by(space.sink.phase):
+        evaluated = "evaluate" in family.settings and is_to_be_evaluated(space, stage)
+        outcome: Any = runner(space, stage, out)
+        if evaluated:  # once the network is saved, so that it is there whatever happens now
+            outcome = dataclasses.replace(outcome, score=score_change(space, stage))
+    result: StageOutcome = outcome
+    return result
 
 
 _SETTINGS = tuple(dict.fromkeys(name for family in FAMILIES.values() for name in family.settings))

@@ -33,6 +33,7 @@ from prunecli.methods.runtime import recorded_change
 from prunecli.methods.sparse import SparseRequest, WeightPruning, parse_pattern
 from prunecli.methods.sparse_params import SparseParams
 from prunecli.models.loading import LoadedModel, load_companion
+from prunecli.phases import counting, phase
 from prunecli.pipeline.progressive import StepTraining
 from prunecli.pipeline.resumption import identity_of, room_for, saved_states
 from prunecli.pipeline.timed import note_timings, timed_in_turns
@@ -41,6 +42,7 @@ from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import PruneStage
 from prunecli.report.pruning_tables import left_alone_tables
 from prunecli.report.schema import Metrics
+from prunecli.report.score_change import ScoreChange
 from prunecli.report.sparse_tables import DENSE_KERNELS, SparseFigures, csr_table, semi_structured_table, sparse_table
 from prunecli.report.table import Table
 from prunecli.sparsity.spike_masks import masked_spikes
@@ -58,6 +60,7 @@ class SparseOutcome:
         timing: The networks before and after, timed in turns.
         reasons: By layer, why its weights were left alone.
         energy: Firing and energy before and after, on training images; None without spiking neurons or data.
+        score: The score of the task before and after, if it was measured.
         csr: Layers as sparse matrices on the CPU, if asked for.
         semi_structured: Layers with 2:4 weights on a GPU.
     """
@@ -69,10 +72,11 @@ class SparseOutcome:
     energy: tuple[Metrics, Metrics] | None = None
     csr: Sequence[SparseTiming] = ()
     semi_structured: Sequence[tuple[str, float]] = field(default_factory=tuple)
+    score: ScoreChange | None = None
 
     def figures(self) -> dict[str, Any]:
-        """Sparsity asked for and achieved, and what is not zero."""
-        return _figures_of(self.sparse)
+        """Sparsity asked for and achieved, what is not zero, and the score if it was measured."""
+        return _figures_of(self.sparse) | (self.score.figures() if self.score is not None else {})
 
     def document(self) -> dict[str, Any]:
         """Everything."""
@@ -86,6 +90,7 @@ class SparseOutcome:
             "latency_ratio": self.timing.ratios[1],
             "latency_ratio_interval": list(self.timing.ratio_intervals[1]),
             "energy": [figures.model_dump(exclude_none=True) for figures in self.energy] if self.energy else None,
+            "score": self.score.document() if self.score is not None else None,
             "csr": [dataclasses.asdict(timing) for timing in self.csr],
             "semi_structured": [list(entry) for entry in self.semi_structured],
         }
@@ -93,9 +98,8 @@ class SparseOutcome:
     def tables(self) -> Sequence[Table]:
         """Figures before and after, sparse kernels, and layers left alone."""
         medians = [timing.median for timing in self.timing.timings]
-        tables = [
-            sparse_table(self.sparse, medians, self.timing.ratios[1], self.timing.ratio_intervals[1], self.energy)
-        ]
+        ratio, interval = self.timing.ratios[1], self.timing.ratio_intervals[1]
+        tables = [sparse_table(self.sparse, medians, ratio, interval, self.energy, self.score)]
         tables += [csr_table(self.csr, largest_tried())] if self.csr else []
         tables += [semi_structured_table(self.semi_structured)] if self.semi_structured else []
         return [*tables, *left_alone_tables(self.reasons)]
@@ -133,12 +137,13 @@ def sparse_stage(space: Workspace, stage: PruneStage, out: Path) -> SparseOutcom
             calibration=calibration if get_method(stage.method).needs_data else None,
             loss=default_loss if calibration is None else space.judging.loss(),
         )
-        with space.inputs.running():
+        with space.inputs.running(), phase("trace"):
             pruning = WeightPruning(network, request, loaded.manifest.masks)
         trainer = StepTraining(space, stage, states, log) if stage.epochs else None
         _mask_in_steps(network.to(space.device), pruning, trainer, rewinding)
         if recalibrate and calibration is not None:
-            recalibrate_batchnorm(network, _Inputs(calibration))
+            with phase("repair"):
+                recalibrate_batchnorm(network, counting(_Inputs(calibration), "batch"))
         space.report_bad()
         crash_point("stage:pruned")
         return _finished(space, stage, network.cpu().eval(), pruning, step, out)
@@ -256,6 +261,9 @@ class _Inputs:
 
     def __init__(self, batches: Batches) -> None:
         self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._batches:

@@ -46,6 +46,7 @@ from prunecli.report.pruning_tables import (
     trained_tables,
 )
 from prunecli.report.schema import Metrics
+from prunecli.report.score_change import ScoreChange
 from prunecli.report.table import Table
 from prunecli.surgery.removal.compensate import Compensation
 
@@ -59,6 +60,7 @@ class PruneOutcome:
         report: What was removed.
         timing: The networks before and after, timed in turns; None where their weights were on the disk.
         energy: Firing and energy before and after, on training images; None without spiking neurons or data.
+        score: The score of the task before and after, if it was measured.
         trained: Figures of a method that pruned while it trained.
     """
 
@@ -67,10 +69,12 @@ class PruneOutcome:
     timing: PairedTiming | None
     energy: tuple[Metrics, Metrics] | None = None
     trained: Mapping[str, Any] = field(default_factory=dict)
+    score: ScoreChange | None = None
 
     def figures(self) -> dict[str, Any]:
-        """Share removed, and the difference to the masked original."""
-        return {"achieved": self.report.achieved, "verify_error": self.report.verify_error, **self.trained}
+        """Share removed, the difference to the masked original, and the score if it was measured."""
+        score = self.score.figures() if self.score is not None else {}
+        return {"achieved": self.report.achieved, "verify_error": self.report.verify_error, **score, **self.trained}
 
     def document(self) -> dict[str, Any]:
         """Everything, without kept indices."""
@@ -79,12 +83,13 @@ class PruneOutcome:
             **self.report.to_dict(),
             **_latencies(self.timing),
             "energy": [figures.model_dump(exclude_none=True) for figures in self.energy] if self.energy else None,
+            "score": self.score.document() if self.score is not None else None,
             **({"trained": dict(self.trained)} if self.trained else {}),
         }
 
     def tables(self) -> Sequence[Table]:
         """Figures before and after, and layers left alone."""
-        table = pruning_table(self.report, self.timing, self.energy)
+        table = pruning_table(self.report, self.timing, self.energy, self.score)
         return [
             table,
             *repair_tables(self.report.repairs),

@@ -128,7 +128,7 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path, hooks: Sequence[
             task=task,
             seed=space.recipe.seed,
             hooks=[*_hooks(space, stage, task, teacher), *hooks],
-            progress=FitProgress(space.sink, advance, "", stage.epochs, log),
+            progress=FitProgress(space.sink, advance, "", stage.epochs, log, samples=space.batch),
             keeper=states,
             tell=space.sink.note,
         )

@@ -213,7 +213,7 @@ class _Run:
                 task=space.judging.training_task(),
                 seed=space.recipe.seed,
                 hooks=hooks,
-                progress=FitProgress(space.sink, advance, title, config.epochs, self._log, before),
+                progress=FitProgress(space.sink, advance, title, config.epochs, self._log, before, samples=space.batch),
                 keeper=keeper,
                 tell=space.sink.note,
             )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from filelock import FileLock
@@ -12,6 +12,8 @@ from filelock import FileLock
 from prunecli.checkpoint.durable import crash_point
 from prunecli.errors import Interrupted, PruneError, ResourceError, described
 from prunecli.own_code import allow
+from prunecli.phases import Reached
+from prunecli.pipeline.log_progress import LogProgress
 from prunecli.pipeline.run import can_continue, is_finished, run_recipe, start_after
 from prunecli.pipeline.run_folder import PLAN_NAME
 from prunecli.pipeline.sink import Advance
@@ -23,7 +25,10 @@ from prunecli.report.table import Table
 
 
 class LogSink:
-    """Notes go to standard error, which is the log of the cell; tables for people and bars go nowhere."""
+    """Notes go to standard error, which is the log of the cell; tables for people go nowhere."""
+
+    def __init__(self) -> None:
+        self._progress = LogProgress(self.note)
 
     def note(self, text: str) -> None:
         """A line."""
@@ -39,10 +44,13 @@ class LogSink:
     def live(self, table: Table) -> None:
         """Nothing."""
 
-    @contextmanager
-    def progress(self, title: str, total: int) -> Iterator[Advance]:
-        """Work that nobody watches."""
-        yield lambda done, text: None
+    def progress(self, title: str, total: int) -> AbstractContextManager[Advance]:
+        """A line a minute."""
+        return self._progress.progress(title, total)
+
+    def phase(self, name: str, *, undisturbed: bool = False) -> AbstractContextManager[Reached]:
+        """Lines about what lasts."""
+        return self._progress.phase(name, undisturbed=undisturbed)
 
 
 def run_job(

@@ -14,6 +14,7 @@ from prunecli.copying import converted, copied, sharing_parameters
 from prunecli.errors import VerificationError, described
 from prunecli.inputs import Inputs, call, cast_inputs, output_tensors
 from prunecli.naming import option
+from prunecli.phases import phase, reached
 from prunecli.surgery.axes import ChannelMasks, kept_mask
 from prunecli.surgery.groups import ChannelGroup, Keep, Member, dropped_units
 from prunecli.surgery.outputs import chosen_outputs
@@ -39,6 +40,7 @@ from prunecli.surgery.tracing.trial import RUNTIME_ERRORS
 from prunecli.widened import as_stored, plain
 
 
+@phase("verify")
 def verify(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> float:
     """Checks that `pruned` computes what `original` computes with the removed units masked.
 
@@ -82,6 +84,7 @@ def verify(original: nn.Module, pruned: nn.Module, traced: Trace, keep: Keep, in
     return difference
 
 
+@phase("verify")
 def faulty_groups(original: nn.Module, traced: Trace, keep: Keep, inputs: Inputs) -> dict[str, str]:
     """Reasons by name for the groups that make removing differ from masking, found by halving."""
     if traced.part is not None:
@@ -246,7 +249,8 @@ def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, 
         samples = drawn_samples(inputs, traced.followed.training_samples)
         trials.append((sharing_parameters(first).train(), second, samples))
     differences: list[float] = []
-    for first, second, trial in trials:
+    for number, (first, second, trial) in enumerate(trials):
+        reached(number, len(trials), "probe")
         try:
             references, outputs = _both(first, second, traced, keep, trial)
             if any(bool(reference.any()) for reference in references):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prunecli.copying import converted, sharing_parameters
 from prunecli.errors import VerificationError, described
 from prunecli.inputs import Inputs, call, cast_inputs, named_tensors
+from prunecli.phases import phase, reached
 from prunecli.surgery.blocks.residual import ResidualBlock
 from prunecli.surgery.blocks.switching import switched_off
 from prunecli.surgery.proof.active_neurons import with_active_neurons
@@ -36,6 +37,7 @@ _PER_LAYER = ("hidden_states", "attentions")
 """Ends of the names of outputs that have an entry for every block."""
 
 
+@phase("verify")
 def verify_without_blocks(
     original: nn.Module,
     pruned: nn.Module,
@@ -129,8 +131,9 @@ def _difference(
         firing = _firing(probe, result, inputs, former)
         pairs += [firing] if firing is not None else []
         differences: list[float] = []
-        for first, second in pairs:
-            for trial, training in trials:
+        for half, (first, second) in enumerate(pairs):
+            for number, (trial, training) in enumerate(trials):
+                reached(half * len(trials) + number, len(pairs) * len(trials), "probe")
                 try:
                     reference = _run(first, trial, training)
                 except RUNTIME_ERRORS as error:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from prunecli.copying import converted, sharing_parameters
 from prunecli.errors import VerificationError, described
 from prunecli.inputs import Inputs, call, cast_inputs, named_tensors
+from prunecli.phases import phase, reached
 from prunecli.surgery.experts.finding import ExpertLayer
 from prunecli.surgery.experts.removing import added, remove_experts
 from prunecli.surgery.experts.routing import Routers, Routing
@@ -37,6 +38,7 @@ _OF_ROUTERS = ("router_logits", "router_probs", "aux_loss", "z_loss")
 """Parts of the names of outputs that have an entry for every expert, or are made of them."""
 
 
+@phase("verify")
 def verify_without_experts(
     original: nn.Module, pruned: nn.Module, layers: Sequence[ExpertLayer], keep: Keep, inputs: Inputs
 ) -> float:
@@ -139,7 +141,8 @@ class _Comparison:
         trials: list[tuple[Any, bool]] = [(inputs, False), *((other, False) for other in others if other is not None)]
         trials += [(samples, True) for count in (2, 1) if (samples := _samples(inputs, count)) is not None]
         differences = []
-        for trial, training in trials:
+        for number, (trial, training) in enumerate(trials):
+            reached(number, len(trials), "probe")
             draws: Draws = []
             try:
                 reference = self._reference(trial, training, draws)

@@ -23,6 +23,7 @@ from prunecli.collective import in_turn
 from prunecli.inputs import Inputs, run_batch, sample_count, take_samples
 from prunecli.measure.environment import memory_bytes
 from prunecli.modes import evaluating
+from prunecli.phases import reached
 from prunecli.ranks import from_first, gathered
 from prunecli.surgery.groups import ChannelGroup, Keep
 from prunecli.surgery.reconstruction.addends import Addend, Layers, layers_of
@@ -152,7 +153,8 @@ def _solved_in_order(
     """Solves layer after layer; the layers that changed, and how many samples others want (see `Reconstructed`)."""
     solved: list[str] = []
     wanted: dict[str, int] = {}
-    for name in passes.names:
+    for number, name in enumerate(passes.names):
+        reached(number, len(passes.names), "layer")
         halves = passes.sums(name, generator)
         if halves is None:
             break

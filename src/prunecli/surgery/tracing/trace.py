@@ -20,6 +20,7 @@ from prunecli.copying import converted, copied
 from prunecli.errors import DataDependentError, ModelError
 from prunecli.inputs import Inputs, cast_inputs, doubled_batch, output_tensors
 from prunecli.naming import option
+from prunecli.phases import phase
 from prunecli.surgery.axes import freeze_position
 from prunecli.surgery.tracing.adapters import tie_known_modules
 from prunecli.surgery.tracing.attention import temperatures
@@ -40,6 +41,7 @@ from prunecli.surgery.tracing.trial import Trial
 from prunecli.surgery.tracing.watched import Uses, watch_attributes
 
 
+@phase("trace")
 def trace(
     model: nn.Module,
     example_inputs: Inputs,
