@@ -254,7 +254,7 @@ class _Spoiling(Hook):
     def begin(self, training: Any) -> None:
         self._weight = training.model.layers[1].conv.weight
 
-    def epoch_end(self, epoch: int) -> None:
+    def after_step(self) -> None:
         if ranks.rank() == 1:
             self._weight.detach().to_local()[0, 0, 0, 0] = torch.nan
 
@@ -286,7 +286,7 @@ REFUSED: dict[str, Callable[[], object]] = {
         build("lm:lstm", num_classes=10, units=6), StreamBatches(_text(), 4, whole=False), _text_task(), SGD
     ),
     "in the same order": lambda: _classified(_InAnyOrder(), SGD),
-    "layers.1.conv.weight holds NaN or infinity at epoch 1": lambda: _classified(_Layers(), SGD, _Spoiling()),
+    "layers.1.conv.weight holds NaN or infinity at epoch 1": lambda: _classified(_Layers(), SGD, _Spoiling(), size=23),
 }
 
 
@@ -317,7 +317,8 @@ def _left() -> dict[str, Any]:
     return {
         "plain": _described(network) == before,
         "same parameters": all(
-            one is parameters[name] for name, one in network.named_parameters(remove_duplicate=False)
+            type(one) is nn.Parameter and one is parameters[name]
+            for name, one in network.named_parameters(remove_duplicate=False)
         ),
         "kinds": {type(one) for one in network.state_dict().values()},
         "hooks": calls > 0 and len(seen) > calls,
@@ -354,7 +355,7 @@ def _part() -> tuple[int, int]:
     network = _Layers()
     numbers = sum(one.numel() for one in network.parameters())
     sharded = Sharded(network, CPU)
-    held = sum(one.to_local().numel() for one in network.parameters())  # type: ignore[operator]
+    held = sum(one.to_local().numel() for one in network.parameters())  # type: ignore[attr-defined]
     sharded.end()
     assert sum(one.numel() for one in network.parameters()) == numbers
     return held, numbers
@@ -399,7 +400,7 @@ def found(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> Fou
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_gradients_weights_and_figures_are_those_of_one_process(found: Found, name: str) -> None:
-    _compare([each[name] for each in found[1]][0], [each[name] for each in found[2]])
+    _compare(found[1][0][name], [each[name] for each in found[2]])
 
 
 @pytest.mark.slow
@@ -490,7 +491,12 @@ def test_what_cannot_be_done_is_said_by_every_process(found: Found, text: str) -
     [
         ("timm:vit_tiny_patch16_224", {}, [f"blocks.{n}" for n in range(12)]),
         ("cifar:resnet20", {}, [f"layer{s}.{n}" for s in (1, 2, 3) for n in range(3)]),
-        ("hf:LlamaForCausalLM", {"num_hidden_layers": 2}, ["model.layers.0", "model.layers.1"]),
+        pytest.param(
+            "hf:LlamaForCausalLM",
+            {"num_hidden_layers": 2},
+            ["model.layers.0", "model.layers.1"],
+            marks=pytest.mark.slow,  # transformers takes seconds to import
+        ),
         ("timm:mobilenetv2_050", {}, None),
     ],
 )
