@@ -97,6 +97,14 @@ class _Layers(nn.Module):
         return scores
 
 
+class _Reaching(_Layers):
+    """Calls a part of a block."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden: Tensor = self.layers[0].conv(self.stem(inputs))  # type: ignore[union-attr,operator]
+        return super().forward(inputs) + hidden.mean()
+
+
 class _InAnyOrder(_Layers):
     """Blocks that run in another order in each process, as where random numbers choose them."""
 
@@ -285,6 +293,7 @@ REFUSED: dict[str, Callable[[], object]] = {
     "read a text from end to end": lambda: _trained(
         build("lm:lstm", num_classes=10, units=6), StreamBatches(_text(), 4, whole=False), _text_task(), SGD
     ),
+    "reads weights of a block without calling the block": lambda: _classified(_Reaching(), SGD),
     "in the same order": lambda: _classified(_InAnyOrder(), SGD),
     "layers.1.conv.weight holds NaN or infinity at epoch 1": lambda: _classified(_Layers(), SGD, _Spoiling(), size=23),
 }

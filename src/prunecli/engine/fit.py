@@ -235,7 +235,8 @@ class _Run:
                 close(index)
             group = index // self.config.accumulate
             counts = getattr(batches, "counts", True)
-            loss = self._loss(inputs, labels, counts)
+            with self._replicas.running():
+                loss = self._loss(inputs, labels, counts)
             own = sample_count(inputs) if counts else 0
             value, samples = checkpoint.agree(loss.item(), own)
             if not math.isfinite(value):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -259,6 +260,10 @@ class Replicas:
         if self._gradients is not None:
             self._gradients.remove()
             self._gradients = None
+
+    def running(self) -> AbstractContextManager[object]:
+        """What surrounds a pass of the network, to explain errors."""
+        return nullcontext()
 
     def saved(self, state: dict[str, Any]) -> dict[str, Any]:
         """A state as it is saved: every tensor in full."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -185,6 +186,23 @@ class Sharded(Replicas):
         if self._statistics is not None:
             self._statistics.join()
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Explains what it means when an operator meets a part of a weight, or a weight that is not there.
+
+        Raises:
+            ModelError: A weight was read outside `forward` of the block, or the network, that it belongs to.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if "DTensor" in str(error):
+                raise ModelError(
+                    f"{_OPTION}: the network reads weights of a block without calling the block "
+                    f"({first_line(error)}); leave it out"
+                ) from error
+            raise
+
     def saved(self, state: dict[str, Any]) -> dict[str, Any]:
         """A state with whole tensors on the CPU, for rank 0, which saves it; others get empty ones."""
         whole: dict[str, Any] = map_tensors(state, in_full)
@@ -266,6 +284,10 @@ def _whole_again(module: nn.Module, args: Any, output: Any) -> Any:
 def _check(network: nn.Module, device: torch.device) -> None:
     if device.type not in _DEVICES:
         raise RecipeError(f"{_OPTION} is for CPUs and CUDA devices, not for {device.type}; leave it out")
+    from torch.distributed.fsdp import FSDPModule
+
+    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise RecipeError(f"{_OPTION} needs torch 2.15 or newer, and {torch.__version__} is installed; leave it out")
     for name, parameter in network.named_parameters():
         if parameter.dim() == 0:
             raise RecipeError(f"{_OPTION}: {name} is a single number, which torch does not divide; leave it out")
