@@ -24,7 +24,7 @@ from prunecli.engine.fit import fit
 from prunecli.engine.freezing import FreezeBackbone
 from prunecli.engine.holding import HoldZeros
 from prunecli.engine.hooks import Hook
-from prunecli.engine.optimizer import make_optimizer
+from prunecli.engine.optimizer import DIVISIBLE, make_optimizer
 from prunecli.engine.repeated_blocks import repeated_blocks
 from prunecli.engine.sharding import Sharded
 from prunecli.errors import PruneError
@@ -50,7 +50,6 @@ from tests.unit.test_distributed import (
 
 ADAM: dict[str, Any] = {"epochs": 2, "lr": 1e-3, "weight_decay": 1e-2, "optimizer": "adamw"}
 SGD: dict[str, Any] = {"epochs": 2, "lr": 0.02, "weight_decay": 1e-3}
-OPTIMIZERS = ("lamb", "nadamw", "rmsprop", "lion")
 
 
 class _Block(nn.Module):
@@ -211,6 +210,10 @@ def _validated(count: int = 22) -> dict[str, Any]:
     return _classified(_Layers(), SGD, validation=batches)
 
 
+def _optimized(name: str) -> dict[str, Any]:
+    return _classified(_Layers(), ADAM | {"epochs": 1, "optimizer": name})
+
+
 Trainings = dict[str, Callable[[], dict[str, Any]]]
 TRAININGS: Trainings = {
     "uneven shares": lambda: _classified(_Layers(), SGD),
@@ -229,7 +232,7 @@ MORE: Trainings = {
     "void pixels": lambda: _trained(
         nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 3, 1)), _Masks(), _labels("segmentation", 3), SGD
     ),
-    **{name: partial(_classified, _Layers(), ADAM | {"optimizer": name}) for name in OPTIMIZERS},
+    **{name: partial(_optimized, name) for name in sorted(DIVISIBLE)},
 }
 
 
@@ -289,6 +292,7 @@ REFUSED: dict[str, Callable[[], object]] = {
     "weighing needs whole weights": lambda: _classified(_Layers(), SGD, _Weighing()),
     "scale is a single number": lambda: _classified(_scalar(), SGD),
     "optimizer of the whole network": _continued,
+    "and muon is not": lambda: _optimized("muon"),
     "detectors": _boxes,
     "read a text from end to end": lambda: _trained(
         build("lm:lstm", num_classes=10, units=6), StreamBatches(_text(), 4, whole=False), _text_task(), SGD

@@ -23,6 +23,7 @@ from prunecli import ranks
 from prunecli.engine.config import FitConfig
 from prunecli.engine.divided import in_full, is_divided, sharded_now
 from prunecli.engine.hooks import Hook
+from prunecli.engine.optimizer import DIVISIBLE
 from prunecli.engine.repeated_blocks import innermost, repeated_blocks
 from prunecli.engine.replicas import Replicas, not_finite, tensors_of
 from prunecli.engine.tasks.base import Task
@@ -74,6 +75,11 @@ def replicas_of(
         raise RecipeError(f"{_OPTION} is not for networks that read a text from end to end; leave it out")
     if optimizer is not None:
         raise RecipeError(f"{_OPTION} cannot go on with an optimizer of the whole network; leave it out")
+    if config.optimizer.lower() not in DIVISIBLE:
+        raise RecipeError(
+            f"{_OPTION} is for optimizers that are known to be right for parts of weights, and {config.optimizer} is "
+            "not; use for instance adamw, sgd, lamb or lion"
+        )
     if config.amp and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise RecipeError(f"{_OPTION}: this GPU has no bfloat16, and losses are not scaled then; give amp: false")
     sharded = Sharded(network, device)
