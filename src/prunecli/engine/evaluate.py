@@ -31,8 +31,7 @@ def evaluate(
     """Runs `model` over all batches in evaluation mode.
 
     Several processes take turns with the batches, each of them is computed once, and every process gets the figures
-    that one process would have got. Of a network that they divide (`prunecli.engine.sharding`) all have to compute
-    equally often, so a process without a batch computes one again, which does not count.
+    that one process would have got. A network that they divide they run equally often: see `_in_step`.
 
     Args:
         model: Returns what `task` expects, mostly scores; moved to `device`, its mode is restored afterwards.
@@ -50,9 +49,7 @@ def evaluate(
         ResourceError: Memory ran out, or a process that loads images died.
     """
     training = model.training
-    if not is_sharded(model):  # else it is there already
-        model.to(device)
-    model.eval()
+    (model if is_sharded(model) else model.to(device)).eval()
     task = task if task is not None else Classification.with_classes(0)
     meter = task.meter(device)
     images, carrier = 0, Carrier(batches)
@@ -96,7 +93,11 @@ def _own(batches: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
 
 
 def _in_step(batches: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
-    """This process's batches, and whether they count; when one process has a batch, all of them have one."""
+    """This process's batches, and whether they count; when one process has a batch, all of them have one.
+
+    A divided network (`prunecli.engine.sharding`) runs in all processes together, so one without a batch computes
+    another one, which does not count.
+    """
     last: Any = None
     for batch in _turns(batches):
         having = ranks.gathered((batch is not None, last is not None))

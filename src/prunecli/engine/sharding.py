@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from prunecli import ranks
+from prunecli.copying import freed_at_once
 from prunecli.engine.config import FitConfig
 from prunecli.engine.divided import in_full, is_divided, sharded_now
 from prunecli.engine.hooks import Hook
@@ -115,6 +116,9 @@ class Sharded(Replicas):
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         _check(network, device)
         super().__init__(network)
+        self._memory = ExitStack()
+        if device.type == "cpu":  # else the system keeps what blocks let go, and nothing is saved
+            self._memory.enter_context(freed_at_once())
         self.blocks = repeated_blocks(network)
         self._places = _places(network)
         self._plain = {module: _Plain(module) for module in network.modules()}
@@ -248,6 +252,7 @@ class Sharded(Replicas):
             plain.restore(module)
         sharded_now(self._network, False)
         self._network.cpu()
+        self._memory.close()
 
 
 class _Plain:
