@@ -43,3 +43,13 @@ class FitConfig:
         ),
     ] = "none"
     patience: Annotated[int | None, Ge(1), Doc("Stop after this many epochs without a better validation score.")] = None
+
+    def batches_in_step(self, index: int, last: int) -> int:
+        """Batches whose gradients are averaged in the step that one belongs to; the last step may have fewer.
+
+        Args:
+            index: Its index in the epoch.
+            last: That of the epoch's last batch.
+        """
+        first = index - index % self.accumulate
+        return min(self.accumulate, last - first + 1)

@@ -24,7 +24,7 @@ def sharded_now(network: nn.Module, is_so: bool = True) -> None:
     (_SHARDED.add if is_so else _SHARDED.discard)(network)
 
 
-def placed(value: Any, like: Tensor) -> Any:
+def placed(value: Any, like: Any) -> Any:
     """A whole tensor divided as another one is; anything else, and everything where that is whole, as it is."""
     if not is_divided(like) or not isinstance(value, Tensor) or is_divided(value) or value.shape != like.shape:
         return value
@@ -33,6 +33,11 @@ def placed(value: Any, like: Tensor) -> Any:
     mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
     here = value.detach().to(like.device)
     return distribute_tensor(here, mesh, placements, src_data_rank=None)  # every process has the whole one
+
+
+def placed_by_name(values: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
+    """The same of tensors by name, such as weights."""
+    return {name: placed(value, like[name]) for name, value in values.items()}
 
 
 def placed_states(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

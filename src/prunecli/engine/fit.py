@@ -19,7 +19,7 @@ from prunecli.engine.carrying import Carrier
 from prunecli.engine.config import FitConfig
 from prunecli.engine.device import channels_last, move_batch, seed_everything
 from prunecli.engine.divergence import require_finite_loss
-from prunecli.engine.divided import placed, placed_states
+from prunecli.engine.divided import placed, placed_by_name, placed_states
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.explosion import ExplosionWatch
 from prunecli.engine.hooks import Batch, Hook, State, Training
@@ -176,8 +176,7 @@ class _Run:
             self._amp_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
         self._carrier = Carrier(train)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._amp_dtype is torch.float16)
-        self._updates = 0
-        self._lr = config.lr
+        self._updates, self._lr = 0, config.lr
         self.position = Position()
         self._history: list[Epoch] = []
         self._best: tuple[float, int, dict[str, Tensor]] | None = None
@@ -245,7 +244,7 @@ class _Run:
                 )
             closing = (index + 1) % self.config.accumulate == 0 or index == last
             self._replicas.see(own, closing=closing)
-            self._scaler.scale(loss / self._batches_in_step(index, last)).backward()  # type: ignore[no-untyped-call]
+            self._scaler.scale(loss / self.config.batches_in_step(index, last)).backward()  # type: ignore[no-untyped-call]
             here.loss += value * samples
             here.images += samples
             if closing:
@@ -301,22 +300,25 @@ class _Run:
 
     def state(self) -> State:
         """Returns everything that determines how training continues; see `prunecli.engine.resuming`."""
-        state = {
-            "position": asdict(self.position),
-            "history": [vars(entry) | {"validation": figures_to_state(entry.validation)} for entry in self._history],
-            "best": self._best,
-            "model": tensors_of(self.model),
-            "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.state_dict() if self._schedule is not None else None,
-            "scaler": self._scaler.state_dict(),
-            "updates": self._updates,
-            "memory": self._carrier.state(),
-            "lr": self._lr,
-            "random": random_state(self.device),
-            "hooks": {hook.name: hook.state() for hook in self._hooks},
-            "others": ranks.gathered(self._own_state())[1:],
-        }
-        return self._replicas.saved(state)
+        return self._replicas.saved(
+            {
+                "position": asdict(self.position),
+                "history": [
+                    vars(entry) | {"validation": figures_to_state(entry.validation)} for entry in self._history
+                ],
+                "best": self._best,
+                "model": tensors_of(self.model),
+                "optimizer": self._optimizer.state_dict(),
+                "schedule": self._schedule.state_dict() if self._schedule is not None else None,
+                "scaler": self._scaler.state_dict(),
+                "updates": self._updates,
+                "memory": self._carrier.state(),
+                "lr": self._lr,
+                "random": random_state(self.device),
+                "hooks": {hook.name: hook.state() for hook in self._hooks},
+                "others": ranks.gathered(self._own_state())[1:],
+            }
+        )
 
     def _own_state(self) -> State:
         """What differs between processes; nothing where there is one alone."""
@@ -344,8 +346,7 @@ class _Run:
         ]
         if state["best"] is not None:
             score, epoch, weights = state["best"]
-            now = self.model.state_dict()
-            self._best = score, epoch, {name: placed(value, now[name]) for name, value in weights.items()}
+            self._best = score, epoch, placed_by_name(weights, self.model.state_dict())
         self._restore_own(state)
 
     def _restore_own(self, state: State) -> None:
@@ -363,11 +364,6 @@ class _Run:
         set_random_state(own["random"], self.device)
         if not same:
             seed_apart(self._seed, ranks.rank(), self._updates)
-
-    def _batches_in_step(self, index: int, last: int) -> int:
-        """Batches whose gradients are averaged in the step that `index` belongs to; the last step may have fewer."""
-        first = index - index % self.config.accumulate
-        return min(self.config.accumulate, last - first + 1)
 
     def _step(self) -> None:
         self._replicas.join()
