@@ -30,7 +30,7 @@ def placed(value: Any, like: Any) -> Any:
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    mesh, placements = like.device_mesh, like.placements
     here = value.detach().to(like.device)
     return distribute_tensor(here, mesh, placements, src_data_rank=None)  # every process has the whole one
 
