@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from prunecli.checkpoint.durable import FAULT_VARIABLE
 from prunecli.checkpoint.io import read_manifest
@@ -31,6 +33,18 @@ WHOLE = """
   - {stage: finetune, epochs: 1, lr: 0.01}
   - {stage: eval, measure: [accuracy, params, macs]}
   - {stage: compare}
+"""
+
+DIVIDED = """
+version: 1
+save_every: 0
+model:
+  ref: timm:vit_tiny_patch16_224
+  kwargs: {img_size: 8, patch_size: 4, embed_dim: 24, depth: 2, in_chans: 1}
+data: {name: digits, batch_size: 256}
+stages:
+  - {stage: train, epochs: 1, lr: 0.05, sharding: fsdp2}
+  - {stage: eval, measure: [accuracy, params]}
 """
 
 
@@ -85,6 +99,26 @@ def test_a_killed_process_ends_all_and_another_number_goes_on(processes: Process
     resumed = _run(processes, recipe, "--resume", size=1)
     assert resumed.codes == [0], resumed.err
     assert "batch 2" in resumed.err[0] and "was saved with processes 2, now 1" in resumed.err[0]
+
+
+@pytest.mark.slow
+def test_a_divided_run_goes_on_in_one_process_without_it(processes: Processes, recipe: Path) -> None:
+    """The network in the file is the one that two processes would have ended with, within rounding."""
+    recipe.write_text(DIVIDED)
+    killed = _run(processes, recipe, env={1: {FAULT_VARIABLE: "fit:step@3"}})
+    assert killed.codes[1] == -signal.SIGKILL and killed.err[0].count("error:") == 1
+    assert "divided among 2 processes; 2 blocks" in killed.err[0]
+    recipe.write_text(recipe.read_text().replace("fsdp2", "none"))
+    resumed = _run(processes, recipe, "--resume", size=1)
+    assert resumed.codes == [0] and "batch 2" in resumed.err[0], resumed.err
+    out, whole = recipe.parent / "out", recipe.parent / "whole"
+    recipe.write_text(recipe.read_text().replace("none", "fsdp2"))
+    both = run_together(processes, recipe.parent, words=["run", recipe, "--out", whole])
+    assert both.codes == [0, 0], both.err
+    first, second = (load_file(folder / "trained.safetensors") for folder in (out, whole))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=1e-4, atol=1e-4)
 
 
 def test_an_error_of_one_process_is_shown_once_with_its_rank(processes: Processes, recipe: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_doc import Doc
 
@@ -35,4 +35,21 @@ class FitConfig:
     clip_grad: Annotated[float | None, Gt(0), Doc("Largest gradient norm.")] = None
     accumulate: Annotated[int, Ge(1), Doc("Batches whose gradients make one step.")] = 1
     amp: Annotated[bool, Doc("Mixed precision on a GPU.")] = True
+    sharding: Annotated[
+        Literal["none", "fsdp2"],
+        Doc(
+            "fsdp2: several processes divide weights, gradients and optimizer states among themselves, for networks "
+            "of which one device does not hold them (docs/distributed.md)."
+        ),
+    ] = "none"
     patience: Annotated[int | None, Ge(1), Doc("Stop after this many epochs without a better validation score.")] = None
+
+    def batches_in_step(self, index: int, last: int) -> int:
+        """Batches whose gradients are averaged in the step that one belongs to; the last step may have fewer.
+
+        Args:
+            index: Its index in the epoch.
+            last: That of the epoch's last batch.
+        """
+        first = index - index % self.accumulate
+        return min(self.accumulate, last - first + 1)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunecli.engine.divided import is_sharded
 from prunecli.errors import RecipeError
 from prunecli.inputs import map_tensors
 
@@ -54,7 +55,7 @@ def channels_last(model: nn.Module) -> Iterator[torch.memory_format]:
     convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
     layout = torch.channels_last if convolutional else torch.contiguous_format
     modules = list(model.modules())
-    if any(module in _CONVERTED for module in modules):
+    if any(module in _CONVERTED for module in modules) or is_sharded(model):  # parts of weights have no format
         yield layout
         return
     _CONVERTED.update(modules)

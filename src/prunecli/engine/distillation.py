@@ -23,6 +23,7 @@ class Distillation(Hook):
     """
 
     name = "distillation"
+    works_sharded = True
     per_process = True  # each has its own part of a text
 
     def __init__(self, teacher: nn.Module, task: Task, weight: float = 0.5, temperature: float | None = None) -> None:

@@ -4,25 +4,9 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor, nn
-
 from prunecli.engine.resuming import Position
 from prunecli.engine.tasks.base import Figures
 from prunecli.errors import DivergedError
-
-_REMEDY = "lower the learning rate (--lr), or limit the gradients (--clip-grad)"
-
-
-def require_finite(model: nn.Module, position: Position) -> None:
-    """Checks the weights and buffers of a network.
-
-    Raises:
-        DivergedError: One is NaN or infinite.
-    """
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor.detach()).all()):
-            raise DivergedError(f"{name} holds NaN or infinity at {position}; {_REMEDY}")
 
 
 def require_finite_loss(figures: Figures, position: Position) -> None:
@@ -34,5 +18,6 @@ def require_finite_loss(figures: Figures, position: Position) -> None:
     loss = figures.logged.get("loss", 0.0)
     if not math.isfinite(loss) and getattr(figures, "tokens", None) != 0:  # of no tokens there is no mean
         raise DivergedError(
-            f"the validation loss is {loss} after epoch {position.epoch}, although the weights are finite; {_REMEDY}"
+            f"the validation loss is {loss} after epoch {position.epoch}, although the weights are finite; lower the "
+            "learning rate (--lr), or limit the gradients (--clip-grad)"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prunecli import ranks
 from prunecli.engine.carrying import Carrier
 from prunecli.engine.device import channels_last, move_batch
+from prunecli.engine.divided import is_sharded
 from prunecli.engine.resources import resource_errors
 from prunecli.engine.tasks.base import Task
 from prunecli.engine.tasks.classification import Classification
@@ -30,7 +31,7 @@ def evaluate(
     """Runs `model` over all batches in evaluation mode.
 
     Several processes take turns with the batches, each of them is computed once, and every process gets the figures
-    that one process would have got.
+    that one process would have got. A network that they divide they run equally often: see `_in_step`.
 
     Args:
         model: Returns what `task` expects, mostly scores; moved to `device`, its mode is restored afterwards.
@@ -48,19 +49,20 @@ def evaluate(
         ResourceError: Memory ran out, or a process that loads images died.
     """
     training = model.training
-    model.to(device).eval()
+    (model if is_sharded(model) else model.to(device)).eval()
     task = task if task is not None else Classification.with_classes(0)
     meter = task.meter(device)
     images, carrier = 0, Carrier(batches)
     measured: list[Any] = []  # of this process's batches, while the others measure theirs
     with resource_errors(getattr(batches, "batch_size", None)), channels_last(model) as layout, torch.no_grad():
-        for batch in _own(batches):
-            if batch is None:
+        for batch, counts in _in_step(batches) if is_sharded(model) else _own(batches):
+            if batch is not None:
+                inputs, labels = batch
+                predictions = task.predictions(carrier, model, move_batch(inputs, device, layout))
+            if batch is None or not counts:
                 measured.append(None)
             else:
-                inputs, labels = batch
                 labels = map_tensors(labels, lambda tensor: tensor.to(device, non_blocking=True))
-                predictions = task.predictions(carrier, model, move_batch(inputs, device, layout))
                 images += sample_count(inputs)
                 if ranks.together():
                     measured.append(map_tensors(meter.measure(predictions, labels), Tensor.cpu))
@@ -79,11 +81,43 @@ def evaluate(
     return meter.compute()
 
 
-def _own(batches: Iterable[Any]) -> Iterator[Any]:
-    """This process's batches, and None in place of some; as many on every process."""
+def _own(batches: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
+    """This process's batches, and None in place of some; as many on every process. All of them count."""
     own = getattr(batches, "own", None)
     if own is not None and ranks.together():
-        yield from own()
+        for batch in own():
+            yield batch, True
         return
     for index, batch in enumerate(batches):
-        yield batch if index % ranks.world_size() == ranks.rank() else None
+        yield batch if index % ranks.world_size() == ranks.rank() else None, True
+
+
+def _in_step(batches: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
+    """This process's batches, and whether they count; when one process has a batch, all of them have one.
+
+    A divided network (`prunecli.engine.sharding`) runs in all processes together, so one without a batch computes
+    another one, which does not count.
+    """
+    last: Any = None
+    for batch in _turns(batches):
+        having = ranks.gathered((batch is not None, last is not None))
+        counting = [counts for counts, _ in having]
+        if not any(counting):
+            yield None, False
+            continue
+        if not all(counts or lasting for counts, lasting in having):
+            another = ranks.from_rank(counting.index(True), batch)
+            last = another if last is None else last
+        last = last if batch is None else batch
+        yield last, batch is not None
+
+
+def _turns(batches: Iterable[Any]) -> Iterator[Any]:
+    """This process's batch of each turn, in which every process has one; None where there is none for it."""
+    own = getattr(batches, "own", None)
+    if own is not None:
+        yield from own()
+        return
+    every = iter(batches)
+    while turn := list(islice(every, ranks.world_size())):
+        yield turn[ranks.rank()] if ranks.rank() < len(turn) else None

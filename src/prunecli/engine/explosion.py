@@ -26,6 +26,7 @@ class ExplosionWatch(Hook):
     """
 
     name = "explosion-watch"
+    works_sharded = True
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import time
 from collections.abc import Callable, Sequence, Sized
@@ -19,13 +18,14 @@ from prunecli.checkpoint.durable import crash_point
 from prunecli.engine.carrying import Carrier
 from prunecli.engine.config import FitConfig
 from prunecli.engine.device import channels_last, move_batch, seed_everything
-from prunecli.engine.divergence import require_finite, require_finite_loss
+from prunecli.engine.divergence import require_finite_loss
+from prunecli.engine.divided import placed, placed_by_name, placed_states
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.explosion import ExplosionWatch
 from prunecli.engine.hooks import Batch, Hook, State, Training
 from prunecli.engine.mixing import Mixing
 from prunecli.engine.optimizer import make_optimizer, make_schedule
-from prunecli.engine.replicas import Replicas
+from prunecli.engine.replicas import Replicas, tensors_of
 from prunecli.engine.resources import resource_errors
 from prunecli.engine.resuming import (
     Checkpoint,
@@ -40,6 +40,7 @@ from prunecli.engine.resuming import (
     set_random_state,
     stop_requests,
 )
+from prunecli.engine.sharding import replicas_of
 from prunecli.engine.tasks.base import Figures, Task
 from prunecli.errors import DivergedError, RecipeError
 from prunecli.inputs import map_tensors, sample_count
@@ -104,7 +105,8 @@ def fit(
     """Trains `model` in place and leaves it with the weights of the best validation epoch (the last without one).
 
     Several processes (see `prunecli.ranks`) share every batch and average their gradients, so settings mean what they
-    mean for one process. Batch normalisations measure each process's own share; see `replicas.Statistics`.
+    mean for one process. Batch normalisations measure each process's own share; see `replicas.Statistics`. With
+    `config.sharding` they divide the network, which is on the CPU afterwards, and stays divided after an error.
 
     Args:
         model: Returns what `task` expects, mostly scores.
@@ -131,8 +133,9 @@ def fit(
         RanksDiffer: Two processes have different weights at the end of an epoch.
     """
     seed_everything(seed)
-    model.to(device)
-    run = _Run(model, train, config, device, optimizer, task, (ExplosionWatch(tell), *hooks), seed)
+    hooks = (ExplosionWatch(tell), *hooks)
+    replicas = replicas_of(model, config, device, task, train, hooks, optimizer, tell)
+    run = _Run(model, train, config, device, optimizer, task, hooks, seed, replicas)
     seed_apart(seed, ranks.rank())
     listening = stop_requests(tell) if keeper is not None else nullcontext(StopRequest())
     with channels_last(model), listening as stop:
@@ -159,9 +162,10 @@ class _Run:
         task: Task,
         hooks: Sequence[Hook],
         seed: int,
+        replicas: Replicas,
     ) -> None:
-        self.model, self.config, self.device, self.task = model, config, device, task
-        self._seed, self._hooks = seed, hooks
+        self.model, self._seed, self.config, self.device = model, seed, config, device
+        self.task, self._hooks, self._replicas = task, hooks, replicas
         steps = math.ceil(len(train) / config.accumulate)
         self._optimizer = optimizer if optimizer is not None else make_optimizer(model, config)
         self._schedule = make_schedule(self._optimizer, config, steps)
@@ -172,8 +176,7 @@ class _Run:
             self._amp_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
         self._carrier = Carrier(train)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._amp_dtype is torch.float16)
-        self._updates = 0
-        self._lr = config.lr
+        self._updates, self._lr = 0, config.lr
         self.position = Position()
         self._history: list[Epoch] = []
         self._best: tuple[float, int, dict[str, Tensor]] | None = None
@@ -184,7 +187,6 @@ class _Run:
         training = Training(model, self._optimizer, device, config.epochs, steps, num_classes, train)
         for hook in hooks:
             hook.begin(training)
-        self._replicas = Replicas(model)
 
     def next_epoch(
         self, train: SizedBatches, validation: SizedBatches | None, progress: Progress | None, checkpoint: Checkpoint
@@ -197,7 +199,7 @@ class _Run:
             figures = evaluate(self.model, validation, self.device, lambda done: checkpoint.stop(), task=self.task)
             require_finite_loss(figures, self.position)
         entry = self._close_epoch(loss, figures)
-        ranks.require_same(f"the network after epoch {entry.epoch}", _tensors(self.model))
+        self._replicas.require_same(f"the network after epoch {entry.epoch}")
         crash_point("fit:epoch")
         if progress is not None:
             progress.on_epoch(entry, [table for hook in self._hooks for table in hook.tables()])
@@ -232,7 +234,8 @@ class _Run:
                 close(index)
             group = index // self.config.accumulate
             counts = getattr(batches, "counts", True)
-            loss = self._loss(inputs, labels, counts)
+            with self._replicas.running():
+                loss = self._loss(inputs, labels, counts)
             own = sample_count(inputs) if counts else 0
             value, samples = checkpoint.agree(loss.item(), own)
             if not math.isfinite(value):
@@ -241,7 +244,7 @@ class _Run:
                 )
             closing = (index + 1) % self.config.accumulate == 0 or index == last
             self._replicas.see(own, closing=closing)
-            self._scaler.scale(loss / self._batches_in_step(index, last)).backward()  # type: ignore[no-untyped-call]
+            self._scaler.scale(loss / self.config.batches_in_step(index, last)).backward()  # type: ignore[no-untyped-call]
             here.loss += value * samples
             here.images += samples
             if closing:
@@ -287,30 +290,35 @@ class _Run:
             self.model.load_state_dict(self._best[2])
         for hook in self._hooks:
             hook.end()
+        self._replicas.end()
         self.model.eval()
         return FitResult(tuple(self._history), self._best[1] if self._best is not None else len(self._history))
 
     def require_finite(self) -> None:
         """Raises an error before NaN or infinite weights are saved or evaluated."""
-        require_finite(self.model, self.position)
+        self._replicas.require_finite(self.position)
 
     def state(self) -> State:
         """Returns everything that determines how training continues; see `prunecli.engine.resuming`."""
-        return {
-            "position": asdict(self.position),
-            "history": [vars(entry) | {"validation": figures_to_state(entry.validation)} for entry in self._history],
-            "best": self._best,
-            "model": _tensors(self.model),
-            "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.state_dict() if self._schedule is not None else None,
-            "scaler": self._scaler.state_dict(),
-            "updates": self._updates,
-            "memory": self._carrier.state(),
-            "lr": self._lr,
-            "random": random_state(self.device),
-            "hooks": {hook.name: hook.state() for hook in self._hooks},
-            "others": ranks.gathered(self._own_state())[1:],
-        }
+        return self._replicas.saved(
+            {
+                "position": asdict(self.position),
+                "history": [
+                    vars(entry) | {"validation": figures_to_state(entry.validation)} for entry in self._history
+                ],
+                "best": self._best,
+                "model": tensors_of(self.model),
+                "optimizer": self._optimizer.state_dict(),
+                "schedule": self._schedule.state_dict() if self._schedule is not None else None,
+                "scaler": self._scaler.state_dict(),
+                "updates": self._updates,
+                "memory": self._carrier.state(),
+                "lr": self._lr,
+                "random": random_state(self.device),
+                "hooks": {hook.name: hook.state() for hook in self._hooks},
+                "others": ranks.gathered(self._own_state())[1:],
+            }
+        )
 
     def _own_state(self) -> State:
         """What differs between processes; nothing where there is one alone."""
@@ -323,9 +331,9 @@ class _Run:
     def restore(self, state: State) -> None:
         """Restores `state()`."""
         with torch.no_grad():
-            for name, tensor in _tensors(self.model).items():
-                tensor.copy_(state["model"][name])
-        self._optimizer.load_state_dict(state["optimizer"])
+            for name, tensor in tensors_of(self.model).items():
+                tensor.copy_(placed(state["model"][name], tensor))
+        self._optimizer.load_state_dict(placed_states(state["optimizer"], self._optimizer))
         if self._schedule is not None:
             self._schedule.load_state_dict(state["schedule"])
         if state["scaler"]:
@@ -336,7 +344,9 @@ class _Run:
             Epoch(**(entry | {"validation": figures_from_state(entry["validation"], self.task.figures)}))
             for entry in state["history"]
         ]
-        self._best = tuple(state["best"]) if state["best"] is not None else None
+        if state["best"] is not None:
+            score, epoch, weights = state["best"]
+            self._best = score, epoch, placed_by_name(weights, self.model.state_dict())
         self._restore_own(state)
 
     def _restore_own(self, state: State) -> None:
@@ -354,11 +364,6 @@ class _Run:
         set_random_state(own["random"], self.device)
         if not same:
             seed_apart(self._seed, ranks.rank(), self._updates)
-
-    def _batches_in_step(self, index: int, last: int) -> int:
-        """Batches whose gradients are averaged in the step that `index` belongs to; the last step may have fewer."""
-        first = index - index % self.config.accumulate
-        return min(self.config.accumulate, last - first + 1)
 
     def _step(self) -> None:
         self._replicas.join()
@@ -393,8 +398,3 @@ class _Run:
             for hook in self._hooks:
                 loss = hook.loss(loss, batch)
         return loss
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers, including non-persistent ones."""
-    return {name: tensor.detach() for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers())}

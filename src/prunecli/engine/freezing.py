@@ -26,6 +26,7 @@ class FreezeBackbone(Hook):
     """
 
     name = "freeze-backbone"
+    works_sharded = True
 
     def __init__(self, epochs: int) -> None:
         self._epochs = epochs

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Masks
+from prunecli.engine.divided import placed
 from prunecli.engine.hooks import Hook, Training
 
 
@@ -23,14 +24,19 @@ class HoldZeros(Hook):
     """
 
     name = "hold-zeros"
+    works_sharded = True
 
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
-        self._parameters = [network.get_parameter(name) for name in names]
+        self._network, self._names = network, names
+        for name in names:
+            network.get_parameter(name)
         self._held: list[tuple[nn.Parameter, Tensor]] = []
 
     def begin(self, training: Training) -> None:
         """Notes which weights are zero."""
-        self._held = [(parameter, parameter.detach() != 0) for parameter in self._parameters]
+        # Only now: a network that processes divide has other parameters than before.
+        parameters = [self._network.get_parameter(name) for name in self._names]
+        self._held = [(parameter, parameter.detach() != 0) for parameter in parameters]
 
     def before_step(self) -> None:
         """Masks gradients."""
@@ -51,7 +57,8 @@ class HoldZeros(Hook):
     def restore(self, state: dict[str, Tensor]) -> None:
         """Restores the masks."""
         self._held = [
-            (parameter, state[str(index)].to(parameter.device)) for index, (parameter, _) in enumerate(self._held)
+            (parameter, placed(state[str(index)].to(parameter.device), parameter))
+            for index, (parameter, _) in enumerate(self._held)
         ]
 
 

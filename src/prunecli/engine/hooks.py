@@ -80,10 +80,13 @@ class Hook:
     Attributes:
         name: Key under which the state is saved; unique within a run.
         per_process: Whether its state is another one in each process, as sums over samples are.
+        works_sharded: Whether it works where parameters are divided among processes (`prunecli.engine.sharding`):
+            whatever it does with them has to be right for DTensors.
     """
 
     name: ClassVar[str] = "hook"
     per_process: ClassVar[bool] = False
+    works_sharded: ClassVar[bool] = False
 
     def begin(self, training: Training) -> None:
         """Called once, before a saved state is restored and before the first step."""

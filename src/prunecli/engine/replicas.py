@@ -9,8 +9,11 @@ DistributedDataParallel does it (Li et al., PyTorch Distributed, VLDB 2020); `be
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +21,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.hooks import RemovableHandle
 
 from prunecli import ranks
-from prunecli.errors import PruneError
+from prunecli.errors import DivergedError, PruneError
 
 _FIRST, _BUCKET = 1 << 20, 25 << 20
 """Bytes of the first bucket, which should be on its way early, and of the others."""
@@ -257,6 +260,49 @@ class Replicas:
         if self._gradients is not None:
             self._gradients.remove()
             self._gradients = None
+
+    def running(self) -> AbstractContextManager[object]:
+        """What surrounds a pass of the network, to explain errors."""
+        return nullcontext()
+
+    def saved(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A state as it is saved: every tensor in full."""
+        return state
+
+    def require_finite(self, position: object) -> None:
+        """Checks the weights and buffers of the network.
+
+        Raises:
+            DivergedError: One is NaN or infinite.
+        """
+        for name, tensor in self._network.state_dict(keep_vars=True).items():
+            if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor.detach()).all()):
+                raise DivergedError(not_finite(name, position))
+
+    def require_same(self, what: str) -> None:
+        """Checks that all processes have the same parameters and buffers.
+
+        Raises:
+            RanksDiffer: They do not.
+        """
+        ranks.require_same(what, tensors_of(self._network))
+
+    def end(self) -> None:
+        """Call after the last epoch: the network is as it was given, but trained."""
+
+
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers, including non-persistent ones."""
+    named = itertools.chain(network.named_parameters(), network.named_buffers())
+    return {name: tensor.detach() for name, tensor in named}
+
+
+def not_finite(name: str, position: object) -> str:
+    """What is said of a parameter or buffer that is no number."""
+    return (
+        f"{name} holds NaN or infinity at {position}; lower the learning rate (--lr), or limit the gradients "
+        "(--clip-grad)"
+    )
 
 
 class Agreement:

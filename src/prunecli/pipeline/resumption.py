@@ -28,6 +28,8 @@ NOT_IDENTITY = frozenset(("root", "download", "workers"))
 """Data settings that change nothing about what is computed."""
 _MEASURED_AFTERWARDS = frozenset(("evaluate", "evaluation_images"))
 """Settings of a stage that change nothing about its checkpoint."""
+NOT_IDENTITY_OF_STAGES = frozenset(("sharding",))
+"""Settings of a stage that change nothing about what is computed."""
 
 
 def _state_folder(out: Path) -> Path:
@@ -108,7 +110,8 @@ def identity_of(space: RunState, stage: Any, **files: str | None) -> dict[str, J
     recipe = space.recipe
     data = {key: value for key, value in dataclasses.asdict(recipe.data).items() if key not in NOT_IDENTITY}
     identity: dict[str, Any] = {f"data.{key}": value for key, value in data.items()}
-    identity |= {key: value for key, value in dataclasses.asdict(stage).items() if key not in _MEASURED_AFTERWARDS}
+    left_out = _MEASURED_AFTERWARDS | NOT_IDENTITY_OF_STAGES
+    identity |= {key: value for key, value in dataclasses.asdict(stage).items() if key not in left_out}
     identity |= {"seed": recipe.seed, "model": loaded.sha256 or loaded.manifest.architecture.ref, **files}
     if space.data_name() is not None:
         parts = {"training images": space.data().train, "validation images": space.data().validation}

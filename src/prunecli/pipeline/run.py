@@ -19,7 +19,7 @@ from prunecli.data.catalog import find_data
 from prunecli.engine.trackers.index import TRACKERS
 from prunecli.errors import GateFailed, PruneError, RecipeError
 from prunecli.models.catalog import split_reference
-from prunecli.pipeline.resumption import discard_states
+from prunecli.pipeline.resumption import NOT_IDENTITY_OF_STAGES, discard_states
 from prunecli.pipeline.run_folder import PLAN_NAME, RUN_NAME, check_run, read_run
 from prunecli.pipeline.stages.compare import judge
 from prunecli.pipeline.stages.runners import RUNNERS, Planned
@@ -257,7 +257,11 @@ def _progress(plan: Plan, folder: Path, space: Workspace) -> _Progress:
 
 
 def _plan_sha256(plan: Plan) -> str:
-    return hashlib.sha256(plan_text(plan).encode()).hexdigest()
+    values = plan.to_dict()
+    for stage in values["stages"]:
+        for name in NOT_IDENTITY_OF_STAGES:  # a run may go on with others
+            stage.pop(name, None)
+    return hashlib.sha256(recipe_text(values).encode()).hexdigest()
 
 
 def plan_text(plan: Plan) -> str:
