@@ -49,6 +49,8 @@ def test_phases_are_lines_in_a_log(prune: Prune, tmp_path: Path) -> None:
     assert re.search(r"^score: running for .*, batch \d of 2$", done.err, re.MULTILINE)
     assert re.search(r"^repair: running for .*, trial \d of \d$", done.err, re.MULTILINE)
     assert done.err.count("repair: finished") == 1
+    counted = re.findall(r"(?:batch|probe|trial|layer|round) (\d+) of (\d+)$", done.err, re.MULTILINE)
+    assert counted and all(1 <= int(number) <= int(total) for number, total in counted)
 
 
 def test_what_is_soon_done_and_what_is_to_be_quiet_says_nothing(prune: Prune) -> None:

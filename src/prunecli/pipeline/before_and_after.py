@@ -22,7 +22,7 @@ _SPLIT = "test"
 
 
 def is_to_be_evaluated(space: Workspace, stage: PruneStage) -> bool:
-    """Whether the score is measured; says so where that would be usual and cannot be done.
+    """Whether the score is measured, asked before or after the work; says so where that is usual and cannot be done.
 
     Unless the stage says, it is where the data set has labels that fit the network, but not of a network with random
     weights, of one whose weights stay on the disk, or within a run, which has eval stages for that.
@@ -38,7 +38,7 @@ def is_to_be_evaluated(space: Workspace, stage: PruneStage) -> bool:
         raise RecipeError("--evaluate runs both networks, and with --offload disk none is in memory: leave one out")
     if stage.offload != "none":
         return False
-    loaded = space.stored_model()  # whose history may name data
+    loaded = space.parent or space.stored_model()  # whose history may name data
     if space.data_name() is None:
         if asked:
             raise RecipeError("--evaluate needs samples with labels: name a data set with --data")

@@ -38,9 +38,11 @@ def prune_stage(space: Workspace, stage: PruneStage, out: Path) -> StageOutcome:
     with space.sink.phase("load libraries"):
         runner = imported(family.runner)
     with shown_by(space.sink.phase):
-        evaluated = "evaluate" in family.settings and is_to_be_evaluated(space, stage)
+        if stage.evaluate:
+            is_to_be_evaluated(space, stage)  # what is asked for and cannot be had is said before any work
         outcome: Any = runner(space, stage, out)
-        if evaluated:  # once the network is saved, so that it is there whatever happens now
+        # The network is saved by now, whatever happens.
+        if "evaluate" in family.settings and is_to_be_evaluated(space, stage):
             outcome = dataclasses.replace(outcome, score=score_change(space, stage))
     result: StageOutcome = outcome
     return result
