@@ -28,6 +28,7 @@ from prunecli.methods.parts import PartReport, PartRequest
 from prunecli.methods.registry import all_methods, get_method, get_structural
 from prunecli.methods.request import PruneRequest, Recover, Transition
 from prunecli.methods.spec import MethodSpec
+from prunecli.models.called_from_python import load_foreign
 from prunecli.models.loading import load_reference, restore
 from prunecli.models.recognition import recognise
 from prunecli.naming import give_data, option, python_names
@@ -263,16 +264,30 @@ def _without_state(model: nn.Module) -> nn.Module:
 
 
 @python_names()
-def load(path: str | Path, model: nn.Module | None = None, *, allow_nonfinite: bool = False) -> nn.Module:
-    """Restores the network of a checkpoint bit by bit, in evaluation mode.
+def load(
+    path: str | Path,
+    model: nn.Module | None = None,
+    *,
+    arch: str | None = None,
+    weights_key: str | None = None,
+    strip_prefix: str | None = None,
+    allow_nonfinite: bool = False,
+) -> nn.Module:
+    """Restores the network of a checkpoint bit by bit, in evaluation mode, or reads somebody else's weights.
+
+    Of somebody else's file, what was recognised, chosen and left out is said in warnings.
 
     Args:
-        path: A file written by `PruneResult.save` or `prune ... -o`, or a folder that `prune export --to hf` wrote.
+        path: A file written by `PruneResult.save` or `prune ... -o`, a folder that `prune export --to hf` wrote, or
+            somebody else's file of weights.
         model: For a network of your own, not in the catalogue: a freshly built dense one. It is not changed.
+        arch: "source:name" of somebody else's weights; None: it is recognised.
+        weights_key: Which set of somebody else's weights in the file, by its keys joined by dots.
+        strip_prefix: Take only those of somebody else's tensors whose names begin with this, without it.
         allow_nonfinite: Whether weights may be NaN or infinite.
 
     Raises:
-        ModelError: The file is damaged, or belongs to another architecture.
+        ModelError: The file is damaged, belongs to another architecture, or it is not clear to which.
     """
 
     def dense(architecture: Architecture) -> nn.Module:
@@ -289,6 +304,17 @@ def load(path: str | Path, model: nn.Module | None = None, *, allow_nonfinite: b
             return load_reference(f"hf:{folder}", allow_nonfinite=allow_nonfinite).model
     if not file.is_file():
         raise ModelError(f"{path}: no such file")
+    if read_manifest(file) is None:
+        if model is not None:
+            raise ModelError(f"{path}: holds no pruning manifest; give its tensors to the network by load_state_dict()")
+        loaded = load_foreign(file, arch, weights_key, strip_prefix, allow_nonfinite)
+        leave_to_caller(loaded.model)
+        _remember(loaded.model, loaded.manifest, None)
+        return loaded.model
+    if (arch, weights_key, strip_prefix) != (None, None, None):
+        raise ModelError(
+            f"{path}: arch, weights_key and strip_prefix are for weights of other programs; leave them out"
+        )
     build = dense if model is not None else _catalogued_or(dense)
     restored, manifest = restore(file, build, allow_nonfinite=allow_nonfinite)
     leave_to_caller(restored)

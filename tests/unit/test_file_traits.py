@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+import prunecli
 from prunecli.errors import ModelError
 from prunecli.models.catalog import build
 from prunecli.models.loading import LoadedModel, load_file
@@ -163,6 +164,136 @@ def test_options_for_other_files(state: State, tmp_path: Path) -> None:
         load_file(tmp_path / "x.safetensors", weights_key="ema")
     with pytest.raises(ModelError, match=r"holds no tensors \(its keys: 'epoch', 'lr'\)"):
         _load(tmp_path, {"epoch": 3, "lr": 0.1})
+
+
+FLAT: dict[str, tuple[str, Callable[[State, State], State]]] = {
+    "ema_net. beside net.": ("net.", lambda s, e: {**_under("net.", s), **_under("ema_net.", e)}),
+    "an average with its wrapper": ("model.", lambda s, e: {**_under("model.", s), **_under("modelEMA.module.", e)}),
+    "below a prefix of all": ("net.", lambda s, e: {**_under("m.net.", s), **_under("m.swa_net.", e)}),
+    "an average beside the top": (".", lambda s, e: {**s, **_under("ema.", e), "val_acc.total": torch.ones(1)}),
+    "of everything": (
+        "net.",
+        lambda s, e: {
+            **_under("net.", s),
+            "train_acc.total": torch.ones(1),
+            **_under("ema.module.net.", e),
+            "ema.module.train_acc.total": torch.ones(1),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FLAT)
+def test_averages_among_the_names_are_taken_and_said(kind: str, state: State, tmp_path: Path) -> None:
+    prefix, made = FLAT[kind]
+    averaged = _scaled(state)
+    save_file({name: tensor.clone() for name, tensor in made(state, averaged).items()}, tmp_path / "x.safetensors")
+    loaded = load_file(tmp_path / "x.safetensors", REF)
+    assert _is(loaded, averaged)
+    note = next(note for note in loaded.notes if "took the weights under" in note)
+    other = re.search(r"an average, 116 tensors\); .*: --strip-prefix (\S+)", note)
+    assert other is not None and other[1].endswith(prefix), note
+    raw = load_file(tmp_path / "x.safetensors", REF, strip_prefix=other[1])
+    assert _is(raw, state)
+    assert loaded.chosen is not None and loaded.chosen.aside == (other[1],)
+    assert raw.chosen is not None and raw.chosen.prefix == other[1]
+    again = load_file(tmp_path / "x.safetensors", REF, strip_prefix=loaded.chosen.prefix)
+    assert _is(again, averaged), "what a manifest records gives the same weights"
+
+
+@pytest.mark.parametrize(
+    ("beside", "told"),
+    [
+        ({"train_acc.total": 1, "val_f1.count": 1, "confmat.matrix": 1}, "left out 3 tensors"),
+        ({"class_weights": 3, "queue_ptr": 1, "perceptual_loss.conv.weight": 3}, "left out 3 tensors"),
+        ({"img_mean": 3, "std": 3}, "what normalised images before the network is left out"),
+        ({"ema_model.conv1.weight": 0}, "the average under 'ema_model.' lacks 115 tensors of the network"),
+        ({"teacher.conv1.weight": 3}, "took the weights under 'model.' (116 tensors); 'teacher.'"),
+    ],
+    ids=str,
+)
+def test_what_lies_beside_is_named(beside: dict[str, int], told: str, state: State, tmp_path: Path) -> None:
+    more = {name: torch.ones(size) if size else state["conv1.weight"].clone() for name, size in beside.items()}
+    loaded = _load(tmp_path, {**_under("model.", state), **more}, arch=REF)
+    assert _is(loaded, state) and any(told in note for note in loaded.notes), loaded.notes
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["head.weight", "model2.conv1.weight", "logit_scale", "weight", "average_pool.weight", "f.weight", "mean_net.a"],
+)
+def test_what_may_belong_to_the_network_is_not_left_out(name: str, state: State, tmp_path: Path) -> None:
+    content = {**_under("model.", state), name: torch.ones(3, 3)}
+    with pytest.raises(ModelError, match=rf"--strip-prefix model\. leaves out 1 others, first '{re.escape(name)}'"):
+        _load(tmp_path, content, arch=REF)
+    assert _is(load_file(tmp_path / "x.pt", REF, strip_prefix="model."), state)
+
+
+def test_a_part_of_a_network_is_not_loaded(state: State, tmp_path: Path) -> None:
+    part = {name: tensor for name, tensor in state.items() if not name.startswith("layer2.1.")}
+    for content in (
+        part,
+        {**_under("net.", part), **_under("ema_net.", part)},
+        {"state_dict": part, "model_ema": part},
+    ):
+        with pytest.raises(ModelError, match=r"10 of its 116 tensors are missing, first 'layer2\.1\.conv1\.weight'"):
+            _load(tmp_path, content, arch=REF)
+
+
+def test_several_networks_among_the_names_are_asked_for(state: State, tmp_path: Path) -> None:
+    for first, second in (("student.", "teacher."), ("encoder_q.", "encoder_k."), ("online.", "target.")):
+        content = {**_under(first, state), **_under(second, _scaled(state)), "queue": torch.ones(3)}
+        with pytest.raises(ModelError, match="that fit cifar:resnet20: under ") as caught:
+            _load(tmp_path, content, arch=REF)
+        remedy = re.search(r"for instance --strip-prefix (\S+)", str(caught.value))
+        assert remedy is not None and _is(load_file(tmp_path / "x.pt", REF, strip_prefix=remedy[1]), state)
+        assert _is(load_file(tmp_path / "x.pt", REF, strip_prefix=second), _scaled(state))
+
+
+def test_a_list_of_averages_without_names(state: State, tmp_path: Path) -> None:
+    """As torch_ema saves them."""
+    model = build(REF)
+    model.load_state_dict(state)
+    shadow = [parameter.detach() * 2 for parameter in model.parameters()]
+    content = {"model": state, "ema": {"decay": 0.9, "shadow_params": shadow}, "loss_history": [torch.ones(1)] * 3}
+    loaded = _load(tmp_path, content, arch=REF)
+    (note,) = [note for note in loaded.notes if "without names" in note]
+    key = re.search(r"--weights-key (\S+)", note)
+    assert _is(loaded, state) and key is not None and key[1] == "ema.shadow_params"
+    named = load_file(tmp_path / "x.pt", REF, weights_key=key[1])
+    assert _is(named, {**state, **{name: 2 * tensor for name, tensor in model.named_parameters()}})
+    assert named.chosen is not None and (named.chosen.key, named.chosen.aside) == ("ema.shadow_params", ("model",))
+    with pytest.raises(ModelError, match=r"62 tensors without names, whose shapes are not those"):
+        _load(tmp_path, {"model": state, "ema": {"shadow": [*shadow, *shadow[:3]]}}, arch=REF, weights_key="ema.shadow")
+    with pytest.raises(ModelError, match=r"59 tensors without names; copy them into the network"):
+        _load(tmp_path, {"ema": shadow})
+
+
+def test_averages_of_lightnings_callbacks(state: State, tmp_path: Path) -> None:
+    averaged, raw = _under("model.", _scaled(state)), _under("model.", state)
+    content = {"state_dict": raw, "callbacks": {"EMA{'decay': 0.9}": {"ema": averaged}, "Other": {"state": raw}}}
+    loaded = _load(tmp_path, content, arch=REF)
+    assert _is(loaded, _scaled(state)) and any("an average" in note for note in loaded.notes)
+    loaded = _load(tmp_path, {"state_dict": averaged, "current_model_state": raw}, arch=REF)
+    note = next(note for note in loaded.notes if "took the weights under 'state_dict'" in note)
+    assert _is(loaded, _scaled(state)) and "an average" in note and "--weights-key current_model_state" in note
+
+
+def test_python_reads_the_same_and_says_it(state: State, tmp_path: Path) -> None:
+    half = {name: tensor.half() if tensor.dim() > 1 else tensor for name, tensor in state.items()}
+    torch.save({**_under("net.", half), **_under("ema_net.", _scaled(half))}, tmp_path / "x.pt")
+    with pytest.warns(UserWarning, match=r"an average, 116 tensors\); 'net\.': strip_prefix=\"net\.\""):
+        model = prunecli.load(tmp_path / "x.pt", arch=REF)
+    found = model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in _scaled(half).items())
+    assert {name: tensor.dtype for name, tensor in found.items()} == {name: t.dtype for name, t in half.items()}
+    with pytest.warns(UserWarning, match="are not under net"):
+        assert torch.equal(
+            prunecli.load(tmp_path / "x.pt", arch=REF, strip_prefix="net.").conv1.weight, half["conv1.weight"]
+        )
+    with pytest.raises(ModelError, match=r"for instance strip_prefix=\"a\.\""):
+        torch.save({**_under("a.", half), **_under("b.", half)}, tmp_path / "y.pt")
+        prunecli.load(tmp_path / "y.pt", arch=REF)
 
 
 TWINS = {"efficientnet_b0": "timm:efficientnet_b0", "tf_efficientnet_b0": "timm:tf_efficientnet_b0"}

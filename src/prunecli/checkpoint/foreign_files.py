@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
 from torch import Tensor
 
+from prunecli.checkpoint.beside import is_average, is_beside, is_teacher
 from prunecli.checkpoint.finite import check_finite
 from prunecli.checkpoint.inert import Plain, StoredModule
 from prunecli.checkpoint.io import read_tensors
@@ -25,6 +27,45 @@ _EXTRAS = ("n_averaged", "total_ops", "total_params")
 """What torch's AveragedModel and thop's counters leave among the tensors, by their last names."""
 _LOSSES = ("criterion.", "loss.", "loss_fn.", "loss_fun.")
 _MAX_NAME = 1024
+_LISTED = 16
+TOP = "."
+"""The prefix of names that have none: as they are, without averages and teachers beside them."""
+_INSIDE = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
+"""What torch puts into names where a part of a network is compiled or wrapped."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which weights were taken of a file that has others.
+
+    Attributes:
+        key: Keys of the set, joined by dots, as `--weights-key` takes them; empty: it is not in a dictionary.
+        prefix: What names begin with, as `--strip-prefix` takes it; empty: nothing.
+        aside: Keys and prefixes of the others.
+    """
+
+    key: str = ""
+    prefix: str = ""
+    aside: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """For a manifest, without what is empty."""
+        aside: list[JsonValue] = list(self.aside[:_LISTED])
+        named: dict[str, JsonValue] = {"weights_key": self.key, "strip_prefix": self.prefix, "aside": aside}
+        return {name: value for name, value in named.items() if value}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, JsonValue]) -> Chosen:
+        """What `to_json` gave; anything else in a manifest is left aside."""
+        key, prefix = (value.get(name) for name in ("weights_key", "strip_prefix"))
+        return cls(key if isinstance(key, str) else "", prefix if isinstance(prefix, str) else "")
+
+
+def joined(first: Chosen | None, second: Chosen | None) -> Chosen | None:
+    """What was chosen by a key, and then by a prefix."""
+    if first is None or second is None:
+        return first or second
+    return Chosen(first.key or second.key, second.prefix or first.prefix, (*first.aside, *second.aside))
 
 
 @dataclass(frozen=True)
@@ -39,6 +80,8 @@ class ForeignWeights:
         settings: Numbers and words in the file beside its weights.
         notes: What the user should know about what was taken.
         own: Whether each tensor has memory for itself, or stays in the file, so that a network may take it as it is.
+        chosen: Which of the weights in the file they are, where it has others.
+        access: What follows `torch.load(...)` in Python to get such a model.
     """
 
     tensors: dict[str, Tensor]
@@ -48,6 +91,8 @@ class ForeignWeights:
     settings: Mapping[str, Plain] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     own: bool = False
+    chosen: Chosen | None = None
+    access: str = ""
 
     def without_prefix(self, prefix: str) -> ForeignWeights:
         """The weights under `prefix`, without it."""
@@ -60,11 +105,6 @@ class ForeignWeights:
                 if f"{name}.".startswith(prefix)
             },
         )
-
-    def common_prefix(self) -> str | None:
-        """The first part of all names, with its dot; None if they differ."""
-        first = {name.partition(".")[0] if "." in name else "" for name in self.tensors}
-        return f"{first.pop()}." if len(first) == 1 and "" not in first else None
 
 
 def read_foreign(
@@ -84,7 +124,7 @@ def read_foreign(
     Args:
         path: The file; its name does not matter.
         key: Which set of weights in the file, by its keys joined by dots.
-        prefix: Take only tensors whose names begin with this, without it.
+        prefix: Take only tensors whose names begin with this, without it; `TOP`: those beside averages and teachers.
         allow_nonfinite: Whether tensors may hold NaN or infinity.
         scratch: If given, large tensors stay in the file, and what is computed of them goes here.
 
@@ -112,6 +152,8 @@ def read_foreign(
                 chosen.attributes or {},
                 settings_in(content),
                 notes,
+                chosen=Chosen(chosen.key, aside=chosen.aside) if chosen.aside or key else None,
+                access=chosen.access,
             )
     if not weights.tensors:
         raise ModelError(f"{path}: holds no tensors; give a file of weights")
@@ -132,7 +174,7 @@ def _only(weights: ForeignWeights, prefix: str, path: Path) -> ForeignWeights:
         ModelError: There are none.
     """
     prefix = prefix if prefix.endswith(".") else f"{prefix}."
-    under = weights.without_prefix(prefix)
+    under = weights.without_prefix(prefix) if prefix != TOP else _at_the_top(_without_prefixes(weights))
     if not under.tensors:
         under = _without_prefixes(weights).without_prefix(prefix)
     if not under.tensors:
@@ -140,12 +182,32 @@ def _only(weights: ForeignWeights, prefix: str, path: Path) -> ForeignWeights:
         shown = ", ".join(printable(name) for name, _ in common.most_common(6))
         raise ModelError(f"{path}: --strip-prefix {prefix}: no name begins with it; names begin with {shown}")
     left = len(weights.tensors) - len(under.tensors)
-    notes = (f"left out {left} tensors of {path.name} that are not under {prefix}",) if left else ()
-    return replace(_without_extras(under), notes=(*weights.notes, *notes))
+    where = "at the top" if prefix == TOP else f"under {prefix}"
+    notes = (f"left out {left} tensors of {path.name} that are not {where}",) if left else ()
+    chosen = replace(weights.chosen or Chosen(), prefix=prefix)
+    return replace(_without_extras(under), notes=(*weights.notes, *notes), chosen=chosen)
+
+
+def _at_the_top(weights: ForeignWeights) -> ForeignWeights:
+    """The weights without averages, teachers, losses and metrics that are named so first."""
+    kept: dict[str, Tensor] = {}
+    for name, tensor in weights.tensors.items():
+        first = name.partition(".")[0]
+        if not (is_average(first) or is_teacher(first) or is_beside(first, leaf="." not in name)):
+            kept[name] = tensor
+    return replace(weights, tensors=kept)
 
 
 def _without_prefixes(weights: ForeignWeights) -> ForeignWeights:
-    """Removes what wrappers put before all names, repeatedly."""
+    """Removes what wrappers put before all names, repeatedly, and what torch puts into some."""
+    for part in _INSIDE:
+        tensors = {name.replace(part, ""): tensor for name, tensor in weights.tensors.items()}
+        if tensors.keys() != weights.tensors.keys() and len(tensors) == len(weights.tensors):
+            weights = replace(
+                weights,
+                tensors=tensors,
+                modules={f"{n}.".replace(part, "").removesuffix("."): module for n, module in weights.modules.items()},
+            )
     while True:
         prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in weights.tensors)), None)
         if prefix is None:

@@ -102,14 +102,16 @@ def is_module(value: Any) -> bool:
     return isinstance(state, dict) and all(isinstance(state.get(part), dict) for part in _PARTS)
 
 
-def unwrapped(module: Inert) -> Inert:
-    """The module inside wrappers such as DataParallel."""
+def unwrapped(module: Inert) -> tuple[Inert, str]:
+    """The module inside wrappers such as DataParallel, and the attributes that lead to it, such as ".module"."""
+    attributes = ""
     for _ in range(_MAX_DEPTH):
-        inside = [child for child in module.state["_modules"].values() if is_module(child)]
+        inside = {name: child for name, child in module.state["_modules"].items() if is_module(child)}
         if not module.path.startswith(_WRAPPERS) or len(inside) != 1:
             break
-        module = inside[0]
-    return module
+        ((name, module),) = inside.items()
+        attributes += f".{name}"
+    return module, attributes
 
 
 def plain_values(state: Mapping[Any, Any]) -> dict[str, Plain]:

@@ -24,7 +24,6 @@ from prunecli.errors import ModelError
 
 MANIFEST_SCHEMA: Literal["prunecli.manifest/1"] = "prunecli.manifest/1"
 
-
 _MAX_DIMENSIONS = 8
 _MAX_LENGTH = 1 << 20
 MAX_TOKENS = 1 << 21
@@ -278,12 +277,14 @@ class UsedData(_Strict):
 class Step(_Strict):
     """One stage in the history of a checkpoint: what was done, with which data and settings, to which file."""
 
+    _rare = ("parent_weights",)
     stage: str
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     seed: int = 0
     data: UsedData | None = None
     parent: str | None = None
     parent_sha256: str | None = None
+    parent_weights: dict[str, JsonValue] = Field(default_factory=dict)  # of several: `Chosen`, without what is empty
     figures: dict[str, JsonValue] = Field(default_factory=dict)
     untouched: list[Untouched] = Field(default_factory=list)
     versions: dict[str, str] = Field(default_factory=dict)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from shlex import quote
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunecli.checkpoint.foreign_files import ForeignWeights
+from prunecli.checkpoint.foreign_files import Chosen, ForeignWeights
 from prunecli.checkpoint.manifest import Architecture
 from prunecli.checkpoint.records import printable
 from prunecli.copying import are_large
@@ -20,13 +19,12 @@ from prunecli.errors import ModelError
 from prunecli.models.catalog import build_dense, open_network, opens, reading_source
 from prunecli.models.dialects.dialect import ForeignRequest, Translation
 from prunecli.models.dialects.index import translate
-from prunecli.models.fingerprints import nearest_references
 from prunecli.models.offloading import tied_again
 from prunecli.models.own_networks import arguments_of
+from prunecli.models.prefixes import Reading, likeness, prefix_that_fits, readings
 from prunecli.models.recognition import UnfittingWeights, architecture_for, identify, source_of
 from prunecli.models.source import Opened, OpenRequest
 from prunecli.models.stored_settings import (
-    HARMLESS,
     adopt_settings,
     check_settings,
     language_arguments,
@@ -38,9 +36,6 @@ from prunecli.widened import is_on_disk
 _RUN = {torch.float16, torch.bfloat16, torch.float32}
 """Precisions in which a large network may wait until it is run."""
 _LANGUAGE, _SPIKING = "lm:", "spiking:"
-_HEAD = re.compile(r"(fc|head|classifier|heads)\.(\d+)\.(weight|bias)")
-_SUGGESTED = 0.5
-"""A prefix that leaves weights less alike to an architecture than this is not suggested."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +48,7 @@ class Rebuilt:
         dtypes: The dtype of each tensor in the file.
         notes: What the user should know.
         opened: What the source says about its inputs, where it opened the network.
+        chosen: Which of the weights in the file they are, where it has others.
     """
 
     model: nn.Module
@@ -60,6 +56,7 @@ class Rebuilt:
     dtypes: Mapping[str, torch.dtype]
     notes: tuple[str, ...]
     opened: Opened | None = None
+    chosen: Chosen | None = None
 
 
 def rebuild_foreign(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[str, Any]) -> Rebuilt:
@@ -76,42 +73,27 @@ def rebuild_foreign(weights: ForeignWeights, request: ForeignRequest, kwargs: Ma
     own = _read_by_its_source(weights, request, kwargs)
     if own is not None:
         return own
-    failed: UnfittingWeights | None = None
-    for reading, note in _readings(weights):
+    failed: list[tuple[float, UnfittingWeights]] = []
+    for reading in readings(weights):
         try:
-            rebuilt = _rebuilt(reading, request, kwargs)
+            rebuilt = _rebuilt(reading.weights, request, kwargs)
         except UnfittingWeights as error:
-            failed = failed or error
+            failed.append((likeness(reading.weights)[1], error))
         else:
-            return replace(rebuilt, notes=(*note, *rebuilt.notes))
-    assert failed is not None, "there is at least one reading"
-    raise UnfittingWeights(f"{failed}{_prefix_that_fits(weights)}") from failed
+            if reading.rivals:
+                raise _undecided(reading, request, rebuilt.architecture.ref)
+            chosen = Chosen(prefix=reading.source, aside=reading.aside) if reading.source else None
+            return replace(rebuilt, notes=(*reading.notes, *rebuilt.notes), chosen=chosen)
+    _, nearest = max(failed, key=lambda pair: pair[0])
+    raise UnfittingWeights(f"{nearest}{prefix_that_fits(weights)}") from nearest
 
 
-def _readings(weights: ForeignWeights) -> Iterator[tuple[ForeignWeights, tuple[str, ...]]]:
-    """The weights as they are, without prefixes that all names share, and with a head in a sequence as a plain one."""
-    yield weights, ()
-    current, removed = weights, ""
-    while (prefix := current.common_prefix()) is not None and _is_all(current, prefix):
-        current, removed = current.without_prefix(prefix), removed + prefix
-        yield current, (f"all names of tensors begin with {printable(removed)}, which is left out",)
-    heads = {(match[1], match[2]) for name in current.tensors if (match := _HEAD.fullmatch(name))}
-    if len(heads) == 1 and _is_plain_head(current, next(iter(heads))[0]):
-        name, number = heads.pop()
-        tensors = {_HEAD.sub(r"\1.\3", name): tensor for name, tensor in current.tensors.items()}
-        yield replace(current, tensors=tensors), (f"{name}.{number}, a classifier in a sequence, is read as {name}",)
-
-
-def _is_all(weights: ForeignWeights, prefix: str) -> bool:
-    """Whether nothing but what lies under a prefix computes anything, as far as the file tells."""
-    beside = [name for name in weights.modules if name and not f"{name}.".startswith(prefix)]
-    return all(weights.modules[name].path.rpartition(".")[2].startswith(HARMLESS) for name in beside)
-
-
-def _is_plain_head(weights: ForeignWeights, head: str) -> bool:
-    """Whether a classifier in a sequence has nothing but dropout beside its one layer, as far as the file tells."""
-    inside = [module.path.rpartition(".")[2] for name, module in weights.modules.items() if name.startswith(f"{head}.")]
-    return all(kind == "Linear" or kind.startswith(HARMLESS) for kind in inside)
+def _undecided(reading: Reading, request: ForeignRequest, ref: str) -> ModelError:
+    shown = ", ".join(printable(prefix) for prefix in reading.rivals)
+    return ModelError(
+        f"{request.path}: holds several sets of weights that fit {ref}: under {shown}; choose with --strip-prefix, for "
+        f"instance --strip-prefix {quote(reading.rivals[0])}"
+    )
 
 
 def _rebuilt(weights: ForeignWeights, request: ForeignRequest, kwargs: Mapping[str, Any]) -> Rebuilt:
@@ -265,25 +247,3 @@ def _attributes(model: nn.Module) -> dict[str, Any]:
 
 def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _prefix_that_fits(weights: ForeignWeights) -> str:
-    """The prefix under which most tensors lie, if they are more like an architecture without it."""
-    prefixes: Counter[str] = Counter()
-    for name in weights.tensors:
-        parts = name.split(".")
-        prefixes.update(".".join(parts[:count]) + "." for count in (1, 2, 3) if count < len(parts))
-    best = ("", "", _SUGGESTED)
-    for prefix, count in prefixes.most_common(12):
-        if 4 * count < len(weights.tensors):
-            break
-        under = weights.without_prefix(prefix)
-        ref, similarity = nearest_references({n: tuple(t.shape) for n, t in under.tensors.items()}, 1)[0]
-        if similarity > best[2]:
-            best = (prefix, ref, similarity)
-    prefix, ref, similarity = best
-    return (
-        f"; under {printable(prefix)} lie weights like {ref}'s ({similarity:.0%}): --strip-prefix {prefix}"
-        if prefix
-        else ""
-    )

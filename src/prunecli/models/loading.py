@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from prunecli.checkpoint import WEIGHT_SUFFIXES
 from prunecli.checkpoint.extra_state import apply_extra_states, extra_states
 from prunecli.checkpoint.finite import check_finite
-from prunecli.checkpoint.foreign_files import read_foreign
+from prunecli.checkpoint.foreign_files import Chosen, joined, read_foreign
 from prunecli.checkpoint.io import file_sha256, read_checkpoint, read_manifest, write_checkpoint
 from prunecli.checkpoint.manifest import Architecture, Manifest
 from prunecli.checkpoint.masks import masks_of, packed, unpacked
@@ -55,6 +56,7 @@ class LoadedModel:
         notes: Messages for the user about how it was loaded.
         new: Whether its weights are random, as it was built with.
         new_classes: Whether those of its classifier are, so that it has learned no classes yet.
+        chosen: Which weights of its file they are, where that has others.
     """
 
     model: nn.Module
@@ -65,6 +67,7 @@ class LoadedModel:
     notes: list[str] = field(default_factory=list)
     new: bool = False
     new_classes: bool = False
+    chosen: Chosen | None = None
 
     @property
     def size_bytes(self) -> int | None:
@@ -192,6 +195,7 @@ def load_file(
         path=path,
         sha256=file_sha256(path),
         notes=[*weights.notes, *rebuilt.notes],
+        chosen=joined(weights.chosen, rebuilt.chosen),
     )
     loaded = _with_input_spec(loaded) if rebuilt.opened is None else _with_inputs_of(loaded, rebuilt.opened)
     return offloaded(loaded, scratch)
@@ -209,25 +213,30 @@ def _check_is_file(path: Path) -> None:
         raise ModelError(f"{path}: no such file; {what_was_meant(path)}")
 
 
-def load_companion(path: Path, ref: str | None, *, allow_nonfinite: bool = False) -> LoadedModel:
+def load_companion(
+    path: Path, ref: str | None, *, allow_nonfinite: bool = False, chosen: Chosen | None = None
+) -> LoadedModel:
     """Loads a network to use together with another one, such as a teacher.
 
     Args:
         path: The file.
         ref: The other network's reference, tried for foreign weights; if it does not fit, the catalogue is searched.
         allow_nonfinite: Whether weights may hold NaN or infinity.
+        chosen: Which of the weights in a file of others; None: as `load_file` chooses.
 
     Raises:
         ModelError: See `load_file`.
     """
     if not path.is_file() or read_manifest(path) is not None:
         return widen(load_file(path, allow_nonfinite=allow_nonfinite))
+    key, prefix = (chosen.key or None, chosen.prefix or None) if chosen is not None else (None, None)
+    load = partial(load_file, path, weights_key=key, strip_prefix=prefix, allow_nonfinite=allow_nonfinite)
     try:
-        return widen(load_file(path, ref, allow_nonfinite=allow_nonfinite))
+        return widen(load(arch=ref))
     except ModelError:
         if ref is None:
             raise
-        return widen(load_file(path, allow_nonfinite=allow_nonfinite))
+        return widen(load())
 
 
 def offloaded(loaded: LoadedModel, scratch: Scratch | None) -> LoadedModel:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,30 +12,9 @@ from torch import nn
 from prunecli.checkpoint.manifest import InputNormalisation
 from prunecli.errors import ModelError
 from prunecli.models.source import Opened, OpenRequest, Takes
-from prunecli.own_code import called, is_reference, load_function, parameters_of
+from prunecli.own_code import called, load_function, parameters_of
 
 _OPTION = "--arch"
-
-
-def named_by(class_path: str | None) -> str:
-    """How to name a network of one's own class on the command line, for the end of a message.
-
-    Args:
-        class_path: What a file says of its class, such as "mine.Net". It is somebody else's word, so that a whole
-            command is given only where the file that defines it is in the current folder.
-    """
-    module, _, name = (class_path or "").rpartition(".")
-    file = Path(module.replace(".", "/") + ".py")
-    if is_reference(f"{module}:{name}") and file.is_file():
-        return f"if it is of your {file} here, give {_OPTION} module:{module}:{name}, which runs that code"
-    if module == "__main__" and name.isidentifier():
-        return (
-            f"its class was defined in the script that saved it: put the class into a file of this folder, net.py, and "
-            f"give {_OPTION} module:net:{name}"
-        )
-    if class_path:
-        return f"run where the code that defines it can be found, with {_OPTION} module:package.file:function-or-class"
-    return f"give a class or function of yours that builds it, with {_OPTION} module:package.file:name"
 
 
 def arguments_of(name: str) -> str:

@@ -56,6 +56,16 @@ def is_narrow(model: nn.Module) -> bool:
     return bool(getattr(model, _PRECISION, {}))
 
 
+def stored_as(model: nn.Module) -> dict[str, int]:
+    """Of a network that is saved in half precision: how many of its parameters in each type."""
+    narrow: Mapping[str, torch.dtype] = getattr(model, _PRECISION, {})
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters() if narrow else ():
+        kind = str(narrow.get(name, parameter.dtype)).removeprefix("torch.")
+        counts[kind] = counts.get(kind, 0) + parameter.numel()
+    return counts
+
+
 def in_precision(model: nn.Module) -> dict[str, Tensor]:
     """All tensors of a network, those from a file in half precision in that again; shared ones stay shared.
 

@@ -23,11 +23,13 @@ from prunecli.models.alternatives import choose
 from prunecli.models.catalog import build, built_from, reading_source, rebuild_dense, settled_arguments
 from prunecli.models.dialects.segformer import reference_of
 from prunecli.models.fingerprints import may_have, nearest_references
-from prunecli.models.own_networks import named_by
+from prunecli.models.pickled_networks import named_by
 
 _CANDIDATES = 16
 _NEAR = 0.3
 """Likeness of architectures that are worth naming where none fits."""
+_AT_MOST = 0.99
+"""Of one that does not fit: likeness is estimated, and may come out as 1."""
 _PREFERENCE = {
     source: rank
     for rank, source in enumerate(("cifar", "torchvision", "segformer", "timm", "open_clip", "spiking", "lm"))
@@ -88,20 +90,23 @@ def identify(
     if _SEGFORMER in tensors:  # its depths and widths tell which one, without building any
         return Identified(architecture_for(reference_of(tensors, path), tensors, path))
     shapes = _shapes(tensors)
-    candidates = nearest_references(shapes, _CANDIDATES)
+    candidates = [(ref, similarity) for ref, similarity in nearest_references(shapes, _CANDIDATES) if similarity > 0]
+    problems: dict[str, str] = {}
     likely = [ref for ref, _ in candidates if may_have(ref, shapes)]
     # A package may have changed since the table of sizes was made.
-    fitting = _fitting(likely, tensors, path) or _fitting(
-        [ref for ref, _ in candidates if ref not in likely], tensors, path
+    fitting = _fitting(likely, tensors, path, problems) or _fitting(
+        [ref for ref, _ in candidates if ref not in likely], tensors, path, problems
     )
     class_path = weights.class_path if weights is not None else None
     if not fitting:
-        near = [f"{ref} ({similarity:.0%} alike)" for ref, similarity in candidates[:3] if similarity >= _NEAR]
+        near = _near(candidates[:3])
+        if near and candidates[0][0] in problems:
+            near[0] = f"{near[0][:-1]}: {problems[candidates[0][0]]})"
         nearest = f"; nearest: {', '.join(near)}" if near else ""
         whole = f"; the file pickles a {printable(class_path)}" if class_path else ""
         raise UnfittingWeights(
-            f"{path}: no known architecture has these weights{nearest}{whole}; name one with --arch source:name; or "
-            f"{named_by(class_path)}"
+            f"{path}: no known architecture has these weights{nearest}{whole}; "
+            f"{named_by(weights, path, of_package=source_of(class_path) is not None)}"
         )
     own = source_of(class_path)
     fitting.sort(key=lambda a: (_source(a) != own, _PREFERENCE[_source(a)], len(a.ref), a.ref))
@@ -110,16 +115,36 @@ def identify(
     return Identified(chosen[0], tuple(architecture.ref for architecture in chosen[1:]), decided)
 
 
-def _fitting(refs: Iterable[str], tensors: Mapping[str, Tensor], path: Path) -> list[Architecture]:
+def _fitting(
+    refs: Iterable[str], tensors: Mapping[str, Tensor], path: Path, problems: dict[str, str]
+) -> list[Architecture]:
+    """The references that fit; `problems` gets what is wrong with the others."""
     fitting: list[Architecture] = []
     for ref in refs:
-        with suppress(ModelError):
+        try:
             fitting.append(architecture_for(ref, tensors, path))
+        except UnfittingWeights as error:
+            problems[ref] = error.problem
+        except ModelError:
+            continue
     return fitting
 
 
+def _near(candidates: Iterable[tuple[str, float]]) -> list[str]:
+    """References that are worth naming although they do not fit, with how alike they are."""
+    return [f"{ref} ({min(alike, _AT_MOST):.0%} alike)" for ref, alike in candidates if alike >= _NEAR]
+
+
 class UnfittingWeights(ModelError):
-    """Weights that are not those of an architecture, or of none in the catalogue."""
+    """Weights that are not those of an architecture, or of none in the catalogue.
+
+    Attributes:
+        problem: How they differ from the architecture, if that was named.
+    """
+
+    def __init__(self, message: str, problem: str = "") -> None:
+        super().__init__(message)
+        self.problem = problem
 
 
 def architecture_for(
@@ -160,8 +185,9 @@ def architecture_for(
         expected = _model_shapes(build(ref, meta=True, **arguments))
     problem = _mismatch(expected, actual)
     if problem:
-        near = ", ".join(r for r, _ in nearest_references(actual, 3))
-        raise UnfittingWeights(f"{path}: the weights do not fit {ref}: {problem}; nearest by keys and shapes: {near}")
+        near = _near((other, alike) for other, alike in nearest_references(actual, 3) if other != ref)
+        nearest = f"; nearest by keys and shapes: {', '.join(near)}" if near else ""
+        raise UnfittingWeights(f"{path}: the weights do not fit {ref}: {problem}{nearest}", problem)
     return recorded(ref, arguments)
 
 

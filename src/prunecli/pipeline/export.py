@@ -72,8 +72,8 @@ def export_network(space: Workspace, options: ExportOptions) -> tuple[ExportReco
     network = loaded.model.cpu().eval()
     if options.int8:
         require_data(space)
-    _tell(space, network)
     runs = bool(kind.label)
+    _tell(space, network, graph=runs)
     samples = samples_for(space) if kind.described else []
     request = ExportRequest(
         loaded,
@@ -96,9 +96,9 @@ def export_network(space: Workspace, options: ExportOptions) -> tuple[ExportReco
         return record, publish(folder, options.path, options.force)
 
 
-def _tell(space: Workspace, network: nn.Module) -> None:
-    """What a user might not expect."""
-    if is_narrow(network):
+def _tell(space: Workspace, network: nn.Module, *, graph: bool) -> None:
+    """What a user might not expect; files without a graph keep each tensor's precision."""
+    if graph and is_narrow(network):
         space.sink.note(f"{space.model().name}: is in half precision; graphs are written in single precision")
     if remembers(network):
         space.sink.note(f"{space.model().name}: remembers what it has read; exported, every call begins without memory")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.confinement import stays_inside
+from prunecli.checkpoint.foreign_files import Chosen
 from prunecli.checkpoint.io import file_sha256
 from prunecli.checkpoint.manifest import Step, UsedData, UsedLabel, as_json
 from prunecli.data.splits import Split
@@ -74,6 +75,7 @@ class Lineage:
             data=data,
             parent=str(loaded.path) if loaded.path else None,
             parent_sha256=loaded.sha256,
+            parent_weights=loaded.chosen.to_json() if loaded.chosen is not None else {},
             versions=library_versions(),
             command=self._state.command,
         )
@@ -139,8 +141,9 @@ class Lineage:
             return load_companion(Path(name).expanduser(), ref)
         if self._state.parent is not None:
             return widen(self._state.parent)
-        path = self.parent_file(loaded.manifest.last("prune"), "--teacher")
-        return load_companion(path, ref)
+        step = loaded.manifest.last("prune")
+        path = self.parent_file(step, "--teacher")
+        return load_companion(path, ref, chosen=Chosen.from_json(step.parent_weights) if step is not None else None)
 
     def parent_file(self, step: Step | None, option: str) -> Path:
         """The file that a step of the current network's history started from, if it is still the same.

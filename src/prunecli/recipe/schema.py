@@ -53,7 +53,8 @@ class ModelSection:
         str | None, Doc("Which set of weights in a file of others, by its keys: ema, or model.student.")
     ] = None
     strip_prefix: Annotated[
-        str | None, Doc("Take the tensors whose names begin with this, without it: module.base_encoder.")
+        str | None,
+        Doc("Take tensors whose names begin with this, without it: module.base_encoder. (a dot alone: no prefix)."),
     ] = None
     allow_nonfinite: Annotated[bool, Doc("Load weights that hold NaN or infinity.")] = False
     example_shape: Annotated[

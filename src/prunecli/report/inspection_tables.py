@@ -50,6 +50,7 @@ class _Step(Protocol):
     seed: int
     parent: str | None
     figures: dict[str, Any]
+    parent_weights: dict[str, Any]
 
     @property
     def data(self) -> _Data | None: ...
@@ -88,6 +89,7 @@ def network_table(
     sha256: str | None,
     nonzero: tuple[int, int] | None = None,
     tokenizer: tuple[int, int] | None = None,
+    stored: Mapping[str, int] | None = None,
 ) -> Table:
     """Figures of a whole network.
 
@@ -100,12 +102,14 @@ def network_table(
         sha256: Hash of its file, if it came from one.
         nonzero: Of a network with masked weights, the parameters that are not zero, and all of them.
         tokenizer: Of one that has a tokenizer in its file, its tokens and bytes.
+        stored: Of one in half precision, how many parameters its file has in each type.
     """
     params, zeros = sum(layer.params for layer in layers), sum(layer.zeros for layer in layers)
     rows = [
         ("architecture", ref),
         ("input", "x".join(map(str, input_shape))),
         ("parameters", count(params)),
+        *([("stored as", ", ".join(f"{name} {count(number)}" for name, number in stored.items()))] if stored else []),
         ("zeros", f"{100 * zeros / max(params, 1):.2f} %"),
         *([("parameters not zero", _of_all(*nonzero))] if nonzero else []),
         ("MACs", macs(counted.total, counted.uncounted)),
@@ -130,9 +134,14 @@ def history_tables(steps: Sequence[_Step], methods: Sequence[str]) -> list[Table
         data = f"{step.data.images} images of {step.data.name}" if step.data else "no data"
         rows = [("made with", step.command), ("seed", str(step.seed)), ("data", data)]
         rows += [("parent", step.parent)] if step.parent else []
+        rows += [(f"its {name}", ", ".join(_words(value))) for name, value in step.parent_weights.items()]
         rows += [row for key, value in step.figures.items() for row in _figure_rows(key, value)]
         tables.append(Table((f"{number}. {step.stage}", method), rows))
     return tables
+
+
+def _words(value: Any) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
 def layer_tables(layers: Sequence[_Layer], *, everything: bool) -> list[Table]:

@@ -17,6 +17,7 @@ from prunecli.measure.counts import Macs, count_macs, module_macs, nonzero_count
 from prunecli.measure.energy import FORMULA
 from prunecli.models.catalog import rebuild_dense
 from prunecli.models.loading import LoadedModel
+from prunecli.models.precision import stored_as
 from prunecli.pipeline.activity import Firing
 from prunecli.pipeline.workspace import Workspace
 from prunecli.report.inspection_tables import (
@@ -113,9 +114,9 @@ class Inspection:
             nonzero = nonzero_count(self.loaded.model), parameter_count(self.loaded.model)
         used = manifest.tokenizer
         tokenizer = (used.tokens, used.size) if used is not None else None
-        tables = [
-            network_table(ref, self.input_shape, self.layers, self.macs, self.time_steps, sha256, nonzero, tokenizer)
-        ]
+        stored = stored_as(self.loaded.model)
+        figures = (self.layers, self.macs, self.time_steps, sha256, nonzero, tokenizer, stored)
+        tables = [network_table(ref, self.input_shape, *figures)]
         methods = [method_of(step) for step in manifest.history]
         tables += history_tables(manifest.history, methods)
         tables += layer_tables(self.layers, everything=everything)
