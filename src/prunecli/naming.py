@@ -7,7 +7,7 @@ Python while they run; everything else speaks as the command line does.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -73,6 +73,23 @@ def plain_weights() -> str:
 def allow_code(reference: str) -> str:
     """How code is allowed that a file names."""
     return f"call prunecli.own_code.allow({reference!r})" if _python.get() else f"add --allow-code {reference}"
+
+
+def with_arguments(text: str, names: Collection[str]) -> str:
+    """A text that names options and their values, with Python's arguments in their place.
+
+    Args:
+        text: For instance "take others with --strip-prefix net.".
+        names: Of the arguments that the caller has.
+    """
+
+    def argument(found: re.Match[str]) -> str:
+        name = found[1].replace("-", "_")
+        if name not in names:
+            return found[0]
+        return f'{name}="{found[2]}"' if found[2] else name
+
+    return re.sub(r"--([a-z]+(?:-[a-z]+)*)(?: ([^\s,;]+))?", argument, text)
 
 
 def spoken(reason: str) -> str:

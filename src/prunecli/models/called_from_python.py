@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from pathlib import Path
 
 from prunecli.errors import ModelError
 from prunecli.models.loading import LoadedModel, load_file
 from prunecli.models.precision import in_precision
+from prunecli.naming import with_arguments
 from prunecli.surgery.removal.rebuild import assign_tensors
 
-_OPTION = re.compile(r"--(arch|weights-key|strip-prefix)(?: ([^\s,;]+))?")
+_ARGUMENTS = ("arch", "weights_key", "strip_prefix")
 _CALLER = 4
 """Frames up to whoever called `prunecli.load`."""
 
@@ -36,13 +36,8 @@ def load_foreign(
             file, arch, weights_key=weights_key, strip_prefix=strip_prefix, allow_nonfinite=allow_nonfinite
         )
     except ModelError as error:
-        raise ModelError(_OPTION.sub(_as_argument, str(error))) from error
+        raise ModelError(with_arguments(str(error), _ARGUMENTS)) from error
     for note in loaded.notes:
-        warnings.warn(_OPTION.sub(_as_argument, note), stacklevel=_CALLER)
+        warnings.warn(with_arguments(note, _ARGUMENTS), stacklevel=_CALLER)
     assign_tensors(loaded.model, in_precision(loaded.model))
     return loaded
-
-
-def _as_argument(option: re.Match[str]) -> str:
-    name = option[1].replace("-", "_")
-    return f'{name}="{option[2]}"' if option[2] else name
