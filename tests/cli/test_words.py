@@ -238,7 +238,7 @@ def test_python_names_its_own_arguments(processes: Processes, tmp_path: Path) ->
             assert expected in answer, (call, answer)
             assert answer.startswith(("MethodError", "ModelError", "TargetError")), answer
     assert not [text for text in (*said, plain) if "--" in text]
-    assert "load_state_dict" in plain
+    assert "name one with arch=" in plain
     assert "missing.safetensors: no such file" in missing
 
 

@@ -51,6 +51,11 @@ class PruneCommand(_HelpWithoutPydantic, TyperCommand):
     renamed: Mapping[str, str] = {}
     panels: Mapping[str, str] = {}
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Arguments by their names alone: Typer adds braces, brackets and dots to those that have some."""
+        pieces = [re.sub(r"\{(.*)\}", r"\1", piece) for piece in super().collect_usage_pieces(ctx)]
+        return [re.sub(r"\.\.\.(\]?)\.\.\.$", r"...\1", re.sub(r"^\[(\[.*\])\]$", r"\1", piece)) for piece in pieces]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Lists arguments, then options by panel."""
         records = {param.name: param.get_help_record(ctx) for param in self.get_params(ctx)}
