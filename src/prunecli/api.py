@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -359,6 +359,8 @@ class _Batches:
         self._data = (
             [data] if isinstance(data, (Tensor, Mapping)) else list(data) if isinstance(data, Iterator) else data
         )
+        if isinstance(self._data, Sized) and not len(self._data):
+            raise MethodError("data= holds no batches; a generator that was read before is empty")
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._data:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
+from prunecli.errors import MethodError
+
 
 def split_patterns(words: str | Iterable[str]) -> tuple[str, ...]:
     """One entry for each pattern.
@@ -13,8 +15,13 @@ def split_patterns(words: str | Iterable[str]) -> tuple[str, ...]:
     Args:
         words: One text or several, each of which may hold several with commas between them; a comma in brackets, as in
             "layers.[0,1]", belongs to the pattern.
+
+    Raises:
+        MethodError: One is empty.
     """
-    entries = (words,) if isinstance(words, str) else words
+    entries = (words,) if isinstance(words, str) else tuple(words)
+    if not all(entry.strip(" ,") for entry in entries):
+        raise MethodError("a name of layers is empty, and would match none; give one, or leave it out")
     parts = (part.strip() for entry in entries for part in re.findall(r"(?:\[[^\[\]]*\]|[^,])+", entry))
     return tuple(part for part in parts if part)
 

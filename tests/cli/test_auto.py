@@ -125,7 +125,7 @@ def test_a_drop_that_cannot_be_met_fails_like_a_gate_and_saves_nothing(
         (["--trials", "1"], "--trials 1: one network is judged"),
         (["--max-drop", "-1"], "--max-drop says how much worse"),
         (["--methods", "tailor"], "--methods: unknown method 'tailor': did you mean 'taylor'"),
-        (["--methods", ""], "--methods names no method: write names with commas, for instance fisher,taylor,l2"),
+        (["--methods", ","], "--methods names no method: write names with commas, for instance fisher,taylor,l2"),
         (["--keep", "*"], "no layer can shrink; "),
         (["--data", "nothing"], "unknown data set 'nothing'"),
         (["--optimizer", "sgdd"], "sgdd"),

@@ -140,6 +140,10 @@ def test_a_gate_exits_with_3_and_one_document(prune: Prune, tmp_path: Path) -> N
         (["l1", "{w}", "--keep", "nolayer*"], "unknown layer pattern 'nolayer*'"),
         (["l1", "{w}", "--round-to", "64", "--ratio", "0.1"], "cannot shrink"),
         (["l1", "{w}", "--arch", "cifar:resnet56"], "its manifest names cifar:resnet20"),
+        (["l1", "{w}", "--keep", ""], "--keep is empty; give a value, or leave it out"),
+        (["l1", "{w}", "--data="], "--data is empty"),
+        (["l1", ""], "an argument is empty"),
+        (["recipe", "check", "two.yaml"], "two.yaml:1:64: ratio and macs say how much to remove, each in its own way"),
         (["l1", "missing.pt"], "missing.pt: no such file"),
         (["l1", "."], "is a directory"),
         (["l1", "{w}", "-o", "taken.json"], "taken.json: exists; add --force"),
@@ -174,6 +178,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
     (tmp_path / "taken.json").write_text("{}")
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.yaml").write_text("stages: [{stage: trian}]\n")
+    (tmp_path / "two.yaml").write_text("stages: [{stage: prune, method: l1, params: {ratio: 0.3, macs: 0.4}}]\n")
     (tmp_path / "ghost.yaml").write_text("model: {ref: 'cifar:resnet5'}\nstages: [{stage: train}]\n")
     (tmp_path / "garbage.pth").write_bytes(b"<html></html>")
     before = sorted(tmp_path.rglob("*"))

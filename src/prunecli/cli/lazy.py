@@ -69,9 +69,23 @@ class PruneCommand(_HelpWithoutPydantic, TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Puts today's names in the place of aliases, and values where they were left out."""
+        _refuse_empty(args)
         words = _renamed(_of_today(args, self.renamed), self.aliases)
         parsed: list[str] = super().parse_args(ctx, _completed(words, self.optional) if self.optional else words)
         return parsed
+
+
+def _refuse_empty(args: list[str]) -> None:
+    """Refuses empty words, which a shell makes of variables that are not set; paths would mean this folder.
+
+    Raises:
+        RecipeError: There is one.
+    """
+    for before, word in zip(["", *args], args, strict=False):
+        if word and not re.fullmatch(r"--[a-z-]+=", word):
+            continue
+        name = word.rstrip("=") or (before if before.startswith("-") else "an argument")
+        raise RecipeError(f"{name} is empty; give a value, or leave it out")
 
 
 def _of_today(args: list[str], renamed: Mapping[str, str]) -> list[str]:

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from prunecli.bounds import percentage_meant
 from prunecli.errors import MethodError, PruneError, RecipeError, nearest, unknown
 from prunecli.methods.registry import get_method
-from prunecli.recipe.exclusions import refuse_in_memory, refuse_two_amounts
+from prunecli.recipe.exclusions import one_amount, refuse_in_memory
 from prunecli.recipe.fields import fields_of, listed
 from prunecli.recipe.loader import KeyPath
 from prunecli.recipe.refusals import Refusals
@@ -22,14 +22,14 @@ class Checker:
     """Validates raw data piece by piece, so that a mistake has one cause and one position.
 
     Args:
-        origins: Where values were written.
+        origins: Where values were written; those that others take the place of are removed.
         refusals: Where mistakes go.
 
     Attributes:
         places: The index of each stage that was not refused, if others were.
     """
 
-    def __init__(self, origins: Mapping[KeyPath, str], refusals: Refusals) -> None:
+    def __init__(self, origins: dict[KeyPath, str], refusals: Refusals) -> None:
         self._origins, self._refusals = origins, refusals
         self.places: tuple[int, ...] | None = None
 
@@ -79,10 +79,16 @@ class Checker:
                 where = self.where((*path, "params", old))
                 self._refusals.add(RecipeError(f"{where}: params.{old} of method {method.name} is called {new} now"))
                 return None
-        params = self._validated(method.params_class, stage.params, (*path, "params"), extra="forbid")
+        try:
+            given = one_amount(stage.params, self._origins, (*path, "params"))
+        except RecipeError as error:
+            self._refusals.add(error, error.__cause__)
+            return None
+        for name in stage.params.keys() - given.keys():
+            self._origins.pop((*path, "params", name), None)
+        params = self._validated(method.params_class, given, (*path, "params"), extra="forbid")
         if params is None:
             return None
-        refuse_two_amounts(self._origins, (*path, "params"))  # of the command line, which has one mistake at a time
         return dataclasses.replace(stage, params=dataclasses.asdict(params))  # type: ignore[no-any-return]
 
     def _validated(self, cls: type[Any], raw: Any, path: KeyPath, extra: str | None = None) -> Any:

@@ -6,24 +6,39 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunecli.errors import RecipeError
-from prunecli.methods.params import TARGETS
+from prunecli.methods.params import TARGETS, StructuralParams
 from prunecli.recipe.loader import KeyPath, placed
 
+_AMOUNTS = ("ratio", "layer_ratio", *TARGETS)
+"""Parameters that say how much to remove."""
 
-def refuse_two_amounts(origins: Mapping[KeyPath, str], params: KeyPath) -> None:
-    """Refuses two ways of saying how much to remove on one command line; a flag takes the place of a recipe's.
+
+def one_amount(params: Mapping[str, Any], origins: Mapping[KeyPath, str], path: KeyPath) -> dict[str, Any]:
+    """Parameters that say in one way how much to remove: what is typed takes the place of what a recipe says.
 
     Args:
+        params: A stage's parameters as they were written.
         origins: Where values were written.
-        params: Where a stage's parameters are.
+        path: Where the parameters are.
 
     Raises:
-        RecipeError: Two are typed.
+        RecipeError: Two ways are typed, or a recipe has two.
     """
-    written = [origins.get((*params, name), "") for name in ("ratio", "layer_ratio", *TARGETS)]
-    typed = [origin for origin in written if origin.startswith("--")]
-    if len(typed) > 1 and typed[0] == written[0]:
-        raise RecipeError(f"{typed[0]} and {typed[1]} say how much to remove, each in its own way; give one of them")
+    given = [name for name in _AMOUNTS if params.get(name)]
+    where = {name: origins.get((*path, name), "") for name in given}
+    typed = [name for name in given if where[name].startswith("--")]
+    if len(typed) > 1:
+        named = " and ".join(where[name] for name in typed[:2])
+        raise RecipeError(f"{named} say how much to remove, each in its own way; give one of them")
+    if typed:
+        return {name: value for name, value in params.items() if name not in given or name in typed}
+    # The plan of a run has defaults too, so a ratio that is the default may be nobody's wish.
+    wished = [name for name in given if name != "ratio" or params[name] != StructuralParams.ratio]
+    if len(wished) > 1:
+        named = " and ".join(wished[:2])
+        message = f"{named} say how much to remove, each in its own way; give one of them"
+        raise RecipeError(placed(message, where[wished[1]] or None))
+    return dict(params)
 
 
 def refuse_in_memory(stage: Mapping[str, Any], where: str | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ from prunecli.report.scores import score_named
 from prunecli.report.table import Table
 
 _FINETUNE_LR = 0.01
+_FAR = 10.0
+"""A validation loss so many times that of guessing is no network that has learned little."""
 _CLASSIFIED = {"segmentation": "pixels", "token-classification": "words"}
 """What of a data set's samples has classes, for tables; else they are texts."""
 
@@ -133,6 +136,7 @@ def train_stage(space: Workspace, stage: TrainStage, out: Path, hooks: Sequence[
             tell=space.sink.note,
         )
         space.report_bad()
+        _warn_of_chance(space, task, result)
         crash_point("stage:trained")
         loaded.manifest.history.append(step.model_copy(update={"figures": _fit_figures(result)}))
         path = space.lineage.finish(loaded, out)
@@ -180,6 +184,17 @@ def _check_augmentation(space: Workspace, stage: TrainStage, data: DataSet, task
 
 def _settings(stage: TrainStage) -> dict[str, Any]:
     return {key: value for key, value in dataclasses.asdict(stage).items() if key != "stage"}
+
+
+def _warn_of_chance(space: Workspace, task: Task, result: FitResult) -> None:
+    """Says so if the epoch that is kept is far worse than guessing, which finite numbers alone do not show."""
+    validation, classes = result.epochs[result.chosen - 1].validation, len(task.class_names)
+    loss = validation.logged.get("loss") if validation is not None else None
+    if loss is not None and classes > 1 and loss > _FAR * math.log(classes):
+        space.sink.warn(
+            f"the validation loss of epoch {result.chosen}, which is kept, is {loss:.3g}, and guessing has "
+            f"{math.log(classes):.3g}: the training has diverged; lower the learning rate (--lr)"
+        )
 
 
 def _fit_figures(result: FitResult) -> dict[str, Any]:
