@@ -63,11 +63,11 @@ def test_what_is_soon_done_and_what_is_to_be_quiet_says_nothing(prune: Prune) ->
 
 def test_a_terminal_shows_a_bar_that_goes_away(processes: Processes, tmp_path: Path) -> None:
     done = processes.run(
-        [*_TAYLOR, "--calibration-images", 64], tmp_path, env=_TERMINAL, unset=["NO_COLOR"], terminal=True
+        [*_TAYLOR, "--calibration-images", 512], tmp_path, env=_TERMINAL, unset=["NO_COLOR"], terminal=True
     )
     assert done.code == 0, done.out
     drawn = re.sub(r"\x1b\[[\d;]*m", "", done.out)
-    assert re.search(r"score [━╺╸]+ +\d+% 0:00:\d\d \S+ batch \d of 2", drawn)
+    assert re.search(r"score [━╺╸]+ +\d+% 0:00:\d\d \S+ batch \d+ of 16", drawn)
     assert re.search(r"repair [━╺╸]+ +\d+% 0:00:\d\d \S+ trial \d of \d", drawn)
     left = _visible(drawn)
     assert not any("━" in line and ":" in line for line in left), left

@@ -126,7 +126,7 @@ def test_what_cannot_be_audited_is_one_line(prune: Prune, checkpoint: Path, word
         (["--methods", "l1", "--compile"], "--compile is for several networks"),
         (["--methods", "l1", "--json", "--csv"], "--csv and --json exclude each other"),
         (["--seeds", "3"], "--seeds belongs to --methods"),
-        (["--methods", "l1", "--jobs", "9999"], "--jobs 9999: more than the"),
+        (["--methods", "l1", "--jobs", "9999"], "--jobs 9999: 9,999 cores asked for, and this machine has"),
         (["--macs", "0.5"], "--macs belongs to --methods"),
         (["--compensate", "ls"], "--compensate belongs to --methods"),
         (["--methods", "l1", "--split", "train"], "--split"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.manifest import Masks
-from prunecli.engine.divided import placed
+from prunecli.engine.divided import is_sharded, placed
 from prunecli.engine.hooks import Hook, Training
 
 
@@ -28,15 +28,15 @@ class HoldZeros(Hook):
 
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
         self._network, self._names = network, names
-        for name in names:
-            network.get_parameter(name)
+        # Now: what prunes while it trains computes weights from something else later.
+        self._parameters = [network.get_parameter(name) for name in names]
         self._held: list[tuple[nn.Parameter, Tensor]] = []
 
     def begin(self, training: Training) -> None:
         """Notes which weights are zero."""
-        # Only now: a network that processes divide has other parameters than before.
-        parameters = [self._network.get_parameter(name) for name in self._names]
-        self._held = [(parameter, parameter.detach() != 0) for parameter in parameters]
+        if is_sharded(self._network):  # which has other parameters than before it was divided
+            self._parameters = [self._network.get_parameter(name) for name in self._names]
+        self._held = [(parameter, parameter.detach() != 0) for parameter in self._parameters]
 
     def before_step(self) -> None:
         """Masks gradients."""

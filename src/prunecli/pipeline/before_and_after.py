@@ -61,9 +61,21 @@ def is_to_be_evaluated(space: Workspace, stage: PruneStage) -> bool:
 def score_change(space: Workspace, stage: PruneStage) -> ScoreChange | None:
     """Evaluates the network that was pruned and the current one; None if a score is no number.
 
+    Nor is there one where samples cannot be read and nobody has asked for it: the pruned network is saved already.
+
     Raises:
-        DataError: No sample could be read.
+        DataError: It is asked for, and samples cannot be read.
     """
+    try:
+        return _score_change(space, stage)
+    except DataError as error:
+        if stage.evaluate is True:
+            raise
+        space.sink.warn(f"the score before and after is not measured: {error}")
+        return None
+
+
+def _score_change(space: Workspace, stage: PruneStage) -> ScoreChange | None:
     before, after = space.parent, space.loaded
     assert before is not None and after is not None, "a stage has just pruned"
     data, whole = space.data(), space.split(_SPLIT)
