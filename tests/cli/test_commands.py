@@ -381,7 +381,7 @@ def test_every_mistake_of_every_recipe_is_reported_with_its_position(prune: Prun
         "many.yaml:6:48: stages.2.params.ratio has to be less than 1 (got 30); write 0.3 for 30 %",
         "many.yaml:6:52: unknown key 'scop'; did you mean 'scope'?",
         "many.yaml:7:28: unknown method 'l9'",
-        "many.yaml:8:5: fail_if: unknown figure 'top2'",
+        "many.yaml:8:33: fail_if: unknown figure 'top2'",
         "twice.yaml:1:22: 'name' appears twice",
         "twice.yaml:2:1: unknown key 'sede'",
         "twice.yaml:2:7: environment variable NOT_SET is not set",
