@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 
+from prunecli import ranks
 from prunecli.checkpoint.confinement import stays_inside
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.tasks.base import Task
 from prunecli.errors import DataError, ModelError, PruneError
 from prunecli.inputs import call, logits
 from prunecli.models.loading import LoadedModel, widen
+from prunecli.models.offloading import is_offloaded
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import FinetuneStage, TrainStage
 
@@ -51,9 +53,11 @@ def to_be_named(space: Workspace) -> str | None:
 
     A file's path is trusted only in this folder and in the checkpoint's; elsewhere it has to be given to --teacher.
     """
-    step, task = space.stored_model().manifest.last("prune"), space.judging.task()
-    if step is None or step.parent is None or space.parent is None or not task.learns_from_parent:
+    step = space.stored_model().manifest.last("prune")
+    if step is None or step.parent is None or space.parent is None:
         return None
+    if ranks.world_size() > 1 or is_offloaded(space.parent.model):
+        return None  # to ask it would need all processes, or more memory than there is
     if Path(step.parent).is_file() and stays_inside(step.parent, Path()):
         return None
     try:
@@ -62,10 +66,13 @@ def to_be_named(space: Workspace) -> str | None:
     except ModelError:
         pass
     try:
+        task = space.judging.training_task()
+        if not task.learns_from_parent:
+            return None
         teacher = widen(space.parent)
         _check(space, teacher, task)
         _require_knowledge(space, teacher, task, _ASKED_FOR_A_HINT)
-    except PruneError:
+    except (PruneError, RuntimeError):  # no memory for it, for instance: pruning has succeeded nevertheless
         return None
     return step.parent
 
