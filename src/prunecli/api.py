@@ -19,7 +19,7 @@ from prunecli.copying import copied
 from prunecli.criteria.base import Loss, default_loss
 from prunecli.criteria.detection import DetectorLoss
 from prunecli.engine.detectors.index import detector_of
-from prunecli.errors import MethodError, ModelError, unknown
+from prunecli.errors import MethodError, ModelError, unknown, with_article
 from prunecli.exporting.staging import WEIGHTS
 from prunecli.inputs import Inputs, output_tensors
 from prunecli.measure.neurons import leave_to_caller, reset, reset_itself, spiking_neurons
@@ -204,14 +204,16 @@ def _checked_network(model: Any) -> nn.Module:
     Raises:
         ModelError: It is not a module, trains by a method of its own, is quantised, or cannot be copied.
     """
-    kind = type(model).__name__
+    if isinstance(model, type):
+        raise ModelError(f"{model.__name__} is a class; pass an instance, such as {model.__name__}()")
+    kind = with_article(type(model).__name__)
     held = dict(model.named_children()) if isinstance(model, nn.Module) else getattr(model, "__dict__", {})
     inside = [name for name, value in held.items() if isinstance(value, nn.Module)]
     hint = f"prune the network inside, .{'model' if 'model' in inside else inside[0]}" if inside else "pass the network"
     if not isinstance(model, nn.Module):
-        raise ModelError(f"a {kind} is not a torch.nn.Module; {hint}")
+        raise ModelError(f"{kind} is not a torch.nn.Module; {hint}")
     if not _takes_mode(type(model).train):
-        raise ModelError(f"a {kind} does not behave like a torch.nn.Module (its train() does something else); {hint}")
+        raise ModelError(f"{kind} does not behave like a torch.nn.Module (its train() does something else); {hint}")
     quantised = next((name for name, module in model.named_modules() if _is_quantised(module)), None)
     if quantised is not None:
         raise ModelError(f"{quantised or 'the model'} is quantised; prune the network before it is quantised")

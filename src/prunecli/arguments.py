@@ -11,7 +11,7 @@ from prunecli.bounds import percentage_meant
 from prunecli.errors import MethodError, unknown
 from prunecli.methods.spec import MethodSpec
 from prunecli.patterns import split_patterns
-from prunecli.recipe.fields import fields_of, listed
+from prunecli.recipe.fields import fields_of, listed, refusal
 from prunecli.surgery.tracing.traced import Trace
 
 _PLAIN = (str, int, float, type(None))
@@ -75,7 +75,7 @@ def checked_params(spec: MethodSpec, params: Mapping[str, Any]) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         name, inner = str(first["loc"][0]), "".join(f"[{part!r}]" for part in first["loc"][1:] if part != "[key]")
-        said = first["msg"].removeprefix("Value error, ").replace("Input should be", "has to be")
+        said = refusal(first)
         share = any(field.share for field in fields_of(spec.params_class) if field.name == name)
         meant = percentage_meant(first["input"]) if share else ""
         raise MethodError(f"{_said(name + inner, first['input'])}: {said}{meant}") from error

@@ -19,7 +19,8 @@ PruneError (1)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 
 
 class PruneError(Exception):
@@ -135,6 +136,12 @@ def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
     return difflib.get_close_matches(name, list(choices), n=count, cutoff=0.5)
 
 
+def meant(close: Sequence[str]) -> str:
+    """Returns the question whether one of these names was meant, for instance "did you mean 'l1', 'l2' or 'fpgm'?"."""
+    *others, last = map(repr, close)
+    return f"did you mean {', '.join(others)} or {last}?" if others else f"did you mean {last}?"
+
+
 def unknown(kind: str, name: str, choices: Iterable[str], see: str | None = None) -> str:
     """Returns the message about an unknown name.
 
@@ -147,12 +154,20 @@ def unknown(kind: str, name: str, choices: Iterable[str], see: str | None = None
     options = list(choices)
     close = nearest(name, options)
     if close:
-        hint = "did you mean " + " or ".join(repr(option) for option in close) + "?"
+        hint = meant(close)
     elif see:
         hint = f"run `{see}` for the list"
     else:
         hint = "choose from " + ", ".join(options)
     return f"unknown {kind} {name!r}: {hint}"
+
+
+def with_article(name: str) -> str:
+    """Returns a class's name after "a" or "an", as it is pronounced: an OrderedDict, a UNet, an MLP."""
+    if re.match(r"[Uu](?:[A-Z]|net|ni|se)", name):
+        return f"a {name}"
+    spelt = re.match(r"[FHLMNRSX][B-DF-HJ-NP-TV-Z]+(?![a-z])", name)
+    return f"an {name}" if spelt or name[:1] in "AEIOUaeiou" else f"a {name}"
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:

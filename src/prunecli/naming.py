@@ -35,7 +35,7 @@ def option(name: str, value: Any = _NO_VALUE) -> str:
     """
     if _python.get():
         if value is _NO_VALUE:
-            return f"{name}="
+            return name
         return f"{name}={value:g}" if isinstance(value, float) else f"{name}={value!r}"
     flag = name.replace("_", "-")
     if isinstance(value, bool):

@@ -365,6 +365,7 @@ def test_every_mistake_of_every_recipe_is_reported_with_its_position(prune: Prun
         "  - {stage: prune, method: l1, params: {ratio: 30, scop: global}}\n"
         "  - {stage: prune, method: l9}\n"
         "  - {stage: compare, fail_if: top2 > 1}\n"
+        "  - {stage: eval, require: top9 > 1, report: a/b.json}\n"
     )
     (tmp_path / "twice.yaml").write_text("data: {name: digits, name: mnist}\nsede: ${env:NOT_SET}\nstages: [5]\n")
     (tmp_path / "open.yaml").write_text("stages: [{stage: train}\n")
@@ -373,7 +374,7 @@ def test_every_mistake_of_every_recipe_is_reported_with_its_position(prune: Prun
     done = prune("recipe", "check", *files)
     assert done.code == 2 and done.out == "good.yaml: ok\n"
     *lines, last = done.err.splitlines()
-    assert last == "error: 18 mistakes in 4 recipes"
+    assert last == "error: 20 mistakes in 4 recipes"
     starts = [
         "many.yaml:1:14: unknown architecture 'cifar:resnet5'",
         "many.yaml:1:31: unknown key 'pretraind'; did you mean 'pretrained'?",
@@ -386,7 +387,9 @@ def test_every_mistake_of_every_recipe_is_reported_with_its_position(prune: Prun
         "many.yaml:6:48: stages.2.params.ratio has to be less than 1 (got 30); write 0.3 for 30 %",
         "many.yaml:6:52: unknown key 'scop'; did you mean 'scope'?",
         "many.yaml:7:28: unknown method 'l9'",
-        "many.yaml:8:5: fail_if: unknown figure 'top2'",
+        "many.yaml:8:31: fail_if: unknown figure 'top2'",
+        "many.yaml:9:28: require: unknown figure 'top9'",
+        "many.yaml:9:46: stages.5.report: 'a/b.json' has to be a plain file name",
         "twice.yaml:1:22: 'name' appears twice",
         "twice.yaml:2:1: unknown key 'sede'",
         "twice.yaml:2:7: environment variable NOT_SET is not set",

@@ -66,7 +66,7 @@ def test_a_lightning_checkpoint_with_an_average_in_half_precision(prune: Prune, 
     done = prune("l1", "last.ckpt", *ARCH, *words)
     assert done.code == 0, done.err
     assert "took the weights under 'ema_net.' (an average, 116 tensors); 'net.': --strip-prefix net." in done.err
-    assert "left out 1 tensors of a loss, first 'criterion.weight'" in done.err
+    assert "left out 1 tensor of a loss, 'criterion.weight'" in done.err
     assert "left out 2 tensors, by their names no part of the network: 'train_acc.total', 'mean'" in done.err
     assert "it takes normalised ones" in done.err and done.json["verify_error"] < 1e-9
     manifest = read_manifest(tmp_path / "a.safetensors")

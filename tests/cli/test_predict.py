@@ -248,7 +248,7 @@ def test_a_parent_that_is_gone_is_named(processes: Processes, pruned: Path, tmp_
     assert "--beside the file it was pruned from" in ended.err
     shutil.copy(pruned / "pruned.safetensors", tmp_path / "dense.safetensors")
     ended = _run(processes, tmp_path, "--beside")
-    assert ended.code == 2 and "or has changed" in ended.err, "another file of that name is not the parent"
+    assert ended.code == 2 and "has changed since" in ended.err, "another file of that name is not the parent"
     other = ["--beside", "timm:resnet10t", "--json"]
     ended = _run(processes, tmp_path, *other)
     assert ended.code == 2 and "has 10 classes and timm:resnet10t has 1000" in json.loads(ended.out)["error"]["message"]

@@ -61,6 +61,23 @@ def test_the_parent_teaches_where_it_is_there(finetuned: Finetuned, tmp_path: Pa
     assert "learns from labels alone: dense.safetensors: the parent is not in this folder" in said
 
 
+def test_a_parent_in_another_folder_has_to_be_named(
+    finetuned: Finetuned, prune: Prune, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "teacher.safetensors"
+    elsewhere.write_bytes((tmp_path / "dense.safetensors").read_bytes())
+    words = ["l1", elsewhere, "--data", f"npz:{FEW_DIGITS}", "--latency-rounds", "2", "--force", "-o", "p.safetensors"]
+    pruned = prune(*words)
+    assert f"next: prune finetune p.safetensors --epochs 5 --teacher {elsewhere} --data" in pruned.err
+    named, _ = finetuned("--teacher", str(elsewhere))
+    alone, said = finetuned()
+    assert named != alone and "teacher.safetensors: the parent is not in this folder or the checkpoint's; give" in said
+    (tmp_path / "teacher.safetensors").write_bytes(b"another")
+    assert "teacher.safetensors: has changed since p.safetensors was pruned from it; give --teacher" in finetuned()[1]
+    again = prune(*words[:1], "dense.safetensors", *words[2:])
+    assert "next: prune finetune p.safetensors --epochs 5 --data" in again.err
+
+
 def test_a_network_that_was_not_pruned_has_no_teacher(finetuned: Finetuned, tmp_path: Path) -> None:
     _, said = finetuned(model="dense.safetensors")
     assert "learns from" not in said and _recorded(tmp_path) is None

@@ -211,11 +211,11 @@ _CALLS: list[tuple[dict[str, Any], str | list[str]]] = [
     ({"compensate": "ls"}, "compensate='ls' needs data: give calibration batches as data="),
     ({"scope": "measured"}, "scope='measured' judges layers on data: give calibration batches as data="),
     ({"params": 0.5, "macs": 0.5}, "params=0.5 and macs=0.5 say how much to remove"),
-    ({"macs": 0.001}, "the least that max_ratio=, min_width= and the protected layers leave"),
+    ({"macs": 0.001}, "the least that max_ratio, min_width and the protected layers leave"),
     ({"layer_ratio": {"stem": 0.5}}, "(protected; prune_stem=True to include it)"),
     ({"only": "layer*"}, "only='layer*': means layer1, layer2; name one of them"),
     ({"only": "layr1"}, "only='layr1': unknown module 'layr1': did you mean 'layer1'"),
-    ({"layer_ratio": {"layr1": 0.5}}, "layer_ratio=: unknown layer pattern 'layr1': did you mean 'layer"),
+    ({"layer_ratio": {"layr1": 0.5}}, "layer_ratio: unknown layer pattern 'layr1': did you mean 'layer"),
     ({"outputs": "x"}, "outputs='x': the network returns one tensor"),
     ({"method": "depth", "drop": "layer9", "score": "cosine"}, "no residual blocks"),
     (

@@ -196,7 +196,7 @@ def test_a_report_says_on_what_it_was_made() -> None:
         environment={**environment, "commit": "0" * 40},
     )
     rows = dict(report_table(report).rows)
-    assert str(environment["device"]) in rows["measured on"] and "threads of" in rows["measured on"]
+    assert str(environment["device"]) in rows["measured on"] and " of " in rows["measured on"]
     assert rows["commit"] == "0" * 40
 
 

@@ -451,11 +451,11 @@ def test_a_share_is_rounded_and_one_block_stays() -> None:
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"ratio": 0.5, "blocks": 2}, "ratio= and blocks= both say which blocks go"),
-        ({"drop": ["layers.1"], "blocks": 2}, "blocks= and drop= both say"),
-        ({"drop": ["layers.1"], "greedy": True}, "greedy=True chooses blocks one by one and drop= names them"),
+        ({"ratio": 0.5, "blocks": 2}, "ratio and blocks both say which blocks go"),
+        ({"drop": ["layers.1"], "blocks": 2}, "blocks and drop both say"),
+        ({"drop": ["layers.1"], "greedy": True}, "greedy=True chooses blocks one by one and drop names them"),
         ({"drop": "layers.7"}, r"block 'layers.7'.*layers\.\d"),
-        ({"drop": "layers.*"}, "drop= names all 4 blocks of the network; leave at least one"),
+        ({"drop": "layers.*"}, "drop names all 4 blocks of the network; leave at least one"),
         ({"drop": "layers.0", "keep": ["layers.0"]}, "layers.0 cannot be removed: kept by pattern 'layers.0'"),
         ({"blocks": 4}, "4 blocks cannot be removed: 3 of the network's 4 can be"),
         ({"blocks": 3, "keep": ["layers.[01]"]}, "2 of the network's 4 can be; layers.0: kept by .* and 1 more"),

@@ -272,7 +272,7 @@ def test_where_all_experts_are_weighed_none_is_chosen() -> None:
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"ratio": 0.5, "experts": 2}, "ratio= and experts= both say how many experts go"),
+        ({"ratio": 0.5, "experts": 2}, "ratio and experts both say how many experts go"),
         ({"experts": 5}, r"layers.0: 1 of its 6 experts would be left, and every token is sent to 2; remove fewer"),
         ({"experts": 7}, r"layers.0: -1 of its 6 experts would be left"),
         ({"ratio": 0.05}, "a share of 0.05 of 6 experts is less than one; give experts=1"),

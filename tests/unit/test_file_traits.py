@@ -80,7 +80,7 @@ def test_wrappers_and_prefixes(kind: str, state: State, tmp_path: Path) -> None:
 
 def test_what_is_left_out_is_said(state: State, tmp_path: Path) -> None:
     notes = _load(tmp_path, WRAPPED["criterion"](state)).notes
-    assert any("left out 1 tensors of a loss, first 'criterion.weight'" in note for note in notes)
+    assert any("left out 1 tensor of a loss, 'criterion.weight'" in note for note in notes)
     assert any("begin with 'net.', which is left out" in note for note in _load(tmp_path, WRAPPED["net."](state)).notes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -383,6 +384,13 @@ class _Pipeline:
 def test_objects_around_a_network_name_the_network(kind: type[Any], cause: str) -> None:
     with pytest.raises(ModelError, match=cause):
         prunecli.prune(kind(), example_inputs=(torch.randn(2, 8), torch.randn(2, 8)))
+
+
+def test_what_is_no_network_is_named_with_what_to_pass() -> None:
+    with pytest.raises(ModelError, match=r"^an OrderedDict is not a torch"):
+        prunecli.prune(OrderedDict(), example_inputs=torch.randn(2, 8))  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=r"^Core is a class; pass an instance, such as Core\(\)$"):
+        prunecli.prune(Core, example_inputs=torch.randn(2, 8))  # type: ignore[arg-type]
 
 
 def test_other_names_for_the_mode_are_fine() -> None:

@@ -84,7 +84,7 @@ def test_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         ("data: {nam: x}", r"r:1:8: unknown key 'nam'; did you mean 'name'"),
         ("modle: {}", r"r:1:1: unknown key 'modle'; did you mean 'model'"),
         ("version: 2", r"r:1:10: version has to be 1"),
-        ("seed: abc", r"r:1:7: seed has to be a valid integer"),
+        ("seed: abc", r"r:1:7: seed has to be a whole number \(got 'abc'\)"),
         ("a: 1\na: 2", r"r:2:1: 'a' appears twice"),
         ("a: &x 1", r"r:1:4: anchors and aliases"),
         ("a: !!python/object:os.system 1", r"r:1:4: the tag"),

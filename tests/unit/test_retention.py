@@ -160,11 +160,11 @@ def test_the_rule_of_variation_decides_in_the_flow() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epsilon": 0.1}, "epsilon= belongs to retention='epsilon'"),
-        ({"retention": "epsilon"}, "retention='epsilon' needs epsilon="),
+        ({"epsilon": 0.1}, "epsilon belongs to retention='epsilon'"),
+        ({"retention": "epsilon"}, "retention='epsilon' needs epsilon, the rise"),
         ({"retention": "epsilon", "epsilon": 0.1, "ratio": 0.3}, "so does ratio=0.3; give one of them"),
-        ({"retention": "cv-legacy", "macs": 0.5}, "so does macs=; give one of them"),
-        ({"retention": "cv-legacy", "layer_ratio": {"body.3": 0.5}}, "so does layer_ratio=; give one"),
+        ({"retention": "cv-legacy", "macs": 0.5}, "so does macs; give one of them"),
+        ({"retention": "cv-legacy", "layer_ratio": {"body.3": 0.5}}, "so does layer_ratio; give one"),
         ({"retention": "cv-legacy", "schedule": "linear"}, "decides once; leave out schedule='linear'"),
     ],
 )

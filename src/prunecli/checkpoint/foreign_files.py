@@ -221,6 +221,8 @@ def _without_extras(weights: ForeignWeights) -> ForeignWeights:
     losses = [name for name in kept if name.startswith(_LOSSES)]
     notes = weights.notes
     if losses and len(losses) < len(kept):
-        notes += (f"left out {len(losses)} tensors of a loss, first {printable(losses[0])}",)
+        first = printable(losses[0])
+        said = f"1 tensor of a loss, {first}" if len(losses) == 1 else f"{len(losses)} tensors of a loss, first {first}"
+        notes += (f"left out {said}",)
         kept = {name: tensor for name, tensor in kept.items() if name not in losses}
     return replace(weights, tensors=kept or weights.tensors, notes=notes)

@@ -47,7 +47,11 @@ def after_pruning(output: Output, space: Workspace, path: Path, *, finetunes: bo
     if output.mode != "human":
         return
     if finetunes and space.data_name() is not None and space.data().trainable:
-        output.hint(_line("finetune", path, "--epochs", _EPOCHS, *_settings(space)))
+        from prunecli.pipeline.stages.teacher import to_be_named
+
+        teacher = to_be_named(space)
+        named = () if teacher is None else ("--teacher", teacher)
+        output.hint(_line("finetune", path, "--epochs", _EPOCHS, *named, *_settings(space)))
     elif (compared := _compared_with_the_original(space, path)) is not None:
         output.hint(compared)
     else:

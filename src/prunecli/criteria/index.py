@@ -83,7 +83,7 @@ _BUILT_IN = (
     CriterionSpec(
         "taylor",
         "prunecli.criteria.gradient:taylor",
-        "Remove the channels whose loss changes least to first order.",
+        "Remove the channels without which the loss changes least to first order.",
         "https://arxiv.org/abs/1611.06440",
         options=_OPTIONS + "RetentionOptions",
         needs_data=True,

@@ -26,7 +26,7 @@ _BUILT_IN = (
     ),
     _method(
         "snip",
-        "Set the weights to zero whose loss changes least to first order.",
+        "Set the weights to zero without which the loss changes least to first order.",
         "https://arxiv.org/abs/1810.02340",
         "snip:SNIP",
         needs_data=True,

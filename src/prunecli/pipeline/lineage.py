@@ -137,11 +137,15 @@ class Lineage:
         """
         loaded = self._state.model()
         ref = loaded.manifest.architecture.ref
+        step = loaded.manifest.last("prune")
         if name != "parent":
-            return load_companion(Path(name).expanduser(), ref)
+            path = Path(name).expanduser()
+            chosen = None
+            if step is not None and step.parent_weights and path.is_file() and file_sha256(path) == step.parent_sha256:
+                chosen = Chosen.from_json(step.parent_weights)  # of several networks in the file, the one pruned
+            return load_companion(path, ref, chosen=chosen)
         if self._state.parent is not None:
             return widen(self._state.parent)
-        step = loaded.manifest.last("prune")
         path = self.parent_file(step, "--teacher")
         return load_companion(path, ref, chosen=Chosen.from_json(step.parent_weights) if step is not None else None)
 
@@ -166,12 +170,16 @@ class Lineage:
             for path in (recorded, checkpoint.with_name(recorded.name))
             if stays_inside(path, checkpoint.parent, Path())
         ]
-        path = next((p for p in candidates if p.is_file() and file_sha256(p) == step.parent_sha256), None)
+        found = [path for path in candidates if path.is_file()]
+        path = next((p for p in found if file_sha256(p) == step.parent_sha256), None)
         if path is None:
-            raise ModelError(
-                f"{step.parent}: the parent is not in this folder or the checkpoint's, or has changed; give {option} "
-                "the file it was pruned from"
+            # Whether a file lies anywhere else is not looked at: somebody else may have written its path.
+            what = (
+                f"{found[0]}: has changed since {loaded.name} was pruned from it"
+                if found
+                else f"{step.parent}: the parent is not in this folder or the checkpoint's"
             )
+            raise ModelError(f"{what}; give {option} the file it was pruned from")
         return path
 
 

@@ -90,7 +90,10 @@ def check_plan(plan: Plan, refusals: Refusals | None = None) -> list[Path]:
     # Where stages were refused, nobody knows how many of them would have evaluated.
     before = Planned() if plan.places is None else Planned(evaluations=2)
     for index, stage in zip(plan.places or range(len(recipe.stages)), recipe.stages, strict=True):
-        name = checked(("stages", index), partial(RUNNERS[stage.stage].plan, stage, f"stages.{index}", before))
+        here: KeyPath = ("stages", index)
+        for key, check in RUNNERS[stage.stage].values.items():
+            checked((*here, key), partial(check, stage, f"stages.{index}"))
+        name = checked(here, partial(RUNNERS[stage.stage].plan, stage, f"stages.{index}", before))
         if name is None:
             continue
         if Path(name) in files:  # the same kind of stage again

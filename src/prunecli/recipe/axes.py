@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from prunecli.checkpoint import WEIGHT_SUFFIXES
-from prunecli.errors import MethodError, RecipeError, nearest
+from prunecli.errors import MethodError, RecipeError, meant, nearest
 from prunecli.methods.registry import get_method
 from prunecli.own_code import PREFIX
 from prunecli.recipe.fields import fields_of
@@ -260,7 +260,7 @@ def _option(written: str, origin: str, kind: str, options: Sequence[KeyPath]) ->
 
 def _no_option(written: str, origin: str, kind: str, names: Sequence[str]) -> str:
     close = nearest(written, names)
-    hint = "did you mean " + " or ".join(map(repr, close)) + "?" if close else "`prune recipe show` lists a recipe's"
+    hint = meant(close) if close else "`prune recipe show` lists a recipe's"
     return f"{origin}: {kind} {written!r} matches no option; {hint}"
 
 

@@ -12,7 +12,7 @@ from prunecli.bounds import percentage_meant
 from prunecli.errors import MethodError, PruneError, RecipeError, nearest, unknown
 from prunecli.methods.registry import get_method
 from prunecli.recipe.exclusions import one_amount, refuse_in_memory
-from prunecli.recipe.fields import fields_of, listed
+from prunecli.recipe.fields import fields_of, listed, refusal
 from prunecli.recipe.loader import KeyPath
 from prunecli.recipe.refusals import Refusals
 from prunecli.recipe.schema import STAGES, DataSection, ModelSection, Recipe, Stage
@@ -128,7 +128,7 @@ class Checker:
             if mistake is not None:
                 return mistake
         given = "" if error["type"] == "missing" else f" (got {error['input']!r})"
-        message = error["msg"].removeprefix("Value error, ").replace("Input should be", "has to be")
+        message = refusal(error)
         where = self.where(here)
         name = ".".join(str(part) for part in here) or cls.__name__
         text = f"{where} {message}" if where.startswith("--") else f"{where}: {name} {message}"

@@ -22,6 +22,33 @@ class FieldInfo(NamedTuple):
     share: bool = False
 
 
+_WANTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "a text",
+    "dict_type": "a mapping",
+    "tuple_type": "a name, or a list of names",
+}
+
+
+def refusal(error: Mapping[str, Any]) -> str:
+    """What pydantic says of a wrong value, in the words of this tool, for instance "has to be less than 1".
+
+    Args:
+        error: One of `ValidationError.errors()`.
+    """
+    wanted = _WANTED.get(error["type"])
+    if wanted is not None:
+        return f"has to be {wanted}"
+    said: str = error["msg"]
+    return said.removeprefix("Value error, ").replace("Input should be", "has to be")
+
+
 def listed(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Values of a dataclass as written, where a text alone stands for a list of one.
 

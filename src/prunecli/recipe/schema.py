@@ -231,7 +231,7 @@ class PruneStage:
         int, Ge(0), Doc("Training epochs: of a method that prunes while it trains, else after each step of a schedule.")
     ] = 0
     lr: Annotated[float, Gt(0), Doc("Learning rate of those epochs, constant.")] = 0.01
-    optimizer: Annotated[str, Doc("Their optimizer, by its name in timm.")] = "sgd"
+    optimizer: Annotated[str, Doc("Optimizer of those epochs, by its name in timm.")] = "sgd"
     latency_rounds: Annotated[int, Ge(2), Doc("Paired timings of the networks before and after.")] = 30
     evaluate: Annotated[
         bool | None,

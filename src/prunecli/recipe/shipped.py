@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from prunecli.errors import RecipeError, nearest, unknown
+from prunecli.errors import RecipeError, meant, nearest, unknown
 
 if TYPE_CHECKING:
     import yaml
@@ -52,7 +52,7 @@ def shipped_path(name: str) -> Path:
     names = shipped_names()
     if name not in names:
         close = nearest(name, names)
-        hint = "did you mean " + " or ".join(map(repr, close)) + "?" if close else "`prune recipe ls` lists them"
+        hint = meant(close) if close else "`prune recipe ls` lists them"
         raise RecipeError(f"no recipe is called {name!r}: {hint}")
     return shipped_folder() / f"{name}.yaml"
 

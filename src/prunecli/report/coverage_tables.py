@@ -53,9 +53,23 @@ class _Coverage(Protocol):
     def peer(self) -> _Peer | None: ...
 
 
+_GIB = 2**30
+_READABLE = {
+    "usable_cores": "usable cores",
+    "memory_bytes": "memory",
+    "python": "Python",
+    "commit": "commit of this folder",
+    "prunecli_commit": "commit of prunecli",
+}
+
+
 def installation_table(facts: Mapping[str, str]) -> Table:
-    """Versions, devices and data sets."""
-    return Table(("what", "found"), list(facts.items()))
+    """Versions, devices and data sets, by the names of a report's environment or of data sets."""
+    rows = []
+    for name, value in facts.items():
+        shown = f"{fixed(int(value) / _GIB, 1)} GiB" if name == "memory_bytes" else value
+        rows.append((_READABLE.get(name, name), shown))
+    return Table(("what", "found"), rows)
 
 
 def coverage_table(entries: Sequence[_Coverage]) -> Table:

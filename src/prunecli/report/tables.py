@@ -102,7 +102,8 @@ def _energy_table(report: Report) -> Table | None:
 def _measured_on(environment: Mapping[str, str | int]) -> list[tuple[str, str]]:
     rows = []
     if "device" in environment and "threads" in environment:
-        threads = f"{environment['threads']} threads of {environment.get('cores', '?')} cores"
+        number, cores = environment["threads"], environment.get("cores", "?")
+        threads = f"{number} {'thread' if number == 1 else 'threads'} of {cores} {'core' if cores == 1 else 'cores'}"
         rows.append(("measured on", f"{environment['device']}, {threads}"))
     rows += [("commit", str(environment["commit"]))] if "commit" in environment else []
     return rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,11 +53,13 @@ class Runner:
         plan: Checks a stage, called by its key in the recipe, and names the file that it will write.
         run: Runs it and writes the file.
         skip: Brings the workspace to where the finished stage left it; returns the comparison if it was one.
+        values: Checks of single values by their name, each called by the stage's key in the recipe, before `plan`.
     """
 
     plan: Callable[[Any, str, Planned], str]
     run: Callable[[Workspace, Any, Path], StageResult]
     skip: Callable[[Workspace, Any, Path], Comparison | None]
+    values: Mapping[str, Callable[[Any, str], object]] = field(default_factory=dict)
 
 
 def _checkpoint_runner(name: str, stage_function: Callable[[Workspace, Any, Path], StageOutcome]) -> Runner:
@@ -81,11 +83,17 @@ def _checkpoint_runner(name: str, stage_function: Callable[[Workspace, Any, Path
 
 def _plan_eval(stage: EvalStage, key: str, before: Planned) -> str:
     before.evaluations += 1
-    required(stage)
-    name = stage.report or f"{before.latest}.json"
-    if Path(name).name != name or not name.endswith(".json"):
+    return stage.report or f"{before.latest}.json"
+
+
+def _check_report(stage: EvalStage, key: str) -> None:
+    name = stage.report
+    if name is not None and (Path(name).name != name or not name.endswith(".json")):
         raise RecipeError(f"{key}.report: {name!r} has to be a plain file name ending in .json")
-    return name
+
+
+def _check_required(stage: EvalStage, key: str) -> None:
+    required(stage)
 
 
 def _run_eval(space: Workspace, stage: EvalStage, path: Path) -> StageResult:
@@ -101,11 +109,14 @@ def _skip_eval(space: Workspace, stage: EvalStage, path: Path) -> None:
 
 
 def _plan_compare(stage: CompareStage, key: str, before: Planned) -> str:
-    if stage.fail_if is not None:
-        Gate(stage.fail_if, "fail_if")
     if before.evaluations < 2:
         raise RecipeError(f"{key}: compare needs two eval stages before it, not {before.evaluations}")
     return "comparison.json"
+
+
+def _check_gate(stage: CompareStage, key: str) -> None:
+    if stage.fail_if is not None:
+        Gate(stage.fail_if, "fail_if")
 
 
 def _run_compare(space: Workspace, stage: CompareStage, path: Path) -> StageResult:
@@ -131,6 +142,6 @@ RUNNERS: dict[str, Runner] = {
     "train": _checkpoint_runner("trained", train_stage),
     "prune": _checkpoint_runner("pruned", prune_stage),
     "finetune": _checkpoint_runner("finetuned", train_stage),
-    "eval": Runner(_plan_eval, _run_eval, _skip_eval),
-    "compare": Runner(_plan_compare, _run_compare, _skip_compare),
+    "eval": Runner(_plan_eval, _run_eval, _skip_eval, {"require": _check_required, "report": _check_report}),
+    "compare": Runner(_plan_compare, _run_compare, _skip_compare, {"fail_if": _check_gate}),
 }

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 
+from prunecli import ranks
+from prunecli.checkpoint.confinement import stays_inside
 from prunecli.engine.evaluate import evaluate
 from prunecli.engine.tasks.base import Task
-from prunecli.errors import DataError, ModelError
+from prunecli.errors import DataError, ModelError, PruneError
 from prunecli.inputs import call, logits
-from prunecli.models.loading import LoadedModel
+from prunecli.models.loading import LoadedModel, widen
+from prunecli.models.offloading import is_offloaded
 from prunecli.pipeline.workspace import Workspace
 from prunecli.recipe.schema import FinetuneStage, TrainStage
 
 _ASKED = 256
 """Training samples on which a network shows that it can teach."""
+_ASKED_FOR_A_HINT = 32
+"""The same where nothing but a hint depends on it."""
 _BELOW_CHANCE = 0.95
 """Its loss there has to be less than this share of that of equal scores for all classes."""
 
@@ -42,13 +48,42 @@ def teacher_of(space: Workspace, stage: TrainStage, task: Task) -> LoadedModel |
     return teacher
 
 
-def _require_knowledge(space: Workspace, teacher: LoadedModel, task: Task) -> None:
+def to_be_named(space: Workspace) -> str | None:
+    """The file that the network was pruned from, where finetuning would learn from it but does not find it by itself.
+
+    A file's path is trusted only in this folder and in the checkpoint's; elsewhere it has to be given to --teacher.
+    """
+    step = space.stored_model().manifest.last("prune")
+    if step is None or step.parent is None or space.parent is None:
+        return None
+    if ranks.world_size() > 1 or is_offloaded(space.parent.model):
+        return None  # to ask it would need all processes, or more memory than there is
+    if Path(step.parent).is_file() and stays_inside(step.parent, Path()):
+        return None
+    try:
+        space.lineage.parent_file(step, "--teacher")
+        return None
+    except ModelError:
+        pass
+    try:
+        task = space.judging.training_task()
+        if not task.learns_from_parent:
+            return None
+        teacher = widen(space.parent)
+        _check(space, teacher, task)
+        _require_knowledge(space, teacher, task, _ASKED_FOR_A_HINT)
+    except (PruneError, RuntimeError):  # no memory for it, for instance: pruning has succeeded nevertheless
+        return None
+    return step.parent
+
+
+def _require_knowledge(space: Workspace, teacher: LoadedModel, task: Task, asked: int = _ASKED) -> None:
     """Checks that a network that nobody asked for knows these classes: it may have learned others, or nothing.
 
     Raises:
         ModelError: It does not.
     """
-    batches = space.inputs.calibration(space.data().training_split(), _ASKED).labelled
+    batches = space.inputs.calibration(space.data().training_split(), asked).labelled
     loss = evaluate(space.judging.classifier(teacher.model), batches, space.device, task=task).loss
     chance = math.log(space.data().num_classes)
     if not loss < _BELOW_CHANCE * chance:

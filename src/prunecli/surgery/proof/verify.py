@@ -263,7 +263,7 @@ def _difference(probe: nn.Module, sliced: nn.Module, traced: Trace, keep: Keep, 
     if not differences:
         raise NotComparableError(
             "the network's output is zero for every input tried, so nothing can be compared; give example inputs on "
-            f"which it is not, or prune a part with {option('only')}"
+            f"which it is not, or prune a part with {option('only', 'MODULE')}"
         )
     return max(differences)
 

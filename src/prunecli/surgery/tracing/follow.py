@@ -188,7 +188,7 @@ def _refuse_unreached(labels: Labels) -> None:
         where = labels.reads.decisions[0] or "the model itself"
         raise DataDependentError(
             f"what {where} computes depends on the values of its input, and {name} was not reached: other inputs may "
-            f"reach it; prune a part with {option('only')}, or move the decision out of forward"
+            f"reach it; prune a part with {option('only', 'MODULE')}, or move the decision out of forward"
         )
 
 
