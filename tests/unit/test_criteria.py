@@ -291,8 +291,15 @@ def test_methods_that_need_data_say_so(method: str) -> None:
     model = Plain()
     with pytest.raises(MethodError, match=r"on data: give calibration batches as data="):
         prunecli.prune(model, method, example_inputs=example())
-    with pytest.raises(MethodError, match="contains no batches"):
+    with pytest.raises(MethodError, match="data= holds no batches"):
         prunecli.prune(model, method, example_inputs=example(), data=[])
+
+
+def test_a_repair_without_batches_is_none() -> None:
+    used = iter([example()])
+    list(used)
+    with pytest.raises(MethodError, match="data= holds no batches; a generator that was read before is empty"):
+        prunecli.prune(Plain(), "l1", example_inputs=example(), data=used, compensate="ls", recalibrate=False)
 
 
 def test_a_criterion_without_data_names_the_flag() -> None:
