@@ -377,6 +377,7 @@ def found(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> dic
     for size in (1, 2):
         ended = run_together(processes, folder, size=size, call="tests.unit.test_distributed:work")
         assert ended.codes == [0] * size, ended.err
+        # These and those below are written by this test, with objects beside tensors.
         results[size] = [torch.load(folder / f"{size}-{rank}.pt", weights_only=False) for rank in range(size)]
     for size in (1, 2):
         ended = run_together(processes, folder, size=size, call="tests.unit.test_distributed:resume")

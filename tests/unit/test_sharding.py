@@ -394,6 +394,7 @@ def _in_one_and_in_two(call: str, files: str, processes: Processes, folder: Path
     for size in (1, 2):
         ended = run_together(processes, folder, size=size, call=f"tests.unit.test_sharding:{call}")
         assert ended.codes == [0] * size, ended.err
+        # Written by this test, with objects beside tensors.
         results[size] = [torch.load(folder / files.format(size, rank), weights_only=False) for rank in range(size)]
     return results
 

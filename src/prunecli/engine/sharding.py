@@ -127,6 +127,7 @@ class Sharded(Replicas):
         try:
             self._divide(device)
         except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            # torch refuses what it cannot divide in each of these ways.
             raise ModelError(f"{_OPTION}: torch cannot divide this network ({first_line(error)})") from error
         for module, plain in self._plain.items():
             plain.note_added(module)

@@ -33,6 +33,7 @@ def named_by(weights: ForeignWeights | None, path: Path, *, of_package: bool = F
         )
     if class_path.startswith(_TRANSFORMERS):
         folder = path.with_suffix("") if path.suffix else path.with_name(f"{path.name}-folder")
+        # Not run here: a command that the user may copy, who is told that it runs what the file holds.
         found = f"torch.load({json.dumps(str(path))}, weights_only=False){weights.access if weights else ''}"
         code = f"import torch; {found}.save_pretrained({json.dumps(str(folder))})"
         return (
